@@ -1,0 +1,60 @@
+"""Counterpoint: train language models on preference pairs, exactly.
+
+Import from here and from nowhere deeper. Names are loaded when first used, so that the command
+answers ``--help`` without waiting for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from counterpoint._version import __version__
+
+if TYPE_CHECKING:
+    from counterpoint.config import CPOConfig
+    from counterpoint.errors import (
+        ConfigError,
+        CounterpointError,
+        DataError,
+        ModelError,
+        NonFiniteError,
+        SetupError,
+    )
+    from counterpoint.trainer.trainer import CPOTrainer
+
+__all__ = [
+    "CPOConfig",
+    "CPOTrainer",
+    "ConfigError",
+    "CounterpointError",
+    "DataError",
+    "ModelError",
+    "NonFiniteError",
+    "SetupError",
+    "__version__",
+]
+
+_HOMES = {
+    "CPOConfig": "counterpoint.config",
+    "CPOTrainer": "counterpoint.trainer.trainer",
+    "ConfigError": "counterpoint.errors",
+    "CounterpointError": "counterpoint.errors",
+    "DataError": "counterpoint.errors",
+    "ModelError": "counterpoint.errors",
+    "NonFiniteError": "counterpoint.errors",
+    "SetupError": "counterpoint.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its room on first use."""
+    if name not in _HOMES:
+        msg = f"module 'counterpoint' has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)

@@ -1,0 +1,321 @@
+"""CPOConfig: every option, one line of help with range and unit, contradictions refused here.
+
+Names and defaults are those of TRL 1.16's ``CPOConfig`` on top of
+``transformers.TrainingArguments``, so that a script changes its import and nothing else. What
+Counterpoint adds is marked "Counterpoint:" in its help. Options that could only mislead here
+are in ``REFUSED``, each with its reason; docs/options.md is generated from this file.
+
+Not here: reading YAML or flags (``cli``), and the arithmetic of a loss (``losses``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from transformers import TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available
+
+from counterpoint.errors import ConfigError
+
+LOSS_TYPES = ("sigmoid", "hinge", "ipo", "simpo", "alphapo", "orpo", "repo")
+SMOOTHABLE = ("sigmoid", "simpo", "alphapo")
+"""Losses of a probability that a label is right, so that flipping it has a meaning."""
+WITH_GAMMA = ("simpo", "alphapo", "repo")
+NLL_REDUCTIONS = ("token_mean", "sequence_sum")
+TRUNCATIONS = ("completion_end", "prompt_start", "prompt_end", "drop")
+INVALID_ROWS = ("raise", "drop")
+NONFINITE = ("raise", "skip")
+
+REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
+    {
+        "auto_find_batch_size": (
+            False,
+            "it would change how many pairs make a step; lower per_device_train_batch_size and "
+            "raise gradient_accumulation_steps instead: the gradient stays the same",
+        ),
+        "average_tokens_across_devices": (
+            True,
+            "a step is the same function of its pairs on any number of ranks, always",
+        ),
+        "batch_eval_metrics": (False, "metrics are running sums already"),
+        "deepspeed": (None, "sharded engines are not supported yet; use DDP through torchrun"),
+        "fsdp": (None, "sharded engines are not supported yet; use DDP through torchrun"),
+        "generate_during_eval": (
+            False,
+            "evaluation computes log-probabilities only; generate from the saved model instead",
+        ),
+        "include_for_metrics": ([], "there are no inputs or losses to pass to compute_metrics"),
+        "is_encoder_decoder": (None, "only decoder-only language models are supported yet"),
+        "label_names": (None, "the labels are the completions' tokens"),
+        "label_smoothing_factor": (
+            0.0,
+            "it smooths over the vocabulary, which no preference loss does; label_smoothing "
+            "smooths over the preference",
+        ),
+        "logging_nan_inf_filter": (
+            False,
+            "it hides non-finite losses; nonfinite='raise' or 'skip' deals with them",
+        ),
+        "parallelism_config": (None, "only data parallelism is supported yet"),
+    }
+)
+"""Option -> (the value that passes, why any other is refused)."""
+
+
+def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
+    metadata: dict[str, Any] = {"help": text}
+    if choices:
+        metadata["choices"] = list(choices)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class CPOConfig(TrainingArguments):
+    """Options of a CPO run: TRL's names, Counterpoint's additions, all of TrainingArguments.
+
+    Every field's help states its range and unit; see docs/options.md for the list.
+
+    Raises:
+        ConfigError: CP102 for a value outside its choices, CP103 outside its range, CP104 for
+            options that contradict each other, CP105 for options that could only mislead.
+    """
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+
+    # TrainingArguments with other defaults, as in TRL
+    learning_rate: float = _option(1e-6, "Initial learning rate of AdamW, > 0.")
+    logging_steps: float = _option(
+        10, "Optimizer steps between two log lines, or a share of the run if below 1."
+    )
+    gradient_checkpointing: bool | None = _option(
+        True, "Recompute activations in the backward pass: less memory, about a fifth slower."
+    )
+    bf16: bool | None = _option(  # type: ignore[assignment]
+        None,
+        "Mixed precision in bfloat16. None: on where an accelerator supports it and fp16 is "
+        "off, else off. True on a machine without an accelerator trains on the CPU.",
+    )
+    logging_nan_inf_filter: bool = _option(
+        False, "Refused: it hides non-finite losses; see nonfinite."
+    )
+
+    # TRL's
+    max_length: int | None = _option(
+        1024, "Most tokens of prompt + completion, >= 2; None: 512, as in TRL."
+    )
+    max_completion_length: int | None = _option(
+        None, "Most tokens of a completion, >= 1; None: only max_length limits it."
+    )
+    beta: float = _option(
+        0.1,
+        "Scale of the reward, > 0 (IPO: strength of the regularisation; ORPO: weight of the "
+        "odds-ratio term; RePO: unused).",
+    )
+    label_smoothing: float = _option(
+        0.0, "Probability in [0, 0.5) that a pair's label is flipped; sigmoid and simpo only."
+    )
+    loss_type: str = _option("sigmoid", "The preference loss; see docs/objectives.md.", LOSS_TYPES)
+    disable_dropout: bool = _option(True, "Set every dropout of the model to 0.")
+    cpo_alpha: float = _option(
+        1.0, "Weight of the NLL of the chosen completion, >= 0; alphapo sets it to 0, as in TRL."
+    )
+    simpo_gamma: float = _option(
+        0.5, "Margin that chosen must win by, in nats of scaled reward, >= 0; simpo and repo."
+    )
+    alpha: float = _option(
+        0.0, "Shape of AlphaPO's reward, (1 - p^-alpha) / alpha; 0: the log-probability itself."
+    )
+    generate_during_eval: bool = _option(False, "Refused: evaluation does not generate yet.")
+    is_encoder_decoder: bool | None = _option(
+        None, "Refused if True: encoder-decoder models are not supported yet."
+    )
+    model_init_kwargs: dict[str, Any] | str | None = _option(
+        None, "Arguments of AutoModelForCausalLM.from_pretrained when the model is a string."
+    )
+    trust_remote_code: bool = _option(False, "Run Python code that comes with a model.")
+    dataset_num_proc: int | None = _option(None, "Processes for preparing the data set, >= 1.")
+
+    # Counterpoint's
+    gamma_beta_ratio: float | None = _option(
+        None, "Counterpoint: simpo_gamma given as a multiple of beta, >= 0, as SimPO's paper does."
+    )
+    nll_reduction: str = _option(
+        "token_mean",
+        "Counterpoint: the NLL term as mean over the step's chosen tokens (TRL) or as mean over "
+        "pairs of sums over tokens (Eq. 5 of the CPO paper).",
+        NLL_REDUCTIONS,
+    )
+    truncation: str = _option(
+        "completion_end",
+        "Counterpoint: what to cut when a pair is over max_length: the end of the completions "
+        "(TRL), the start or the end of the prompt, or the whole row.",
+        TRUNCATIONS,
+    )
+    invalid_rows: str = _option(
+        "raise",
+        "Counterpoint: what to do with rows that are not preference pairs: stop, or drop them "
+        "and write their count and reasons to the run's log.",
+        INVALID_ROWS,
+    )
+    nonfinite: str = _option(
+        "raise",
+        "Counterpoint: what to do with a step whose loss or gradient is not finite: stop, or "
+        "skip the update; it never reaches the weights.",
+        NONFINITE,
+    )
+    router_aux_loss_coef: float | None = _option(
+        None,
+        "Counterpoint: weight of a mixture-of-experts model's load-balancing loss, >= 0; None: "
+        "what the model's config says; 0: off.",
+    )
+
+    def __post_init__(self) -> None:
+        """Resolve what depends on other options or the machine, refuse what cannot be meant."""
+        self._check_choices()
+        self._check_ranges()
+        self._check_refused()
+        if self.loss_type == "alphapo":
+            self.cpo_alpha = 0.0
+        self._check_contradictions()
+        self._resolve_precision()
+        if isinstance(self.model_init_kwargs, str):
+            self.model_init_kwargs = _parse_dict("model_init_kwargs", self.model_init_kwargs)
+        super().__post_init__()
+
+    @property
+    def gamma(self) -> float:
+        """The margin of the loss in nats of scaled reward; 0 for losses without one."""
+        if self.loss_type not in WITH_GAMMA:
+            return 0.0
+        if self.gamma_beta_ratio is not None:
+            return self.gamma_beta_ratio * self.beta
+        return self.simpo_gamma
+
+    def _check_choices(self) -> None:
+        choices = {
+            "loss_type": LOSS_TYPES,
+            "nll_reduction": NLL_REDUCTIONS,
+            "truncation": TRUNCATIONS,
+            "invalid_rows": INVALID_ROWS,
+            "nonfinite": NONFINITE,
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(
+                    "CP102",
+                    f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}.",
+                )
+
+    def _check_ranges(self) -> None:
+        number = "a finite number"
+        ranges = {
+            "beta": (lambda x: 0 < x < float("inf"), f"{number} above 0"),
+            "cpo_alpha": (lambda x: 0 <= x < float("inf"), f"{number}, at least 0"),
+            "simpo_gamma": (lambda x: 0 <= x < float("inf"), f"{number}, at least 0"),
+            "gamma_beta_ratio": (lambda x: 0 <= x < float("inf"), f"{number}, at least 0"),
+            "router_aux_loss_coef": (lambda x: 0 <= x < float("inf"), f"{number}, at least 0"),
+            "alpha": (lambda x: abs(x) < float("inf"), number),
+            "label_smoothing": (lambda x: 0 <= x < 0.5, "in [0, 0.5)"),
+            "max_length": (lambda x: x >= 2 and x == int(x), "a whole number, at least 2"),
+            "max_completion_length": (lambda x: x >= 1 and x == int(x), "a whole number from 1"),
+            "dataset_num_proc": (lambda x: x >= 1 and x == int(x), "a whole number from 1"),
+            "per_device_train_batch_size": (lambda x: x >= 1, "a whole number from 1"),
+            "gradient_accumulation_steps": (lambda x: x >= 1, "a whole number from 1"),
+        }
+        optional = {
+            "gamma_beta_ratio",
+            "router_aux_loss_coef",
+            "max_length",
+            "max_completion_length",
+            "dataset_num_proc",
+        }
+        for name, (holds, expected) in ranges.items():
+            value = getattr(self, name)
+            if value is None and name in optional:
+                continue
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (is_number and holds(value)):
+                raise ConfigError("CP103", f"{name}={value!r} should be {expected}.")
+
+    def _check_refused(self) -> None:
+        for name, (passing, reason) in REFUSED.items():
+            value = getattr(self, name)
+            if value != passing and not (value is False or value in ([], {}, "")):
+                raise ConfigError("CP105", f"{name}={value!r} is refused: {reason}.")
+        if self.train_sampling_strategy not in ("random", "sequential"):
+            raise ConfigError(
+                "CP105",
+                f"train_sampling_strategy={self.train_sampling_strategy!r} is refused: choosing "
+                "pairs by length would change what a step is made of; use 'random' or "
+                "'sequential'.",
+            )
+
+    def _check_contradictions(self) -> None:
+        if self.gamma_beta_ratio is not None and self.loss_type not in ("simpo", "alphapo"):
+            raise ConfigError(
+                "CP104",
+                f"gamma_beta_ratio={self.gamma_beta_ratio} has no meaning with "
+                f"loss_type={self.loss_type!r}; only simpo and alphapo have a margin times beta.",
+            )
+        if self.gamma_beta_ratio is not None and self.simpo_gamma not in (
+            0.5,
+            self.gamma_beta_ratio * self.beta,
+        ):
+            raise ConfigError(
+                "CP104",
+                f"gamma_beta_ratio={self.gamma_beta_ratio} with beta={self.beta} asks for a "
+                f"margin of {self.gamma_beta_ratio * self.beta:g}, simpo_gamma for "
+                f"{self.simpo_gamma:g}; give one of them.",
+            )
+        if self.simpo_gamma != 0.5 and self.loss_type not in WITH_GAMMA:
+            raise ConfigError(
+                "CP104",
+                f"simpo_gamma={self.simpo_gamma} would do nothing with "
+                f"loss_type={self.loss_type!r}; only {', '.join(WITH_GAMMA)} have a margin.",
+            )
+        if self.label_smoothing and self.loss_type not in SMOOTHABLE:
+            raise ConfigError(
+                "CP104",
+                f"label_smoothing={self.label_smoothing} would do nothing with "
+                f"loss_type={self.loss_type!r}; only {', '.join(SMOOTHABLE)} use it.",
+            )
+        if self.alpha and self.loss_type in ("orpo", "repo"):
+            raise ConfigError(
+                "CP104",
+                f"alpha={self.alpha} reshapes the log-probability reward, which "
+                f"loss_type={self.loss_type!r} does not have.",
+            )
+        longest = 512 if self.max_length is None else self.max_length
+        if self.max_completion_length is not None and self.max_completion_length >= longest:
+            raise ConfigError(
+                "CP104",
+                f"max_completion_length={self.max_completion_length} leaves no room for a prompt "
+                f"within max_length={longest}.",
+            )
+
+    def _resolve_precision(self) -> None:
+        gpu = is_torch_bf16_gpu_available()
+        if self.bf16 is None:
+            self.bf16 = gpu and not self.fp16 and not self.use_cpu
+        elif self.bf16 and not gpu and not _has_accelerator():
+            self.use_cpu = True
+
+
+def _has_accelerator() -> bool:
+    import torch
+
+    return torch.accelerator.is_available()
+
+
+def _parse_dict(name: str, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise ConfigError("CP103", f"{name}={text!r} should be a JSON object.")
+    return value

@@ -1,0 +1,98 @@
+"""The exception tree: every error a user can cause carries a stable code.
+
+A message says what was seen, what was expected and what to do. The code never changes its
+meaning, so that it can be searched for; ``CODES`` is the one list of them, and docs/errors.md
+is generated from it.
+
+Not here: Python's own errors for mistakes in our code; those stay what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+CODES: Mapping[str, str] = MappingProxyType(
+    {
+        # 1: what was asked for
+        "CP101": "an option of that name does not exist",
+        "CP102": "an option has a value that is not among its choices",
+        "CP103": "an option's value is out of its range or of the wrong type",
+        "CP104": "two options contradict each other",
+        "CP105": "an option of transformers or TRL that would do nothing or harm here",
+        "CP106": "a configuration file that cannot be read",
+        "CP107": "a required option is missing",
+        # 2: the data
+        "CP201": "a column is missing",
+        "CP202": "a field is null, of the wrong type or of an unknown shape",
+        "CP203": "a completion is empty or blank",
+        "CP204": "a prompt leaves no room for a completion token",
+        "CP205": "chosen and rejected are the same",
+        "CP206": "chosen and rejected answer different prompts",
+        "CP207": "a completion does not end with the assistant's turn",
+        "CP208": "conversations without a chat template to render them",
+        "CP209": "a data set without a row to train on",
+        "CP210": "a data file that cannot be read",
+        "CP211": "a data set that cannot be found or has no such split",
+        "CP212": "a weight or margin that is not a usable number",
+        "CP213": "a chat template that fails on a row",
+        "CP214": "a completion without a token that a prompt token predicts",
+        # 3: model and tokenizer
+        "CP301": "a model or tokenizer that cannot be loaded",
+        "CP302": "a tokenizer without an end-of-sequence token",
+        "CP303": "a token id beyond the model's embedding",
+        "CP304": "a model whose output head cannot be found",
+        "CP305": "nothing to train",
+        "CP306": "a kind of model that is not supported",
+        "CP307": "an adapter that does not fit the model",
+        # 4: while training
+        "CP401": "a loss or gradient that is not finite",
+        # 5: the machine and its packages
+        "CP501": "an output folder that cannot be written",
+        "CP502": "a package that is not installed",
+        "CP503": "a way of launching that would change the result",
+        "CP504": "a folder that already holds a different run",
+    }
+)
+
+
+class CounterpointError(Exception):
+    """An error with a stable code.
+
+    Args:
+        code: a key of ``CODES``, for example ``"CP204"``.
+        message: what was seen, what was expected, what to do.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        """Keep code and message apart as well as joined."""
+        if code not in CODES:
+            msg = f"{code} is not in counterpoint.errors.CODES"
+            raise KeyError(msg)
+        super().__init__(f"{code} {message}")
+        self.code = code
+        self.message = message
+
+    def __reduce__(self) -> tuple[type[CounterpointError], tuple[str, str]]:
+        """Survive the trip from a worker process."""
+        return type(self), (self.code, self.message)
+
+
+class ConfigError(CounterpointError, ValueError):
+    """CP1xx: what was asked for cannot be done."""
+
+
+class DataError(CounterpointError, ValueError):
+    """CP2xx: rows that are not preference pairs, or files that are not data."""
+
+
+class ModelError(CounterpointError, ValueError):
+    """CP3xx: a model or tokenizer that cannot be trained as given."""
+
+
+class NonFiniteError(CounterpointError, ArithmeticError):
+    """CP4xx: a step that must not reach the weights."""
+
+
+class SetupError(CounterpointError, RuntimeError):
+    """CP5xx: the machine, its folders or its packages."""

@@ -1,0 +1,188 @@
+"""The nouns that pass the doors between rooms, all frozen.
+
+    PreferenceRow -> TokenPair -> PairBatch -> PairLogps -> LossTerms
+
+``PairLogps`` is the waist of the hourglass: every loss above it is a few lines, and every
+layout, kernel and backend below it serves all losses.
+
+Axis names in shapes: ``pairs``; ``rows`` and ``tokens`` of the model's input; ``targets``, the
+tokens that carry loss, flat over the batch; ``segments``, the pieces laid into rows.
+Log-probabilities are in nats throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Message = dict[str, Any]
+Text = str | list[Message]
+"""A string, or a conversation as a list of ``{"role", "content"}`` messages."""
+
+FILLER_ROW = -1
+"""The row id of a pair that only keeps a rank busy: weight 0, counted nowhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceRow:
+    """One preference, after every data-set shape has become the same shape.
+
+    Args:
+        prompt: what both completions answer; text, or messages not ending with the assistant
+            (or ending with an assistant turn that the completions continue).
+        chosen: the preferred completion, of the same kind as the prompt.
+        rejected: the other completion.
+        row: the row's number in its data set, from 0; the name used in every message.
+        tools: tool schemas for the chat template, if any.
+        template_kwargs: further arguments for the chat template.
+        weight: factor of this pair in the loss, at least 0.
+        margin: what chosen must win by, in nats of scaled reward, on top of the loss's own.
+    """
+
+    prompt: Text
+    chosen: Text
+    rejected: Text
+    row: int
+    tools: list[Any] | None = None
+    template_kwargs: dict[str, Any] | None = None
+    weight: float = 1.0
+    margin: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPair:
+    """One preference as token ids: a prompt and two completions of it.
+
+    No completion is empty, and ``prompt + completion`` never exceeds the run's ``max_length``.
+
+    Args:
+        prompt: ids before the boundary, the one BOS included where the tokenizer has one.
+        chosen: ids after the boundary, ending with EOS unless they were cut.
+        rejected: the same for the other completion.
+        row: the row's number in its data set, or ``FILLER_ROW``.
+        weight: as in ``PreferenceRow``.
+        margin: as in ``PreferenceRow``.
+    """
+
+    prompt: Sequence[int]
+    chosen: Sequence[int]
+    rejected: Sequence[int]
+    row: int
+    weight: float = 1.0
+    margin: float = 0.0
+
+
+class PairSegments(NamedTuple):
+    """Where a pair lies when it shares its prompt: ``prompt | chosen | rejected`` in one row."""
+
+    row: int
+    start: int
+    prompt: int
+    chosen: int
+    rejected: int
+
+
+@dataclass(frozen=True, slots=True)
+class PairBatch:
+    """A micro-batch of pairs as tensors, in whichever layout; the forward reads it alone.
+
+    Sequence ``s`` is the chosen completion of pair ``s`` for ``s < pairs`` and the rejected one
+    of pair ``s - pairs`` otherwise. Targets are sorted by sequence.
+
+    Args:
+        layout: "padded" (chosen rows, then rejected rows, each with its own prompt) or "shared".
+        input_ids: token ids of the model's input.
+        attention_mask: True where a token is real, False at padding.
+        position_ids: positions where they are not the plain 0, 1, 2, ...; else None.
+        target_source: flat index into rows x tokens of the hidden state that predicts a target.
+        target_ids: the token it should predict.
+        target_counts: targets of each of the 2 x pairs sequences.
+        weight: factor of each pair in the loss, at least 0.
+        margin: extra margin of each pair, in nats of scaled reward.
+        row_ids: row numbers in the data set; ``FILLER_ROW`` counts nowhere.
+        segments: for the shared layout, where each pair lies; else empty.
+    """
+
+    layout: Literal["padded", "shared"]
+    input_ids: Int[Tensor, "rows tokens"]
+    attention_mask: Bool[Tensor, "rows tokens"]
+    position_ids: Int[Tensor, "rows tokens"] | None
+    target_source: Int[Tensor, " targets"]
+    target_ids: Int[Tensor, " targets"]
+    target_counts: Int[Tensor, " sequences"]
+    weight: Float[Tensor, " pairs"]
+    margin: Float[Tensor, " pairs"]
+    row_ids: Int[Tensor, " pairs"]
+    segments: tuple[PairSegments, ...] = ()
+
+    def __len__(self) -> int:
+        """Number of pairs, fillers included."""
+        return self.row_ids.shape[0]
+
+    @property
+    def counted(self) -> Bool[Tensor, " pairs"]:
+        """True for the pairs that belong to the step, False for fillers."""
+        return self.row_ids != FILLER_ROW
+
+    @property
+    def chosen_tokens(self) -> Int[Tensor, " pairs"]:
+        """Target tokens of each chosen completion."""
+        return self.target_counts[: len(self)]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:
+        """The same batch on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> PairBatch:
+        """The same batch in page-locked memory; called by the data loader."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Any) -> PairBatch:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {k: change(v) if isinstance(v, Tensor) else v for k, v in values.items()}
+        return PairBatch(**moved)
+
+
+@dataclass(frozen=True, slots=True)
+class PairLogps:
+    """What the model says of each pair, and all that a loss may know.
+
+    Sums are float64 where the device has it, so that adding them up costs nothing in exactness.
+
+    Args:
+        chosen: summed log-probability of the chosen completion's targets, in nats, at most 0.
+        rejected: the same of the rejected completion.
+        chosen_tokens: number of targets of the chosen completion, at least 1.
+        rejected_tokens: the same of the rejected completion.
+    """
+
+    chosen: Float[Tensor, " pairs"]
+    rejected: Float[Tensor, " pairs"]
+    chosen_tokens: Int[Tensor, " pairs"]
+    rejected_tokens: Int[Tensor, " pairs"]
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerms:
+    """What an objective makes of ``PairLogps``: one number a pair, nothing averaged yet.
+
+    Args:
+        preference: preference loss of each pair.
+        nll: negative log-likelihood of the chosen completion, summed over its tokens, in nats.
+        chosen_rewards: scaled reward of the chosen completion, detached.
+        rejected_rewards: the same of the rejected completion.
+        chosen_logps: log-probability as the loss's reward reads it, sum or mean, detached.
+        rejected_logps: the same of the rejected completion.
+    """
+
+    preference: Float[Tensor, " pairs"]
+    nll: Float[Tensor, " pairs"]
+    chosen_rewards: Float[Tensor, " pairs"]
+    rejected_rewards: Float[Tensor, " pairs"]
+    chosen_logps: Float[Tensor, " pairs"]
+    rejected_logps: Float[Tensor, " pairs"]
