@@ -1,6 +1,6 @@
 """The nouns that pass the doors between rooms, all frozen.
 
-    PreferenceRow -> TokenPair -> PairBatch -> PairLogps -> LossTerms
+    PreferenceRow -> TokenPair -> PairBatch -> PairLogps -> LossTerms (over StepTotals)
 
 ``PairLogps`` is the waist of the hourglass: every loss above it is a few lines, and every
 layout, kernel and backend below it serves all losses.
@@ -12,7 +12,7 @@ Log-probabilities are in nats throughout.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +26,11 @@ Text = str | list[Message]
 
 FILLER_ROW = -1
 """The row id of a pair that only keeps a rank busy: weight 0, counted nowhere."""
+
+
+def exact_dtype(device: torch.device | str) -> torch.dtype:
+    """The dtype in which sums over pairs and tokens are kept: float64 where a device has it."""
+    return torch.float32 if torch.device(device).type == "mps" else torch.float64
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +141,19 @@ class PairBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:
         """The same batch on another device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        exact = exact_dtype(device)
+
+        def move(tensor: Tensor) -> Tensor:
+            dtype = exact if tensor.is_floating_point() else tensor.dtype
+            return tensor.to(device, dtype=dtype, non_blocking=non_blocking)
+
+        return self._map(move)
 
     def pin_memory(self) -> PairBatch:
         """The same batch in page-locked memory; called by the data loader."""
         return self._map(lambda tensor: tensor.pin_memory())
 
-    def _map(self, change: Any) -> PairBatch:
+    def _map(self, change: Callable[[Tensor], Tensor]) -> PairBatch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         moved = {k: change(v) if isinstance(v, Tensor) else v for k, v in values.items()}
         return PairBatch(**moved)
@@ -186,3 +197,16 @@ class LossTerms:
     rejected_rewards: Float[Tensor, " pairs"]
     chosen_logps: Float[Tensor, " pairs"]
     rejected_logps: Float[Tensor, " pairs"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepTotals:
+    """Denominators of a step's loss, summed over its micro-batches and ranks.
+
+    Args:
+        weight: sum of the pairs' weights.
+        nll: what the NLL term is divided by; weighted chosen tokens or weighted pairs.
+    """
+
+    weight: Float[Tensor, ""]
+    nll: Float[Tensor, ""]

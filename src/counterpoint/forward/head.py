@@ -1,0 +1,168 @@
+"""The output head of a model: where it is and what happens to its logits.
+
+The trunk is not looked for: the model runs as it is, and a hook on the head takes the head's
+own input and lets it compute nothing. Whatever a model does before its head is therefore right
+by construction, and so are its wrappers (PEFT, DDP, autocast). What a model does after its
+head (soft-cap, scale) is read from its configuration and then proved against the model's own
+logits on the run's first batch; where that fails, the model computes its logits itself.
+
+Not here: the log-probabilities (``token_logps``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from counterpoint.errors import ModelError
+from counterpoint.forward.token_logps import (
+    affine_token_logps,
+    dense_token_logps,
+    module_token_logps,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How to get logits from hidden states.
+
+    Args:
+        module: the model's output embedding, a linear layer or a wrapper of one.
+        scale: factor of its output.
+        softcap: bound of its scaled output, or None.
+        dense: True where the model must compute its logits itself.
+    """
+
+    module: nn.Module
+    scale: float = 1.0
+    softcap: float | None = None
+    dense: bool = False
+
+    def token_logps(
+        self, hidden: Float[Tensor, "targets width"], target_ids: Int[Tensor, " targets"]
+    ) -> tuple[Float[Tensor, " targets"], Float[Tensor, " targets"]]:
+        """Log-probability of each target and mean logit of its row; see ``token_logps``."""
+        # exactly nn.Linear: a subclass (quantised, adapted) computes something else
+        if type(self.module) is nn.Linear:
+            return affine_token_logps(
+                hidden,
+                self.module.weight,
+                self.module.bias,
+                target_ids,
+                scale=self.scale,
+                softcap=self.softcap,
+                dtype=_matmul_dtype(hidden, self.module.weight),
+            )
+        return module_token_logps(
+            hidden, self.module, target_ids, scale=self.scale, softcap=self.softcap
+        )
+
+
+def find_head(model: nn.Module) -> Head:
+    """The head of a plain or PEFT-wrapped causal language model.
+
+    Args:
+        model: not wrapped for distributed training.
+
+    Returns:
+        The head with scale and soft-cap as the model's configuration names them.
+
+    Raises:
+        ModelError: CP304 where the model has no output embedding.
+    """
+    module = None
+    if hasattr(model, "get_output_embeddings"):
+        module = model.get_output_embeddings()
+    if module is None:
+        raise ModelError(
+            "CP304",
+            f"{type(model).__name__} has no output embedding (get_output_embeddings() gives "
+            "None); load it with AutoModelForCausalLM.",
+        )
+    # PEFT keeps a trained copy of the head beside the original; the copy is what runs
+    adapter = getattr(module, "active_adapter", None)
+    if hasattr(module, "modules_to_save") and adapter in module.modules_to_save:
+        module = module.modules_to_save[adapter]
+    config = model.config
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return Head(module=module, scale=_scale(config), softcap=_softcap(config))
+
+
+@contextmanager
+def head_input(head: Head) -> Iterator[list[Tensor]]:
+    """While open, the head's input is put into the list and the head works on no rows.
+
+    A dense head works as always; the list stays empty.
+    """
+    taken: list[Tensor] = []
+
+    def take(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        taken.append(args[0])
+        return (args[0][..., :0, :], *args[1:])
+
+    if head.dense:
+        yield taken
+        return
+    handle = head.module.register_forward_pre_hook(take)
+    try:
+        yield taken
+    finally:
+        handle.remove()
+
+
+def prove_head(model: nn.Module, head: Head, input_ids: Int[Tensor, "rows tokens"]) -> Head:
+    """Check the head against the model's own logits on a short input.
+
+    Args:
+        model: unwrapped, on the device of ``input_ids``.
+        head: as ``find_head`` describes it.
+        input_ids: a few real tokens, without padding.
+
+    Returns:
+        The head itself where the log-probabilities agree, else the dense one.
+    """
+    next_ids = input_ids.roll(-1, 1).flatten()
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits = model(input_ids, use_cache=False).logits
+            expected, _ = dense_token_logps(logits.flatten(0, -2), next_ids)
+            with head_input(head) as taken:
+                model(input_ids, use_cache=False)
+            if len(taken) != 1:
+                return replace(head, dense=True)
+            found, _ = head.token_logps(taken[0].flatten(0, -2), next_ids)
+    finally:
+        model.train(was_training)
+    # two kernels for one product may differ by rounding of the logits, not by more
+    rounding = torch.finfo(logits.dtype).eps * logits.abs().max().clamp(min=1)
+    agrees = (found - expected).abs().max() <= 16 * rounding
+    return head if bool(agrees) else replace(head, dense=True)
+
+
+def _scale(config: Any) -> float:
+    for name in ("logit_scale", "lm_head_multiplier"):
+        value = getattr(config, name, None)
+        if isinstance(value, int | float):
+            return float(value)
+    divisor = getattr(config, "logits_scaling", None)
+    return 1 / divisor if isinstance(divisor, int | float) else 1.0
+
+
+def _softcap(config: Any) -> float | None:
+    value = getattr(config, "final_logit_softcapping", None)
+    return float(value) if value else None
+
+
+def _matmul_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return torch.promote_types(hidden.dtype, weight.dtype)

@@ -1,0 +1,105 @@
+"""Metrics as running sums on the device, each weighted by what it counts.
+
+A metric is a sum and a count; over micro-batches, steps and ranks both are added, and only a
+log line divides them. Nothing is read back from the device in between, and a log line costs one
+reduction and one read, however many metrics there are.
+
+Not here: which metrics a trainer logs when (``trainer``), the loss itself (``losses``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from counterpoint.forward.pair_forward import PairOutput
+from counterpoint.records import LossTerms, PairBatch, exact_dtype
+
+Means = Mapping[str, tuple[Tensor, Tensor]]
+"""Metric -> (sum, count), both scalars."""
+
+
+def pair_means(terms: LossTerms, output: PairOutput, batch: PairBatch) -> Means:
+    """TRL's metrics of a micro-batch, over its real pairs.
+
+    Args:
+        terms: of the batch's pairs.
+        output: of the forward pass that led to them.
+        batch: the pairs; fillers count nowhere.
+
+    Returns:
+        ``rewards/*`` and ``logps/*`` as means over pairs, ``logits/*`` (mean over the
+        vocabulary) and ``nll_loss`` as means over completion tokens.
+    """
+    counted = batch.counted
+    pairs = counted.sum()
+
+    def over(values: Tensor, counts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        kept = torch.where(counted, values.detach(), torch.zeros_like(values))
+        return kept.sum(), pairs if counts is None else (counts * counted).sum()
+
+    logps = output.logps
+    chosen_logits, rejected_logits = output.logit_sums.chunk(2)
+    return {
+        "rewards/chosen": over(terms.chosen_rewards),
+        "rewards/rejected": over(terms.rejected_rewards),
+        "rewards/accuracies": over(
+            (terms.chosen_rewards > terms.rejected_rewards).to(terms.chosen_rewards.dtype)
+        ),
+        "rewards/margins": over(terms.chosen_rewards - terms.rejected_rewards),
+        "logps/chosen": over(terms.chosen_logps),
+        "logps/rejected": over(terms.rejected_logps),
+        "logits/chosen": over(chosen_logits, logps.chosen_tokens),
+        "logits/rejected": over(rejected_logits, logps.rejected_tokens),
+        "nll_loss": over(terms.nll, logps.chosen_tokens),
+    }
+
+
+class MetricSums:
+    """Sums since the last log line, those of the running step held back until it is applied."""
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self._applied: dict[str, Tensor] = {}
+        self._pending: dict[str, Tensor] = {}
+
+    def add(self, means: Means) -> None:
+        """Add a micro-batch's sums and counts to the running step."""
+        for name, (total, count) in means.items():
+            dtype = exact_dtype(total.device)
+            entry = torch.stack([total.detach().to(dtype), count.detach().to(dtype)])
+            previous = self._pending.get(name)
+            self._pending[name] = entry if previous is None else previous + entry
+
+    def apply(self) -> None:
+        """The step reached the weights: its sums count."""
+        for name, entry in self._pending.items():
+            previous = self._applied.get(name)
+            self._applied[name] = entry if previous is None else previous + entry
+        self._pending = {}
+
+    def discard(self) -> None:
+        """The step was skipped: its sums count nowhere."""
+        self._pending = {}
+
+    def means(self) -> dict[str, float]:
+        """Mean of each metric over all ranks since the last call; then starts anew.
+
+        Every rank must call it with the same metrics; a metric that counted nothing is left
+        out.
+        """
+        if not self._applied:
+            return {}
+        names = list(self._applied)
+        sums = torch.stack([self._applied[name] for name in names])
+        self._applied = {}
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(sums)
+        return {
+            name: total / count
+            for name, (total, count) in zip(names, sums.tolist(), strict=True)
+            if count
+        }
