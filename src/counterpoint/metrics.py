@@ -85,11 +85,10 @@ class MetricSums:
         """The step was skipped: its sums count nowhere."""
         self._pending = {}
 
-    def means(self) -> dict[str, float]:
-        """Mean of each metric over all ranks since the last call; then starts anew.
+    def read(self) -> dict[str, tuple[float, float]]:
+        """Sum and count of each metric over all ranks since the last call; then starts anew.
 
-        Every rank must call it with the same metrics; a metric that counted nothing is left
-        out.
+        Every rank must call it with the same metrics.
         """
         if not self._applied:
             return {}
@@ -99,7 +98,10 @@ class MetricSums:
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(sums)
         return {
-            name: total / count
-            for name, (total, count) in zip(names, sums.tolist(), strict=True)
-            if count
+            name: (total, count) for name, (total, count) in zip(names, sums.tolist(), strict=True)
         }
+
+
+def means(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """Sum over count of each metric; one that counted nothing is left out."""
+    return {name: total / count for name, (total, count) in sums.items() if count}

@@ -1,0 +1,108 @@
+"""Keeps a non-finite step away from the weights, and says which rows made it.
+
+Each micro-batch leaves a verdict a pair on the device; once a step, together with the norm of
+the synchronised gradient, they are read: the step's one look back from device to host. All
+ranks see the same verdict, so that they stop or skip together.
+
+Not here: what stopping or skipping means (``trainer``).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from counterpoint.errors import NonFiniteError
+from counterpoint.records import FILLER_ROW, LossTerms, PairBatch
+
+SHOWN = 20
+"""Most row numbers in a message."""
+
+
+class StepGuard:
+    """Collects the verdicts of one step's micro-batches."""
+
+    def __init__(self) -> None:
+        """Start with an empty step."""
+        self._rows: list[Int[Tensor, " pairs"]] = []
+        self._finite: list[Bool[Tensor, " pairs"]] = []
+
+    def watch(self, terms: LossTerms, batch: PairBatch) -> None:
+        """Take a micro-batch's verdict; reads nothing back."""
+        self._rows.append(batch.row_ids)
+        self._finite.append(torch.isfinite(terms.preference) & torch.isfinite(terms.nll))
+
+    def close(self, grad_norm: Tensor | float | None) -> str | None:
+        """End the step.
+
+        Args:
+            grad_norm: of the synchronised gradient; None leaves the gradient unchecked, for
+                float16, whose loss scaler expects overflow and skips it itself.
+
+        Returns:
+            None for a finite step; else what was not finite, with the row numbers.
+        """
+        rows, finite = torch.cat(self._rows), torch.cat(self._finite)
+        self._rows, self._finite = [], []
+        verdict = finite.all()
+        if grad_norm is not None:
+            verdict = verdict & torch.isfinite(torch.as_tensor(grad_norm, device=finite.device))
+        if _ranks() > 1:
+            agreed = verdict.to(torch.int32)
+            dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
+            verdict = agreed.bool()
+        if bool(verdict):
+            return None
+        return _explain(_everywhere(rows[~finite].tolist()), _everywhere(rows.tolist()))
+
+
+def non_finite_error(what: str, step: int, alpha: float) -> NonFiniteError:
+    """The error of a step that must not be applied.
+
+    Args:
+        what: from ``StepGuard.close``.
+        step: number of the optimizer step, from 1.
+        alpha: AlphaPO's shape; its reward is the likeliest to overflow.
+
+    Returns:
+        CP401, ready to raise.
+    """
+    hint = ""
+    if alpha > 0:
+        hint = (
+            f" AlphaPO's reward grows as exp({alpha:g} x |log p|) and overflows on long sums: "
+            "use a loss that reads the mean log-probability (loss_type='alphapo') or a smaller "
+            "alpha."
+        )
+    return NonFiniteError(
+        "CP401",
+        f"step {step}: {what} The weights are as they were before the step.{hint} "
+        "nonfinite='skip' would leave such steps out.",
+    )
+
+
+def _explain(bad: list[int], every: list[int]) -> str:
+    if bad:
+        return f"the loss of {_name(bad)} is not finite."
+    return f"the gradient is not finite, though every loss is; the step held {_name(every)}."
+
+
+def _name(rows: list[int]) -> str:
+    rows = sorted(set(rows) - {FILLER_ROW})
+    shown = ", ".join(map(str, rows[:SHOWN]))
+    more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+    return f"row{'s' if len(rows) > 1 else ''} {shown}{more}"
+
+
+def _everywhere(rows: list[int]) -> list[int]:
+    if _ranks() == 1:
+        return rows
+    gathered: list[list[int]] = [[] for _ in range(_ranks())]
+    dist.all_gather_object(gathered, rows)
+    return [row for part in gathered for row in part]
+
+
+def _ranks() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

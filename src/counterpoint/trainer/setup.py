@@ -1,0 +1,209 @@
+"""Everything a trainer needs before transformers' own constructor runs.
+
+Model and tokenizer are checked and made ready here: what cannot be trained is refused with a
+code before anything is written.
+
+Not here: loading by name (``loading``), data (``data.prepare``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from counterpoint.config import CPOConfig
+from counterpoint.errors import ConfigError, ModelError, SetupError
+from counterpoint.forward.router import router_top_k
+from counterpoint.runlog import logger
+
+
+def prepare_tokenizer(tokenizer: Any) -> PreTrainedTokenizerBase:
+    """A tokenizer that can end a completion and pad a batch.
+
+    Args:
+        tokenizer: the trainer's ``processing_class``; gets EOS as pad token if it has none, as
+            TRL does (labels go by length, so that EOS is still learned).
+
+    Returns:
+        The same tokenizer.
+
+    Raises:
+        ModelError: CP301 if it is no tokenizer, CP302 without an end-of-sequence token, CP306
+            for a multimodal processor.
+    """
+    if hasattr(tokenizer, "image_processor") or hasattr(tokenizer, "feature_extractor"):
+        raise ModelError(
+            "CP306",
+            f"{type(tokenizer).__name__} is a multimodal processor; only text is supported yet. "
+            "Pass its .tokenizer to train on text alone.",
+        )
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ModelError(
+            "CP301",
+            f"processing_class should be a transformers tokenizer, not a "
+            f"{type(tokenizer).__name__}.",
+        )
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            "CP302",
+            "the tokenizer has no end-of-sequence token, so no completion would learn to end. "
+            "Set tokenizer.eos_token.",
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def prepare_model(
+    model: nn.Module, args: CPOConfig, tokenizer: PreTrainedTokenizerBase, peft_config: Any = None
+) -> nn.Module:
+    """A model ready to train: of the right kind, adapted if asked, without dropout.
+
+    Args:
+        model: a causal language model, plain or PEFT-wrapped.
+        args: the run's options.
+        tokenizer: whose pad token the model's configuration takes over.
+        peft_config: wrap the model with this adapter, or None.
+
+    Returns:
+        The model, wrapped if there is a ``peft_config``.
+
+    Raises:
+        ModelError: CP305 if nothing would train, CP306 for an unsupported kind of model, CP307
+            for an adapter that does not fit.
+        SetupError: CP502 if PEFT is not installed.
+    """
+    config = getattr(model, "config", None)
+    if config is None:
+        raise ModelError(
+            "CP306", f"{type(model).__name__} is not a transformers causal language model."
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            "CP306",
+            f"{type(model).__name__} is an encoder-decoder model; only decoder-only language "
+            "models are supported yet.",
+        )
+    if peft_config is not None:
+        model = adapt(model, args, peft_config)
+    if args.gradient_checkpointing and hasattr(model, "peft_config"):
+        # frozen embeddings would leave checkpointed segments without an input that needs a grad
+        model.enable_input_require_grads()
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError(
+            "CP305",
+            "no parameter of the model requires a gradient. Unfreeze some, or pass a peft_config.",
+        )
+    if args.disable_dropout:
+        disable_dropout(model)
+    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text_config.pad_token_id = tokenizer.pad_token_id
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def adapt(model: nn.Module, args: CPOConfig, peft_config: Any) -> nn.Module:
+    """Wrap a model with a new PEFT adapter.
+
+    Args:
+        model: not adapted yet.
+        args: the run's options.
+        peft_config: a ``peft.PeftConfig``.
+
+    Returns:
+        The ``PeftModel``.
+
+    Raises:
+        ModelError: CP307 if the model has an adapter already, or none of its modules match.
+        SetupError: CP502 if PEFT is not installed.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise SetupError(
+            "CP502",
+            "a peft_config needs the package peft, which is not installed: "
+            "pip install 'counterpoint[peft]'",
+        ) from error
+    if not isinstance(peft_config, peft.PeftConfig):
+        raise ModelError(
+            "CP307",
+            f"peft_config should be a peft.PeftConfig, not a {type(peft_config).__name__}.",
+        )
+    if isinstance(model, peft.PeftModel):
+        raise ModelError(
+            "CP307",
+            "the model has an adapter already; pass it without peft_config to train that one, or "
+            "merge it first (model.merge_and_unload()).",
+        )
+    if getattr(model, "is_quantized", False):
+        model = peft.prepare_model_for_kbit_training(
+            model, use_gradient_checkpointing=bool(args.gradient_checkpointing)
+        )
+    if args.disable_dropout and getattr(peft_config, "lora_dropout", 0):
+        logger().info(
+            "lora_dropout=%g is set to 0; disable_dropout=False would keep it.",
+            peft_config.lora_dropout,
+        )
+    try:
+        return peft.get_peft_model(model, peft_config)
+    except ValueError as error:
+        raise ModelError("CP307", f"the adapter does not fit the model: {error}") from error
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout of a model to 0, LoRA's included.
+
+    Both kinds: dropout modules, and the rates that attention reads from its own attributes,
+    which a search for ``nn.Dropout`` alone would miss.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("dropout" in name or name.endswith("_pdrop")):
+                setattr(module, name, 0.0)
+
+
+def balancing_weight(model: nn.Module, args: CPOConfig) -> float:
+    """Weight of the load-balancing loss: the option, else the model's own.
+
+    Args:
+        model: whose configuration may name a coefficient.
+        args: the run's options.
+
+    Returns:
+        0 for a model without experts.
+
+    Raises:
+        ConfigError: CP104 for a weight on a model that has nothing to balance.
+    """
+    wanted = args.router_aux_loss_coef
+    if router_top_k(model.config) is None:
+        if wanted:
+            raise ConfigError(
+                "CP104",
+                f"router_aux_loss_coef={wanted} has no meaning for {type(model).__name__}, which "
+                "has no experts to balance.",
+            )
+        return 0.0
+    if wanted is not None:
+        return wanted
+    return float(getattr(model.config, "router_aux_loss_coef", 0.0) or 0.0)
+
+
+def announce(objective: str, args: CPOConfig, ranks: int) -> None:
+    """Say what will be optimised and how many pairs make a step."""
+    per_device, windows = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    logger().info("%s", objective)
+    logger().info(
+        "step = %d pairs (%d a device x %d accumulated x %d %s)",
+        per_device * windows * ranks,
+        per_device,
+        windows,
+        ranks,
+        "rank" if ranks == 1 else "ranks",
+    )

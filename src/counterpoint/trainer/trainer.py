@@ -1,0 +1,475 @@
+"""CPOTrainer: where data, forward and losses become a transformers ``Trainer``.
+
+``compute_loss`` reads like the flow. Around it, three things transformers does not do: a step's
+denominators are known before its first backward (``get_batch_samples``), so that a step is a
+function of its set of pairs; a non-finite step never reaches the weights (``_get_grad_norm``);
+and evaluation adds up sums instead of averaging batches (``evaluation_loop``).
+
+Not here: the arithmetic of any of it, saving and resuming (transformers), sampling text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, set_seed
+
+from counterpoint.config import CPOConfig
+from counterpoint.data.batching import DealtStream, KeyedPairs, PairLoader
+from counterpoint.data.collate import collate_padded
+from counterpoint.data.counts import PrepareCounts
+from counterpoint.data.prepare import (
+    PAIR_COLUMNS,
+    Prepared,
+    PrepareOptions,
+    iter_pairs,
+    prepare,
+    to_pair,
+)
+from counterpoint.data.sampler import StepSampler
+from counterpoint.errors import ConfigError, DataError, SetupError
+from counterpoint.forward.head import Head, find_head, prove_head
+from counterpoint.forward.pair_forward import PairOutput, pair_forward, trunk_router_sums
+from counterpoint.forward.router import RouterSums, add_sums, balancing_loss, router_top_k
+from counterpoint.losses.objective import Objective, sum_totals
+from counterpoint.metrics import MetricSums, means, pair_means
+from counterpoint.records import LossTerms, PairBatch, StepTotals
+from counterpoint.runlog import RunLog, check_writable, logger
+from counterpoint.trainer.evaluation_pass import EvaluationPass
+from counterpoint.trainer.guard import StepGuard, non_finite_error
+from counterpoint.trainer.loading import load_model, load_tokenizer
+from counterpoint.trainer.setup import (
+    announce,
+    balancing_weight,
+    prepare_model,
+    prepare_tokenizer,
+)
+
+PROOF_TOKENS = 16
+"""Tokens of the first batch on which the head is proved."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepDenominators:
+    """What a micro-batch's share of its step's loss is divided by.
+
+    Args:
+        totals: of the objective.
+        router: the step's load-balancing sums, for mixture-of-experts models.
+    """
+
+    totals: StepTotals
+    router: RouterSums | None = None
+
+
+class CPOTrainer(Trainer):
+    """Trains a causal language model on preference pairs; TRL's ``CPOTrainer``, exact.
+
+    Args:
+        model: a causal language model, a PEFT model, or the name or folder of one.
+        args: the options; None for the defaults with output_dir "tmp_trainer".
+        data_collator: refused; a batch's layout is Counterpoint's own.
+        train_dataset: preference rows in any supported shape (docs/data.md): ``Dataset``,
+            ``IterableDataset`` (needs max_steps) or a list of dicts. None to evaluate only.
+        eval_dataset: likewise, or a dict of named sets with separate metrics.
+        processing_class: the tokenizer; None loads the model's own.
+        model_init: makes a model, in place of ``model``.
+        callbacks: added to transformers' own.
+        optimizers: optimizer and learning-rate scheduler, to use in place of the defaults.
+        preprocess_logits_for_metrics: refused; logits are never kept.
+        peft_config: train an adapter of this configuration instead of all weights.
+        compute_metrics: called with ``EvalPrediction(predictions, label_ids)`` after an
+            evaluation: rewards ``[pairs, 2]``, chosen first, and zeros, the index of chosen.
+
+    Raises:
+        ConfigError: CP1xx for options that cannot be meant.
+        DataError: CP2xx for rows that are not pairs.
+        ModelError: CP3xx for a model or tokenizer that cannot be trained.
+        SetupError: CP5xx for a folder, package or launch that will not do.
+    """
+
+    loss_is_scaled_for_ga = True  # shares of a step are divided by the step's totals already
+
+    def __init__(  # noqa: PLR0913 - TRL's constructor, in TRL's order
+        self,
+        model: nn.Module | str | None = None,
+        args: CPOConfig | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        model_init: Callable[..., nn.Module] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        preprocess_logits_for_metrics: Any = None,
+        peft_config: Any = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+    ) -> None:
+        """Check and prepare everything; nothing is written before all of it is sound."""
+        args = _checked_args(args, data_collator, preprocess_logits_for_metrics)
+        check_writable(args.output_dir)
+        set_seed(args.seed)  # an adapter starts from random weights
+        if isinstance(model, str):
+            model = load_model(model, args, adapted=peft_config is not None)
+        elif args.model_init_kwargs:
+            raise ConfigError(
+                "CP104", "model_init_kwargs is given, but the model is loaded already."
+            )
+        if processing_class is None and model is not None:
+            processing_class = load_tokenizer(model.config._name_or_path, args)
+        tokenizer = prepare_tokenizer(processing_class)
+        ready = partial(prepare_model, args=args, tokenizer=tokenizer, peft_config=peft_config)
+        self.objective = Objective(
+            loss_type=args.loss_type,
+            beta=args.beta,
+            gamma=args.gamma,
+            alpha=args.alpha,
+            label_smoothing=args.label_smoothing,
+            cpo_alpha=args.cpo_alpha,
+            nll_reduction=args.nll_reduction,
+        )
+        self._sets: dict[str, Prepared] = {}
+        self._tokenizer = tokenizer
+        self._prepare_options = PrepareOptions(
+            max_length=512 if args.max_length is None else args.max_length,
+            max_completion_length=args.max_completion_length,
+            truncation=args.truncation,
+            invalid_rows=args.invalid_rows,
+            num_proc=args.dataset_num_proc,
+        )
+        prepared_model = None if model is None else ready(model)
+        train_pairs = self._prepared(train_dataset, "train")
+        if train_pairs is not None and not hasattr(train_pairs, "__len__") and args.max_steps <= 0:
+            raise ConfigError("CP107", "a streamed train_dataset has no length: set max_steps.")
+        super().__init__(
+            model=prepared_model,
+            args=args,
+            train_dataset=train_pairs,
+            eval_dataset=self._prepared(eval_dataset, "eval"),
+            processing_class=tokenizer,
+            model_init=None if model_init is None else lambda *trial: ready(model_init(*trial)),
+            callbacks=callbacks,
+            optimizers=optimizers,
+            compute_metrics=compute_metrics,
+        )
+        # older releases of transformers ask the model instead of loss_is_scaled_for_ga
+        self.model_accepts_loss_kwargs = True
+        self._train_sums, self._guard = MetricSums(), StepGuard()
+        self.current_gradient_accumulation_steps = 1  # transformers sets it in its loop
+        self._head: Head | None = None
+        self._skipped_steps = 0
+        self._loss_before_step: Tensor | None = None
+        self._balancing_weight = balancing_weight(self.model, args)
+        self._top_k = router_top_k(self.model.config) if self._balancing_weight else None
+        self.run_log = RunLog(args.output_dir)
+
+    # ---- data ----
+
+    def _prepared(self, dataset: Any, name: str) -> Any:
+        """Raw rows to prepared pairs; a dict of sets stays one."""
+        if dataset is None or set(PAIR_COLUMNS) <= set(
+            getattr(dataset, "column_names", None) or ()
+        ):
+            return dataset
+        if isinstance(dataset, Mapping):
+            return {key: self._prepared(rows, f"{name} {key}") for key, rows in dataset.items()}
+        self._sets[name] = prepare(dataset, self._tokenizer, self._prepare_options, name=name)
+        return self._sets[name].pairs
+
+    def _loader(self, pairs: Any, name: str, *, train: bool) -> PairLoader:
+        args = self.args
+        share = {
+            "micro_batch": self._train_batch_size if train else args.eval_batch_size,
+            "accumulation": args.gradient_accumulation_steps if train else 1,
+            "ranks": args.world_size,
+            "rank": args.process_index,
+        }
+        collate = partial(
+            collate_padded,
+            pad_id=self._tokenizer.pad_token_id,
+            vocab_size=self.model.get_input_embeddings().weight.shape[0],
+        )
+        pinned = args.dataloader_pin_memory and args.device.type not in ("cpu", "mps")
+        if not hasattr(pairs, "__len__"):
+            prepared = self._sets.get(name)
+            if prepared is None or prepared.pairs is not pairs:
+                prepared = Prepared(pairs, PrepareCounts(name), self._prepare_options)
+            stream = DealtStream(partial(iter_pairs, prepared), collate, **share)
+            return PairLoader(stream, batch_size=None, pin_memory=pinned)
+        shuffled = train and args.train_sampling_strategy == "random"
+        seed = args.seed if args.data_seed is None else args.data_seed
+        sampler = StepSampler(
+            len(pairs),
+            **share,
+            seed=seed if shuffled else None,
+            drop_last=train and args.dataloader_drop_last,
+        )
+        return PairLoader(
+            KeyedPairs(pairs, to_pair),
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=pinned,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+
+    def get_train_dataloader(self) -> PairLoader:
+        """The training pairs, dealt to steps, ranks and micro-batches."""
+        if self.train_dataset is None:
+            raise DataError("CP209", "there is no train_dataset to train on.")
+        return self._loader(self.train_dataset, "train", train=True)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> PairLoader:
+        """The pairs of an evaluation set, given raw, prepared, or by its name."""
+        if eval_dataset is None:
+            eval_dataset = self.eval_dataset
+        name = "eval"
+        if isinstance(eval_dataset, str):
+            name, eval_dataset = f"eval {eval_dataset}", self.eval_dataset[eval_dataset]
+        if eval_dataset is None:
+            raise DataError("CP209", "there is no eval_dataset to evaluate on.")
+        return self._loader(self._prepared(eval_dataset, name), name, train=False)
+
+    def get_test_dataloader(self, test_dataset: Any) -> PairLoader:
+        """The pairs of a test set, given raw or prepared."""
+        return self._loader(self._prepared(test_dataset, "test"), "test", train=False)
+
+    # ---- one step ----
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[PairBatch], num_batches: int, device: torch.device
+    ) -> tuple[list[PairBatch], StepDenominators | None]:
+        """All micro-batches of a step, and the denominators of its loss over all ranks."""
+        batches = [
+            batch.to(device, non_blocking=True) for batch in islice(epoch_iterator, num_batches)
+        ]
+        if not batches:
+            return batches, None
+        self._loss_before_step = self._tr_loss.clone()
+        totals = sum_totals([self.objective.totals(batch) for batch in batches])
+        alone = len(batches) == 1 and self.args.world_size == 1
+        router = None if self._top_k is None or alone else self._router_of_step(batches)
+        if self.args.world_size > 1:
+            both = torch.stack([totals.weight, totals.nll])
+            dist.all_reduce(both)
+            totals = StepTotals(*both)
+        return batches, StepDenominators(totals, router)
+
+    def _router_of_step(self, batches: list[PairBatch]) -> RouterSums:
+        """Where the step's tokens are sent, from a pass through the trunk without gradient."""
+        head = self._proved_head(batches[0])
+        with self.accelerator.autocast():
+            parts = [
+                trunk_router_sums(self.model, head, batch, top_k=self._top_k) for batch in batches
+            ]
+        sums = add_sums(parts)
+        if self.args.world_size > 1:
+            flat = torch.cat([sums.sent, sums.tokens[None]])
+            dist.all_reduce(flat)
+            sums = RouterSums(flat[:-1], sums.probability, flat[-1])
+        return sums
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: PairBatch,
+        return_outputs: bool = False,
+        num_items_in_batch: StepDenominators | None = None,
+    ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], LossTerms]:
+        """This micro-batch's share of its step's loss, times the number of ranks.
+
+        Args:
+            model: as wrapped for training.
+            inputs: the micro-batch.
+            return_outputs: return the loss terms of each pair as well.
+            num_items_in_batch: the step's denominators; None takes the batch for a whole step.
+
+        Returns:
+            The share; DDP takes the mean over ranks, hence the factor.
+        """
+        output = self._forward(model, inputs)
+        terms = self.objective(output.logps, inputs.margin)
+        step = num_items_in_batch or StepDenominators(self.objective.totals(inputs))
+        loss = self.objective.share(terms, inputs.weight, step.totals)
+        self._guard.watch(terms, inputs)
+        self._train_sums.add(pair_means(terms, output, inputs))
+        if output.router is not None:
+            balance = balancing_loss(output.router, step.router or output.router)
+            loss = loss + self._balancing_weight * balance
+            self._train_sums.add({"aux_loss": (balance, self._share_of_step())})
+        self._train_sums.add({"loss": (loss, self._share_of_step())})
+        loss = loss * self.args.world_size
+        return (loss, terms) if return_outputs else loss
+
+    def _share_of_step(self) -> Tensor:
+        # shares of a step add up to one value, so all of them together count once
+        shares = self.current_gradient_accumulation_steps * self.args.world_size
+        return torch.tensor(1 / shares, device=self.args.device)
+
+    def _forward(self, model: nn.Module, batch: PairBatch) -> PairOutput:
+        with self.accelerator.autocast():
+            return pair_forward(model, self._proved_head(batch), batch, top_k=self._top_k)
+
+    def _proved_head(self, batch: PairBatch) -> Head:
+        """The head, compared on first use with the model's own logits."""
+        if self._head is None:
+            tokens = int(batch.attention_mask[0].sum())
+            sample = batch.input_ids[:1, : min(tokens, PROOF_TOKENS)]
+            with self.accelerator.autocast():
+                self._head = prove_head(self.model, find_head(self.model), sample)
+            if self._head.dense:
+                logger().warning(
+                    "%s does something to its logits that could not be reproduced; it computes "
+                    "them itself, which needs more memory.",
+                    type(self.model).__name__,
+                )
+        return self._head
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The norm of the step's gradient; the last moment before the weights move."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        has_scaler = self.accelerator.scaler is not None
+        problem = self._guard.close(None if has_scaler else norm)
+        if problem is None:
+            self._train_sums.apply()
+            return norm
+        error = non_finite_error(problem, self.state.global_step + 1, self.args.alpha)
+        if self.args.nonfinite == "raise":
+            model.zero_grad(set_to_none=True)
+            raise error
+        # an optimizer leaves a parameter without a gradient as it is, momentum and decay included
+        model.zero_grad(set_to_none=True)
+        self._train_sums.discard()
+        self._tr_loss.copy_(self._loss_before_step)
+        self._skipped_steps += 1
+        logger().warning("skipped: %s", error)
+        return None
+
+    # ---- evaluation ----
+
+    def evaluation_loop(
+        self,
+        dataloader: PairLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """One pass over a set: its loss is the objective of the whole set, however it is cut."""
+        self.model.eval()
+        self.callback_handler.eval_dataloader = dataloader
+        evaluation = EvaluationPass(self.objective, self._balancing_weight)
+        with torch.no_grad():
+            for loaded in dataloader:
+                batch = loaded.to(self.args.device, non_blocking=True)
+                evaluation.add(self._forward(self.model, batch), batch)
+                self.control = self.callback_handler.on_prediction_step(
+                    self.args, self.state, self.control
+                )
+        metrics, pairs = evaluation.metrics()
+        predictions = None
+        if self.compute_metrics is not None:
+            predictions = evaluation.rewards()
+            labels = np.zeros(len(predictions), dtype=np.int64)
+            metrics |= self.compute_metrics(EvalPrediction(predictions, labels))
+        prefix = f"{metric_key_prefix}_"
+        named = {k if k.startswith(prefix) else prefix + k: v for k, v in metrics.items()}
+        return EvalLoopOutput(predictions, None, named, pairs)
+
+    # ---- the run ----
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; see ``transformers.Trainer.train``. Writes ``run.json`` first."""
+        announce(self.objective.formula(), self.args, self.args.world_size)
+        for prepared in self._sets.values():
+            if prepared.counts.rows:
+                logger().info("%s", prepared.counts.summary())
+        self._describe()
+        output = super().train(*args, **kwargs)
+        # a stream's counts are known only now
+        self._describe()
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the metrics of the steps since the last line, and write the line to the run log."""
+        if "loss" in logs:
+            del logs["loss"]  # transformers counts skipped steps; ours are of applied ones
+            found = means(self._train_sums.read())
+            logs = {name: found.pop(name) for name in ("loss",) if name in found} | logs | found
+            if self._skipped_steps:
+                logs["skipped_steps"] = self._skipped_steps
+        super().log(logs, start_time)
+        if self.is_world_process_zero():
+            self.run_log.append(self.state.log_history[-1])
+
+    def floating_point_ops(self, inputs: PairBatch) -> int:
+        """Six operations a parameter and input token, embeddings left out, as transformers."""
+        return 6 * inputs.input_ids.numel() * self.model.num_parameters(exclude_embeddings=True)
+
+    def _track_num_input_tokens(self, inputs: PairBatch) -> None:
+        wanted = self.args.include_num_input_tokens_seen
+        if wanted == "no":
+            return
+        seen = (
+            inputs.attention_mask
+            if wanted == "non_padding"
+            else inputs.input_ids.new_ones(inputs.input_ids.shape)
+        )
+        self.state.num_input_tokens_seen += int(self.accelerator.gather(seen.sum()).sum())
+
+    def _prepare_inputs(self, inputs: PairBatch) -> PairBatch:
+        return inputs.to(self.args.device, non_blocking=True)
+
+    def _describe(self) -> None:
+        if not self.is_world_process_zero():
+            return
+        self.run_log.describe(
+            {
+                "objective": self.objective.formula(),
+                "step_pairs": self.args.train_batch_size
+                * self.args.gradient_accumulation_steps
+                * self.args.world_size,
+                "balancing_weight": self._balancing_weight,
+                "skipped_steps": self._skipped_steps,
+                "data": {name: done.counts.as_dict() for name, done in self._sets.items()},
+                "options": self.args.to_dict(),
+            }
+        )
+
+
+def _checked_args(args: CPOConfig | None, data_collator: Any, preprocess: Any) -> CPOConfig:
+    if args is None:
+        args = CPOConfig(output_dir="tmp_trainer")
+    if not isinstance(args, CPOConfig):
+        raise ConfigError("CP103", f"args should be a CPOConfig, not a {type(args).__name__}.")
+    if data_collator is not None:
+        raise ConfigError(
+            "CP105",
+            "data_collator is refused: how a batch is laid out is chosen so that a step stays "
+            "the same function of its pairs.",
+        )
+    if preprocess is not None:
+        raise ConfigError(
+            "CP105",
+            "preprocess_logits_for_metrics is refused: logits exist only in chunks and are "
+            "never kept; compute_metrics gets each pair's rewards.",
+        )
+    if args.n_gpu > 1:
+        raise SetupError(
+            "CP503",
+            f"one process with {args.n_gpu} GPUs would split batches behind the trainer's back. "
+            f"Launch with torchrun --nproc-per-node={args.n_gpu}, or show it one GPU with "
+            "CUDA_VISIBLE_DEVICES=0.",
+        )
+    return args
