@@ -1,0 +1,170 @@
+"""Prepared data sets are kept on disk under a digest of all that they were made from.
+
+The digest covers the rows' content, the tokenizer's content, the limits and the version of
+this code; never a file's time or an object's identity. So a run that changes nothing reads what
+the last one wrote, and a run that changes anything cannot.
+
+A file appears under its name only when it is whole. Where no cache can be written, data is
+prepared without one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import tokenizers
+import transformers
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from counterpoint.data.encode import Limits
+
+VERSION = 1
+"""Raised with every change of what this room makes of a row."""
+
+ROWS_AT_ONCE = 1000
+
+logger = logging.getLogger(__name__)
+
+
+def folder() -> Path | None:
+    """Where prepared data sets are kept; None where caching is switched off.
+
+    ``COUNTERPOINT_CACHE`` names another folder than the one beside the ``datasets`` cache;
+    ``datasets.disable_caching()`` and ``COUNTERPOINT_CACHE=off`` switch it off.
+    """
+    named = os.environ.get("COUNTERPOINT_CACHE")
+    if named == "off" or not datasets.is_caching_enabled():
+        return None
+    return Path(named) if named else Path(datasets.config.HF_DATASETS_CACHE) / "counterpoint"
+
+
+def digest(
+    dataset: Dataset, columns: Iterable[str], tokenizer: PreTrainedTokenizerBase, limits: Limits
+) -> str:
+    """A name for what preparing these rows with this tokenizer gives, as 40 hexadecimal digits.
+
+    Args:
+        dataset: the raw rows.
+        columns: those of its columns that are read.
+        tokenizer: fast or slow.
+        limits: as given to ``encode_rows``.
+    """
+    total = hashlib.blake2b(digest_size=20)
+    limit_values = [limits.max_length, limits.max_completion_length, limits.truncation]
+    versions = [VERSION, transformers.__version__, tokenizers.__version__]
+    total.update(json.dumps([*versions, *limit_values]).encode())
+    total.update(_tokenizer_content(tokenizer))
+    _add_rows(total, dataset.select_columns(sorted(columns)))
+    return total.hexdigest()
+
+
+def cached(name: str, make: Callable[[str | None], Dataset]) -> Dataset:
+    """Read a prepared data set, or make and keep it.
+
+    Args:
+        name: its digest.
+        make: makes it, given the file to write, or None to keep it in memory.
+
+    Returns:
+        The data set, read from its file or in memory.
+    """
+    home = folder()
+    if home is None or not _writable(home):
+        return make(None)
+    path = home / f"{name}.arrow"
+    found = _read(path)
+    if found is not None:
+        return found
+    scratch = Path(tempfile.mkdtemp(prefix=f".{name[:8]}-", dir=home))
+    try:
+        made = make(str(scratch / "part.arrow"))
+        whole = scratch / "whole.arrow"
+        _write(made, whole)
+        os.replace(whole, path)
+    except OSError as error:
+        logger.warning("The prepared data set could not be kept in %s: %s", home, error)
+        return make(None)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return _read(path) or make(None)
+
+
+def _writable(home: Path) -> bool:
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(home, os.W_OK)
+
+
+def _read(path: Path) -> Dataset | None:
+    """The data set in a file, or None if there is none or it was damaged."""
+    if not path.is_file():
+        return None
+    try:
+        return Dataset.from_file(str(path))
+    except (OSError, pa.ArrowException, ValueError) as error:
+        logger.warning("A damaged file in the cache, %s, is made anew: %s", path, error)
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return None
+
+
+def _write(dataset: Dataset, path: Path) -> None:
+    """One file whatever number of processes made the parts, on disk before it gets its name."""
+    table = dataset.data.table
+    with path.open("wb") as file:
+        with pa.ipc.new_stream(file, table.schema) as writer:
+            for part in table.to_batches(max_chunksize=ROWS_AT_ONCE):
+                writer.write_batch(part)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> bytes:
+    """All of a tokenizer that can change what it makes of a text, its padding state left out."""
+    special = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
+    content: dict[str, Any] = {
+        "class": f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}",
+        "template": tokenizer.chat_template,
+        "special": special,
+        "map": {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
+        "split": getattr(tokenizer, "split_special_tokens", False),
+    }
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        state = json.loads(backend.to_str())
+        content["backend"] = {k: v for k, v in state.items() if k not in ("padding", "truncation")}
+    else:
+        content["vocabulary"] = tokenizer.get_vocab()
+        content["added"] = {k: str(v) for k, v in tokenizer.added_tokens_decoder.items()}
+        content["init"] = {k: repr(v) for k, v in tokenizer.init_kwargs.items()}
+        file = getattr(tokenizer, "vocab_file", None)
+        if file and Path(file).is_file():
+            content["file"] = hashlib.blake2b(Path(file).read_bytes()).hexdigest()
+    return json.dumps(content, sort_keys=True).encode()
+
+
+def _add_rows(total: Any, dataset: Dataset) -> None:
+    """Feed the rows to the digest, the same bytes however the data set is cut or indexed."""
+    total.update(json.dumps([str(dataset.features), len(dataset)]).encode())
+    plain = dataset.with_format("arrow")
+    for start in range(0, len(plain), ROWS_AT_ONCE):
+        table = plain[start : start + ROWS_AT_ONCE]
+        merged = table.replace_schema_metadata(None).combine_chunks()
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, merged.schema) as writer:
+            writer.write_table(merged)
+        total.update(sink.getvalue())

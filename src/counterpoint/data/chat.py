@@ -1,0 +1,88 @@
+"""Conversations become text through the tokenizer's chat template; text stays as it is.
+
+Not here: tokens. Where the prompt ends is decided in token space (``tokenize``), so the three
+strings of a row need not be prefixes of each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from counterpoint.errors import DataError
+from counterpoint.records import Message, PreferenceRow
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """The three texts of a row.
+
+    Args:
+        prompt: the prompt alone, up to where the assistant begins to speak.
+        chosen: the prompt followed by the chosen completion.
+        rejected: the prompt followed by the rejected completion.
+    """
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+def render(row: PreferenceRow, tokenizer: PreTrainedTokenizerBase) -> Rendered:
+    """Write a row as text.
+
+    A prompt that ends with an assistant's turn is left open, as in TRL; any other gets the
+    template's generation prompt.
+
+    Args:
+        row: text, or messages for the template.
+        tokenizer: its ``chat_template`` renders messages; unused for text.
+
+    Returns:
+        The prompt alone and with each completion.
+
+    Raises:
+        DataError: CP208 without a chat template; CP213 if the template refuses the row or
+            renders both completions the same.
+    """
+    if isinstance(row.prompt, str):
+        return Rendered(row.prompt, f"{row.prompt}{row.chosen}", f"{row.prompt}{row.rejected}")
+    if not tokenizer.chat_template:
+        raise DataError(
+            "CP208",
+            f"row {row.row} holds messages, but the tokenizer has no chat template. Set "
+            "tokenizer.chat_template, use the model's instruction-tuned tokenizer, or give "
+            "prompt, chosen and rejected as text.",
+        )
+    opened = row.prompt[-1]["role"] == "assistant"
+    ending = {"continue_final_message": True} if opened else {"add_generation_prompt": True}
+    rendered = Rendered(
+        _apply(row, row.prompt, tokenizer, **ending),
+        _apply(row, [*row.prompt, *row.chosen], tokenizer),
+        _apply(row, [*row.prompt, *row.rejected], tokenizer),
+    )
+    if rendered.chosen == rendered.rejected:
+        raise DataError(
+            "CP213",
+            f"row {row.row}: the chat template renders chosen and rejected as the same text, so "
+            "it leaves out what sets them apart. Use a template that shows it.",
+        )
+    return rendered
+
+
+def _apply(
+    row: PreferenceRow, messages: list[Message], tokenizer: PreTrainedTokenizerBase, **ending: bool
+) -> str:
+    options: dict[str, Any] = {**(row.template_kwargs or {}), **ending}
+    try:
+        text = tokenizer.apply_chat_template(messages, tools=row.tools, tokenize=False, **options)
+    except Exception as error:  # a template is a program of the model's author: anything goes
+        roles = ", ".join(str(message["role"]) for message in messages)
+        raise DataError(
+            "CP213",
+            f"row {row.row}: the chat template fails on turns of role {roles}: "
+            f"{type(error).__name__}: {error}. Change the row or the template.",
+        ) from error
+    return str(text)

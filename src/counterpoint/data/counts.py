@@ -1,0 +1,110 @@
+"""What preparing a data set did to it: the account that makes every loss of data visible.
+
+Not here: deciding anything. ``prepare`` and ``iter_pairs`` fill it, the run's log keeps it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+PARTS = ("prompt", "chosen", "rejected")
+
+
+@dataclass
+class PrepareCounts:
+    """Rows and tokens of one data set, before and after.
+
+    Args:
+        name: the data set's name in messages.
+        rows: rows read.
+        kept: rows that became pairs.
+        dropped: dropped rows by error code.
+        examples: the first message of each code.
+        cut_rows: kept rows that lost tokens, by part (prompt, chosen, rejected).
+        cut_tokens: tokens that kept rows lost, by part.
+        tokens: tokens of kept rows after cutting, by part.
+        boundary_rows: kept rows in which tokens of the prompt's end went to the completions,
+            since they merge with them or the chat template writes them otherwise.
+        boundary_tokens: how many tokens that were.
+        same_rows: kept rows whose two completions became equal by cutting; they teach nothing.
+    """
+
+    name: str
+    rows: int = 0
+    kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    cut_rows: Counter[str] = field(default_factory=Counter)
+    cut_tokens: Counter[str] = field(default_factory=Counter)
+    tokens: Counter[str] = field(default_factory=Counter)
+    boundary_rows: int = 0
+    boundary_tokens: int = 0
+    same_rows: int = 0
+
+    def drop(self, problem: str, rows: int = 1) -> None:
+        """Count dropped rows under the code that ``problem``, an error's text, begins with."""
+        code = problem[:5]
+        self.rows += rows
+        self.dropped[code] += rows
+        self.examples.setdefault(code, problem)
+
+    def keep(self, record: Mapping[str, Any]) -> None:
+        """Count one kept row, given the columns of ``encode.COLUMNS``."""
+        self.rows += 1
+        self.kept += 1
+        for part in PARTS:
+            self.tokens[part] += len(record[f"{part}_ids"])
+            self.cut_rows[part] += record[f"cut_{part}"] > 0
+            self.cut_tokens[part] += record[f"cut_{part}"]
+        self.boundary_rows += record["boundary"] > 0
+        self.boundary_tokens += record["boundary"]
+        self.same_rows += record["same"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The account as plain JSON types."""
+        return {
+            "name": self.name,
+            "rows": self.rows,
+            "kept": self.kept,
+            "dropped": dict(sorted(self.dropped.items())),
+            "examples": dict(sorted(self.examples.items())),
+            "cut_rows": {part: self.cut_rows[part] for part in PARTS},
+            "cut_tokens": {part: self.cut_tokens[part] for part in PARTS},
+            "tokens": {part: self.tokens[part] for part in PARTS},
+            "boundary_rows": self.boundary_rows,
+            "boundary_tokens": self.boundary_tokens,
+            "same_rows": self.same_rows,
+        }
+
+    def by_code(self) -> str:
+        """The dropped rows in words, most frequent code first: "5 x CP206, 4 x CP203"."""
+        return ", ".join(f"{n:,} × {code}" for code, n in self.dropped.most_common())
+
+    def summary(self) -> str:
+        """A few lines for people; what did not happen is not mentioned."""
+        tokens = " + ".join(f"{self.tokens[part]:,} {part}" for part in PARTS)
+        lines = [f"{self.name}: {self.kept:,} of {self.rows:,} rows, {tokens} tokens"]
+        if self.dropped:
+            lines.append(f"  dropped: {self.by_code()}")
+            lines += [f"    for example {text}" for text in self.examples.values()]
+        cuts = [
+            f"{self.cut_tokens[part]:,} {part} tokens in {self.cut_rows[part]:,} rows"
+            for part in PARTS
+            if self.cut_rows[part]
+        ]
+        if cuts:
+            lines.append(f"  cut: {', '.join(cuts)}")
+        if self.same_rows:
+            lines.append(
+                f"  {self.same_rows:,} rows have equal completions after cutting and teach "
+                "nothing: raise max_length"
+            )
+        if self.boundary_rows:
+            lines.append(
+                f"  in {self.boundary_rows:,} rows {self.boundary_tokens:,} tokens at the "
+                "prompt's end belong to the completions"
+            )
+        return "\n".join(lines)

@@ -1,0 +1,174 @@
+"""A batch of raw rows becomes columns of token ids: formats, chat, tokenize, truncate in one.
+
+The one function that ``datasets`` runs, in this process or in many, eagerly or while streaming.
+A row that cannot be used does not stop it: its ``problem`` says why, and its ids are empty.
+What is wrong with the tokenizer, and so with every row, is raised.
+
+Not here: dropping, counting, caching (``prepare``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from counterpoint.data.chat import Rendered, render
+from counterpoint.data.formats import to_preference_row
+from counterpoint.data.tokenize import Tokens, tokenize
+from counterpoint.data.truncate import truncate
+from counterpoint.errors import DataError
+from counterpoint.records import PreferenceRow
+
+COLUMNS = (
+    "prompt_ids",
+    "chosen_ids",
+    "rejected_ids",
+    "weight",
+    "margin",
+    "row",
+    "cut_prompt",
+    "cut_chosen",
+    "cut_rejected",
+    "boundary",
+    "same",
+    "problem",
+)
+"""The columns that ``encode_rows`` returns, one entry a row in each."""
+
+OF_THE_TOKENIZER = ("CP208",)
+"""Codes that blame the tokenizer; dropping rows would not help."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a pair may be, and what is cut.
+
+    Args:
+        max_length: most tokens of prompt + completion, at least 2.
+        max_completion_length: most tokens of a completion, at least 1; None: no own limit.
+        truncation: a policy of ``config.TRUNCATIONS``.
+    """
+
+    max_length: int = 1024
+    max_completion_length: int | None = None
+    truncation: str = "completion_end"
+
+
+def encode_rows(
+    batch: Mapping[str, Sequence[Any]],
+    rows: Sequence[int],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    limits: Limits,
+) -> dict[str, list[Any]]:
+    """Encode a batch.
+
+    Args:
+        batch: the raw columns of some rows.
+        rows: their numbers in the data set.
+        tokenizer: fast or slow.
+        limits: how long a pair may be.
+
+    Returns:
+        ``COLUMNS``: ids of the three parts, weight, margin and number of each row, tokens cut
+        from each part, tokens that the boundary moved, whether cutting made the completions
+        equal, and the problem, an error's text or "".
+
+    Raises:
+        DataError: CP208 where messages meet a tokenizer without a chat template.
+        ModelError: CP302 for a tokenizer without EOS.
+    """
+    columns = {name: list(values) for name, values in batch.items()}
+    good: list[tuple[PreferenceRow, Rendered]] = []
+    records: list[dict[str, Any]] = []
+    places: list[int] = []
+    for place, row in enumerate(rows):
+        raw = {name: values[place] for name, values in columns.items()}
+        try:
+            read = to_preference_row(raw, row)
+            good.append((read, render(read, tokenizer)))
+        except DataError as error:
+            if error.code in OF_THE_TOKENIZER:
+                raise
+            records.append(_problem(row, error))
+        else:
+            records.append({})
+            places.append(place)
+    encoded = tokenize([rendered for _, rendered in good], tokenizer)
+    keep_first = tokenizer.bos_token_id is not None
+    for place, (read, _), tokens in zip(places, good, encoded, strict=True):
+        try:
+            records[place] = _record(read, tokens, limits, keep_first=keep_first)
+        except DataError as error:
+            records[place] = _problem(read.row, error)
+    return {name: [record[name] for record in records] for name in COLUMNS}
+
+
+def _problem(row: int, error: DataError) -> dict[str, Any]:
+    empty: dict[str, Any] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
+    cuts = {"cut_prompt": 0, "cut_chosen": 0, "cut_rejected": 0, "boundary": 0, "same": False}
+    return {**empty, "weight": 0.0, "margin": 0.0, "row": row, **cuts, "problem": str(error)}
+
+
+def _record(
+    row: PreferenceRow, tokens: Tokens, limits: Limits, *, keep_first: bool
+) -> dict[str, Any]:
+    if tokens.chosen == tokens.rejected:
+        raise DataError(
+            "CP205",
+            f"row {row.row}: the tokenizer makes the same {len(tokens.chosen)} tokens of chosen "
+            "and rejected, so there is nothing to prefer. Remove the row.",
+        )
+    pair = truncate(
+        tokens.prompt,
+        tokens.chosen,
+        tokens.rejected,
+        max_length=limits.max_length,
+        max_completion_length=limits.max_completion_length,
+        policy=limits.truncation,
+        keep_first=keep_first,
+    )
+    if not pair.fits:
+        raise _too_long(row.row, tokens, limits)
+    if not pair.prompt and min(len(pair.chosen), len(pair.rejected)) < 2:
+        raise DataError(
+            "CP214",
+            f"row {row.row}: the prompt is empty and a completion is a single token, which "
+            "nothing predicts. Give the row a prompt, or use a tokenizer with a BOS token.",
+        )
+    return {
+        "prompt_ids": pair.prompt,
+        "chosen_ids": pair.chosen,
+        "rejected_ids": pair.rejected,
+        "weight": row.weight,
+        "margin": row.margin,
+        "row": row.row,
+        "cut_prompt": pair.cut_prompt,
+        "cut_chosen": pair.cut_chosen,
+        "cut_rejected": pair.cut_rejected,
+        "boundary": tokens.moved,
+        "same": pair.chosen == pair.rejected,
+        "problem": "",
+    }
+
+
+def _too_long(row: int, tokens: Tokens, limits: Limits) -> DataError:
+    prompt, longest = len(tokens.prompt), max(len(tokens.chosen), len(tokens.rejected))
+    if limits.truncation == "drop":
+        allowed = f"{limits.max_length:,} tokens"
+        if limits.max_completion_length is not None:
+            allowed += f" with at most {limits.max_completion_length:,} of completion"
+        return DataError(
+            "CP204",
+            f"row {row}: prompt and longer completion take {prompt:,} + {longest:,} tokens of "
+            f'{allowed}, and truncation="drop" drops such rows.',
+        )
+    return DataError(
+        "CP204",
+        f"row {row}: the prompt takes {prompt:,} of {limits.max_length:,} tokens, so no "
+        f"completion token would train. Raise max_length above {prompt:,}, or set "
+        'truncation="prompt_start" to cut the prompt or "drop" to drop such rows.',
+    )

@@ -1,0 +1,498 @@
+"""Raw rows of every accepted shape become one shape, ``PreferenceRow``.
+
+Accepted, each with text or with messages (``role``/``content`` or ShareGPT's ``from``/``value``):
+
+1. ``prompt``, ``chosen``, ``rejected``;
+2. ``chosen``, ``rejected`` as whole dialogues, the prompt being what they share;
+3. ``conversations`` (or ``messages``) as the prompt, ``chosen``, ``rejected`` as its last turn;
+4. ``instruction``, ``input``, ``history`` with ``chosen``, ``rejected`` or with a list
+   ``output`` of the better and the worse.
+
+A cell may hold a list of messages as JSON text, as CSV files must. ``system``, ``tools``,
+``chat_template_kwargs``, ``weight`` and ``margin`` are read where present.
+
+Not here: rendering messages to text (``chat``), and anything that needs a tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
+
+from counterpoint.errors import DataError
+from counterpoint.records import Message, PreferenceRow, Text
+
+COLUMNS = (
+    "prompt",
+    "chosen",
+    "rejected",
+    "conversations",
+    "messages",
+    "instruction",
+    "input",
+    "output",
+    "history",
+    "system",
+    "tools",
+    "chat_template_kwargs",
+    "weight",
+    "margin",
+)
+"""Every column that can have a meaning; all others are ignored."""
+
+LIKELY_PROMPTS = ("question", "query", "source", "input", "context", "user", "src")
+"""Columns that are probably a misnamed prompt where a row has none."""
+
+READ = frozenset({*COLUMNS, *LIKELY_PROMPTS})
+"""Every column that this module looks at; no other can change what becomes of a row."""
+
+SHAPES = (
+    "Accepted are prompt + chosen + rejected, chosen + rejected with a shared beginning, "
+    "conversations + chosen + rejected, and instruction + chosen + rejected"
+)
+
+ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+}
+"""Names of speakers in ShareGPT-shaped data -> the roles that chat templates know."""
+
+ASSISTANT_TAG = "\n\nAssistant:"
+"""What precedes an assistant's turn in transcripts such as hh-rlhf's."""
+
+
+def to_preference_row(raw: Mapping[str, Any], row: int) -> PreferenceRow:
+    """Read one raw row.
+
+    Args:
+        raw: the row's cells by column; columns outside ``COLUMNS`` are ignored.
+        row: its number in the data set, from 0, named in every error.
+
+    Returns:
+        The row, its prompt explicit, both completions not blank and not equal.
+
+    Raises:
+        DataError: CP201 a column is missing; CP202 a cell is null or of a wrong type; CP203 a
+            blank completion; CP205 equal completions; CP206 differing or absent prompts; CP207
+            a completion that does not end with the assistant; CP212 an unusable number.
+    """
+    chosen, rejected = _sides(raw, row)
+    for field, side in (("chosen", chosen), ("rejected", rejected)):
+        if isinstance(side, str) and not side.strip():
+            _fail("CP203", row, field, "is blank. Remove the row.")
+    if chosen == rejected:
+        _fail(
+            "CP205",
+            row,
+            "chosen",
+            "equals field rejected, so there is nothing to prefer. Remove the row.",
+        )
+    prompt, chosen, rejected = _split(raw, chosen, rejected, row)
+    _check_completion(chosen, row, "chosen")
+    _check_completion(rejected, row, "rejected")
+    return PreferenceRow(
+        prompt=prompt,
+        chosen=chosen,
+        rejected=rejected,
+        row=row,
+        tools=_tools(raw, row),
+        template_kwargs=_template_kwargs(raw, row),
+        weight=_number(raw, "weight", 1.0, row),
+        margin=_number(raw, "margin", 0.0, row),
+    )
+
+
+def check_columns(columns: Iterable[str], *, name: str) -> None:
+    """Refuse a data set whose columns cannot hold preferences, before any row is read.
+
+    Args:
+        columns: the data set's column names.
+        name: the data set's name, for the message.
+
+    Raises:
+        DataError: CP201, with the columns seen and, where one looks like it, what to rename.
+    """
+    seen = list(columns)
+    if {"chosen", "rejected"} <= set(seen) or {"instruction", "output"} <= set(seen):
+        return
+    missing = [column for column in ("chosen", "rejected") if column not in seen]
+    raise DataError(
+        "CP201",
+        f"{name} has no column {' and no column '.join(missing)}; it has "
+        f"{', '.join(seen) or 'none'}. {SHAPES}.{_renaming(seen)}",
+    )
+
+
+def _renaming(seen: list[str]) -> str:
+    lowered = {column: column.lower() for column in seen}
+    signs = {"chosen": ("chosen", "better", "win", "accept"), "rejected": ("reject", "lose")}
+    likely = {
+        target: [c for c, low in lowered.items() if any(word in low for word in words)]
+        for target, words in signs.items()
+    }
+    if all(likely.values()) and not {"chosen", "rejected"} & set(seen):
+        pairs = " and ".join(f"{found[0]} to {target}" for target, found in likely.items())
+        return f" Perhaps rename {pairs}."
+    if {"completion", "label"} <= set(seen):
+        return " Rows of completion + label are unpaired; pair them by prompt first."
+    if {"candidates", "responses", "completions"} & set(seen):
+        return " Turn each row's candidates into a chosen and a rejected one first."
+    return ""
+
+
+def _fail(code: str, row: int, field: str, text: str) -> NoReturn:
+    raise DataError(code, f"row {row}, field {field}: {text}")
+
+
+# The two completions, and the prompt they answer
+
+
+def _sides(raw: Mapping[str, Any], row: int) -> tuple[Text, Text]:
+    if "chosen" in raw and "rejected" in raw:
+        return _text(raw["chosen"], row, "chosen"), _text(raw["rejected"], row, "rejected")
+    if "instruction" in raw and isinstance(raw.get("output"), list | tuple):
+        output = raw["output"]
+        if len(output) != 2:
+            _fail("CP202", row, "output", f"holds {len(output)} answers instead of [best, worst].")
+        return _text(output[0], row, "output[0]"), _text(output[1], row, "output[1]")
+    check_columns((c for c in raw if c != "output"), name=f"row {row}")
+    raise AssertionError("check_columns lets only rows with both sides pass")
+
+
+def _split(
+    raw: Mapping[str, Any], chosen: Text, rejected: Text, row: int
+) -> tuple[Text, Text, Text]:
+    """Prompt, chosen and rejected, of one kind, nothing of the prompt left in the completions."""
+    given = _given_prompt(raw, row)
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        if isinstance(given, list):
+            turns = _assistant(chosen), _assistant(rejected)
+            return given, *turns
+        if given is not None:
+            return given, chosen, rejected
+        return _split_text(raw, chosen, rejected, row)
+    if isinstance(chosen, str) or isinstance(rejected, str):
+        _fail("CP202", row, "rejected", "and field chosen must both be text or both be messages.")
+    whole = _is_whole(chosen) or _is_whole(rejected)
+    if isinstance(given, list) and not whole:
+        return given, chosen, rejected
+    if isinstance(given, str) and not whole:
+        return [{"role": "user", "content": given}], chosen, rejected
+    if isinstance(given, list) and given != chosen[: len(given)]:
+        _fail(
+            "CP206",
+            row,
+            "chosen",
+            "is a whole conversation that does not begin with the prompt given beside it. Remove "
+            "the prompt's column, or leave only the assistant's turns in chosen and rejected.",
+        )
+    return _split_messages(_with_system(raw, chosen), _with_system(raw, rejected), row)
+
+
+def _given_prompt(raw: Mapping[str, Any], row: int) -> Text | None:
+    """The prompt that stands in a column of its own, if any."""
+    if "prompt" in raw:
+        prompt = raw["prompt"]
+        if prompt is None and _is_conversation(raw.get("chosen")):
+            return None
+        text = _text(prompt, row, "prompt")
+        return _with_system(raw, text) if isinstance(text, list) else text
+    if "conversations" in raw:
+        return _with_system(raw, _messages(raw["conversations"], row, "conversations"))
+    if isinstance(raw.get("instruction"), str):
+        return _instruction(raw, row)
+    if isinstance(raw.get("messages"), list) and not _is_conversation(raw.get("chosen")):
+        return _with_system(raw, _messages(raw["messages"], row, "messages"))
+    return None
+
+
+def _is_conversation(value: Any) -> bool:
+    """Whether a raw cell is a conversation that could be whole: not a lone turn, not text."""
+    return isinstance(value, list) and len(value) > 1
+
+
+def _instruction(raw: Mapping[str, Any], row: int) -> list[Message]:
+    messages: list[Message] = []
+    for turn in raw.get("history") or []:
+        if not (isinstance(turn, list | tuple) and len(turn) == 2):
+            _fail("CP202", row, "history", "should be a list of [question, answer].")
+        messages += [{"role": "user", "content": str(turn[0])}, *_assistant(str(turn[1]))]
+    asked = [raw["instruction"], raw.get("input")]
+    messages.append({"role": "user", "content": "\n".join(part for part in asked if part)})
+    return _with_system(raw, messages)
+
+
+def _with_system(raw: Mapping[str, Any], messages: list[Message]) -> list[Message]:
+    system = raw.get("system")
+    if not isinstance(system, str) or not system or messages[0]["role"] == "system":
+        return messages
+    return [{"role": "system", "content": system}, *messages]
+
+
+def _assistant(text: str) -> list[Message]:
+    return [{"role": "assistant", "content": text}]
+
+
+def _is_whole(messages: list[Message]) -> bool:
+    """Whether the messages begin before the assistant's first turn."""
+    return bool(messages[0]["role"] in ("system", "developer", "user"))
+
+
+def _split_messages(
+    chosen: list[Message], rejected: list[Message], row: int
+) -> tuple[Text, Text, Text]:
+    """The longest common start is the prompt; at least one turn stays on each side."""
+    longest = min(len(chosen), len(rejected)) - 1
+    shared = next((n for n in range(longest) if chosen[n] != rejected[n]), longest)
+    for field, side in (("chosen", chosen), ("rejected", rejected)):
+        if side[-1]["role"] != "assistant":
+            _fail("CP207", row, field, f"ends with a turn of role {side[-1]['role']!r}.")
+        if side[shared]["role"] != "assistant":
+            _fail(
+                "CP206",
+                row,
+                field,
+                f"turn {shared} is of role {side[shared]['role']!r} and differs from the other "
+                "side's; the two conversations may differ from an assistant's turn on only.",
+            )
+    if shared == 0:
+        _fail("CP206", row, "chosen", "and field rejected share no turn, so there is no prompt.")
+    return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def _split_text(
+    raw: Mapping[str, Any], chosen: str, rejected: str, row: int
+) -> tuple[Text, Text, Text]:
+    """Transcripts are cut after the last "Assistant:", other text where the two first differ."""
+    if _is_transcript(chosen) or _is_transcript(rejected):
+        prompt, ours = _cut_transcript(chosen)
+        other, theirs = _cut_transcript(rejected)
+        if prompt != other:
+            _fail(
+                "CP206",
+                row,
+                "rejected",
+                "answers another prompt than field chosen: the transcripts differ before the "
+                "last 'Assistant:'. Remove the row or repair one side.",
+            )
+        return prompt, ours, theirs
+    likely = [column for column in LIKELY_PROMPTS if isinstance(raw.get(column), str)]
+    if likely:
+        raise DataError(
+            "CP201",
+            f"row {row} has no prompt, but a column {likely[0]} that may be it. Rename it to "
+            "prompt; if it is not the prompt, remove it.",
+        )
+    shared = _shared_characters(chosen, rejected)
+    if shared == 0:
+        _fail(
+            "CP206",
+            row,
+            "chosen",
+            "and field rejected share no beginning, so there is no prompt. Give a column prompt; "
+            "an empty one trains without a prompt.",
+        )
+    return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def _is_transcript(text: str) -> bool:
+    return text.lstrip().startswith(("Human:", "Assistant:")) and ASSISTANT_TAG in text
+
+
+def _cut_transcript(text: str) -> tuple[str, str]:
+    end = text.rfind(ASSISTANT_TAG)
+    end = 0 if end < 0 else end + len(ASSISTANT_TAG)
+    return text[:end], text[end:]
+
+
+def _shared_characters(chosen: str, rejected: str) -> int:
+    """Length of the common start, a trailing space left to the completions, as in TRL.
+
+    Tokenizers join a space with the word after it, so a prompt ending in one would split words
+    where generation never does. At least one character stays on each side.
+    """
+    longest = min(len(chosen), len(rejected)) - 1
+    if chosen[:longest] == rejected[:longest]:
+        shared = longest
+    else:
+        shared = next(n for n in range(longest) if chosen[n] != rejected[n])
+    differs = shared < len(chosen) and chosen[shared] != rejected[shared]
+    if differs and shared and chosen[shared - 1] == " ":
+        shared -= 1
+    return shared
+
+
+def _check_completion(completion: Text, row: int, field: str) -> None:
+    if isinstance(completion, str):
+        if not completion.strip():
+            _fail("CP203", row, field, "is blank after the prompt. Remove the row.")
+        return
+    for number, message in ((0, completion[0]), (-1, completion[-1])):
+        if message["role"] != "assistant":
+            where = "begins" if number == 0 else "ends"
+            _fail(
+                "CP207",
+                row,
+                field,
+                f"{where} with a turn of role {message['role']!r} instead of 'assistant'.",
+            )
+    if _is_blank(completion[-1]):
+        _fail("CP203", row, field, "ends with a blank assistant turn. Remove the row.")
+
+
+def _is_blank(message: Message) -> bool:
+    content = message.get("content", "")
+    if isinstance(content, list):
+        content = "".join(part.get("text", "") for part in content)
+    return not content.strip() and not message.get("tool_calls")
+
+
+# Cells
+
+
+def _text(value: Any, row: int, field: str) -> Text:
+    """A string as it is, everything that is messages as a list of them."""
+    if isinstance(value, str):
+        parsed = _json_messages(value)
+        return value if parsed is None else _messages(parsed, row, field)
+    if value is None:
+        _fail("CP202", row, field, "is null; expected text or messages.")
+    return _messages(value, row, field)
+
+
+def _json_messages(text: str) -> Any:
+    """What JSON text stands for if it stands for messages, else None."""
+    if text.lstrip()[:1] not in ("[", "{"):
+        return None
+    try:
+        parsed = json.loads(text)
+    except ValueError:
+        return None
+    turns = [parsed] if isinstance(parsed, dict) else parsed
+    known = ({"role", "content"}, {"from", "value"}, {"role", "tool_calls"})
+    shaped = all(isinstance(t, dict) and any(keys <= set(t) for keys in known) for t in turns)
+    return parsed if turns and shaped else None
+
+
+def _messages(value: Any, row: int, field: str) -> list[Message]:
+    read = _json_messages(value) if isinstance(value, str) else value
+    turns = [read] if isinstance(read, Mapping) else read
+    if not isinstance(turns, list | tuple):
+        kind = type(value).__name__
+        _fail("CP202", row, field, f"is of type {kind}; expected text or messages.")
+    if not turns:
+        _fail("CP202", row, field, "is an empty list; expected at least one message.")
+    return [_message(turn, row, f"{field}[{n}]") for n, turn in enumerate(turns)]
+
+
+def _message(turn: Any, row: int, field: str) -> Message:
+    """One message with ``role`` and ``content``, without the nulls that Arrow adds."""
+    if not isinstance(turn, Mapping):
+        _fail("CP202", row, field, f"is of type {type(turn).__name__}; expected a message.")
+    message = _without_nulls(turn)
+    sharegpt = "role" not in message and "from" in message
+    role = message.pop("from", None) if sharegpt else message.pop("role", None)
+    if not isinstance(role, str):
+        _fail("CP202", row, field, "has no role; expected role and content, or from and value.")
+    content = message.pop("value", None) if sharegpt else message.pop("content", None)
+    if role == "function_call" and isinstance(content, str):
+        calls = _function_calls(content)
+        if calls:
+            return {"role": "assistant", "content": "", "tool_calls": calls, **message}
+    if content is None:
+        if not message.get("tool_calls"):
+            _fail("CP202", row, field, "has no content.")
+        return {"role": ROLES.get(role, role), **message}
+    _check_content(content, row, field)
+    return {"role": ROLES.get(role, role), "content": content, **message}
+
+
+def _check_content(content: Any, row: int, field: str) -> None:
+    if isinstance(content, str):
+        return
+    if not isinstance(content, list):
+        kind = type(content).__name__
+        _fail("CP202", row, field, f"has content of type {kind}; expected text.")
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        if kind != "text" or not isinstance(part.get("text"), str):
+            _fail(
+                "CP202",
+                row,
+                field,
+                f"has a part of type {kind!r}; only text can be trained on yet.",
+            )
+
+
+def _function_calls(text: str) -> list[Message]:
+    """ShareGPT's JSON of one or more calls as ``tool_calls``; empty if it is something else."""
+    try:
+        parsed = json.loads(text)
+    except ValueError:
+        return []
+    calls = parsed if isinstance(parsed, list) else [parsed]
+    if not all(isinstance(c, dict) and isinstance(c.get("name"), str) for c in calls):
+        return []
+    return [
+        {
+            "type": "function",
+            "function": {"name": c["name"], "arguments": c.get("arguments", {})},
+        }
+        for c in calls
+    ]
+
+
+def _without_nulls(value: Any) -> Any:
+    """Arrow gives every struct the keys of all structs, as nulls; templates must not see them."""
+    if isinstance(value, Mapping):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [_without_nulls(v) for v in value]
+    return value
+
+
+def _tools(raw: Mapping[str, Any], row: int) -> list[Any] | None:
+    tools = _decoded(raw.get("tools"), row, "tools")
+    if tools is None or tools in ([], {}):
+        return None
+    if isinstance(tools, dict):
+        tools = [tools]
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        _fail("CP202", row, "tools", "should be a list of tool schemas, or that list as JSON.")
+    return tools
+
+
+def _template_kwargs(raw: Mapping[str, Any], row: int) -> dict[str, Any] | None:
+    kwargs = _decoded(raw.get("chat_template_kwargs"), row, "chat_template_kwargs")
+    if not kwargs:
+        return None
+    if not isinstance(kwargs, dict):
+        _fail("CP202", row, "chat_template_kwargs", "should be an object of named arguments.")
+    return kwargs
+
+
+def _decoded(value: Any, row: int, field: str) -> Any:
+    if not isinstance(value, str):
+        return _without_nulls(value)
+    try:
+        return json.loads(value) if value.strip() else None
+    except ValueError as error:
+        _fail("CP202", row, field, f"is not JSON: {error}.")
+
+
+def _number(raw: Mapping[str, Any], field: str, default: float, row: int) -> float:
+    if field not in raw:
+        return default
+    value = raw[field]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        _fail("CP212", row, field, f"is {value!r}; expected a finite number in every row.")
+    if field == "weight" and value < 0:
+        _fail("CP212", row, field, f"is {value!r}; a weight is at least 0.")
+    return float(value)

@@ -1,0 +1,298 @@
+"""From a raw data set to one of token pairs: encoded, cached, accounted for.
+
+``prepare`` is what the trainer calls, for eager and streaming sets alike; ``iter_pairs`` reads
+either result, drops and counts what cannot be used, and yields ``TokenPair``.
+
+Not here: batches (``batching``), files and hub ids (``sources``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import datasets
+import pyarrow.compute as pc
+from datasets import Dataset, Features, IterableDataset, List, Value
+from transformers import PreTrainedTokenizerBase
+
+from counterpoint.data import cache, formats
+from counterpoint.data.counts import PARTS, PrepareCounts
+from counterpoint.data.encode import COLUMNS, Limits, encode_rows
+from counterpoint.data.sources import dataset_from_rows
+from counterpoint.data.tokenize import end_of_sequence
+from counterpoint.errors import DataError
+from counterpoint.records import TokenPair
+
+PAIR_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "weight", "margin", "row")
+"""The columns of a prepared eager data set."""
+
+FEATURES = Features(
+    {
+        **{f"{part}_ids": List(Value("int32")) for part in PARTS},
+        "weight": Value("float64"),
+        "margin": Value("float64"),
+        "row": Value("int64"),
+        **{f"cut_{part}": Value("int32") for part in PARTS},
+        "boundary": Value("int32"),
+        "same": Value("bool"),
+        "problem": Value("string"),
+    }
+)
+
+BATCH = 500
+"""Rows per call of the tokenizer."""
+
+STREAM_BATCH = 64
+"""The same while streaming, where the first pair waits for the whole of the first batch."""
+
+SHOW_PROGRESS_FROM = 5000
+"""Rows from which on a progress bar is worth its line."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareOptions:
+    """What of the run's options concerns its data.
+
+    Args:
+        max_length: most tokens of prompt + completion, at least 2.
+        max_completion_length: most tokens of a completion, at least 1; None: no own limit.
+        truncation: a policy of ``config.TRUNCATIONS``.
+        invalid_rows: "raise" stops at rows that are not preference pairs, "drop" counts them.
+        num_proc: processes that share the work; None: this one.
+    """
+
+    max_length: int = 1024
+    max_completion_length: int | None = None
+    truncation: str = "completion_end"
+    invalid_rows: str = "raise"
+    num_proc: int | None = None
+
+    @property
+    def limits(self) -> Limits:
+        """The part that decides what becomes of a row, and so the cache's key."""
+        return Limits(self.max_length, self.max_completion_length, self.truncation)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A data set ready to be batched.
+
+    Args:
+        pairs: ``Dataset`` of ``PAIR_COLUMNS``, in the raw order, only usable rows; or an
+            ``IterableDataset`` of ``encode.COLUMNS``, every row, to be read by ``iter_pairs``.
+        counts: what became of the rows; for a streaming set it fills up while it is read.
+        options: the options it was prepared with.
+    """
+
+    pairs: Dataset | IterableDataset
+    counts: PrepareCounts
+    options: PrepareOptions = field(default_factory=PrepareOptions)
+
+
+def prepare(
+    dataset: Dataset | IterableDataset | Iterable[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    options: PrepareOptions | None = None,
+    *,
+    name: str = "the data set",
+) -> Prepared:
+    """Encode every row of a data set.
+
+    Args:
+        dataset: raw rows of any shape that ``formats`` knows; a list or iterable of rows is
+            read into memory.
+        tokenizer: fast or slow, with an EOS token.
+        options: limits and what to do with unusable rows; None: the defaults.
+        name: the data set's name in messages and counts.
+
+    Returns:
+        The pairs and their account. A streaming set is encoded when it is read.
+
+    Raises:
+        DataError: CP209 for a set without a usable row; CP201 for missing columns; the first
+            unusable row's own code if ``invalid_rows`` is "raise"; CP208 without a template.
+        ModelError: CP302 for a tokenizer without EOS.
+    """
+    options = options or PrepareOptions()
+    end_of_sequence(tokenizer)
+    if isinstance(dataset, IterableDataset):
+        return _prepare_stream(dataset, tokenizer, options, name)
+    if not isinstance(dataset, Dataset):
+        dataset = dataset_from_rows(list(dataset), name=name)
+    if len(dataset) == 0:
+        raise _empty(name)
+    formats.check_columns(dataset.column_names, name=name)
+    return _account(_encode(dataset, tokenizer, options), options, name)
+
+
+def iter_pairs(
+    prepared: Prepared, *, rows: Iterable[Mapping[str, Any]] | None = None
+) -> Iterator[TokenPair]:
+    """Read pairs in order; of a streaming set, count each row and deal with the unusable.
+
+    Args:
+        prepared: what ``prepare`` returned; the counts of a streaming set are added to.
+        rows: other rows of the same columns to read instead, such as a shuffled or sharded
+            view of ``prepared.pairs``.
+
+    Yields:
+        One pair a usable row.
+
+    Raises:
+        DataError: a row's own code if ``invalid_rows`` is "raise"; CP209 at the end of a
+            streaming set of which no row was usable.
+    """
+    rows = prepared.pairs if rows is None else rows
+    if isinstance(prepared.pairs, Dataset):
+        yield from (to_pair(record) for record in rows)
+        return
+    counts, kept = prepared.counts, 0
+    for record in rows:
+        problem = record["problem"]
+        if not problem:
+            counts.keep(record)
+            kept += 1
+            yield to_pair(record)
+        elif prepared.options.invalid_rows == "raise" and not _is_policy(problem, prepared.options):
+            raise DataError(problem[:5], f"{counts.name}, {problem[6:]} {_ADVICE}")
+        else:
+            counts.drop(problem)
+    if kept == 0:
+        raise _empty(counts.name, counts)
+
+
+def to_pair(record: Mapping[str, Any]) -> TokenPair:
+    """A prepared row as the noun that batches are made of."""
+    return TokenPair(
+        prompt=record["prompt_ids"],
+        chosen=record["chosen_ids"],
+        rejected=record["rejected_ids"],
+        row=record["row"],
+        weight=record["weight"],
+        margin=record["margin"],
+    )
+
+
+_ADVICE = 'Repair the data, or set invalid_rows="drop" to train without such rows.'
+
+
+def _empty(name: str, counts: PrepareCounts | None = None) -> DataError:
+    if counts is None or not counts.rows:
+        return DataError("CP209", f"{name} has no rows; expected at least one preference pair.")
+    first = next(iter(counts.examples.values()))
+    return DataError(
+        "CP209",
+        f"none of the {counts.rows:,} rows of {name} can be used: {counts.by_code()}. "
+        f"The first: {first}",
+    )
+
+
+def _is_policy(problem: str, options: PrepareOptions) -> bool:
+    """Whether a row is to be dropped because the user chose to drop long rows."""
+    return options.truncation == "drop" and problem.startswith("CP204")
+
+
+def _prepare_stream(
+    dataset: IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    options: PrepareOptions,
+    name: str,
+) -> Prepared:
+    if dataset.column_names is not None:
+        formats.check_columns(dataset.column_names, name=name)
+    pairs = dataset.map(
+        encode_rows,
+        with_indices=True,
+        batched=True,
+        batch_size=STREAM_BATCH,
+        fn_kwargs={"tokenizer": tokenizer, "limits": options.limits},
+    )
+    return Prepared(pairs.select_columns(list(COLUMNS)), PrepareCounts(name), options)
+
+
+def _encode(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions
+) -> Dataset:
+    """Every row of an eager set, usable or not, from the cache or into it."""
+    if dataset.format["type"] == "custom":  # a transform on reading: its output is the data
+        return _map(dataset, tokenizer, options, None)
+    read = [column for column in dataset.column_names if column in formats.READ]
+    dataset = dataset.with_format(None).select_columns(read)
+    key = cache.digest(dataset, read, tokenizer, options.limits)
+    return cache.cached(key, lambda path: _map(dataset, tokenizer, options, path))
+
+
+def _map(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, path: str | None
+) -> Dataset:
+    processes = min(options.num_proc or 1, len(dataset))
+    quiet = len(dataset) < SHOW_PROGRESS_FROM
+    with _progress_bars_off() if quiet else contextlib.nullcontext():
+        return dataset.map(
+            encode_rows,
+            with_indices=True,
+            batched=True,
+            batch_size=BATCH,
+            writer_batch_size=BATCH,
+            remove_columns=dataset.column_names,
+            features=FEATURES,
+            fn_kwargs={"tokenizer": tokenizer, "limits": options.limits},
+            num_proc=processes if processes > 1 else None,
+            cache_file_name=path,
+            keep_in_memory=path is None,
+            load_from_cache_file=False,
+            new_fingerprint="0" * 16,  # ours is the cache's key; theirs would pickle the tokenizer
+            desc="Tokenizing pairs",
+        )
+
+
+@contextlib.contextmanager
+def _progress_bars_off() -> Iterator[None]:
+    if not datasets.is_progress_bar_enabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
+
+
+def _account(encoded: Dataset, options: PrepareOptions, name: str) -> Prepared:
+    """Count, raise or drop, and leave the pairs."""
+    counts = PrepareCounts(name)
+    table = encoded.data.table
+    problems = table.column("problem").to_pylist()
+    kept = [place for place, problem in enumerate(problems) if not problem]
+    for problem in filter(None, problems):
+        counts.drop(problem)
+    counts.rows += len(kept)
+    counts.kept = len(kept)
+    unusable = [text for text in problems if text and not _is_policy(text, options)]
+    if unusable and options.invalid_rows == "raise":
+        raise _unusable(unusable, counts)
+    if not kept:
+        raise _empty(name, counts)
+    for part in PARTS:
+        lengths = pc.list_value_length(table.column(f"{part}_ids"))
+        cuts = table.column(f"cut_{part}")
+        counts.tokens[part] = pc.sum(lengths).as_py()
+        counts.cut_tokens[part] = pc.sum(cuts).as_py()
+        counts.cut_rows[part] = pc.sum(pc.greater(cuts, 0)).as_py()
+    counts.boundary_tokens = pc.sum(table.column("boundary")).as_py()
+    counts.boundary_rows = pc.sum(pc.greater(table.column("boundary"), 0)).as_py()
+    counts.same_rows = pc.sum(table.column("same")).as_py()
+    pairs = encoded.select_columns(list(PAIR_COLUMNS))
+    return Prepared(pairs if len(kept) == len(problems) else pairs.select(kept), counts, options)
+
+
+def _unusable(problems: Sequence[str], counts: PrepareCounts) -> DataError:
+    first = problems[0]
+    by_code = Counter(problem[:5] for problem in problems)
+    codes = ", ".join(f"{n:,} × {code}" for code, n in by_code.most_common())
+    total = f"{len(problems):,} of its {counts.rows:,} rows cannot be used ({codes})"
+    return DataError(first[:5], f"{counts.name}, {first[6:]} In all, {total}. {_ADVICE}")

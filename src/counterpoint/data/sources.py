@@ -1,0 +1,385 @@
+"""Raw data sets from files, saved folders and the hub, with errors that say where they broke.
+
+JSON, JSON lines and CSV are read here, line by line, since that is what lets an error name the
+line; Parquet, saved folders and hub ids go through ``datasets``. A CSV cell stays the text that
+it is ("NA" and "null" are answers), but for ``weight`` and ``margin``.
+
+Not here: what the columns mean (``formats``).
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NoReturn, TypeAlias
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+from counterpoint.errors import DataError
+
+AnyDataset: TypeAlias = Dataset | IterableDataset | DatasetDict | IterableDatasetDict
+
+OPENERS: Mapping[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+"""Suffix of a compressed file -> what opens it."""
+
+KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+
+ROWS_AT_ONCE = 10_000
+"""Rows that are Python objects at one time while a file is read."""
+
+
+def load(
+    source: str | Path | Sequence[str | Path],
+    *,
+    split: str | None = None,
+    config: str | None = None,
+    streaming: bool = False,
+) -> AnyDataset:
+    """Find and open a data set.
+
+    Args:
+        source: a file, several files of any accepted kinds (.jsonl .json .csv .tsv .parquet, the
+            text ones also with .gz .bz2 .xz), a folder written by ``save_to_disk`` or holding
+            such files, or a hub id, which may carry a configuration and a split:
+            "owner/name", "owner/name:split", "owner/name:configuration:split".
+        split: the split to open; None: all of them, or those that the source names.
+        config: the configuration of a hub data set; None: its default.
+        streaming: read rows when they are asked for, instead of now.
+
+    Returns:
+        One data set where a split is known or there is only one file's worth of rows, else a
+        dict of them by split.
+
+    Raises:
+        DataError: CP211 not found or no such split; CP210 unreadable; CP209 no rows.
+    """
+    if not isinstance(source, str | Path):
+        return _only_train(_from_files([_existing(path) for path in source], streaming), split)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _from_folder(path, split, streaming)
+    if path.is_file() or isinstance(source, Path) or _kind(path) is not None:
+        return _only_train(_from_files([_existing(path)], streaming), split)
+    return _from_hub(source, split, config, streaming)
+
+
+def pick_split(data: AnyDataset, split: str = "train") -> Dataset | IterableDataset:
+    """One data set of a dict of splits.
+
+    Args:
+        data: a data set, returned as it is, or a dict of them.
+        split: the wanted one; a dict's only split is taken whatever it is called.
+
+    Raises:
+        DataError: CP211 if a dict of several has no such split.
+    """
+    if not isinstance(data, Mapping):
+        return data
+    if split in data:
+        return data[split]
+    if len(data) == 1:
+        return next(iter(data.values()))
+    raise DataError("CP211", f"there is no split {split!r}; there are {', '.join(data)}.")
+
+
+def dataset_from_rows(rows: Sequence[Mapping[str, Any]], *, name: str = "the data set") -> Dataset:
+    """A data set of rows that need not have the same keys nor values of the same types.
+
+    Args:
+        rows: the rows; a key that only some have is null in the others.
+        name: for messages.
+
+    Raises:
+        DataError: CP202 if an entry is not a row; CP209 if there are none.
+    """
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            kind = type(row).__name__
+            raise DataError("CP202", f"{name}, row {number} is of type {kind}; expected a dict.")
+    if not rows:
+        raise DataError("CP209", f"{name} has no rows; expected at least one preference pair.")
+    names = dict.fromkeys(key for row in rows for key in row)
+    columns = {str(key): [row.get(key) for row in rows] for key in names}
+    return Dataset.from_dict(columns, on_mixed_types="use_json")
+
+
+# Files
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise DataError("CP211", f"there is no file {path} (looked from {Path.cwd()}).")
+    if not path.is_file():
+        raise DataError("CP210", f"{path} is not a file.")
+    if _kind(path) is None:
+        raise DataError(
+            "CP210",
+            f"{path} has no known kind; expected {', '.join(KINDS)}, or one of the text kinds "
+            f"followed by {', '.join(OPENERS)}.",
+        )
+    return path
+
+
+def _kind(path: Path) -> str | None:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in OPENERS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes and suffixes[-1] in KINDS else None
+
+
+def _only_train(data: Dataset | IterableDataset, split: str | None) -> Dataset | IterableDataset:
+    if split not in (None, "train"):
+        raise DataError("CP211", f"there is no split {split!r}; a file is its own split, 'train'.")
+    return data
+
+
+def _from_files(paths: list[Path], streaming: bool) -> Dataset | IterableDataset:
+    if not paths:
+        raise DataError("CP211", "an empty list of files; expected at least one.")
+    if streaming:
+        return IterableDataset.from_generator(_stream, gen_kwargs={"paths": paths})
+    parts = [part for path in paths for part in _parts(path)]
+    if not parts:
+        files = ", ".join(str(path) for path in paths)
+        raise DataError("CP209", f"{files}: no rows; expected at least one preference pair.")
+    return _joined(parts)
+
+
+def _stream(paths: list[Path]) -> Iterator[dict[str, Any]]:
+    for path in paths:
+        yield from _rows(path)
+
+
+def _parts(path: Path) -> Iterator[Dataset]:
+    """A file as data sets of some thousand rows each."""
+    if _kind(path) == ".parquet":
+        table = _parquet(path)
+        if len(table):
+            yield Dataset(table)
+        return
+    rows: list[dict[str, Any]] = []
+    for row in _rows(path):
+        rows.append(row)
+        if len(rows) == ROWS_AT_ONCE:
+            yield dataset_from_rows(rows, name=str(path))
+            rows = []
+    if rows:
+        yield dataset_from_rows(rows, name=str(path))
+
+
+def _joined(parts: list[Dataset]) -> Dataset:
+    """One data set; where the parts' types do not agree, the types are found over all rows."""
+    if len(parts) == 1:
+        return parts[0]
+    try:
+        return datasets.concatenate_datasets(parts)
+    except (ValueError, TypeError, pa.ArrowException):
+        return dataset_from_rows([row for part in parts for row in part])
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of one file, any kind."""
+    kind = _kind(path)
+    if kind == ".parquet":
+        for batch in _parquet(path).to_batches():
+            yield from Dataset(pa.Table.from_batches([batch]))
+    elif kind in (".csv", ".tsv"):
+        yield from _csv_rows(path, "," if kind == ".csv" else "\t")
+    elif kind == ".json" and _first_character(path) == "[":
+        yield from _json_array(path)
+    else:
+        yield from _json_lines(path)
+
+
+def _open(path: Path) -> IO[bytes]:
+    opener = OPENERS.get(path.suffix.lower(), open)
+    try:
+        file: IO[bytes] = opener(path, "rb")
+    except OSError as error:
+        _unreadable(path, None, str(error))
+    return file
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines from 1; whatever breaks on the way is said with its line."""
+    number = 0
+    with _open(path) as file:
+        while True:
+            try:
+                line = file.readline()
+                text = line.decode("utf-8-sig" if number == 0 else "utf-8")
+            except EOFError:
+                _unreadable(path, number + 1, "the compressed data ends too early; the file is cut")
+            except UnicodeDecodeError as error:
+                _unreadable(path, number + 1, f"not UTF-8 at byte {error.start} of the line")
+            except (OSError, zlib.error, lzma.LZMAError) as error:
+                _unreadable(path, number + 1, f"damaged or unreadable: {error}")
+            if not line:
+                return
+            number += 1
+            yield number, text
+
+
+def _first_character(path: Path) -> str:
+    return next((text.lstrip()[0] for _, text in _lines(path) if text.strip()), "")
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    for number, text in _lines(path):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except ValueError as error:
+            cut = "" if text.endswith("\n") else "; the file ends here and may be cut"
+            _unreadable(path, number, f"not JSON: {error}{cut}")
+        if not isinstance(row, dict):
+            _unreadable(path, number, f"holds a {type(row).__name__}; expected an object per line")
+        yield row
+
+
+def _json_array(path: Path) -> Iterator[dict[str, Any]]:
+    text = "".join(line for _, line in _lines(path))
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        cut = "; the file ends there and may be cut" if error.pos >= len(text.rstrip()) else ""
+        _unreadable(path, error.lineno, f"not JSON: {error.msg}{cut}")
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            kind = type(row).__name__
+            _unreadable(path, None, f"entry {number} is a {kind}; expected a list of objects")
+        yield row
+
+
+def _csv_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(2**31 - 1)
+    text = io.StringIO("".join(line for _, line in _lines(path)), newline="")
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    try:
+        header = next(reader, None)
+        if header is None:
+            return
+        for cells in reader:
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                _unreadable(
+                    path,
+                    reader.line_num,
+                    f"has {len(cells)} cells where the header has {len(header)}",
+                )
+            yield {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True)}
+    except csv.Error as error:
+        _unreadable(path, reader.line_num, f"not CSV: {error}")
+
+
+def _cell(name: str, cell: str) -> Any:
+    if name not in ("weight", "margin"):
+        return cell
+    try:
+        return float(cell)
+    except ValueError:
+        return cell or None
+
+
+def _parquet(path: Path) -> pa.Table:
+    try:
+        return pyarrow.parquet.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        _unreadable(path, None, f"not Parquet, or damaged: {error}")
+
+
+def _unreadable(path: Path, line: int | None, text: str) -> NoReturn:
+    where = f"{path}, line {line}" if line is not None else str(path)
+    raise DataError("CP210", f"{where}: {text}.")
+
+
+# Folders and the hub
+
+
+def _from_folder(path: Path, split: str | None, streaming: bool) -> AnyDataset:
+    saved = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
+    if not saved:
+        return _from_loose_files(path, split, streaming)
+    try:
+        data = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        _unreadable(path, None, f"a saved data set that does not open: {error}")
+    if streaming:
+        data = (
+            IterableDatasetDict({name: part.to_iterable_dataset() for name, part in data.items()})
+            if isinstance(data, DatasetDict)
+            else data.to_iterable_dataset()
+        )
+    return _wanted(data, split, str(path))
+
+
+def _from_loose_files(path: Path, split: str | None, streaming: bool) -> AnyDataset:
+    """Files in a folder, by the split that their names begin with; else all are "train"."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted(path.iterdir()):
+        if file.is_file() and _kind(file) is not None:
+            named = re.match(r"(train|validation|valid|val|dev|test|eval)(?![a-z])", file.name)
+            found.setdefault(named[1] if named else "train", []).append(file)
+    if not found:
+        raise DataError(
+            "CP211",
+            f"the folder {path} holds neither a data set saved by save_to_disk nor files of kind "
+            f"{', '.join(KINDS)}.",
+        )
+    if split is not None and split not in found:
+        _no_split(split, found, str(path))
+    wanted = found if split is None else {split: found[split]}
+    parts = {name: _from_files(files, streaming) for name, files in wanted.items()}
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    return IterableDatasetDict(parts) if streaming else DatasetDict(parts)
+
+
+def _wanted(data: AnyDataset, split: str | None, name: str) -> AnyDataset:
+    if split is None:
+        return data
+    if not isinstance(data, Mapping):
+        own = str(data.split) if data.split is not None else "train"
+        if split != own:
+            _no_split(split, [own], name)
+        return data
+    if split not in data:
+        _no_split(split, data, name)
+    return data[split]
+
+
+def _no_split(split: str, splits: Iterable[str], name: str) -> NoReturn:
+    raise DataError("CP211", f"{name} has no split {split!r}; it has {', '.join(splits)}.")
+
+
+def _from_hub(source: str, split: str | None, config: str | None, streaming: bool) -> AnyDataset:
+    identity, *named = re.split(r":(?![^\[]*\])", source)  # not the colon of train[:100]
+    if len(named) > 2:
+        raise DataError(
+            "CP211", f"{source!r} is not a data set; expected owner/name:configuration:split."
+        )
+    split = split or (named[-1] if named else None)
+    config = config or (named[0] if len(named) == 2 else None)
+    try:
+        return datasets.load_dataset(identity, config, split=split, streaming=streaming)
+    except Exception as error:  # the hub's client raises dozens of kinds
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"
+        raise DataError(
+            "CP211",
+            f"{source!r} is neither a file or folder here (looked from {Path.cwd()}) nor a data "
+            f"set on the hub that could be opened ({reason}).",
+        ) from error

@@ -1,0 +1,26 @@
+"""Fixtures for every test: tokenizers and models built on the spot, and the real data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = ["tests.tokenizers_on_the_spot", "tests.models_on_the_spot"]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real preference data, which is not part of the repository."""
+    beside = Path(__file__).parents[1].parent / "shared" / "data"
+    folder = Path(os.environ.get("COUNTERPOINT_DATA", beside))
+    if not folder.is_dir():
+        pytest.skip(f"no real data in {folder}; set COUNTERPOINT_DATA to its folder")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepared data sets of tests never meet those of a user, nor each other's."""
+    monkeypatch.setenv("COUNTERPOINT_CACHE", str(tmp_path_factory.mktemp("cache")))
