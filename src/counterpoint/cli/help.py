@@ -1,0 +1,74 @@
+"""The text of ``counterpoint train --help``: the option table, wrapped to the terminal.
+
+Not here: what an option means; its help text lives with its field.
+"""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+
+from counterpoint.cli.coerce import expected
+from counterpoint.cli.options import GROUPS, Option, options
+
+_WIDEST = 110
+_INDENT = " " * 6
+
+USAGE = """\
+usage: counterpoint train [CONFIG.yaml] [--option value ...]
+
+Trains a model on preference pairs. Options come from the YAML file, one 'option: value' a line,
+and from flags, which override it. A flag may be written --max_length 512, --max-length 512 or
+--max_length=512; a switch --bf16, --no_bf16 or --bf16 false; null takes a value back.
+
+examples:
+  counterpoint train --model Qwen/Qwen2.5-0.5B --dataset pairs.jsonl
+  counterpoint train simpo.yaml --learning_rate 5e-7 --output_dir runs/second
+  torchrun --nproc_per_node 2 -m counterpoint train simpo.yaml
+"""
+
+
+def train_help(width: int | None = None) -> str:
+    """Every option with its meaning and default, by group.
+
+    Args:
+        width: columns to wrap at; None takes the terminal's, at most 110.
+    """
+    columns = width or min(shutil.get_terminal_size().columns, _WIDEST)
+    parts = [USAGE]
+    for group, meaning in GROUPS.items():
+        parts.append(f"\n{group}. {meaning}\n")
+        parts += [_describe(one, columns) for one in options().values() if one.group == group]
+    return "\n".join(parts)
+
+
+def _describe(option: Option, columns: int) -> str:
+    text = f"{option.help} " if option.help else ""
+    if option.choices:
+        text += f"One of {', '.join(option.choices)}. "
+    if option.default is not None:
+        text += f"Default: {show_default(option)}."
+    body = textwrap.fill(
+        text,
+        width=max(columns, 40),
+        initial_indent=_INDENT,
+        subsequent_indent=_INDENT,
+        break_on_hyphens=False,
+    )
+    return f"  --{option.name}  ({kind(option)})\n{body}"
+
+
+def kind(option: Option) -> str:
+    """What an option takes, in plain words."""
+    words = "a word" if option.choices else expected(option.hint)
+    return words.removesuffix(" or null").removeprefix("a ")
+
+
+def show_default(option: Option) -> str:
+    """An option's default as YAML would write it."""
+    value = option.default
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "none" if value in ([], "", {}) else str(value)

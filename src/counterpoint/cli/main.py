@@ -1,0 +1,198 @@
+"""``counterpoint``: the command's front door, its exit codes and its one line for an error.
+
+Nothing slow is imported before a subcommand needs it, so that ``--help`` answers at once.
+
+Not here: what the subcommands do (``train``, ``quickstart.run``).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
+from difflib import get_close_matches
+
+from counterpoint._version import __version__
+from counterpoint.cli.manners import complain, quiet_libraries
+from counterpoint.errors import ConfigError, CounterpointError
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+HELP = """\
+usage: counterpoint COMMAND ...
+
+Train language models on preference pairs: CPO, SimPO and their relatives.
+
+commands:
+  train [CONFIG.yaml] [--option value ...]
+                 train a model; counterpoint train --help lists the options
+  quickstart [--output_dir DIR] [--seed N]
+                 train a tiny translation model in about a minute: no network, no GPU
+
+examples:
+  counterpoint quickstart
+  counterpoint train --model Qwen/Qwen2.5-0.5B --dataset pairs.jsonl --loss_type simpo \\
+      --beta 2.0 --gamma_beta_ratio 0.5 --output_dir runs/first
+
+options:
+  -h, --help     this text
+  --version      the version
+  --debug        show the stack trace of an error and what the libraries say
+                 (or set COUNTERPOINT_DEBUG=1)
+
+exit codes:
+  0    done
+  1    it failed while running: disk, memory, network, or a bug
+  2    it cannot be done as asked; the line on stderr starts with a code, see docs/errors.md
+  130  interrupted with Ctrl-C
+"""
+
+QUICKSTART_HELP = """\
+usage: counterpoint quickstart [--output_dir DIR] [--seed N]
+
+Trains a tiny model, which comes with the package, to translate English number words into German,
+first on the preferred translations alone, then on preferences, and compares the two. About a
+minute on two cores; no network, no GPU.
+
+options:
+  --output_dir DIR  where model and run are written (default: counterpoint-quickstart)
+  --seed N          seed of data order and held-out numbers (default: 0)
+  -h, --help        this text
+"""
+
+QUICKSTART_FOLDER = "counterpoint-quickstart"
+
+# Words that transformers' own option of the same name takes; alone, --debug is the command's.
+_DEBUG_WORDS = ("underflow_overflow", "tpu_metrics_debug")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: the words after ``counterpoint``; None takes those of the process.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 cannot be done as asked, 130 interrupted.
+    """
+    words, debug = _take_debug(list(sys.argv[1:] if argv is None else argv))
+    try:
+        with nullcontext() if debug else quiet_libraries():
+            return _dispatch(words)
+    except KeyboardInterrupt as error:
+        _show_trace(debug)
+        complain(f"interrupted. {error}")
+        return INTERRUPTED
+    except CounterpointError as error:
+        _show_trace(debug)
+        complain(str(error))
+        return USAGE
+    except BrokenPipeError:
+        # The reader of our output went away, as head does; there is nobody left to tell.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until exit
+        return FAILED
+    except Exception as error:
+        _show_trace(debug)
+        complain(_explain(error, debug))
+        return FAILED
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words:
+        sys.stderr.write(HELP)
+        return USAGE
+    first, *rest = words
+    if first in ("-h", "--help", "help"):
+        sys.stdout.write(HELP)
+        return DONE
+    if first == "--version":
+        sys.stdout.write(f"counterpoint {__version__}\n")
+        return DONE
+    commands: dict[str, Callable[[list[str]], None]] = {"train": _train, "quickstart": _quickstart}
+    if first not in commands:
+        near = get_close_matches(first, commands, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {' and '.join(commands)}."
+        raise ConfigError("CP101", f"{first} is no command; {hint} See counterpoint --help.")
+    commands[first](rest)
+    return DONE
+
+
+def _train(words: list[str]) -> None:
+    if any(word in ("-h", "--help") for word in words):
+        from counterpoint.cli.help import train_help
+
+        sys.stdout.write(train_help())
+        return
+    if words and not words[0].startswith("-"):
+        # A file that cannot be read is answered before anything slow is imported.
+        from counterpoint.cli.yaml_file import read_config
+
+        read_config(words[0])
+    from counterpoint.cli.settings import read_request
+
+    request = read_request(words)
+    from counterpoint.cli.train import train
+
+    train(request)
+
+
+def _quickstart(words: list[str]) -> None:
+    if any(word in ("-h", "--help") for word in words):
+        sys.stdout.write(QUICKSTART_HELP)
+        return
+    folder, seed = _read_quickstart(words)
+    from counterpoint.quickstart.run import run
+    from counterpoint.runlog import check_writable
+
+    check_writable(folder)
+    run(folder, seed=seed)
+
+
+def _read_quickstart(words: list[str]) -> tuple[str, int]:
+    values = {"output_dir": QUICKSTART_FOLDER, "seed": "0"}
+    rest = list(words)
+    while rest:
+        written, equals, text = rest.pop(0).partition("=")
+        name = written.removeprefix("--").replace("-", "_")
+        if not written.startswith("--") or name not in values:
+            raise ConfigError(
+                "CP101", f"{written} is no option; quickstart takes --output_dir and --seed."
+            )
+        if not equals and not rest:
+            raise ConfigError("CP103", f"{written} needs a value, as in {written} VALUE.")
+        values[name] = text if equals else rest.pop(0)
+    if not values["seed"].isdecimal():
+        raise ConfigError("CP103", f"--seed={values['seed']!r} should be a whole number from 0.")
+    return values["output_dir"], int(values["seed"])
+
+
+def _take_debug(words: list[str]) -> tuple[list[str], bool]:
+    asked = os.environ.get("COUNTERPOINT_DEBUG", "0") not in ("", "0")
+    kept = []
+    for number, word in enumerate(words):
+        follows = words[number + 1] if number + 1 < len(words) else ""
+        if word == "--debug" and follows not in _DEBUG_WORDS:
+            asked = True
+        else:
+            kept.append(word)
+    return kept, asked
+
+
+def _show_trace(debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+
+
+def _explain(error: Exception, debug: bool) -> str:
+    text = f"{type(error).__name__}: {error}"
+    if "out of memory" in text.lower() or "can't allocate memory" in text.lower():
+        return (
+            f"{text} Halve per_device_train_batch_size and double gradient_accumulation_steps: "
+            "the gradient stays the same."
+        )
+    if isinstance(error, OSError):
+        return text
+    trace = "" if debug else "; --debug shows the trace"
+    return f"{text} (a bug or a limit{trace})"

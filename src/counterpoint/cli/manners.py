@@ -1,0 +1,75 @@
+"""How the command speaks: one line for an error, and nothing from the libraries below it.
+
+Not here: what the run itself says (``runlog.logger``) and the exit codes (``main``).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+CHATTY = ("transformers", "datasets", "huggingface_hub", "accelerate", "peft", "torch", "httpx")
+_VERBOSITY = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY")
+
+
+def say(text: str = "") -> None:
+    """One line for the user, on standard output, from the first process only."""
+    if is_first_process():
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+
+
+def complain(text: str) -> None:
+    """One line on standard error, whatever line breaks ``text`` has; names the rank if any."""
+    rank = f" [rank {os.environ['RANK']}]" if "RANK" in os.environ else ""
+    sys.stderr.write(f"counterpoint{rank}: {' '.join(text.split())}\n")
+    sys.stderr.flush()
+
+
+def is_first_process() -> bool:
+    """Whether this is rank 0, or the only process."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def has_terminal() -> bool:
+    """Whether a progress bar would be seen."""
+    return sys.stderr.isatty()
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep the libraries' warnings and their log lines below an error off the screen.
+
+    Errors still come through, and so do levels that the user's environment asks for.
+    """
+    # A library that is not imported yet reads its level from the environment when it is.
+    unset = [name for name in _VERBOSITY if name not in os.environ]
+    os.environ.update(dict.fromkeys(unset, "error"))
+    loggers = [logging.getLogger(name) for name in CHATTY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name in unset:
+            os.environ.pop(name, None)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def quiet_bars() -> None:
+    """No progress bars of libraries where nobody would see them move."""
+    if has_terminal():
+        return
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()

@@ -1,0 +1,119 @@
+"""The table of every option of ``counterpoint train``: its type, default, help and group.
+
+It is read off the fields of ``RunOptions`` and ``CPOConfig``, so an option exists once. Building
+it imports transformers, which takes seconds; ``counterpoint --help`` must not.
+
+Not here: values (``coerce``), and what transformers' own options mean.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, fields
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+from counterpoint.cli.coerce import words
+from counterpoint.cli.given import Setting
+from counterpoint.cli.old_names import OLD_NAMES
+from counterpoint.cli.run_options import RunOptions
+from counterpoint.config import CPOConfig
+from counterpoint.errors import ConfigError
+
+RUN = "Model, data and adapter"
+COUNTERPOINT = "Objective and training"
+TRANSFORMERS = "transformers.TrainingArguments"
+GROUPS: Mapping[str, str] = MappingProxyType(
+    {
+        RUN: "What to train on what.",
+        COUNTERPOINT: "CPOConfig: the names and defaults of TRL's, and what Counterpoint adds.",
+        TRANSFORMERS: "All of transformers' options; those that could only mislead are refused.",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of the command.
+
+    Args:
+        name: as a key of YAML and, after two hyphens, as a flag.
+        hint: the annotation of its field.
+        default: the value when it is not given.
+        help: what it means.
+        choices: the words allowed; empty where any value of the type is.
+        group: a key of ``GROUPS``.
+    """
+
+    name: str
+    hint: Any
+    default: Any
+    help: str
+    choices: tuple[str, ...]
+    group: str
+
+
+@cache
+def options() -> Mapping[str, Option]:
+    """Every option by name: the run's, then Counterpoint's own, then transformers'."""
+    own = inspect.get_annotations(CPOConfig)
+    ranked = [
+        *_read(RunOptions, {}, RUN),
+        *_read(CPOConfig, own, COUNTERPOINT),
+    ]
+    order = list(GROUPS)
+    ranked.sort(key=lambda option: order.index(option.group))
+    return MappingProxyType({option.name: option for option in ranked})
+
+
+def refuse_unknown(settings: Iterable[Setting]) -> None:
+    """Raise CP101 where a setting names no option, with what was probably meant."""
+    unknown = [setting for setting in settings if setting.name not in options()]
+    if unknown:
+        raise ConfigError("CP101", " ".join(_name_unknown(setting) for setting in unknown))
+
+
+def nearest(name: str) -> str | None:
+    """The option whose name is most like ``name``; None where nothing is."""
+    found = difflib.get_close_matches(name, [*options()], n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def _name_unknown(setting: Setting) -> str:
+    what = f"{setting.where} is no option"
+    if setting.name in OLD_NAMES:
+        return f"{what}: {OLD_NAMES[setting.name]}."
+    near = nearest(setting.name)
+    if near:
+        return f"{what}; did you mean {near}?"
+    return f"{what}; counterpoint train --help lists them."
+
+
+def _read(config: type[Any], own: Mapping[str, Any], group: str) -> list[Option]:
+    hints = typing.get_type_hints(config)
+    return [
+        Option(
+            name=field.name,
+            hint=hints[field.name],
+            default=_default(field),
+            help=_help(field),
+            choices=tuple(field.metadata.get("choices") or ()) or words(hints[field.name]),
+            group=group if not own or field.name in own else TRANSFORMERS,
+        )
+        for field in fields(config)
+        if field.init
+    ]
+
+
+def _default(field: Field[Any]) -> Any:
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return getattr(field.default, "value", field.default)
+
+
+def _help(field: Field[Any]) -> str:
+    return " ".join(str(field.metadata.get("help", "")).split())

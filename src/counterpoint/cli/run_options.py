@@ -1,0 +1,144 @@
+"""RunOptions: what the command needs beside ``CPOConfig``: a model, data, an adapter.
+
+A line per option with its meaning, as in ``config``; ``--help`` and docs/options.md read it.
+
+Not here: loading any of it (``load``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from counterpoint.errors import ConfigError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def _option(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
+    return field(default=default, metadata={"help": text, "choices": choices})
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What to train on what; every field's help states its range and unit.
+
+    Raises:
+        ConfigError: CP103 for a value outside its range, CP104 for options that contradict each
+            other, CP107 where the model or the data set is missing.
+    """
+
+    model: str | None = _option(
+        None, "Required. A model id of the Hugging Face hub, or a folder with a model."
+    )
+    revision: str | None = _option(None, "Branch, tag or commit of a model from the hub.")
+    tokenizer: str | None = _option(
+        None, "Id or folder of the tokenizer; null: the one that comes with the model."
+    )
+    chat_template: str | None = _option(
+        None, "File with a chat template in Jinja, used in place of the tokenizer's own."
+    )
+    from_scratch: bool = _option(
+        False, "Start from random weights (seeded by seed) of the model's config.json."
+    )
+    dtype: str | None = _option(
+        None,
+        "Precision the weights are kept in. null: float32 when all of them are trained, since "
+        "bfloat16 weights cannot take updates as small as a learning rate of 1e-6 makes; "
+        "auto, as the files have it, with lora_r.",
+        DTYPES,
+    )
+    attn_implementation: str | None = _option(
+        None, "Attention of transformers: eager, sdpa, ...; null: its own choice."
+    )
+    dataset: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Required. Files (.jsonl, .json, .csv, .parquet, also .gz), folders or hub ids."
+        },
+    )
+    dataset_split: str | None = _option(
+        None, "Split to train on; null: train, or the only one there is."
+    )
+    streaming: bool = _option(
+        False, "Read the data set while training, never whole; needs max_steps."
+    )
+    eval_dataset: list[str] | dict[str, str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Files or hub ids to evaluate on; name=path for several sets with metrics of "
+            "their own. With eval_strategy no they are used once, at the end."
+        },
+    )
+    eval_dataset_split: str | None = _option(
+        None, "Split to evaluate on; null: test, validation, or the only one there is."
+    )
+    lora_r: int | None = _option(
+        None, "Rank of a LoRA adapter, >= 1; null: train all weights. Needs peft."
+    )
+    lora_alpha: int | None = _option(
+        None, "Scale of the adapter, >= 1; it counts lora_alpha / lora_r. null: 2 x lora_r."
+    )
+    lora_dropout: float = _option(
+        0.0, "Dropout before the adapter, in [0, 1); disable_dropout sets it to 0."
+    )
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Layers that get an adapter, by the end of their names; null: every linear "
+            "layer."
+        },
+    )
+    lora_modules_to_save: list[str] | None = field(
+        default=None,
+        metadata={"help": "Layers trained in full beside the adapter and saved with it."},
+    )
+    use_rslora: bool = _option(
+        False, "Rank-stabilised LoRA: the adapter counts lora_alpha / sqrt(lora_r)."
+    )
+    use_dora: bool = _option(False, "DoRA: adapt direction and magnitude of weights apart.")
+    overwrite_output_dir: bool = _option(
+        False, "Train into a folder that already holds a run; its checkpoints are removed."
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        self._check_required()
+        self._check_adapter()
+
+    def _check_required(self) -> None:
+        wanted = {
+            "model": "a hub id or a folder, as in --model Qwen/Qwen2.5-0.5B",
+            "dataset": "a file or a hub id, as in --dataset pairs.jsonl",
+        }
+        missing = [f"{name} ({what})" for name, what in wanted.items() if not getattr(self, name)]
+        if missing:
+            raise ConfigError(
+                "CP107",
+                f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; "
+                "give each as a flag or as a line of the configuration file.",
+            )
+
+    def _check_adapter(self) -> None:
+        if self.lora_r is None:
+            unused = [
+                name
+                for name in self.__dataclass_fields__
+                if name.startswith(("lora_", "use_")) and getattr(self, name)
+            ]
+            if unused:
+                raise ConfigError(
+                    "CP104",
+                    f"{', '.join(unused)} would do nothing without an adapter; add lora_r "
+                    "(16 is usual), or leave out what would do nothing.",
+                )
+        _check_range("lora_r", self.lora_r, 1, None)
+        _check_range("lora_alpha", self.lora_alpha, 1, None)
+        _check_range("lora_dropout", self.lora_dropout, 0, 1)
+
+
+def _check_range(name: str, value: float | None, low: float, high: float | None) -> None:
+    if value is None or (value >= low and (high is None or value < high)):
+        return
+    wanted = f"at least {low}" if high is None else f"in [{low}, {high})"
+    raise ConfigError("CP103", f"{name}={value} should be {wanted}.")

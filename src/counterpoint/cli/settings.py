@@ -1,0 +1,98 @@
+"""From a command line to ``RunOptions`` and ``CPOConfig``: file, then flags over it.
+
+Not here: how a file or a flag is read (``yaml_file``, ``arguments``), what a type accepts
+(``coerce``) and which values make sense together (``RunOptions``, ``CPOConfig``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from counterpoint.cli.arguments import parse
+from counterpoint.cli.coerce import coerce
+from counterpoint.cli.given import SECRET
+from counterpoint.cli.options import RUN, options, refuse_unknown
+from counterpoint.cli.run_options import RunOptions
+from counterpoint.cli.yaml_file import read_config
+from counterpoint.config import CPOConfig
+from counterpoint.errors import ConfigError, CounterpointError
+
+RUNS = "runs"
+"""Folder of the runs that were given none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a command line asks for, read and checked.
+
+    Args:
+        run: model, data and adapter.
+        config: everything that the trainer takes.
+        given: the options given by file or flag and their values, without secrets; enough to
+            ask for the same again.
+    """
+
+    run: RunOptions
+    config: CPOConfig
+    given: Mapping[str, Any]
+
+
+def read_request(argv: list[str]) -> Request:
+    """Read what follows ``counterpoint train``.
+
+    Raises:
+        ConfigError: CP101 to CP107, naming flag or line.
+    """
+    arguments = parse(argv)
+    in_file = read_config(arguments.config) if arguments.config else []
+    refuse_unknown(in_file)
+    settings = {setting.name: setting for setting in in_file} | arguments.flags
+    table = options()
+    values = {
+        name: coerce(setting, table[name].hint, table[name].choices)
+        for name, setting in settings.items()
+    }
+    return _build(values)
+
+
+def _build(values: dict[str, Any]) -> Request:
+    given = {name: value for name, value in values.items() if name not in SECRET}
+    table = options()
+    run = RunOptions(**{name: v for name, v in values.items() if table[name].group == RUN})
+    rest = {name: v for name, v in values.items() if table[name].group != RUN}
+    if rest.get("output_dir") is None:
+        rest["output_dir"] = _next_folder(run, rest)
+    return Request(run=run, config=_build_config(rest), given=given)
+
+
+def _build_config(values: dict[str, Any]) -> CPOConfig:
+    try:
+        return CPOConfig(**values)
+    except CounterpointError:
+        raise
+    except (ValueError, TypeError, NotImplementedError, OSError) as error:
+        raise ConfigError("CP104", f"transformers refuses these options: {error}") from error
+    except ImportError as error:
+        raise ConfigError("CP502", f"an option needs a package: {error}") from error
+
+
+def _next_folder(run: RunOptions, values: Mapping[str, Any]) -> str:
+    """``runs/<model>-<loss>``, with a number where that is taken."""
+    for name, why in {
+        "resume_from_checkpoint": "a run that goes on needs the folder it was in",
+        "WORLD_SIZE": "several processes must agree on one folder",
+    }.items():
+        if values.get(name) or os.environ.get(name, "1") != "1":
+            raise ConfigError("CP107", f"output_dir is missing: {why}.")
+    model = re.sub(r"[^\w.-]+", "-", Path(str(run.model)).name) or "model"
+    plain = Path(RUNS) / f"{model}-{values.get('loss_type', CPOConfig.loss_type)}"
+    folder, number = plain, 1
+    while folder.exists():
+        number += 1
+        folder = plain.with_name(f"{plain.name}-{number}")
+    return str(folder)

@@ -1,0 +1,285 @@
+"""``counterpoint train``: check everything, load everything, hand over to ``CPOTrainer``.
+
+Nothing is written before options, folder, data, model and rows are sound.
+
+Not here: what a step is (``trainer``), how options are read (``settings``).
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
+
+from counterpoint.cli.load import (
+    adapter_config,
+    load_config,
+    load_model,
+    load_tokenizer,
+    random_model,
+)
+from counterpoint.cli.manners import has_terminal, is_first_process, quiet_bars, say
+from counterpoint.cli.run_options import RunOptions
+from counterpoint.cli.settings import Request
+from counterpoint.config import CPOConfig
+from counterpoint.data.sources import load, pick_split
+from counterpoint.errors import ConfigError, DataError, SetupError
+from counterpoint.runlog import METRICS_FILE, RUN_FILE, check_writable
+from counterpoint.trainer.trainer import CPOTrainer
+
+REQUEST_FILE = "train.yaml"
+"""The options a run was given, in its folder: ``counterpoint train`` takes it as it is."""
+
+EVAL_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
+_NAMED = re.compile(r"([A-Za-z_][\w-]*)=(.+)")
+
+
+def train(request: Request) -> None:
+    """Train what was asked for.
+
+    Args:
+        request: options read and checked.
+
+    Raises:
+        CounterpointError: with the code of what cannot be done.
+        KeyboardInterrupt: interrupted; its text says what is saved.
+    """
+    run, config = request.run, request.config
+    quiet_bars()
+    _check_evaluation(run, config)
+    check_writable(config.output_dir)
+    resume = _checkpoint(config)
+    if is_first_process():
+        _check_vacant(config, run.overwrite_output_dir)
+    with _nothing_left_behind(Path(config.output_dir)):
+        trainer = _build(run, config)
+    if is_first_process():
+        _clear(Path(config.output_dir), keep=resume is not None)
+        _write_request(request)
+    with _saved_so_far(Path(config.output_dir)):
+        trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model()
+    if run.eval_dataset and config.eval_strategy == IntervalStrategy.NO:
+        _evaluate_once(trainer)
+    say(f"model in {config.output_dir}, its run in {RUN_FILE} and {METRICS_FILE} there")
+
+
+def _build(run: RunOptions, config: CPOConfig) -> CPOTrainer:
+    """Everything that can fail on what the user gave."""
+    source = str(run.model)
+    _merge_model_options(run, config)
+    model_config = load_config(source, config, from_scratch=run.from_scratch)
+    tokenizer = load_tokenizer(
+        run.tokenizer or source,
+        config,
+        of_model=run.tokenizer is None,
+        chat_template=run.chat_template,
+    )
+    adapter = adapter_config(run)
+    train_rows = pick_split(
+        load(_sources(run.dataset), split=run.dataset_split, streaming=run.streaming)
+    )
+    if not hasattr(train_rows, "__len__") and config.max_steps <= 0:
+        raise ConfigError(
+            "CP107", "max_steps is missing: a streamed data set does not say how long it is."
+        )
+    eval_rows = _eval_sets(run)
+    if run.from_scratch:
+        model = random_model(model_config, config)
+    else:
+        model = load_model(source, config, adapted=adapter is not None)
+    config.model_init_kwargs = None  # used up; the trainer refuses them beside a loaded model
+    if not config.disable_tqdm:
+        config.disable_tqdm = not has_terminal()
+    return CPOTrainer(
+        model=model,
+        args=config,
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
+        processing_class=tokenizer,
+        peft_config=adapter,
+    )
+
+
+def _merge_model_options(run: RunOptions, config: CPOConfig) -> None:
+    given = config.model_init_kwargs
+    keywords = dict(given) if isinstance(given, Mapping) else {}
+    own = {
+        "revision": run.revision,
+        "dtype": run.dtype,
+        "attn_implementation": run.attn_implementation,
+    }
+    for name, value in own.items():
+        if value is None:
+            continue
+        if name in keywords:
+            raise ConfigError(
+                "CP104", f"{name} is given as an option and in model_init_kwargs; drop one."
+            )
+        keywords[name] = value
+    config.model_init_kwargs = keywords
+
+
+# Data
+
+
+def _sources(names: list[str]) -> str | list[str]:
+    return names[0] if len(names) == 1 else names
+
+
+def _eval_sets(run: RunOptions) -> Any:
+    if not run.eval_dataset:
+        return None
+    named = _named_sets(run.eval_dataset)
+    if isinstance(named, Mapping):
+        return {name: _open_eval([source], run) for name, source in named.items()}
+    return _open_eval(named, run)
+
+
+def _named_sets(given: list[str] | dict[str, str]) -> list[str] | dict[str, str]:
+    """``name=path`` words or a mapping of YAML, as a mapping; sets without names as they are."""
+    if isinstance(given, Mapping):
+        wrong = [name for name, source in given.items() if not isinstance(source, str)]
+        if wrong:
+            raise ConfigError("CP103", f"eval_dataset: {wrong[0]} should be a file or a hub id.")
+        return dict(given)
+    parts = [None if Path(word).exists() else _NAMED.fullmatch(word) for word in given]
+    named = {part[1]: part[2] for part in parts if part}
+    if not named:
+        return given
+    if len(named) != len(given):
+        raise ConfigError(
+            "CP103",
+            f"eval_dataset={' '.join(given)} should be name=path with a different name for each "
+            "set, or paths without names.",
+        )
+    return named
+
+
+def _open_eval(sources: list[str], run: RunOptions) -> Any:
+    data = load(_sources(sources), split=run.eval_dataset_split)
+    if not isinstance(data, Mapping) or len(data) == 1:
+        return pick_split(data)
+    for split in EVAL_SPLITS:
+        if split in data:
+            return data[split]
+    raise DataError(
+        "CP211",
+        f"eval_dataset {' '.join(sources)} has the splits {', '.join(data)}; say which one with "
+        "eval_dataset_split.",
+    )
+
+
+# Evaluation
+
+
+def _check_evaluation(run: RunOptions, config: CPOConfig) -> None:
+    if run.eval_dataset:
+        return
+    if run.eval_dataset_split:
+        raise ConfigError("CP104", "eval_dataset_split does nothing without eval_dataset.")
+    wanting = {
+        f"eval_strategy={config.eval_strategy.value}": config.eval_strategy != IntervalStrategy.NO,
+        "load_best_model_at_end": config.load_best_model_at_end,
+        "eval_on_start": config.eval_on_start,
+        "do_eval": config.do_eval,
+    }
+    asked = next((name for name, on in wanting.items() if on), None)
+    if asked:
+        raise ConfigError("CP107", f"eval_dataset is missing: {asked} needs one.")
+
+
+def _evaluate_once(trainer: CPOTrainer) -> None:
+    say("evaluating once, since eval_strategy is no")
+    metrics = trainer.evaluate()
+    for name in sorted(metrics):
+        if isinstance(metrics[name], float):
+            say(f"  {name} = {metrics[name]:.6g}")
+
+
+# The folder
+
+
+def _checkpoint(config: CPOConfig) -> str | None:
+    """The checkpoint to go on from; ``true`` and ``latest`` mean the folder's last one."""
+    wanted = config.resume_from_checkpoint
+    if not wanted or str(wanted).lower() == "false":
+        return None
+    if str(wanted).lower() not in ("true", "latest"):
+        if not (Path(wanted) / "trainer_state.json").is_file():
+            raise ConfigError(
+                "CP103",
+                f"resume_from_checkpoint={wanted} is no checkpoint: it should be a folder with a "
+                "trainer_state.json, or 'latest'.",
+            )
+        return str(wanted)
+    folder = Path(config.output_dir)
+    found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if found is None:
+        raise ConfigError("CP103", f"resume_from_checkpoint: {folder} holds no checkpoint.")
+    return str(found)
+
+
+def _check_vacant(config: CPOConfig, overwrite: bool) -> None:
+    folder = Path(config.output_dir)
+    if overwrite or config.resume_from_checkpoint or not folder.is_dir():
+        return
+    found = sorted(path.name for path in folder.iterdir())
+    if found:
+        what = "a run" if RUN_FILE in found else f"files ({', '.join(found[:3])})"
+        raise SetupError(
+            "CP504",
+            f"{folder} holds {what} already. Choose another output_dir, go on with "
+            "--resume_from_checkpoint latest, or replace it with --overwrite_output_dir.",
+        )
+
+
+def _clear(folder: Path, keep: bool) -> None:
+    """Remove what would mix with the new run: an old one's checkpoints and log."""
+    if keep or not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if path.is_dir() and re.fullmatch(r"checkpoint-\d+", path.name):
+            shutil.rmtree(path)
+    for name in (RUN_FILE, METRICS_FILE):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _write_request(request: Request) -> None:
+    folder = Path(request.config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(dict(request.given), sort_keys=False, allow_unicode=True)
+    (folder / REQUEST_FILE).write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _nothing_left_behind(folder: Path) -> Iterator[None]:
+    """Remove the folders made for a run that could not begin, as long as they are empty."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in missing:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+        raise
+
+
+@contextmanager
+def _saved_so_far(folder: Path) -> Iterator[None]:
+    """Say what is saved when the user interrupts."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        if last is None:
+            text = f"No checkpoint was saved; the log is in {folder}."
+        else:
+            text = f"The last checkpoint is {last}; go on with --resume_from_checkpoint latest."
+        raise KeyboardInterrupt(text) from None
