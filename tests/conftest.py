@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
 import pytest
 
 pytest_plugins = ["tests.tokenizers_on_the_spot", "tests.models_on_the_spot"]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Set the imported libraries aside: every run collects garbage, and need not scan them."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

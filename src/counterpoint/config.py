@@ -182,6 +182,7 @@ class CPOConfig(TrainingArguments):
             self.cpo_alpha = 0.0
         self._check_contradictions()
         self._resolve_precision()
+        self._resolve_checkpointing()
         if isinstance(self.model_init_kwargs, str):
             self.model_init_kwargs = _parse_dict("model_init_kwargs", self.model_init_kwargs)
         super().__post_init__()
@@ -303,6 +304,13 @@ class CPOConfig(TrainingArguments):
             self.bf16 = gpu and not self.fp16 and not self.use_cpu
         elif self.bf16 and not gpu and not _has_accelerator():
             self.use_cpu = True
+
+    def _resolve_checkpointing(self) -> None:
+        # newer releases of transformers renamed the option, and warn of TRL's name for it
+        for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
+            new = old.replace("gradient", "activation")
+            if hasattr(self, new) and getattr(self, new) is None:
+                setattr(self, new, getattr(self, old))
 
 
 def _has_accelerator() -> bool:

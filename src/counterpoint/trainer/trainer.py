@@ -43,7 +43,7 @@ from counterpoint.forward.pair_forward import PairOutput, pair_forward, trunk_ro
 from counterpoint.forward.router import RouterSums, add_sums, balancing_loss, router_top_k
 from counterpoint.losses.objective import Objective, sum_totals
 from counterpoint.metrics import MetricSums, means, pair_means
-from counterpoint.records import LossTerms, PairBatch, StepTotals
+from counterpoint.records import LossTerms, PairBatch, StepTotals, exact_dtype
 from counterpoint.runlog import RunLog, check_writable, logger
 from counterpoint.trainer.evaluation_pass import EvaluationPass
 from counterpoint.trainer.guard import StepGuard, non_finite_error
@@ -315,7 +315,8 @@ class CPOTrainer(Trainer):
     def _share_of_step(self) -> Tensor:
         # shares of a step add up to one value, so all of them together count once
         shares = self.current_gradient_accumulation_steps * self.args.world_size
-        return torch.tensor(1 / shares, device=self.args.device)
+        device = self.args.device
+        return torch.tensor(1 / shares, dtype=exact_dtype(device), device=device)
 
     def _forward(self, model: nn.Module, batch: PairBatch) -> PairOutput:
         with self.accelerator.autocast():

@@ -1,0 +1,104 @@
+"""One optimizer step of the real trainer, watched: what the tests of law 1 compare."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from counterpoint import CPOConfig, CPOTrainer
+
+Gradients = list[dict[str, Tensor]]
+
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "sigmoid": {"loss_type": "sigmoid"},
+    "sigmoid, smoothed": {"loss_type": "sigmoid", "label_smoothing": 0.1},
+    "sigmoid, paper's NLL": {"loss_type": "sigmoid", "nll_reduction": "sequence_sum"},
+    "hinge": {"loss_type": "hinge"},
+    "ipo": {"loss_type": "ipo"},
+    "simpo": {"loss_type": "simpo", "beta": 2.0, "gamma_beta_ratio": 0.5, "cpo_alpha": 0.0},
+    "cpo-simpo": {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 1.0},
+    "alphapo": {"loss_type": "alphapo", "beta": 2.0, "alpha": 0.25},
+    "orpo": {"loss_type": "orpo"},
+    "repo": {"loss_type": "repo"},
+}
+"""Every loss type, and what else changes a step's denominators."""
+
+
+def random_pairs(count: int, *, seed: int = 0, weighted: bool = True) -> Dataset:
+    """Prepared pairs of random ids, lengths 1 to 12, with weights and margins."""
+    rng = random.Random(seed)
+
+    def ids(most: int) -> list[int]:
+        return [rng.randrange(3, 384) for _ in range(rng.randint(1, most))]
+
+    rows = [
+        {
+            "prompt_ids": [1, *ids(12)],
+            "chosen_ids": ids(12),
+            "rejected_ids": ids(12),
+            "weight": rng.choice([0.3, 1.0, 1.7]) if weighted else 1.0,
+            "margin": rng.choice([0.0, 0.2]) if weighted else 0.0,
+            "row": number,
+        }
+        for number in range(count)
+    ]
+    return Dataset.from_list(rows)
+
+
+class GradientCamera(TrainerCallback):
+    """Takes a picture of the gradient of every step, just before the weights move."""
+
+    def __init__(self) -> None:
+        self.pictures: Gradients = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        model = getattr(kwargs["model"], "module", kwargs["model"])
+        self.pictures.append(
+            {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        )
+
+
+def train_watched(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Dataset,
+    folder: Path,
+    **options: Any,
+) -> tuple[Gradients, CPOTrainer]:
+    """Train in the data set's order without clipping; the gradient of each step."""
+    defaults: dict[str, Any] = {
+        "num_train_epochs": 1,
+        "max_grad_norm": 0.0,
+        "train_sampling_strategy": "sequential",
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "learning_rate": 1e-3,
+        "use_cpu": True,
+    }
+    args = CPOConfig(output_dir=str(folder), **{**defaults, **options})
+    camera = GradientCamera()
+    trainer = CPOTrainer(
+        model=model,
+        args=args,
+        train_dataset=pairs,
+        processing_class=tokenizer,
+        callbacks=[camera],
+    )
+    trainer.train()
+    return camera.pictures, trainer
+
+
+def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Norm of the difference of two gradients over the norm of the first."""
+    assert one.keys() == other.keys()
+    difference = sum((one[n].double() - other[n].double()).square().sum() for n in one)
+    size = sum(one[n].double().square().sum() for n in one)
+    return float((difference / size).sqrt())
