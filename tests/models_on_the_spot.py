@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 SMALL: dict[str, Any] = {
-    "vocab_size": 384,
+    "vocab_size": 640,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,

@@ -1,0 +1,102 @@
+"""The cases of test_ranks, run by one process or by each of several.
+
+As a script it is one rank: it trains every case and rank 0 writes what it saw.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+CASES: dict[str, dict[str, Any]] = {
+    **{name: {"objective": name} for name in ("sigmoid", "ipo", "simpo", "orpo", "repo")},
+    "hinge, fp32": {"objective": "hinge", "dtype": "float32"},
+    "alphapo, paper's NLL": {"objective": "alphapo", "nll_reduction": "sequence_sum"},
+    "experts": {"objective": "sigmoid", "kind": "qwen3_moe", "router_aux_loss_coef": 1.0},
+    "checkpointed": {"objective": "sigmoid", "gradient_checkpointing": True},
+    "short last step": {"objective": "sigmoid", "pairs": 11},
+    "last step of one pair": {"objective": "sigmoid", "pairs": 9},
+    "streamed, short last step": {"objective": "sigmoid", "pairs": 11, "stream": True},
+}
+STEP_PAIRS = 8
+
+
+def run_case(case: dict[str, Any], folder: Path, ranks: int) -> dict[str, Any]:
+    """Train one case on this rank; gradients of each step, log lines, an evaluation."""
+    from tests.models_on_the_spot import make_model
+    from tests.steps import OBJECTIVES, random_pairs, train_watched
+    from tests.tokenizers_on_the_spot import byte_level
+
+    case = dict(case)
+    options = {**OBJECTIVES[case.pop("objective")]}
+    dtype = getattr(torch, case.pop("dtype", "float64"))
+    model = make_model(case.pop("kind", "qwen2_tied")).to(dtype)
+    pairs: Any = random_pairs(case.pop("pairs", STEP_PAIRS))
+    held_out = random_pairs(5, seed=1)
+    if case.pop("stream", False):
+        options["max_steps"] = -(-len(pairs) // STEP_PAIRS)
+        pairs = as_stream(pairs)
+    steps, trainer = train_watched(
+        model,
+        PreTrainedTokenizerFast(tokenizer_object=byte_level(["</s>"]), eos_token="</s>"),
+        pairs,
+        folder,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=STEP_PAIRS // (2 * ranks),
+        per_device_eval_batch_size=2,
+        ddp_backend="gloo" if ranks > 1 else None,
+        **options,
+        **case,
+    )
+    evaluated = trainer.evaluate(held_out)
+    return {
+        "gradients": steps,
+        "logs": [_numbers(line) for line in trainer.state.log_history if "loss" in line],
+        "evaluated": _numbers(evaluated),
+    }
+
+
+def as_stream(pairs: Dataset) -> Any:
+    """Prepared pairs as the streaming set that ``prepare`` would give."""
+    extra = {"cut_prompt": 0, "cut_chosen": 0, "cut_rejected": 0, "boundary": 0}
+    return pairs.map(lambda row: {**extra, "same": False, "problem": ""}).to_iterable_dataset()
+
+
+def _numbers(line: dict[str, Any]) -> dict[str, float]:
+    timing = ("runtime", "per_second", "epoch")
+    return {k: float(v) for k, v in line.items() if not any(word in k for word in timing)}
+
+
+def flat(gradients: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Gradients of several steps under one roof, for a safetensors file."""
+    return {f"{i}/{n}": g.contiguous() for i, step in enumerate(gradients) for n, g in step.items()}
+
+
+def main(folder: Path) -> None:
+    """Be one rank."""
+    from safetensors.torch import save_file
+
+    warnings.filterwarnings("ignore")
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    seen = {}
+    for number, (name, case) in enumerate(CASES.items()):
+        result = run_case(case, folder / f"run-{number}", ranks)
+        if rank == 0:
+            save_file(flat(result.pop("gradients")), folder / f"{number}.safetensors")
+            seen[name] = result
+    if rank == 0:
+        (folder / "seen.json").write_text(json.dumps(seen))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,72 @@
+"""Law 1 over processes: two ranks on gloo take the steps that one process takes.
+
+Unequal shares and short last steps included: no pair is repeated to make shares even.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.invariance.ranks import CASES, flat, run_case
+from tests.steps import distance
+
+RANKS = 2
+LIMITS = {"float32": 1e-6, "float64": 1e-12}
+
+
+def launch(module: str, arguments: list[str], *, ranks: int = RANKS) -> list[tuple[int, str]]:
+    """Start a module once a rank and wait; exit code and output of each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(ranks),
+        "OMP_NUM_THREADS": "1",
+    }
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    outputs = [process.communicate(timeout=400)[0] for process in started]
+    return [(p.returncode, text) for p, text in zip(started, outputs, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    for code, output in launch("tests.invariance.ranks", [str(folder)]):
+        assert code == 0, output[-3000:]
+    return folder, json.loads((folder / "seen.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_take_the_steps_of_one(name: str, two_ranks, tmp_path: Path):
+    folder, seen = two_ranks
+    alone = run_case(CASES[name], tmp_path, ranks=1)
+    together = load_file(folder / f"{list(CASES).index(name)}.safetensors")
+    limit = LIMITS[CASES[name].get("dtype", "float64")]
+    assert distance(flat(alone["gradients"]), together) <= limit
+    # the reported norm is transformers' own, in fp32
+    for one, other in zip(alone["logs"], seen[name]["logs"], strict=True):
+        assert other == pytest.approx(one, rel=1e-6)
+    assert seen[name]["evaluated"] == pytest.approx(alone["evaluated"], rel=1e-6)
