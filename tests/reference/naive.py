@@ -1,0 +1,67 @@
+"""The slow truth of law 2: one pair at a time, every logit, float64, textbook formulas.
+
+Shares no code with the package: it is what every fast path is compared with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Row = Mapping[str, Any]
+
+
+def completion_logps(model: nn.Module, prompt: Sequence[int], completion: Sequence[int]) -> Tensor:
+    """Log-probability of each token of a completion, from all the logits of its own row."""
+    ids = torch.tensor([[*prompt, *completion]])
+    logps = model(input_ids=ids, use_cache=False).logits[0].double().log_softmax(-1)
+    first = len(prompt)
+    return torch.stack([logps[first + i - 1, token] for i, token in enumerate(completion)])
+
+
+def preference(kind: str, chosen: Tensor, rejected: Tensor, o: Mapping[str, float]) -> Tensor:
+    """One pair's loss from its tokens' log-probabilities, as the papers print it."""
+    beta, gamma, margin = o["beta"], o.get("gamma", 0.0), o.get("margin", 0.0)
+    alpha, smoothing = o.get("alpha", 0.0), o.get("smoothing", 0.0)
+    if kind in ("sigmoid", "hinge"):
+        reward_w, reward_l = chosen.sum(), rejected.sum()
+    else:
+        reward_w, reward_l = chosen.mean(), rejected.mean()
+    if kind == "orpo":
+        odds_w = reward_w.exp() / (1 - reward_w.exp())
+        odds_l = reward_l.exp() / (1 - reward_l.exp())
+        return -beta * torch.log(torch.sigmoid(torch.log(odds_w / odds_l) - margin))
+    if kind == "repo":
+        return torch.clamp(gamma + margin - (reward_w - reward_l), min=0)
+    if alpha:
+        reward_w = (1 - reward_w.exp() ** -alpha) / alpha
+        reward_l = (1 - reward_l.exp() ** -alpha) / alpha
+    if kind == "ipo":
+        return (reward_w - reward_l - margin - 1 / (2 * beta)) ** 2
+    if kind == "hinge":
+        return torch.clamp(1 + margin - beta * (reward_w - reward_l), min=0)
+    gap = beta * (reward_w - reward_l) - gamma - margin
+    right = 1 / (1 + torch.exp(-gap))
+    return -(1 - smoothing) * torch.log(right) - smoothing * torch.log(1 - right)
+
+
+def step_loss(
+    model: nn.Module, rows: Sequence[Row], kind: str, o: Mapping[str, Any], cpo_alpha: float
+) -> Tensor:
+    """The loss of a step that consists of these rows."""
+    weights = [row.get("weight", 1.0) for row in rows]
+    total = nll = torch.zeros((), dtype=torch.float64)
+    tokens = 0.0
+    for row, weight in zip(rows, weights, strict=True):
+        chosen = completion_logps(model, row["prompt_ids"], row["chosen_ids"])
+        rejected = completion_logps(model, row["prompt_ids"], row["rejected_ids"])
+        pair = preference(kind, chosen, rejected, {**o, "margin": row.get("margin", 0.0)})
+        total = total + weight * pair
+        nll = nll - weight * chosen.sum()
+        tokens += weight * len(row["chosen_ids"])
+    over = sum(weights) if o.get("nll") == "sequence_sum" else tokens
+    return total / math.fsum(weights) + cpo_alpha * nll / over

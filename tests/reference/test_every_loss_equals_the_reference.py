@@ -1,0 +1,77 @@
+"""Law 2: value and gradient of the real step, against the slow truth, on many architectures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.models_on_the_spot import KINDS
+from tests.reference.naive import step_loss
+from tests.steps import OBJECTIVES, distance, random_pairs, train_watched
+
+
+def _as_reference(options: dict) -> tuple[str, dict, float]:
+    """The trainer's options as the reference names them."""
+    kind = options["loss_type"]
+    beta = options.get("beta", 0.1)
+    gamma = 0.0
+    if kind in ("simpo", "alphapo", "repo"):
+        ratio = options.get("gamma_beta_ratio")
+        gamma = options.get("simpo_gamma", 0.5) if ratio is None else ratio * beta
+    o = {
+        "beta": beta,
+        "gamma": gamma,
+        "alpha": options.get("alpha", 0.0),
+        "smoothing": options.get("label_smoothing", 0.0),
+        "nll": options.get("nll_reduction", "token_mean"),
+    }
+    return kind, o, 0.0 if kind == "alphapo" else options.get("cpo_alpha", 1.0)
+
+
+def _compare(model, options: dict, tokenizer, folder: Path) -> tuple[float, float]:
+    pairs = random_pairs(5, seed=3)
+    kind, o, cpo_alpha = _as_reference(options)
+    expected = step_loss(model, list(pairs), kind, o, cpo_alpha)
+    expected.backward()
+    truth = float(expected.detach())
+    gradient = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    extra = {"router_aux_loss_coef": 0.0} if "moe" in model.config.model_type else {}
+    steps, trainer = train_watched(
+        model,
+        tokenizer,
+        pairs,
+        folder,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=3,
+        **options,
+        **extra,
+    )
+    found = trainer.state.log_history[0]["loss"]
+    return abs(found - truth) / abs(truth), distance(gradient, steps[0])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_in_float64(objective, models, chatml_tokenizer, tmp_path: Path):
+    value, gradient = _compare(
+        models("qwen2").double(), OBJECTIVES[objective], chatml_tokenizer, tmp_path
+    )
+    assert value <= 1e-12
+    assert gradient <= 1e-12
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("mixtral",)])
+def test_every_architecture_in_float32(kind, models, chatml_tokenizer, tmp_path: Path):
+    """Tied and untied heads, biases, soft-caps, logit scales, sliding windows, experts."""
+    value, gradient = _compare(models(kind), {"loss_type": "sigmoid"}, chatml_tokenizer, tmp_path)
+    assert value <= 1e-6
+    assert gradient <= 2e-6
+
+
+def test_a_reshaped_reward_of_a_sum(models, chatml_tokenizer, tmp_path: Path):
+    options = {"loss_type": "sigmoid", "alpha": 0.05, "beta": 0.01}
+    value, gradient = _compare(models("qwen2").double(), options, chatml_tokenizer, tmp_path)
+    assert value <= 1e-10
+    assert gradient <= 1e-10
