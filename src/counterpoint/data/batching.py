@@ -49,9 +49,7 @@ class KeyedPairs(Dataset[TokenPair]):
         names = list(columns)
         rows = (dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True))
         pairs = [self.to_pair(row) for row in rows]
-        return [
-            pair if key >= 0 else filler(pair) for key, pair in zip(keys, pairs, strict=True)
-        ]
+        return [pair if key >= 0 else filler(pair) for key, pair in zip(keys, pairs, strict=True)]
 
 
 class DealtStream(IterableDataset[PairBatch]):
@@ -94,9 +92,7 @@ class DealtStream(IterableDataset[PairBatch]):
             )
             mine += [[~0]] * (self.accumulation - len(mine))
             for keys in mine:
-                yield self.collate(
-                    [step[key] if key >= 0 else filler(step[~key]) for key in keys]
-                )
+                yield self.collate([step[key] if key >= 0 else filler(step[~key]) for key in keys])
 
 
 class PairLoader(DataLoader[PairBatch]):

@@ -85,9 +85,7 @@ class StepSampler(Sampler[list[int]]):
         order = self._order()
         for start in range(0, self.used, self.step_pairs):
             keys = order[start : min(start + self.step_pairs, self.used)]
-            yield from deal(
-                keys, micro_batch=self.micro_batch, ranks=self.ranks, rank=self.rank
-            )
+            yield from deal(keys, micro_batch=self.micro_batch, ranks=self.ranks, rank=self.rank)
 
     def _order(self) -> list[int]:
         if self.seed is None:
