@@ -5,22 +5,27 @@ Not here: what an option means; its help text lives with its field.
 
 from __future__ import annotations
 
+import re
 import shutil
 import textwrap
+from typing import Any
 
 from counterpoint.cli.coerce import expected
-from counterpoint.cli.options import GROUPS, Option, options
+from counterpoint.cli.options import GROUPS, TRANSFORMERS, Option, options
+from counterpoint.config import REFUSED
 
 _WIDEST = 110
 _INDENT = " " * 6
+_SENTENCE_END = re.compile(r"\.\s+(?=[A-Z`])")
 
-USAGE = """\
-usage: counterpoint train [CONFIG.yaml] [--option value ...]
+INTRODUCTION = (
+    "Trains a model on preference pairs. Options come from the YAML file, one 'option: value' a "
+    "line, and from flags, which override it. A flag may be written --max_length 512, "
+    "--max-length 512 or --max_length=512; a switch --bf16, --no_bf16 or --bf16 false; null "
+    "stands for no value."
+)
 
-Trains a model on preference pairs. Options come from the YAML file, one 'option: value' a line,
-and from flags, which override it. A flag may be written --max_length 512, --max-length 512 or
---max_length=512; a switch --bf16, --no_bf16 or --bf16 false; null takes a value back.
-
+EXAMPLES = """\
 examples:
   counterpoint train --model Qwen/Qwen2.5-0.5B --dataset pairs.jsonl
   counterpoint train simpo.yaml --learning_rate 5e-7 --output_dir runs/second
@@ -34,28 +39,41 @@ def train_help(width: int | None = None) -> str:
     Args:
         width: columns to wrap at; None takes the terminal's, at most 110.
     """
-    columns = width or min(shutil.get_terminal_size().columns, _WIDEST)
-    parts = [USAGE]
+    columns = max(40, width or min(shutil.get_terminal_size().columns, _WIDEST))
+    parts = ["usage: counterpoint train [CONFIG.yaml] [--option value ...]", ""]
+    parts += [textwrap.fill(INTRODUCTION, columns), "", EXAMPLES]
     for group, meaning in GROUPS.items():
-        parts.append(f"\n{group}. {meaning}\n")
+        parts += [textwrap.fill(f"{group}. {meaning}", columns), ""]
         parts += [_describe(one, columns) for one in options().values() if one.group == group]
+        parts.append("")
     return "\n".join(parts)
 
 
 def _describe(option: Option, columns: int) -> str:
-    text = f"{option.help} " if option.help else ""
+    text = summary(option)
     if option.choices:
-        text += f"One of {', '.join(option.choices)}. "
+        text += f" One of {', '.join(option.choices)}."
     if option.default is not None:
-        text += f"Default: {show_default(option)}."
+        text += f" Default: {show_default(option)}."
     body = textwrap.fill(
-        text,
-        width=max(columns, 40),
+        text.strip(),
+        width=columns,
         initial_indent=_INDENT,
         subsequent_indent=_INDENT,
         break_on_hyphens=False,
     )
     return f"  --{option.name}  ({kind(option)})\n{body}"
+
+
+def summary(option: Option) -> str:
+    """What an option means, or why it is refused; of transformers' own, the first sentence."""
+    if option.name in REFUSED:
+        passing, reason = REFUSED[option.name]
+        return f"Refused unless {show(passing)}: {reason}."
+    if option.group != TRANSFORMERS:
+        return option.help
+    first = _SENTENCE_END.split(option.help, maxsplit=1)[0]
+    return f"{first.rstrip('.')}."
 
 
 def kind(option: Option) -> str:
@@ -66,7 +84,11 @@ def kind(option: Option) -> str:
 
 def show_default(option: Option) -> str:
     """An option's default as YAML would write it."""
-    value = option.default
+    return show(option.default)
+
+
+def show(value: Any) -> str:
+    """A value as YAML would write it."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -140,12 +140,13 @@ def load_model(source: str, args: CPOConfig, *, adapted: bool) -> PreTrainedMode
     return model
 
 
-def random_model(config: PretrainedConfig, args: CPOConfig) -> PreTrainedModel:
+def random_model(source: str, args: CPOConfig, config: PretrainedConfig) -> PreTrainedModel:
     """A causal language model with random weights, the same ones for the same seed.
 
     Args:
-        config: what ``load_config`` returned.
+        source: hub id or folder, for messages.
         args: ``seed``, ``model_init_kwargs`` and ``trust_remote_code`` are used.
+        config: what ``load_config`` returned.
 
     Raises:
         ModelError: CP301 where the configuration describes no model.
@@ -160,7 +161,9 @@ def random_model(config: PretrainedConfig, args: CPOConfig) -> PreTrainedModel:
         )
     except Exception as error:
         reason = f"{type(error).__name__}: {_line(error)}"
-        raise ModelError("CP301", f"config.json describes no model: {reason}") from error
+        raise ModelError(
+            "CP301", f"the config.json of {source} makes no model: {reason}"
+        ) from error
 
 
 def adapter_config(run: RunOptions) -> Any:

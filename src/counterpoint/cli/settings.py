@@ -20,7 +20,7 @@ from counterpoint.cli.options import RUN, options, refuse_unknown
 from counterpoint.cli.run_options import RunOptions
 from counterpoint.cli.yaml_file import read_config
 from counterpoint.config import CPOConfig
-from counterpoint.errors import ConfigError, CounterpointError
+from counterpoint.errors import ConfigError, CounterpointError, SetupError
 
 RUNS = "runs"
 """Folder of the runs that were given none."""
@@ -45,19 +45,34 @@ class Request:
 def read_request(argv: list[str]) -> Request:
     """Read what follows ``counterpoint train``.
 
+    Args:
+        argv: the words of the command line.
+
     Raises:
         ConfigError: CP101 to CP107, naming flag or line.
+        SetupError: CP502 where an option needs a package that is not installed.
+    """
+    return _build(read_values(argv))
+
+
+def read_values(argv: list[str]) -> dict[str, Any]:
+    """The options given by file and flags, each as its own type; flags override the file.
+
+    Args:
+        argv: the words of the command line.
+
+    Raises:
+        ConfigError: CP101, CP102, CP103 or CP106, naming flag or line.
     """
     arguments = parse(argv)
     in_file = read_config(arguments.config) if arguments.config else []
     refuse_unknown(in_file)
     settings = {setting.name: setting for setting in in_file} | arguments.flags
     table = options()
-    values = {
+    return {
         name: coerce(setting, table[name].hint, table[name].choices)
         for name, setting in settings.items()
     }
-    return _build(values)
 
 
 def _build(values: dict[str, Any]) -> Request:
@@ -78,17 +93,16 @@ def _build_config(values: dict[str, Any]) -> CPOConfig:
     except (ValueError, TypeError, NotImplementedError, OSError) as error:
         raise ConfigError("CP104", f"transformers refuses these options: {error}") from error
     except ImportError as error:
-        raise ConfigError("CP502", f"an option needs a package: {error}") from error
+        raise SetupError("CP502", f"an option needs a package: {error}") from error
 
 
 def _next_folder(run: RunOptions, values: Mapping[str, Any]) -> str:
     """``runs/<model>-<loss>``, with a number where that is taken."""
-    for name, why in {
-        "resume_from_checkpoint": "a run that goes on needs the folder it was in",
-        "WORLD_SIZE": "several processes must agree on one folder",
-    }.items():
-        if values.get(name) or os.environ.get(name, "1") != "1":
-            raise ConfigError("CP107", f"output_dir is missing: {why}.")
+    missing = "output_dir is missing"
+    if values.get("resume_from_checkpoint"):
+        raise ConfigError("CP107", f"{missing}: a run that goes on needs the folder it was in.")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError("CP107", f"{missing}: several processes must agree on one folder.")
     model = re.sub(r"[^\w.-]+", "-", Path(str(run.model)).name) or "model"
     plain = Path(RUNS) / f"{model}-{values.get('loss_type', CPOConfig.loss_type)}"
     folder, number = plain, 1

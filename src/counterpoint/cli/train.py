@@ -66,7 +66,8 @@ def train(request: Request) -> None:
         trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
     if run.eval_dataset and config.eval_strategy == IntervalStrategy.NO:
-        _evaluate_once(trainer)
+        say("evaluating once, at the end, since eval_strategy is no")
+        trainer.evaluate()
     say(f"model in {config.output_dir}, its run in {RUN_FILE} and {METRICS_FILE} there")
 
 
@@ -91,7 +92,7 @@ def _build(run: RunOptions, config: CPOConfig) -> CPOTrainer:
         )
     eval_rows = _eval_sets(run)
     if run.from_scratch:
-        model = random_model(model_config, config)
+        model = random_model(source, config, model_config)
     else:
         model = load_model(source, config, adapted=adapter is not None)
     config.model_init_kwargs = None  # used up; the trainer refuses them beside a loaded model
@@ -193,14 +194,6 @@ def _check_evaluation(run: RunOptions, config: CPOConfig) -> None:
     asked = next((name for name, on in wanting.items() if on), None)
     if asked:
         raise ConfigError("CP107", f"eval_dataset is missing: {asked} needs one.")
-
-
-def _evaluate_once(trainer: CPOTrainer) -> None:
-    say("evaluating once, since eval_strategy is no")
-    metrics = trainer.evaluate()
-    for name in sorted(metrics):
-        if isinstance(metrics[name], float):
-            say(f"  {name} = {metrics[name]:.6g}")
 
 
 # The folder

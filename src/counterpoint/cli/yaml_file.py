@@ -19,6 +19,9 @@ from counterpoint.errors import ConfigError
 MOST_NODES = 10_000
 """Values in one file. Aliases can write a billion values in ten lines."""
 
+DEEPEST = 20
+"""Lists and mappings inside each other."""
+
 _PLAIN_TAGS = frozenset(
     f"tag:yaml.org,2002:{kind}"
     for kind in ("null", "bool", "int", "float", "str", "timestamp", "value", "seq", "map")
@@ -108,17 +111,19 @@ class _Reader:
         self.name = name
         self.nodes = 0
 
-    def read(self, node: yaml.Node) -> Given:
+    def read(self, node: yaml.Node, depth: int = 0) -> Given:
         """The node's value; CP106 for tags and for more values than a file may hold."""
         self.nodes += 1
+        if depth > DEEPEST:
+            self._refuse(node, f"values are nested more than {DEEPEST} deep")
         if self.nodes > MOST_NODES:
             self._refuse(node, f"the file holds more than {MOST_NODES:,} values")
         if node.tag not in _PLAIN_TAGS:
             self._refuse(node, f"the tag {node.tag!r} is not allowed; write plain values")
         if isinstance(node, yaml.MappingNode):
-            return {key: self.read(value) for key, _, value in self.entries(node)}
+            return {key: self.read(value, depth + 1) for key, _, value in self.entries(node)}
         if isinstance(node, yaml.SequenceNode):
-            return [self.read(item) for item in node.value]
+            return [self.read(item, depth + 1) for item in node.value]
         return Scalar(node.value, quoted=getattr(node, "style", None) is not None)
 
     def entries(

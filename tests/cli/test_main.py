@@ -1,0 +1,189 @@
+"""The front door: help, version, exit codes, one line for an error."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import counterpoint
+from counterpoint.cli import main as door
+from counterpoint.cli.help import train_help
+from counterpoint.cli.options import options
+from counterpoint.errors import DataError
+from tests.cli.conftest import Command
+
+SLOW = ("torch", "transformers", "datasets", "accelerate", "peft", "numpy", "yaml")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["quickstart", "--help"], []])
+def test_the_quick_answers_import_nothing_slow(words: list[str]) -> None:
+    program = (
+        "import sys; from counterpoint.cli.main import main; "
+        f"code = main({words!r}); print(code, [m for m in {SLOW!r} if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == f"{0 if words else 2} []"
+
+
+@pytest.mark.parametrize("words", [["train", "missing.yaml"], ["quickstart", "--seeds", "1"]])
+def test_a_wrong_path_or_flag_is_answered_before_anything_slow_is_imported(
+    words: list[str], tmp_path: Path
+) -> None:
+    program = (
+        "import sys; from counterpoint.cli.main import main; "
+        f"code = main({words!r}); print(code, [m for m in {SLOW[:-1]!r} if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout == "2 []\n"
+
+
+def test_python_m_counterpoint_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "counterpoint", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"counterpoint {counterpoint.__version__}\n"
+
+
+def test_the_help_names_commands_examples_and_exit_codes(command: Command) -> None:
+    said = command("--help")
+    assert said.code == 0
+    for part in ("train [CONFIG.yaml]", "quickstart", "examples:", "exit codes:", "130"):
+        assert part in said.out
+
+
+def test_a_command_that_does_not_exist_is_answered_with_the_nearest(command: Command) -> None:
+    said = command("trian")
+    assert (said.code, said.out) == (2, "")
+    assert said.err == (
+        "counterpoint: CP101 trian is no command; did you mean train? See counterpoint --help.\n"
+    )
+
+
+def test_the_help_of_train_names_every_option_once_and_keeps_to_the_width() -> None:
+    text = train_help(width=72)
+    for name in options():
+        assert text.count(f"\n  --{name}  (") == 1
+    longest_word = max(len(word) for word in text.split())
+    examples = [line for line in text.splitlines() if line.startswith("  counterpoint train ")]
+    lines = [line for line in text.splitlines() if line not in examples]
+    assert max(map(len, lines)) <= max(72, longest_word + 6)
+
+
+def test_the_help_of_train_groups_options_from_the_run_to_transformers() -> None:
+    text = train_help(width=80)
+    places = [text.index(f"\n  --{name}  (") for name in ("model", "beta", "adam_beta1")]
+    assert places == sorted(places)
+
+
+def test_the_help_of_train_says_why_an_option_is_refused() -> None:
+    assert "Refused unless null: only data parallelism is supported yet." in train_help(width=100)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (DataError("CP209", "no rows."), 2, "counterpoint: CP209 no rows.\n"),
+        (DataError("CP209", "two\nlines."), 2, "counterpoint: CP209 two lines.\n"),
+        (KeyboardInterrupt("Nothing saved."), 130, "counterpoint: interrupted. Nothing saved.\n"),
+        (
+            OSError(28, "No space left on device"),
+            1,
+            "counterpoint: OSError: [Errno 28] No space left on device\n",
+        ),
+        (
+            ZeroDivisionError("by 0"),
+            1,
+            "counterpoint: ZeroDivisionError: by 0 (a bug or a limit; --debug shows the trace)\n",
+        ),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    line: str,
+) -> None:
+    def fail(words: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr(door, "_train", fail)
+    said = command("train")
+    assert (said.code, said.out, said.err) == (code, "", line)
+
+
+def test_out_of_memory_says_how_to_need_less_without_changing_the_gradient(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(words: list[str]) -> None:
+        raise RuntimeError("CUDA out of memory.")
+
+    monkeypatch.setattr(door, "_train", fail)
+    said = command("train")
+    assert said.code == 1
+    assert "double gradient_accumulation_steps" in said.err
+
+
+@pytest.mark.parametrize("words", [["train", "x.yaml", "--debug"], ["--debug", "train", "x.yaml"]])
+def test_debug_shows_the_trace_above_the_line(command: Command, words: list[str]) -> None:
+    said = command(*words)
+    assert said.code == 2
+    assert said.err.startswith("Traceback (most recent call last):")
+    assert said.err.splitlines()[-1].startswith("counterpoint: CP106 there is no file x.yaml")
+
+
+def test_debug_may_be_asked_for_by_the_environment(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COUNTERPOINT_DEBUG", "1")
+    assert "Traceback" in command("train", "x.yaml").err
+
+
+def test_debug_with_a_word_of_transformers_is_its_option(command: Command) -> None:
+    said = command("train", "--debug", "underflow_overflow")
+    assert said.err.startswith("counterpoint: CP107 model")
+
+
+def test_a_rank_names_itself_in_its_error(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    assert command("trian").err.startswith("counterpoint [rank 3]: CP101 ")
+
+
+def test_help_into_a_closed_pipe_shows_no_trace() -> None:
+    line = f"{sys.executable} -m counterpoint train --help | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, check=False, env=os.environ
+    )
+    assert "Traceback" not in done.stderr
+    assert done.stdout.startswith("usage: counterpoint train")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["quickstart", "--seed", "x"], "CP103"),
+        (["quickstart", "--seed", "-1"], "CP103"),
+        (["quickstart", "--seed"], "CP103"),
+        (["quickstart", "--beta", "1"], "CP101"),
+        (["quickstart", "folder"], "CP101"),
+    ],
+)
+def test_quickstart_refuses_what_it_does_not_take(
+    command: Command, words: list[str], code: str
+) -> None:
+    said = command(*words)
+    assert (said.code, said.err.startswith(f"counterpoint: {code} ")) == (2, True)
+    assert len(said.err.splitlines()) == 1
