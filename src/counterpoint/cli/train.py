@@ -7,6 +7,7 @@ Not here: what a step is (``trainer``), how options are read (``settings``).
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -52,6 +53,7 @@ def train(request: Request) -> None:
     """
     run, config = request.run, request.config
     quiet_bars()
+    _hide_token(config)
     _check_evaluation(run, config)
     check_writable(config.output_dir)
     resume = _checkpoint(config)
@@ -106,6 +108,13 @@ def _build(run: RunOptions, config: CPOConfig) -> CPOTrainer:
         processing_class=tokenizer,
         peft_config=adapter,
     )
+
+
+def _hide_token(config: CPOConfig) -> None:
+    """Hand the hub's token on where its client looks for it, out of what a run saves."""
+    if config.hub_token:
+        os.environ["HF_TOKEN"] = config.hub_token
+        config.hub_token = None
 
 
 def _merge_model_options(run: RunOptions, config: CPOConfig) -> None:

@@ -1,0 +1,277 @@
+"""``counterpoint train`` trains: the same as the library, repeatable from what it wrote."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from datasets import load_dataset
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import counterpoint.cli
+from counterpoint import CPOConfig, CPOTrainer
+from counterpoint.cli.load import load_model, load_tokenizer, random_model
+from counterpoint.cli.run_options import RunOptions
+from counterpoint.cli.train import CPOTrainer as Used
+from tests.cli.conftest import PAIRS, Command, tree, write_pairs
+
+RUN: dict[str, Any] = {
+    "model": "model",
+    "dataset": "pairs.jsonl",
+    "output_dir": "out",
+    "max_steps": 3,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 0.001,
+    "max_length": 64,
+    "logging_steps": 1,
+    "use_cpu": True,
+}
+
+
+def write_run(**changes: Any) -> str:
+    """A configuration file in the current folder."""
+    values = {name: value for name, value in {**RUN, **changes}.items() if value is not ...}
+    Path("run.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    return "run.yaml"
+
+
+def weights(folder: str) -> dict[str, Tensor]:
+    """A model's weights by name."""
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def log(folder: str = "out") -> list[dict[str, Any]]:
+    """The log lines of a run."""
+    text = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    """Whether two sets of weights are equal bit for bit."""
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def test_a_model_is_trained_saved_and_loads_again(workshop: Path, command: Command) -> None:
+    said = command("train", write_run())
+    assert said.code == 0, said.err
+    assert said.out.splitlines()[-1] == "model in out, its run in run.json and metrics.jsonl there"
+    before, after = weights("model"), weights("out")
+    unmoved = [name for name in after if torch.equal(before[name], after[name])]
+    assert unmoved == []
+    assert AutoModelForCausalLM.from_pretrained("out").dtype == torch.float32
+    assert AutoTokenizer.from_pretrained("out").eos_token == "<|endoftext|>"
+    assert [line["step"] for line in log() if "loss" in line] == [1, 2, 3]
+
+
+def test_the_command_trains_what_the_library_trains(workshop: Path, command: Command) -> None:
+    assert command("train", write_run(loss_type="simpo", beta=2.0)).code == 0
+    options = {k: v for k, v in RUN.items() if k not in ("model", "dataset", "output_dir")}
+    trainer = CPOTrainer(
+        model="model",
+        args=CPOConfig(output_dir="by_hand", loss_type="simpo", beta=2.0, **options),
+        train_dataset=load_dataset("json", data_files="pairs.jsonl", split="train"),
+        processing_class=AutoTokenizer.from_pretrained("model"),
+    )
+    trainer.train()
+    trainer.save_model()
+    assert same(weights("out"), weights("by_hand"))
+
+
+def test_a_run_is_repeated_from_the_options_it_wrote(workshop: Path, command: Command) -> None:
+    path = write_run(model="bare", from_scratch=True)
+    assert command("train", path, "--beta", "0.3", "--seed", "7").code == 0
+    assert command("train", "out/train.yaml", "--output_dir", "again").code == 0
+    assert same(weights("out"), weights("again"))
+    assert yaml.safe_load(Path("out/train.yaml").read_text())["beta"] == 0.3
+
+
+def test_the_token_of_the_hub_is_written_nowhere(
+    workshop: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "")  # set anew by the command, taken back after the test
+    assert command("train", write_run(hub_token="hf_canary")).code == 0
+    for path in Path("out").rglob("*"):
+        if path.is_file():
+            assert b"hf_canary" not in path.read_bytes(), path
+
+
+def test_an_adapter_is_trained_and_the_base_model_is_not(workshop: Path, command: Command) -> None:
+    said = command("train", write_run(lora_r=4, lora_target_modules=["q_proj", "v_proj"]))
+    assert said.code == 0, said.err
+    saved = json.loads(Path("out/adapter_config.json").read_text())
+    assert (saved["r"], saved["lora_alpha"], saved["lora_dropout"]) == (4, 8, 0.0)
+    assert sorted(saved["target_modules"]) == ["q_proj", "v_proj"]
+    adapter = load_file("out/adapter_model.safetensors")
+    assert all("lora_" in name for name in adapter)
+    assert all(part.abs().sum() > 0 for name, part in adapter.items() if "lora_B" in name)
+    assert "model.safetensors" not in tree(Path("out"))
+
+
+def test_an_evaluation_set_without_a_strategy_is_used_once_at_the_end(
+    workshop: Path, command: Command
+) -> None:
+    said = command("train", write_run(eval_dataset="pairs.jsonl"))
+    assert "evaluating once, at the end, since eval_strategy is no" in said.out
+    assert [line["step"] for line in log() if "eval_loss" in line] == [3]
+
+
+def test_named_evaluation_sets_have_metrics_of_their_own(workshop: Path, command: Command) -> None:
+    write_pairs(workshop / "few.jsonl", list(PAIRS[:3]))
+    words = ["--eval_dataset", "all=pairs.jsonl", "few=few.jsonl", "--eval_strategy", "epoch"]
+    assert command("train", write_run(), *words).code == 0
+    evaluated = {key for line in log() for key in line if key.endswith("_loss")}
+    assert {"eval_all_loss", "eval_few_loss"} <= evaluated
+    by_mapping = write_run(output_dir="two", eval_dataset={"all": "pairs.jsonl"}, max_steps=1)
+    assert command("train", by_mapping, "--do_eval").code == 0
+    assert any("eval_all_loss" in line for line in log("two"))
+
+
+def test_several_files_are_one_data_set(workshop: Path, command: Command) -> None:
+    write_pairs(workshop / "a.jsonl", list(PAIRS[:5]))
+    write_pairs(workshop / "b.jsonl", list(PAIRS[5:]))
+    assert command("train", write_run()).code == 0
+    assert command("train", write_run(dataset=["a.jsonl", "b.jsonl"], output_dir="two")).code == 0
+    assert same(weights("out"), weights("two"))
+
+
+def test_a_stream_trains(workshop: Path, command: Command) -> None:
+    said = command("train", write_run(streaming=True))
+    assert said.code == 0, said.err
+    assert [line["step"] for line in log() if "loss" in line] == [1, 2, 3]
+
+
+def test_an_interrupted_run_says_what_is_saved_and_goes_on_from_there(
+    workshop: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Used.train
+
+    def interrupted(self: Any, **keywords: Any) -> None:
+        whole(self, **keywords)
+        raise KeyboardInterrupt
+
+    path = write_run(save_steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Used, "train", interrupted)
+        said = command("train", path)
+    assert said.code == 130
+    assert said.err == (
+        "counterpoint: interrupted. The last checkpoint is out/checkpoint-3; go on with "
+        "--resume_from_checkpoint latest.\n"
+    )
+    assert (
+        command("train", path, "--resume_from_checkpoint", "latest", "--max_steps", "5").code == 0
+    )
+    assert [line["step"] for line in log() if "loss" in line] == [1, 2, 3, 4, 5]
+
+
+def test_overwriting_a_run_leaves_nothing_of_the_old_one(workshop: Path, command: Command) -> None:
+    assert command("train", write_run(save_steps=1)).code == 0
+    Path("out/notes.txt").write_text("mine")
+    assert command("train", write_run(max_steps=1), "--overwrite_output_dir").code == 0
+    assert sorted(path.name for path in Path("out").glob("checkpoint-*")) == ["checkpoint-1"]
+    assert [line["step"] for line in log() if "loss" in line] == [1]
+    assert Path("out/notes.txt").read_text() == "mine"
+
+
+def test_a_failed_start_leaves_the_old_run_alone(workshop: Path, command: Command) -> None:
+    assert command("train", write_run()).code == 0
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    Path("pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": ""}\n')
+    assert command("train", write_run(), "--overwrite_output_dir").code == 2
+    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
+
+
+def test_a_chat_template_from_a_file_makes_conversations_trainable(
+    workshop: Path, command: Command
+) -> None:
+    turn = [{"role": "user", "content": "Hi"}]
+    rows = [
+        {
+            "prompt": turn,
+            "chosen": [{"role": "assistant", "content": "Good day."}],
+            "rejected": [{"role": "assistant", "content": "No."}],
+        }
+    ]
+    write_pairs(workshop / "pairs.jsonl", rows * 1)
+    template = "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
+    template += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    (workshop / "chat.jinja").write_text(template)
+    said = command("train", write_run(chat_template="chat.jinja", max_steps=1))
+    assert said.code == 0, said.err
+    assert AutoTokenizer.from_pretrained("out").chat_template == template
+
+
+def test_nothing_of_the_libraries_reaches_the_terminal(workshop: Path) -> None:
+    write_run(model="bare", from_scratch=True, gradient_checkpointing=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "counterpoint", "train", "run.yaml"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if not line.startswith("{")]
+    assert said == ["model in out, its run in run.json and metrics.jsonl there"]
+    chatter = re.compile(r"warn|deprecat|transformers|it/s|%\||site-packages", re.IGNORECASE)
+    assert [line for line in done.stderr.splitlines() if chatter.search(line)] == []
+    assert "gap  = 0.1 * (r(chosen) - r(rejected))" in done.stderr
+
+
+def test_random_weights_are_a_function_of_the_seed(workshop: Path) -> None:
+    config = AutoModelForCausalLM.from_pretrained("model").config
+
+    def first(seed: int) -> Tensor:
+        args = CPOConfig(output_dir="o", seed=seed, use_cpu=True)
+        return next(random_model("bare", args, config).parameters()).detach()
+
+    assert torch.equal(first(1), first(1))
+    assert not torch.equal(first(1), first(2))
+
+
+@pytest.mark.parametrize(
+    ("adapted", "keywords", "dtype"),
+    [
+        (False, None, torch.float32),
+        (True, None, torch.bfloat16),
+        (False, {"dtype": "auto"}, torch.bfloat16),
+        (True, {"torch_dtype": "float32"}, torch.float32),
+    ],
+)
+def test_weights_that_train_are_float32_and_frozen_ones_stay_as_they_are(
+    workshop: Path, adapted: bool, keywords: dict[str, Any] | None, dtype: torch.dtype
+) -> None:
+    path = "model/model.safetensors"
+    halves = {name: value.bfloat16() for name, value in load_file(path).items()}
+    save_file(halves, path, metadata={"format": "pt"})
+    config = json.loads(Path("model/config.json").read_text())
+    Path("model/config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    args = CPOConfig(output_dir="o", model_init_kwargs=keywords, use_cpu=True)
+    assert load_model("model", args, adapted=adapted).dtype == dtype
+
+
+def test_a_tokenizer_may_come_from_elsewhere(workshop: Path, command: Command) -> None:
+    shutil.move("model/tokenizer.json", "t.json")
+    (workshop / "words").mkdir()
+    shutil.move("t.json", "words/tokenizer.json")
+    shutil.move("model/tokenizer_config.json", "words/tokenizer_config.json")
+    args = CPOConfig(output_dir="o", use_cpu=True)
+    assert load_tokenizer("words", args, of_model=False).eos_token == "<|endoftext|>"
+    assert command("train", write_run(tokenizer="words")).code == 0
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(RunOptions)])
+def test_every_option_of_the_run_is_read_by_the_code_that_runs_it(name: str) -> None:
+    folder = Path(counterpoint.cli.__file__).parent
+    code = "".join((folder / f"{part}.py").read_text() for part in ("train", "load"))
+    assert re.search(rf"\brun\.{name}\b", code)
