@@ -11,11 +11,13 @@ Not here: reading YAML or flags (``cli``), and the arithmetic of a loss (``losse
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 
@@ -66,6 +68,42 @@ REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
 """Option -> (the value that passes, why any other is refused)."""
 
 
+def _at_least_zero(x: float) -> bool:
+    return 0 <= x < math.inf
+
+
+def _whole_from_one(x: float) -> bool:
+    return x >= 1 and x == int(x)
+
+
+RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = MappingProxyType(
+    {
+        "beta": (lambda x: 0 < x < math.inf, "a finite number above 0"),
+        "cpo_alpha": (_at_least_zero, "a finite number, at least 0"),
+        "simpo_gamma": (_at_least_zero, "a finite number, at least 0"),
+        "gamma_beta_ratio": (_at_least_zero, "a finite number, at least 0"),
+        "router_aux_loss_coef": (_at_least_zero, "a finite number, at least 0"),
+        "alpha": (math.isfinite, "a finite number"),
+        "label_smoothing": (lambda x: 0 <= x < 0.5, "in [0, 0.5)"),
+        "max_length": (lambda x: x >= 2 and x == int(x), "a whole number, at least 2"),
+        "max_completion_length": (_whole_from_one, "a whole number, at least 1"),
+        "dataset_num_proc": (_whole_from_one, "a whole number, at least 1"),
+        "per_device_train_batch_size": (_whole_from_one, "a whole number, at least 1"),
+        "per_device_eval_batch_size": (_whole_from_one, "a whole number, at least 1"),
+        "gradient_accumulation_steps": (_whole_from_one, "a whole number, at least 1"),
+    }
+)
+"""Option -> (whether a number is in range, the range in words)."""
+
+UNSET_ALLOWED = (
+    "gamma_beta_ratio",
+    "router_aux_loss_coef",
+    "max_length",
+    "max_completion_length",
+    "dataset_num_proc",
+)
+
+
 def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
     metadata: dict[str, Any] = {"help": text}
     if choices:
@@ -84,7 +122,10 @@ class CPOConfig(TrainingArguments):
             options that contradict each other, CP105 for options that could only mislead.
     """
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+        *TrainingArguments._VALID_DICT_FIELDS,
+        "model_init_kwargs",
+    ]
 
     # TrainingArguments with other defaults, as in TRL
     learning_rate: float = _option(1e-6, "Initial learning rate of AdamW, > 0.")
@@ -94,7 +135,7 @@ class CPOConfig(TrainingArguments):
     gradient_checkpointing: bool | None = _option(
         True, "Recompute activations in the backward pass: less memory, about a fifth slower."
     )
-    bf16: bool | None = _option(  # type: ignore[assignment]
+    bf16: bool | None = _option(
         None,
         "Mixed precision in bfloat16. None: on where an accelerator supports it and fp16 is "
         "off, else off. True on a machine without an accelerator trains on the CPU.",
@@ -133,7 +174,7 @@ class CPOConfig(TrainingArguments):
     is_encoder_decoder: bool | None = _option(
         None, "Refused if True: encoder-decoder models are not supported yet."
     )
-    model_init_kwargs: dict[str, Any] | str | None = _option(
+    model_init_kwargs: dict[str, Any] | str | None = _option(  # noqa: RUF009 - not seen through
         None, "Arguments of AutoModelForCausalLM.from_pretrained when the model is a string."
     )
     trust_remote_code: bool = _option(False, "Run Python code that comes with a model.")
@@ -212,31 +253,9 @@ class CPOConfig(TrainingArguments):
                 )
 
     def _check_ranges(self) -> None:
-        number = "a finite number"
-        ranges = {
-            "beta": (lambda x: 0 < x < float("inf"), f"{number} above 0"),
-            "cpo_alpha": (lambda x: 0 <= x < float("inf"), f"{number}, at least 0"),
-            "simpo_gamma": (lambda x: 0 <= x < float("inf"), f"{number}, at least 0"),
-            "gamma_beta_ratio": (lambda x: 0 <= x < float("inf"), f"{number}, at least 0"),
-            "router_aux_loss_coef": (lambda x: 0 <= x < float("inf"), f"{number}, at least 0"),
-            "alpha": (lambda x: abs(x) < float("inf"), number),
-            "label_smoothing": (lambda x: 0 <= x < 0.5, "in [0, 0.5)"),
-            "max_length": (lambda x: x >= 2 and x == int(x), "a whole number, at least 2"),
-            "max_completion_length": (lambda x: x >= 1 and x == int(x), "a whole number from 1"),
-            "dataset_num_proc": (lambda x: x >= 1 and x == int(x), "a whole number from 1"),
-            "per_device_train_batch_size": (lambda x: x >= 1, "a whole number from 1"),
-            "gradient_accumulation_steps": (lambda x: x >= 1, "a whole number from 1"),
-        }
-        optional = {
-            "gamma_beta_ratio",
-            "router_aux_loss_coef",
-            "max_length",
-            "max_completion_length",
-            "dataset_num_proc",
-        }
-        for name, (holds, expected) in ranges.items():
+        for name, (holds, expected) in RANGES.items():
             value = getattr(self, name)
-            if value is None and name in optional:
+            if value is None and name in UNSET_ALLOWED:
                 continue
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if not (is_number and holds(value)):
@@ -303,7 +322,7 @@ class CPOConfig(TrainingArguments):
         if self.bf16 is None:
             self.bf16 = gpu and not self.fp16 and not self.use_cpu
         elif self.bf16 and not gpu and not _has_accelerator():
-            self.use_cpu = True
+            self.use_cpu: bool = True
 
     def _resolve_checkpointing(self) -> None:
         # newer releases of transformers renamed the option, and warn of TRL's name for it
@@ -314,8 +333,6 @@ class CPOConfig(TrainingArguments):
 
 
 def _has_accelerator() -> bool:
-    import torch
-
     return torch.accelerator.is_available()
 
 

@@ -13,7 +13,7 @@ Log-probabilities are in nats throughout.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -154,9 +154,9 @@ class PairBatch:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> PairBatch:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {k: change(v) if isinstance(v, Tensor) else v for k, v in values.items()}
-        return PairBatch(**moved)
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors: dict[str, Any] = {k: change(v) for k, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **tensors)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.models_on_the_spot import KINDS
 from tests.reference.naive import step_loss

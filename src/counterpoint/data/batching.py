@@ -95,7 +95,7 @@ class DealtStream(IterableDataset[PairBatch]):
                 yield self.collate([step[key] if key >= 0 else filler(step[~key]) for key in keys])
 
 
-class PairLoader(DataLoader[PairBatch]):
+class PairLoader(DataLoader[Any]):
     """A data loader whose sampler is told the epoch, as transformers' loop expects."""
 
     def set_epoch(self, epoch: int) -> None:

@@ -76,9 +76,8 @@ def find_head(model: nn.Module) -> Head:
     Raises:
         ModelError: CP304 where the model has no output embedding.
     """
-    module = None
-    if hasattr(model, "get_output_embeddings"):
-        module = model.get_output_embeddings()
+    finder: Any = getattr(model, "get_output_embeddings", None)
+    module = finder() if finder else None
     if module is None:
         raise ModelError(
             "CP304",
@@ -89,7 +88,7 @@ def find_head(model: nn.Module) -> Head:
     adapter = getattr(module, "active_adapter", None)
     if hasattr(module, "modules_to_save") and adapter in module.modules_to_save:
         module = module.modules_to_save[adapter]
-    config = model.config
+    config: Any = model.config
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     return Head(module=module, scale=_scale(config), softcap=_softcap(config))
 
@@ -116,6 +115,13 @@ def head_input(head: Head) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
+def own_tokens(
+    states: Float[Tensor, "rows longer features"], input_ids: Int[Tensor, "rows tokens"]
+) -> Float[Tensor, "rows tokens features"]:
+    """What belongs to real tokens, without the virtual ones prompt tuning puts before each row."""
+    return states[:, -input_ids.shape[1] :]
+
+
 def prove_head(model: nn.Module, head: Head, input_ids: Int[Tensor, "rows tokens"]) -> Head:
     """Check the head against the model's own logits on a short input.
 
@@ -133,12 +139,12 @@ def prove_head(model: nn.Module, head: Head, input_ids: Int[Tensor, "rows tokens
     try:
         with torch.no_grad():
             logits = model(input_ids, use_cache=False).logits
-            expected, _ = dense_token_logps(logits.flatten(0, -2), next_ids)
+            expected, _ = dense_token_logps(own_tokens(logits, input_ids).flatten(0, 1), next_ids)
             with head_input(head) as taken:
                 model(input_ids, use_cache=False)
             if len(taken) != 1:
                 return replace(head, dense=True)
-            found, _ = head.token_logps(taken[0].flatten(0, -2), next_ids)
+            found, _ = head.token_logps(own_tokens(taken[0], input_ids).flatten(0, 1), next_ids)
     finally:
         model.train(was_training)
     # two kernels for one product may differ by rounding of the logits, not by more

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.forward.head import Head, head_input
+from counterpoint.forward.head import Head, head_input, own_tokens
 from counterpoint.forward.router import RouterSums, router_sums, token_multiplicity
 from counterpoint.forward.token_logps import dense_token_logps
 from counterpoint.records import PairBatch, PairLogps, exact_dtype
@@ -54,14 +54,10 @@ def pair_forward(
     Returns:
         Sums over the targets of each completion, float64 where the device has it.
     """
-    hidden, logits, router = _run(model, head, batch, top_k)
-    if logits is not None:
-        # the slow way out: every logit there is, for models whose head could not be proved
-        rows = logits.flatten(0, -2).index_select(0, batch.target_source)
-        token_logps, logit_means = dense_token_logps(rows, batch.target_ids)
-    else:
-        rows = hidden.flatten(0, -2).index_select(0, batch.target_source)
-        token_logps, logit_means = head.token_logps(rows, batch.target_ids)
+    states, router = _run(model, head, batch, top_k)
+    rows = states.flatten(0, 1).index_select(0, batch.target_source)
+    to_logps = dense_token_logps if head.dense else head.token_logps
+    token_logps, logit_means = to_logps(rows, batch.target_ids)
     sums = _sum_by_sequence(token_logps, batch)
     pairs = len(batch)
     return PairOutput(
@@ -89,15 +85,15 @@ def trunk_router_sums(model: nn.Module, head: Head, batch: PairBatch, *, top_k: 
         Sums over the batch's tokens.
     """
     with torch.no_grad():
-        router = _run(model, head, batch, top_k)[2]
+        router = _run(model, head, batch, top_k)[1]
     assert router is not None
     return router
 
 
 def _run(
     model: nn.Module, head: Head, batch: PairBatch, top_k: int | None
-) -> tuple[Tensor, Tensor | None, RouterSums | None]:
-    """Head inputs (or, for a dense head, logits) of every token, and the router's sums."""
+) -> tuple[Tensor, RouterSums | None]:
+    """The head's input (of a dense head, its logits) at every token, and the router's sums."""
     inputs: dict[str, Any] = {
         "input_ids": batch.input_ids,
         "attention_mask": batch.attention_mask.to(batch.input_ids.dtype),
@@ -113,11 +109,8 @@ def _run(
     router = None
     if top_k is not None:
         router = router_sums(outputs.router_logits, top_k, token_multiplicity(batch))
-    if head.dense:
-        return outputs.logits, outputs.logits, router
-    hidden = taken[0]
-    # prompt tuning puts virtual tokens before each row; real tokens are the last ones
-    return hidden[:, -batch.input_ids.shape[1] :], None, router
+    states = outputs.logits if head.dense else taken[0]
+    return own_tokens(states, batch.input_ids), router
 
 
 def _sum_by_sequence(values: Float[Tensor, " targets"], batch: PairBatch) -> Tensor:

@@ -48,9 +48,10 @@ def affine_token_logps(
         The log-probability of each target in nats, differentiable, and the mean logit of each
         row, not differentiable; both in float32 or wider.
     """
-    return _AffineTokenLogps.apply(  # type: ignore[no-any-return]
+    logps, means = _AffineTokenLogps.apply(  # type: ignore[no-untyped-call]
         hidden, weight, bias, target_ids, scale, softcap, dtype or hidden.dtype
     )
+    return logps, means
 
 
 def module_token_logps(
@@ -225,4 +226,4 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _chunks(tensor: Tensor, vocab: int) -> tuple[Tensor, ...]:
-    return tensor.split(max(1, LOGITS_PER_CHUNK // vocab))
+    return torch.split(tensor, max(1, LOGITS_PER_CHUNK // vocab))

@@ -37,14 +37,15 @@ def load_model(source: str, args: CPOConfig, *, adapted: bool) -> nn.Module:
         "dtype": "auto" if adapted else "float32",
         "use_safetensors": True,
         "trust_remote_code": args.trust_remote_code,
-        **(args.model_init_kwargs or {}),
+        **_init_kwargs(args),
     }
     if options["dtype"] is None:
         del options["dtype"]
     try:
-        return AutoModelForCausalLM.from_pretrained(source, **options)  # type: ignore[no-any-return]
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError("CP301", f"{source}: {why_not(source, error)}") from error
+    return model
 
 
 def load_tokenizer(source: str, args: CPOConfig) -> PreTrainedTokenizerBase:
@@ -62,13 +63,18 @@ def load_tokenizer(source: str, args: CPOConfig) -> PreTrainedTokenizerBase:
             "CP301", "a model made in memory has no tokenizer of its own; pass processing_class."
         )
     options = {"trust_remote_code": args.trust_remote_code}
-    revision = (args.model_init_kwargs or {}).get("revision")
+    revision = _init_kwargs(args).get("revision")
     if revision is not None:
         options["revision"] = revision
     try:
-        return AutoTokenizer.from_pretrained(source, **options)  # type: ignore[no-any-return]
+        return AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError("CP301", f"no tokenizer at {source}: {why_not(source, error)}") from error
+
+
+def _init_kwargs(args: CPOConfig) -> dict[str, Any]:
+    # the option may be a JSON string; the configuration has parsed it by now
+    return args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
 
 
 def why_not(source: str, error: Exception) -> str:

@@ -75,7 +75,7 @@ def prepare_model(
             for an adapter that does not fit.
         SetupError: CP502 if PEFT is not installed.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if config is None:
         raise ModelError(
             "CP306", f"{type(model).__name__} is not a transformers causal language model."
@@ -90,7 +90,7 @@ def prepare_model(
         model = adapt(model, args, peft_config)
     if args.gradient_checkpointing and hasattr(model, "peft_config"):
         # frozen embeddings would leave checkpointed segments without an input that needs a grad
-        model.enable_input_require_grads()
+        model.enable_input_require_grads()  # type: ignore[operator]
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError(
             "CP305",
@@ -100,8 +100,9 @@ def prepare_model(
         disable_dropout(model)
     text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
     text_config.pad_token_id = tokenizer.pad_token_id
-    if getattr(model, "generation_config", None) is not None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    generation: Any = getattr(model, "generation_config", None)
+    if generation is not None:
+        generation.pad_token_id = tokenizer.pad_token_id
     return model
 
 
@@ -143,15 +144,16 @@ def adapt(model: nn.Module, args: CPOConfig, peft_config: Any) -> nn.Module:
         model = peft.prepare_model_for_kbit_training(
             model, use_gradient_checkpointing=bool(args.gradient_checkpointing)
         )
-    if args.disable_dropout and getattr(peft_config, "lora_dropout", 0):
+    if args.disable_dropout and getattr(peft_config, "lora_dropout", 0.0):
         logger().info(
             "lora_dropout=%g is set to 0; disable_dropout=False would keep it.",
             peft_config.lora_dropout,
         )
     try:
-        return peft.get_peft_model(model, peft_config)
+        adapted: nn.Module = peft.get_peft_model(model, peft_config)
     except ValueError as error:
         raise ModelError("CP307", f"the adapter does not fit the model: {error}") from error
+    return adapted
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -163,7 +165,7 @@ def disable_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name, value in vars(module).items():
+        for name, value in list(vars(module).items()):
             if isinstance(value, float) and ("dropout" in name or name.endswith("_pdrop")):
                 setattr(module, name, 0.0)
 

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, set_seed
 
 from counterpoint.config import CPOConfig
@@ -98,6 +98,7 @@ class CPOTrainer(Trainer):
         SetupError: CP5xx for a folder, package or launch that will not do.
     """
 
+    control: TrainerControl
     loss_is_scaled_for_ga = True  # shares of a step are divided by the step's totals already
 
     def __init__(  # noqa: PLR0913 - TRL's constructor, in TRL's order
@@ -126,7 +127,7 @@ class CPOTrainer(Trainer):
                 "CP104", "model_init_kwargs is given, but the model is loaded already."
             )
         if processing_class is None and model is not None:
-            processing_class = load_tokenizer(model.config._name_or_path, args)
+            processing_class = load_tokenizer(_source_of(model), args)
         tokenizer = prepare_tokenizer(processing_class)
         ready = partial(prepare_model, args=args, tokenizer=tokenizer, peft_config=peft_config)
         self.objective = Objective(
@@ -259,20 +260,20 @@ class CPOTrainer(Trainer):
         self._loss_before_step = self._tr_loss.clone()
         totals = sum_totals([self.objective.totals(batch) for batch in batches])
         alone = len(batches) == 1 and self.args.world_size == 1
-        router = None if self._top_k is None or alone else self._router_of_step(batches)
+        router = (
+            None if self._top_k is None or alone else self._router_of_step(batches, self._top_k)
+        )
         if self.args.world_size > 1:
             both = torch.stack([totals.weight, totals.nll])
             dist.all_reduce(both)
             totals = StepTotals(*both)
         return batches, StepDenominators(totals, router)
 
-    def _router_of_step(self, batches: list[PairBatch]) -> RouterSums:
+    def _router_of_step(self, batches: list[PairBatch], top_k: int) -> RouterSums:
         """Where the step's tokens are sent, from a pass through the trunk without gradient."""
         head = self._proved_head(batches[0])
         with self.accelerator.autocast():
-            parts = [
-                trunk_router_sums(self.model, head, batch, top_k=self._top_k) for batch in batches
-            ]
+            parts = [trunk_router_sums(self.model, head, batch, top_k=top_k) for batch in batches]
         sums = add_sums(parts)
         if self.args.world_size > 1:
             flat = torch.cat([sums.sent, sums.tokens[None]])
@@ -416,7 +417,9 @@ class CPOTrainer(Trainer):
 
     def floating_point_ops(self, inputs: PairBatch) -> int:
         """Six operations a parameter and input token, embeddings left out, as transformers."""
-        return 6 * inputs.input_ids.numel() * self.model.num_parameters(exclude_embeddings=True)
+        return (
+            6 * inputs.input_ids.numel() * int(self.model.num_parameters(exclude_embeddings=True))
+        )
 
     def _track_num_input_tokens(self, inputs: PairBatch) -> None:
         wanted = self.args.include_num_input_tokens_seen
@@ -447,6 +450,11 @@ class CPOTrainer(Trainer):
                 "options": self.args.to_dict(),
             }
         )
+
+
+def _source_of(model: nn.Module) -> str:
+    """Where a model was loaded from; empty if it was made in memory."""
+    return str(getattr(model.config, "_name_or_path", ""))
 
 
 def _checked_args(args: CPOConfig | None, data_collator: Any, preprocess: Any) -> CPOConfig:
