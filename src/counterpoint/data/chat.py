@@ -44,11 +44,21 @@ def render(row: PreferenceRow, tokenizer: PreTrainedTokenizerBase) -> Rendered:
         The prompt alone and with each completion.
 
     Raises:
-        DataError: CP208 without a chat template; CP213 if the template refuses the row or
-            renders both completions the same.
+        DataError: CP202 for text that is not Unicode; CP208 without a chat template; CP213 if
+            the template refuses the row or renders both completions the same.
     """
     if isinstance(row.prompt, str):
-        return Rendered(row.prompt, f"{row.prompt}{row.chosen}", f"{row.prompt}{row.rejected}")
+        texts = row.prompt, f"{row.prompt}{row.chosen}", f"{row.prompt}{row.rejected}"
+        rendered = Rendered(*texts)
+    else:
+        rendered = _through_template(row, row.prompt, tokenizer)
+    _check_unicode(rendered, row.row)
+    return rendered
+
+
+def _through_template(
+    row: PreferenceRow, prompt: list[Message], tokenizer: PreTrainedTokenizerBase
+) -> Rendered:
     if not tokenizer.chat_template:
         raise DataError(
             "CP208",
@@ -56,12 +66,12 @@ def render(row: PreferenceRow, tokenizer: PreTrainedTokenizerBase) -> Rendered:
             "tokenizer.chat_template, use the model's instruction-tuned tokenizer, or give "
             "prompt, chosen and rejected as text.",
         )
-    opened = row.prompt[-1]["role"] == "assistant"
+    opened = prompt[-1]["role"] == "assistant"
     ending = {"continue_final_message": True} if opened else {"add_generation_prompt": True}
     rendered = Rendered(
-        _apply(row, row.prompt, tokenizer, **ending),
-        _apply(row, [*row.prompt, *row.chosen], tokenizer),
-        _apply(row, [*row.prompt, *row.rejected], tokenizer),
+        _apply(row, prompt, tokenizer, **ending),
+        _apply(row, [*prompt, *row.chosen], tokenizer),
+        _apply(row, [*prompt, *row.rejected], tokenizer),
     )
     if rendered.chosen == rendered.rejected:
         raise DataError(
@@ -70,6 +80,16 @@ def render(row: PreferenceRow, tokenizer: PreTrainedTokenizerBase) -> Rendered:
             "it leaves out what sets them apart. Use a template that shows it.",
         )
     return rendered
+
+
+def _check_unicode(rendered: Rendered, row: int) -> None:
+    """JSON can spell half a surrogate pair; no tokenizer takes one."""
+    try:
+        f"{rendered.chosen}{rendered.rejected}".encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        text = f"row {row} holds {half}, half of a character. Remove it from the text."
+        raise DataError("CP202", text) from error
 
 
 def _apply(

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from counterpoint.data.chat import Rendered, render
 from counterpoint.data.formats import to_preference_row
+from counterpoint.data.heads import HeadCut
 from counterpoint.data.tokenize import Tokens, tokenize
 from counterpoint.data.truncate import truncate
 from counterpoint.errors import DataError
@@ -63,6 +64,7 @@ def encode_rows(
     *,
     tokenizer: PreTrainedTokenizerBase,
     limits: Limits,
+    cut: HeadCut | None = None,
 ) -> dict[str, list[Any]]:
     """Encode a batch.
 
@@ -71,6 +73,7 @@ def encode_rows(
         rows: their numbers in the data set.
         tokenizer: fast or slow.
         limits: how long a pair may be.
+        cut: ``heads.head_cut(tokenizer)``, if it is known already.
 
     Returns:
         ``COLUMNS``: ids of the three parts, weight, margin and number of each row, tokens cut
@@ -97,7 +100,7 @@ def encode_rows(
         else:
             records.append({})
             places.append(place)
-    encoded = tokenize([rendered for _, rendered in good], tokenizer)
+    encoded = tokenize([rendered for _, rendered in good], tokenizer, cut)
     keep_first = tokenizer.bos_token_id is not None
     for place, (read, _), tokens in zip(places, good, encoded, strict=True):
         try:

@@ -397,11 +397,14 @@ def _message(turn: Any, row: int, field: str) -> Message:
     if not isinstance(turn, Mapping):
         _fail("CP202", row, field, f"is of type {type(turn).__name__}; expected a message.")
     message = _without_nulls(turn)
-    sharegpt = "role" not in message and "from" in message
-    role = message.pop("from", None) if sharegpt else message.pop("role", None)
+    names, other = ("role", "content"), ("from", "value")
+    if "role" not in message and "from" in message:
+        names, other = other, names
+    role, content = (message.pop(name, None) for name in names)
+    for name in other:
+        message.pop(name, None)
     if not isinstance(role, str):
         _fail("CP202", row, field, "has no role; expected role and content, or from and value.")
-    content = message.pop("value", None) if sharegpt else message.pop("content", None)
     if role == "function_call" and isinstance(content, str):
         calls = _function_calls(content)
         if calls:
@@ -421,14 +424,10 @@ def _check_content(content: Any, row: int, field: str) -> None:
         kind = type(content).__name__
         _fail("CP202", row, field, f"has content of type {kind}; expected text.")
     for part in content:
-        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-        if kind != "text" or not isinstance(part.get("text"), str):
-            _fail(
-                "CP202",
-                row,
-                field,
-                f"has a part of type {kind!r}; only text can be trained on yet.",
-            )
+        seen = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        if seen != "text" or not isinstance(part.get("text"), str):
+            only = "only text can be trained on yet"
+            _fail("CP202", row, field, f"has a part of type {seen!r}; {only}.")
 
 
 def _function_calls(text: str) -> list[Message]:

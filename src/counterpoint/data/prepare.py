@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from counterpoint.data import cache, formats
 from counterpoint.data.counts import PARTS, PrepareCounts
 from counterpoint.data.encode import COLUMNS, Limits, encode_rows
+from counterpoint.data.heads import head_cut
 from counterpoint.data.sources import dataset_from_rows
 from counterpoint.data.tokenize import end_of_sequence
 from counterpoint.errors import DataError
@@ -94,7 +95,7 @@ class Prepared:
 
 
 def prepare(
-    dataset: Dataset | IterableDataset | Iterable[Mapping[str, Any]],
+    dataset: Dataset | IterableDataset | Iterable[Any],
     tokenizer: PreTrainedTokenizerBase,
     options: PrepareOptions | None = None,
     *,
@@ -209,7 +210,7 @@ def _prepare_stream(
         with_indices=True,
         batched=True,
         batch_size=STREAM_BATCH,
-        fn_kwargs={"tokenizer": tokenizer, "limits": options.limits},
+        fn_kwargs=_arguments(tokenizer, options),
     )
     return Prepared(pairs.select_columns(list(COLUMNS)), PrepareCounts(name), options)
 
@@ -240,7 +241,7 @@ def _map(
             writer_batch_size=BATCH,
             remove_columns=dataset.column_names,
             features=FEATURES,
-            fn_kwargs={"tokenizer": tokenizer, "limits": options.limits},
+            fn_kwargs=_arguments(tokenizer, options),
             num_proc=processes if processes > 1 else None,
             cache_file_name=path,
             keep_in_memory=path is None,
@@ -248,6 +249,10 @@ def _map(
             new_fingerprint="0" * 16,  # ours is the cache's key; theirs would pickle the tokenizer
             desc="Tokenizing pairs",
         )
+
+
+def _arguments(tokenizer: PreTrainedTokenizerBase, options: PrepareOptions) -> dict[str, Any]:
+    return {"tokenizer": tokenizer, "limits": options.limits, "cut": head_cut(tokenizer)}
 
 
 @contextlib.contextmanager

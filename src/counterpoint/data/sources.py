@@ -19,7 +19,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import datasets
 import pyarrow as pa
@@ -93,11 +93,11 @@ def pick_split(data: AnyDataset, split: str = "train") -> Dataset | IterableData
     raise DataError("CP211", f"there is no split {split!r}; there are {', '.join(data)}.")
 
 
-def dataset_from_rows(rows: Sequence[Mapping[str, Any]], *, name: str = "the data set") -> Dataset:
+def dataset_from_rows(rows: Sequence[Any], *, name: str = "the data set") -> Dataset:
     """A data set of rows that need not have the same keys nor values of the same types.
 
     Args:
-        rows: the rows; a key that only some have is null in the others.
+        rows: mappings; a key that only some have is null in the others.
         name: for messages.
 
     Raises:
@@ -110,8 +110,26 @@ def dataset_from_rows(rows: Sequence[Mapping[str, Any]], *, name: str = "the dat
     if not rows:
         raise DataError("CP209", f"{name} has no rows; expected at least one preference pair.")
     names = dict.fromkeys(key for row in rows for key in row)
-    columns = {str(key): [row.get(key) for row in rows] for key in names}
-    return Dataset.from_dict(columns, on_mixed_types="use_json")
+    columns = {str(key): _column([row.get(key) for row in rows]) for key in names}
+    return Dataset(pa.table(columns))
+
+
+def _column(values: list[Any]) -> pa.Array:
+    """An Arrow column; as JSON where Arrow would refuse the values or blend their keys."""
+    if all(_is_plain(value) for value in values):
+        try:
+            return pa.array(values)
+        except (pa.ArrowException, ValueError, TypeError, OverflowError):
+            pass  # mixed types, or text that is not Unicode: formats will say which row
+    texts = [None if value is None else json.dumps(value) for value in values]
+    return pa.ExtensionArray.from_storage(pa.json_(), pa.array(texts, pa.string()))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a cell is a scalar, or objects of scalars: what Arrow keeps faithfully."""
+    parts = value if isinstance(value, list | tuple) else [value]
+    scalars = (part.values() if isinstance(part, Mapping) else [part] for part in parts)
+    return not any(isinstance(x, Mapping | list | tuple) for values in scalars for x in values)
 
 
 # Files
@@ -203,10 +221,10 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         yield from _json_lines(path)
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> io.BufferedIOBase:
     opener = OPENERS.get(path.suffix.lower(), open)
     try:
-        file: IO[bytes] = opener(path, "rb")
+        file: io.BufferedIOBase = opener(path, "rb")
     except OSError as error:
         _unreadable(path, None, str(error))
     return file

@@ -1,6 +1,7 @@
 """Texts become token ids, with the boundary between prompt and completion found in tokens.
 
-1. All texts of a batch of rows go through the tokenizer in one call, without special tokens.
+1. All texts of a batch of rows go through the tokenizer in one call, without special tokens;
+   the greater part of a prompt once where that is certain to change nothing (``heads``).
 2. The prompt is the longest common start of the ids of the prompt alone, with the chosen and
    with the rejected completion. A token that merges over the boundary thus belongs to the
    completions, which is where a model that generates would meet it.
@@ -13,13 +14,19 @@ Not here: length limits (``truncate``).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from counterpoint.data.chat import Rendered
+from counterpoint.data.heads import HeadCut, head_cut
 from counterpoint.errors import ModelError
+
+Ids3 = tuple[list[int], list[int], list[int]]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +46,15 @@ class Tokens:
     moved: int
 
 
-def tokenize(rows: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
+def tokenize(
+    rows: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase, cut: HeadCut | None = None
+) -> list[Tokens]:
     """Encode a batch of rows in one call of the tokenizer.
 
     Args:
         rows: rendered rows.
         tokenizer: fast or slow; its BOS and EOS are used, its padding is not.
+        cut: ``heads.head_cut(tokenizer)``, if it is known already.
 
     Returns:
         One entry a row, in order.
@@ -52,15 +62,48 @@ def tokenize(rows: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase) -> li
     Raises:
         ModelError: CP302 if the tokenizer has no EOS token.
     """
-    eos = end_of_sequence(tokenizer)
+    ending = _Ending(end_of_sequence(tokenizer), tokenizer)
     bos = tokenizer.bos_token_id
-    texts = [text for row in rows for text in (row.prompt, row.chosen, row.rejected)]
-    ids = encode(texts, tokenizer)
-    ending = _Ending(eos, tokenizer)
-    return [
-        _assemble(*ids[start : start + 3], bos=bos, ending=ending)
-        for start in range(0, len(ids), 3)
+    encoded = encode_threefold(rows, tokenizer, head_cut(tokenizer) if cut is None else cut)
+    return [_assemble(*ids, bos=bos, ending=ending) for ids in encoded]
+
+
+def encode_threefold(
+    rows: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase, cut: HeadCut
+) -> list[Ids3]:
+    """Ids of each row's prompt, prompt with chosen, and prompt with rejected.
+
+    Args:
+        rows: rendered rows.
+        tokenizer: fast or slow.
+        cut: where its prompts may be cut to encode what they share once.
+
+    Returns:
+        The three lists of each row, equal to encoding the three texts whole.
+    """
+    heads = [_shared_head(row, cut) for row in rows]
+    texts = [text for row, head in zip(rows, heads, strict=True) for text in _pieces(row, head)]
+    proven = next((place for place, head in enumerate(heads) if head), None)
+    whole = [] if proven is None else _pieces(rows[proven], 0)[1:]
+    ids = encode([*texts, *whole], tokenizer)
+    joined: list[Ids3] = [
+        (ids[at] + ids[at + 1], ids[at] + ids[at + 2], ids[at] + ids[at + 3])
+        for at in range(0, len(texts), 4)
     ]
+    if proven is not None and joined[proven] != tuple(ids[len(texts) :]):
+        logger.warning("This tokenizer cannot encode prompts in parts; each is encoded three times")
+        return encode_threefold(rows, tokenizer, HeadCut())
+    return joined
+
+
+def _shared_head(row: Rendered, cut: HeadCut) -> int:
+    head = cut.find(row.prompt)
+    start = row.prompt[:head]
+    return head if row.chosen.startswith(start) and row.rejected.startswith(start) else 0
+
+
+def _pieces(row: Rendered, head: int) -> tuple[str, str, str, str]:
+    return row.prompt[:head], row.prompt[head:], row.chosen[head:], row.rejected[head:]
 
 
 def end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -78,12 +121,13 @@ def end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Ids of each text, no special tokens added, nothing cut or padded."""
-    if not texts:
+def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Ids of each text, no special tokens added, nothing cut or padded; equal texts go once."""
+    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    if not places:
         return []
     encoded = tokenizer(
-        texts,
+        list(places),
         add_special_tokens=False,
         padding=False,
         truncation=False,
@@ -92,7 +136,7 @@ def encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[in
         verbose=False,
     )
     ids: list[list[int]] = encoded["input_ids"]
-    return ids
+    return [ids[places[text]] for text in texts]
 
 
 class _Ending:
@@ -104,10 +148,10 @@ class _Ending:
         self._blank: dict[tuple[int, ...], bool] = {(): True}
 
     def __call__(self, ids: list[int]) -> list[int]:
-        last = len(ids) - 1
-        while last >= 0 and ids[last] != self.eos:
-            last -= 1
-        if last >= 0 and self._is_blank(tuple(ids[last + 1 :])):
+        if self.eos not in ids:
+            return [*ids, self.eos]
+        last = len(ids) - 1 - ids[::-1].index(self.eos)
+        if self._is_blank(tuple(ids[last + 1 :])):
             while last > 0 and ids[last - 1] == self.eos:
                 last -= 1
             return ids[: last + 1]
