@@ -6,6 +6,7 @@ As a script it is one rank: it trains every case and rank 0 writes what it saw.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import warnings
@@ -42,6 +43,9 @@ def run_case(case: dict[str, Any], folder: Path, ranks: int) -> dict[str, Any]:
     model = make_model(case.pop("kind", "qwen2_tied")).to(dtype)
     pairs: Any = random_pairs(case.pop("pairs", STEP_PAIRS))
     held_out = random_pairs(5, seed=1)
+    bad = case.pop("bad_row", None)
+    if bad is not None:
+        pairs = pairs.map(lambda row: {"margin": math.nan if row["row"] == bad else 0.0})
     if case.pop("stream", False):
         options["max_steps"] = -(-len(pairs) // STEP_PAIRS)
         pairs = as_stream(pairs)
@@ -63,6 +67,17 @@ def run_case(case: dict[str, Any], folder: Path, ranks: int) -> dict[str, Any]:
         "logs": [_numbers(line) for line in trainer.state.log_history if "loss" in line],
         "evaluated": _numbers(evaluated),
     }
+
+
+def stopped_by_a_bad_pair(folder: Path, ranks: int) -> str:
+    """Train on eight pairs of which row 7, the last rank's, has no finite loss; the message."""
+    from counterpoint import NonFiniteError
+
+    try:
+        run_case({"objective": "hinge", "bad_row": 7}, folder, ranks)
+    except NonFiniteError as error:
+        return str(error)
+    return "trained"
 
 
 def as_stream(pairs: Dataset) -> Any:
@@ -93,6 +108,7 @@ def main(folder: Path) -> None:
         if rank == 0:
             save_file(flat(result.pop("gradients")), folder / f"{number}.safetensors")
             seen[name] = result
+    (folder / f"stopped-{rank}").write_text(stopped_by_a_bad_pair(folder / "bad", ranks))
     if rank == 0:
         (folder / "seen.json").write_text(json.dumps(seen))
     torch.distributed.destroy_process_group()

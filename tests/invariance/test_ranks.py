@@ -70,3 +70,11 @@ def test_two_ranks_take_the_steps_of_one(name: str, two_ranks, tmp_path: Path):
     for one, other in zip(alone["logs"], seen[name]["logs"], strict=True):
         assert other == pytest.approx(one, rel=1e-6)
     assert seen[name]["evaluated"] == pytest.approx(alone["evaluated"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_bad_pair_of_one_rank_stops_every_rank_with_the_same_words(two_ranks):
+    folder, _ = two_ranks
+    messages = [(folder / f"stopped-{rank}").read_text() for rank in range(RANKS)]
+    assert messages[0] == messages[1]
+    assert messages[0].startswith("CP401 step 1: the loss of row 7 is not finite.")

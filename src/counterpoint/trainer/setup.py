@@ -144,10 +144,11 @@ def adapt(model: nn.Module, args: CPOConfig, peft_config: Any) -> nn.Module:
         model = peft.prepare_model_for_kbit_training(
             model, use_gradient_checkpointing=bool(args.gradient_checkpointing)
         )
-    if args.disable_dropout and getattr(peft_config, "lora_dropout", 0.0):
+    lora_dropout: Any = getattr(peft_config, "lora_dropout", None)
+    if args.disable_dropout and lora_dropout:
         logger().info(
             "lora_dropout=%g is set to 0; disable_dropout=False would keep it.",
-            peft_config.lora_dropout,
+            lora_dropout,
         )
     try:
         adapted: nn.Module = peft.get_peft_model(model, peft_config)

@@ -10,7 +10,8 @@ Not here: the arithmetic of any of it, saving and resuming (transformers), sampl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -25,18 +26,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, set_seed
 
 from counterpoint.config import CPOConfig
-from counterpoint.data.batching import DealtStream, KeyedPairs, PairLoader
-from counterpoint.data.collate import collate_padded
-from counterpoint.data.counts import PrepareCounts
-from counterpoint.data.prepare import (
-    PAIR_COLUMNS,
-    Prepared,
-    PrepareOptions,
-    iter_pairs,
-    prepare,
-    to_pair,
-)
-from counterpoint.data.sampler import StepSampler
+from counterpoint.data.batching import PairLoader
 from counterpoint.errors import ConfigError, DataError, SetupError
 from counterpoint.forward.head import Head, find_head, prove_head
 from counterpoint.forward.pair_forward import PairOutput, pair_forward, trunk_router_sums
@@ -46,6 +36,7 @@ from counterpoint.metrics import MetricSums, means, pair_means
 from counterpoint.records import LossTerms, PairBatch, StepTotals, exact_dtype
 from counterpoint.runlog import RunLog, check_writable, logger
 from counterpoint.trainer.evaluation_pass import EvaluationPass
+from counterpoint.trainer.feed import Feed
 from counterpoint.trainer.guard import StepGuard, non_finite_error
 from counterpoint.trainer.loading import load_model, load_tokenizer
 from counterpoint.trainer.setup import (
@@ -139,26 +130,18 @@ class CPOTrainer(Trainer):
             cpo_alpha=args.cpo_alpha,
             nll_reduction=args.nll_reduction,
         )
-        self._sets: dict[str, Prepared] = {}
-        self._tokenizer = tokenizer
-        self._prepare_options = PrepareOptions(
-            max_length=512 if args.max_length is None else args.max_length,
-            max_completion_length=args.max_completion_length,
-            truncation=args.truncation,
-            invalid_rows=args.invalid_rows,
-            num_proc=args.dataset_num_proc,
-        )
+        self._feed = Feed(args, tokenizer)
         prepared_model = None if model is None else ready(model)
-        train_pairs = self._prepared(train_dataset, "train")
+        train_pairs = self._feed.train_pairs(train_dataset)
         if train_pairs is not None and not hasattr(train_pairs, "__len__") and args.max_steps <= 0:
             raise ConfigError("CP107", "a streamed train_dataset has no length: set max_steps.")
         super().__init__(
             model=prepared_model,
             args=args,
             train_dataset=train_pairs,
-            eval_dataset=self._prepared(eval_dataset, "eval"),
+            eval_dataset=self._feed.pairs(eval_dataset, "eval"),
             processing_class=tokenizer,
-            model_init=None if model_init is None else lambda *trial: ready(model_init(*trial)),
+            model_init=None if model_init is None else _then(model_init, ready),
             callbacks=callbacks,
             optimizers=optimizers,
             compute_metrics=compute_metrics,
@@ -176,55 +159,6 @@ class CPOTrainer(Trainer):
 
     # ---- data ----
 
-    def _prepared(self, dataset: Any, name: str) -> Any:
-        """Raw rows to prepared pairs; a dict of sets stays one."""
-        if dataset is None or set(PAIR_COLUMNS) <= set(
-            getattr(dataset, "column_names", None) or ()
-        ):
-            return dataset
-        if isinstance(dataset, Mapping):
-            return {key: self._prepared(rows, f"{name} {key}") for key, rows in dataset.items()}
-        self._sets[name] = prepare(dataset, self._tokenizer, self._prepare_options, name=name)
-        return self._sets[name].pairs
-
-    def _loader(self, pairs: Any, name: str, *, train: bool) -> PairLoader:
-        args = self.args
-        share = {
-            "micro_batch": self._train_batch_size if train else args.eval_batch_size,
-            "accumulation": args.gradient_accumulation_steps if train else 1,
-            "ranks": args.world_size,
-            "rank": args.process_index,
-        }
-        collate = partial(
-            collate_padded,
-            pad_id=self._tokenizer.pad_token_id,
-            vocab_size=self.model.get_input_embeddings().weight.shape[0],
-        )
-        pinned = args.dataloader_pin_memory and args.device.type not in ("cpu", "mps")
-        if not hasattr(pairs, "__len__"):
-            prepared = self._sets.get(name)
-            if prepared is None or prepared.pairs is not pairs:
-                prepared = Prepared(pairs, PrepareCounts(name), self._prepare_options)
-            stream = DealtStream(partial(iter_pairs, prepared), collate, **share)
-            return PairLoader(stream, batch_size=None, pin_memory=pinned)
-        shuffled = train and args.train_sampling_strategy == "random"
-        seed = args.seed if args.data_seed is None else args.data_seed
-        sampler = StepSampler(
-            len(pairs),
-            **share,
-            seed=seed if shuffled else None,
-            drop_last=train and args.dataloader_drop_last,
-        )
-        return PairLoader(
-            KeyedPairs(pairs, to_pair),
-            batch_sampler=sampler,
-            collate_fn=collate,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=pinned,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-        )
-
     def get_train_dataloader(self) -> PairLoader:
         """The training pairs, dealt to steps, ranks and micro-batches."""
         if self.train_dataset is None:
@@ -233,18 +167,27 @@ class CPOTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> PairLoader:
         """The pairs of an evaluation set, given raw, prepared, or by its name."""
-        if eval_dataset is None:
-            eval_dataset = self.eval_dataset
         name = "eval"
         if isinstance(eval_dataset, str):
             name, eval_dataset = f"eval {eval_dataset}", self.eval_dataset[eval_dataset]
+        elif eval_dataset is None:
+            eval_dataset = self.eval_dataset
         if eval_dataset is None:
             raise DataError("CP209", "there is no eval_dataset to evaluate on.")
-        return self._loader(self._prepared(eval_dataset, name), name, train=False)
+        return self._loader(self._feed.pairs(eval_dataset, name), name, train=False)
 
     def get_test_dataloader(self, test_dataset: Any) -> PairLoader:
         """The pairs of a test set, given raw or prepared."""
-        return self._loader(self._prepared(test_dataset, "test"), "test", train=False)
+        return self._loader(self._feed.pairs(test_dataset, "test"), "test", train=False)
+
+    def _loader(self, pairs: Any, name: str, *, train: bool) -> PairLoader:
+        return self._feed.loader(
+            pairs,
+            name,
+            vocab_size=self.model.get_input_embeddings().weight.shape[0],
+            micro_batch=self._train_batch_size if train else self.args.eval_batch_size,
+            train=train,
+        )
 
     # ---- one step ----
 
@@ -394,9 +337,9 @@ class CPOTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; see ``transformers.Trainer.train``. Writes ``run.json`` first."""
         announce(self.objective.formula(), self.args, self.args.world_size)
-        for prepared in self._sets.values():
-            if prepared.counts.rows:
-                logger().info("%s", prepared.counts.summary())
+        for counts in self._feed.counts().values():
+            if counts.rows:
+                logger().info("%s", counts.summary())
         self._describe()
         output = super().train(*args, **kwargs)
         # a stream's counts are known only now
@@ -446,10 +389,20 @@ class CPOTrainer(Trainer):
                 * self.args.world_size,
                 "balancing_weight": self._balancing_weight,
                 "skipped_steps": self._skipped_steps,
-                "data": {name: done.counts.as_dict() for name, done in self._sets.items()},
+                "data": {name: counts.as_dict() for name, counts in self._feed.counts().items()},
                 "options": self.args.to_dict(),
             }
         )
+
+
+def _then(
+    model_init: Callable[..., nn.Module], ready: Callable[[nn.Module], nn.Module]
+) -> Callable[..., nn.Module]:
+    """A ``model_init`` whose model is made ready, with as many arguments as it had."""
+    # transformers counts the arguments to see whether a trial is wanted
+    if inspect.signature(model_init).parameters:
+        return lambda trial: ready(model_init(trial))
+    return lambda: ready(model_init())
 
 
 def _source_of(model: nn.Module) -> str:

@@ -1,0 +1,137 @@
+"""A run's data sets: prepared once, accounted for, dealt out as micro-batches.
+
+Not here: what a row becomes (``data.prepare``) and which pairs make a step (``data.sampler``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from counterpoint.config import CPOConfig
+from counterpoint.data.batching import DealtStream, KeyedPairs, PairLoader
+from counterpoint.data.collate import collate_padded
+from counterpoint.data.counts import PrepareCounts
+from counterpoint.data.prepare import (
+    PAIR_COLUMNS,
+    Prepared,
+    PrepareOptions,
+    iter_pairs,
+    prepare,
+    to_pair,
+)
+from counterpoint.data.sampler import StepSampler
+from counterpoint.data.sources import pick_split
+
+DEFAULT_LENGTH = 512
+"""What TRL takes for a ``max_length`` of None, in tokens."""
+
+
+class Feed:
+    """Raw data sets in, loaders of ``PairBatch`` out.
+
+    Args:
+        args: the run's options.
+        tokenizer: with EOS and pad token.
+    """
+
+    def __init__(self, args: CPOConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Nothing is read yet."""
+        self.args, self.tokenizer = args, tokenizer
+        self.options = PrepareOptions(
+            max_length=DEFAULT_LENGTH if args.max_length is None else args.max_length,
+            max_completion_length=args.max_completion_length,
+            truncation=args.truncation,
+            invalid_rows=args.invalid_rows,
+            num_proc=args.dataset_num_proc,
+        )
+        self._prepared: dict[str, Prepared] = {}
+
+    def train_pairs(self, dataset: Any) -> Any:
+        """Prepared training pairs of raw rows; of several splits, the one named train."""
+        if isinstance(dataset, Mapping):
+            dataset = pick_split(dataset, "train")
+        return self.pairs(dataset, "train")
+
+    def pairs(self, dataset: Any, name: str) -> Any:
+        """Prepared pairs of raw rows, of each of a dict of sets, or of themselves.
+
+        Args:
+            dataset: raw or prepared rows, a dict of named sets, or None.
+            name: the set's name in messages and in the run log.
+
+        Raises:
+            DataError: CP2xx for rows that are not pairs.
+        """
+        if dataset is None or set(PAIR_COLUMNS) <= set(_columns(dataset)):
+            return dataset
+        if isinstance(dataset, Mapping):
+            return {key: self.pairs(rows, f"{name} {key}") for key, rows in dataset.items()}
+        self._prepared[name] = prepare(dataset, self.tokenizer, self.options, name=name)
+        return self._prepared[name].pairs
+
+    def counts(self) -> dict[str, PrepareCounts]:
+        """What became of the rows of each set; a stream's fill up while it is read."""
+        return {name: prepared.counts for name, prepared in self._prepared.items()}
+
+    def loader(
+        self, pairs: Any, name: str, *, vocab_size: int, micro_batch: int, train: bool
+    ) -> PairLoader:
+        """Micro-batches of this rank.
+
+        Args:
+            pairs: prepared pairs, from ``pairs``.
+            name: the set's name.
+            vocab_size: rows of the model's embedding.
+            micro_batch: most pairs of a micro-batch.
+            train: shuffle, and deal in steps of several micro-batches.
+        """
+        args = self.args
+        share = {
+            "micro_batch": micro_batch,
+            "accumulation": args.gradient_accumulation_steps if train else 1,
+            "ranks": args.world_size,
+            "rank": args.process_index,
+        }
+        collate = partial(collate_padded, pad_id=self.tokenizer.pad_token_id, vocab_size=vocab_size)
+        pinned = args.dataloader_pin_memory and args.device.type not in ("cpu", "mps")
+        if not hasattr(pairs, "__len__"):
+            read = partial(iter_pairs, self._stream(pairs, name))
+            return PairLoader(DealtStream(read, collate, **share), batch_size=None)
+        sampler = StepSampler(
+            len(pairs),
+            **share,
+            seed=self._seed() if train else None,
+            drop_last=train and args.dataloader_drop_last,
+        )
+        return PairLoader(
+            KeyedPairs(pairs, to_pair),
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=pinned,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+        )
+
+    def _seed(self) -> int | None:
+        if self.args.train_sampling_strategy == "sequential":
+            return None
+        own: int | None = self.args.data_seed
+        return int(self.args.seed) if own is None else own
+
+    def _stream(self, pairs: Any, name: str) -> Prepared:
+        known = self._prepared.get(name)
+        if known is None or known.pairs is not pairs:
+            return Prepared(pairs, PrepareCounts(name), self.options)
+        return known
+
+
+def _columns(dataset: Any) -> list[str]:
+    names = getattr(dataset, "column_names", None)
+    # a dict of sets has a dict of names
+    return names if isinstance(names, list) else []
