@@ -11,7 +11,7 @@ import textwrap
 from typing import Any
 
 from counterpoint.cli.coerce import expected
-from counterpoint.cli.options import GROUPS, TRANSFORMERS, Option, options
+from counterpoint.cli.options import GROUPS, OF_THE_COMMAND, TRANSFORMERS, Option, options
 from counterpoint.config import REFUSED
 
 _WIDEST = 110
@@ -22,7 +22,7 @@ INTRODUCTION = (
     "Trains a model on preference pairs. Options come from the YAML file, one 'option: value' a "
     "line, and from flags, which override it. A flag may be written --max_length 512, "
     "--max-length 512 or --max_length=512; a switch --bf16, --no_bf16 or --bf16 false; null "
-    "stands for no value."
+    "stands for no value. --debug alone shows the stack trace of an error."
 )
 
 EXAMPLES = """\
@@ -70,7 +70,7 @@ def summary(option: Option) -> str:
     if option.name in REFUSED:
         passing, reason = REFUSED[option.name]
         return f"Refused unless {show(passing)}: {reason}."
-    if option.group != TRANSFORMERS:
+    if option.group != TRANSFORMERS or option.name in OF_THE_COMMAND:
         return option.help
     first = _SENTENCE_END.split(option.help, maxsplit=1)[0]
     return f"{first.rstrip('.')}."

@@ -35,6 +35,18 @@ GROUPS: Mapping[str, str] = MappingProxyType(
     }
 )
 
+OF_THE_COMMAND: Mapping[str, str] = MappingProxyType(
+    {
+        "output_dir": "Folder of the run: model, log, checkpoints. null: runs/<model>-<loss_type>, "
+        "numbered where that is taken.",
+        "resume_from_checkpoint": "Folder of a checkpoint to go on from, or latest: the last one in "
+        "output_dir.",
+        "hub_token": "Token of the hub; kept out of everything that is written.",
+        "disable_tqdm": "No progress bar; null: one where there is a terminal to show it.",
+    }
+)
+"""Options of transformers' that mean more in the command than their own help says."""
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
@@ -116,4 +128,6 @@ def _default(field: Field[Any]) -> Any:
 
 
 def _help(field: Field[Any]) -> str:
+    if field.name in OF_THE_COMMAND:
+        return OF_THE_COMMAND[field.name]
     return " ".join(str(field.metadata.get("help", "")).split())

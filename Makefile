@@ -1,0 +1,71 @@
+# Everything works in a fresh checkout with Python >= 3.11 and make; the first call of a target
+# makes the virtual environment it needs, later ones find it there.
+
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS := requirements/constraints.txt
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# What is installed is noted in these two files; they are older than what asks for more.
+RUNTIME := $(VENV)/.counterpoint-runtime
+DEV := $(VENV)/.counterpoint-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test check bench docs golden constraints clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | \
+		awk -F@ '{ printf "%-20s %s\n", $$1, $$2 }'
+
+quickstart: $(RUNTIME) ## train a tiny translation model: no network, no GPU, about a minute
+	$(BIN)/counterpoint quickstart
+
+test: $(DEV) ## every test
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(DEV) ## what CI runs: format, lint, types, imports, docs, every test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/generate_docs.py --check
+	$(BIN)/python -m pytest
+	@echo "Long files and functions, to look at:"
+	@$(BIN)/python scripts/smells.py
+
+bench: $(DEV) ## every script of benchmarks/, one after the other
+	@for script in benchmarks/*.py; do \
+		echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+docs: $(DEV) ## write docs/options.md and docs/errors.md from the code
+	$(BIN)/python scripts/generate_docs.py
+
+golden: $(DEV) ## record the golden losses anew; say why in the commit
+	$(BIN)/python scripts/record_golden.py
+
+constraints: $(DEV) ## pin the versions that are installed now
+	@sed -n '/^#/p' $(CONSTRAINTS) > $(CONSTRAINTS).new
+	@$(BIN)/python -m pip freeze --exclude-editable | grep -v '^#' | \
+		sed -E 's/\+[a-z0-9.]+$$//' | sort -f >> $(CONSTRAINTS).new
+	@mv $(CONSTRAINTS).new $(CONSTRAINTS)
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "There is no $(PYTHON); name a Python from 3.11: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is $$($(PYTHON) --version), but Counterpoint needs Python 3.11 or newer:" \
+			"make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(RUNTIME): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(PIP) install --quiet -c $(CONSTRAINTS) -e .
+	@touch $@
+
+$(DEV): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(PIP) install --quiet --upgrade 'pip>=25.1'  # the first that knows --group
+	$(PIP) install --quiet -c $(CONSTRAINTS) --group dev --group trl -e '.[peft]'
+	@touch $@ $(RUNTIME)
