@@ -143,6 +143,16 @@ def test_what_is_not_given_keeps_the_defaults_of_cpo_config() -> None:
     assert request.given == {"model": "m", "dataset": ["d"], "output_dir": "o"}
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_progress_bar_is_shown_where_there_is_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
+    words = ["--model", "m", "--dataset", "d", "--output_dir", "o"]
+    assert read_request(words).config.disable_tqdm is not terminal
+    assert read_request([*words, "--disable_tqdm"]).config.disable_tqdm is True
+
+
 def test_a_secret_reaches_the_config_and_nothing_that_is_written() -> None:
     words = ["--model", "m", "--dataset", "d", "--output_dir", "o", "--hub_token", "hf_canary"]
     request = read_request(words)

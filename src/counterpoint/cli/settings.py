@@ -16,6 +16,7 @@ from typing import Any
 from counterpoint.cli.arguments import parse
 from counterpoint.cli.coerce import coerce
 from counterpoint.cli.given import SECRET
+from counterpoint.cli.manners import has_terminal
 from counterpoint.cli.options import RUN, options, refuse_unknown
 from counterpoint.cli.run_options import RunOptions
 from counterpoint.cli.yaml_file import read_config
@@ -82,6 +83,9 @@ def _build(values: dict[str, Any]) -> Request:
     rest = {name: v for name, v in values.items() if table[name].group != RUN}
     if rest.get("output_dir") is None:
         rest["output_dir"] = _next_folder(run, rest)
+    if rest.get("disable_tqdm") is None:
+        # transformers would decide by its own log level, which says nothing of a terminal
+        rest["disable_tqdm"] = not has_terminal()
     return Request(run=run, config=_build_config(rest), given=given)
 
 

@@ -25,7 +25,7 @@ from counterpoint.cli.load import (
     load_tokenizer,
     random_model,
 )
-from counterpoint.cli.manners import has_terminal, is_first_process, quiet_bars, say
+from counterpoint.cli.manners import is_first_process, quiet_bars, say
 from counterpoint.cli.run_options import RunOptions
 from counterpoint.cli.settings import Request
 from counterpoint.config import CPOConfig
@@ -98,8 +98,6 @@ def _build(run: RunOptions, config: CPOConfig) -> CPOTrainer:
     else:
         model = load_model(source, config, adapted=adapter is not None)
     config.model_init_kwargs = None  # used up; the trainer refuses them beside a loaded model
-    if not config.disable_tqdm:
-        config.disable_tqdm = not has_terminal()
     return CPOTrainer(
         model=model,
         args=config,
