@@ -24,7 +24,7 @@ SENTENCES = [
     "I am sorry, but I cannot help with that. Is there anything else that you would like?",
     "To be or not to be, that is the question; 1 2 3 4 5 6 7 8 9 10.",
     "def add(a, b):\n    return a + b\n\nprint(add(1, 2))\n",
-    "国会由众议院和参议院组成，每两年换届一次。我希望大家能花点时间考虑一个问题。",
+    "国会由众议院和参议院组成，每两年换届一次。我希望大家能花点时间考虑一个问题。",  # noqa: RUF001
 ]
 
 CHATML = (
@@ -64,11 +64,12 @@ def byte_level(special: list[str], size: int = 600) -> Tokenizer:
 
 
 def metaspace(special: list[str], size: int = 500) -> Tokenizer:
-    """A BPE over whole text with "▁" for spaces and byte fallback, as Llama 2's."""
+    """A BPE over whole text with "▁" for spaces and byte fallback, as Llama 2's.
+
+    Trained on words, as SentencePiece does it, so that "▁" only begins tokens.
+    """
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Sequence(
         [
             decoders.Replace("▁", " "),
@@ -82,7 +83,11 @@ def metaspace(special: list[str], size: int = 500) -> Tokenizer:
         special_tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256))],
         show_progress=False,
     )
-    tokenizer.train_from_iterator((s for line in SENTENCES for s in line.split(". ")), trainer)
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokenizer.pre_tokenizer = None
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     return tokenizer
 
 

@@ -22,7 +22,7 @@ def row(prompt: list[Message], good: Message = GOOD, bad: Message = BAD, **more:
 
 
 def with_template(tokenizer: PreTrainedTokenizerFast, template: str) -> PreTrainedTokenizerFast:
-    other = copy.copy(tokenizer)
+    other = copy.deepcopy(tokenizer)
     other.chat_template = template
     return other
 

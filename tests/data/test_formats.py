@@ -153,6 +153,8 @@ def test_a_system_column_becomes_the_first_turn_of_a_conversation() -> None:
     assert to_preference_row(raw, 0).prompt == [SYSTEM, USER]
     whole = {"system": "Be brief.", "chosen": [USER, GOOD], "rejected": [USER, BAD]}
     assert to_preference_row(whole, 0).prompt == [SYSTEM, USER]
+    beside = {**whole, "prompt": [USER]}
+    assert to_preference_row(beside, 0).prompt == [SYSTEM, USER]
     stated = {"system": "Be long.", "prompt": [SYSTEM, USER], "chosen": [GOOD], "rejected": [BAD]}
     assert to_preference_row(stated, 0).prompt == [SYSTEM, USER]
 

@@ -227,6 +227,9 @@ def test_a_stream_breaks_where_the_file_does(tmp_path: Path) -> None:
 def test_what_does_not_exist_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"CP211 there is no file .*missing.jsonl"):
         load(str(tmp_path / "missing.jsonl"))
+    for nowhere in ("./missing", "/missing/folder", "a/b/c"):
+        with pytest.raises(DataError, match=r"CP211 there is no file or folder"):
+            load(nowhere)
     with pytest.raises(DataError, match=r"CP211 .*holds neither"):
         load(tmp_path)
     with pytest.raises(DataError, match=r"CP211 an empty list"):
@@ -250,6 +253,11 @@ def test_pick_split_takes_train_or_the_only_one() -> None:
     assert pick_split(DatasetDict(test=two)) is two
     with pytest.raises(DataError, match=r"CP211 there is no split 'train'; there are a, b"):
         pick_split(DatasetDict(a=one, b=two))
+
+
+def test_a_cell_that_is_no_data_is_refused() -> None:
+    with pytest.raises(DataError, match=r"CP202 the list, column chosen: .*not JSON serializable"):
+        dataset_from_rows([{"chosen": [{"x": {"y": object()}}]}], name="the list")
 
 
 def test_a_row_that_is_no_object_is_refused() -> None:

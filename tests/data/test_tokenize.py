@@ -88,7 +88,7 @@ def test_a_token_that_reaches_over_the_boundary_belongs_to_the_completions(
 def test_a_generation_prompt_that_the_answer_lacks_belongs_to_the_completions(
     chatml_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    tokenizer = copy.copy(chatml_tokenizer)
+    tokenizer = copy.deepcopy(chatml_tokenizer)
     tokenizer.chat_template = (
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}"
         "{% endfor %}"
@@ -152,7 +152,7 @@ def test_eos_ends_a_completion_once(
 
 
 def test_padding_with_eos_changes_nothing(llama_tokenizer: PreTrainedTokenizerFast) -> None:
-    padded = copy.copy(llama_tokenizer)
+    padded = copy.deepcopy(llama_tokenizer)
     padded.pad_token = padded.eos_token
     row = text_row("Say", " a", " b")
     assert one(row, padded) == one(row, llama_tokenizer)
@@ -160,7 +160,7 @@ def test_padding_with_eos_changes_nothing(llama_tokenizer: PreTrainedTokenizerFa
 
 
 def test_a_tokenizer_without_eos_is_refused(chatml_tokenizer: PreTrainedTokenizerFast) -> None:
-    tokenizer = copy.copy(chatml_tokenizer)
+    tokenizer = copy.deepcopy(chatml_tokenizer)
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match=r"CP302"):
         tokenize([], tokenizer)

@@ -70,12 +70,13 @@ def digest(
     return total.hexdigest()
 
 
-def cached(name: str, make: Callable[[str | None], Dataset]) -> Dataset:
+def cached(name: str, make: Callable[[str | None], Dataset], *, rows: int) -> Dataset:
     """Read a prepared data set, or make and keep it.
 
     Args:
         name: its digest.
         make: makes it, given the file to write, or None to keep it in memory.
+        rows: how many rows it must have; a file of fewer is damaged.
 
     Returns:
         The data set, read from its file or in memory.
@@ -84,7 +85,7 @@ def cached(name: str, make: Callable[[str | None], Dataset]) -> Dataset:
     if home is None or not _writable(home):
         return make(None)
     path = home / f"{name}.arrow"
-    found = _read(path)
+    found = _read(path, rows)
     if found is not None:
         return found
     scratch = Path(tempfile.mkdtemp(prefix=f".{name[:8]}-", dir=home))
@@ -98,7 +99,7 @@ def cached(name: str, make: Callable[[str | None], Dataset]) -> Dataset:
         return make(None)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return _read(path) or make(None)
+    return _read(path, rows) or make(None)
 
 
 def _writable(home: Path) -> bool:
@@ -109,17 +110,21 @@ def _writable(home: Path) -> bool:
     return os.access(home, os.W_OK)
 
 
-def _read(path: Path) -> Dataset | None:
+def _read(path: Path, rows: int) -> Dataset | None:
     """The data set in a file, or None if there is none or it was damaged."""
     if not path.is_file():
         return None
     try:
-        return Dataset.from_file(str(path))
+        found = Dataset.from_file(str(path))
+        reason: object = f"{len(found)} rows instead of {rows}"
+        if len(found) == rows:
+            return found
     except (OSError, pa.ArrowException, ValueError) as error:
-        logger.warning("A damaged file in the cache, %s, is made anew: %s", path, error)
-        with contextlib.suppress(OSError):
-            path.unlink()
-        return None
+        reason = error
+    logger.warning("A damaged file in the cache, %s, is made anew: %s", path, reason)
+    with contextlib.suppress(OSError):
+        path.unlink()
+    return None
 
 
 def _write(dataset: Dataset, path: Path) -> None:

@@ -185,6 +185,7 @@ def _split(
         return given, chosen, rejected
     if isinstance(given, str) and not whole:
         return [{"role": "user", "content": given}], chosen, rejected
+    chosen, rejected = _with_system(raw, chosen), _with_system(raw, rejected)
     if isinstance(given, list) and given != chosen[: len(given)]:
         _fail(
             "CP206",
@@ -193,7 +194,7 @@ def _split(
             "is a whole conversation that does not begin with the prompt given beside it. Remove "
             "the prompt's column, or leave only the assistant's turns in chosen and rejected.",
         )
-    return _split_messages(_with_system(raw, chosen), _with_system(raw, rejected), row)
+    return _split_messages(chosen, rejected, row)
 
 
 def _given_prompt(raw: Mapping[str, Any], row: int) -> Text | None:

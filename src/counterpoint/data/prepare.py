@@ -122,7 +122,7 @@ def prepare(
     end_of_sequence(tokenizer)
     if isinstance(dataset, IterableDataset):
         return _prepare_stream(dataset, tokenizer, options, name)
-    if not isinstance(dataset, Dataset):
+    if not isinstance(dataset, Dataset) or _is_transformed(dataset):
         dataset = dataset_from_rows(list(dataset), name=name)
     if len(dataset) == 0:
         raise _empty(name)
@@ -205,7 +205,7 @@ def _prepare_stream(
 ) -> Prepared:
     if dataset.column_names is not None:
         formats.check_columns(dataset.column_names, name=name)
-    pairs = dataset.map(
+    pairs = dataset.with_format(None).map(
         encode_rows,
         with_indices=True,
         batched=True,
@@ -219,12 +219,17 @@ def _encode(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions
 ) -> Dataset:
     """Every row of an eager set, usable or not, from the cache or into it."""
-    if dataset.format["type"] == "custom":  # a transform on reading: its output is the data
-        return _map(dataset, tokenizer, options, None)
     read = [column for column in dataset.column_names if column in formats.READ]
     dataset = dataset.with_format(None).select_columns(read)
     key = cache.digest(dataset, read, tokenizer, options.limits)
-    return cache.cached(key, lambda path: _map(dataset, tokenizer, options, path))
+    return cache.cached(
+        key, lambda path: _map(dataset, tokenizer, options, path), rows=len(dataset)
+    )
+
+
+def _is_transformed(dataset: Dataset) -> bool:
+    """Whether the user's own function makes the rows when they are read: then those count."""
+    return bool(dataset.format["type"] == "custom")
 
 
 def _map(

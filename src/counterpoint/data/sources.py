@@ -35,6 +35,8 @@ OPENERS: Mapping[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.op
 
 KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?")
+
 ROWS_AT_ONCE = 10_000
 """Rows that are Python objects at one time while a file is read."""
 
@@ -110,7 +112,13 @@ def dataset_from_rows(rows: Sequence[Any], *, name: str = "the data set") -> Dat
     if not rows:
         raise DataError("CP209", f"{name} has no rows; expected at least one preference pair.")
     names = dict.fromkeys(key for row in rows for key in row)
-    columns = {str(key): _column([row.get(key) for row in rows]) for key in names}
+    columns = {}
+    for key in names:
+        try:
+            columns[str(key)] = _column([row.get(key) for row in rows])
+        except (TypeError, ValueError) as error:
+            text = f"{name}, column {key}: holds what is no data: {error}."
+            raise DataError("CP202", text) from error
     return Dataset(pa.table(columns))
 
 
@@ -138,7 +146,7 @@ def _is_plain(value: Any) -> bool:
 def _existing(path: str | Path) -> Path:
     path = Path(path).expanduser()
     if not path.exists():
-        raise DataError("CP211", f"there is no file {path} (looked from {Path.cwd()}).")
+        raise DataError("CP211", f"there is no file {path} (from {Path.cwd()}).")
     if not path.is_file():
         raise DataError("CP210", f"{path} is not a file.")
     if _kind(path) is None:
@@ -284,8 +292,7 @@ def _json_array(path: Path) -> Iterator[dict[str, Any]]:
 
 def _csv_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(2**31 - 1)
-    text = io.StringIO("".join(line for _, line in _lines(path)), newline="")
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    reader = csv.reader((line for _, line in _lines(path)), delimiter=delimiter, strict=True)
     try:
         header = next(reader, None)
         if header is None:
@@ -390,14 +397,17 @@ def _from_hub(source: str, split: str | None, config: str | None, streaming: boo
         raise DataError(
             "CP211", f"{source!r} is not a data set; expected owner/name:configuration:split."
         )
+    if not HUB_ID.fullmatch(identity):
+        raise DataError("CP211", f"there is no file or folder {source} (from {Path.cwd()}).")
     split = split or (named[-1] if named else None)
     config = config or (named[0] if len(named) == 2 else None)
     try:
         return datasets.load_dataset(identity, config, split=split, streaming=streaming)
     except Exception as error:  # the hub's client raises dozens of kinds
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"
+        first_line = (str(error).strip() or "no reason given").splitlines()[0]
+        reason = f"{type(error).__name__}: {first_line[:300]}"
         raise DataError(
             "CP211",
-            f"{source!r} is neither a file or folder here (looked from {Path.cwd()}) nor a data "
+            f"{source!r} is neither a file or folder here (from {Path.cwd()}) nor a data "
             f"set on the hub that could be opened ({reason}).",
         ) from error
