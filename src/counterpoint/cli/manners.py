@@ -73,3 +73,9 @@ def quiet_bars() -> None:
 
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
+
+
+def quiet_replicas() -> None:
+    """Let the first process alone tell of the run; the others still warn."""
+    if not is_first_process():
+        logging.getLogger("counterpoint").setLevel(logging.WARNING)

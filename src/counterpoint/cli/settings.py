@@ -86,6 +86,7 @@ def _build(values: dict[str, Any]) -> Request:
     if rest.get("disable_tqdm") is None:
         # transformers would decide by its own log level, which says nothing of a terminal
         rest["disable_tqdm"] = not has_terminal()
+    rest.setdefault("log_level_replica", "passive")  # as quiet as the first process
     return Request(run=run, config=_build_config(rest), given=given)
 
 

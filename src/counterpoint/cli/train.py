@@ -25,7 +25,7 @@ from counterpoint.cli.load import (
     load_tokenizer,
     random_model,
 )
-from counterpoint.cli.manners import is_first_process, quiet_bars, say
+from counterpoint.cli.manners import is_first_process, quiet_bars, quiet_replicas, say
 from counterpoint.cli.run_options import RunOptions
 from counterpoint.cli.settings import Request
 from counterpoint.config import CPOConfig
@@ -53,6 +53,7 @@ def train(request: Request) -> None:
     """
     run, config = request.run, request.config
     quiet_bars()
+    quiet_replicas()
     _hide_token(config)
     _check_evaluation(run, config)
     check_writable(config.output_dir)
