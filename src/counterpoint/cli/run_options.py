@@ -54,8 +54,8 @@ class RunOptions:
     dataset: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Required. Files (.jsonl, .json, .csv, .tsv, .parquet, also .gz), or one folder "
-            "or hub id (owner/name, owner/name:split, owner/name:configuration:split)."
+            "help": "Required. Files (.jsonl, .json, .csv, .tsv, .parquet, also .gz), or one "
+            "folder or hub id (owner/name, owner/name:split, owner/name:configuration:split)."
         },
     )
     dataset_split: str | None = _option(
@@ -67,8 +67,8 @@ class RunOptions:
     eval_dataset: list[str] | dict[str, str] = field(
         default_factory=list,
         metadata={
-            "help": "What to evaluate on, as for dataset; name=path for several sets with metrics of "
-            "their own. With eval_strategy no they are used once, at the end."
+            "help": "What to evaluate on, as for dataset; name=path for several sets with metrics "
+            "of their own. With eval_strategy no they are used once, at the end."
         },
     )
     eval_dataset_split: str | None = _option(
