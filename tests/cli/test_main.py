@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 import counterpoint
 from counterpoint.cli import main as door
 from counterpoint.cli.help import train_help
+from counterpoint.cli.manners import quiet_libraries
 from counterpoint.cli.options import options
 from counterpoint.errors import DataError
 from tests.cli.conftest import Command
@@ -187,3 +190,21 @@ def test_quickstart_refuses_what_it_does_not_take(
     said = command(*words)
     assert (said.code, said.err.startswith(f"counterpoint: {code} ")) == (2, True)
     assert len(said.err.splitlines()) == 1
+
+
+def test_the_libraries_are_quiet_inside_and_as_before_outside() -> None:
+    log = logging.getLogger("transformers")
+    before = (log.level, os.environ.get("TRANSFORMERS_VERBOSITY"))
+    with quiet_libraries():
+        warnings.warn("nobody should see this", UserWarning, stacklevel=1)
+        assert log.getEffectiveLevel() == logging.ERROR
+        assert os.environ["TRANSFORMERS_VERBOSITY"] == "error"
+    assert (log.level, os.environ.get("TRANSFORMERS_VERBOSITY")) == before
+    with pytest.warns(UserWarning, match="seen again"):
+        warnings.warn("seen again", UserWarning, stacklevel=1)
+
+
+def test_a_level_that_the_user_asks_for_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "info")
+    with quiet_libraries():
+        assert os.environ["TRANSFORMERS_VERBOSITY"] == "info"

@@ -268,7 +268,7 @@ def _check_tokenizer_folder(folder: Path, of_model: bool) -> None:
 
 def _unsupported(config: PretrainedConfig) -> str | None:
     kind = config.model_type
-    if config.is_encoder_decoder:
+    if getattr(config, "is_encoder_decoder", False):
         return "is an encoder-decoder; only decoder-only language models are supported."
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         return None
@@ -277,7 +277,8 @@ def _unsupported(config: PretrainedConfig) -> str | None:
         return "is no causal language model; only decoder-only language models are supported."
     if causal[kind] == modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(kind):
         return "reads images too; only text models are supported."
-    if kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_decoder:
+    masked = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if kind in masked and not getattr(config, "is_decoder", False):
         return "sees the words after a word; only decoder-only language models are supported."
     return None
 
