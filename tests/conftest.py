@@ -7,6 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("here")  # time limits would fail on a busy machine, not on a wrong program
 
 pytest_plugins = ["tests.tokenizers_on_the_spot", "tests.models_on_the_spot"]
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from counterpoint.data import cache
 from counterpoint.data.prepare import Prepared, PrepareOptions, iter_pairs, prepare
-from counterpoint.errors import DataError, ModelError
+from counterpoint.errors import ConfigError, DataError, ModelError
 from tests.tokenizers_on_the_spot import CHATML, byte_level
 
 GOOD = [{"prompt": f"Say {n}:", "chosen": f" {n} yes", "rejected": " no"} for n in range(6)]
@@ -226,6 +226,12 @@ def test_completions_of_the_same_tokens_are_refused() -> None:
     blind = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
     with pytest.raises(DataError, match=r"CP205 .*row 0: the tokenizer makes the same"):
         prepare([{"prompt": "a", "chosen": " B", "rejected": " b"}], blind)
+
+
+@pytest.mark.parametrize("option", [{"truncation": "middle"}, {"invalid_rows": "ignore"}])
+def test_an_option_that_does_not_exist_is_refused(option: dict) -> None:
+    with pytest.raises(ConfigError, match="CP102"):
+        PrepareOptions(**option)
 
 
 # The cache

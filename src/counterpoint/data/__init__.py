@@ -1,1 +1,1 @@
-"""."""
+"""Room 1: from raw preference rows to batches of token ids."""

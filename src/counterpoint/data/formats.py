@@ -8,7 +8,7 @@ Accepted, each with text or with messages (``role``/``content`` or ShareGPT's ``
 4. ``instruction``, ``input``, ``history`` with ``chosen``, ``rejected`` or with a list
    ``output`` of the better and the worse.
 
-A cell may hold a list of messages as JSON text, as CSV files must. ``system``, ``tools``,
+``system``, ``tools``,
 ``chat_template_kwargs``, ``weight`` and ``margin`` are read where present.
 
 Not here: rendering messages to text (``chat``), and anything that needs a tokenizer.
@@ -16,11 +16,17 @@ Not here: rendering messages to text (``chat``), and anything that needs a token
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
+from counterpoint.data.cells import (
+    fail,
+    read_messages,
+    read_number,
+    read_template_kwargs,
+    read_text,
+    read_tools,
+)
 from counterpoint.errors import DataError
 from counterpoint.records import Message, PreferenceRow, Text
 
@@ -53,17 +59,6 @@ SHAPES = (
     "conversations + chosen + rejected, and instruction + chosen + rejected"
 )
 
-ROLES = {
-    "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "function_call": "assistant",
-    "observation": "tool",
-}
-"""Names of speakers in ShareGPT-shaped data -> the roles that chat templates know."""
-
 ASSISTANT_TAG = "\n\nAssistant:"
 """What precedes an assistant's turn in transcripts such as hh-rlhf's."""
 
@@ -86,9 +81,9 @@ def to_preference_row(raw: Mapping[str, Any], row: int) -> PreferenceRow:
     chosen, rejected = _sides(raw, row)
     for field, side in (("chosen", chosen), ("rejected", rejected)):
         if isinstance(side, str) and not side.strip():
-            _fail("CP203", row, field, "is blank. Remove the row.")
+            fail("CP203", row, field, "is blank. Remove the row.")
     if chosen == rejected:
-        _fail(
+        fail(
             "CP205",
             row,
             "chosen",
@@ -102,10 +97,10 @@ def to_preference_row(raw: Mapping[str, Any], row: int) -> PreferenceRow:
         chosen=chosen,
         rejected=rejected,
         row=row,
-        tools=_tools(raw, row),
-        template_kwargs=_template_kwargs(raw, row),
-        weight=_number(raw, "weight", 1.0, row),
-        margin=_number(raw, "margin", 0.0, row),
+        tools=read_tools(raw, row),
+        template_kwargs=read_template_kwargs(raw, row),
+        weight=read_number(raw, "weight", 1.0, row),
+        margin=read_number(raw, "margin", 0.0, row),
     )
 
 
@@ -147,21 +142,17 @@ def _renaming(seen: list[str]) -> str:
     return ""
 
 
-def _fail(code: str, row: int, field: str, text: str) -> NoReturn:
-    raise DataError(code, f"row {row}, field {field}: {text}")
-
-
 # The two completions, and the prompt they answer
 
 
 def _sides(raw: Mapping[str, Any], row: int) -> tuple[Text, Text]:
     if "chosen" in raw and "rejected" in raw:
-        return _text(raw["chosen"], row, "chosen"), _text(raw["rejected"], row, "rejected")
+        return read_text(raw["chosen"], row, "chosen"), read_text(raw["rejected"], row, "rejected")
     if "instruction" in raw and isinstance(raw.get("output"), list | tuple):
         output = raw["output"]
         if len(output) != 2:
-            _fail("CP202", row, "output", f"holds {len(output)} answers instead of [best, worst].")
-        return _text(output[0], row, "output[0]"), _text(output[1], row, "output[1]")
+            fail("CP202", row, "output", f"holds {len(output)} answers instead of [best, worst].")
+        return read_text(output[0], row, "output[0]"), read_text(output[1], row, "output[1]")
     check_columns((c for c in raw if c != "output"), name=f"row {row}")
     raise AssertionError("check_columns lets only rows with both sides pass")
 
@@ -179,7 +170,7 @@ def _split(
             return given, chosen, rejected
         return _split_text(raw, chosen, rejected, row)
     if isinstance(chosen, str) or isinstance(rejected, str):
-        _fail("CP202", row, "rejected", "and field chosen must both be text or both be messages.")
+        fail("CP202", row, "rejected", "and field chosen must both be text or both be messages.")
     whole = _is_whole(chosen) or _is_whole(rejected)
     if isinstance(given, list) and not whole:
         return given, chosen, rejected
@@ -187,7 +178,7 @@ def _split(
         return [{"role": "user", "content": given}], chosen, rejected
     chosen, rejected = _with_system(raw, chosen), _with_system(raw, rejected)
     if isinstance(given, list) and given != chosen[: len(given)]:
-        _fail(
+        fail(
             "CP206",
             row,
             "chosen",
@@ -203,14 +194,14 @@ def _given_prompt(raw: Mapping[str, Any], row: int) -> Text | None:
         prompt = raw["prompt"]
         if prompt is None and _is_conversation(raw.get("chosen")):
             return None
-        text = _text(prompt, row, "prompt")
+        text = read_text(prompt, row, "prompt")
         return _with_system(raw, text) if isinstance(text, list) else text
     if "conversations" in raw:
-        return _with_system(raw, _messages(raw["conversations"], row, "conversations"))
+        return _with_system(raw, read_messages(raw["conversations"], row, "conversations"))
     if isinstance(raw.get("instruction"), str):
         return _instruction(raw, row)
     if isinstance(raw.get("messages"), list) and not _is_conversation(raw.get("chosen")):
-        return _with_system(raw, _messages(raw["messages"], row, "messages"))
+        return _with_system(raw, read_messages(raw["messages"], row, "messages"))
     return None
 
 
@@ -223,7 +214,7 @@ def _instruction(raw: Mapping[str, Any], row: int) -> list[Message]:
     messages: list[Message] = []
     for turn in raw.get("history") or []:
         if not (isinstance(turn, list | tuple) and len(turn) == 2):
-            _fail("CP202", row, "history", "should be a list of [question, answer].")
+            fail("CP202", row, "history", "should be a list of [question, answer].")
         messages += [{"role": "user", "content": str(turn[0])}, *_assistant(str(turn[1]))]
     asked = [raw["instruction"], raw.get("input")]
     messages.append({"role": "user", "content": "\n".join(part for part in asked if part)})
@@ -254,9 +245,9 @@ def _split_messages(
     shared = next((n for n in range(longest) if chosen[n] != rejected[n]), longest)
     for field, side in (("chosen", chosen), ("rejected", rejected)):
         if side[-1]["role"] != "assistant":
-            _fail("CP207", row, field, f"ends with a turn of role {side[-1]['role']!r}.")
+            fail("CP207", row, field, f"ends with a turn of role {side[-1]['role']!r}.")
         if side[shared]["role"] != "assistant":
-            _fail(
+            fail(
                 "CP206",
                 row,
                 field,
@@ -264,7 +255,7 @@ def _split_messages(
                 "side's; the two conversations may differ from an assistant's turn on only.",
             )
     if shared == 0:
-        _fail("CP206", row, "chosen", "and field rejected share no turn, so there is no prompt.")
+        fail("CP206", row, "chosen", "and field rejected share no turn, so there is no prompt.")
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
@@ -276,7 +267,7 @@ def _split_text(
         prompt, ours = _cut_transcript(chosen)
         other, theirs = _cut_transcript(rejected)
         if prompt != other:
-            _fail(
+            fail(
                 "CP206",
                 row,
                 "rejected",
@@ -293,7 +284,7 @@ def _split_text(
         )
     shared = _shared_characters(chosen, rejected)
     if shared == 0:
-        _fail(
+        fail(
             "CP206",
             row,
             "chosen",
@@ -333,19 +324,19 @@ def _shared_characters(chosen: str, rejected: str) -> int:
 def _check_completion(completion: Text, row: int, field: str) -> None:
     if isinstance(completion, str):
         if not completion.strip():
-            _fail("CP203", row, field, "is blank after the prompt. Remove the row.")
+            fail("CP203", row, field, "is blank after the prompt. Remove the row.")
         return
     for number, message in ((0, completion[0]), (-1, completion[-1])):
         if message["role"] != "assistant":
             where = "begins" if number == 0 else "ends"
-            _fail(
+            fail(
                 "CP207",
                 row,
                 field,
                 f"{where} with a turn of role {message['role']!r} instead of 'assistant'.",
             )
     if _is_blank(completion[-1]):
-        _fail("CP203", row, field, "ends with a blank assistant turn. Remove the row.")
+        fail("CP203", row, field, "ends with a blank assistant turn. Remove the row.")
 
 
 def _is_blank(message: Message) -> bool:
@@ -353,146 +344,3 @@ def _is_blank(message: Message) -> bool:
     if isinstance(content, list):
         content = "".join(part.get("text", "") for part in content)
     return not content.strip() and not message.get("tool_calls")
-
-
-# Cells
-
-
-def _text(value: Any, row: int, field: str) -> Text:
-    """A string as it is, everything that is messages as a list of them."""
-    if isinstance(value, str):
-        parsed = _json_messages(value)
-        return value if parsed is None else _messages(parsed, row, field)
-    if value is None:
-        _fail("CP202", row, field, "is null; expected text or messages.")
-    return _messages(value, row, field)
-
-
-def _json_messages(text: str) -> Any:
-    """What JSON text stands for if it stands for messages, else None."""
-    if text.lstrip()[:1] not in ("[", "{"):
-        return None
-    try:
-        parsed = json.loads(text)
-    except ValueError:
-        return None
-    turns = [parsed] if isinstance(parsed, dict) else parsed
-    known = ({"role", "content"}, {"from", "value"}, {"role", "tool_calls"})
-    shaped = all(isinstance(t, dict) and any(keys <= set(t) for keys in known) for t in turns)
-    return parsed if turns and shaped else None
-
-
-def _messages(value: Any, row: int, field: str) -> list[Message]:
-    read = _json_messages(value) if isinstance(value, str) else value
-    turns = [read] if isinstance(read, Mapping) else read
-    if not isinstance(turns, list | tuple):
-        kind = type(value).__name__
-        _fail("CP202", row, field, f"is of type {kind}; expected text or messages.")
-    if not turns:
-        _fail("CP202", row, field, "is an empty list; expected at least one message.")
-    return [_message(turn, row, f"{field}[{n}]") for n, turn in enumerate(turns)]
-
-
-def _message(turn: Any, row: int, field: str) -> Message:
-    """One message with ``role`` and ``content``, without the nulls that Arrow adds."""
-    if not isinstance(turn, Mapping):
-        _fail("CP202", row, field, f"is of type {type(turn).__name__}; expected a message.")
-    message = _without_nulls(turn)
-    names, other = ("role", "content"), ("from", "value")
-    if "role" not in message and "from" in message:
-        names, other = other, names
-    role, content = (message.pop(name, None) for name in names)
-    for name in other:
-        message.pop(name, None)
-    if not isinstance(role, str):
-        _fail("CP202", row, field, "has no role; expected role and content, or from and value.")
-    if role == "function_call" and isinstance(content, str):
-        calls = _function_calls(content)
-        if calls:
-            return {"role": "assistant", "content": "", "tool_calls": calls, **message}
-    if content is None:
-        if not message.get("tool_calls"):
-            _fail("CP202", row, field, "has no content.")
-        return {"role": ROLES.get(role, role), **message}
-    _check_content(content, row, field)
-    return {"role": ROLES.get(role, role), "content": content, **message}
-
-
-def _check_content(content: Any, row: int, field: str) -> None:
-    if isinstance(content, str):
-        return
-    if not isinstance(content, list):
-        kind = type(content).__name__
-        _fail("CP202", row, field, f"has content of type {kind}; expected text.")
-    for part in content:
-        seen = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-        if seen != "text" or not isinstance(part.get("text"), str):
-            only = "only text can be trained on yet"
-            _fail("CP202", row, field, f"has a part of type {seen!r}; {only}.")
-
-
-def _function_calls(text: str) -> list[Message]:
-    """ShareGPT's JSON of one or more calls as ``tool_calls``; empty if it is something else."""
-    try:
-        parsed = json.loads(text)
-    except ValueError:
-        return []
-    calls = parsed if isinstance(parsed, list) else [parsed]
-    if not all(isinstance(c, dict) and isinstance(c.get("name"), str) for c in calls):
-        return []
-    return [
-        {
-            "type": "function",
-            "function": {"name": c["name"], "arguments": c.get("arguments", {})},
-        }
-        for c in calls
-    ]
-
-
-def _without_nulls(value: Any) -> Any:
-    """Arrow gives every struct the keys of all structs, as nulls; templates must not see them."""
-    if isinstance(value, Mapping):
-        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
-    if isinstance(value, list | tuple):
-        return [_without_nulls(v) for v in value]
-    return value
-
-
-def _tools(raw: Mapping[str, Any], row: int) -> list[Any] | None:
-    tools = _decoded(raw.get("tools"), row, "tools")
-    if tools is None or tools in ([], {}):
-        return None
-    if isinstance(tools, dict):
-        tools = [tools]
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        _fail("CP202", row, "tools", "should be a list of tool schemas, or that list as JSON.")
-    return tools
-
-
-def _template_kwargs(raw: Mapping[str, Any], row: int) -> dict[str, Any] | None:
-    kwargs = _decoded(raw.get("chat_template_kwargs"), row, "chat_template_kwargs")
-    if not kwargs:
-        return None
-    if not isinstance(kwargs, dict):
-        _fail("CP202", row, "chat_template_kwargs", "should be an object of named arguments.")
-    return kwargs
-
-
-def _decoded(value: Any, row: int, field: str) -> Any:
-    if not isinstance(value, str):
-        return _without_nulls(value)
-    try:
-        return json.loads(value) if value.strip() else None
-    except ValueError as error:
-        _fail("CP202", row, field, f"is not JSON: {error}.")
-
-
-def _number(raw: Mapping[str, Any], field: str, default: float, row: int) -> float:
-    if field not in raw:
-        return default
-    value = raw[field]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        _fail("CP212", row, field, f"is {value!r}; expected a finite number in every row.")
-    if field == "weight" and value < 0:
-        _fail("CP212", row, field, f"is {value!r}; a weight is at least 0.")
-    return float(value)

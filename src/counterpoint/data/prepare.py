@@ -19,13 +19,14 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from counterpoint.config import INVALID_ROWS, TRUNCATIONS
 from counterpoint.data import cache, formats
 from counterpoint.data.counts import PARTS, PrepareCounts
 from counterpoint.data.encode import COLUMNS, Limits, encode_rows
 from counterpoint.data.heads import head_cut
 from counterpoint.data.sources import dataset_from_rows
 from counterpoint.data.tokenize import end_of_sequence
-from counterpoint.errors import DataError
+from counterpoint.errors import ConfigError, DataError
 from counterpoint.records import TokenPair
 
 PAIR_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "weight", "margin", "row")
@@ -64,6 +65,9 @@ class PrepareOptions:
         truncation: a policy of ``config.TRUNCATIONS``.
         invalid_rows: "raise" stops at rows that are not preference pairs, "drop" counts them.
         num_proc: processes that share the work; None: this one.
+
+    Raises:
+        ConfigError: CP102 for a policy or a treatment that does not exist.
     """
 
     max_length: int = 1024
@@ -71,6 +75,14 @@ class PrepareOptions:
     truncation: str = "completion_end"
     invalid_rows: str = "raise"
     num_proc: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse names that mean nothing, before any of the data is touched."""
+        choices = {"truncation": TRUNCATIONS, "invalid_rows": INVALID_ROWS}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                text = f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}."
+                raise ConfigError("CP102", text)
 
     @property
     def limits(self) -> Limits:

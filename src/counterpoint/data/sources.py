@@ -1,39 +1,26 @@
 """Raw data sets from files, saved folders and the hub, with errors that say where they broke.
 
-JSON, JSON lines and CSV are read here, line by line, since that is what lets an error name the
-line; Parquet, saved folders and hub ids go through ``datasets``. A CSV cell stays the text that
-it is ("NA" and "null" are answers), but for ``weight`` and ``margin``.
+Files are read by ``files``; saved folders and hub ids go through ``datasets``.
 
 Not here: what the columns mean (``formats``).
 """
 
 from __future__ import annotations
 
-import bz2
-import csv
-import gzip
-import io
 import json
-import lzma
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 import datasets
 import pyarrow as pa
-import pyarrow.parquet
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
+from counterpoint.data.files import KINDS, OPENERS, kind_of, read_parquet, read_rows, unreadable
 from counterpoint.errors import DataError
 
 AnyDataset: TypeAlias = Dataset | IterableDataset | DatasetDict | IterableDatasetDict
-
-OPENERS: Mapping[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-"""Suffix of a compressed file -> what opens it."""
-
-KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?")
 
@@ -71,7 +58,7 @@ def load(
     path = Path(source).expanduser()
     if path.is_dir():
         return _from_folder(path, split, streaming)
-    if path.is_file() or isinstance(source, Path) or _kind(path) is not None:
+    if path.is_file() or isinstance(source, Path) or kind_of(path) is not None:
         return _only_train(_from_files([_existing(path)], streaming), split)
     return _from_hub(source, split, config, streaming)
 
@@ -149,20 +136,13 @@ def _existing(path: str | Path) -> Path:
         raise DataError("CP211", f"there is no file {path} (from {Path.cwd()}).")
     if not path.is_file():
         raise DataError("CP210", f"{path} is not a file.")
-    if _kind(path) is None:
+    if kind_of(path) is None:
         raise DataError(
             "CP210",
             f"{path} has no known kind; expected {', '.join(KINDS)}, or one of the text kinds "
             f"followed by {', '.join(OPENERS)}.",
         )
     return path
-
-
-def _kind(path: Path) -> str | None:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in OPENERS:
-        suffixes.pop()
-    return suffixes[-1] if suffixes and suffixes[-1] in KINDS else None
 
 
 def _only_train(data: Dataset | IterableDataset, split: str | None) -> Dataset | IterableDataset:
@@ -185,18 +165,18 @@ def _from_files(paths: list[Path], streaming: bool) -> Dataset | IterableDataset
 
 def _stream(paths: list[Path]) -> Iterator[dict[str, Any]]:
     for path in paths:
-        yield from _rows(path)
+        yield from read_rows(path)
 
 
 def _parts(path: Path) -> Iterator[Dataset]:
     """A file as data sets of some thousand rows each."""
-    if _kind(path) == ".parquet":
-        table = _parquet(path)
+    if kind_of(path) == ".parquet":
+        table = read_parquet(path)
         if len(table):
             yield Dataset(table)
         return
     rows: list[dict[str, Any]] = []
-    for row in _rows(path):
+    for row in read_rows(path):
         rows.append(row)
         if len(rows) == ROWS_AT_ONCE:
             yield dataset_from_rows(rows, name=str(path))
@@ -215,123 +195,6 @@ def _joined(parts: list[Dataset]) -> Dataset:
         return dataset_from_rows([row for part in parts for row in part])
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of one file, any kind."""
-    kind = _kind(path)
-    if kind == ".parquet":
-        for batch in _parquet(path).to_batches():
-            yield from Dataset(pa.Table.from_batches([batch]))
-    elif kind in (".csv", ".tsv"):
-        yield from _csv_rows(path, "," if kind == ".csv" else "\t")
-    elif kind == ".json" and _first_character(path) == "[":
-        yield from _json_array(path)
-    else:
-        yield from _json_lines(path)
-
-
-def _open(path: Path) -> io.BufferedIOBase:
-    opener = OPENERS.get(path.suffix.lower(), open)
-    try:
-        file: io.BufferedIOBase = opener(path, "rb")
-    except OSError as error:
-        _unreadable(path, None, str(error))
-    return file
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines from 1; whatever breaks on the way is said with its line."""
-    number = 0
-    with _open(path) as file:
-        while True:
-            try:
-                line = file.readline()
-                text = line.decode("utf-8-sig" if number == 0 else "utf-8")
-            except EOFError:
-                _unreadable(path, number + 1, "the compressed data ends too early; the file is cut")
-            except UnicodeDecodeError as error:
-                _unreadable(path, number + 1, f"not UTF-8 at byte {error.start} of the line")
-            except (OSError, zlib.error, lzma.LZMAError) as error:
-                _unreadable(path, number + 1, f"damaged or unreadable: {error}")
-            if not line:
-                return
-            number += 1
-            yield number, text
-
-
-def _first_character(path: Path) -> str:
-    return next((text.lstrip()[0] for _, text in _lines(path) if text.strip()), "")
-
-
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for number, text in _lines(path):
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except ValueError as error:
-            cut = "" if text.endswith("\n") else "; the file ends here and may be cut"
-            _unreadable(path, number, f"not JSON: {error}{cut}")
-        if not isinstance(row, dict):
-            _unreadable(path, number, f"holds a {type(row).__name__}; expected an object per line")
-        yield row
-
-
-def _json_array(path: Path) -> Iterator[dict[str, Any]]:
-    text = "".join(line for _, line in _lines(path))
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        cut = "; the file ends there and may be cut" if error.pos >= len(text.rstrip()) else ""
-        _unreadable(path, error.lineno, f"not JSON: {error.msg}{cut}")
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            kind = type(row).__name__
-            _unreadable(path, None, f"entry {number} is a {kind}; expected a list of objects")
-        yield row
-
-
-def _csv_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.reader((line for _, line in _lines(path)), delimiter=delimiter, strict=True)
-    try:
-        header = next(reader, None)
-        if header is None:
-            return
-        for cells in reader:
-            if not cells:
-                continue
-            if len(cells) != len(header):
-                _unreadable(
-                    path,
-                    reader.line_num,
-                    f"has {len(cells)} cells where the header has {len(header)}",
-                )
-            yield {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True)}
-    except csv.Error as error:
-        _unreadable(path, reader.line_num, f"not CSV: {error}")
-
-
-def _cell(name: str, cell: str) -> Any:
-    if name not in ("weight", "margin"):
-        return cell
-    try:
-        return float(cell)
-    except ValueError:
-        return cell or None
-
-
-def _parquet(path: Path) -> pa.Table:
-    try:
-        return pyarrow.parquet.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        _unreadable(path, None, f"not Parquet, or damaged: {error}")
-
-
-def _unreadable(path: Path, line: int | None, text: str) -> NoReturn:
-    where = f"{path}, line {line}" if line is not None else str(path)
-    raise DataError("CP210", f"{where}: {text}.")
-
-
 # Folders and the hub
 
 
@@ -342,7 +205,7 @@ def _from_folder(path: Path, split: str | None, streaming: bool) -> AnyDataset:
     try:
         data = datasets.load_from_disk(str(path))
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        _unreadable(path, None, f"a saved data set that does not open: {error}")
+        unreadable(path, None, f"a saved data set that does not open: {error}")
     if streaming:
         data = (
             IterableDatasetDict({name: part.to_iterable_dataset() for name, part in data.items()})
@@ -356,7 +219,7 @@ def _from_loose_files(path: Path, split: str | None, streaming: bool) -> AnyData
     """Files in a folder, by the split that their names begin with; else all are "train"."""
     found: dict[str, list[Path]] = {}
     for file in sorted(path.iterdir()):
-        if file.is_file() and _kind(file) is not None:
+        if file.is_file() and kind_of(file) is not None:
             named = re.match(r"(train|validation|valid|val|dev|test|eval)(?![a-z])", file.name)
             found.setdefault(named[1] if named else "train", []).append(file)
     if not found:

@@ -1,0 +1,211 @@
+"""Cells of a raw row become text, messages, tools and numbers, or an error naming row and field.
+
+Messages come as ``role``/``content``, as ShareGPT's ``from``/``value``, alone or in lists, and
+as JSON text of any of these.
+
+Not here: which column means what (``formats``).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from counterpoint.errors import DataError
+from counterpoint.records import Message, Text
+
+ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+}
+"""Names of speakers in ShareGPT-shaped data -> the roles that chat templates know."""
+
+
+def fail(code: str, row: int, field: str, text: str) -> NoReturn:
+    """Refuse a row.
+
+    Args:
+        code: a CP2xx code.
+        row: the row's number.
+        field: the column, with the place in it: "chosen[1]".
+        text: what was seen and what to do, continuing "field chosen: ".
+
+    Raises:
+        DataError: always.
+    """
+    raise DataError(code, f"row {row}, field {field}: {text}")
+
+
+def read_text(value: Any, row: int, field: str) -> Text:
+    """Read a cell that is text or messages.
+
+    Args:
+        value: the cell.
+        row: the row's number, for errors.
+        field: the column's name, for errors.
+
+    Returns:
+        A string as it is; one message, several, or their JSON text as a list of messages.
+
+    Raises:
+        DataError: CP202 for null, other types, and messages that are none.
+    """
+    if isinstance(value, str):
+        parsed = _json_messages(value)
+        return value if parsed is None else read_messages(parsed, row, field)
+    if value is None:
+        fail("CP202", row, field, "is null; expected text or messages.")
+    return read_messages(value, row, field)
+
+
+def _json_messages(text: str) -> Any:
+    """What JSON text stands for if it stands for messages, else None."""
+    if text.lstrip()[:1] not in ("[", "{"):
+        return None
+    try:
+        parsed = json.loads(text)
+    except ValueError:
+        return None
+    turns = [parsed] if isinstance(parsed, dict) else parsed
+    known = ({"role", "content"}, {"from", "value"}, {"role", "tool_calls"})
+    shaped = all(isinstance(t, dict) and any(keys <= set(t) for keys in known) for t in turns)
+    return parsed if turns and shaped else None
+
+
+def read_messages(value: Any, row: int, field: str) -> list[Message]:
+    """Read a cell that must be messages; see ``read_text``."""
+    read = _json_messages(value) if isinstance(value, str) else value
+    turns = [read] if isinstance(read, Mapping) else read
+    if not isinstance(turns, list | tuple):
+        kind = type(value).__name__
+        fail("CP202", row, field, f"is of type {kind}; expected text or messages.")
+    if not turns:
+        fail("CP202", row, field, "is an empty list; expected at least one message.")
+    return [_message(turn, row, f"{field}[{n}]") for n, turn in enumerate(turns)]
+
+
+def _message(turn: Any, row: int, field: str) -> Message:
+    """One message with ``role`` and ``content``, without the nulls that Arrow adds."""
+    if not isinstance(turn, Mapping):
+        fail("CP202", row, field, f"is of type {type(turn).__name__}; expected a message.")
+    message = _without_nulls(turn)
+    names, other = ("role", "content"), ("from", "value")
+    if "role" not in message and "from" in message:
+        names, other = other, names
+    role, content = (message.pop(name, None) for name in names)
+    for name in other:
+        message.pop(name, None)
+    if not isinstance(role, str):
+        fail("CP202", row, field, "has no role; expected role and content, or from and value.")
+    if role == "function_call" and isinstance(content, str):
+        calls = _function_calls(content)
+        if calls:
+            return {"role": "assistant", "content": "", "tool_calls": calls, **message}
+    if content is None:
+        if not message.get("tool_calls"):
+            fail("CP202", row, field, "has no content.")
+        return {"role": ROLES.get(role, role), **message}
+    _check_content(content, row, field)
+    return {"role": ROLES.get(role, role), "content": content, **message}
+
+
+def _check_content(content: Any, row: int, field: str) -> None:
+    if isinstance(content, str):
+        return
+    if not isinstance(content, list):
+        kind = type(content).__name__
+        fail("CP202", row, field, f"has content of type {kind}; expected text.")
+    for part in content:
+        seen = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        if seen != "text" or not isinstance(part.get("text"), str):
+            only = "only text can be trained on yet"
+            fail("CP202", row, field, f"has a part of type {seen!r}; {only}.")
+
+
+def _function_calls(text: str) -> list[Message]:
+    """ShareGPT's JSON of one or more calls as ``tool_calls``; empty if it is something else."""
+    try:
+        parsed = json.loads(text)
+    except ValueError:
+        return []
+    calls = parsed if isinstance(parsed, list) else [parsed]
+    if not all(isinstance(c, dict) and isinstance(c.get("name"), str) for c in calls):
+        return []
+    return [
+        {
+            "type": "function",
+            "function": {"name": c["name"], "arguments": c.get("arguments", {})},
+        }
+        for c in calls
+    ]
+
+
+def _without_nulls(value: Any) -> Any:
+    """Arrow gives every struct the keys of all structs, as nulls; templates must not see them."""
+    if isinstance(value, Mapping):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [_without_nulls(v) for v in value]
+    return value
+
+
+def read_tools(raw: Mapping[str, Any], row: int) -> list[Any] | None:
+    """Tool schemas of the column ``tools``, a list or its JSON text; None where there are none.
+
+    Raises:
+        DataError: CP202 for anything else.
+    """
+    tools = _decoded(raw.get("tools"), row, "tools")
+    if tools is None or tools in ([], {}):
+        return None
+    if isinstance(tools, dict):
+        tools = [tools]
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        fail("CP202", row, "tools", "should be a list of tool schemas, or that list as JSON.")
+    return tools
+
+
+def read_template_kwargs(raw: Mapping[str, Any], row: int) -> dict[str, Any] | None:
+    """The column ``chat_template_kwargs``, an object or its JSON text; None where there is none.
+
+    Raises:
+        DataError: CP202 for anything else.
+    """
+    kwargs = _decoded(raw.get("chat_template_kwargs"), row, "chat_template_kwargs")
+    if not kwargs:
+        return None
+    if not isinstance(kwargs, dict):
+        fail("CP202", row, "chat_template_kwargs", "should be an object of named arguments.")
+    return kwargs
+
+
+def _decoded(value: Any, row: int, field: str) -> Any:
+    if not isinstance(value, str):
+        return _without_nulls(value)
+    try:
+        return json.loads(value) if value.strip() else None
+    except ValueError as error:
+        fail("CP202", row, field, f"is not JSON: {error}.")
+
+
+def read_number(raw: Mapping[str, Any], field: str, default: float, row: int) -> float:
+    """A finite number, not negative if it is a weight; ``default`` where there is no such column.
+
+    Raises:
+        DataError: CP212 for anything else, null included.
+    """
+    if field not in raw:
+        return default
+    value = raw[field]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        fail("CP212", row, field, f"is {value!r}; expected a finite number in every row.")
+    if field == "weight" and value < 0:
+        fail("CP212", row, field, f"is {value!r}; a weight is at least 0.")
+    return float(value)

@@ -1,0 +1,173 @@
+"""Rows of data files, with errors that name the line where a file breaks.
+
+JSON, JSON lines and CSV are read here, line by line, since no library's reader names the line.
+A CSV cell stays the text that it is ("NA" and "null" are answers), but for ``weight`` and
+``margin``.
+
+Not here: finding files (``sources``), what columns mean (``formats``).
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pyarrow as pa
+import pyarrow.parquet
+from datasets import Dataset
+
+from counterpoint.errors import DataError
+
+OPENERS: Mapping[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+"""Suffix of a compressed file -> what opens it."""
+
+KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+
+
+def kind_of(path: Path) -> str | None:
+    """Which of ``KINDS`` a file's name says it is, whether compressed or not; None: none."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in OPENERS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes and suffixes[-1] in KINDS else None
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Read one file of any of ``KINDS``.
+
+    Args:
+        path: the file.
+
+    Yields:
+        Its rows, in order.
+
+    Raises:
+        DataError: CP210 with the line where the file breaks.
+    """
+    kind = kind_of(path)
+    if kind == ".parquet":
+        for batch in read_parquet(path).to_batches():
+            yield from Dataset(pa.Table.from_batches([batch]))
+    elif kind in (".csv", ".tsv"):
+        yield from _csv_rows(path, "," if kind == ".csv" else "\t")
+    elif kind == ".json" and _first_character(path) == "[":
+        yield from _json_array(path)
+    else:
+        yield from _json_lines(path)
+
+
+def _open(path: Path) -> io.BufferedIOBase:
+    opener = OPENERS.get(path.suffix.lower(), open)
+    try:
+        file: io.BufferedIOBase = opener(path, "rb")
+    except OSError as error:
+        unreadable(path, None, str(error))
+    return file
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines from 1; whatever breaks on the way is said with its line."""
+    number = 0
+    with _open(path) as file:
+        while True:
+            try:
+                line = file.readline()
+                text = line.decode("utf-8-sig" if number == 0 else "utf-8")
+            except EOFError:
+                unreadable(path, number + 1, "the compressed data ends too early; the file is cut")
+            except UnicodeDecodeError as error:
+                unreadable(path, number + 1, f"not UTF-8 at byte {error.start} of the line")
+            except (OSError, zlib.error, lzma.LZMAError) as error:
+                unreadable(path, number + 1, f"damaged or unreadable: {error}")
+            if not line:
+                return
+            number += 1
+            yield number, text
+
+
+def _first_character(path: Path) -> str:
+    return next((text.lstrip()[0] for _, text in _lines(path) if text.strip()), "")
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    for number, text in _lines(path):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except ValueError as error:
+            cut = "" if text.endswith("\n") else "; the file ends here and may be cut"
+            unreadable(path, number, f"not JSON: {error}{cut}")
+        if not isinstance(row, dict):
+            unreadable(path, number, f"holds a {type(row).__name__}; expected an object per line")
+        yield row
+
+
+def _json_array(path: Path) -> Iterator[dict[str, Any]]:
+    text = "".join(line for _, line in _lines(path))
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        cut = "; the file ends there and may be cut" if error.pos >= len(text.rstrip()) else ""
+        unreadable(path, error.lineno, f"not JSON: {error.msg}{cut}")
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            kind = type(row).__name__
+            unreadable(path, None, f"entry {number} is a {kind}; expected a list of objects")
+        yield row
+
+
+def _csv_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader((line for _, line in _lines(path)), delimiter=delimiter, strict=True)
+    try:
+        header = next(reader, None)
+        if header is None:
+            return
+        for cells in reader:
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                unreadable(
+                    path,
+                    reader.line_num,
+                    f"has {len(cells)} cells where the header has {len(header)}",
+                )
+            yield {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True)}
+    except csv.Error as error:
+        unreadable(path, reader.line_num, f"not CSV: {error}")
+
+
+def _cell(name: str, cell: str) -> Any:
+    if name not in ("weight", "margin"):
+        return cell
+    try:
+        return float(cell)
+    except ValueError:
+        return cell or None
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """A Parquet file as a table.
+
+    Raises:
+        DataError: CP210 if it is none, or damaged.
+    """
+    try:
+        return pyarrow.parquet.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        unreadable(path, None, f"not Parquet, or damaged: {error}")
+
+
+def unreadable(path: Path, line: int | None, text: str) -> NoReturn:
+    """Refuse a file: CP210, with the line if one is to blame."""
+    where = f"{path}, line {line}" if line is not None else str(path)
+    raise DataError("CP210", f"{where}: {text}.")
