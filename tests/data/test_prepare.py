@@ -342,6 +342,8 @@ def test_a_folder_that_cannot_be_written_costs_only_the_cache(
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("COUNTERPOINT_CACHE", str(tmp_path / "file" / "cache"))
     assert prepare(GOOD, tokenizer).counts.kept == 6
+    monkeypatch.setenv("COUNTERPOINT_CACHE", "/proc/self")  # exists, and takes no files
+    assert prepare(GOOD, tokenizer).counts.kept == 6
 
 
 def test_a_full_disk_costs_only_the_cache(

@@ -187,6 +187,7 @@ BROKEN = {
     "mixed.json": (b'[{"a": 1}, 2]', "CP210", "entry 1 is a int"),
     "object.json": (b'{\n"data": [{"a": 1}]\n}', "CP210", "line 1: not JSON"),
     "short.csv": (b"chosen,rejected\na,b\nc\n", "CP210", "line 3: has 1 cells.*has 2"),
+    "twice.csv": (b"chosen,chosen\na,b\n", "CP210", "line 1: names a column twice"),
     "quote.csv": (b'chosen,rejected\na,"b\n', "CP210", "not CSV"),
     "cut.jsonl.gz": (ZIPPED[: len(ZIPPED) // 2], "CP210", "line \\d+: the compressed data ends"),
     "flipped.jsonl.gz": (
@@ -255,9 +256,19 @@ def test_pick_split_takes_train_or_the_only_one() -> None:
         pick_split(DatasetDict(a=one, b=two))
 
 
-def test_a_cell_that_is_no_data_is_refused() -> None:
-    with pytest.raises(DataError, match=r"CP202 the list, column chosen: .*not JSON serializable"):
-        dataset_from_rows([{"chosen": [{"x": {"y": object()}}]}], name="the list")
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ([{"x": {"y": object()}}], "not JSON serializable"),
+        ("b\ud800", "surrogates not allowed"),
+        ({"x": {"y": "\ud800"}}, "surrogates not allowed"),
+        ({"x": {"y": 2**70}}, "too big"),
+        (2**70, "too big"),
+    ],
+)
+def test_a_cell_that_is_no_data_is_refused_with_its_row(cell: Any, said: str) -> None:
+    with pytest.raises(DataError, match=rf"CP202 the list, row 1, field chosen: .*{said}"):
+        dataset_from_rows([{"chosen": None}, {"chosen": cell}], name="the list")
 
 
 def test_a_row_that_is_no_object_is_refused() -> None:

@@ -15,7 +15,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -82,32 +81,31 @@ def cached(name: str, make: Callable[[str | None], Dataset], *, rows: int) -> Da
         The data set, read from its file or in memory.
     """
     home = folder()
-    if home is None or not _writable(home):
+    if home is None or not _exists(home):
         return make(None)
     path = home / f"{name}.arrow"
     found = _read(path, rows)
     if found is not None:
         return found
-    scratch = Path(tempfile.mkdtemp(prefix=f".{name[:8]}-", dir=home))
     try:
-        made = make(str(scratch / "part.arrow"))
-        whole = scratch / "whole.arrow"
-        _write(made, whole)
-        os.replace(whole, path)
+        with tempfile.TemporaryDirectory(prefix=f".{name[:8]}-", dir=home) as scratch:
+            made = make(str(Path(scratch) / "part.arrow"))
+            whole = Path(scratch) / "whole.arrow"
+            _write(made, whole)
+            os.replace(whole, path)
     except OSError as error:
         logger.warning("The prepared data set could not be kept in %s: %s", home, error)
         return make(None)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return _read(path, rows) or make(None)
 
 
-def _writable(home: Path) -> bool:
+def _exists(home: Path) -> bool:
     try:
         home.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except OSError as error:
+        logger.warning("Prepared data sets cannot be kept in %s: %s", home, error)
         return False
-    return os.access(home, os.W_OK)
+    return True
 
 
 def _read(path: Path, rows: int) -> Dataset | None:

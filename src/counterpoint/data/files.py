@@ -132,6 +132,8 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
         header = next(reader, None)
         if header is None:
             return
+        if len(set(header)) < len(header):
+            unreadable(path, 1, f"names a column twice: {', '.join(header)}")
         for cells in reader:
             if not cells:
                 continue

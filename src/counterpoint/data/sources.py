@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import datasets
 import pyarrow as pa
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Json
 
 from counterpoint.data.files import KINDS, OPENERS, kind_of, read_parquet, read_rows, unreadable
 from counterpoint.errors import DataError
@@ -23,6 +23,8 @@ from counterpoint.errors import DataError
 AnyDataset: TypeAlias = Dataset | IterableDataset | DatasetDict | IterableDatasetDict
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[\w.\-]+)?")
+
+LONG_NUMBER = re.compile(r"\d{19}")
 
 ROWS_AT_ONCE = 10_000
 """Rows that are Python objects at one time while a file is read."""
@@ -99,25 +101,36 @@ def dataset_from_rows(rows: Sequence[Any], *, name: str = "the data set") -> Dat
     if not rows:
         raise DataError("CP209", f"{name} has no rows; expected at least one preference pair.")
     names = dict.fromkeys(key for row in rows for key in row)
-    columns = {}
-    for key in names:
-        try:
-            columns[str(key)] = _column([row.get(key) for row in rows])
-        except (TypeError, ValueError) as error:
-            text = f"{name}, column {key}: holds what is no data: {error}."
-            raise DataError("CP202", text) from error
+    columns = {str(key): _column([row.get(key) for row in rows], key, name) for key in names}
     return Dataset(pa.table(columns))
 
 
-def _column(values: list[Any]) -> pa.Array:
+def _column(values: list[Any], field: Any, name: str) -> pa.Array:
     """An Arrow column; as JSON where Arrow would refuse the values or blend their keys."""
     if all(_is_plain(value) for value in values):
         try:
             return pa.array(values)
         except (pa.ArrowException, ValueError, TypeError, OverflowError):
-            pass  # mixed types, or text that is not Unicode: formats will say which row
-    texts = [None if value is None else json.dumps(value) for value in values]
+            pass  # mixed types, or a value that is no data: then the next lines name its row
+    texts = []
+    for row, value in enumerate(values):
+        try:
+            texts.append(_as_json(value))
+        except (TypeError, ValueError) as error:
+            text = f"{name}, row {row}, field {field}: {ascii(value)[:60]} is no data: {error}."
+            raise DataError("CP202", text) from error
     return pa.ExtensionArray.from_storage(pa.json_(), pa.array(texts, pa.string()))
+
+
+def _as_json(value: Any) -> str | None:
+    """A cell as JSON that ``datasets`` reads back as it was."""
+    if value is None:
+        return None
+    text = json.dumps(value, ensure_ascii=False)
+    text.encode()  # half a surrogate pair, which JSON can spell, is no character
+    if LONG_NUMBER.search(text):
+        Json().decode_example(text)  # its reader takes no integers of more than 64 bits
+    return text
 
 
 def _is_plain(value: Any) -> bool:
