@@ -69,10 +69,12 @@ class Clock:
     """Wall time and processor time since it was made, in seconds."""
 
     def __init__(self) -> None:
+        """Start."""
         self._start = time.perf_counter(), time.process_time()
         self.wall = self.cpu = 0.0
 
     def stop(self) -> None:
+        """Read both clocks."""
         self.wall = time.perf_counter() - self._start[0]
         self.cpu = time.process_time() - self._start[1]
 
@@ -81,12 +83,15 @@ class _StepClock(TrainerCallback):
     """Time of each step, its update included."""
 
     def __init__(self) -> None:
+        """No step yet."""
         self.clocks: list[Clock] = []
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Start a clock."""
         self.clocks.append(Clock())
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Stop it."""
         self.clocks[-1].stop()
 
 
@@ -148,7 +153,8 @@ def large_vocabulary() -> Finding:
         )
 
     return Finding(
-        f"has a vocabulary of {VOCABULARY:,} (4 pairs, {parameters / 1e6:.1f}M parameters, processor time)",
+        f"has a vocabulary of {VOCABULARY:,} (4 pairs a step, {parameters / 1e6:.1f}M parameters, "
+        "processor time)",
         f"{said('TRL')}: logits of every token, prompt and padding included",
         f"{said('Counterpoint')}, weights' gradients and AdamW included in both",
         {**numbers, "parameters": parameters},

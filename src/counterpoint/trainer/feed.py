@@ -66,12 +66,17 @@ class Feed:
         Raises:
             DataError: CP2xx for rows that are not pairs.
         """
-        if dataset is None or set(PAIR_COLUMNS) <= set(_columns(dataset)):
+        if dataset is None or self._is_prepared(dataset):
             return dataset
         if isinstance(dataset, Mapping):
             return {key: self.pairs(rows, f"{name} {key}") for key, rows in dataset.items()}
         self._prepared[name] = prepare(dataset, self.tokenizer, self.options, name=name)
         return self._prepared[name].pairs
+
+    def _is_prepared(self, dataset: Any) -> bool:
+        # a stream need not know its columns
+        own = any(dataset is prepared.pairs for prepared in self._prepared.values())
+        return own or set(PAIR_COLUMNS) <= set(_columns(dataset))
 
     def counts(self) -> dict[str, PrepareCounts]:
         """What became of the rows of each set; a stream's fill up while it is read."""
@@ -115,7 +120,8 @@ class Feed:
             pin_memory=pinned,
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
-            multiprocessing_context=args.dataloader_multiprocessing_context,
+            # newer releases of transformers only
+            multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None),
         )
 
     def _seed(self) -> int | None:

@@ -1,0 +1,93 @@
+"""Every example runs as it stands, offline, and does what its first lines say."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def load(name: str) -> dict[str, Any]:
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))
+
+
+def segment(*candidates: tuple[str, float]) -> dict[str, Any]:
+    return {
+        "source_lang": "zh",
+        "target_lang": "en",
+        "source": "你好",
+        "candidates": [{"text": text, "mqm": mqm} for text, mqm in candidates],
+    }
+
+
+def test_every_example_has_a_test():
+    tested = {"train_cpo", "simpo_lora", "streaming", "translation_pairs"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
+
+
+def test_the_first_script_changes_every_parameter(tmp_path: Path):
+    names, changed = load("train_cpo")["main"](output_dir=str(tmp_path))
+    assert changed == list(names)
+
+
+def test_simpo_with_an_adapter_widens_the_margin_on_unseen_pairs(tmp_path: Path):
+    pytest.importorskip("peft", reason="PEFT is not installed")
+    before, after = load("simpo_lora")["main"](output_dir=str(tmp_path))
+    assert after["eval_rewards/margins"] > before["eval_rewards/margins"] + 1
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_named_streams_are_evaluated_apart(tmp_path: Path):
+    final = load("streaming")["main"](output_dir=str(tmp_path))
+    small = final["eval_small_loss"]["eval_small_loss"]
+    large = final["eval_large_loss"]["eval_large_loss"]
+    # two digits more of NLL a completion cannot cost the same
+    assert small != pytest.approx(large, rel=1e-3)
+    counts = json.loads((tmp_path / "run.json").read_text())["data"]
+    assert {"eval small", "eval large"} <= counts.keys()
+
+
+def test_the_best_translation_is_chosen_and_the_worst_rejected():
+    pair = load("translation_pairs")["best_and_worst"](
+        segment(("so so", 3.0), ("Hello", 0.0), ("Bye", 9.5))
+    )
+    assert pair == {
+        "prompt": "Translate from Chinese to English.\nChinese: 你好\nEnglish:",
+        "chosen": " Hello",
+        "rejected": " Bye",
+    }
+
+
+@pytest.mark.parametrize(
+    "candidates",
+    [[("Hi", 1.0), ("Hello", 1.0)], [("Hello there", 0.0), ("Hello  there ", 5.0)]],
+    ids=["a tie", "one text"],
+)
+def test_a_segment_without_a_preference_gives_no_pair(candidates):
+    assert load("translation_pairs")["best_and_worst"](segment(*candidates)) is None
+
+
+def test_pairs_are_written_as_lines_that_the_command_reads(tmp_path: Path):
+    scored, pairs = tmp_path / "scored.jsonl.gz", tmp_path / "pairs.jsonl"
+    with gzip.open(scored, "wt") as file:
+        for row in (segment(("a", 0.0), ("b", 1.0)), segment(("a", 1.0), ("b", 1.0))):
+            file.write(json.dumps(row) + "\n")
+    load("translation_pairs")["main"](str(scored), str(pairs))
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    assert [(row["chosen"], row["rejected"]) for row in rows] == [(" a", " b")]
+
+
+def test_real_scored_translations_give_a_pair_for_most_segments(real_data: Path, tmp_path: Path):
+    pairs = tmp_path / "pairs.jsonl"
+    scored = real_data / "ted-mqm-zhen-scored.jsonl.gz"
+    load("translation_pairs")["main"](str(scored), str(pairs))
+    rows = [json.loads(line) for line in pairs.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 483
+    assert all(row["chosen"] != row["rejected"] for row in rows)
