@@ -146,8 +146,10 @@ class CPOTrainer(Trainer):
             optimizers=optimizers,
             compute_metrics=compute_metrics,
         )
-        # older releases of transformers ask the model instead of loss_is_scaled_for_ga
+        # older releases of transformers ask the model instead of loss_is_scaled_for_ga, and let
+        # accelerate divide by the accumulation once more
         self.model_accepts_loss_kwargs = True
+        self.accelerator.gradient_accumulation_steps = 1
         self._train_sums, self._guard = MetricSums(), StepGuard()
         self.current_gradient_accumulation_steps = 1  # transformers sets it in its loop
         self._head: Head | None = None
