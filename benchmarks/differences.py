@@ -111,11 +111,8 @@ def table(findings: dict[str, dict[str, Any]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return (
-        text.replace("|", "\\|")
-        if "`" not in text
-        else text.replace("|im", "\\|im").replace("end|", "end\\|")
-    )
+    # a bar ends a cell, even within code
+    return text.replace("|", "\\|")
 
 
 def write_docs(results: dict[str, Any]) -> None:

@@ -1,0 +1,68 @@
+"""What the pages of docs/ show is what the code does: rows, cuts, formulas, measurements."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from counterpoint.data.formats import to_preference_row
+from counterpoint.data.truncate import truncate
+from counterpoint.losses.objective import Objective
+
+ROOT = Path(__file__).parents[2]
+DATA, OBJECTIVES, FROM_TRL = (
+    (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    for name in ("data", "objectives", "from-trl")
+)
+
+
+def blocks(page: str, kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)\n```$", page, re.MULTILINE | re.DOTALL)
+
+
+ROWS = [line for block in blocks(DATA, "json") for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("line", ROWS)
+def test_every_row_shown_is_a_pair(line: str):
+    row = to_preference_row(json.loads(line), 0)
+    assert row.prompt != ""
+    assert row.chosen != row.rejected
+
+
+def test_the_worked_cuts_are_what_truncation_does():
+    shown = dict(re.findall(r"^\| `(\w+)`[^|]* \| (.*) \|$", DATA.split("## Too long")[1], re.M))
+    limits = [(9, None), (9, 2), (4, None)]
+    for policy in ("completion_end", "prompt_start", "prompt_end", "drop"):
+        for cell, (length, completion) in zip(shown[policy].split(" | "), limits, strict=True):
+            made = truncate(
+                *(list(map(ord, part)) for part in ("BPQRST", "abcde", "xyz")),
+                max_length=length,
+                max_completion_length=completion,
+                policy=policy,
+                keep_first=True,
+            )
+            parts = ("".join(map(chr, part)) for part in (made.prompt, made.chosen, made.rejected))
+            expected = ", ".join(f"`{part}`" for part in parts)
+            assert made.fits == cell.startswith("`"), (policy, length)
+            assert cell == expected or not made.fits, (policy, length)
+
+
+def test_the_formulas_shown_are_those_that_are_printed():
+    simpo = Objective(loss_type="simpo", beta=2.5, gamma=0.55 * 2.5, cpo_alpha=0.0)
+    assert blocks(OBJECTIVES, "") == [simpo.formula(), Objective().formula()]
+
+
+def test_the_table_of_differences_holds_what_was_measured():
+    results = ROOT / "benchmarks" / "results" / "differences.json"
+    findings = json.loads(results.read_text(encoding="utf-8"))["findings"]
+    rows = re.findall(r"^\| (.*) \| (.*) \| (.*) \| `(\w+)` \|$", FROM_TRL, re.M)
+    shown = {name: (what, trl, ours) for what, trl, ours, name in rows}
+    measured = {
+        name: tuple(found[key].replace("|", "\\|") for key in ("what", "trl", "ours"))
+        for name, found in findings.items()
+    }
+    assert shown == measured, "run python benchmarks/differences.py --docs"
