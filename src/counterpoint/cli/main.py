@@ -57,8 +57,9 @@ first on the preferred translations alone, then on preferences, and compares the
 minute on two cores; no network, no GPU.
 
 options:
-  --output_dir DIR  where model and run are written (default: counterpoint-quickstart)
-  --seed N          seed of data order and held-out numbers (default: 0)
+  --output_dir DIR  where model and run are written (default: counterpoint-quickstart);
+                    numbered where that is taken
+  --seed N          seed of the pairs, their order and the held-out numbers (default: 0)
   -h, --help        this text
 """
 
@@ -80,7 +81,9 @@ def main(argv: list[str] | None = None) -> int:
     words, debug = _take_debug(list(sys.argv[1:] if argv is None else argv))
     try:
         with nullcontext() if debug else quiet_libraries():
-            return _dispatch(words)
+            code = _dispatch(words)
+            sys.stdout.flush()
+            return code
     except KeyboardInterrupt as error:
         _show_trace(debug)
         complain(f"interrupted. {error}")
@@ -144,9 +147,7 @@ def _quickstart(words: list[str]) -> None:
         return
     folder, seed = _read_quickstart(words)
     from counterpoint.quickstart.run import run
-    from counterpoint.runlog import check_writable
 
-    check_writable(folder)
     run(folder, seed=seed)
 
 
