@@ -94,7 +94,7 @@ def cuts_are_reported() -> Finding:
         f"one warning at most; {empty} rows train on no completion token, {over} are over the "
         "budget",
         f"run.json: {account['kept']} rows kept, {cut['chosen']} + {cut['rejected']} completion "
-        f"tokens cut, dropped as asked: {dropped}",
+        f"tokens cut, dropped as asked: {', '.join(f'{n} × {c}' for c, n in dropped.items())}",
         {"TRL": {"empty": empty, "over": over}, "Counterpoint": account},
     )
 
@@ -115,13 +115,13 @@ def end_of_turn() -> Finding:
         ours = trainer(OURS, make_model("qwen2"), rows).train_dataset[0]
     trained = [label for label in theirs["chosen_labels"] if label != -100]
     tails = {
-        "TRL": tokenizer().decode(trained[-4:]),
-        "Counterpoint": tokenizer().decode(ours["chosen_ids"][-4:]),
+        "TRL": tokenizer().decode(trained),
+        "Counterpoint": tokenizer().decode(ours["chosen_ids"]),
     }
     return Finding(
         "trains on conversations with a ChatML template (Qwen)",
-        f"completions end in `{_visible(tails['TRL'])}`: a second EOS after the newline",
-        f"in `{_visible(tails['Counterpoint'])}`: one EOS, as generation ends",
+        f"trains on `{_visible(tails['TRL'])}`: a second EOS after the newline",
+        f"`{_visible(tails['Counterpoint'])}`: one EOS, as generation ends",
         tails,
     )
 
