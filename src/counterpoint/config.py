@@ -31,6 +31,7 @@ NLL_REDUCTIONS = ("token_mean", "sequence_sum")
 TRUNCATIONS = ("completion_end", "prompt_start", "prompt_end", "drop")
 INVALID_ROWS = ("raise", "drop")
 NONFINITE = ("raise", "skip")
+LAYOUTS = ("auto", "shared", "padded")
 
 REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
     {
@@ -88,6 +89,7 @@ RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = MappingProxyType(
         "max_length": (lambda x: x >= 2 and x == int(x), "a whole number, at least 2"),
         "max_completion_length": (_whole_from_one, "a whole number, at least 1"),
         "dataset_num_proc": (_whole_from_one, "a whole number, at least 1"),
+        "max_micro_batch_tokens": (_whole_from_one, "a whole number, at least 1"),
         "per_device_train_batch_size": (_whole_from_one, "a whole number, at least 1"),
         "per_device_eval_batch_size": (_whole_from_one, "a whole number, at least 1"),
         "gradient_accumulation_steps": (_whole_from_one, "a whole number, at least 1"),
@@ -101,6 +103,7 @@ UNSET_ALLOWED = (
     "max_length",
     "max_completion_length",
     "dataset_num_proc",
+    "max_micro_batch_tokens",
 )
 
 
@@ -208,6 +211,18 @@ class CPOConfig(TrainingArguments):
         "skip the update; it never reaches the weights.",
         NONFINITE,
     )
+    layout: str = _option(
+        "auto",
+        "Counterpoint: run each prompt once for both completions (shared) or once for each "
+        "(padded). Both give the same numbers; auto shares on a CPU where the model allows it, "
+        "and checks on the run's first pairs.",
+        LAYOUTS,
+    )
+    max_micro_batch_tokens: int | None = _option(
+        None,
+        "Counterpoint: most input tokens of a micro-batch, padding included, >= 1; a step's "
+        "pairs are cut by it. None: cut by per_device_train_batch_size.",
+    )
     router_aux_loss_coef: float | None = _option(
         None,
         "Counterpoint: weight of a mixture-of-experts model's load-balancing loss, >= 0; None: "
@@ -244,6 +259,7 @@ class CPOConfig(TrainingArguments):
             "truncation": TRUNCATIONS,
             "invalid_rows": INVALID_ROWS,
             "nonfinite": NONFINITE,
+            "layout": LAYOUTS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

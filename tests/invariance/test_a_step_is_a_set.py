@@ -99,6 +99,44 @@ def test_logged_numbers_do_not_depend_on_the_split(models, chatml_tokenizer, tmp
         assert line == pytest.approx(lines[0], rel=1e-10)
 
 
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+def test_padded_rows_do_not_depend_on_the_split_either(
+    dtype, models, chatml_tokenizer, tmp_path: Path
+):
+    pictures = []
+    for micro_batch, accumulation in SPLITS:
+        steps, _ = train_watched(
+            models("qwen2_tied").to(dtype),
+            chatml_tokenizer,
+            random_pairs(8),
+            tmp_path,
+            per_device_train_batch_size=micro_batch,
+            gradient_accumulation_steps=accumulation,
+            layout="padded",
+        )
+        pictures += steps
+    assert max(distance(pictures[0], other) for other in pictures[1:]) <= LIMITS[dtype]
+
+
+@pytest.mark.parametrize("layout", ["shared", "padded"])
+def test_a_budget_of_tokens_cuts_the_step_and_not_its_gradient(
+    layout, models, chatml_tokenizer, tmp_path: Path
+):
+    pictures = []
+    for budget in (None, 1, 40, 10_000):
+        steps, _ = train_watched(
+            models("phi").double(),
+            chatml_tokenizer,
+            random_pairs(8),
+            tmp_path,
+            per_device_train_batch_size=8,
+            layout=layout,
+            max_micro_batch_tokens=budget,
+        )
+        pictures += steps
+    assert max(distance(pictures[0], other) for other in pictures[1:]) <= 1e-12
+
+
 def test_checkpointed_activations_give_the_same_gradient(models, chatml_tokenizer, tmp_path: Path):
     pictures = []
     for checkpointing in (False, True):

@@ -186,7 +186,7 @@ def test_a_stream_trains_like_the_same_rows_in_memory(build, models):
 
 def test_a_stream_needs_to_be_told_when_to_stop(build):
     rows = Dataset.from_list(TEXT).to_iterable_dataset()
-    with pytest.raises(ConfigError, match="CP107 .*max_steps"):
+    with pytest.raises(ConfigError, match=r"CP107 .*max_steps"):
         build(train_dataset=rows)
 
 
@@ -234,7 +234,7 @@ def test_nothing_is_written_before_everything_is_sound(build, tmp_path: Path):
 
 
 def test_ids_beyond_the_embedding_are_refused_before_they_crash(build, models):
-    with pytest.raises(ModelError, match="CP303 .*resize_token_embeddings"):
+    with pytest.raises(ModelError, match=r"CP303 .*resize_token_embeddings"):
         build(model=models("qwen2", vocab_size=300)).train()
 
 

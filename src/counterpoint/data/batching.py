@@ -1,8 +1,11 @@
-"""Prepared pairs to micro-batches: the data loaders of training and evaluation.
+"""Prepared pairs to the windows of a step: the data loaders of training and evaluation.
 
 A data set of known length is dealt by a ``StepSampler``. A stream is read whole by every rank,
 which keeps its own share of each step: a step is then the same set of pairs on any number of
 ranks, and no rank runs dry before another.
+
+A loader gives pairs, not tensors: the trainer sees all pairs of a step before it cuts them into
+micro-batches (``cut``), and chooses their layout.
 
 Not here: what a step is (``sampler``), how a batch is laid out (``collate``), text and tokens
 (``prepare``).
@@ -18,9 +21,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from counterpoint.data.sampler import StepSampler, deal
-from counterpoint.records import FILLER_ROW, PairBatch, TokenPair
-
-Collate = Callable[[Sequence[TokenPair]], PairBatch]
+from counterpoint.records import FILLER_ROW, TokenPair
 
 
 class KeyedPairs(Dataset[TokenPair]):
@@ -52,15 +53,14 @@ class KeyedPairs(Dataset[TokenPair]):
         return [pair if key >= 0 else filler(pair) for key, pair in zip(keys, pairs, strict=True)]
 
 
-class DealtStream(IterableDataset[PairBatch]):
-    """One rank's micro-batches of a stream, whole windows only.
+class DealtStream(IterableDataset[list[TokenPair]]):
+    """One rank's windows of a stream, whole steps only.
 
-    The last step of a pass may hold fewer pairs; its window is filled up with fillers, so that
-    it is closed, and applied, like any other.
+    The last step of a pass may hold fewer pairs; its windows are filled up with fillers, so
+    that it is closed, and applied, like any other.
 
     Args:
         pairs: called at the start of a pass, gives its pairs.
-        collate: from pairs to a batch.
         micro_batch: most pairs of a micro-batch.
         accumulation: micro-batches of a step on each rank.
         ranks: number of ranks.
@@ -70,7 +70,6 @@ class DealtStream(IterableDataset[PairBatch]):
     def __init__(
         self,
         pairs: Callable[[], Iterable[TokenPair]],
-        collate: Collate,
         *,
         micro_batch: int,
         accumulation: int = 1,
@@ -78,12 +77,12 @@ class DealtStream(IterableDataset[PairBatch]):
         rank: int = 0,
     ) -> None:
         """Remember the plan; nothing is read yet."""
-        self.pairs, self.collate = pairs, collate
+        self.pairs = pairs
         self.micro_batch, self.accumulation = micro_batch, accumulation
         self.ranks, self.rank = ranks, rank
 
-    def __iter__(self) -> Iterator[PairBatch]:
-        """The micro-batches of one pass over the stream."""
+    def __iter__(self) -> Iterator[list[TokenPair]]:
+        """The windows of one pass over the stream."""
         step_pairs = self.micro_batch * self.accumulation * self.ranks
         pairs = iter(self.pairs())
         while step := list(islice(pairs, step_pairs)):
@@ -92,7 +91,7 @@ class DealtStream(IterableDataset[PairBatch]):
             )
             mine += [[~0]] * (self.accumulation - len(mine))
             for keys in mine:
-                yield self.collate([step[key] if key >= 0 else filler(step[~key]) for key in keys])
+                yield [step[key] if key >= 0 else filler(step[~key]) for key in keys]
 
 
 class PairLoader(DataLoader[Any]):
@@ -107,3 +106,53 @@ class PairLoader(DataLoader[Any]):
 def filler(pair: TokenPair) -> TokenPair:
     """A copy that keeps a rank busy and counts nowhere."""
     return replace(pair, row=FILLER_ROW, weight=0.0)
+
+
+def cut(
+    pairs: Sequence[TokenPair],
+    *,
+    most_pairs: int,
+    most_tokens: int | None,
+    tokens_of: Callable[[Sequence[TokenPair]], int],
+) -> list[list[TokenPair]]:
+    """Cut one rank's share of a step into micro-batches of like lengths.
+
+    Args:
+        pairs: of one step; fillers are left out if there is any other.
+        most_pairs: most pairs of a micro-batch where ``most_tokens`` is None.
+        most_tokens: most input tokens of a micro-batch; a pair above it stands alone.
+        tokens_of: input tokens that the layout makes of some pairs.
+
+    Returns:
+        Micro-batches, longest pairs first, so that what does not fit is known at once.
+    """
+    real = [pair for pair in pairs if pair.row != FILLER_ROW] or list(pairs[:1])
+    real.sort(key=lambda pair: (-length(pair), pair.row))
+    batches: list[list[TokenPair]] = []
+    for pair in real:
+        wider = [*batches[-1], pair] if batches else []
+        if most_tokens is None:
+            fits = 0 < len(wider) <= most_pairs
+        else:
+            fits = bool(wider) and tokens_of(wider) <= most_tokens
+        if fits:
+            batches[-1] = wider
+        else:
+            batches.append([pair])
+    return batches
+
+
+def length(pair: TokenPair) -> int:
+    """Tokens of a pair whose prompt is there once."""
+    return len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
+
+
+def shared_tokens(pairs: Sequence[TokenPair]) -> int:
+    """Input tokens of the shared layout."""
+    return sum(map(length, pairs))
+
+
+def padded_tokens(pairs: Sequence[TokenPair]) -> int:
+    """Input tokens of the padded layout, padding included."""
+    longest = max(len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in pairs)
+    return 2 * len(pairs) * longest

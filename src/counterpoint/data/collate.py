@@ -1,8 +1,9 @@
-"""Token pairs to a ``PairBatch``: the padded layout, two rows a pair.
+"""Token pairs to a ``PairBatch``, in one of two layouts.
 
-Chosen rows first, then rejected rows, each with its own copy of the prompt, padded at the end.
-Which tokens carry loss follows from lengths alone, so that a pad token that is also EOS hides
-nothing.
+Padded: two rows a pair, chosen rows first, then rejected rows, each with its own copy of the
+prompt, padded at the end. Shared: all pairs in one row, ``prompt | chosen | rejected`` one after
+the other, no padding, each prompt once. Which tokens carry loss follows from lengths alone, so
+that a pad token that is also EOS hides nothing.
 
 Not here: which pairs make a batch (``sampler``), what the model does with it (``forward``).
 """
@@ -12,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from counterpoint.errors import ModelError
-from counterpoint.records import PairBatch, TokenPair
+from counterpoint.records import PairBatch, PairSegments, TokenPair
 
 
 def collate_padded(
@@ -42,13 +44,7 @@ def collate_padded(
     sources, targets = [], []
     for index, (prompt, completion, row) in enumerate(sequences):
         ids = np.concatenate([np.asarray(prompt, np.int64), np.asarray(completion, np.int64)])
-        if vocab_size is not None and ids.max() >= vocab_size:
-            raise ModelError(
-                "CP303",
-                f"row {row} has token id {ids.max()}, but the model's embedding has "
-                f"{vocab_size} rows. Use the model's own tokenizer, or call "
-                "model.resize_token_embeddings(len(tokenizer)).",
-            )
+        _check_ids(ids, row, vocab_size)
         input_ids[index, : len(ids)] = ids
         mask[index, : len(ids)] = True
         # the very first token of a row has nothing before it that could predict it
@@ -67,3 +63,66 @@ def collate_padded(
         margin=torch.tensor([p.margin for p in pairs], dtype=torch.float64),
         row_ids=torch.tensor([p.row for p in pairs]),
     )
+
+
+def collate_shared(pairs: Sequence[TokenPair], *, vocab_size: int | None = None) -> PairBatch:
+    """Lay pairs into one row, each prompt once.
+
+    Args:
+        pairs: at least one.
+        vocab_size: rows of the model's embedding; None leaves ids unchecked.
+
+    Returns:
+        A batch on the CPU with one row; positions of a rejected completion go on from its prompt.
+
+    Raises:
+        ModelError: CP303 for a token id that the embedding does not have.
+    """
+    ids, positions, segments = [], [], []
+    chosen_sources, rejected_sources, chosen_targets, rejected_targets = [], [], [], []
+    start = 0
+    for pair in pairs:
+        prompt, chosen, rejected = (
+            np.asarray(part, np.int64) for part in (pair.prompt, pair.chosen, pair.rejected)
+        )
+        _check_ids(np.concatenate([prompt, chosen, rejected]), pair.row, vocab_size)
+        before, split = len(prompt), start + len(prompt) + len(chosen)
+        ids += [prompt, chosen, rejected]
+        positions += [
+            np.arange(before + len(chosen)),
+            np.arange(before, before + len(rejected)),
+        ]
+        segments.append(PairSegments(0, start, before, len(chosen), len(rejected)))
+        # both completions start from the last prompt token, which is there once
+        last = [start + before - 1] if before else []
+        skip = 0 if before else 1
+        chosen_sources.append(np.array([*last, *range(start + before, split - 1)]))
+        rejected_sources.append(np.array([*last, *range(split, split + len(rejected) - 1)]))
+        chosen_targets.append(chosen[skip:])
+        rejected_targets.append(rejected[skip:])
+        start = split + len(rejected)
+    targets = chosen_targets + rejected_targets
+    row = torch.from_numpy(np.concatenate(ids))[None]
+    return PairBatch(
+        layout="shared",
+        input_ids=row,
+        attention_mask=torch.ones_like(row, dtype=torch.bool),
+        position_ids=torch.from_numpy(np.concatenate(positions))[None],
+        target_source=torch.from_numpy(np.concatenate(chosen_sources + rejected_sources)).long(),
+        target_ids=torch.from_numpy(np.concatenate(targets)),
+        target_counts=torch.tensor([len(t) for t in targets]),
+        weight=torch.tensor([p.weight for p in pairs], dtype=torch.float64),
+        margin=torch.tensor([p.margin for p in pairs], dtype=torch.float64),
+        row_ids=torch.tensor([p.row for p in pairs]),
+        segments=tuple(segments),
+    )
+
+
+def _check_ids(ids: npt.NDArray[np.int64], row: int, vocab_size: int | None) -> None:
+    if vocab_size is not None and ids.max() >= vocab_size:
+        raise ModelError(
+            "CP303",
+            f"row {row} has token id {ids.max()}, but the model's embedding has {vocab_size} "
+            "rows. Use the model's own tokenizer, or call "
+            "model.resize_token_embeddings(len(tokenizer)).",
+        )

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from counterpoint.forward.head import Head, head_input, own_tokens
 from counterpoint.forward.router import RouterSums, router_sums, token_multiplicity
+from counterpoint.forward.shared_attention import KEYWORD
 from counterpoint.forward.token_logps import dense_token_logps
 from counterpoint.records import PairBatch, PairLogps, exact_dtype
 
@@ -94,14 +95,15 @@ def _run(
     model: nn.Module, head: Head, batch: PairBatch, top_k: int | None
 ) -> tuple[Tensor, RouterSums | None]:
     """The head's input (of a dense head, its logits) at every token, and the router's sums."""
-    inputs: dict[str, Any] = {
-        "input_ids": batch.input_ids,
-        "attention_mask": batch.attention_mask.to(batch.input_ids.dtype),
-        # a cache would be wasted, and some models mistake packed rows for continued ones with it
-        "use_cache": False,
-    }
-    if batch.position_ids is not None:
+    # a cache would be wasted, and some models mistake packed rows for continued ones with it
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    if batch.layout == "padded":
+        inputs["attention_mask"] = batch.attention_mask.to(batch.input_ids.dtype)
+    else:
+        # a mask of four dimensions is taken as it is, none is built, and our attention needs none
+        inputs["attention_mask"] = batch.attention_mask[:, None, None]
         inputs["position_ids"] = batch.position_ids
+        inputs[KEYWORD] = batch.segments
     if top_k is not None:
         inputs["output_router_logits"] = True
     with head_input(head) as taken:

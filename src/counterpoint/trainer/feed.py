@@ -1,4 +1,4 @@
-"""A run's data sets: prepared once, accounted for, dealt out as micro-batches.
+"""A run's data sets: prepared once, accounted for, dealt out window by window.
 
 Not here: what a row becomes (``data.prepare``) and which pairs make a step (``data.sampler``).
 """
@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 
 from counterpoint.config import CPOConfig
 from counterpoint.data.batching import DealtStream, KeyedPairs, PairLoader
-from counterpoint.data.collate import collate_padded
 from counterpoint.data.counts import PrepareCounts
 from counterpoint.data.prepare import (
     PAIR_COLUMNS,
@@ -31,7 +30,7 @@ DEFAULT_LENGTH = 512
 
 
 class Feed:
-    """Raw data sets in, loaders of ``PairBatch`` out.
+    """Raw data sets in, loaders of ``TokenPair`` out.
 
     Args:
         args: the run's options.
@@ -82,17 +81,14 @@ class Feed:
         """What became of the rows of each set; a stream's fill up while it is read."""
         return {name: prepared.counts for name, prepared in self._prepared.items()}
 
-    def loader(
-        self, pairs: Any, name: str, *, vocab_size: int, micro_batch: int, train: bool
-    ) -> PairLoader:
-        """Micro-batches of this rank.
+    def loader(self, pairs: Any, name: str, *, micro_batch: int, train: bool) -> PairLoader:
+        """This rank's pairs, window by window.
 
         Args:
             pairs: prepared pairs, from ``pairs``.
             name: the set's name.
-            vocab_size: rows of the model's embedding.
-            micro_batch: most pairs of a micro-batch.
-            train: shuffle, and deal in steps of several micro-batches.
+            micro_batch: most pairs of a window.
+            train: shuffle, and deal in steps of several windows.
         """
         args = self.args
         share = {
@@ -101,11 +97,9 @@ class Feed:
             "ranks": args.world_size,
             "rank": args.process_index,
         }
-        collate = partial(collate_padded, pad_id=self.tokenizer.pad_token_id, vocab_size=vocab_size)
-        pinned = args.dataloader_pin_memory and args.device.type not in ("cpu", "mps")
         if not hasattr(pairs, "__len__"):
             read = partial(iter_pairs, self._stream(pairs, name))
-            return PairLoader(DealtStream(read, collate, **share), batch_size=None)
+            return PairLoader(DealtStream(read, **share), batch_size=None)
         sampler = StepSampler(
             len(pairs),
             **share,
@@ -115,9 +109,8 @@ class Feed:
         return PairLoader(
             KeyedPairs(pairs, to_pair),
             batch_sampler=sampler,
-            collate_fn=collate,
+            collate_fn=list,
             num_workers=args.dataloader_num_workers,
-            pin_memory=pinned,
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
             # newer releases of transformers only

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -28,13 +29,13 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, set_seed
 from counterpoint.config import CPOConfig
 from counterpoint.data.batching import PairLoader
 from counterpoint.errors import ConfigError, DataError, SetupError
-from counterpoint.forward.head import Head, find_head, prove_head
 from counterpoint.forward.pair_forward import PairOutput, pair_forward, trunk_router_sums
 from counterpoint.forward.router import RouterSums, add_sums, balancing_loss, router_top_k
 from counterpoint.losses.objective import Objective, sum_totals
 from counterpoint.metrics import MetricSums, means, pair_means
-from counterpoint.records import LossTerms, PairBatch, StepTotals, exact_dtype
+from counterpoint.records import LossTerms, PairBatch, StepTotals, TokenPair
 from counterpoint.runlog import RunLog, check_writable, logger
+from counterpoint.trainer.assembly import Assembly
 from counterpoint.trainer.evaluation_pass import EvaluationPass
 from counterpoint.trainer.feed import Feed
 from counterpoint.trainer.guard import StepGuard, non_finite_error
@@ -46,9 +47,6 @@ from counterpoint.trainer.setup import (
     prepare_tokenizer,
 )
 
-PROOF_TOKENS = 16
-"""Tokens of the first batch on which the head is proved."""
-
 
 @dataclass(frozen=True, slots=True)
 class StepDenominators:
@@ -56,10 +54,12 @@ class StepDenominators:
 
     Args:
         totals: of the objective.
+        micro_batches: into how many this rank's share is cut.
         router: the step's load-balancing sums, for mixture-of-experts models.
     """
 
     totals: StepTotals
+    micro_batches: int = 1
     router: RouterSums | None = None
 
 
@@ -151,8 +151,7 @@ class CPOTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.accelerator.gradient_accumulation_steps = 1
         self._train_sums, self._guard = MetricSums(), StepGuard()
-        self.current_gradient_accumulation_steps = 1  # transformers sets it in its loop
-        self._head: Head | None = None
+        self._assembled: Assembly | None = None
         self._skipped_steps = 0
         self._loss_before_step: Tensor | None = None
         self._balancing_weight = balancing_weight(self.model, args)
@@ -186,7 +185,6 @@ class CPOTrainer(Trainer):
         return self._feed.loader(
             pairs,
             name,
-            vocab_size=self.model.get_input_embeddings().weight.shape[0],
             micro_batch=self._train_batch_size if train else self.args.eval_batch_size,
             train=train,
         )
@@ -194,15 +192,19 @@ class CPOTrainer(Trainer):
     # ---- one step ----
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator[PairBatch], num_batches: int, device: torch.device
-    ) -> tuple[list[PairBatch], StepDenominators | None]:
-        """All micro-batches of a step, and the denominators of its loss over all ranks."""
-        batches = [
-            batch.to(device, non_blocking=True) for batch in islice(epoch_iterator, num_batches)
-        ]
-        if not batches:
-            return batches, None
+        self, epoch_iterator: Iterator[list[TokenPair]], num_batches: int, device: torch.device
+    ) -> tuple[list[list[PairBatch]], StepDenominators | None]:
+        """All of a step's micro-batches, and the denominators of its loss over all ranks.
+
+        transformers counts windows of accumulation; the pairs of all of them are cut anew, and
+        the last window holds the whole step.
+        """
+        windows = list(islice(epoch_iterator, num_batches))
+        if not windows:
+            return [], None
         self._loss_before_step = self._tr_loss.clone()
+        pairs = [pair for window in windows for pair in window]
+        batches = self._assembly().micro_batches(pairs, self._train_batch_size)
         totals = sum_totals([self.objective.totals(batch) for batch in batches])
         alone = len(batches) == 1 and self.args.world_size == 1
         router = (
@@ -212,19 +214,38 @@ class CPOTrainer(Trainer):
             both = torch.stack([totals.weight, totals.nll])
             dist.all_reduce(both)
             totals = StepTotals(*both)
-        return batches, StepDenominators(totals, router)
+        empty: list[list[PairBatch]] = [[] for _ in windows[1:]]
+        return [*empty, batches], StepDenominators(totals, len(batches), router)
 
     def _router_of_step(self, batches: list[PairBatch], top_k: int) -> RouterSums:
         """Where the step's tokens are sent, from a pass through the trunk without gradient."""
-        head = self._proved_head(batches[0])
-        with self.accelerator.autocast():
-            parts = [trunk_router_sums(self.model, head, batch, top_k=top_k) for batch in batches]
+        assembly = self._assembly()
+        with self.accelerator.autocast(), assembly.running():
+            parts = [
+                trunk_router_sums(self.model, assembly.head, batch, top_k=top_k)
+                for batch in batches
+            ]
         sums = add_sums(parts)
         if self.args.world_size > 1:
             flat = torch.cat([sums.sent, sums.tokens[None]])
             dist.all_reduce(flat)
             sums = RouterSums(flat[:-1], sums.probability, flat[-1])
         return sums
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: list[PairBatch],
+        num_items_in_batch: StepDenominators | None = None,
+    ) -> Float[Tensor, ""]:
+        """Forward and backward of a window's micro-batches; the step's loss, on this rank."""
+        total = torch.zeros((), device=self.args.device)
+        with self._assembly().running():
+            for number, batch in enumerate(inputs, 1):
+                last = number == len(inputs)
+                with nullcontext() if last else self.accelerator.no_sync(model):
+                    total += super().training_step(model, batch, num_items_in_batch)
+        return total
 
     def compute_loss(
         self,
@@ -247,41 +268,33 @@ class CPOTrainer(Trainer):
         output = self._forward(model, inputs)
         terms = self.objective(output.logps, inputs.margin)
         step = num_items_in_batch or StepDenominators(self.objective.totals(inputs))
+        # shares of a step add up to one value, so all of them together count once
+        part = inputs.weight.new_tensor(1 / (step.micro_batches * self.args.world_size))
         loss = self.objective.share(terms, inputs.weight, step.totals)
         self._guard.watch(terms, inputs)
         self._train_sums.add(pair_means(terms, output, inputs))
         if output.router is not None:
             balance = balancing_loss(output.router, step.router or output.router)
             loss = loss + self._balancing_weight * balance
-            self._train_sums.add({"aux_loss": (balance, self._share_of_step())})
-        self._train_sums.add({"loss": (loss, self._share_of_step())})
+            self._train_sums.add({"aux_loss": (balance, part)})
+        self._train_sums.add({"loss": (loss, part)})
         loss = loss * self.args.world_size
         return (loss, terms) if return_outputs else loss
 
-    def _share_of_step(self) -> Tensor:
-        # shares of a step add up to one value, so all of them together count once
-        shares = self.current_gradient_accumulation_steps * self.args.world_size
-        device = self.args.device
-        return torch.tensor(1 / shares, dtype=exact_dtype(device), device=device)
-
     def _forward(self, model: nn.Module, batch: PairBatch) -> PairOutput:
         with self.accelerator.autocast():
-            return pair_forward(model, self._proved_head(batch), batch, top_k=self._top_k)
+            return pair_forward(model, self._assembly().head, batch, top_k=self._top_k)
 
-    def _proved_head(self, batch: PairBatch) -> Head:
-        """The head, compared on first use with the model's own logits."""
-        if self._head is None:
-            tokens = int(batch.attention_mask[0].sum())
-            sample = batch.input_ids[:1, : min(tokens, PROOF_TOKENS)]
-            with self.accelerator.autocast():
-                self._head = prove_head(self.model, find_head(self.model), sample)
-            if self._head.dense:
-                logger().warning(
-                    "%s does something to its logits that could not be reproduced; it computes "
-                    "them itself, which needs more memory.",
-                    type(self.model).__name__,
-                )
-        return self._head
+    def _assembly(self) -> Assembly:
+        """Head and layout of the model; a new model (``model_init``) has its own."""
+        if self._assembled is None or self._assembled.model is not self.model:
+            self._assembled = Assembly(
+                self.model,
+                self.args,
+                pad_id=self.processing_class.pad_token_id,
+                autocast=self.accelerator.autocast,
+            )
+        return self._assembled
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The norm of the step's gradient; the last moment before the weights move."""
@@ -318,9 +331,11 @@ class CPOTrainer(Trainer):
         self.callback_handler.eval_dataloader = dataloader
         evaluation = EvaluationPass(self.objective, self._balancing_weight)
         with torch.no_grad():
-            for loaded in dataloader:
-                batch = loaded.to(self.args.device, non_blocking=True)
-                evaluation.add(self._forward(self.model, batch), batch)
+            for pairs in dataloader:
+                assembly = self._assembly()
+                for batch in assembly.micro_batches(pairs, self.args.eval_batch_size):
+                    with assembly.running():
+                        evaluation.add(self._forward(self.model, batch), batch)
                 self.control = self.callback_handler.on_prediction_step(
                     self.args, self.state, self.control
                 )
@@ -360,25 +375,24 @@ class CPOTrainer(Trainer):
         if self.is_world_process_zero():
             self.run_log.append(self.state.log_history[-1])
 
-    def floating_point_ops(self, inputs: PairBatch) -> int:
+    def floating_point_ops(self, inputs: list[PairBatch]) -> int:
         """Six operations a parameter and input token, embeddings left out, as transformers."""
-        return (
-            6 * inputs.input_ids.numel() * int(self.model.num_parameters(exclude_embeddings=True))
-        )
+        tokens = sum(batch.input_ids.numel() for batch in inputs)
+        return 6 * tokens * int(self.model.num_parameters(exclude_embeddings=True))
 
-    def _track_num_input_tokens(self, inputs: PairBatch) -> None:
+    def _track_num_input_tokens(self, inputs: list[PairBatch]) -> None:
         wanted = self.args.include_num_input_tokens_seen
         if wanted == "no":
             return
-        seen = (
-            inputs.attention_mask
-            if wanted == "non_padding"
-            else inputs.input_ids.new_ones(inputs.input_ids.shape)
-        )
-        self.state.num_input_tokens_seen += int(self.accelerator.gather(seen.sum()).sum())
+        seen = torch.zeros((), dtype=torch.long, device=self.args.device)
+        for batch in inputs:
+            seen += (
+                batch.attention_mask.sum() if wanted == "non_padding" else batch.input_ids.numel()
+            )
+        self.state.num_input_tokens_seen += int(self.accelerator.gather(seen).sum())
 
     def _prepare_inputs(self, inputs: PairBatch) -> PairBatch:
-        return inputs.to(self.args.device, non_blocking=True)
+        return inputs  # on the device since get_batch_samples
 
     def _describe(self) -> None:
         if not self.is_world_process_zero():
@@ -389,6 +403,7 @@ class CPOTrainer(Trainer):
                 "step_pairs": self.args.train_batch_size
                 * self.args.gradient_accumulation_steps
                 * self.args.world_size,
+                "layout": None if self._assembled is None else self._assembled.layout,
                 "balancing_weight": self._balancing_weight,
                 "skipped_steps": self._skipped_steps,
                 "data": {name: counts.as_dict() for name, counts in self._feed.counts().items()},

@@ -1,0 +1,108 @@
+"""Which layout a model's batches get, and the proof that it is right.
+
+Sharing prompts is faster and changes nothing, where a model allows it. What is known to forbid it
+is named here with its reason; for the rest, the shared layout is compared with the padded one on
+the first pairs of the run, without autocast, and given up where they disagree.
+
+Not here: the layouts themselves (``data.collate``, ``shared_attention``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from counterpoint.forward.head import Head
+from counterpoint.forward.pair_forward import pair_forward
+from counterpoint.forward.shared_attention import BACKENDS, shared_attention
+from counterpoint.records import PairBatch
+
+PLAIN_LAYERS = {"full_attention", "sliding_attention"}
+"""Kinds of layers, as transformers' configurations name them, that only look back in attention."""
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
+"""Largest difference of a mean log-probability, relative where above 1 nat, by weights' dtype."""
+
+NARROW_TOLERANCE = 5e-2
+"""The same for weights in 16 bits, whose rounding alone makes a percent; a wrong mask makes ten."""
+
+
+def why_not_shared(model: nn.Module) -> str | None:
+    """What forbids a model to share prompts, in words; None if nothing known does.
+
+    Args:
+        model: unwrapped from distributed training; PEFT-wrapped or plain.
+    """
+    inner: Any = model
+    if any(getattr(c, "is_prompt_learning", False) for c in _adapters(inner)):
+        return "prompt learning puts its own tokens before each row"
+    attention = getattr(inner.config, "_attn_implementation", None)
+    if attention not in BACKENDS:
+        return f"attention runs through {attention}, not through {' or '.join(BACKENDS)}"
+    can_set = getattr(inner, "_can_set_attn_implementation", None)
+    if can_set is None or not can_set():
+        return "its attention cannot be exchanged through transformers' interface"
+    config = inner.config.get_text_config()
+    strange = set(getattr(config, "layer_types", None) or ()) - PLAIN_LAYERS
+    if strange:
+        return f"it has layers of kind {', '.join(sorted(strange))}"
+    if _dropout(inner):
+        return "dropout is on, and would fall on a shared prompt once instead of twice"
+    return None
+
+
+def layouts_disagree(
+    model: nn.Module, head: Head, shared: PairBatch, padded: PairBatch
+) -> str | None:
+    """Compare both layouts of the same pairs.
+
+    Args:
+        model: unwrapped, on the device of the batches.
+        head: proved.
+        shared: some pairs, at least two to see that they do not see each other.
+        padded: the same pairs.
+
+    Returns:
+        None where they agree; else what was seen.
+    """
+    device = padded.input_ids.device.type
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            expected = pair_forward(model, head, padded).logps
+            with shared_attention(model):
+                found = pair_forward(model, head, shared).logps
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    finally:
+        model.train(training)
+    dtype = next(parameter.dtype for parameter in model.parameters())
+    limit = TOLERANCE.get(dtype, NARROW_TOLERANCE)
+    worst = 0.0
+    for side in ("chosen", "rejected"):
+        tokens = getattr(expected, f"{side}_tokens")
+        one, other = getattr(expected, side) / tokens, getattr(found, side) / tokens
+        worst = max(worst, float(((one - other).abs() / one.abs().clamp(min=1)).max()))
+    # a comparison with NaN is false, hence the negation
+    if not worst <= limit:
+        return f"log-probabilities differ by {worst:.1e} where {limit:.0e} is rounding"
+    return None
+
+
+def _adapters(model: Any) -> list[Any]:
+    configs = getattr(model, "peft_config", None)
+    return list(configs.values()) if isinstance(configs, dict) else []
+
+
+def _dropout(model: nn.Module) -> bool:
+    rates = [m.p for m in model.modules() if isinstance(m, nn.Dropout)]
+    rates += [
+        value
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, float) and ("dropout" in name or name.endswith("_pdrop"))
+    ]
+    return any(rate > 0 for rate in rates)

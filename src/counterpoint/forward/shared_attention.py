@@ -1,0 +1,179 @@
+"""Attention for pairs that share their prompt: ``prompt | chosen | rejected`` in one row.
+
+The prompt goes through the trunk once. Inside attention each completion is rebuilt: chosen is
+causal over prompt + chosen, rejected queries see prompt + rejected, and no pair sees another.
+Nothing masked is computed but the upper triangles.
+
+It hangs on transformers' public interface: a function registered with ``AttentionInterface``,
+and the layout of the batch as an extra keyword of the forward call, which transformers hands to
+attention. A keyword and not a global, since activation checkpointing calls attention again
+during the backward. Without the keyword (text generation in a callback, say) the model's own
+attention runs.
+
+Not here: whether a model may share its prompts (``layout``), how rows are laid (``data.collate``).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from counterpoint.records import PairSegments
+
+KEYWORD = "pair_segments"
+BACKENDS = ("sdpa", "eager")
+"""Attention implementations of transformers that can be stood in for."""
+
+
+@contextmanager
+def shared_attention(model: nn.Module) -> Iterator[None]:
+    """While open, the model's attention understands shared prompts.
+
+    Open it around forward *and* backward: checkpointed activations are computed again there.
+
+    Args:
+        model: unwrapped from distributed training, with an attention of ``BACKENDS``.
+    """
+    inner: Any = model
+    own = inner.config._attn_implementation
+    inner.set_attn_implementation(_name(own))
+    try:
+        yield
+    finally:
+        inner.set_attn_implementation(own)
+
+
+def attend_to_pairs(
+    query: Float[Tensor, "one heads tokens width"],
+    key: Float[Tensor, "one kv_heads tokens width"],
+    value: Float[Tensor, "one kv_heads tokens value_width"],
+    segments: tuple[PairSegments, ...],
+    *,
+    scaling: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Float[Tensor, "one tokens heads value_width"]:
+    """Attention over one row of pairs.
+
+    Args:
+        query: rotated already, at the positions of ``PairBatch.position_ids``.
+        key: likewise; fewer heads where queries share them.
+        value: likewise.
+        segments: where each pair lies; they cover the row without gaps.
+        scaling: factor of the scores; None: the inverse square root of the width.
+        window: a query sees that many positions back, itself included; None: all.
+        softcap: bound of the scores (Gemma 2); None for none.
+
+    Returns:
+        The attended values, token by token.
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    parts = []
+    for _, start, prompt, chosen, rejected in segments:
+        split = start + prompt + chosen
+        end = split + rejected
+        own = slice(start, split)
+        parts.append(
+            _causal(query[:, :, own], key[:, :, own], value[:, :, own], scaling, window, softcap)
+        )
+        seen = [slice(start, start + prompt), slice(split, end)]
+        parts.append(
+            _causal(
+                query[:, :, split:end],
+                torch.cat([key[:, :, part] for part in seen], 2),
+                torch.cat([value[:, :, part] for part in seen], 2),
+                scaling,
+                window,
+                softcap,
+            )
+        )
+    return torch.cat(parts, 2).transpose(1, 2)
+
+
+def _causal(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """The last queries of a sequence over all of its keys."""
+    queries, keys = query.shape[2], key.shape[2]
+    narrow = window is not None and window < keys
+    if softcap is None and queries == keys and not narrow:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+    mask = _mask(queries, keys, window if narrow else None, query.device)
+    if softcap is None:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = torch.tanh(query @ key.transpose(2, 3) * scale / softcap) * softcap
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=_wide(scores.dtype))
+    return weights.to(value.dtype) @ value
+
+
+def _mask(
+    queries: int, keys: int, window: int | None, device: torch.device
+) -> Bool[Tensor, "queries keys"]:
+    behind = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(
+        keys, device=device
+    )
+    seen = behind >= 0
+    return seen if window is None else seen & (behind < window)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _stand_in(own: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        segments = kwargs.pop(KEYWORD, None)
+        if segments is None:
+            original: Any = AttentionInterface._global_mapping.get(own)
+            if original is None:  # every model file has an eager attention of its own
+                original = sys.modules[type(module).__module__].eager_attention_forward
+            result: tuple[Tensor, Tensor | None] = original(
+                module, query, key, value, attention_mask, *args, **kwargs
+            )
+            return result
+        attended = attend_to_pairs(
+            query,
+            key,
+            value,
+            segments,
+            scaling=kwargs.get("scaling"),
+            window=kwargs.get("sliding_window"),
+            softcap=kwargs.get("softcap"),
+        )
+        return attended.contiguous(), None
+
+    return attention
+
+
+def _name(own: str) -> str:
+    return f"counterpoint_{own}"
+
+
+for _own in BACKENDS:
+    AttentionInterface.register(_name(_own), _stand_in(_own))
+    AttentionMaskInterface.register(_name(_own), AttentionMaskInterface._global_mapping[_own])

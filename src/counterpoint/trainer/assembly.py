@@ -1,0 +1,132 @@
+"""From the pairs of a step to the batches a model takes, in the layout that suits it.
+
+On the first pairs of a run the head is proved against the model's own logits, and the shared
+layout against the padded one; what fails its proof is replaced, with a word on why.
+
+Not here: which pairs make a step (``data.sampler``), the proofs themselves (``forward``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from counterpoint.config import CPOConfig
+from counterpoint.data.batching import cut, length, padded_tokens, shared_tokens
+from counterpoint.data.collate import collate_padded, collate_shared
+from counterpoint.errors import ConfigError
+from counterpoint.forward.head import Head, find_head, prove_head
+from counterpoint.forward.layout import layouts_disagree, why_not_shared
+from counterpoint.forward.shared_attention import shared_attention
+from counterpoint.records import PairBatch, TokenPair
+from counterpoint.runlog import logger
+
+PROOF_TOKENS = 16
+"""Tokens of the first pair on which the head is proved."""
+
+PROOF_PAIRS = 2
+"""Pairs on which the layout is proved: enough to see that one does not see the other."""
+
+
+class Assembly:
+    """Head and layout of one model, and the batches that go with them.
+
+    Args:
+        model: unwrapped from distributed training.
+        args: the run's options.
+        pad_id: id that fills padded rows.
+        autocast: the run's precision, as a context.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: CPOConfig,
+        *,
+        pad_id: int,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        """Nothing is proved before there are pairs."""
+        inner: Any = model
+        self.model, self.args, self.autocast = model, args, autocast
+        vocab_size = inner.get_input_embeddings().weight.shape[0]
+        self._padded = partial(collate_padded, pad_id=pad_id, vocab_size=vocab_size)
+        self._shared = partial(collate_shared, vocab_size=vocab_size)
+        self._head: Head | None = None
+        self._layout: str | None = None
+
+    @property
+    def layout(self) -> str | None:
+        """What the run uses, shared or padded; None before the first pairs."""
+        return self._layout
+
+    @property
+    def head(self) -> Head:
+        """The head; proved once there were pairs."""
+        return self._head or find_head(self.model)
+
+    def micro_batches(self, pairs: Sequence[TokenPair], most_pairs: int) -> list[PairBatch]:
+        """One rank's share of a step as batches on the device.
+
+        Args:
+            pairs: at least one.
+            most_pairs: most pairs of a batch where no token budget is set.
+        """
+        self._settle(pairs)
+        shared = self._layout == "shared"
+        parts = cut(
+            pairs,
+            most_pairs=most_pairs,
+            most_tokens=self.args.max_micro_batch_tokens,
+            tokens_of=shared_tokens if shared else padded_tokens,
+        )
+        return [self._on_device((self._shared if shared else self._padded)(part)) for part in parts]
+
+    def running(self) -> AbstractContextManager[None]:
+        """To be open around forward and backward of ``micro_batches``."""
+        return shared_attention(self.model) if self._layout == "shared" else nullcontext()
+
+    def _on_device(self, batch: PairBatch) -> PairBatch:
+        return batch.to(self.args.device, non_blocking=True)
+
+    def _settle(self, pairs: Sequence[TokenPair]) -> None:
+        """Choose the layout, once."""
+        if self._layout is not None:
+            return
+        self._head = head = self._proved_head(pairs[0])
+        wanted = self.args.layout
+        if wanted == "padded":
+            self._layout = "padded"
+            return
+        reason = why_not_shared(self.model) or self._disproof(head, pairs)
+        if reason is None and wanted == "auto" and self.args.device.type != "cpu":
+            reason = "sharing has been measured on CPUs only; layout='shared' turns it on"
+        if reason and wanted == "shared":
+            raise ConfigError("CP104", f"layout='shared' is not possible: {reason}.")
+        self._layout = "padded" if reason else "shared"
+        logger().info("layout: %s%s", self._layout, f" ({reason})" if reason else "")
+
+    def _proved_head(self, pair: TokenPair) -> Head:
+        self._padded([pair])  # refuses ids that the embedding does not have
+        ids = [*pair.prompt, *pair.chosen][:PROOF_TOKENS]
+        with self.autocast():
+            head = prove_head(
+                self.model, find_head(self.model), torch.tensor([ids], device=self.args.device)
+            )
+        if head.dense:
+            logger().warning(
+                "%s does something to its logits that could not be reproduced; it computes them "
+                "itself, which needs more memory.",
+                type(self.model).__name__,
+            )
+        return head
+
+    def _disproof(self, head: Head, pairs: Sequence[TokenPair]) -> str | None:
+        few = sorted(pairs, key=length)[:PROOF_PAIRS]
+        shared, padded = self._on_device(self._shared(few)), self._on_device(self._padded(few))
+        return layouts_disagree(self.model, head, shared, padded)

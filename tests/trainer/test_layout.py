@@ -1,0 +1,63 @@
+"""The run chooses a layout, proves it, and says why it did not share."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+import counterpoint.forward.shared_attention as shared_attention
+from counterpoint import ConfigError
+from tests.steps import distance, random_pairs, train_watched
+
+
+def gradient(models, tokenizer, folder: Path, **options):
+    steps, trainer = train_watched(
+        models("qwen2"),
+        tokenizer,
+        random_pairs(6),
+        folder,
+        per_device_train_batch_size=3,
+        **options,
+    )
+    return steps, trainer
+
+
+def test_on_a_cpu_prompts_are_shared(models, chatml_tokenizer, tmp_path: Path, caplog):
+    with caplog.at_level(logging.INFO, logger="counterpoint"):
+        shared, trainer = gradient(models, chatml_tokenizer, tmp_path)
+    padded, _ = gradient(models, chatml_tokenizer, tmp_path, layout="padded")
+    assert "layout: shared" in caplog.text
+    assert trainer.model.config._attn_implementation == "sdpa"
+    for one, other in zip(shared, padded, strict=True):
+        assert distance(one, other) <= 1e-5
+
+
+def test_a_layout_that_fails_its_proof_is_given_up(
+    models, chatml_tokenizer, tmp_path: Path, caplog, monkeypatch
+):
+    truth, _ = gradient(models, chatml_tokenizer, tmp_path, layout="padded")
+    monkeypatch.setattr(
+        shared_attention,
+        "attend_to_pairs",
+        lambda q, k, v, s, **o: v.transpose(1, 2).repeat(1, 1, 2, 1),
+    )
+    with caplog.at_level(logging.INFO, logger="counterpoint"):
+        found, _ = gradient(models, chatml_tokenizer, tmp_path)
+    assert "layout: padded (log-probabilities differ" in caplog.text
+    assert [distance(a, b) for a, b in zip(truth, found, strict=True)] == [0.0, 0.0]
+    with pytest.raises(ConfigError, match=r"CP104 layout='shared' is not possible: log-prob"):
+        gradient(models, chatml_tokenizer, tmp_path, layout="shared")
+
+
+def test_dropout_keeps_prompts_apart(models, chatml_tokenizer, tmp_path: Path, caplog):
+    with caplog.at_level(logging.INFO, logger="counterpoint"):
+        train_watched(
+            models("gpt2", resid_pdrop=0.1),
+            chatml_tokenizer,
+            random_pairs(4),
+            tmp_path,
+            disable_dropout=False,
+        )
+    assert "layout: padded (dropout is on" in caplog.text
