@@ -182,6 +182,8 @@ OWN_OPTIONS: dict[str, Any] = {
     "truncation": "completion_end",
     "invalid_rows": "raise",
     "nonfinite": "raise",
+    "layout": "auto",
+    "max_micro_batch_tokens": None,
     "router_aux_loss_coef": None,
 }
 """Frozen: a script that sets none of them computes the same in every release of a major version."""
@@ -192,6 +194,8 @@ COUNTERPOINTS_OWN = {
     "truncation",
     "invalid_rows",
     "nonfinite",
+    "layout",
+    "max_micro_batch_tokens",
     "router_aux_loss_coef",
 }
 
