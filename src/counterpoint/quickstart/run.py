@@ -1,0 +1,225 @@
+"""``counterpoint quickstart``: the five steps of a run, and what preferences add.
+
+Model and tokenizer, options, data, trainer, train; then a table of exact matches on held-out
+numbers for the base model, for supervised training on the chosen translations, and for CPO.
+Everything comes from the package and runs on the CPU; nothing is fetched.
+
+Not here: the task (``task``), the comparison (``supervised``), the table (``table``).
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import PrinterCallback
+
+from counterpoint.config import CPOConfig
+from counterpoint.quickstart.display import Progress, quiet, say
+from counterpoint.quickstart.supervised import train_supervised
+from counterpoint.quickstart.table import Outcome, examples, judge, table
+from counterpoint.quickstart.task import PERFECT, Pair, held_out_numbers, preference_pairs
+from counterpoint.quickstart.translate import BASE, load_base, translate
+from counterpoint.runlog import check_writable, versions
+from counterpoint.trainer.trainer import CPOTrainer
+
+STEPS = 120
+STEP_PAIRS = 32
+HELD_OUT = 400
+"""Numbers that are translated to see how well a model does."""
+
+BASE_FOLDER, RUN_FOLDER = "base", "cpo"
+DATA_FILE, CONFIG_FILE, RESULT_FILE = "pairs.jsonl", "train.yaml", "result.json"
+
+INTRODUCTION = """\
+Counterpoint's quickstart: English number words into German, learnt from pairs
+of translations of which even the better one is seldom right.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class QuickstartResult:
+    """What the quickstart found; ``result.json`` holds the same.
+
+    Args:
+        folder: where everything was written.
+        model: folder of the model that CPO made, with its run's log.
+        seed: of the pairs, their order, and the held-out numbers.
+        perfect_chosen: share of the chosen references without a flaw, in [0, 1].
+        base: of the shipped model.
+        supervised: of supervised training on the chosen.
+        cpo: of CPO on the pairs.
+    """
+
+    folder: Path
+    model: Path
+    seed: int
+    perfect_chosen: float
+    base: Outcome
+    supervised: Outcome
+    cpo: Outcome
+
+
+def run(
+    output_dir: str | Path = "counterpoint-quickstart",
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
+    held_out: int = HELD_OUT,
+) -> QuickstartResult:
+    """Train, compare, and say what comes of it.
+
+    Args:
+        output_dir: where to write; if it holds anything, the first free "output_dir-2", -3, ...
+        seed: of the pairs, their order, and the held-out numbers; at least 0.
+        steps: optimizer steps of either training, ``STEP_PAIRS`` pairs each; at least 1.
+        held_out: numbers to evaluate on, in [1, 500].
+
+    Returns:
+        The numbers of the table.
+
+    Raises:
+        SetupError: CP501 for a folder that cannot be written.
+    """
+    check_writable(output_dir)
+    folder = _vacant(Path(output_dir))
+    options = training_options(folder, seed=seed, steps=steps)
+    with quiet():
+        say(INTRODUCTION)
+        model, tokenizer = load_base()
+        say(f"1  model and tokenizer   {model.num_parameters():,} parameters, in the package")
+        args = CPOConfig(**options)
+        say(f"2  options               {_main_options(args)}")
+        pairs = preference_pairs(steps * STEP_PAIRS, seed)
+        perfect_chosen = sum(pair.chosen.flaws == PERFECT for pair in pairs) / len(pairs)
+        _write_inputs(folder, options, pairs)
+        _show_pairs(pairs, perfect_chosen)
+        rows = [pair.row for pair in pairs]
+        trainer = CPOTrainer(model, args, train_dataset=rows, processing_class=tokenizer)
+        say("4  trainer               CPOTrainer; it minimises")
+        for line in trainer.objective.formula().splitlines():
+            say(f"     {line}")
+        numbers = held_out_numbers(held_out, seed)
+        translations = {"base": translate(model, tokenizer, numbers)}
+        say("5  train                 twice from the same model, the same pairs and steps")
+        supervised, _ = load_base()
+        train_supervised(supervised, tokenizer, rows, options, Progress("supervised"))
+        translations["supervised"] = translate(supervised, tokenizer, numbers)
+        _train_cpo(trainer)
+        translations["CPO"] = translate(model, tokenizer, numbers)
+        result = QuickstartResult(
+            folder,
+            Path(args.output_dir),
+            seed,
+            perfect_chosen,
+            *(judge(numbers, texts) for texts in translations.values()),
+        )
+        _write_result(result, steps)
+        _show_result(result, steps, held_out, examples(numbers, translations))
+    return result
+
+
+def training_options(folder: Path, *, seed: int, steps: int) -> dict[str, Any]:
+    """The options of the CPO run, for ``CPOConfig`` as for ``counterpoint train``.
+
+    Args:
+        folder: the quickstart's folder.
+        seed: of the order of the pairs.
+        steps: optimizer steps, at least 1.
+    """
+    return {
+        "output_dir": str(folder / RUN_FOLDER),
+        "loss_type": "sigmoid",
+        "beta": 2.0,
+        "cpo_alpha": 0.01,
+        "learning_rate": 3e-4,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": min(10, steps // 2),
+        "max_steps": steps,
+        "per_device_train_batch_size": STEP_PAIRS,
+        "max_length": 64,
+        "gradient_checkpointing": False,
+        "logging_steps": max(1, steps // 6),
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "seed": seed,
+    }
+
+
+def _vacant(wanted: Path) -> Path:
+    """The folder itself, or a numbered one beside it if it holds anything."""
+    for number in count(1):
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return folder
+    raise AssertionError
+
+
+def _write_inputs(folder: Path, options: dict[str, Any], pairs: list[Pair]) -> None:
+    """All that ``counterpoint train`` needs to repeat the run."""
+    (folder / BASE_FOLDER).mkdir(parents=True, exist_ok=True)
+    for file in BASE.iterdir():
+        shutil.copyfile(file, folder / BASE_FOLDER / file.name)
+    with (folder / DATA_FILE).open("w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(pair.row, ensure_ascii=False) + "\n" for pair in pairs)
+    given = {"model": str(folder / BASE_FOLDER), "dataset": str(folder / DATA_FILE), **options}
+    (folder / CONFIG_FILE).write_text(yaml.safe_dump(given, sort_keys=False), encoding="utf-8")
+
+
+def _train_cpo(trainer: CPOTrainer) -> None:
+    trainer.add_callback(Progress("CPO"))
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    trainer.save_model()
+
+
+def _write_result(result: QuickstartResult, steps: int) -> None:
+    content = {**asdict(result), "steps": steps, "versions": versions()}
+    text = json.dumps(content, indent=2, default=str)
+    (result.folder / RESULT_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _main_options(args: CPOConfig) -> str:
+    pairs = args.per_device_train_batch_size
+    return f"{args.max_steps} steps of {pairs} pairs, learning rate {args.learning_rate:g}"
+
+
+def _show_pairs(pairs: list[Pair], perfect_chosen: float) -> None:
+    say(f"3  data                  {len(pairs):,} pairs; chosen has fewer flaws than rejected")
+    say(f"                         and has none in {perfect_chosen:.1%} of them. For example")
+    # a usual one: chosen has two flaws, and the text fits on a line
+    shown = min(pairs, key=lambda pair: (len(pair.chosen.flaws) != 2, len(pair.rejected.text)))
+    for name, text in shown.row.items():
+        say(f"     {name:<9} {text}")
+
+
+def _show_result(result: QuickstartResult, steps: int, held_out: int, shown: list[str]) -> None:
+    say()
+    say(f"{held_out} numbers that no training has seen, translated")
+    rows = {
+        "base model": result.base,
+        f"supervised on the chosen, {steps} steps": result.supervised,
+        f"CPO on the pairs, {steps} steps": result.cpo,
+    }
+    for line in table(rows, result.perfect_chosen):
+        say(line)
+    say("(right number: exact, or wrong only in ways that the references are)")
+    say()
+    for line in shown:
+        say(line)
+    say()
+    folder = shlex.quote(str(result.folder))
+    say(f"model and run  {result.model}")
+    say(f"data, config   {result.folder}")
+    say("next, the same run with another loss")
+    say(f"  counterpoint train {folder}/{CONFIG_FILE} \\")
+    say("    --loss_type simpo --beta 5 --simpo_gamma 2.5 \\")
+    say(f"    --output_dir {folder}/simpo")

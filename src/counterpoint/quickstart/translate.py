@@ -1,0 +1,64 @@
+"""The shipped base model, and greedy translation with it or with what was made of it.
+
+Not here: the task (``task``), training (``run``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from counterpoint.quickstart.task import prompt
+
+BASE = Path(__file__).with_name("base")
+"""Folder of the shipped model and tokenizer; made by scripts/train_quickstart_base.py."""
+MOST_TOKENS = 32
+"""Longest translation that is read to its end; the longest reference takes 19 tokens."""
+BATCH = 200
+"""Numbers translated at once."""
+
+
+def load_base() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The shipped model in fp32, and its tokenizer; reads local files only."""
+    model = AutoModelForCausalLM.from_pretrained(
+        BASE, dtype=torch.float32, local_files_only=True, use_safetensors=True
+    )
+    return model, AutoTokenizer.from_pretrained(BASE, local_files_only=True)
+
+
+def translate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, numbers: list[int]
+) -> list[str]:
+    """Greedy translations, one for each number.
+
+    Args:
+        model: left in evaluation mode.
+        tokenizer: pads on the left.
+        numbers: each in [0, 1,000,000).
+
+    Returns:
+        The German texts; one that found no end is cut after ``MOST_TOKENS`` tokens.
+    """
+    model.eval()
+    texts: list[str] = []
+    for start in range(0, len(numbers), BATCH):
+        inputs = tokenizer(
+            [prompt(number) for number in numbers[start : start + BATCH]],
+            padding=True,
+            return_tensors="pt",
+            return_token_type_ids=False,
+        ).to(model.device)
+        with torch.inference_mode():
+            outputs = model.generate(
+                **inputs, max_new_tokens=MOST_TOKENS, do_sample=False, use_cache=True
+            )
+        written = outputs[:, inputs.input_ids.shape[1] :]
+        texts += tokenizer.batch_decode(written, skip_special_tokens=True)
+    return texts

@@ -1,0 +1,212 @@
+"""The quickstart as a whole, shortened: it learns, it says what it does, it can be repeated."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerControl, TrainerState
+
+from counterpoint.cli.main import main
+from counterpoint.errors import SetupError
+from counterpoint.quickstart.display import WIDTH, Progress
+from counterpoint.quickstart.run import QuickstartResult, run, training_options
+from counterpoint.quickstart.supervised import train_supervised
+from counterpoint.quickstart.table import Outcome, examples, judge, table
+from counterpoint.quickstart.task import german, held_out_numbers, preference_pairs
+from counterpoint.quickstart.translate import load_base, translate
+
+STEPS, HELD_OUT = 30, 60
+
+
+@dataclass(frozen=True)
+class Seen:
+    result: QuickstartResult
+    text: str
+    root: Path
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    """A shortened run, told as through a pipe."""
+    root = tmp_path_factory.mktemp("quickstart")
+    stdout = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout):
+        patch.setenv("COUNTERPOINT_CACHE", str(root / "cache"))
+        patch.chdir(root)
+        result = run("first", steps=STEPS, held_out=HELD_OUT)
+    return Seen(result, stdout.getvalue(), root)
+
+
+def test_even_a_short_run_beats_the_base_and_supervised_training_by_far(seen: Seen) -> None:
+    result = seen.result
+    assert result.base.exact <= 0.05
+    assert result.supervised.exact <= 0.20
+    assert result.cpo.exact >= result.supervised.exact + 0.30
+    assert result.cpo.number >= 0.90
+
+
+def test_the_saved_model_translates_as_the_table_says(seen: Seen) -> None:
+    folder = seen.root / seen.result.model
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    numbers = held_out_numbers(HELD_OUT, seed=0)
+    assert judge(numbers, translate(model, tokenizer, numbers)) == seen.result.cpo
+
+
+def test_what_is_said_has_five_steps_a_table_and_the_next_command(seen: Seen) -> None:
+    lines = seen.text.splitlines()
+    assert [line[0] for line in lines if re.match(r"\d  \w", line)] == list("12345")
+    assert all(len(line) <= WIDTH for line in lines)
+    for outcome in (seen.result.base, seen.result.supervised, seen.result.cpo):
+        assert f"{outcome.exact:.1%}" in seen.text
+    assert f"{seen.result.perfect_chosen:.1%}" in seen.text
+    assert "counterpoint train first/train.yaml" in seen.text
+    assert "\r" not in seen.text
+
+
+def test_progress_through_a_pipe_is_a_few_whole_lines(seen: Seen) -> None:
+    lines = [line for line in seen.text.splitlines() if f"{STEPS}/{STEPS}" in line]
+    assert [line.split()[0] for line in lines] == ["supervised", "CPO"]
+    assert "chosen preferred" in lines[1]
+
+
+def test_the_files_hold_what_was_said(seen: Seen) -> None:
+    folder = seen.root / "first"
+    found = json.loads((folder / "result.json").read_text("utf-8"))
+    assert found["cpo"]["exact"] == seen.result.cpo.exact
+    assert found["steps"] == STEPS
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text("utf-8").splitlines()]
+    assert rows == [pair.row for pair in preference_pairs(32 * STEPS, seed=0)]
+    assert (folder / "cpo" / "run.json").is_file()
+    assert (folder / "cpo" / "metrics.jsonl").is_file()
+
+
+def said_by(*args: Any, **kwargs: Any) -> tuple[QuickstartResult, str]:
+    stdout = io.StringIO()
+    with redirect_stdout(stdout):
+        result = run(*args, **kwargs)
+    return result, stdout.getvalue()
+
+
+def test_the_written_configuration_repeats_the_run_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said_by("q", steps=3, held_out=1)
+    assert main(["train", "q/train.yaml", "--output_dir", "again"]) == 0
+    first, again = (Path(folder) / "model.safetensors" for folder in ("q/cpo", "again"))
+    assert first.read_bytes() == again.read_bytes()
+
+
+def test_the_next_command_runs_as_it_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, text = said_by("q", steps=1, held_out=1)
+    command = text[text.index("counterpoint train") :].replace("\\\n", " ").split()
+    assert main(command[1:]) == 0
+    assert Path("q/simpo/model.safetensors").is_file()
+    assert yaml.safe_load(Path("q/simpo/train.yaml").read_text("utf-8"))["loss_type"] == "simpo"
+
+
+def test_a_second_run_of_the_same_seed_finds_the_same_in_a_folder_of_its_own(
+    tmp_path: Path,
+) -> None:
+    first, _ = said_by(tmp_path / "q", seed=5, steps=2, held_out=20)
+    second, text = said_by(tmp_path / "q", seed=5, steps=2, held_out=20)
+    assert second.folder == tmp_path / "q-2"
+    assert "q-2" in text
+    assert second.cpo == first.cpo
+    weights = [r.model / "model.safetensors" for r in (first, second)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    other, _ = said_by(tmp_path / "q", seed=6, steps=2, held_out=20)
+    assert other.folder == tmp_path / "q-3"
+    assert (other.folder / "pairs.jsonl").read_bytes() != (
+        first.folder / "pairs.jsonl"
+    ).read_bytes()
+
+
+def test_an_empty_folder_is_used_and_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result, _ = said_by(tmp_path / "empty", steps=1, held_out=1)
+    assert result.folder == tmp_path / "empty"
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    with pytest.raises(SetupError, match="CP501"):
+        run(tmp_path / "file")
+    assert (tmp_path / "file").read_text("utf-8") == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file"]
+
+
+def test_nothing_but_its_own_lines_is_shown(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path / "q", steps=1, held_out=1)
+    shown = capfd.readouterr()
+    assert shown.err == ""
+    assert "{" not in shown.out
+
+
+def logged_loss(folder: Path) -> float:
+    line = (folder / "metrics.jsonl").read_text("utf-8").splitlines()[0]
+    return float(json.loads(line)["nll_loss"])
+
+
+def test_supervised_loss_is_the_nll_term_of_cpo(tmp_path: Path) -> None:
+    result, _ = said_by(tmp_path / "q", steps=1, held_out=1)
+    model, tokenizer = load_base()
+    rows = [pair.row for pair in preference_pairs(32, seed=0)]
+    losses: list[float] = []
+
+    class Watch(Progress):
+        def on_log(self, *args: Any, logs: Any = None, **kwargs: Any) -> None:
+            losses.extend([logs["loss"]] if "loss" in logs else [])
+
+    options = training_options(tmp_path, seed=0, steps=1)
+    train_supervised(model, tokenizer, rows, options, Watch("supervised"))
+    assert losses == pytest.approx([logged_loss(result.model)], rel=1e-5)
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_on_a_terminal_one_line_rewrites_itself() -> None:
+    screen, state = Screen(), TrainerState(max_steps=120)
+    args: Any = None
+    with redirect_stdout(screen):
+        progress = Progress("CPO")
+        for step in (1, 60, 120):
+            state.global_step = step
+            progress.on_step_end(args, state, TrainerControl())
+        logs = {"loss": 0.25, "rewards/accuracies": 0.9}
+        progress.on_log(args, state, TrainerControl(), logs=logs)
+        progress.on_train_end(args, state, TrainerControl())
+    shown = screen.getvalue()
+    assert shown.count("\n") == 1
+    assert shown.endswith("\n")
+    last = shown.split("\r")[-1]
+    assert re.search(r"#{18}  120/120  loss  0\.250  chosen preferred  90%", last)
+    assert all(len(part.rstrip("\n")) < WIDTH for part in shown.split("\r"))
+
+
+def test_a_translation_is_right_flawed_or_of_another_number() -> None:
+    texts = [german(742), "siebenhundertvierzigundzwei", german(743), "x" * 200]
+    assert judge([742] * 4, texts) == Outcome(exact=0.25, number=0.5)
+    lines = examples([742] * 4, {"CPO": texts})
+    assert [line.split()[-1] for line in lines[1::2]] == ["right", "flaw", "number", "number"]
+    assert all(len(line) <= WIDTH for line in lines)
+
+
+def test_the_table_names_each_model_with_its_share() -> None:
+    lines = table({"base model": Outcome(0.005, 1.0)}, perfect_chosen=0.074)
+    assert re.fullmatch(r"perfect among the chosen references +7\.4%", lines[1])
+    assert re.fullmatch(r"base model +0\.5% +100\.0%", lines[2])
