@@ -15,10 +15,10 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from counterpoint.cli.load import random_model
 from counterpoint.config import CPOConfig
 from counterpoint.data.prepare import PrepareOptions, prepare, to_pair
 from counterpoint.data.sources import load
+from counterpoint.trainer.loading import random_model
 from tests.cli.conftest import Command, write_pairs
 from tests.models_on_the_spot import make_model
 from tests.reference.naive import completion_logps

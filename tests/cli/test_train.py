@@ -21,9 +21,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import counterpoint.cli
 from counterpoint import CPOConfig, CPOTrainer
-from counterpoint.cli.load import load_model, load_tokenizer, random_model
 from counterpoint.cli.run_options import RunOptions
 from counterpoint.cli.train import CPOTrainer as Used
+from counterpoint.trainer.loading import load_model, load_tokenizer, random_model
 from tests.cli.conftest import PAIRS, Command, tree, write_pairs
 
 RUN: dict[str, Any] = {

@@ -24,8 +24,10 @@ Numbers = dict[str, list[float]]
 
 
 def run(objective: str) -> Numbers:
-    """Four steps of 2 x 2 pairs, the last of them short; in float64 throughout, so that machines agree:
-    phi has no RMSNorm, which transformers computes in float32 whatever the weights are."""
+    """Four steps of 2 x 2 pairs, the last of them short; in float64, so that machines agree.
+
+    Phi has no RMSNorm, which transformers computes in float32 whatever the weights are.
+    """
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=byte_level(["<|endoftext|>"], size=384), eos_token="<|endoftext|>"
     )

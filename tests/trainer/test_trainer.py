@@ -203,6 +203,21 @@ def test_a_streams_dropped_rows_are_counted_in_the_run_log(build, tmp_path: Path
     assert run["data"]["train"]["dropped"]["CP203"] >= 1
 
 
+def test_rows_of_a_stream_are_counted_once_however_often_they_are_read(build, tmp_path: Path):
+    rows = Dataset.from_list(TEXT)
+    trainer = build(
+        train_dataset=rows.to_iterable_dataset(),
+        eval_dataset=rows.select(range(4)).to_iterable_dataset(),
+        options={"max_steps": 12, "eval_strategy": "steps", "eval_steps": 4},
+    )
+    trainer.train()
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert {name: counts["rows"] for name, counts in run["data"].items()} == {
+        "train": 10,
+        "eval": 4,
+    }
+
+
 def test_the_run_directory_tells_what_was_trained(build, tmp_path: Path):
     trainer = build(
         options={"invalid_rows": "drop", "max_length": 14},

@@ -18,13 +18,7 @@ from typing import Any
 import yaml
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
-from counterpoint.cli.load import (
-    adapter_config,
-    load_config,
-    load_model,
-    load_tokenizer,
-    random_model,
-)
+from counterpoint.cli.adapter import adapter_config
 from counterpoint.cli.manners import is_first_process, quiet_bars, quiet_replicas, say
 from counterpoint.cli.run_options import RunOptions
 from counterpoint.cli.settings import Request
@@ -32,6 +26,7 @@ from counterpoint.config import CPOConfig
 from counterpoint.data.sources import load, pick_split
 from counterpoint.errors import ConfigError, DataError, SetupError
 from counterpoint.runlog import METRICS_FILE, RUN_FILE, check_writable
+from counterpoint.trainer.loading import load_config, load_model, load_tokenizer, random_model
 from counterpoint.trainer.trainer import CPOTrainer
 
 REQUEST_FILE = "train.yaml"

@@ -148,7 +148,7 @@ def iter_pairs(
     """Read pairs in order; of a streaming set, count each row and deal with the unusable.
 
     Args:
-        prepared: what ``prepare`` returned; the counts of a streaming set are added to.
+        prepared: what ``prepare`` returned; the first pass over a streaming set fills its counts.
         rows: other rows of the same columns to read instead, such as a shuffled or sharded
             view of ``prepared.pairs``.
 
@@ -163,7 +163,9 @@ def iter_pairs(
     if isinstance(prepared.pairs, Dataset):
         yield from (to_pair(record) for record in rows)
         return
-    counts, kept = prepared.counts, 0
+    # a later pass over the stream sees the same rows, which must not be counted again
+    counts = PrepareCounts(prepared.counts.name) if prepared.counts.rows else prepared.counts
+    kept = 0
     for record in rows:
         problem = record["problem"]
         if not problem:

@@ -1,92 +1,288 @@
-"""Models and tokenizers by name: a hub id or a folder.
+"""Models and tokenizers by name: a hub id or a folder; what cannot be trained is refused.
 
-Weights come from safetensors only. Full fine-tuning keeps them in float32, whatever the files
-hold, since a bfloat16 weight cannot take updates as small as a learning rate of 1e-6 makes;
-mixed precision (``bf16``) still computes in bfloat16.
+1. Weights come from safetensors files only, and a weight that the files lack is an error: a
+   head that starts at random would train without a word.
+2. Each check that needs no weights is made before any weight is read.
+3. Full fine-tuning keeps float32 weights, whatever the files hold: a bfloat16 weight cannot take
+   updates as small as a learning rate of 1e-6 makes. ``bf16`` still computes in bfloat16.
 
 Not here: making a model ready to train (``setup``).
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+from transformers.models.auto import modeling_auto
 
 from counterpoint.config import CPOConfig
-from counterpoint.errors import ModelError
+from counterpoint.errors import ModelError, SetupError
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_VOCABULARIES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+)
 
 
-def load_model(source: str, args: CPOConfig, *, adapted: bool) -> nn.Module:
-    """A causal language model with its weights.
+def load_config(source: str, args: CPOConfig, *, from_scratch: bool = False) -> PretrainedConfig:
+    """The configuration of a model, once it is known to be one that can be trained.
+
+    Args:
+        source: hub id or folder.
+        args: ``trust_remote_code`` and the ``revision`` in ``model_init_kwargs`` are used.
+        from_scratch: the folder need not hold weights.
+
+    Raises:
+        ModelError: CP301 for what is no model, CP306 for a kind that is not supported.
+    """
+    folder = _folder(source, "model")
+    if folder:
+        _check_model_folder(folder, from_scratch)
+    try:
+        config = AutoConfig.from_pretrained(
+            source, revision=_revision(args), trust_remote_code=args.trust_remote_code
+        )
+    except Exception as error:
+        raise ModelError("CP301", _why(source, "configuration", folder, error)) from error
+    reason = _unsupported(config)
+    if reason:
+        raise ModelError("CP306", f"{source} ({config.model_type}) {reason}")
+    return config
+
+
+def load_tokenizer(
+    source: str, args: CPOConfig, *, of_model: bool = True, chat_template: str | None = None
+) -> PreTrainedTokenizerBase:
+    """A tokenizer, with another chat template if one is given.
+
+    Args:
+        source: hub id or folder.
+        args: ``trust_remote_code`` and the ``revision`` in ``model_init_kwargs`` are used.
+        of_model: the source is the model's own, so that its revision counts.
+        chat_template: file with a template in Jinja.
+
+    Raises:
+        ModelError: CP301 where there is no tokenizer or no such template.
+        SetupError: CP502 where it needs a package that is missing.
+    """
+    folder = _folder(source, "tokenizer")
+    if folder:
+        _check_tokenizer_folder(folder, of_model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source,
+            revision=_revision(args) if of_model else "main",
+            trust_remote_code=args.trust_remote_code,
+        )
+    except ImportError as error:
+        raise SetupError("CP502", f"the tokenizer of {source} needs it: {_line(error)}") from error
+    except Exception as error:
+        raise ModelError("CP301", _why(source, "tokenizer", folder, error)) from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ModelError("CP301", f"the tokenizer of {source} has no vocabulary.")
+    if chat_template:
+        tokenizer.chat_template = _read_template(chat_template)
+    return tokenizer
+
+
+def load_model(source: str, args: CPOConfig, *, adapted: bool) -> PreTrainedModel:
+    """A causal language model with its weights, float32 unless they stay frozen.
 
     Args:
         source: hub id or folder.
         args: ``model_init_kwargs`` and ``trust_remote_code`` are used.
-        adapted: an adapter will be trained, the weights themselves stay frozen.
-
-    Returns:
-        The model, on the CPU unless ``model_init_kwargs`` say otherwise.
+        adapted: an adapter will be trained; the weights keep the precision of their files.
 
     Raises:
-        ModelError: CP301 if it cannot be loaded.
+        ModelError: CP301 where the weights cannot be read or are not all there.
+        SetupError: CP502 where they need a package that is missing.
     """
-    options: dict[str, Any] = {
-        "dtype": "auto" if adapted else "float32",
-        "use_safetensors": True,
-        "trust_remote_code": args.trust_remote_code,
-        **_init_kwargs(args),
-    }
-    if options["dtype"] is None:
-        del options["dtype"]
+    keywords = _keywords(args)
+    keywords.setdefault("dtype", "auto" if adapted else "float32")
     try:
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError("CP301", f"{source}: {why_not(source, error)}") from error
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source,
+            trust_remote_code=args.trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            **keywords,
+        )
+    except ImportError as error:
+        raise SetupError("CP502", f"{source} needs it: {_line(error)}") from error
+    except Exception as error:
+        folder = _folder(source, "model")
+        raise ModelError("CP301", _why(source, "weights", folder, error)) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(
+            "CP301",
+            f"{source} lacks {len(missing)} of its weights ({', '.join(missing[:3])}"
+            f"{', ...' if len(missing) > 3 else ''}); they would start at random. Is it a model "
+            "of another task, or an incomplete download?",
+        )
     return model
 
 
-def load_tokenizer(source: str, args: CPOConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to a model.
+def random_model(source: str, args: CPOConfig, config: PretrainedConfig) -> PreTrainedModel:
+    """A causal language model with random weights, the same ones for the same seed.
 
     Args:
-        source: hub id or folder; empty for a model made in memory.
-        args: the ``revision`` in ``model_init_kwargs`` and ``trust_remote_code`` are used.
+        source: hub id or folder, for messages.
+        args: ``seed``, ``model_init_kwargs`` and ``trust_remote_code`` are used.
+        config: what ``load_config`` returned.
 
     Raises:
-        ModelError: CP301 if it cannot be loaded.
+        ModelError: CP301 where the configuration describes no model.
     """
-    if not source:
-        raise ModelError(
-            "CP301", "a model made in memory has no tokenizer of its own; pass processing_class."
-        )
-    options = {"trust_remote_code": args.trust_remote_code}
-    revision = _init_kwargs(args).get("revision")
-    if revision is not None:
-        options["revision"] = revision
+    keywords = _keywords(args)
+    keywords.pop("revision", None)
+    keywords.setdefault("dtype", "float32")
+    set_seed(args.seed)
     try:
-        return AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError("CP301", f"no tokenizer at {source}: {why_not(source, error)}") from error
+        return AutoModelForCausalLM.from_config(
+            config, trust_remote_code=args.trust_remote_code, **keywords
+        )
+    except Exception as error:
+        reason = f"{type(error).__name__}: {_line(error)}"
+        raise ModelError(
+            "CP301", f"the config.json of {source} makes no model: {reason}"
+        ) from error
 
 
-def _init_kwargs(args: CPOConfig) -> dict[str, Any]:
-    # the option may be a JSON string; the configuration has parsed it by now
-    return args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
+def _folder(source: str, what: str) -> Path | None:
+    """The folder that a model or tokenizer lies in; None if the name is one of the hub's."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise ModelError(
+            "CP301", f"{what} {source} is a file; name the folder it lies in, or a hub id."
+        )
+    if source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith("/"):
+        raise ModelError("CP301", f"{what} {source}: there is no such folder.")
+    return None
 
 
-def why_not(source: str, error: Exception) -> str:
-    """One line on why a model or tokenizer did not load.
+def _check_model_folder(folder: Path, from_scratch: bool) -> None:
+    found = {path.name for path in folder.iterdir()}
+    if "adapter_config.json" in found and "config.json" not in found:
+        raise ModelError(
+            "CP301",
+            f"{folder} holds a LoRA adapter, not a model; merge it into its base model first.",
+        )
+    if "config.json" not in found:
+        raise ModelError(
+            "CP301",
+            f"{folder} is no model: it has no config.json. A model's folder holds config.json, "
+            "the weights as safetensors and the tokenizer; with from_scratch, no weights.",
+        )
+    if from_scratch:
+        return
+    if found.intersection(WEIGHTS):
+        _check_shards(folder, found)
+        return
+    if found.intersection(_PICKLES):
+        raise ModelError(
+            "CP301",
+            f"{folder} has its weights as pickles, which can run code when opened; save them as "
+            "safetensors with save_pretrained first.",
+        )
+    raise ModelError(
+        "CP301",
+        f"{folder} has a config.json but no weights ({WEIGHTS[0]}); add --from_scratch to start "
+        "from random weights.",
+    )
 
-    Args:
-        source: what was asked for.
-        error: what the library raised.
-    """
-    first_line = next((line for line in str(error).splitlines() if line.strip()), repr(error))
-    folder = Path(source)
-    if folder.is_dir():
-        files = sorted(path.name for path in folder.iterdir())
-        return f"{first_line} (the folder holds: {', '.join(files[:8]) or 'nothing'})"
-    return first_line
+
+def _check_shards(folder: Path, found: set[str]) -> None:
+    index = folder / WEIGHTS[1]
+    if WEIGHTS[0] in found or not index.is_file():
+        return
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError("CP301", f"{index} is no index of weights: {_line(error)}") from error
+    missing = sorted(shards - found)
+    if missing:
+        raise ModelError(
+            "CP301",
+            f"{folder} lacks {len(missing)} of {len(shards)} files of weights: {missing[0]}"
+            f"{', ...' if len(missing) > 1 else ''}.",
+        )
+
+
+def _check_tokenizer_folder(folder: Path, of_model: bool) -> None:
+    found = [path.name for path in folder.iterdir()]
+    if any(name in _VOCABULARIES or name.endswith(".tiktoken") for name in found):
+        return
+    # transformers would make up a tokenizer without words from the model's config.json
+    advice = "name one with --tokenizer" if of_model else "name another folder"
+    raise ModelError(
+        "CP301", f"{folder} holds no tokenizer (no tokenizer.json or vocabulary); {advice}."
+    )
+
+
+def _unsupported(config: PretrainedConfig) -> str | None:
+    kind = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        return "is an encoder-decoder; only decoder-only language models are supported."
+    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return None
+    causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if kind not in causal:
+        return "is no causal language model; only decoder-only language models are supported."
+    if causal[kind] == modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(kind):
+        return "reads images too; only text models are supported."
+    masked = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if kind in masked and not getattr(config, "is_decoder", False):
+        return "sees the words after a word; only decoder-only language models are supported."
+    return None
+
+
+def _keywords(args: CPOConfig) -> dict[str, Any]:
+    keywords = dict(args.model_init_kwargs) if isinstance(args.model_init_kwargs, dict) else {}
+    if "torch_dtype" in keywords:
+        keywords["dtype"] = keywords.pop("torch_dtype")
+    return keywords
+
+
+def _revision(args: CPOConfig) -> str:
+    return str(_keywords(args).get("revision", "main"))
+
+
+def _read_template(path: str) -> str:
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ModelError("CP301", f"chat_template {path} cannot be read: {_line(error)}") from error
+
+
+def _why(source: str, what: str, folder: Path | None, error: Exception) -> str:
+    if folder is None and isinstance(error, OSError):
+        return (
+            f"{source} is no folder here, and the hub gave no {what} for it: {_line(error)} "
+            "Check the spelling, the network, and hf auth login for private models."
+        )
+    return f"the {what} of {source} cannot be read: {type(error).__name__}: {_line(error)}"
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -28,7 +28,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, set_seed
 
 from counterpoint.config import CPOConfig
 from counterpoint.data.batching import PairLoader
-from counterpoint.errors import ConfigError, DataError, SetupError
+from counterpoint.errors import ConfigError, DataError, ModelError, SetupError
 from counterpoint.forward.pair_forward import PairOutput, pair_forward, trunk_router_sums
 from counterpoint.forward.router import RouterSums, add_sums, balancing_loss, router_top_k
 from counterpoint.losses.objective import Objective, sum_totals
@@ -39,7 +39,7 @@ from counterpoint.trainer.assembly import Assembly
 from counterpoint.trainer.evaluation_pass import EvaluationPass
 from counterpoint.trainer.feed import Feed
 from counterpoint.trainer.guard import StepGuard, non_finite_error
-from counterpoint.trainer.loading import load_model, load_tokenizer
+from counterpoint.trainer.loading import load_config, load_model, load_tokenizer
 from counterpoint.trainer.setup import (
     announce,
     balancing_weight,
@@ -111,14 +111,9 @@ class CPOTrainer(Trainer):
         args = _checked_args(args, data_collator, preprocess_logits_for_metrics)
         check_writable(args.output_dir)
         set_seed(args.seed)  # an adapter starts from random weights
-        if isinstance(model, str):
-            model = load_model(model, args, adapted=peft_config is not None)
-        elif args.model_init_kwargs:
-            raise ConfigError(
-                "CP104", "model_init_kwargs is given, but the model is loaded already."
-            )
+        model = _loaded(model, args, adapted=peft_config is not None)
         if processing_class is None and model is not None:
-            processing_class = load_tokenizer(_source_of(model), args)
+            processing_class = _own_tokenizer(model, args)
         tokenizer = prepare_tokenizer(processing_class)
         ready = partial(prepare_model, args=args, tokenizer=tokenizer, peft_config=peft_config)
         self.objective = Objective(
@@ -422,9 +417,25 @@ def _then(
     return lambda: ready(model_init())
 
 
-def _source_of(model: nn.Module) -> str:
-    """Where a model was loaded from; empty if it was made in memory."""
-    return str(getattr(model.config, "_name_or_path", ""))
+def _loaded(model: nn.Module | str | None, args: CPOConfig, *, adapted: bool) -> nn.Module | None:
+    """The model itself, loaded if it is given by name."""
+    if isinstance(model, str):
+        load_config(model, args)  # refuses what cannot be trained before any weight is read
+        loaded: nn.Module = load_model(model, args, adapted=adapted)
+        return loaded
+    if args.model_init_kwargs:
+        raise ConfigError("CP104", "model_init_kwargs is given, but the model is loaded already.")
+    return model
+
+
+def _own_tokenizer(model: nn.Module, args: CPOConfig) -> Any:
+    """The tokenizer that lies beside a model's weights."""
+    source = str(getattr(model.config, "_name_or_path", ""))
+    if not source:
+        raise ModelError(
+            "CP301", "a model made in memory has no tokenizer of its own; pass processing_class."
+        )
+    return load_tokenizer(source, args)
 
 
 def _checked_args(args: CPOConfig | None, data_collator: Any, preprocess: Any) -> CPOConfig:
