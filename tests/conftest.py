@@ -7,12 +7,17 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("here")  # time limits would fail on a busy machine, not on a wrong program
 
 pytest_plugins = ["tests.tokenizers_on_the_spot", "tests.models_on_the_spot"]
+
+
+# models this small lose more to the hand-over between threads than they gain
+torch.set_num_threads(1)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -85,6 +85,13 @@ RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = MappingProxyType(
         "gamma_beta_ratio": (_at_least_zero, "a finite number, at least 0"),
         "router_aux_loss_coef": (_at_least_zero, "a finite number, at least 0"),
         "alpha": (math.isfinite, "a finite number"),
+        "learning_rate": (_at_least_zero, "a finite number, at least 0"),
+        "weight_decay": (_at_least_zero, "a finite number, at least 0"),
+        "max_grad_norm": (_at_least_zero, "a finite number, at least 0 (0: no clipping)"),
+        "adam_beta1": (lambda x: 0 <= x < 1, "in [0, 1)"),
+        "adam_beta2": (lambda x: 0 <= x < 1, "in [0, 1)"),
+        "adam_epsilon": (lambda x: 0 < x < math.inf, "a finite number above 0"),
+        "num_train_epochs": (lambda x: 0 < x < math.inf, "a finite number above 0"),
         "label_smoothing": (lambda x: 0 <= x < 0.5, "in [0, 0.5)"),
         "max_length": (lambda x: x >= 2 and x == int(x), "a whole number, at least 2"),
         "max_completion_length": (_whole_from_one, "a whole number, at least 1"),
@@ -237,6 +244,8 @@ class CPOConfig(TrainingArguments):
         if self.loss_type == "alphapo":
             self.cpo_alpha = 0.0
         self._check_contradictions()
+        if self.report_to is None:
+            self.report_to: str | list[str] = "none"
         self._resolve_precision()
         self._resolve_checkpointing()
         if isinstance(self.model_init_kwargs, str):

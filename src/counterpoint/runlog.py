@@ -37,7 +37,9 @@ def logger() -> logging.Logger:
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
     if log.level == logging.NOTSET:
-        log.setLevel(logging.INFO)
+        # of several ranks one speaks; all of them warn
+        first = os.environ.get("RANK", "0") == "0"
+        log.setLevel(logging.INFO if first else logging.WARNING)
     return log
 
 
@@ -51,19 +53,18 @@ def check_writable(folder: str | Path) -> None:
         SetupError: CP501, naming the part of the path that is in the way.
     """
     path = Path(folder).absolute()
-    existing = next(p for p in (path, *path.parents) if p.exists() or p.is_symlink())
-    if not existing.is_dir():
-        raise SetupError("CP501", f"{path} cannot be a folder: {existing} is a file.")
-    probe = existing / f".counterpoint-{os.getpid()}"
     try:
+        existing = next(p for p in (path, *path.parents) if p.exists() or p.is_symlink())
+        if not existing.is_dir():
+            raise SetupError("CP501", f"{path} cannot be a folder: {existing} is a file.")
         # asking for permission is not enough: it is granted to root on read-only file systems
+        probe = existing / f".counterpoint-{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise SetupError(
             "CP501",
-            f"{path} cannot be written: {error.strerror or error} ({existing}). Choose another "
-            "output_dir.",
+            f"{path} cannot be written: {error.strerror or error}. Choose another output_dir.",
         ) from error
 
 
@@ -95,7 +96,11 @@ class RunLog:
         Args:
             facts: JSON-ready; secrets are left out at any depth.
         """
-        content = {**_without_secrets(facts), "versions": versions(), "command": sys.argv}
+        content = {
+            **_without_secrets(facts),
+            "versions": versions(),
+            "command": _without_secret_words(sys.argv),
+        }
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.folder / RUN_FILE
         staged = target.with_suffix(".json.part")
@@ -109,13 +114,30 @@ class RunLog:
             stream.write(json.dumps(dict(entry), default=str) + "\n")
 
 
+def _is_secret(name: str) -> bool:
+    words = name.lower().replace("-", "_").split("_")
+    return any(word in words for word in ("token", "key", "secret", "password"))
+
+
+def _without_secret_words(words: list[str]) -> list[str]:
+    """A command line, values of secret options masked: ``--hub_token x`` and ``--hub_token=x``."""
+    shown: list[str] = []
+    hide_next = False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        secret = word.startswith("-") and _is_secret(name.lstrip("-"))
+        if hide_next and not word.startswith("-"):
+            word = "***"
+        elif secret and equals:
+            word = f"{name}=***"
+        hide_next = secret and not equals
+        shown.append(word)
+    return shown
+
+
 def _without_secrets(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {
-            str(k): _without_secrets(v)
-            for k, v in value.items()
-            if not any(word in str(k).lower().split("_") for word in ("token", "key", "secret"))
-        }
+        return {str(k): _without_secrets(v) for k, v in value.items() if not _is_secret(str(k))}
     if isinstance(value, list | tuple):
         return [_without_secrets(v) for v in value]
     return value

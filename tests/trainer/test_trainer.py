@@ -237,7 +237,15 @@ def test_the_run_directory_tells_what_was_trained(build, tmp_path: Path):
 def test_no_secret_reaches_the_run_directory(build, tmp_path: Path, monkeypatch):
     canary = "hf_CANARYcanaryCANARYcanary"
     monkeypatch.setenv("HF_TOKEN", canary)
-    build(options={"hub_token": canary}).train()
+    monkeypatch.setattr(
+        "sys.argv", ["x", "--hub_token", canary, f"--hub-token={canary}", "--seed=1"]
+    )
+    trainer = build(options={"hub_token": canary, "save_strategy": "epoch"})
+    trainer.train()
+    trainer.save_model()
+    assert trainer.args.hub_token == canary
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["command"] == ["x", "--hub_token", "***", "--hub-token=***", "--seed=1"]
     for path in (tmp_path / "run").rglob("*"):
         assert not path.is_file() or canary.encode() not in path.read_bytes()
 
@@ -250,12 +258,32 @@ def test_nothing_is_written_before_everything_is_sound(build, tmp_path: Path):
 
 def test_ids_beyond_the_embedding_are_refused_before_they_crash(build, models):
     with pytest.raises(ModelError, match=r"CP303 .*resize_token_embeddings"):
-        build(model=models("qwen2", vocab_size=300)).train()
+        build(model=models("qwen2", vocab_size=300))
+    streamed = Dataset.from_list(TEXT).to_iterable_dataset()
+    small = build(
+        model=models("qwen2", vocab_size=300), train_dataset=streamed, options={"max_steps": 1}
+    )
+    with pytest.raises(ModelError, match=r"CP303 row \d+ has token id"):
+        small.train()
 
 
 def test_a_model_with_nothing_to_train_is_refused(build, models):
     with pytest.raises(ModelError, match="CP305"):
         build(model=models("qwen2").requires_grad_(False))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"learning_rate": -1e-6}, {"adam_beta1": 1.0}, {"num_train_epochs": 0}, {"beta": True}],
+)
+def test_numbers_out_of_range_are_refused(build, options):
+    with pytest.raises(ConfigError, match="CP103"):
+        build(options=options)
+
+
+def test_no_name_is_too_long_for_an_answer(build, tmp_path: Path):
+    with pytest.raises(SetupError, match="CP501"):
+        build(options={"output_dir": str(tmp_path / ("x" * 5000))})
 
 
 @pytest.mark.parametrize(

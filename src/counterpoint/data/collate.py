@@ -118,11 +118,22 @@ def collate_shared(pairs: Sequence[TokenPair], *, vocab_size: int | None = None)
     )
 
 
+def beyond_embedding(token_id: int, vocab_size: int, row: int | None = None) -> ModelError:
+    """CP303, ready to raise.
+
+    Args:
+        token_id: the id that is too high.
+        vocab_size: rows of the embedding.
+        row: where it was met, if that is known.
+    """
+    where = "the data set has" if row is None else f"row {row} has"
+    return ModelError(
+        "CP303",
+        f"{where} token id {token_id}, but the model's embedding has {vocab_size} rows. Use the "
+        "model's own tokenizer, or call model.resize_token_embeddings(len(tokenizer)).",
+    )
+
+
 def _check_ids(ids: npt.NDArray[np.int64], row: int, vocab_size: int | None) -> None:
     if vocab_size is not None and ids.max() >= vocab_size:
-        raise ModelError(
-            "CP303",
-            f"row {row} has token id {ids.max()}, but the model's embedding has {vocab_size} "
-            "rows. Use the model's own tokenizer, or call "
-            "model.resize_token_embeddings(len(tokenizer)).",
-        )
+        raise beyond_embedding(int(ids.max()), vocab_size, row)

@@ -25,6 +25,7 @@ from counterpoint.forward.layout import layouts_disagree, why_not_shared
 from counterpoint.forward.shared_attention import shared_attention
 from counterpoint.records import PairBatch, TokenPair
 from counterpoint.runlog import logger
+from counterpoint.trainer.setup import embedding_rows
 
 PROOF_TOKENS = 16
 """Tokens of the first pair on which the head is proved."""
@@ -52,9 +53,8 @@ class Assembly:
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> None:
         """Nothing is proved before there are pairs."""
-        inner: Any = model
         self.model, self.args, self.autocast = model, args, autocast
-        vocab_size = inner.get_input_embeddings().weight.shape[0]
+        vocab_size = embedding_rows(model)
         self._padded = partial(collate_padded, pad_id=pad_id, vocab_size=vocab_size)
         self._shared = partial(collate_shared, vocab_size=vocab_size)
         self._head: Head | None = None

@@ -9,11 +9,14 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import pyarrow.compute as pc
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from counterpoint.config import CPOConfig
 from counterpoint.data.batching import DealtStream, KeyedPairs, PairLoader
-from counterpoint.data.counts import PrepareCounts
+from counterpoint.data.collate import beyond_embedding
+from counterpoint.data.counts import PARTS, PrepareCounts
 from counterpoint.data.prepare import (
     PAIR_COLUMNS,
     Prepared,
@@ -76,6 +79,28 @@ class Feed:
         # a stream need not know its columns
         own = any(dataset is prepared.pairs for prepared in self._prepared.values())
         return own or set(PAIR_COLUMNS) <= set(_columns(dataset))
+
+    def check_ids(self, pairs: Any, vocab_size: int) -> None:
+        """Refuse ids beyond the embedding before anything is written; streams are checked later.
+
+        Args:
+            pairs: prepared pairs, from ``pairs``.
+            vocab_size: rows of the model's embedding.
+
+        Raises:
+            ModelError: CP303, with a row that has such an id.
+        """
+        if isinstance(pairs, Mapping):
+            for each in pairs.values():
+                self.check_ids(each, vocab_size)
+            return
+        if len(self.tokenizer) <= vocab_size or not isinstance(pairs, Dataset):
+            return
+        table = pairs.with_format("arrow")[:]
+        for part in PARTS:
+            highest = pc.max(pc.list_flatten(table.column(f"{part}_ids"))).as_py()
+            if highest is not None and highest >= vocab_size:
+                raise beyond_embedding(highest, vocab_size)
 
     def counts(self) -> dict[str, PrepareCounts]:
         """What became of the rows of each set; a stream's fill up while it is read."""

@@ -171,6 +171,12 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
+def embedding_rows(model: nn.Module) -> int:
+    """Token ids that a model's embedding knows."""
+    inner: Any = model
+    return int(inner.get_input_embeddings().weight.shape[0])
+
+
 def balancing_weight(model: nn.Module, args: CPOConfig) -> float:
     """Weight of the load-balancing loss: the option, else the model's own.
 

@@ -43,6 +43,7 @@ from counterpoint.trainer.loading import load_config, load_model, load_tokenizer
 from counterpoint.trainer.setup import (
     announce,
     balancing_weight,
+    embedding_rows,
     prepare_model,
     prepare_tokenizer,
 )
@@ -130,11 +131,16 @@ class CPOTrainer(Trainer):
         train_pairs = self._feed.train_pairs(train_dataset)
         if train_pairs is not None and not hasattr(train_pairs, "__len__") and args.max_steps <= 0:
             raise ConfigError("CP107", "a streamed train_dataset has no length: set max_steps.")
+        eval_pairs = self._feed.pairs(eval_dataset, "eval")
+        if prepared_model is not None:
+            balancing_weight(prepared_model, args)
+            for pairs in (train_pairs, eval_pairs):
+                self._feed.check_ids(pairs, embedding_rows(prepared_model))
         super().__init__(
             model=prepared_model,
             args=args,
             train_dataset=train_pairs,
-            eval_dataset=self._feed.pairs(eval_dataset, "eval"),
+            eval_dataset=eval_pairs,
             processing_class=tokenizer,
             model_init=None if model_init is None else _then(model_init, ready),
             callbacks=callbacks,
@@ -388,6 +394,14 @@ class CPOTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: PairBatch) -> PairBatch:
         return inputs  # on the device since get_batch_samples
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Save the model; transformers pickles the options beside it, which must hold no token."""
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
 
     def _describe(self) -> None:
         if not self.is_world_process_zero():
