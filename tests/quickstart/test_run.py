@@ -145,6 +145,16 @@ def test_an_empty_folder_is_used_and_a_file_in_the_way_is_refused(tmp_path: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file"]
 
 
+def test_the_working_folder_is_used_only_if_it_is_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SetupError, match="CP504"):
+        run(".")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
 def test_nothing_but_its_own_lines_is_shown(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

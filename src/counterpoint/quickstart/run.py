@@ -21,6 +21,7 @@ import yaml
 from transformers import PrinterCallback
 
 from counterpoint.config import CPOConfig
+from counterpoint.errors import SetupError
 from counterpoint.quickstart.display import Progress, quiet, say
 from counterpoint.quickstart.supervised import train_supervised
 from counterpoint.quickstart.table import Outcome, examples, judge, table
@@ -85,7 +86,8 @@ def run(
         The numbers of the table.
 
     Raises:
-        SetupError: CP501 for a folder that cannot be written.
+        SetupError: CP501 for a folder that cannot be written, CP504 for "." or ".." that holds
+            anything, since no numbered folder can lie beside it.
     """
     check_writable(output_dir)
     folder = _vacant(Path(output_dir))
@@ -156,11 +158,16 @@ def training_options(folder: Path, *, seed: int, steps: int) -> dict[str, Any]:
 
 def _vacant(wanted: Path) -> Path:
     """The folder itself, or a numbered one beside it if it holds anything."""
-    for number in count(1):
-        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
-        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-            return folder
-    raise AssertionError
+    if _is_free(wanted):
+        return wanted
+    if wanted.name in ("", ".."):
+        raise SetupError("CP504", f"{wanted.resolve()} holds files already. Name a new folder.")
+    numbered = (wanted.with_name(f"{wanted.name}-{number}") for number in count(2))
+    return next(folder for folder in numbered if _is_free(folder))
+
+
+def _is_free(folder: Path) -> bool:
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
 def _write_inputs(folder: Path, options: dict[str, Any], pairs: list[Pair]) -> None:
