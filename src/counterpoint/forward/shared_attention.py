@@ -79,25 +79,25 @@ def attend_to_pairs(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    # split and not slices: the gradient of each slice would be as long as the whole row
+    ways = [length for segment in segments for length in segment[2:]]
+    own = [n for s in segments for n in (s.prompt + s.chosen, s.rejected)]
+    queries = torch.split(query, own, 2)
+    keys, values = torch.split(key, ways, 2), torch.split(value, ways, 2)
     parts = []
-    for _, start, prompt, chosen, rejected in segments:
-        split = start + prompt + chosen
-        end = split + rejected
-        own = slice(start, split)
-        parts.append(
-            _causal(query[:, :, own], key[:, :, own], value[:, :, own], scaling, window, softcap)
-        )
-        seen = [slice(start, start + prompt), slice(split, end)]
-        parts.append(
-            _causal(
-                query[:, :, split:end],
-                torch.cat([key[:, :, part] for part in seen], 2),
-                torch.cat([value[:, :, part] for part in seen], 2),
-                scaling,
-                window,
-                softcap,
+    for pair in range(len(segments)):
+        prompt, chosen, rejected = range(3 * pair, 3 * pair + 3)
+        for side, completion in enumerate((chosen, rejected)):
+            parts.append(
+                _causal(
+                    queries[2 * pair + side],
+                    torch.cat([keys[prompt], keys[completion]], 2),
+                    torch.cat([values[prompt], values[completion]], 2),
+                    scaling,
+                    window,
+                    softcap,
+                )
             )
-        )
     return torch.cat(parts, 2).transpose(1, 2)
 
 
