@@ -1,0 +1,83 @@
+"""Both layouts name the same targets, in the same order, from the right tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from counterpoint.data.collate import collate_padded, collate_shared
+from counterpoint.errors import ModelError
+from counterpoint.records import PairSegments, TokenPair
+
+PAIRS = [
+    TokenPair([5, 6], [7, 8, 9], [10], row=3, weight=0.5, margin=0.1),
+    TokenPair([5], [6], [7, 8], 4),
+]
+
+
+def test_padded_rows_are_chosen_then_rejected_each_with_its_prompt():
+    batch = collate_padded(PAIRS, pad_id=0)
+    assert batch.input_ids.tolist() == [
+        [5, 6, 7, 8, 9],
+        [5, 6, 0, 0, 0],
+        [5, 6, 10, 0, 0],
+        [5, 7, 8, 0, 0],
+    ]
+    assert batch.attention_mask.sum(1).tolist() == [5, 2, 3, 3]
+    assert batch.target_ids.tolist() == [7, 8, 9, 6, 10, 7, 8]
+    assert batch.target_source.tolist() == [1, 2, 3, 5, 11, 15, 16]
+    assert batch.target_counts.tolist() == [3, 1, 1, 2]
+
+
+def test_a_shared_row_holds_each_prompt_once_and_names_its_end_twice():
+    batch = collate_shared(PAIRS)
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9, 10, 5, 6, 7, 8]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 2, 0, 1, 1, 2]]
+    assert batch.target_source.tolist() == [1, 2, 3, 6, 1, 6, 8]
+    assert batch.segments == (PairSegments(0, 0, 2, 3, 1), PairSegments(0, 6, 1, 1, 2))
+
+
+def test_weight_margin_and_row_travel_along():
+    for batch in (collate_padded(PAIRS, pad_id=0), collate_shared(PAIRS)):
+        assert batch.weight.tolist() == [0.5, 1.0]
+        assert batch.margin.tolist() == [0.1, 0.0]
+        assert batch.row_ids.tolist() == [3, 4]
+        assert batch.weight.dtype == torch.float64
+
+
+ids = st.lists(st.integers(1, 50), min_size=1, max_size=9)
+
+
+@given(
+    st.lists(st.tuples(st.lists(st.integers(1, 50), max_size=9), ids, ids), min_size=1, max_size=5)
+)
+def test_layouts_agree_on_targets_and_on_what_predicts_them(parts):
+    pairs = [
+        TokenPair(
+            prompt, chosen if prompt else [1, *chosen], rejected if prompt else [1, *rejected], n
+        )
+        for n, (prompt, chosen, rejected) in enumerate(parts)
+    ]
+    padded, shared = collate_padded(pairs, pad_id=0), collate_shared(pairs)
+    assert padded.target_ids.tolist() == shared.target_ids.tolist()
+    assert padded.target_counts.tolist() == shared.target_counts.tolist()
+    predictors = [b.input_ids.flatten()[b.target_source].tolist() for b in (padded, shared)]
+    assert predictors[0] == predictors[1]
+    assert shared.input_ids.numel() == sum(
+        len(p.prompt) + len(p.chosen) + len(p.rejected) for p in pairs
+    )
+
+
+@pytest.mark.parametrize(
+    "collate",
+    [
+        lambda p, v: collate_padded(p, pad_id=0, vocab_size=v),
+        lambda p, v: collate_shared(p, vocab_size=v),
+    ],
+)
+def test_an_id_beyond_the_embedding_names_its_row(collate):
+    collate(PAIRS, 11)
+    with pytest.raises(ModelError, match="CP303 row 3 has token id 10"):
+        collate(PAIRS, 10)
