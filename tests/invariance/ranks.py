@@ -23,6 +23,8 @@ CASES: dict[str, dict[str, Any]] = {
     "hinge, fp32": {"objective": "hinge", "dtype": "float32"},
     "alphapo, paper's NLL": {"objective": "alphapo", "nll_reduction": "sequence_sum"},
     "experts": {"objective": "sigmoid", "kind": "qwen3_moe", "router_aux_loss_coef": 1.0},
+    "cut by tokens": {"objective": "sigmoid", "kind": "phi", "max_micro_batch_tokens": 40},
+    "padded": {"objective": "sigmoid", "layout": "padded", "pairs": 9},
     "checkpointed": {"objective": "sigmoid", "gradient_checkpointing": True},
     "short last step": {"objective": "sigmoid", "pairs": 11},
     "last step of one pair": {"objective": "sigmoid", "pairs": 9},

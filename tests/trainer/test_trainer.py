@@ -316,6 +316,25 @@ def test_a_second_adapter_on_top_is_refused(build, models):
         build(model=adapted, peft_config=config)
 
 
+@pytest.mark.parametrize(("streamed", "step"), [(False, 3), (False, 6), (True, 3)])
+def test_a_resumed_run_ends_where_an_unbroken_one_does(
+    build, models, tmp_path: Path, streamed, step
+):
+    """Within and across an epoch's end (step 5); through transformers' own checkpoints."""
+
+    def rows():
+        data = Dataset.from_list(TEXT)
+        return data.to_iterable_dataset() if streamed else data
+
+    options = {"max_steps": 8, "save_strategy": "steps", "save_steps": 3, "logging_steps": 1}
+    whole = build(train_dataset=rows(), options=options)
+    whole.train()
+    resumed = build(model=models("qwen2", seed=9), train_dataset=rows(), options=options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{step}"))
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_prepared_pairs_are_taken_as_they_are(build, chatml_tokenizer):
     pairs = prepare(TEXT, chatml_tokenizer, PrepareOptions(), name="train").pairs
     assert build(train_dataset=pairs).train_dataset is pairs
