@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerControl, TrainerState
 
@@ -162,6 +163,16 @@ def test_nothing_but_its_own_lines_is_shown(
     shown = capfd.readouterr()
     assert shown.err == ""
     assert "{" not in shown.out
+
+
+def test_the_number_of_threads_is_as_it_was_afterwards(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        said_by(tmp_path / "q", steps=1, held_out=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def logged_loss(folder: Path) -> float:

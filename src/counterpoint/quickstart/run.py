@@ -12,11 +12,14 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import PrinterCallback
 
@@ -92,7 +95,7 @@ def run(
     check_writable(output_dir)
     folder = _vacant(Path(output_dir))
     options = training_options(folder, seed=seed, steps=steps)
-    with quiet():
+    with quiet(), _one_thread():
         say(INTRODUCTION)
         model, tokenizer = load_base()
         say(f"1  model and tokenizer   {model.num_parameters():,} parameters, in the package")
@@ -154,6 +157,20 @@ def training_options(folder: Path, *, seed: int, steps: int) -> dict[str, Any]:
         "use_cpu": True,
         "seed": seed,
     }
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one core: for a model this small a second mostly waits, on a busy machine long.
+
+    It also makes the numbers independent of how many cores there are.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _vacant(wanted: Path) -> Path:
