@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-STEPS, WARM_UP = 4, 1
+STEPS, WARM_UP = 3, 1
 DATA = Path(os.environ.get("COUNTERPOINT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 RESULTS = Path(__file__).parent / "results"
 
