@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from counterpoint.forward.head import Head, head_input, own_tokens
 from counterpoint.forward.router import RouterSums, router_sums, token_multiplicity
-from counterpoint.forward.shared_attention import KEYWORD
+from counterpoint.forward.shared_attention import KEYWORD, SharedRow
 from counterpoint.forward.token_logps import dense_token_logps
 from counterpoint.records import PairBatch, PairLogps, exact_dtype
 
@@ -103,7 +103,7 @@ def _run(
         # a mask of four dimensions is taken as it is, none is built, and our attention needs none
         inputs["attention_mask"] = batch.attention_mask[:, None, None]
         inputs["position_ids"] = batch.position_ids
-        inputs[KEYWORD] = batch.segments
+        inputs[KEYWORD] = SharedRow.of(batch.segments, batch.input_ids.device)
     if top_k is not None:
         inputs["output_router_logits"] = True
     with head_input(head) as taken:

@@ -2,7 +2,8 @@
 
 The prompt goes through the trunk once. Inside attention each completion is rebuilt: chosen is
 causal over prompt + chosen, rejected queries see prompt + rejected, and no pair sees another.
-Nothing masked is computed but the upper triangles.
+Nothing masked is computed but the upper triangles. Pair by pair that suits a CPU, and any dtype
+and mask; on CUDA one kernel does all pairs where it can (``varlen_attention``).
 
 It hangs on transformers' public interface: a function registered with ``AttentionInterface``,
 and the layout of the batch as an extra keyword of the forward call, which transformers hands to
@@ -18,6 +19,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,11 +29,35 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from counterpoint.forward.varlen_attention import (
+    VarlenPlan,
+    attend_varlen,
+    takes,
+    varlen_plan,
+)
 from counterpoint.records import PairSegments
 
-KEYWORD = "pair_segments"
+KEYWORD = "shared_row"
 BACKENDS = ("sdpa", "eager")
 """Attention implementations of transformers that can be stood in for."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SharedRow:
+    """What attention is told of a row of pairs, once for all layers.
+
+    Args:
+        segments: where each pair lies; they cover the row without gaps.
+        plan: the same for the kernel that takes all pairs at once, on CUDA.
+    """
+
+    segments: tuple[PairSegments, ...]
+    plan: VarlenPlan | None
+
+    @classmethod
+    def of(cls, segments: tuple[PairSegments, ...], device: torch.device) -> SharedRow:
+        """The row of some pairs on a device."""
+        return cls(segments, varlen_plan(segments, device) if device.type == "cuda" else None)
 
 
 @contextmanager
@@ -147,8 +173,8 @@ def _stand_in(own: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
         *args: Any,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        segments = kwargs.pop(KEYWORD, None)
-        if segments is None:
+        row: SharedRow | None = kwargs.pop(KEYWORD, None)
+        if row is None:
             original: Any = AttentionInterface._global_mapping.get(own)
             if original is None:  # every model file has an eager attention of its own
                 original = sys.modules[type(module).__module__].eager_attention_forward
@@ -156,15 +182,14 @@ def _stand_in(own: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
                 module, query, key, value, attention_mask, *args, **kwargs
             )
             return result
-        attended = attend_to_pairs(
-            query,
-            key,
-            value,
-            segments,
-            scaling=kwargs.get("scaling"),
-            window=kwargs.get("sliding_window"),
-            softcap=kwargs.get("softcap"),
-        )
+        scaling, window = kwargs.get("scaling"), kwargs.get("sliding_window")
+        softcap = kwargs.get("softcap")
+        if row.plan is not None and takes(query, softcap):
+            attended = attend_varlen(query, key, value, row.plan, scaling=scaling, window=window)
+        else:
+            attended = attend_to_pairs(
+                query, key, value, row.segments, scaling=scaling, window=window, softcap=softcap
+            )
         return attended.contiguous(), None
 
     return attention

@@ -1,0 +1,190 @@
+"""Shared-prompt attention on CUDA: one FlashAttention call for all completions of a row.
+
+FlashAttention's variable-length form takes sequences whose queries are the last of their keys.
+A pair is two of them: prompt + chosen over itself, and the rejected completion over prompt +
+rejected. Queries and results lie in the row as they are; only keys and values of a prompt are
+there twice. Nothing masked is computed, no length is padded, and a layer launches the same few
+kernels however many pairs there are.
+
+Not here: float32, soft-caps and CPUs, which go pair by pair (``shared_attention``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from counterpoint.records import PairSegments
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # a build of torch without it
+    varlen_attn = None
+
+_TAKES = signature(varlen_attn).parameters if varlen_attn is not None else {}
+AVAILABLE = "window_size" in _TAKES
+"""Whether torch is new enough: since 2.11 the scale and the mask can be chosen."""
+
+WIDEST = 256
+"""Largest width of a head that FlashAttention takes."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class VarlenPlan:
+    """Where the sequences of a row of pairs begin, and which tokens their keys come from.
+
+    Args:
+        key_source: token behind each key.
+        first_copy: key that is the first copy of each token.
+        second_copy: key that is the second copy of each prompt token.
+        prompt_tokens: the prompt tokens themselves.
+        query_starts: where the queries of each sequence begin, and the end; int32.
+        key_starts: the same for keys; int32.
+        most_queries: queries of the longest sequence.
+        most_keys: keys of the longest sequence.
+    """
+
+    key_source: Int[Tensor, " keys"]
+    first_copy: Int[Tensor, " tokens"]
+    second_copy: Int[Tensor, " prompt_tokens"]
+    prompt_tokens: Int[Tensor, " prompt_tokens"]
+    query_starts: Int[Tensor, " starts"]
+    key_starts: Int[Tensor, " starts"]
+    most_queries: int
+    most_keys: int
+
+
+def varlen_plan(segments: Sequence[PairSegments], device: torch.device) -> VarlenPlan:
+    """The plan of a row.
+
+    Args:
+        segments: where each pair lies; they cover the row without gaps.
+        device: where attention runs.
+    """
+    tokens, queries, keys = [], [0], [0]
+    first, second, prompts = [], [], []
+    for _, start, prompt, chosen, rejected in segments:
+        split, end = start + prompt + chosen, start + prompt + chosen + rejected
+        both = np.arange(start, start + prompt)
+        tokens += [np.arange(start, split), both, np.arange(split, end)]
+        one = keys[-1] + prompt + chosen
+        first += [np.arange(keys[-1], one), np.arange(one + prompt, one + prompt + rejected)]
+        second.append(np.arange(one, one + prompt))
+        prompts.append(both)
+        queries += [split, end]
+        keys += [one, one + prompt + rejected]
+
+    def there(values: Any, dtype: torch.dtype = torch.int64) -> Tensor:
+        found = torch.as_tensor(values, dtype=dtype)
+        if device.type == "cuda":
+            found = found.pin_memory()
+        return found.to(device, non_blocking=True)
+
+    return VarlenPlan(
+        key_source=there(np.concatenate(tokens)),
+        first_copy=there(np.concatenate(first)),
+        second_copy=there(np.concatenate(second)),
+        prompt_tokens=there(np.concatenate(prompts)),
+        query_starts=there(queries, torch.int32),
+        key_starts=there(keys, torch.int32),
+        most_queries=int(np.diff(queries).max()),
+        most_keys=int(np.diff(keys).max()),
+    )
+
+
+def takes(query: Tensor, softcap: float | None) -> bool:
+    """Whether the kernel can compute this attention.
+
+    Args:
+        query: rotated, ``[1, heads, tokens, width]``.
+        softcap: bound of the scores, or None.
+    """
+    return (
+        AVAILABLE
+        and query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and softcap is None
+        and query.shape[-1] <= WIDEST
+        and query.shape[-1] % 8 == 0
+    )
+
+
+def attend_varlen(
+    query: Float[Tensor, "one heads tokens width"],
+    key: Float[Tensor, "one kv_heads tokens width"],
+    value: Float[Tensor, "one kv_heads tokens value_width"],
+    plan: VarlenPlan,
+    *,
+    scaling: float | None = None,
+    window: int | None = None,
+) -> Float[Tensor, "one tokens heads value_width"]:
+    """Attention over one row of pairs; see ``shared_attention.attend_to_pairs``.
+
+    Args:
+        query: rotated already, in a dtype of 16 bits, on CUDA.
+        key: likewise; fewer heads where queries share them.
+        value: likewise; at most as wide as the keys.
+        plan: of the row.
+        scaling: factor of the scores; None: the inverse square root of the width.
+        window: a query sees that many positions back, itself included; None: all.
+    """
+    width, value_width = query.shape[-1], value.shape[-1]
+    if value_width < width:  # the kernel knows one width
+        value = F.pad(value, (0, width - value_width))
+    options: dict[str, Any] = {
+        "scale": scaling,
+        "window_size": (-1 if window is None else window - 1, 0),
+    }
+    if query.shape[1] != key.shape[1] and "enable_gqa" in _TAKES:
+        options["enable_gqa"] = True
+    attended = varlen_attn(
+        query[0].transpose(0, 1),
+        _rebuilt(key, plan),
+        _rebuilt(value, plan),
+        plan.query_starts,
+        plan.key_starts,
+        plan.most_queries,
+        plan.most_keys,
+        **options,
+    )
+    return attended[None, ..., :value_width]
+
+
+def _rebuilt(states: Tensor, plan: VarlenPlan) -> Float[Tensor, "keys kv_heads width"]:
+    rebuilt: Tensor = _Rebuild.apply(  # type: ignore[no-untyped-call]
+        states[0].transpose(0, 1),
+        plan.key_source,
+        plan.first_copy,
+        plan.second_copy,
+        plan.prompt_tokens,
+    )
+    return rebuilt
+
+
+class _Rebuild(torch.autograd.Function):
+    """Gather with a gradient that gathers too: the one autograd writes adds atomically."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, source: Tensor, first: Tensor, second: Tensor, prompts: Tensor
+    ) -> Tensor:
+        """Prompts twice, everything else once."""
+        ctx.save_for_backward(first, second, prompts)
+        return states.index_select(0, source)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """A token's gradient is that of its copies together."""
+        first, second, prompts = ctx.saved_tensors
+        total = grads[0].index_select(0, first)
+        # no prompt token is named twice, so that nothing is added in an order of chance
+        total[prompts] += grads[0].index_select(0, second)
+        return total, None, None, None, None
