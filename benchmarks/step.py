@@ -17,6 +17,7 @@ import argparse
 import gzip
 import json
 import os
+import platform
 import resource
 import statistics
 import subprocess
@@ -106,11 +107,18 @@ def tokenizer_for(vocab_size: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>")
 
 
-def train(side: str, work: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Train a few steps; seconds of each, and the peak of memory over the first step's end."""
+def trainer_of(side: str, work: dict[str, Any], folder: Path) -> Any:
+    """A trainer of one side, ready to train the work's steps.
+
+    Args:
+        side: "trl" or "counterpoint".
+        work: ``model``, ``pairs`` and ``bf16``; ``rows``, or the ``data`` to read them from;
+            ``options`` of ``CPOConfig`` other than those below.
+        folder: has the tokenizer in ``tokenizer``.
+    """
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     if side == "trl":
@@ -121,66 +129,113 @@ def train(side: str, work: dict[str, Any], folder: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     config = dict(work["model"])
     config = CONFIG_MAPPING[config.pop("model_type")](**config)
-    model = AutoModelForCausalLM.from_config(config)
+    total = STEPS + WARM_UP
+    options = {
+        "output_dir": str(folder / "run"),
+        "per_device_train_batch_size": work["pairs"],
+        "max_steps": total,
+        "train_sampling_strategy": "sequential",
+        "gradient_checkpointing": False,
+        "bf16": work["bf16"],
+        "use_cpu": not torch.cuda.is_available(),
+        "optim": "adamw_torch_fused",
+        "logging_steps": 100,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    rows = work.get("rows") or rows_of(work["data"], work["pairs"] * total)
+    return CPOTrainer(
+        model=AutoModelForCausalLM.from_config(config),
+        args=CPOConfig(**{**options, **work.get("options", {})}),
+        processing_class=AutoTokenizer.from_pretrained(folder / "tokenizer"),
+        train_dataset=Dataset.from_list(rows),
+    )
+
+
+def train(trainer: Any) -> dict[str, Any]:
+    """Train a few steps; seconds of each, and the peak of memory over what it must hold."""
+    import torch
+    from transformers import TrainerCallback
+
     seconds: list[float] = []
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
 
     class Watch(TrainerCallback):
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            wait()
             self.start = time.perf_counter()
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            wait()
             seconds.append(time.perf_counter() - self.start)
 
-    total = STEPS + WARM_UP
-    args = CPOConfig(
-        output_dir=str(folder / "run"),
-        per_device_train_batch_size=work["pairs"],
-        max_steps=total,
-        train_sampling_strategy="sequential",
-        gradient_checkpointing=False,
-        bf16=work["bf16"],
-        use_cpu=not torch.cuda.is_available(),
-        optim="adamw_torch_fused",
-        logging_steps=100,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
-    trainer = CPOTrainer(
-        model=model,
-        args=args,
-        processing_class=AutoTokenizer.from_pretrained(folder / "tokenizer"),
-        train_dataset=Dataset.from_list(rows_of(work["data"], work["pairs"] * total)),
-        callbacks=[Watch()],
-    )
+    trainer.add_callback(Watch())
+    parameters = sum(p.numel() for p in trainer.model.parameters())
     # weights, gradients and two moments in fp32: what any trainer must hold
-    held = 4 * 4 * sum(p.numel() for p in model.parameters())
+    held = 4 * 4 * parameters
     before = _resident()
     trainer.train()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = _most_resident()
     return {
         "seconds": seconds[WARM_UP:],
         "peak_mb": max(0, peak - before - held * 3 // 4) / 2**20,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": parameters,
     }
 
 
 def _resident() -> int:
+    """Bytes on the device: of the process on a CPU, of the allocator's tensors on CUDA."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated()
     with open("/proc/self/statm") as stream:
         return int(stream.read().split()[1]) * resource.getpagesize()
 
 
-def in_own_process(side: str, row: str, folder: Path) -> dict[str, Any]:
-    """One measurement, undisturbed by what ran before."""
+def _most_resident() -> int:
+    """The most that ``_resident`` has been."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def in_own_process(script: str, *arguments: str) -> dict[str, Any]:
+    """One measurement of a script's ``--worker``, undisturbed by what ran before."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__, "--worker", side, row, str(folder)],
+        [sys.executable, "-W", "ignore", script, "--worker", *arguments],
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        raise SystemExit(f"{side} on {row} failed:\n{done.stderr[-2000:]}")
+        raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    import torch
+
+    from counterpoint.runlog import versions
+
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else ""
+    names = [x.split(":", 1)[1].strip() for x in text.splitlines() if x.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        # without one of these a CPU computes bfloat16 by way of float32, and slowly
+        "bf16_instructions": [name for name in ("avx512_bf16", "amx_bf16") if name in text],
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load_average_1min": os.getloadavg()[0],
+        **versions(),
+    }
 
 
 def compare(row: str, rounds: int, folder: Path) -> dict[str, Any]:
@@ -188,7 +243,7 @@ def compare(row: str, rounds: int, folder: Path) -> dict[str, Any]:
     sides: dict[str, list[dict[str, Any]]] = {"trl": [], "counterpoint": []}
     for _ in range(rounds):
         for side, results in sides.items():
-            results.append(in_own_process(side, row, folder))
+            results.append(in_own_process(__file__, side, row, str(folder)))
     result: dict[str, Any] = {"row": row, "pairs": WORK[row]["pairs"]}
     for side, results in sides.items():
         rate = [WORK[row]["pairs"] / s for r in results for s in r["seconds"]]
@@ -249,15 +304,14 @@ def main() -> None:
         side, row, folder = options.worker
         with tempfile.TemporaryDirectory() as own:
             (Path(own) / "tokenizer").symlink_to(Path(folder) / "tokenizer")
-            print(json.dumps(train(side, WORK[row], Path(own))))
+            print(json.dumps(train(trainer_of(side, WORK[row], Path(own)))))
         return
     if options.docs:
         write_tables()
         return
     if not DATA.is_dir():
         raise SystemExit(f"no real data in {DATA}; set COUNTERPOINT_DATA")
-    from counterpoint.runlog import versions
-
+    about = machine()
     with tempfile.TemporaryDirectory() as folder:
         tokenizer_for(32000).save_pretrained(Path(folder) / "tokenizer")
         results = []
@@ -274,8 +328,7 @@ def main() -> None:
                 flush=True,
             )
     RESULTS.mkdir(exist_ok=True)
-    machine = {"cores": os.cpu_count(), **versions()}
-    content = {"machine": machine, "rounds": options.rounds, "rows": results}
+    content = {"machine": about, "rounds": options.rounds, "rows": results}
     (RESULTS / "step.json").write_text(json.dumps(content, indent=2) + "\n")
 
 
