@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from counterpoint.data.chat import Rendered, render
-from counterpoint.data.tokenize import Tokens, tokenize
+from counterpoint.data.tokenize import PairTokenizer, Tokens
 from counterpoint.errors import ModelError
 from counterpoint.records import PreferenceRow
 
@@ -28,7 +28,7 @@ def chat_row(question: str = "Hi?", good: str = "Good.", bad: str = "Bad.") -> P
 
 
 def one(row: Rendered, tokenizer: Any) -> Tokens:
-    return tokenize([row], tokenizer)[0]
+    return PairTokenizer(tokenizer)([row])[0]
 
 
 TEXTS = st.text("ab :\n.é国", min_size=1, max_size=12)
@@ -40,7 +40,7 @@ def test_no_character_is_lost_and_each_side_ends_with_one_eos(
 ) -> None:
     rendered = [text_row(*row) for row in rows]
     eos = chatml_tokenizer.eos_token_id
-    for row, tokens in zip(rendered, tokenize(rendered, chatml_tokenizer), strict=True):
+    for row, tokens in zip(rendered, PairTokenizer(chatml_tokenizer)(rendered), strict=True):
         for text, side in ((row.chosen, tokens.chosen), (row.rejected, tokens.rejected)):
             assert chatml_tokenizer.decode(tokens.prompt + side[:-1]) == text
             assert side.count(eos) == 1
@@ -53,7 +53,7 @@ def test_a_batch_is_its_rows(
 ) -> None:
     rendered = [text_row(*row) for row in rows]
     single = [one(row, llama_tokenizer) for row in rendered]
-    assert tokenize(rendered, llama_tokenizer) == single
+    assert PairTokenizer(llama_tokenizer)(rendered) == single
 
 
 def test_where_nothing_merges_the_prompt_is_its_own_encoding(
@@ -163,7 +163,7 @@ def test_a_tokenizer_without_eos_is_refused(chatml_tokenizer: PreTrainedTokenize
     tokenizer = copy.deepcopy(chatml_tokenizer)
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match=r"CP302"):
-        tokenize([], tokenizer)
+        PairTokenizer(tokenizer)
 
 
 class Letters(PreTrainedTokenizer):

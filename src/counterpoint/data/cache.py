@@ -29,10 +29,13 @@ from transformers import PreTrainedTokenizerBase
 
 from counterpoint.data.encode import Limits
 
-VERSION = 1
+VERSION = 2
 """Raised with every change of what this room makes of a row."""
 
 ROWS_AT_ONCE = 1000
+
+BACKEND_PARTS = ("normalizer", "pre_tokenizer", "model", "post_processor", "decoder")
+"""The parts of a fast tokenizer, each of which can be read as JSON."""
 
 logger = logging.getLogger(__name__)
 
@@ -148,15 +151,18 @@ def _tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> bytes:
     }
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        state = json.loads(backend.to_str())
-        content["backend"] = {k: v for k, v in state.items() if k not in ("padding", "truncation")}
-    else:
-        content["vocabulary"] = tokenizer.get_vocab()
-        content["added"] = {k: str(v) for k, v in tokenizer.added_tokens_decoder.items()}
-        content["init"] = {k: repr(v) for k, v in tokenizer.init_kwargs.items()}
-        file = getattr(tokenizer, "vocab_file", None)
-        if file and Path(file).is_file():
-            content["file"] = hashlib.blake2b(Path(file).read_bytes()).hexdigest()
+        added = backend.get_added_tokens_decoder()
+        content["added"] = [[key, token.__getstate__()] for key, token in sorted(added.items())]
+        parts = (getattr(backend, part) for part in BACKEND_PARTS)
+        # as they come: reading the JSON of a large vocabulary takes longer than all the rest
+        states = [b"null" if part is None else bytes(part.__getstate__()) for part in parts]
+        return b"\n".join([json.dumps(content, sort_keys=True).encode(), *states])
+    content["vocabulary"] = tokenizer.get_vocab()
+    content["added"] = {k: str(v) for k, v in tokenizer.added_tokens_decoder.items()}
+    content["init"] = {k: repr(v) for k, v in tokenizer.init_kwargs.items()}
+    file = getattr(tokenizer, "vocab_file", None)
+    if file and Path(file).is_file():
+        content["file"] = hashlib.blake2b(Path(file).read_bytes()).hexdigest()
     return json.dumps(content, sort_keys=True).encode()
 
 

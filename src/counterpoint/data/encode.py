@@ -13,12 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from counterpoint.data.chat import Rendered, render
 from counterpoint.data.formats import to_preference_row
-from counterpoint.data.heads import HeadCut
-from counterpoint.data.tokenize import Tokens, tokenize
+from counterpoint.data.tokenize import PairTokenizer, Tokens
 from counterpoint.data.truncate import truncate
 from counterpoint.errors import DataError
 from counterpoint.records import PreferenceRow
@@ -62,18 +59,16 @@ def encode_rows(
     batch: Mapping[str, Sequence[Any]],
     rows: Sequence[int],
     *,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PairTokenizer,
     limits: Limits,
-    cut: HeadCut | None = None,
 ) -> dict[str, list[Any]]:
     """Encode a batch.
 
     Args:
         batch: the raw columns of some rows.
         rows: their numbers in the data set.
-        tokenizer: fast or slow.
+        tokenizer: knows the pieces of the batches before, and so is best used for all.
         limits: how long a pair may be.
-        cut: ``heads.head_cut(tokenizer)``, if it is known already.
 
     Returns:
         ``COLUMNS``: ids of the three parts, weight, margin and number of each row, tokens cut
@@ -82,7 +77,6 @@ def encode_rows(
 
     Raises:
         DataError: CP208 where messages meet a tokenizer without a chat template.
-        ModelError: CP302 for a tokenizer without EOS.
     """
     columns = {name: list(values) for name, values in batch.items()}
     good: list[tuple[PreferenceRow, Rendered]] = []
@@ -92,7 +86,7 @@ def encode_rows(
         raw = {name: values[place] for name, values in columns.items()}
         try:
             read = to_preference_row(raw, row)
-            good.append((read, render(read, tokenizer)))
+            good.append((read, render(read, tokenizer.tokenizer)))
         except DataError as error:
             if error.code in OF_THE_TOKENIZER:
                 raise
@@ -100,8 +94,8 @@ def encode_rows(
         else:
             records.append({})
             places.append(place)
-    encoded = tokenize([rendered for _, rendered in good], tokenizer, cut)
-    keep_first = tokenizer.bos_token_id is not None
+    encoded = tokenizer([rendered for _, rendered in good])
+    keep_first = tokenizer.bos is not None
     for place, (read, _), tokens in zip(places, good, encoded, strict=True):
         try:
             records[place] = _record(read, tokens, limits, keep_first=keep_first)

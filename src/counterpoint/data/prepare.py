@@ -23,9 +23,8 @@ from counterpoint.config import INVALID_ROWS, TRUNCATIONS
 from counterpoint.data import cache, formats
 from counterpoint.data.counts import PARTS, PrepareCounts
 from counterpoint.data.encode import COLUMNS, Limits, encode_rows
-from counterpoint.data.heads import head_cut
 from counterpoint.data.sources import dataset_from_rows
-from counterpoint.data.tokenize import end_of_sequence
+from counterpoint.data.tokenize import PairTokenizer
 from counterpoint.errors import ConfigError, DataError
 from counterpoint.records import TokenPair
 
@@ -131,7 +130,6 @@ def prepare(
         ModelError: CP302 for a tokenizer without EOS.
     """
     options = options or PrepareOptions()
-    end_of_sequence(tokenizer)
     if isinstance(dataset, IterableDataset):
         return _prepare_stream(dataset, tokenizer, options, name)
     if not isinstance(dataset, Dataset) or _is_transformed(dataset):
@@ -271,7 +269,7 @@ def _map(
 
 
 def _arguments(tokenizer: PreTrainedTokenizerBase, options: PrepareOptions) -> dict[str, Any]:
-    return {"tokenizer": tokenizer, "limits": options.limits, "cut": head_cut(tokenizer)}
+    return {"tokenizer": PairTokenizer(tokenizer), "limits": options.limits}
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Texts become token ids, with the boundary between prompt and completion found in tokens.
 
-1. All texts of a batch of rows go through the tokenizer in one call, without special tokens;
-   the greater part of a prompt once where that is certain to change nothing (``heads``).
+1. Texts are cut into pieces where that is certain to change no token (``pieces``). What the
+   three texts of a row begin with is encoded once, and so is a piece that comes again.
 2. The prompt is the longest common start of the ids of the prompt alone, with the chosen and
    with the rejected completion. A token that merges over the boundary thus belongs to the
    completions, which is where a model that generates would meet it.
@@ -15,16 +15,22 @@ Not here: length limits (``truncate``).
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from counterpoint.data.chat import Rendered
-from counterpoint.data.heads import HeadCut, head_cut
+from counterpoint.data.pieces import may_be_cut, split
 from counterpoint.errors import ModelError
 
-Ids3 = tuple[list[int], list[int], list[int]]
+LONGEST_KNOWN = 32
+"""Characters of the longest piece that is remembered after its batch; others rarely recur."""
+
+MOST_KNOWN = 200_000
+"""Pieces remembered, some 40 MB of them; above that, all are forgotten."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,64 +52,85 @@ class Tokens:
     moved: int
 
 
-def tokenize(
-    rows: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase, cut: HeadCut | None = None
-) -> list[Tokens]:
-    """Encode a batch of rows in one call of the tokenizer.
+class RowIds(NamedTuple):
+    """The ids of a row's three texts; ``head`` and one of the others make one of them."""
+
+    head: list[int]
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+class PairTokenizer:
+    """Tokenizes rows, batch after batch; what comes out does not depend on what came before.
 
     Args:
-        rows: rendered rows.
         tokenizer: fast or slow; its BOS and EOS are used, its padding is not.
-        cut: ``heads.head_cut(tokenizer)``, if it is known already.
-
-    Returns:
-        One entry a row, in order.
+        cut: whether texts may be cut into pieces; None: as ``may_be_cut`` says.
 
     Raises:
         ModelError: CP302 if the tokenizer has no EOS token.
     """
-    ending = _Ending(end_of_sequence(tokenizer), tokenizer)
-    bos = tokenizer.bos_token_id
-    encoded = encode_threefold(rows, tokenizer, head_cut(tokenizer) if cut is None else cut)
-    return [_assemble(*ids, bos=bos, ending=ending) for ids in encoded]
 
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, cut: bool | None = None) -> None:
+        """Nothing is known yet."""
+        self.tokenizer = tokenizer
+        self.cut = may_be_cut(tokenizer) if cut is None else cut
+        self.bos = tokenizer.bos_token_id
+        self._ending = _Ending(end_of_sequence(tokenizer), tokenizer)
+        self._known: dict[str, list[int]] = {}
 
-def encode_threefold(
-    rows: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase, cut: HeadCut
-) -> list[Ids3]:
-    """Ids of each row's prompt, prompt with chosen, and prompt with rejected.
+    def __call__(self, rows: Sequence[Rendered]) -> list[Tokens]:
+        """Encode a batch of rendered rows, one entry a row, in order."""
+        return [_assemble(ids, self.bos, self._ending) for ids in self.encode(rows)]
 
-    Args:
-        rows: rendered rows.
-        tokenizer: fast or slow.
-        cut: where its prompts may be cut to encode what they share once.
+    def encode(self, rows: Sequence[Rendered]) -> list[RowIds]:
+        """Ids of each row's three texts, equal to encoding the three whole."""
+        pieces = [self._pieces(row) for row in rows]
+        new = self._learn(chain.from_iterable(chain.from_iterable(pieces)))
+        of = self._known.__getitem__
+        ids = [
+            RowIds(*[list(chain.from_iterable(map(of, part))) for part in parts])
+            for parts in pieces
+        ]
+        self._forget(new)
+        proven = next((n for n, parts in enumerate(pieces) if sum(map(len, parts)) > 3), None)
+        if proven is not None and not self._is_whole(rows[proven], ids[proven]):
+            logger.warning("This tokenizer cannot encode texts in pieces; each is encoded whole")
+            self.cut = False
+            self._known.clear()
+            return self.encode(rows)
+        return ids
 
-    Returns:
-        The three lists of each row, equal to encoding the three texts whole.
-    """
-    heads = [_shared_head(row, cut) for row in rows]
-    texts = [text for row, head in zip(rows, heads, strict=True) for text in _pieces(row, head)]
-    proven = next((place for place, head in enumerate(heads) if head), None)
-    whole = [] if proven is None else _pieces(rows[proven], 0)[1:]
-    ids = encode([*texts, *whole], tokenizer)
-    joined: list[Ids3] = [
-        (ids[at] + ids[at + 1], ids[at] + ids[at + 2], ids[at] + ids[at + 3])
-        for at in range(0, len(texts), 4)
-    ]
-    if proven is not None and joined[proven] != tuple(ids[len(texts) :]):
-        logger.warning("This tokenizer cannot encode prompts in parts; each is encoded three times")
-        return encode_threefold(rows, tokenizer, HeadCut())
-    return joined
+    def _pieces(self, row: Rendered) -> tuple[list[str], list[str], list[str], list[str]]:
+        """Pieces that the three texts of a row begin with, and those that follow in each."""
+        if not self.cut:
+            return [], [row.prompt], [row.chosen], [row.rejected]
+        *head, rest = split(row.prompt)
+        at = len(row.prompt) - len(rest)
+        start = row.prompt[:at]
+        if not (row.chosen.startswith(start) and row.rejected.startswith(start)):
+            return [], [*head, rest], split(row.chosen), split(row.rejected)
+        return head, [rest], split(row.chosen[at:]), split(row.rejected[at:])
 
+    def _learn(self, pieces: Iterable[str]) -> list[str]:
+        """Encode the pieces that are not known, and return them."""
+        new = [piece for piece in dict.fromkeys(pieces) if piece not in self._known]
+        self._known.update(zip(new, encode(new, self.tokenizer), strict=True))
+        return new
 
-def _shared_head(row: Rendered, cut: HeadCut) -> int:
-    head = cut.find(row.prompt)
-    start = row.prompt[:head]
-    return head if row.chosen.startswith(start) and row.rejected.startswith(start) else 0
+    def _forget(self, new: Iterable[str]) -> None:
+        if len(self._known) > MOST_KNOWN:
+            self._known.clear()
+            return
+        for piece in new:
+            if len(piece) > LONGEST_KNOWN:
+                del self._known[piece]
 
-
-def _pieces(row: Rendered, head: int) -> tuple[str, str, str, str]:
-    return row.prompt[:head], row.prompt[head:], row.chosen[head:], row.rejected[head:]
+    def _is_whole(self, row: Rendered, ids: RowIds) -> bool:
+        """Whether the ids of pieces are those of the whole texts."""
+        whole = encode([row.prompt, row.chosen, row.rejected], self.tokenizer)
+        return whole == [ids.head + rest for rest in ids[1:]]
 
 
 def end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -122,12 +149,11 @@ def end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Ids of each text, no special tokens added, nothing cut or padded; equal texts go once."""
-    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-    if not places:
+    """Ids of each text, no special tokens added, nothing cut or padded."""
+    if not texts:
         return []
     encoded = tokenizer(
-        list(places),
+        list(texts),
         add_special_tokens=False,
         padding=False,
         truncation=False,
@@ -136,7 +162,7 @@ def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[lis
         verbose=False,
     )
     ids: list[list[int]] = encoded["input_ids"]
-    return [ids[places[text]] for text in texts]
+    return ids
 
 
 class _Ending:
@@ -165,15 +191,16 @@ class _Ending:
         return self._blank[tail]
 
 
-def _assemble(
-    prompt: list[int], chosen: list[int], rejected: list[int], *, bos: int | None, ending: _Ending
-) -> Tokens:
+def _assemble(ids: RowIds, bos: int | None, ending: _Ending) -> Tokens:
+    head, *rest = ids
+    start: list[int] = []
     if bos is not None:
-        prompt, chosen, rejected = (_without_bos(ids, bos) for ids in (prompt, chosen, rejected))
+        start, head = [bos], _without_bos(head, bos)
+        rest = rest if head else [_without_bos(each, bos) for each in rest]
+    prompt, chosen, rejected = rest
     end = _common(prompt, chosen, rejected)
-    start = [] if bos is None else [bos]
     return Tokens(
-        prompt=start + prompt[:end],
+        prompt=start + head + prompt[:end],
         chosen=ending(chosen[end:]),
         rejected=ending(rejected[end:]),
         moved=len(prompt) - end,

@@ -11,7 +11,7 @@ Not here: float32, soft-caps and CPUs, which go pair by pair (``shared_attention
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from counterpoint.records import PairSegments
 
+varlen_attn: Callable[..., Any] | None
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # a build of torch without it
@@ -145,7 +146,8 @@ def attend_varlen(
     }
     if query.shape[1] != key.shape[1] and "enable_gqa" in _TAKES:
         options["enable_gqa"] = True
-    attended = varlen_attn(
+    assert varlen_attn is not None  # takes() said so
+    attended: Tensor = varlen_attn(
         query[0].transpose(0, 1),
         _rebuilt(key, plan),
         _rebuilt(value, plan),
