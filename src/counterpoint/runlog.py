@@ -104,8 +104,12 @@ class RunLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.folder / RUN_FILE
         staged = target.with_suffix(".json.part")
-        staged.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-        staged.replace(target)
+        try:
+            staged.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+            staged.replace(target)
+        except OSError:
+            staged.unlink(missing_ok=True)
+            raise
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``."""

@@ -34,7 +34,9 @@ def test_the_quick_answers_import_nothing_slow(words: list[str]) -> None:
     assert done.stdout.splitlines()[-1] == f"{0 if words else 2} []"
 
 
-@pytest.mark.parametrize("words", [["train", "missing.yaml"], ["quickstart", "--seeds", "1"]])
+@pytest.mark.parametrize(
+    "words", [["train"], ["train", "missing.yaml"], ["quickstart", "--seeds", "1"]]
+)
 def test_a_wrong_path_or_flag_is_answered_before_anything_slow_is_imported(
     words: list[str], tmp_path: Path
 ) -> None:
@@ -205,6 +207,19 @@ def test_the_libraries_are_quiet_inside_and_as_before_outside() -> None:
     assert (log.level, os.environ.get("TRANSFORMERS_VERBOSITY")) == before
     with pytest.warns(UserWarning, match="seen again"):
         warnings.warn("seen again", UserWarning, stacklevel=1)
+
+
+def test_torch_imported_inside_warns_of_nothing() -> None:
+    program = (
+        "from counterpoint.cli.manners import quiet_libraries\n"
+        "with quiet_libraries():\n"
+        "    import logging, torch\n"
+        "    logging.getLogger('torch.utils._pytree').warning('nobody should see this')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
 
 
 def test_a_level_that_the_user_asks_for_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from datasets import load_dataset
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -173,6 +174,40 @@ def test_an_interrupted_run_says_what_is_saved_and_goes_on_from_there(
         command("train", path, "--resume_from_checkpoint", "latest", "--max_steps", "5").code == 0
     )
     assert [line["step"] for line in log() if "loss" in line] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+    ],
+    ids=["the system", "safetensors", "torch"],
+)
+def test_a_full_disk_is_called_one_and_the_last_complete_checkpoint_named(
+    workshop: Path, command: Command, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(self: Any, **keywords: Any) -> None:
+        raise error
+
+    assert command("train", write_run(save_steps=1)).code == 0
+    Path("out/checkpoint-3/trainer_state.json").unlink()  # as if the disk had been full there
+    monkeypatch.setattr(Used, "train", full)
+    said = command("train", "run.yaml", "--resume_from_checkpoint", "latest")
+    assert (said.code, said.err.count("\n")) == (1, 1)
+    assert "out cannot be written on: no room on its disk (" in said.err
+    assert "The last checkpoint is out/checkpoint-2; go on" in said.err
+
+
+def test_a_checkpoint_that_was_not_saved_to_its_end_is_not_gone_on_from(
+    workshop: Path, command: Command
+) -> None:
+    path = write_run(save_steps=1)
+    assert command("train", path).code == 0
+    Path("out/checkpoint-3/trainer_state.json").unlink()
+    assert command("train", path, "--resume_from_checkpoint", "latest").code == 0
+    assert [line["step"] for line in log() if "loss" in line] == [1, 2, 3, 3]
 
 
 def test_overwriting_a_run_leaves_nothing_of_the_old_one(workshop: Path, command: Command) -> None:

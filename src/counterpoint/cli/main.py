@@ -128,8 +128,12 @@ def _train(words: list[str]) -> None:
 
         sys.stdout.write(train_help())
         return
-    if words and not words[0].startswith("-"):
-        # A file that cannot be read is answered before anything slow is imported.
+    # What needs no answer from a library is answered before anything slow is imported.
+    if not words:
+        from counterpoint.cli.run_options import RunOptions
+
+        RunOptions()
+    elif not words[0].startswith("-"):
         from counterpoint.cli.yaml_file import read_config
 
         read_config(words[0])

@@ -12,8 +12,22 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-CHATTY = ("transformers", "datasets", "huggingface_hub", "accelerate", "peft", "torch", "httpx")
-_VERBOSITY = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY")
+CHATTY = (
+    "transformers",
+    "datasets",
+    "huggingface_hub",
+    "accelerate",
+    "peft",
+    "torch",
+    "torchao",
+    "httpx",
+)
+_VERBOSITY = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",
+    "TORCH_LOGS": "-all",  # torch sets its loggers' levels anew when it is imported
+}
 
 
 def say(text: str = "") -> None:
@@ -47,8 +61,8 @@ def quiet_libraries() -> Iterator[None]:
     Errors still come through, and so do levels that the user's environment asks for.
     """
     # A library that is not imported yet reads its level from the environment when it is.
-    unset = [name for name in _VERBOSITY if name not in os.environ]
-    os.environ.update(dict.fromkeys(unset, "error"))
+    unset = {name: level for name, level in _VERBOSITY.items() if name not in os.environ}
+    os.environ.update(unset)
     loggers = [logging.getLogger(name) for name in CHATTY]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
+from safetensors import SafetensorError
+from transformers.trainer_utils import IntervalStrategy
 
 from counterpoint.cli.adapter import adapter_config
+from counterpoint.cli.hub import hub_or_cache
 from counterpoint.cli.manners import is_first_process, quiet_bars, quiet_replicas, say
 from counterpoint.cli.run_options import RunOptions
 from counterpoint.cli.settings import Request
@@ -34,6 +36,11 @@ REQUEST_FILE = "train.yaml"
 
 EVAL_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
 _NAMED = re.compile(r"([A-Za-z_][\w-]*)=(.+)")
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_WRITTEN_LAST = "trainer_state.json"
+"""The file with which transformers ends a checkpoint."""
+_NO_ROOM = ("no space left", "os error 28", "quota exceeded", "inline_container", "streamwriter")
+"""What is said of a full disk: by the system, by safetensors, by torch."""
 
 
 def train(request: Request) -> None:
@@ -55,14 +62,14 @@ def train(request: Request) -> None:
     resume = _checkpoint(config)
     if is_first_process():
         _check_vacant(config, run.overwrite_output_dir)
-    with _nothing_left_behind(Path(config.output_dir)):
+    with _nothing_left_behind(Path(config.output_dir)), hub_or_cache(_names(run)):
         trainer = _build(run, config)
     if is_first_process():
         _clear(Path(config.output_dir), keep=resume is not None)
         _write_request(request)
     with _saved_so_far(Path(config.output_dir)):
         trainer.train(resume_from_checkpoint=resume)
-    trainer.save_model()
+        trainer.save_model()
     if run.eval_dataset and config.eval_strategy == IntervalStrategy.NO:
         say("evaluating once, at the end, since eval_strategy is no")
         trainer.evaluate()
@@ -102,6 +109,13 @@ def _build(run: RunOptions, config: CPOConfig) -> CPOTrainer:
         processing_class=tokenizer,
         peft_config=adapter,
     )
+
+
+def _names(run: RunOptions) -> list[str]:
+    """All that may have to come from the hub."""
+    named = _named_sets(run.eval_dataset)
+    evals = named.values() if isinstance(named, Mapping) else named
+    return [str(run.model), *([run.tokenizer] if run.tokenizer else []), *run.dataset, *evals]
 
 
 def _hide_token(config: CPOConfig) -> None:
@@ -208,18 +222,30 @@ def _checkpoint(config: CPOConfig) -> str | None:
     if not wanted or str(wanted).lower() == "false":
         return None
     if str(wanted).lower() not in ("true", "latest"):
-        if not (Path(wanted) / "trainer_state.json").is_file():
+        if not (Path(wanted) / _WRITTEN_LAST).is_file():
             raise ConfigError(
                 "CP103",
                 f"resume_from_checkpoint={wanted} is no checkpoint: it should be a folder with a "
-                "trainer_state.json, or 'latest'.",
+                f"{_WRITTEN_LAST}, or 'latest'.",
             )
         return str(wanted)
     folder = Path(config.output_dir)
-    found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    found = _last_checkpoint(folder)
     if found is None:
-        raise ConfigError("CP103", f"resume_from_checkpoint: {folder} holds no checkpoint.")
+        raise ConfigError(
+            "CP103", f"resume_from_checkpoint: {folder} holds no complete checkpoint."
+        )
     return str(found)
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was saved to its end."""
+    numbered = {
+        int(name[1]): path
+        for path in folder.glob("checkpoint-*")
+        if (name := _CHECKPOINT.fullmatch(path.name)) and (path / _WRITTEN_LAST).is_file()
+    }
+    return numbered[max(numbered)] if numbered else None
 
 
 def _check_vacant(config: CPOConfig, overwrite: bool) -> None:
@@ -241,7 +267,7 @@ def _clear(folder: Path, keep: bool) -> None:
     if keep or not folder.is_dir():
         return
     for path in folder.iterdir():
-        if path.is_dir() and re.fullmatch(r"checkpoint-\d+", path.name):
+        if path.is_dir() and _CHECKPOINT.fullmatch(path.name):
             shutil.rmtree(path)
     for name in (RUN_FILE, METRICS_FILE):
         (folder / name).unlink(missing_ok=True)
@@ -269,13 +295,23 @@ def _nothing_left_behind(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _saved_so_far(folder: Path) -> Iterator[None]:
-    """Say what is saved when the user interrupts."""
+    """Say what is saved when the user interrupts or the disk is full."""
     try:
         yield
     except KeyboardInterrupt:
-        last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-        if last is None:
-            text = f"No checkpoint was saved; the log is in {folder}."
-        else:
-            text = f"The last checkpoint is {last}; go on with --resume_from_checkpoint latest."
-        raise KeyboardInterrupt(text) from None
+        raise KeyboardInterrupt(_what_is_saved(folder)) from None
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not any(sign in str(error).lower() for sign in _NO_ROOM):
+            raise
+        free = shutil.disk_usage(folder).free / 1e6
+        raise OSError(
+            f"{folder} cannot be written on: no room on its disk ({free:,.1f} MB free). "
+            f"{_what_is_saved(folder)}"
+        ) from error
+
+
+def _what_is_saved(folder: Path) -> str:
+    last = _last_checkpoint(folder)
+    if last is None:
+        return f"No checkpoint was saved; the log is in {folder}."
+    return f"The last checkpoint is {last}; go on with --resume_from_checkpoint latest."
