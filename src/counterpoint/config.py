@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -346,7 +347,9 @@ class CPOConfig(TrainingArguments):
         gpu = is_torch_bf16_gpu_available()
         if self.bf16 is None:
             self.bf16 = gpu and not self.fp16 and not self.use_cpu
-        elif self.bf16 and not gpu and not _has_accelerator():
+        # without being told, accelerate takes each process on CPUs for a run of its own
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if (self.bf16 or several) and not gpu and not _has_accelerator():
             self.use_cpu: bool = True
 
     def _resolve_checkpointing(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -310,3 +311,18 @@ def test_every_option_of_the_run_is_read_by_the_code_that_runs_it(name: str) -> 
     folder = Path(counterpoint.cli.__file__).parent
     code = "".join((folder / f"{part}.py").read_text() for part in ("train", "adapter"))
     assert re.search(rf"\brun\.{name}\b", code)
+
+
+def test_processes_launched_on_cpus_train_one_model_without_being_told(workshop: Path) -> None:
+    path = write_run(use_cpu=..., max_steps=1, per_device_train_batch_size=2)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [sys.executable, *words, "-m", "counterpoint", "train", path],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(Path("out/run.json").read_text())["step_pairs"] == 4
+    assert [line["step"] for line in log()] == [1, 1]  # the step and the summary, once each

@@ -11,6 +11,7 @@ Not here: the arithmetic of any of it, saving and resuming (transformers), sampl
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -468,6 +469,14 @@ def _checked_args(args: CPOConfig | None, data_collator: Any, preprocess: Any) -
             "CP105",
             "preprocess_logits_for_metrics is refused: logits exist only in chunks and are "
             "never kept; compute_metrics gets each pair's rewards.",
+        )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > 1 and args.world_size == 1:
+        raise SetupError(
+            "CP503",
+            f"{launched} processes were launched (WORLD_SIZE), but accelerate sees one, so that "
+            "each would train alone on all rows and write the same folder. Launch with torchrun "
+            "or accelerate launch.",
         )
     if args.n_gpu > 1:
         raise SetupError(
