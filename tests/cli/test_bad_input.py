@@ -136,7 +136,7 @@ GALLERY: list[tuple[str, Spoil, str, str, str]] = [
     ("a best model of nothing", nothing, "--do_eval", "CP107", "eval_dataset is missing"),
     ("a stream without an end", nothing, "--streaming --max_steps -1", "CP107", "max_steps"),
     ("half the sets named", nothing, "--eval_dataset a=pairs.jsonl b", "CP103", "name=path"),
-    ("no checkpoint there", nothing, "--resume_from_checkpoint latest", "CP103", "no checkpoint"),
+    ("no checkpoint there", nothing, "--resume_from_checkpoint latest", "CP103", "no complete"),
     ("no checkpoint at all", nothing, "--resume_from_checkpoint model", "CP103", "no checkpoint"),
     # the data
     ("a missing column", only({"prompt": "a", "chosen": "b"}), "", "CP201", "rejected"),
