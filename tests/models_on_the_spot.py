@@ -134,6 +134,14 @@ APART: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 24,
         "shared_expert_intermediate_size": 24,
     },
+    "bart": {
+        "model_type": "bart",
+        "d_model": 32,
+        "decoder_layers": 2,
+        "decoder_ffn_dim": 48,
+        "decoder_attention_heads": 4,
+        "dropout": 0.0,
+    },
     "lfm2": {"model_type": "lfm2", "layer_types": ["conv", "full_attention"]},
     "llama4": {
         "model_type": "llama4_text",
@@ -156,7 +164,7 @@ APART: dict[str, dict[str, Any]] = {
 }
 """Architectures that keep their prompts apart, each for a reason of its own."""
 
-NEED_EAGER = {"gemma2", "gpt_oss", "mpt", "bloom"}
+NEED_EAGER = {"gemma2", "gpt_oss", "bloom", "mpt", "mamba"}
 
 MakeModel = Callable[..., PreTrainedModel]
 

@@ -1,10 +1,11 @@
 """The proof of the CUDA kernel for shared rows: values and gradients against the pairwise way.
 
 The layouts are compared in the weights' precision, where that kernel does not run; a run in 16
-bits would then rest on a kernel that nobody has looked at on its machine. So it is compared too,
-before its first use: random inputs of the model's own heads and widths, lengths of the run's
-first pairs, the pairwise way in float32 as the truth. Where it disagrees, attention goes pair by
-pair, which is slower and right.
+bits would then rest on a kernel that nobody has looked at on its machine. So it is compared too:
+random inputs of the model's own heads and widths, lengths of the run's first pairs, the pairwise
+way in float32 as the truth. Where it disagrees, attention goes pair by pair, which is slower and
+right. Not at the first use, which may be inside a checkpointed layer: there a second forward must
+do what the first did.
 
 Not here: the layouts' proof (``layout``).
 """
@@ -31,8 +32,8 @@ from counterpoint.runlog import logger
 MOST_PAIRS = 4
 MOST_TOKENS = 96
 """Pairs, and tokens of a prompt or completion, that the proof looks at. A prompt and a completion
-then cross the 128 keys of a kernel's block, and a single key too many is still seen: among 192
-keys it is a fourteenth of the result, in norm; rounding is a hundredth."""
+then cross the 128 keys of a kernel's block, and a window that is one key too wide is still seen:
+among a hundred keys one is a tenth of the result, in norm, and rounding 3e-3."""
 
 ROUNDINGS = 4
 """Allowed difference, in epsilons of the dtype. A result has up to three roundings to 16 bits
@@ -98,7 +99,8 @@ def kernel_disagrees(
                 lambda q, k, v: attend_varlen(q, k, v, plan, **options), inputs
             )
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        return f"kernel fails with {type(error).__name__}: {str(error).splitlines()[0]}"
+        line = next(iter(str(error).splitlines()), "")
+        return f"kernel fails with {type(error).__name__}: {line}"
     limit = ROUNDINGS * torch.finfo(dtype).eps
     names = ("values", "gradient of queries", "gradient of keys", "gradient of values")
     for name, one, other in zip(names, expected, found, strict=True):
