@@ -23,6 +23,19 @@ SMALL: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+# attention over compressed states, values narrower than keys, and experts
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "head_dim": 4,
+    "v_head_dim": 6,
+    "moe_intermediate_size": 24,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+}
 KINDS: dict[str, dict[str, Any]] = {
     "qwen2": {"model_type": "qwen2"},
     "qwen2_tied": {"model_type": "qwen2", "tie_word_embeddings": True},
@@ -55,19 +68,115 @@ KINDS: dict[str, dict[str, Any]] = {
         "router_aux_loss_coef": 0.1,
     },
     "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "router_aux_loss_coef": 0.1},
+    "qwen3": {"model_type": "qwen3"},
+    "mistral": {"model_type": "mistral", "sliding_window": 9},
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "layer_types": ["sliding_attention", "full_attention"],  # each with a rope of its own
+        "sliding_window": 8,
+        "query_pre_attn_scalar": 8,
+    },
+    "phi3": {"model_type": "phi3", "sliding_window": 12},
+    "olmo2": {"model_type": "olmo2"},
+    "smollm3": {"model_type": "smollm3", "no_rope_layers": [1, 0]},
+    "opt": {  # learned positions
+        "model_type": "opt",
+        "ffn_dim": 48,
+        "word_embed_proj_dim": 32,
+        "dropout": 0.0,
+    },
+    "gpt_oss": {  # sinks, windows and experts
+        "model_type": "gpt_oss",
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": 8,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "router_aux_loss_coef": 0.1,
+    },
+    "deepseek_v3": {
+        "model_type": "deepseek_v3",
+        **LATENT,
+        "n_group": 2,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+    },
+    "glm4_moe_lite": {
+        "model_type": "glm4_moe_lite",
+        **LATENT,
+        "mlp_layer_types": ["dense", "sparse"],
+    },
 }
+"""Architectures that share prompts."""
+
+APART: dict[str, dict[str, Any]] = {
+    "bloom": {"model_type": "bloom", "n_layer": 2, "n_head": 4},
+    "mpt": {"model_type": "mpt", "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 512},
+    "mamba": {"model_type": "mamba", "state_size": 4},
+    "jamba": {
+        "model_type": "jamba",
+        "attn_layer_offset": 1,
+        "attn_layer_period": 2,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "num_experts": 4,
+        "mamba_d_state": 4,
+        "use_mamba_kernels": False,
+    },
+    "qwen3_next": {
+        "model_type": "qwen3_next",
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 24,
+    },
+    "bart": {
+        "model_type": "bart",
+        "d_model": 32,
+        "decoder_layers": 2,
+        "decoder_ffn_dim": 48,
+        "decoder_attention_heads": 4,
+        "dropout": 0.0,
+    },
+    "lfm2": {"model_type": "lfm2", "layer_types": ["conv", "full_attention"]},
+    "llama4": {
+        "model_type": "llama4_text",
+        "attention_chunk_size": 8,
+        "intermediate_size_mlp": 48,
+        "num_local_experts": 4,
+    },
+    "deepseek_v32": {
+        "model_type": "deepseek_v32",
+        **LATENT,
+        "n_group": 1,
+        "topk_group": 1,
+        "index_topk": 4,
+        "index_n_heads": 2,
+        "index_head_dim": 8,
+    },
+    "phimoe": {"model_type": "phimoe", "sliding_window": 64, "num_local_experts": 4},
+    "stablelm": {"model_type": "stablelm"},
+    "doge": {"model_type": "doge", "keep_window_size": 8, "sliding_window": None},
+}
+"""Architectures that keep their prompts apart, each for a reason of its own."""
+
+NEED_EAGER = {"gemma2", "gpt_oss", "bloom", "mpt", "mamba"}
 
 MakeModel = Callable[..., PreTrainedModel]
 
 
 def make_model(kind: str = "qwen2", *, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A fresh model; weights are spread wider than usual so that losses are not all alike."""
-    options = {**SMALL, **KINDS[kind], **changes}
+    options = {**SMALL, **{**KINDS, **APART}[kind], **changes}
     model_type = options.pop("model_type")
     config = CONFIG_MAPPING[model_type](**options)
     torch.manual_seed(seed)
-    # eager attention takes its softmax in fp32; only soft-capped attention needs it
-    attention = "eager" if kind == "gemma2" else "sdpa"
+    # eager attention takes its softmax in fp32; only what sdpa cannot do needs it
+    attention = "eager" if kind in NEED_EAGER else "sdpa"
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")  # the grouped kernel has no fp64

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import peft
 import pytest
 import torch
@@ -11,7 +13,14 @@ from counterpoint.data.collate import collate_padded
 from counterpoint.errors import ModelError
 from counterpoint.forward.head import find_head, prove_head
 from counterpoint.forward.pair_forward import pair_forward
-from counterpoint.forward.router import add_sums, balancing_loss, router_sums, token_multiplicity
+from counterpoint.forward.router import (
+    add_sums,
+    balancing_loss,
+    router_sums,
+    router_top_k,
+    token_multiplicity,
+    warn_of_no_router,
+)
 from counterpoint.records import TokenPair
 from tests.models_on_the_spot import KINDS
 from tests.reference.naive import completion_logps
@@ -141,7 +150,7 @@ def test_the_head_computes_no_logit_of_prompt_or_padding(models, monkeypatch):
     assert sum(seen) == sum(len(p.chosen) + len(p.rejected) for p in pairs)
 
 
-@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral"])
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral", "gpt_oss"])
 def test_balancing_is_transformers_balancing(kind, models):
     model, batch = models(kind), collate_padded(token_pairs(), pad_id=0)
     output = pair_forward(model, find_head(model), batch, top_k=2)
@@ -149,6 +158,20 @@ def test_balancing_is_transformers_balancing(kind, models):
     theirs = model(input_ids=batch.input_ids, attention_mask=mask, output_router_logits=True)
     ours = balancing_loss(output.router, output.router)
     assert ours.item() == pytest.approx(theirs.aux_loss.item(), rel=1e-6)
+
+
+def test_a_dense_model_of_a_family_with_experts_has_nothing_to_balance(models, caplog):
+    model, batch = models("doge"), collate_padded(token_pairs(), pad_id=0)
+    top_k = router_top_k(model.config)
+    assert top_k is not None
+    warn_of_no_router.cache_clear()
+    with caplog.at_level(logging.WARNING, logger="counterpoint"):
+        output = pair_forward(model, find_head(model), batch, top_k=top_k)
+        pair_forward(model, find_head(model), batch, top_k=top_k)
+    assert balancing_loss(output.router, output.router).item() == 0
+    assert [m for m in caplog.messages if "router" in m] == [
+        "DogeForCausalLM hands out no router logits: its experts, if it has any, are not balanced."
+    ]
 
 
 def test_balancing_shares_add_up_and_micro_batch_means_do_not():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from counterpoint.forward.router import router_top_k
 from tests.models_on_the_spot import KINDS
 from tests.reference.naive import step_loss
 from tests.steps import OBJECTIVES, distance, random_pairs, train_watched
@@ -37,7 +38,7 @@ def _compare(model, options: dict, tokenizer, folder: Path) -> tuple[float, floa
     truth = float(expected.detach())
     gradient = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    extra = {"router_aux_loss_coef": 0.0} if "moe" in model.config.model_type else {}
+    extra = {"router_aux_loss_coef": 0.0} if router_top_k(model.config) else {}
     steps, trainer = train_watched(
         model,
         tokenizer,
@@ -63,7 +64,7 @@ def test_every_objective_in_float64(objective, layout, models, chatml_tokenizer,
 
 
 @pytest.mark.parametrize("layout", ["padded", "shared"])
-@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("mixtral",)])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_architecture_in_float32(kind, layout, models, chatml_tokenizer, tmp_path: Path):
     """Tied and untied heads, biases, soft-caps, logit scales, sliding windows, experts."""
     options = {"loss_type": "sigmoid", "layout": layout}

@@ -9,12 +9,14 @@ import pytest
 
 import counterpoint.forward.shared_attention as shared_attention
 from counterpoint import ConfigError
+from tests.forward.test_layouts import FOUND, REASONS
+from tests.models_on_the_spot import APART
 from tests.steps import distance, random_pairs, train_watched
 
 
-def gradient(models, tokenizer, folder: Path, **options):
+def gradient(models, tokenizer, folder: Path, kind: str = "qwen2", **options):
     steps, trainer = train_watched(
-        models("qwen2"),
+        models(kind),
         tokenizer,
         random_pairs(6),
         folder,
@@ -61,3 +63,19 @@ def test_dropout_keeps_prompts_apart(models, chatml_tokenizer, tmp_path: Path, c
             disable_dropout=False,
         )
     assert "layout: padded (dropout is on" in caplog.text
+
+
+@pytest.mark.parametrize("kind", APART)
+def test_what_cannot_share_trains_padded_and_says_why(
+    kind, models, chatml_tokenizer, tmp_path: Path, caplog
+):
+    truth, _ = gradient(models, chatml_tokenizer, tmp_path, kind, layout="padded")
+    with caplog.at_level(logging.INFO, logger="counterpoint"):
+        found, _ = gradient(models, chatml_tokenizer, tmp_path, kind)
+    reason = {**REASONS, **FOUND}[kind]
+    [line] = [line for line in caplog.messages if line.startswith("layout: ")]
+    assert line.startswith("layout: padded (")
+    assert reason in line
+    assert [distance(a, b) for a, b in zip(truth, found, strict=True)] == [0.0, 0.0]
+    with pytest.raises(ConfigError, match=f"CP104 layout='shared' is not possible: .*{reason}"):
+        gradient(models, chatml_tokenizer, tmp_path, kind, layout="shared")

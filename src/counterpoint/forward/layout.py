@@ -2,21 +2,26 @@
 
 Sharing prompts is faster and changes nothing, where a model allows it. What is known to forbid it
 is named here with its reason; for the rest, the shared layout is compared with the padded one on
-the first pairs of the run, without autocast, and given up where they disagree.
+the first pairs of the run, without autocast, and given up where they disagree. Those pairs may be
+shorter than a window of attention; so the window must also be seen to reach our attention.
 
-Not here: the layouts themselves (``data.collate``, ``shared_attention``).
+Not here: the layouts themselves (``data.collate``, ``shared_attention``), the kernel that shared
+rows use in 16 bits on CUDA (``kernel_proof``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 import torch
 from torch import nn
 
 from counterpoint.forward.head import Head
+from counterpoint.forward.kernel_proof import prove_kernel
 from counterpoint.forward.pair_forward import pair_forward
-from counterpoint.forward.shared_attention import BACKENDS, shared_attention
+from counterpoint.forward.shared_attention import BACKENDS, shared_attention, watched_calls
+from counterpoint.forward.varlen_attention import AttentionCall
 from counterpoint.records import PairBatch
 
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
@@ -56,7 +61,9 @@ def why_not_shared(model: nn.Module) -> str | None:
 def layouts_disagree(
     model: nn.Module, head: Head, shared: PairBatch, padded: PairBatch
 ) -> str | None:
-    """Compare both layouts of the same pairs.
+    """Compare both layouts of the same pairs, and prove the kernel that shared rows may use.
+
+    Call it under the run's autocast: it turns it off, but the kernel runs in its dtype.
 
     Args:
         model: unwrapped, on the device of the batches.
@@ -68,19 +75,23 @@ def layouts_disagree(
         None where they agree; else what was seen.
     """
     device = padded.input_ids.device.type
+    weights = next(parameter.dtype for parameter in model.parameters())
+    running = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights
     training = model.training
     model.eval()
     try:
         with torch.no_grad(), torch.autocast(device, enabled=False):
             expected = pair_forward(model, head, padded).logps
-            with shared_attention(model):
+            with shared_attention(model), watched_calls() as calls:
                 found = pair_forward(model, head, shared).logps
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
     finally:
         model.train(training)
-    dtype = next(parameter.dtype for parameter in model.parameters())
-    limit = TOLERANCE.get(dtype, NARROW_TOLERANCE)
+    unseen = _unseen(model, calls)
+    if unseen:
+        return unseen
+    limit = TOLERANCE.get(weights, NARROW_TOLERANCE)
     worst = 0.0
     for side in ("chosen", "rejected"):
         tokens = getattr(expected, f"{side}_tokens")
@@ -89,6 +100,22 @@ def layouts_disagree(
     # a comparison with NaN is false, hence the negation
     if not worst <= limit:
         return f"log-probabilities differ by {worst:.1e} where {limit:.0e} is rounding"
+    for call in calls:
+        prove_kernel(call, shared.segments, running, padded.input_ids.device)
+    return None
+
+
+def _unseen(model: nn.Module, calls: Set[AttentionCall]) -> str | None:
+    """What attention was not told, though it must know it to share."""
+    if not calls:
+        return "the model does not hand the layout of a row on to its attention"
+    inner: Any = model
+    config = inner.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    layers = getattr(config, "layer_types", None)
+    slides = layers is None or "sliding_attention" in layers
+    if window and slides and all(call.window is None for call in calls):
+        return f"its window of {window} positions is known to masks only, not to its attention"
     return None
 
 

@@ -19,7 +19,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.forward.head import Head, head_input, own_tokens
-from counterpoint.forward.router import RouterSums, router_sums, token_multiplicity
+from counterpoint.forward.router import (
+    RouterSums,
+    router_sums,
+    token_multiplicity,
+    warn_of_no_router,
+)
 from counterpoint.forward.shared_attention import KEYWORD, SharedRow
 from counterpoint.forward.token_logps import dense_token_logps
 from counterpoint.records import PairBatch, PairLogps, exact_dtype
@@ -110,7 +115,11 @@ def _run(
         outputs = model(**inputs)
     router = None
     if top_k is not None:
-        router = router_sums(outputs.router_logits, top_k, token_multiplicity(batch))
+        # configurations of dense models of a family may name experts as well
+        layers = outputs.router_logits or ()
+        if not layers:
+            warn_of_no_router(type(model).__name__)
+        router = router_sums(layers, top_k, token_multiplicity(batch))
     states = outputs.logits if head.dense else taken[0]
     return own_tokens(states, batch.input_ids), router
 

@@ -12,6 +12,7 @@ Not here: which tokens count how often (``token_multiplicity`` reads the batch's
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.records import PairBatch, exact_dtype
+from counterpoint.runlog import logger
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ def router_sums(
     """Sums over the layers of one forward pass.
 
     Args:
-        router_logits: per layer ``[rows * tokens, experts]``.
+        router_logits: per layer ``[rows * tokens, experts]``; empty where all layers are dense.
         top_k: experts a token is sent to.
         multiplicity: how often each token counts.
 
@@ -63,7 +65,7 @@ def router_sums(
         The sums; ``probability`` carries the gradient.
     """
     times = multiplicity.flatten()
-    experts = router_logits[0].shape[-1]
+    experts = router_logits[0].shape[-1] if router_logits else 0
     sent = times.new_zeros(experts)
     probability = times.new_zeros(experts)
     for layer in router_logits:
@@ -95,6 +97,18 @@ def balancing_loss(part: RouterSums, step: RouterSums) -> Float[Tensor, ""]:
     """
     tokens = step.tokens.clamp(min=1)
     return part.probability.shape[0] * (step.sent / tokens * part.probability / tokens).sum()
+
+
+@cache
+def warn_of_no_router(model_name: str) -> None:
+    """Say, once for each kind of model, that there is nothing to balance by.
+
+    Args:
+        model_name: of its class.
+    """
+    logger().warning(
+        "%s hands out no router logits: its experts, if it has any, are not balanced.", model_name
+    )
 
 
 def router_top_k(config: Any) -> int | None:

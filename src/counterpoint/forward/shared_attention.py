@@ -9,7 +9,8 @@ It hangs on transformers' public interface: a function registered with ``Attenti
 and the layout of the batch as an extra keyword of the forward call, which transformers hands to
 attention. A keyword and not a global, since activation checkpointing calls attention again
 during the backward. Without the keyword (text generation in a callback, say) the model's own
-attention runs.
+attention runs. A keyword that nobody here knows might change what is attended to, on long rows
+only perhaps: it is refused, so that the proof on short rows proves the long ones too.
 
 Not here: whether a model may share its prompts (``layout``), how rows are laid (``data.collate``).
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +32,11 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from counterpoint.forward.varlen_attention import (
+    AttentionCall,
     VarlenPlan,
     attend_varlen,
-    takes,
+    running_dtype,
+    varlen_is_proved,
     varlen_plan,
 )
 from counterpoint.records import PairSegments
@@ -40,6 +44,21 @@ from counterpoint.records import PairSegments
 KEYWORD = "shared_row"
 BACKENDS = ("sdpa", "eager")
 """Attention implementations of transformers that can be stood in for."""
+
+HARMLESS = {
+    "cache_position",
+    "dropout",
+    "is_causal",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "position_ids",
+    "return_dict",
+    "use_cache",
+}
+"""Keywords of attention that change nothing in training, or show on the shortest row."""
+
+_calls: ContextVar[set[AttentionCall] | None] = ContextVar("calls", default=None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,6 +97,17 @@ def shared_attention(model: nn.Module) -> Iterator[None]:
         inner.set_attn_implementation(own)
 
 
+@contextmanager
+def watched_calls() -> Iterator[set[AttentionCall]]:
+    """While open, the kinds of calls that shared rows make are put into the set."""
+    calls: set[AttentionCall] = set()
+    token = _calls.set(calls)
+    try:
+        yield calls
+    finally:
+        _calls.reset(token)
+
+
 def attend_to_pairs(
     query: Float[Tensor, "one heads tokens width"],
     key: Float[Tensor, "one kv_heads tokens width"],
@@ -87,6 +117,7 @@ def attend_to_pairs(
     scaling: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Float[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "one tokens heads value_width"]:
     """Attention over one row of pairs.
 
@@ -98,6 +129,7 @@ def attend_to_pairs(
         scaling: factor of the scores; None: the inverse square root of the width.
         window: a query sees that many positions back, itself included; None: all.
         softcap: bound of the scores (Gemma 2); None for none.
+        sinks: a score that every query of a head has for nothing (gpt-oss); None for none.
 
     Returns:
         The attended values, token by token.
@@ -122,6 +154,7 @@ def attend_to_pairs(
                     scaling,
                     window,
                     softcap,
+                    sinks,
                 )
             )
     return torch.cat(parts, 2).transpose(1, 2)
@@ -134,18 +167,25 @@ def _causal(
     scaling: float | None,
     window: int | None,
     softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     """The last queries of a sequence over all of its keys."""
     queries, keys = query.shape[2], key.shape[2]
     narrow = window is not None and window < keys
-    if softcap is None and queries == keys and not narrow:
+    plain = softcap is None and sinks is None
+    if plain and queries == keys and not narrow:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
     mask = _mask(queries, keys, window if narrow else None, query.device)
-    if softcap is None:
+    if plain:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = torch.tanh(query @ key.transpose(2, 3) * scale / softcap) * softcap
-    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=_wide(scores.dtype))
+    scores = query @ key.transpose(2, 3) * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.masked_fill(~mask, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks[:, None, None].expand(*scores.shape[:3], 1)], -1)
+    weights = scores.softmax(-1, dtype=_wide(scores.dtype))[..., :keys]
     return weights.to(value.dtype) @ value
 
 
@@ -182,17 +222,40 @@ def _stand_in(own: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
                 module, query, key, value, attention_mask, *args, **kwargs
             )
             return result
-        scaling, window = kwargs.get("scaling"), kwargs.get("sliding_window")
-        softcap = kwargs.get("softcap")
-        if row.plan is not None and takes(query, softcap):
-            attended = attend_varlen(query, key, value, row.plan, scaling=scaling, window=window)
-        else:
-            attended = attend_to_pairs(
-                query, key, value, row.segments, scaling=scaling, window=window, softcap=softcap
-            )
+        attended = _attend(query, key, value, row, **_known(kwargs))
         return attended.contiguous(), None
 
     return attention
+
+
+def _known(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What attention is asked for, in our words."""
+    names = {
+        "scaling": "scaling",
+        "sliding_window": "window",
+        "softcap": "softcap",
+        "s_aux": "sinks",
+    }
+    given = {name for name, value in kwargs.items() if value is not None}
+    strange = sorted(given - HARMLESS - names.keys())
+    if strange:
+        msg = f"attention is called with {', '.join(strange)}, which sharing does not know"
+        raise NotImplementedError(msg)
+    return {ours: kwargs.get(theirs) for theirs, ours in names.items()}
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, row: SharedRow, **options: Any
+) -> Float[Tensor, "one tokens heads value_width"]:
+    """The kernel for all pairs at once where it has proved itself, else pair by pair."""
+    call = AttentionCall.of(query, key, value, options)
+    calls = _calls.get()
+    if calls is not None:
+        calls.add(call)
+    if row.plan is not None and varlen_is_proved(call, running_dtype(query)):
+        scaling, window = options["scaling"], options["window"]
+        return attend_varlen(query, key, value, row.plan, scaling=scaling, window=window)
+    return attend_to_pairs(query, key, value, row.segments, **options)
 
 
 def _name(own: str) -> str:

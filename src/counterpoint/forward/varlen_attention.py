@@ -6,12 +6,15 @@ rejected. Queries and results lie in the row as they are; only keys and values o
 there twice. Nothing masked is computed, no length is padded, and a layer launches the same few
 kernels however many pairs there are.
 
-Not here: float32, soft-caps and CPUs, which go pair by pair (``shared_attention``).
+A kernel of someone else's, on a machine that no test has seen: only what has been compared with
+the pairwise way in this process (``kernel_proof``) goes through it.
+
+Not here: float32, soft-caps, sinks and CPUs, which go pair by pair (``shared_attention``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -36,6 +39,45 @@ AVAILABLE = "window_size" in _TAKES
 
 WIDEST = 256
 """Largest width of a head that FlashAttention takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """A kind of attention, apart from lengths and dtype.
+
+    Args:
+        heads: of queries.
+        kv_heads: of keys and values.
+        width: of a head's queries and keys.
+        value_width: of a head's values.
+        window: a query sees that many positions back, itself included; None: all.
+        plain: whether nothing but the mask stands between scores and softmax.
+    """
+
+    heads: int
+    kv_heads: int
+    width: int
+    value_width: int
+    window: int | None
+    plain: bool
+
+    @classmethod
+    def of(
+        cls, query: Tensor, key: Tensor, value: Tensor, options: Mapping[str, Any]
+    ) -> AttentionCall:
+        """The kind of a call of ``attend_to_pairs``."""
+        return cls(
+            heads=query.shape[1],
+            kv_heads=key.shape[1],
+            width=query.shape[-1],
+            value_width=value.shape[-1],
+            window=options["window"],
+            plain=options["softcap"] is None and options["sinks"] is None,
+        )
+
+
+PROVED: set[tuple[AttentionCall, torch.dtype]] = set()
+"""What the kernel was found right for in this process; ``kernel_proof`` writes it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,21 +143,36 @@ def varlen_plan(segments: Sequence[PairSegments], device: torch.device) -> Varle
     )
 
 
-def takes(query: Tensor, softcap: float | None) -> bool:
-    """Whether the kernel can compute this attention.
+def varlen_takes(call: AttentionCall, dtype: torch.dtype) -> bool:
+    """Whether the kernel is there and says that it can compute this attention on CUDA.
 
     Args:
-        query: rotated, ``[1, heads, tokens, width]``.
-        softcap: bound of the scores, or None.
+        call: the attention.
+        dtype: in which it would run.
     """
     return (
         AVAILABLE
-        and query.is_cuda
-        and query.dtype in (torch.bfloat16, torch.float16)
-        and softcap is None
-        and query.shape[-1] <= WIDEST
-        and query.shape[-1] % 8 == 0
+        and dtype in (torch.bfloat16, torch.float16)
+        and call.plain
+        and call.width <= WIDEST
+        and call.width % 8 == 0
+        and call.value_width <= call.width
     )
+
+
+def varlen_is_proved(call: AttentionCall, dtype: torch.dtype) -> bool:
+    """Whether the kernel has been found right for this attention, in this process."""
+    return (call, dtype) in PROVED
+
+
+def running_dtype(query: Tensor) -> torch.dtype:
+    """In which dtype attention runs: under autocast in that of products, as PyTorch's own does.
+
+    Args:
+        query: as it comes; a norm of queries and keys may have made it float32.
+    """
+    kind = query.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
 
 
 def attend_varlen(
@@ -130,7 +187,7 @@ def attend_varlen(
     """Attention over one row of pairs; see ``shared_attention.attend_to_pairs``.
 
     Args:
-        query: rotated already, in a dtype of 16 bits, on CUDA.
+        query: rotated already, on CUDA, its ``running_dtype`` of 16 bits.
         key: likewise; fewer heads where queries share them.
         value: likewise; at most as wide as the keys.
         plan: of the row.
@@ -138,6 +195,8 @@ def attend_varlen(
         window: a query sees that many positions back, itself included; None: all.
     """
     width, value_width = query.shape[-1], value.shape[-1]
+    dtype = running_dtype(query)
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if value_width < width:  # the kernel knows one width
         value = F.pad(value, (0, width - value_width))
     options: dict[str, Any] = {
@@ -146,7 +205,7 @@ def attend_varlen(
     }
     if query.shape[1] != key.shape[1] and "enable_gqa" in _TAKES:
         options["enable_gqa"] = True
-    assert varlen_attn is not None  # takes() said so
+    assert varlen_attn is not None  # varlen_takes() said so
     attended: Tensor = varlen_attn(
         query[0].transpose(0, 1),
         _rebuilt(key, plan),

@@ -129,4 +129,5 @@ class Assembly:
     def _disproof(self, head: Head, pairs: Sequence[TokenPair]) -> str | None:
         few = sorted(pairs, key=length)[:PROOF_PAIRS]
         shared, padded = self._on_device(self._shared(few)), self._on_device(self._padded(few))
-        return layouts_disagree(self.model, head, shared, padded)
+        with self.autocast():
+            return layouts_disagree(self.model, head, shared, padded)

@@ -1,0 +1,143 @@
+"""The proof of the CUDA kernel for shared rows: values and gradients against the pairwise way.
+
+The layouts are compared in the weights' precision, where that kernel does not run; a run in 16
+bits would then rest on a kernel that nobody has looked at on its machine. So it is compared too:
+random inputs of the model's own heads and widths, lengths of the run's first pairs, the pairwise
+way in float32 as the truth. Where it disagrees, attention goes pair by pair, which is slower and
+right. Not at the first use, which may be inside a checkpointed layer: there a second forward must
+do what the first did.
+
+Not here: the layouts' proof (``layout``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from counterpoint.forward.shared_attention import attend_to_pairs
+from counterpoint.forward.varlen_attention import (
+    PROVED,
+    AttentionCall,
+    attend_varlen,
+    varlen_plan,
+    varlen_takes,
+)
+from counterpoint.records import PairSegments
+from counterpoint.runlog import logger
+
+MOST_PAIRS = 4
+MOST_TOKENS = 96
+"""Pairs, and tokens of a prompt or completion, that the proof looks at. A prompt and a completion
+then cross the 128 keys of a kernel's block, and a window that is one key too wide is still seen:
+among a hundred keys one is a tenth of the result, in norm, and rounding 3e-3."""
+
+ROUNDINGS = 4
+"""Allowed difference, in epsilons of the dtype. A result has up to three roundings to 16 bits
+behind it (weights, their gradients, the result), half an epsilon each in norm; the rest is for
+what cancels."""
+
+
+def prove_kernel(
+    call: AttentionCall,
+    segments: Sequence[PairSegments],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Let attention of this kind use the kernel, if it is right; else say why not.
+
+    Args:
+        call: the attention.
+        segments: of the run's first row.
+        dtype: in which the run's attention runs.
+        device: where.
+    """
+    if device.type != "cuda" or not varlen_takes(call, dtype) or (call, dtype) in PROVED:
+        return
+    reason = kernel_disagrees(call, segments, dtype, device)
+    if reason is None:
+        PROVED.add((call, dtype))
+    else:
+        logger().warning("attention goes pair by pair: FlashAttention's %s", reason)
+
+
+def kernel_disagrees(
+    call: AttentionCall,
+    segments: Sequence[PairSegments],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> str | None:
+    """Compare the kernel with the pairwise way.
+
+    Args:
+        call: the attention; a window wider than the proof's rows is made to bind.
+        segments: lengths that a run has.
+        dtype: of 16 bits.
+        device: where the kernel runs.
+
+    Returns:
+        None where they agree; else what was seen.
+    """
+    row = _short_row(segments)
+    longest = max(max(s.chosen, s.rejected) + s.prompt for s in row)
+    if call.window is not None:
+        call = replace(call, window=min(call.window, longest // 2 + 1))
+    inputs = _random_inputs(call, sum(sum(s[2:]) for s in row), dtype, device)
+    # not the default, so that a scale that is not heeded shows
+    options = {"scaling": 0.75 * call.width**-0.5, "window": call.window}
+    plan = varlen_plan(row, device)
+    try:
+        with torch.autocast(device.type, enabled=False):
+            exact = [tensor.float() for tensor in inputs]
+            expected = _value_and_gradients(
+                lambda q, k, v: attend_to_pairs(q, k, v, row, **options), exact
+            )
+            found = _value_and_gradients(
+                lambda q, k, v: attend_varlen(q, k, v, plan, **options), inputs
+            )
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        line = next(iter(str(error).splitlines()), "")
+        return f"kernel fails with {type(error).__name__}: {line}"
+    limit = ROUNDINGS * torch.finfo(dtype).eps
+    names = ("values", "gradient of queries", "gradient of keys", "gradient of values")
+    for name, one, other in zip(names, expected, found, strict=True):
+        difference = float((one - other.float()).norm() / one.norm())
+        # a comparison with NaN is false, hence the negation
+        if not difference <= limit:
+            return f"{name} differ by {difference:.1e} where {limit:.0e} is rounding"
+    return None
+
+
+def _short_row(segments: Sequence[PairSegments]) -> tuple[PairSegments, ...]:
+    row, start = [], 0
+    for segment in segments[:MOST_PAIRS]:
+        prompt, chosen, rejected = (min(length, MOST_TOKENS) for length in segment[2:])
+        row.append(PairSegments(0, start, prompt, chosen, rejected))
+        start += prompt + chosen + rejected
+    return tuple(row)
+
+
+def _random_inputs(
+    call: AttentionCall, tokens: int, dtype: torch.dtype, device: torch.device
+) -> list[Tensor]:
+    """Queries, keys, values and the gradient of the result; the run's own randomness is left."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [
+        (1, call.heads, tokens, call.width),
+        (1, call.kv_heads, tokens, call.width),
+        (1, call.kv_heads, tokens, call.value_width),
+        (1, tokens, call.heads, call.value_width),
+    ]
+    return [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
+
+
+def _value_and_gradients(
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor], inputs: list[Tensor]
+) -> list[Tensor]:
+    states = [tensor.requires_grad_() for tensor in inputs[:3]]
+    with torch.enable_grad():
+        attended = attend(*states)
+        return [attended.detach(), *torch.autograd.grad(attended, states, inputs[3])]
