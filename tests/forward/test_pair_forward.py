@@ -135,19 +135,22 @@ def test_no_hook_stays_behind(models):
 
 def test_the_head_computes_no_logit_of_prompt_or_padding(models, monkeypatch):
     """Counted in the one place where logits are made."""
-    from counterpoint.forward import token_logps
+    from counterpoint.forward import affine_logps
 
     seen = []
-    original = token_logps._AffineHead.logits
-    monkeypatch.setattr(
-        token_logps._AffineHead,
-        "logits",
-        lambda self, rows: seen.append(len(rows)) or original(self, rows),
-    )
+    original = affine_logps._Columns.tiles
+
+    def counted(columns, hidden, target_ids):
+        for tile in original(columns, hidden, target_ids):
+            seen.append(tile.logits.numel())
+            yield tile
+
+    monkeypatch.setattr(affine_logps._Columns, "tiles", counted)
     pairs = token_pairs()
     model = models("qwen2")
     pair_forward(model, find_head(model), collate_padded(pairs, pad_id=0))
-    assert sum(seen) == sum(len(p.chosen) + len(p.rejected) for p in pairs)
+    targets = sum(len(p.chosen) + len(p.rejected) for p in pairs)
+    assert sum(seen) == targets * model.config.vocab_size
 
 
 @pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral", "gpt_oss"])

@@ -21,11 +21,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.errors import ModelError
-from counterpoint.forward.token_logps import (
-    affine_token_logps,
-    dense_token_logps,
-    module_token_logps,
-)
+from counterpoint.forward.affine_logps import affine_token_logps
+from counterpoint.forward.token_logps import dense_token_logps, module_token_logps
 
 
 @dataclass(frozen=True, slots=True)
