@@ -152,7 +152,7 @@ def _train(words: list[str]) -> None:
 
 def _tokens(words: list[str]) -> None:
     if any(word in ("-h", "--help") for word in words):
-        from counterpoint.cli.token_flags import tokens_help
+        from counterpoint.cli.tokens import tokens_help
 
         sys.stdout.write(tokens_help())
         return

@@ -77,11 +77,11 @@ def read_prompts(
         Prompts in the order in which they first appear. Of a flat table none before the last
         row is read.
     """
-    numbered = iter(enumerate(rows))
-    first = next(numbered, None)
+    rest = enumerate(rows)
+    first = next(rest, None)
     if first is None:
         return
-    numbered = itertools.chain([first], numbered)
+    numbered = itertools.chain([first], rest)
     column = rules.candidates or (None if rules.group else _list_column(first[1]))
     if column is None:
         yield from _read_table(numbered, rules, drop)

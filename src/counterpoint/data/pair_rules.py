@@ -9,6 +9,7 @@ Not here: reading rows (``candidates``), choosing pairs (``scored``).
 from __future__ import annotations
 
 import math
+import re
 import string
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,9 +20,8 @@ from counterpoint.errors import ConfigError
 SELECTS = ("best_worst", "all", "best_random")
 INVALID_ROWS = ("raise", "drop")
 
-PENALTIES = frozenset(
-    ["mqm", "metricx", "ter", "wer", "cer", "ppl", "perplexity"]
-    + ["loss", "nll", "error", "errors", "penalty", "cost", "rank"]
+PENALTY = re.compile(
+    r"mqm|metricx|ter|wer|cer|ppl|perplexity|loss|nll|errors?|penalty|cost|rank", re.IGNORECASE
 )
 """Names of scores that are better when lower; the other way round every pair would be wrong."""
 
@@ -145,7 +145,7 @@ class PairRules:
                 raise ConfigError("CP103", f"{name}={getattr(self, name)!r} should be {what}.")
 
     def _check_direction(self) -> None:
-        if self.lower_is_better is None and self.score.lower() in PENALTIES:
+        if self.lower_is_better is None and PENALTY.fullmatch(self.score):
             raise ConfigError(
                 "CP107",
                 f"lower_is_better is missing: a score called {self.score} is usually a penalty, "

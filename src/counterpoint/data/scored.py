@@ -290,9 +290,7 @@ def candidate_pairs(
     return usable, fates
 
 
-def _ordered(
-    candidates: Sequence[Candidate], first: int, second: int, sign: int
-) -> CandidatePair:
+def _ordered(candidates: Sequence[Candidate], first: int, second: int, sign: int) -> CandidatePair:
     """Two candidates with the better one chosen: marked by a human, else by score."""
     one, other = candidates[first], candidates[second]
     gap = sign * (one.score - other.score)
