@@ -103,7 +103,7 @@ def _taken(rest: list[str], flag: Flag, written: str) -> Given:
     several: list[Given] = []
     while rest and not rest[0].startswith("--"):
         several.append(Scalar(rest.pop(0)))
-    return several
+    return several[0] if len(several) == 1 else several
 
 
 def refuse_others(words: list[str], flags: Mapping[str, Flag], command: str) -> None:

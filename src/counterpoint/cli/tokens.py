@@ -34,7 +34,7 @@ the options of counterpoint train; needs data and a tokenizer, no weights.
 
 examples:
   counterpoint tokens run.yaml --row 17
-  counterpoint tokens --tokenizer Qwen/Qwen2.5-0.5B --dataset pairs.jsonl --row 0 1 2
+  counterpoint tokens --tokenizer Qwen/Qwen2.5-0.5B --dataset pairs.jsonl
 
 options beside those of train:
 """

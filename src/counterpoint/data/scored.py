@@ -272,30 +272,28 @@ def candidate_pairs(
         The usable ones in order of appearance, and all by ``FATES``.
     """
     texts = [folded(candidate.text) for candidate in candidates]
-    marked = any(candidate.preferred for candidate in candidates)
+    scores = [rules.sign * candidate.score for candidate in candidates]
+    marks = [candidate.preferred for candidate in candidates]
+    any_marks = any(marks)
     usable, fates = [], Counter[str]()
     for first, second in itertools.combinations(range(len(candidates)), 2):
-        pair = _ordered(candidates, first, second, rules.sign)
-        if marked and candidates[first].preferred == candidates[second].preferred:
-            fates["overruled"] += 1
-        elif not marked and pair.gap == 0:
-            fates["tied"] += 1
-        elif not marked and pair.gap < rules.min_gap:
-            fates["narrow"] += 1
+        gap = scores[first] - scores[second]
+        decided = marks[first] != marks[second]
+        right = marks[first] if decided else gap >= 0
+        if any_marks and not decided:
+            fate = "overruled"
+        elif not decided and gap == 0:
+            fate = "tied"
+        elif not decided and abs(gap) < rules.min_gap:
+            fate = "narrow"
         elif texts[first] == texts[second]:
-            fates["same_text"] += 1
+            fate = "same_text"
         else:
-            fates["usable"] += 1
-            usable.append(pair)
+            fate = "usable"
+            ends = (first, second, gap) if right else (second, first, -gap)
+            usable.append(CandidatePair(*ends))
+        fates[fate] += 1
     return usable, fates
-
-
-def _ordered(candidates: Sequence[Candidate], first: int, second: int, sign: int) -> CandidatePair:
-    """Two candidates with the better one chosen: marked by a human, else by score."""
-    one, other = candidates[first], candidates[second]
-    gap = sign * (one.score - other.score)
-    right = one.preferred if one.preferred != other.preferred else gap >= 0
-    return CandidatePair(first, second, gap) if right else CandidatePair(second, first, -gap)
 
 
 def select(
@@ -348,14 +346,10 @@ def _count_taken(
     taken: Sequence[CandidatePair], candidates: Sequence[Candidate], counts: ScoredCounts
 ) -> None:
     counts.pairs += len(taken)
-    texts = Counter(
-        (folded(candidates[pair.chosen].text), folded(candidates[pair.rejected].text))
-        for pair in taken
-    )
-    counts.repeated += len(taken) - len(texts)
-    counts.contradicted += sum(
-        n for (chosen, rejected), n in texts.items() if (rejected, chosen) in texts
-    )
+    texts = [folded(candidate.text) for candidate in candidates]
+    made = Counter((texts[pair.chosen], texts[pair.rejected]) for pair in taken)
+    counts.repeated += len(taken) - len(made)
+    counts.contradicted += sum(n for pair, n in made.items() if pair[::-1] in made)
     for pair in taken:
         counts.human += candidates[pair.chosen].preferred
         counts.against_scores += pair.gap <= 0
