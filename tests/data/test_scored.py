@@ -273,6 +273,7 @@ BAD_ROWS: dict[str, tuple[Rows, str, str]] = {
     "null prompt": ([ABC, {**ABC, "prompt": None}], "CP202", "row 1, field prompt: is null"),
     "no list": ([ABC, {"prompt": "p"}], "CP201", "row 1, field candidates: is missing"),
     "not a list": ([ABC, {**ABC, "candidates": "x"}], "CP202", "field candidates: is of type str"),
+    "null list": ([{**ABC, "candidates": None}], "CP202", "field candidates: is of type NoneType"),
     "not an object": (
         [{**ABC, "candidates": [*ABC["candidates"], 3]}],
         "CP202",

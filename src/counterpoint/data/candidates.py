@@ -99,7 +99,9 @@ def read_prompts(
 
 
 def _list_column(raw: Mapping[str, Any]) -> str | None:
-    return next((name for name in LISTS if isinstance(raw.get(name), list | tuple)), None)
+    # null is a list that is missing; text or a number is another column of that name
+    listed = (list, tuple, Mapping, type(None))
+    return next((name for name in LISTS if name in raw and isinstance(raw[name], listed)), None)
 
 
 def _try(
