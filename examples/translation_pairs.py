@@ -12,7 +12,8 @@ better):
 As in the paper's recipe (arXiv:2401.08417) the middle is dropped. A segment gives no pair if its
 best and worst penalty are equal, or if both belong to the same text: there is nothing to prefer.
 
-Not here: several pairs a segment, a least gap between them.
+Not here: writing the file without a line of Python, which ``counterpoint pairs`` does; several
+pairs a segment, a least gap, a human's judgement, which are fields of ``PairRules``.
 """
 
 import gzip
@@ -20,34 +21,32 @@ import json
 import sys
 from pathlib import Path
 
+from counterpoint import PairRules, pairs_from_scored
+
 NAMES = {"zh": "Chinese", "en": "English", "de": "German", "ru": "Russian", "cs": "Czech"}
 
-
-def best_and_worst(segment):
-    """One pair, or None where nothing is to be preferred."""
-    ranked = sorted(segment["candidates"], key=lambda candidate: candidate["mqm"])
-    best, worst = ranked[0], ranked[-1]
-    if best["mqm"] == worst["mqm"] or best["text"].split() == worst["text"].split():
-        return None
-    source, target = (NAMES.get(segment[key], segment[key]) for key in LANGUAGES)
-    return {
-        "prompt": f"Translate from {source} to {target}.\n{source}: {segment['source']}\n{target}:",
-        "chosen": f" {best['text']}",
-        "rejected": f" {worst['text']}",
-    }
+RULES = PairRules(
+    score="mqm",
+    lower_is_better=True,
+    prompt_template="Translate from {from} to {to}.\n{from}: {source}\n{to}:",
+    completion_prefix=" ",
+)
 
 
-LANGUAGES = ("source_lang", "target_lang")
+def with_names(segment):
+    """A segment with its languages by the names that the prompt calls them."""
+    source, target = (NAMES.get(segment[f"{side}_lang"]) for side in ("source", "target"))
+    return {**segment, "from": source, "to": target}
 
 
 def main(scored, pairs):
     opened = gzip.open if scored.endswith(".gz") else open
     with opened(scored, "rt", encoding="utf-8") as lines:
-        made = [best_and_worst(json.loads(line)) for line in lines]
-    kept = [pair for pair in made if pair is not None]
-    text = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in kept)
+        segments = (with_names(json.loads(line)) for line in lines)
+        made = pairs_from_scored(segments, RULES, name=Path(scored).name)
+    text = "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in made.pairs)
     Path(pairs).write_text(text, encoding="utf-8")
-    print(f"{len(kept)} pairs written to {pairs}; {len(made) - len(kept)} segments without a pair")
+    print(made.counts.summary())
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from counterpoint._version import __version__
 
 if TYPE_CHECKING:
     from counterpoint.config import CPOConfig
+    from counterpoint.data.pair_rules import PairRules
+    from counterpoint.data.scored import pairs_from_scored
     from counterpoint.errors import (
         ConfigError,
         CounterpointError,
@@ -31,8 +33,10 @@ __all__ = [
     "DataError",
     "ModelError",
     "NonFiniteError",
+    "PairRules",
     "SetupError",
     "__version__",
+    "pairs_from_scored",
 ]
 
 _HOMES = {
@@ -43,7 +47,9 @@ _HOMES = {
     "DataError": "counterpoint.errors",
     "ModelError": "counterpoint.errors",
     "NonFiniteError": "counterpoint.errors",
+    "PairRules": "counterpoint.data.pair_rules",
     "SetupError": "counterpoint.errors",
+    "pairs_from_scored": "counterpoint.data.scored",
 }
 
 

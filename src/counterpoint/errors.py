@@ -37,6 +37,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP212": "a weight or margin that is not a usable number",
         "CP213": "a chat template that fails on a row",
         "CP214": "a completion without a token that a prompt token predicts",
+        "CP215": "a candidate's score that is not a usable number",
         # 3: model and tokenizer
         "CP301": "a model or tokenizer that cannot be loaded",
         "CP302": "a tokenizer without an end-of-sequence token",
@@ -52,6 +53,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP502": "a package that is not installed",
         "CP503": "a way of launching that would change the result",
         "CP504": "a folder that already holds a different run",
+        "CP506": "an output file that is there already",
     }
 )
 

@@ -64,7 +64,7 @@ def check_writable(folder: str | Path) -> None:
     except OSError as error:
         raise SetupError(
             "CP501",
-            f"{path} cannot be written: {error.strerror or error}. Choose another output_dir.",
+            f"{path} cannot be written: {error.strerror or error}. Choose another folder.",
         ) from error
 
 

@@ -63,7 +63,15 @@ def test_python_m_counterpoint_is_the_command() -> None:
 def test_the_help_names_commands_examples_and_exit_codes(command: Command) -> None:
     said = command("--help")
     assert said.code == 0
-    for part in ("train [CONFIG.yaml]", "quickstart", "examples:", "exit codes:", "130"):
+    for part in (
+        "train [CONFIG.yaml]",
+        "tokens",
+        "pairs",
+        "quickstart",
+        "examples:",
+        "exit codes:",
+        "130",
+    ):
         assert part in said.out
 
 

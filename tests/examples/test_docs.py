@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
+from counterpoint import PairRules, pairs_from_scored
+from counterpoint.cli.token_view import draw
+from counterpoint.data.encode import Limits
 from counterpoint.data.formats import to_preference_row
+from counterpoint.data.row_tokens import tokens_of_row
+from counterpoint.data.tokenize import PairTokenizer
 from counterpoint.data.truncate import truncate
 from counterpoint.losses.objective import Objective
 
@@ -31,6 +38,30 @@ def test_every_row_shown_is_a_pair(line: str):
     row = to_preference_row(json.loads(line), 0)
     assert row.prompt != ""
     assert row.chosen != row.rejected
+
+
+def test_the_scored_rows_shown_are_one_preference_in_three_shapes():
+    nested, beside, *flat = map(json.loads, blocks(DATA, "jsonl")[0].splitlines())
+    for rows in ([nested], [beside], flat):
+        pair = pairs_from_scored(rows).pairs[0]
+        assert (pair["prompt"], pair["chosen"], pair["rejected"]) == ("2 + 2 =", " 4", " 5")
+
+
+def test_the_account_of_scored_translations_is_what_the_builder_says(real_data: Path):
+    rules = PairRules(
+        score="mqm", lower_is_better=True, prompt_template="{source}", select="all", min_gap=5.0
+    )
+    name = "ted-mqm-zhen-scored.jsonl.gz"
+    with gzip.open(real_data / name, "rt", encoding="utf-8") as lines:
+        made = pairs_from_scored(map(json.loads, lines), rules, name=name)
+    assert made.counts.summary() in blocks(DATA, "text")
+
+
+def test_the_tokens_shown_are_what_the_command_draws(gpt2_tokenizer: PreTrainedTokenizerFast):
+    raw = {"prompt": "What is 2 and 2?", "chosen": " It is 4.", "rejected": " 2, I am."}
+    limits = Limits(max_completion_length=3)
+    tokens = tokens_of_row(raw, 1, PairTokenizer(gpt2_tokenizer), limits)
+    assert draw(tokens, name="pairs.jsonl") in blocks(DATA, "text")
 
 
 def test_the_worked_cuts_are_what_truncation_does():

@@ -54,15 +54,27 @@ def test_named_streams_are_evaluated_apart(tmp_path: Path):
     assert {"eval small", "eval large"} <= counts.keys()
 
 
-def test_the_best_translation_is_chosen_and_the_worst_rejected():
-    pair = load("translation_pairs")["best_and_worst"](
-        segment(("so so", 3.0), ("Hello", 0.0), ("Bye", 9.5))
-    )
-    assert pair == {
-        "prompt": "Translate from Chinese to English.\nChinese: 你好\nEnglish:",
-        "chosen": " Hello",
-        "rejected": " Bye",
-    }
+def translated(folder: Path, *segments: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the example writes for these segments."""
+    scored, pairs = folder / "scored.jsonl.gz", folder / "pairs.jsonl"
+    with gzip.open(scored, "wt", encoding="utf-8") as file:
+        file.writelines(f"{json.dumps(each)}\n" for each in segments)
+    load("translation_pairs")["main"](str(scored), str(pairs))
+    return [json.loads(line) for line in pairs.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_best_translation_is_chosen_and_the_worst_rejected(tmp_path: Path):
+    pairs = translated(tmp_path, segment(("so so", 3.0), ("Hello", 0.0), ("Bye", 9.5)))
+    assert pairs == [
+        {
+            "prompt": "Translate from Chinese to English.\nChinese: 你好\nEnglish:",
+            "chosen": " Hello",
+            "rejected": " Bye",
+            "score_gap": 9.5,
+            "chosen_score": 0.0,
+            "rejected_score": 9.5,
+        }
+    ]
 
 
 @pytest.mark.parametrize(
@@ -70,18 +82,9 @@ def test_the_best_translation_is_chosen_and_the_worst_rejected():
     [[("Hi", 1.0), ("Hello", 1.0)], [("Hello there", 0.0), ("Hello  there ", 5.0)]],
     ids=["a tie", "one text"],
 )
-def test_a_segment_without_a_preference_gives_no_pair(candidates):
-    assert load("translation_pairs")["best_and_worst"](segment(*candidates)) is None
-
-
-def test_pairs_are_written_as_lines_that_the_command_reads(tmp_path: Path):
-    scored, pairs = tmp_path / "scored.jsonl.gz", tmp_path / "pairs.jsonl"
-    with gzip.open(scored, "wt") as file:
-        for row in (segment(("a", 0.0), ("b", 1.0)), segment(("a", 1.0), ("b", 1.0))):
-            file.write(json.dumps(row) + "\n")
-    load("translation_pairs")["main"](str(scored), str(pairs))
-    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
-    assert [(row["chosen"], row["rejected"]) for row in rows] == [(" a", " b")]
+def test_a_segment_without_a_preference_gives_no_pair(tmp_path: Path, candidates):
+    pairs = translated(tmp_path, segment(*candidates), segment(("a", 0.0), ("b", 1.0)))
+    assert [(pair["chosen"], pair["rejected"]) for pair in pairs] == [(" a", " b")]
 
 
 def test_real_scored_translations_give_a_pair_for_most_segments(real_data: Path, tmp_path: Path):
@@ -89,5 +92,6 @@ def test_real_scored_translations_give_a_pair_for_most_segments(real_data: Path,
     scored = real_data / "ted-mqm-zhen-scored.jsonl.gz"
     load("translation_pairs")["main"](str(scored), str(pairs))
     rows = [json.loads(line) for line in pairs.read_text(encoding="utf-8").splitlines()]
-    assert len(rows) == 483
+    # of 529, 22 have but one score; in all others some best and some worst differ in text
+    assert len(rows) == 507
     assert all(row["chosen"] != row["rejected"] for row in rows)

@@ -79,8 +79,10 @@ def test_the_public_names_are_these_and_are_listed() -> None:
         "DataError",
         "ModelError",
         "NonFiniteError",
+        "PairRules",
         "SetupError",
         "__version__",
+        "pairs_from_scored",
     ]
     assert dir(counterpoint) == sorted(counterpoint.__all__)
 

@@ -28,6 +28,10 @@ Train language models on preference pairs: CPO, SimPO and their relatives.
 commands:
   train [CONFIG.yaml] [--option value ...]
                  train a model; counterpoint train --help lists the options
+  tokens [CONFIG.yaml] [--row N ...] [--option value ...]
+                 show rows as they are trained: tokens, boundary, cuts, what carries loss
+  pairs SCORED ... --out PAIRS.jsonl [--option value ...]
+                 make preference pairs of scored candidates
   quickstart [--output_dir DIR] [--seed N]
                  train a tiny translation model in about a minute: no network, no GPU
 
@@ -113,10 +117,15 @@ def _dispatch(words: list[str]) -> int:
     if first == "--version":
         sys.stdout.write(f"counterpoint {__version__}\n")
         return DONE
-    commands: dict[str, Callable[[list[str]], None]] = {"train": _train, "quickstart": _quickstart}
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "train": _train,
+        "tokens": _tokens,
+        "pairs": _pairs,
+        "quickstart": _quickstart,
+    }
     if first not in commands:
         near = get_close_matches(first, commands, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {' and '.join(commands)}."
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(commands)}."
         raise ConfigError("CP101", f"{first} is no command; {hint} See counterpoint --help.")
     commands[first](rest)
     return DONE
@@ -143,6 +152,26 @@ def _train(words: list[str]) -> None:
     from counterpoint.cli.train import train
 
     train(request)
+
+
+def _tokens(words: list[str]) -> None:
+    if any(word in ("-h", "--help") for word in words):
+        from counterpoint.cli.tokens import tokens_help
+
+        sys.stdout.write(tokens_help())
+        return
+    from counterpoint.cli.tokens import tokens
+
+    tokens(words)
+
+
+def _pairs(words: list[str]) -> None:
+    from counterpoint.cli.pairs import pairs, pairs_help
+
+    if any(word in ("-h", "--help") for word in words):
+        sys.stdout.write(pairs_help())
+        return
+    pairs(words)
 
 
 def _quickstart(words: list[str]) -> None:

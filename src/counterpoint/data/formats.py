@@ -138,7 +138,7 @@ def _renaming(seen: list[str]) -> str:
     if {"completion", "label"} <= set(seen):
         return " Rows of completion + label are unpaired; pair them by prompt first."
     if {"candidates", "responses", "completions"} & set(seen):
-        return " Turn each row's candidates into a chosen and a rejected one first."
+        return " Turn each row's candidates into pairs first: counterpoint pairs does that."
     return ""
 
 

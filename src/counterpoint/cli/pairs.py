@@ -1,0 +1,125 @@
+"""``counterpoint pairs``: scored candidates from files or the hub to a file of pairs.
+
+Nothing is written before every row is read and found sound.
+
+Not here: which candidates become pairs (``data.scored``).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from counterpoint.cli.flags import flags_help, flags_of, refuse_others, take_flags
+from counterpoint.data.pair_rules import PairRules
+from counterpoint.errors import ConfigError
+
+USAGE = """\
+usage: counterpoint pairs SCORED ... --out PAIRS.jsonl [--option value ...]
+
+Makes preference pairs of scored candidates: files (.jsonl, .json, .csv, .tsv,
+.parquet, also .gz), a folder or a hub id, each row a prompt with a list of
+candidates, or each a candidate. What became of every row and every two
+candidates is said on standard error. In prompt_template and completion_prefix
+\\n is a line break, \\t a tab and \\\\ a backslash.
+
+examples:
+  counterpoint pairs scored.jsonl.gz --out pairs.jsonl --score mqm \\
+      --lower_is_better --prompt_template 'Into English: {source}\\n' --min_gap 5
+  counterpoint train --model Qwen/Qwen2.5-0.5B --dataset pairs.jsonl
+
+options:
+"""
+
+_ESCAPES = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
+
+
+@dataclass(frozen=True, slots=True)
+class PairsOptions:
+    """What the command takes beside ``PairRules``; every field's help states its meaning."""
+
+    out: str | None = field(
+        default=None,
+        metadata={
+            "help": "Required. File to write: .jsonl, .jsonl.gz or .parquet; written whole or not "
+            "at all."
+        },
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "Replace the file if it is there already."}
+    )
+    split: str | None = field(
+        default=None, metadata={"help": "Split to read; null: train, or the only one there is."}
+    )
+    json: bool = field(
+        default=False,
+        metadata={"help": "Write the summary as a JSON object to standard output instead."},
+    )
+
+
+def pairs_help(width: int | None = None) -> str:
+    """The text of ``counterpoint pairs --help``."""
+    return f"{USAGE}{flags_help(flags_of(PairsOptions, PairRules), width)}\n"
+
+
+def pairs(words: list[str]) -> None:
+    """Make the pairs that a command line asks for.
+
+    Args:
+        words: what follows ``counterpoint pairs``.
+
+    Raises:
+        CounterpointError: with the code of what cannot be done; then nothing is written.
+    """
+    sources, options, rules = _read_words(words)
+    # slow to import, and so after what the words alone can tell
+    from counterpoint.data.saving import check_target, write_rows
+    from counterpoint.data.scored import pairs_from_scored
+    from counterpoint.data.sources import load, pick_split
+
+    out = Path(str(options.out)).expanduser()
+    check_target(out, overwrite=options.overwrite)
+    if any(Path(source).exists() and out.exists() and out.samefile(source) for source in sources):
+        raise ConfigError("CP104", f"{out} is the file to read; name another one with --out.")
+    one = sources[0] if len(sources) == 1 else sources
+    rows = pick_split(load(one, split=options.split, streaming=True))
+    made = pairs_from_scored(rows, rules, name=" ".join(Path(s).name for s in sources))
+    write_rows(made.pairs, out)
+    if options.json:
+        told = json.dumps({**made.counts.as_dict(), "out": str(out)}, ensure_ascii=False)
+        sys.stdout.write(f"{told}\n")
+    else:
+        sys.stderr.write(f"{made.counts.summary()}\nwritten to {out}\n")
+
+
+def _read_words(words: list[str]) -> tuple[list[str], PairsOptions, PairRules]:
+    flags = flags_of(PairsOptions, PairRules)
+    values, sources = take_flags(words, flags)
+    refuse_others(sources, flags, "pairs")
+    missing = [
+        what
+        for what, given in (
+            ("the file to read (counterpoint pairs SCORED.jsonl)", sources),
+            ("out (--out PAIRS.jsonl)", values.get("out")),
+        )
+        if not given
+    ]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise ConfigError("CP107", f"{' and '.join(missing)} {verb} missing.")
+    for name in ("prompt_template", "completion_prefix"):
+        if values.get(name):
+            values[name] = _unescaped(values[name])
+    own = {field.name for field in fields(PairsOptions)}
+    chosen: dict[str, Any] = {name: v for name, v in values.items() if name in own}
+    rest = {name: v for name, v in values.items() if name not in own}
+    return sources, PairsOptions(**chosen), PairRules(**rest)
+
+
+def _unescaped(text: str) -> str:
+    r"""Text with ``\n``, ``\t`` and ``\\`` as the characters they stand for in a shell's word."""
+    return re.sub(r"\\[nt\\]", lambda found: _ESCAPES[found[0]], text)

@@ -1,0 +1,186 @@
+"""``counterpoint tokens``: rows of a run's data as they would be trained, token by token.
+
+It takes the options of ``train`` and needs data and a tokenizer, but no weights.
+
+Not here: which token is what (``data.row_tokens``), how it is drawn (``token_view``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from counterpoint.cli.flags import flags_help, flags_of, take_flags
+from counterpoint.cli.manners import quiet_bars
+from counterpoint.cli.token_view import BAR, LEGEND, PART_OF_CHARACTER, draw
+from counterpoint.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+    from counterpoint.cli.settings import Request
+
+USAGE = """\
+usage: counterpoint tokens [CONFIG.yaml] [--row N ...] [--option value ...]
+
+Shows rows of the data set as they are trained: prompt, chosen and rejected as
+tokens, special tokens, the boundary, what was cut and what carries loss. Takes
+the options of counterpoint train; needs data and a tokenizer, no weights.
+
+examples:
+  counterpoint tokens run.yaml --row 17
+  counterpoint tokens --tokenizer Qwen/Qwen2.5-0.5B --dataset pairs.jsonl
+
+options beside those of train:
+"""
+
+WIDEST = 110
+
+
+@dataclass(frozen=True, slots=True)
+class TokensOptions:
+    """What the command takes beside ``train``'s options; every field's help is its meaning."""
+
+    row: list[int] = field(
+        default_factory=lambda: [0],
+        metadata={"help": "Rows to show, numbered from 0 as in every message."},
+    )
+    json: bool = field(
+        default=False, metadata={"help": "One JSON object a row and line instead of a drawing."}
+    )
+    color: str = field(
+        default="auto",
+        metadata={
+            "help": "Colour by role. auto: on a terminal, unless NO_COLOR is set.",
+            "choices": ("auto", "always", "never"),
+        },
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse rows that no data set has."""
+        below = [row for row in self.row if row < 0]
+        if below or not self.row:
+            raise ConfigError("CP103", f"row={below or self.row} should be numbers from 0.")
+
+
+def tokens_help(width: int | None = None) -> str:
+    """The text of ``counterpoint tokens --help``."""
+    return f"{USAGE}{flags_help(flags_of(TokensOptions), width)}\n"
+
+
+def tokens(words: list[str]) -> None:
+    """Show the rows that a command line asks for.
+
+    Args:
+        words: what follows ``counterpoint tokens``.
+
+    Raises:
+        CounterpointError: with the code of what cannot be done, a refused row's own included.
+    """
+    values, others = take_flags(words, flags_of(TokensOptions))
+    options = TokensOptions(**values)
+    # slow to import, and so after what the words alone can tell
+    from counterpoint.cli.settings import read_request, read_values
+
+    given = read_values(others)
+    if given.get("tokenizer") and not given.get("model"):
+        others += ["--model", str(given["tokenizer"])]  # the model is not looked at
+    _show(read_request(others), options)
+
+
+def _show(request: Request, options: TokensOptions) -> None:
+    from counterpoint.data import formats
+    from counterpoint.data.row_tokens import tokens_of_row
+    from counterpoint.data.sources import load, pick_split
+    from counterpoint.data.tokenize import PairTokenizer
+    from counterpoint.trainer.feed import Feed
+
+    quiet_bars()
+    run, tokenizer = request.run, _tokenizer(request)
+    limits, pair_tokenizer = (
+        Feed(request.config, tokenizer).options.limits,
+        PairTokenizer(tokenizer),
+    )
+    sources: Any = run.dataset[0] if len(run.dataset) == 1 else run.dataset
+    name = " ".join(run.dataset)
+    rows = pick_split(load(sources, split=run.dataset_split, streaming=run.streaming))
+    if rows.column_names is not None:
+        formats.check_columns(rows.column_names, name=name)
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    for raw, row in _picked(rows, options.row, name):
+        try:
+            found = tokens_of_row(raw, row, pair_tokenizer, limits)
+        except DataError as error:
+            raise DataError(error.code, f"{name}, {error.message}") from error
+        if options.json:
+            _write(json.dumps({"data": name, **found.as_dict()}, ensure_ascii=False))
+        else:
+            _write(f"{draw(found, name=name, width=width, color=_colored(options.color))}\n")
+    if not options.json:
+        _write(LEGEND)
+
+
+def _tokenizer(request: Request) -> Any:
+    from counterpoint.trainer.loading import load_tokenizer
+
+    run, config = request.run, request.config
+    if config.hub_token:
+        os.environ["HF_TOKEN"] = config.hub_token
+    if run.revision:
+        config.model_init_kwargs = {"revision": run.revision}
+    return load_tokenizer(
+        run.tokenizer or str(run.model),
+        config,
+        of_model=run.tokenizer is None,
+        chat_template=run.chat_template,
+    )
+
+
+def _picked(
+    rows: Dataset | IterableDataset, wanted: list[int], name: str
+) -> Iterator[tuple[Any, int]]:
+    """The wanted rows in the wanted order; a stream is read up to the last of them."""
+    if hasattr(rows, "__len__"):
+        _check_rows(wanted, len(rows), name)
+        yield from ((rows[row], row) for row in wanted)
+        return
+    last, found, seen = max(wanted), {}, 0
+    for row, raw in enumerate(rows):
+        seen = row + 1
+        if row in wanted:
+            found[row] = raw
+        if row == last:
+            break
+    _check_rows(wanted, seen, name)
+    yield from ((found[row], row) for row in wanted)
+
+
+def _check_rows(wanted: list[int], length: int, name: str) -> None:
+    beyond = [row for row in wanted if row >= length]
+    if beyond:
+        raise ConfigError(
+            "CP103", f"row={beyond[0]} should be below {length:,}: {name} has {length:,} rows."
+        )
+
+
+def _colored(color: str) -> bool:
+    if color != "auto":
+        return color == "always"
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return sys.stdout.isatty() and not plain
+
+
+def _write(text: str) -> None:
+    """A line on standard output, whatever characters it can show."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        plain = text.replace(BAR, "|").replace(PART_OF_CHARACTER, "~")
+        text = plain.encode(encoding, errors="backslashreplace").decode(encoding)
+    sys.stdout.write(f"{text}\n")

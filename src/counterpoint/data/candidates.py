@@ -1,0 +1,298 @@
+"""Rows with scored candidates, in any of three shapes, become ``ScoredPrompt``.
+
+1. a list of objects in a row: ``{"prompt", "candidates": [{"text", "score"}, ...]}``;
+2. lists side by side: ``{"prompt", "responses": [...], "score": [...]}``;
+3. a flat table, each row a candidate, those of one prompt anywhere in it.
+
+Not here: which candidates become pairs (``scored``), files (``sources``).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+from counterpoint.data.cells import fail, read_text
+from counterpoint.data.pair_rules import PairRules, template_parts
+from counterpoint.errors import DataError
+from counterpoint.records import Text
+
+LISTS = ("candidates", "completions", "responses")
+"""Columns that hold a row's candidates where no name is given."""
+
+TEXTS = ("text", "completion", "response", "output", "translation")
+"""Fields that hold a candidate's text where no name is given."""
+
+YES, NO = ("true", "yes", "1"), ("false", "no", "0", "")
+
+Given = ParamSpec("Given")
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One completion of a prompt.
+
+    Args:
+        text: not blank; a string or messages.
+        score: as given, finite.
+        preferred: whether a human marked it.
+    """
+
+    text: Text
+    score: float
+    preferred: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPrompt:
+    """A prompt with its candidates.
+
+    Args:
+        prompt: a string or messages.
+        candidates: in the order in which they were read.
+        kept: columns to copy to the pairs.
+    """
+
+    prompt: Text
+    candidates: tuple[Candidate, ...]
+    kept: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_prompts(
+    rows: Iterable[Mapping[str, Any]], rules: PairRules, drop: Callable[[DataError], None]
+) -> Iterator[ScoredPrompt]:
+    """Read rows of any of the three shapes; the first row decides which it is.
+
+    Args:
+        rows: raw rows, numbered from 0 in every error.
+        rules: names of columns and fields.
+        drop: told of every row or candidate that cannot be used; it may raise.
+
+    Yields:
+        Prompts in the order in which they first appear. Of a flat table none before the last
+        row is read.
+    """
+    rest = enumerate(rows)
+    first = next(rest, None)
+    if first is None:
+        return
+    numbered = itertools.chain([first], rest)
+    column = rules.candidates or (None if rules.group else _list_column(first[1]))
+    if column is None:
+        yield from _read_table(numbered, rules, drop)
+        return
+    for row, raw in numbered:
+        parts = _try(drop, _parts, raw, row, column, rules)
+        if parts is None:
+            continue
+        prompt, kept, listed = parts
+        read = (
+            _try(drop, _candidate, one, row, f"{column}[{n}]", rules)
+            for n, one in enumerate(listed)
+        )
+        yield ScoredPrompt(prompt, tuple(one for one in read if one is not None), kept)
+
+
+def _list_column(raw: Mapping[str, Any]) -> str | None:
+    # null is a list that is missing; text or a number is another column of that name
+    listed = (list, tuple, Mapping, type(None))
+    return next((name for name in LISTS if name in raw and isinstance(raw[name], listed)), None)
+
+
+def _try(
+    drop: Callable[[DataError], None],
+    read: Callable[Given, Read],
+    *args: Given.args,
+    **kwargs: Given.kwargs,
+) -> Read | None:
+    """What is read, or None where it cannot be used."""
+    try:
+        return read(*args, **kwargs)
+    except DataError as error:
+        drop(error)
+        return None
+
+
+# A row with a list
+
+
+def _parts(
+    raw: Mapping[str, Any], row: int, column: str, rules: PairRules
+) -> tuple[Text, dict[str, Any], list[Any]]:
+    """Prompt, kept columns and candidates as they are listed."""
+    prompt, kept = _prompt(raw, row, rules), _kept(raw, row, rules)
+    if column not in raw:
+        _missing(raw, row, column, "candidates")
+    listed = raw[column]
+    if not isinstance(listed, list | tuple):
+        kind = type(listed).__name__
+        fail("CP202", row, column, f"is of type {kind}; expected a list of candidates.")
+    beside = bool(listed) and not isinstance(listed[0], Mapping)
+    return prompt, kept, _beside(raw, row, column, rules) if beside else list(listed)
+
+
+def _beside(
+    raw: Mapping[str, Any], row: int, column: str, rules: PairRules
+) -> list[dict[str, Any]]:
+    """Lists side by side as a list of objects."""
+    texts = raw[column]
+    fields: list[dict[str, Any]] = [{rules.text or TEXTS[0]: text} for text in texts]
+    for name in filter(None, (rules.score, rules.preferred)):
+        if name not in raw:
+            _missing(raw, row, name, "score" if name == rules.score else "preferred")
+        values = raw[name]
+        if not isinstance(values, list | tuple) or len(values) != len(texts):
+            seen = f"{len(values)} entries" if isinstance(values, list | tuple) else repr(values)
+            fail("CP202", row, name, f"is {seen}; expected a list of {len(texts)}, as {column}.")
+        for one, value in zip(fields, values, strict=True):
+            one[name] = value
+    return fields
+
+
+# A flat table
+
+
+def _read_table(
+    numbered: Iterable[tuple[int, Mapping[str, Any]]],
+    rules: PairRules,
+    drop: Callable[[DataError], None],
+) -> Iterator[ScoredPrompt]:
+    groups: dict[str, tuple[Text, Mapping[str, Any], list[Candidate]]] = {}
+
+    def add(row: int, raw: Mapping[str, Any]) -> None:
+        prompt = _prompt(raw, row, rules)
+        candidate, kept = _candidate(raw, row, "", rules), _kept(raw, row, rules)
+        key = json.dumps(prompt if rules.group is None else _cell(raw, row, rules.group, "group"))
+        of_group, _, candidates = groups.setdefault(key, (prompt, kept, []))
+        if of_group != prompt:
+            fail(
+                "CP206",
+                row,
+                str(rules.group),
+                f"is {key}, as in an earlier row with another prompt; the candidates of a group "
+                "should answer one prompt.",
+            )
+        candidates.append(candidate)
+
+    for row, raw in numbered:
+        _try(drop, add, row, raw)
+    for prompt, kept, candidates in groups.values():
+        yield ScoredPrompt(prompt, tuple(candidates), kept)
+
+
+# Cells
+
+
+def _candidate(fields: Any, row: int, place: str, rules: PairRules) -> Candidate:
+    def path(name: str) -> str:
+        return f"{place}.{name}" if place else name
+
+    if not isinstance(fields, Mapping):
+        kind = type(fields).__name__
+        fail("CP202", row, place, f"is of type {kind}; expected an object with text and score.")
+    name = rules.text or next((name for name in TEXTS if name in fields), None)
+    if name is None or name not in fields:
+        _missing(fields, row, path(name or TEXTS[0]), "text")
+    text = _text(fields[name], row, path(name))
+    if isinstance(text, str) and not text.strip():
+        fail("CP203", row, path(name), "is blank. Remove the candidate.")
+    if rules.completion_prefix and not isinstance(text, str):
+        fail("CP202", row, path(name), "holds messages; completion_prefix goes before text only.")
+    if rules.score not in fields:
+        _missing(fields, row, path(rules.score), "score")
+    score = _number(fields[rules.score], row, path(rules.score))
+    mark = fields.get(rules.preferred) if rules.preferred else False
+    return Candidate(text, score, _mark(mark, row, path(str(rules.preferred))))
+
+
+def _number(value: Any, row: int, place: str) -> float:
+    """A finite number, or one that a cell of CSV spells."""
+    number = value
+    if isinstance(value, str) and "_" not in value:
+        try:
+            number = float(value)
+        except ValueError:
+            number = None
+    usable = isinstance(number, int | float) and not isinstance(number, bool)
+    if not usable or not math.isfinite(number):
+        fail("CP215", row, place, f"is {value!r}; expected a finite number.")
+    return float(number)
+
+
+def _mark(value: Any, row: int, place: str) -> bool:
+    word = str(value).strip().lower()
+    if value is None or word in NO:
+        return False
+    if word in YES:
+        return True
+    fail("CP202", row, place, f"is {value!r}; expected true or false.")
+
+
+def _text(value: Any, row: int, place: str) -> Text:
+    text = read_text(value, row, place)
+    _check_unicode(text, row, place)
+    return text
+
+
+def _check_unicode(text: Text, row: int, place: str) -> None:
+    """JSON can spell half a surrogate pair; no file of pairs could hold it."""
+    try:
+        json.dumps(text, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        fail("CP202", row, place, f"holds {half}, half of a character. Remove it.")
+
+
+def _prompt(raw: Mapping[str, Any], row: int, rules: PairRules) -> Text:
+    if rules.prompt_template is not None:
+        return _rendered(raw, row, rules.prompt_template)
+    if rules.prompt not in raw:
+        columns = ", ".join(map(str, raw)) or "none"
+        raise DataError(
+            "CP201",
+            f"row {row} has no column {rules.prompt}; it has {columns}. Name one with prompt, or "
+            "write one with prompt_template, as in 'Translate: {source}'.",
+        )
+    return _text(raw[rules.prompt], row, rules.prompt)
+
+
+def _rendered(raw: Mapping[str, Any], row: int, template: str) -> str:
+    words = []
+    for literal, name in template_parts(template):
+        words.append(literal)
+        if name is None:
+            continue
+        value = _cell(raw, row, name, "prompt_template")
+        if not isinstance(value, str | int | float):
+            kind = type(value).__name__
+            fail("CP202", row, name, f"is of type {kind}; prompt_template takes texts and numbers.")
+        words.append(str(value))
+    text = "".join(words)
+    _check_unicode(text, row, "prompt_template")
+    return text
+
+
+def _kept(raw: Mapping[str, Any], row: int, rules: PairRules) -> dict[str, Any]:
+    for name in rules.keep:
+        if name not in raw:
+            _missing(raw, row, name, "keep")
+    return {name: raw[name] for name in rules.keep}
+
+
+def _cell(raw: Mapping[str, Any], row: int, name: str, option: str) -> Any:
+    if name not in raw:
+        _missing(raw, row, name, option)
+    if raw[name] is None:
+        fail("CP202", row, name, "is null; expected a value.")
+    return raw[name]
+
+
+def _missing(fields: Mapping[str, Any], row: int, place: str, option: str) -> NoReturn:
+    """Refuse a row without a field: CP201, with the fields that there are."""
+    seen = ", ".join(map(str, fields)) or "none"
+    fail("CP201", row, place, f"is missing; there are {seen}. Name the right one with {option}.")

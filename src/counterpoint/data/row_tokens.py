@@ -1,0 +1,231 @@
+"""What is trained of one row, token by token: its role, its text, whether it carries loss.
+
+1. A token carries loss if it belongs to a completion, was not cut, and has a token before it
+   that predicts it: what ``collate`` makes a target.
+2. The text of a token is what it adds to the text before it. A token that ends inside a
+   character adds the rest of it with the token that ends it.
+
+Not here: drawing (``cli.token_view``).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from counterpoint.data.encode import Limits, encode_rows
+from counterpoint.data.prepare import to_pair
+from counterpoint.data.tokenize import PairTokenizer
+from counterpoint.errors import DataError
+from counterpoint.records import TokenPair
+
+CONTEXT = 4
+"""Tokens before that decoding a token is given: a space at a word's start depends on one."""
+
+LONGEST_CHARACTER = 4
+"""Tokens that a character can be spread over: its bytes in UTF-8."""
+
+INCOMPLETE = "\ufffd"
+"""What decoding writes for bytes that make no character."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One token.
+
+    Args:
+        id: its number in the vocabulary.
+        token: the vocabulary's own spelling of it.
+        text: what it adds to the text before; empty where it ends inside a character.
+        special: whether it stands for no text, such as BOS, EOS and a template's marks.
+        loss: whether the loss has a term for it.
+        cut: whether it was cut off to fit the limits; the model never sees it.
+    """
+
+    id: int
+    token: str
+    text: str
+    special: bool
+    loss: bool
+    cut: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RowTokens:
+    """The tokens of one row, in the order of its text, cut ones included.
+
+    Args:
+        row: the row's number in its data set, from 0.
+        prompt: the tokens before the boundary.
+        chosen: the tokens of the preferred completion.
+        rejected: the tokens of the other completion.
+        boundary: tokens of the prompt's own encoding that the boundary left to the completions.
+        same: whether cutting made the completions equal, so that the row teaches nothing.
+        weight: factor of the pair in the loss.
+        margin: extra margin, in nats of scaled reward.
+    """
+
+    row: int
+    prompt: tuple[Piece, ...]
+    chosen: tuple[Piece, ...]
+    rejected: tuple[Piece, ...]
+    boundary: int = 0
+    same: bool = False
+    weight: float = 1.0
+    margin: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as plain JSON types."""
+        return asdict(self)
+
+
+def tokens_of_row(
+    raw: Mapping[str, Any], row: int, tokenizer: PairTokenizer, limits: Limits
+) -> RowTokens:
+    """Encode a raw row as training does, and keep what was cut in sight.
+
+    Args:
+        raw: the row's cells by column.
+        row: its number in the data set.
+        tokenizer: as given to ``encode_rows``.
+        limits: the run's.
+
+    Raises:
+        DataError: the code of what makes the row unusable.
+    """
+    record = _encoded(raw, row, tokenizer, limits)
+    if record["problem"]:
+        raise DataError(record["problem"][:5], record["problem"][6:])
+    unlimited = Limits(max_length=sys.maxsize)
+    return tokens_of_pair(
+        to_pair(record),
+        tokenizer.tokenizer,
+        whole=to_pair(_encoded(raw, row, tokenizer, unlimited)),
+        cut_from_start=limits.truncation == "prompt_start",
+        boundary=record["boundary"],
+        same=record["same"],
+    )
+
+
+def tokens_of_pair(
+    pair: TokenPair,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    whole: TokenPair | None = None,
+    cut_from_start: bool = False,
+    boundary: int = 0,
+    same: bool = False,
+) -> RowTokens:
+    """Name the tokens of a pair.
+
+    Args:
+        pair: as it is trained.
+        tokenizer: the one that made it.
+        whole: the pair before anything was cut; None: nothing was.
+        cut_from_start: whether the prompt lost its start (but for BOS) and not its end.
+        boundary: as in ``RowTokens``.
+        same: as in ``RowTokens``.
+    """
+    whole = whole or pair
+    named = _Namer(tokenizer)
+    lost = len(whole.prompt) - len(pair.prompt)
+    keep_first = int(tokenizer.bos_token_id is not None)
+    first = keep_first if cut_from_start else len(pair.prompt)
+    cut = range(first, first + lost)
+    prompt = [
+        Piece(*named[number], text, number in named.special, loss=False, cut=place in cut)
+        for place, (number, text) in enumerate(named.texts(whole.prompt, ()))
+    ]
+
+    def completion(ids: Sequence[int], kept: int) -> tuple[Piece, ...]:
+        # nothing predicts the first token of a sequence
+        start = 0 if pair.prompt else 1
+        return tuple(
+            Piece(
+                *named[number],
+                text,
+                number in named.special,
+                loss=start <= place < kept,
+                cut=place >= kept,
+            )
+            for place, (number, text) in enumerate(named.texts(ids, whole.prompt))
+        )
+
+    return RowTokens(
+        row=pair.row,
+        prompt=tuple(prompt),
+        chosen=completion(whole.chosen, len(pair.chosen)),
+        rejected=completion(whole.rejected, len(pair.rejected)),
+        boundary=boundary,
+        same=same,
+        weight=pair.weight,
+        margin=pair.margin,
+    )
+
+
+def texts_of(
+    ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, before: Sequence[int] = ()
+) -> list[str]:
+    """What each token adds to the text; joined, they are the text of all.
+
+    Args:
+        ids: the tokens.
+        tokenizer: decodes them, special tokens included, spaces as they are.
+        before: tokens that precede them.
+    """
+    texts: list[str] = []
+    context, pending, known = list(before[-CONTEXT:]), [], ""
+    for place, number in enumerate(ids):
+        pending.append(number)
+        text = _added(pending, context, tokenizer)
+        last = place == len(ids) - 1 or len(pending) == LONGEST_CHARACTER
+        stable = text if last else text.rstrip(INCOMPLETE)
+        texts.append(stable[len(known) :])
+        if stable == text:
+            context, pending, known = [*context, *pending][-CONTEXT:], [], ""
+        else:
+            known = stable
+    return texts
+
+
+def _added(
+    pending: Sequence[int], context: Sequence[int], tokenizer: PreTrainedTokenizerBase
+) -> str:
+    before, both = (_decoded(ids, tokenizer) for ids in (context, [*context, *pending]))
+    # a context that ends inside a character reads otherwise with what follows
+    return both[len(before) :] if both.startswith(before) else _decoded(pending, tokenizer)
+
+
+def _decoded(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    text: Any = tokenizer.decode(
+        list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    return str(text)
+
+
+class _Namer:
+    """The vocabulary's spelling of ids, and which of them are special."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        added = tokenizer.added_tokens_decoder.items()
+        marked = {number for number, token in added if token.special}
+        self.special = marked | set(tokenizer.all_special_ids)
+
+    def __getitem__(self, number: int) -> tuple[int, str]:
+        return number, str(self._tokenizer.convert_ids_to_tokens(number))
+
+    def texts(self, ids: Sequence[int], before: Sequence[int]) -> Iterator[tuple[int, str]]:
+        return zip(ids, texts_of(ids, self._tokenizer, before), strict=True)
+
+
+def _encoded(
+    raw: Mapping[str, Any], row: int, tokenizer: PairTokenizer, limits: Limits
+) -> dict[str, Any]:
+    batch = {name: [value] for name, value in raw.items()}
+    columns = encode_rows(batch, [row], tokenizer=tokenizer, limits=limits)
+    return {name: values[0] for name, values in columns.items()}

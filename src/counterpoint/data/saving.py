@@ -1,0 +1,94 @@
+"""Rows to a data file: whole or not at all, and never over a file by accident.
+
+A file is written under another name beside its place, flushed to the disk and renamed. The same
+rows give the same bytes.
+
+Not here: reading (``files``).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from counterpoint.errors import ConfigError, DataError, SetupError
+from counterpoint.runlog import check_writable
+
+ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
+
+
+def check_target(path: Path, *, overwrite: bool) -> None:
+    """Refuse a place where no file could or should be written, before there is anything to write.
+
+    Args:
+        path: of the file to be; its folder need not exist.
+        overwrite: whether a file that is there may be replaced.
+
+    Raises:
+        ConfigError: CP103 for an ending that is not among ``ENDINGS``.
+        SetupError: CP501 where it cannot be written, CP506 where a file is there already.
+    """
+    if not path.name.lower().endswith(ENDINGS):
+        raise ConfigError("CP103", f"{path} should end with {', '.join(ENDINGS)}.")
+    if path.is_dir():
+        raise SetupError("CP501", f"{path} cannot be written: it is a folder.")
+    if path.exists() and not overwrite:
+        raise SetupError(
+            "CP506", f"{path} is there already. Choose another name, or add --overwrite."
+        )
+    check_writable(path.parent)
+
+
+def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Write rows to a file, in place of one that may be there.
+
+    Args:
+        rows: JSON-ready mappings; for Parquet all of the same columns and types.
+        path: ends with one of ``ENDINGS``; folders that are missing are made.
+
+    Raises:
+        DataError: CP202 for values that Parquet cannot hold in one column.
+        OSError: where the disk refuses; then nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with staged.open("wb") as file:
+            if path.name.lower().endswith(".parquet"):
+                _write_parquet(rows, file)
+            elif path.name.lower().endswith(".gz"):
+                # neither name nor time in the header: they are not of the rows
+                with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed:
+                    packed.writelines(_lines(rows))
+            else:
+                file.writelines(_lines(rows))
+            file.flush()
+            os.fsync(file.fileno())
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def _lines(rows: Iterable[Mapping[str, Any]]) -> Iterable[bytes]:
+    for row in rows:
+        text = json.dumps(row, ensure_ascii=False, default=str)
+        # half of a surrogate pair cannot be written as it is, only as JSON spells it
+        yield text.encode("utf-8", errors="backslashreplace") + b"\n"
+
+
+def _write_parquet(rows: Iterable[Mapping[str, Any]], file: BinaryIO) -> None:
+    try:
+        table = pa.Table.from_pylist([dict(row) for row in rows])
+        pyarrow.parquet.write_table(table, file)
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+        raise DataError(
+            "CP202",
+            f"Parquet takes values of one type a column: {error}. Write a .jsonl file instead.",
+        ) from error
