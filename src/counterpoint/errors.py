@@ -52,6 +52,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP502": "a package that is not installed",
         "CP503": "a way of launching that would change the result",
         "CP504": "a folder that already holds a different run",
+        "CP505": "memory that ran out where cutting the step again does not help",
     }
 )
 
