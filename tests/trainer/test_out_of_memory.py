@@ -78,7 +78,7 @@ def test_a_step_done_again_has_the_same_gradient_and_the_same_metrics(
     assert len(warnings_of(caplog)) == 1
 
 
-@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("where", ["forward", "head", "backward"])
 def test_what_fits_is_found_by_halves_told_once_and_remembered(
     where, models, chatml_tokenizer, tmp_path: Path, caplog
 ):
@@ -103,7 +103,17 @@ def test_what_fits_is_found_by_halves_told_once_and_remembered(
         f"gradient. max_micro_batch_tokens={budget} starts the next run there."
     ]
     assert micro_batch_tokens(tmp_path) == {"train": budget, "eval": None}
-    assert not any(memory.kept)
+
+
+def test_what_a_failed_attempt_holds_is_free_before_the_next_one(
+    models, chatml_tokenizer, tmp_path: Path
+):
+    model = models("qwen2")
+    memory = SmallMemory(model, FITS, "head")
+    train_watched(
+        model, chatml_tokenizer, random_pairs(8), tmp_path, per_device_train_batch_size=8
+    )
+    assert memory.kept == [False] * len(memory.failed) != []
 
 
 def test_the_next_run_starts_where_the_warning_said(models, chatml_tokenizer, tmp_path: Path):
