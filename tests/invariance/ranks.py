@@ -30,25 +30,25 @@ CASES: dict[str, dict[str, Any]] = {
     "last step of one pair": {"objective": "sigmoid", "pairs": 9},
     "streamed, short last step": {"objective": "sigmoid", "pairs": 11, "stream": True},
     # memory that runs out on rank 1 alone
-    "forward does not fit": {"objective": "sigmoid", "pairs": 16, "memory": (60, "forward")},
-    "backward does not fit": {"objective": "sigmoid", "pairs": 16, "memory": (60, "backward")},
-    "nothing but one micro-batch, forward": {
-        "objective": "sigmoid",
-        "pairs": 16,
-        "micro_batch": 4,
-        "memory": (60, "forward"),
+    **{
+        f"{where} does not fit": {
+            "objective": "sigmoid",
+            "pairs": 16,
+            "layout": "padded",
+            "memory": (60, where),
+        }
+        for where in ("forward", "backward")
     },
-    "nothing but one micro-batch, backward": {
-        "objective": "sigmoid",
-        "pairs": 16,
-        "micro_batch": 4,
-        "memory": (60, "backward"),
+    **{
+        f"{where} of the only micro-batch does not fit": {
+            "objective": "sigmoid",
+            "pairs": 16,
+            "micro_batch": 4,
+            "memory": (60, where),
+        }
+        for where in ("forward", "backward")
     },
-    "buffers broadcast": {
-        "objective": "sigmoid",
-        "pairs": 16,
-        "ddp_broadcast_buffers": True,
-    },
+    "buffers broadcast": {"objective": "sigmoid", "pairs": 16, "ddp_broadcast_buffers": True},
     "experts do not fit": {
         "objective": "sigmoid",
         "kind": "qwen3_moe",

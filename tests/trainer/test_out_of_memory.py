@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 from collections.abc import Callable
@@ -110,9 +111,7 @@ def test_what_a_failed_attempt_holds_is_free_before_the_next_one(
 ):
     model = models("qwen2")
     memory = SmallMemory(model, FITS, "head")
-    train_watched(
-        model, chatml_tokenizer, random_pairs(8), tmp_path, per_device_train_batch_size=8
-    )
+    train_watched(model, chatml_tokenizer, random_pairs(8), tmp_path, per_device_train_batch_size=8)
     assert memory.kept == [False] * len(memory.failed) != []
 
 
@@ -214,6 +213,7 @@ def test_another_error_is_not_taken_for_it(models, chatml_tokenizer, tmp_path: P
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"), True),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (torch.OutOfMemoryError("in words of its own"), True),
         (MemoryError(), True),
         (RuntimeError("CUDA error: device-side assert triggered"), False),
         (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), False),
@@ -228,6 +228,44 @@ def test_an_allocation_that_the_host_refuses_is_such_an_error():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.int8)
     assert is_out_of_memory(caught.value)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_device_that_is_really_full_takes_the_same_step(
+    models, chatml_tokenizer, tmp_path: Path, caplog
+):
+    """The device is allowed three fifths of what the step takes when it is not cut."""
+    pairs = random_pairs(32).map(
+        lambda row: {f"{p}_ids": row[f"{p}_ids"] * 12 for p in ("prompt", "chosen", "rejected")}
+    )
+
+    def train() -> Any:
+        steps, _ = train_watched(
+            models("qwen2", hidden_size=256, intermediate_size=1024).cuda(),
+            chatml_tokenizer,
+            pairs,
+            tmp_path,
+            per_device_train_batch_size=32,
+            use_cpu=False,
+            bf16=False,
+        )
+        return steps[0]
+
+    torch.cuda.reset_peak_memory_stats()
+    calm = train()
+    gc.collect()
+    torch.cuda.empty_cache()
+    allowed = 0.6 * torch.cuda.max_memory_allocated()
+    torch.cuda.set_per_process_memory_fraction(
+        allowed / torch.cuda.get_device_properties(0).total_memory
+    )
+    try:
+        found = train()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert len(warnings_of(caplog)) == 1
+    assert distance(calm, found) <= 1e-5
 
 
 # Evaluation

@@ -21,6 +21,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+import torch
+import torch.distributed as dist
 from accelerate.utils.memory import clear_device_cache
 
 from counterpoint.data.batching import filler, length
@@ -49,6 +51,13 @@ class TokenBudget:
         self.tokens, self.lowered = tokens, lowered
         self.proved = 0
         """Tokens of the largest micro-batch that went through a whole step."""
+
+    def agree(self, device: torch.device) -> None:
+        """Take the lowest of all ranks; every rank must call it."""
+        unset = torch.iinfo(torch.long).max
+        lowest = torch.tensor(unset if self.tokens is None else self.tokens, device=device)
+        dist.all_reduce(lowest, op=dist.ReduceOp.MIN)
+        self.tokens = None if int(lowest) == unset else int(lowest)
 
 
 class Share:
@@ -89,12 +98,12 @@ class Share:
         """All of the share went through a step, and would again."""
         self.budget.proved = max(self.budget.proved, *map(_tokens, self.batches), 0)
 
-    def fitted(self, work: Callable[[], Result], undo: Callable[[], None]) -> Result:
+    def fitted(self, work: Callable[[], Result], undo: Callable[[], None] | None = None) -> Result:
         """Do the work; where memory runs out, undo it, cut again, and do all of it again.
 
         Args:
             work: goes through the share's micro-batches, by iterating it.
-            undo: throws away what an unfinished ``work`` has left.
+            undo: throws away what an unfinished ``work`` has left, if it leaves anything.
 
         Returns:
             What ``work`` returns.
@@ -115,7 +124,8 @@ class Share:
                 seen = str(error).strip().split("\n")[0]
             # only here is the traceback gone, whose frames hold the graph of what failed
             failed, self._running = self._running, None
-            undo()
+            if undo is not None:
+                undo()
             clear_device_cache(garbage_collection=True)
             self._refuse_hopeless(failed, seen)
             first = first or failed
@@ -165,7 +175,8 @@ class Share:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, of a device or of the host."""
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in SIGNS)
+    named = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return named or any(sign in str(error) for sign in SIGNS)
 
 
 def _tokens(batch: PairBatch) -> int:

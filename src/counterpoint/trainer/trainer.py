@@ -229,7 +229,7 @@ class CPOTrainer(Trainer):
 
     def _router_of_step(self, share: Share, top_k: int) -> RouterSums:
         """Where the step's tokens are sent, on all ranks."""
-        sums = share.fitted(partial(self._router_of_share, share, top_k), undo=_nothing)
+        sums = share.fitted(partial(self._router_of_share, share, top_k))
         if self.args.world_size > 1:
             flat = torch.cat([sums.sent, sums.tokens[None]])
             dist.all_reduce(flat)
@@ -374,7 +374,7 @@ class CPOTrainer(Trainer):
             for pairs in dataloader:
                 share = self._share(pairs, self.args.eval_batch_size, self._eval_budget)
                 # counted when all of it is there, so that nothing is counted twice
-                outputs = share.fitted(partial(self._outputs, share), undo=_nothing)
+                outputs = share.fitted(partial(self._outputs, share))
                 for output, batch in zip(outputs, share, strict=True):
                     evaluation.add(output, batch)
                 self.control = self.callback_handler.on_prediction_step(
@@ -404,7 +404,10 @@ class CPOTrainer(Trainer):
                 logger().info("%s", counts.summary())
         self._describe()
         output = super().train(*args, **kwargs)
-        # a stream's counts are known only now
+        # a stream's counts are known only now, and what other ranks found to fit
+        if self.args.world_size > 1:
+            self._budget.agree(self.args.device)
+            self._eval_budget.agree(self.args.device)
         self._describe()
         return output
 
@@ -471,10 +474,6 @@ class CPOTrainer(Trainer):
                 "options": self.args.to_dict(),
             }
         )
-
-
-def _nothing() -> None:
-    pass
 
 
 def _then(
