@@ -229,7 +229,8 @@ class CPOConfig(TrainingArguments):
     max_micro_batch_tokens: int | None = _option(
         None,
         "Counterpoint: most input tokens of a micro-batch, padding included, >= 1; a step's "
-        "pairs are cut by it. None: cut by per_device_train_batch_size.",
+        "pairs are cut by it. None: cut by per_device_train_batch_size. Where memory runs out, "
+        "it is lowered and the step done again.",
     )
     router_aux_loss_coef: float | None = _option(
         None,

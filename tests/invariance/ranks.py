@@ -29,6 +29,32 @@ CASES: dict[str, dict[str, Any]] = {
     "short last step": {"objective": "sigmoid", "pairs": 11},
     "last step of one pair": {"objective": "sigmoid", "pairs": 9},
     "streamed, short last step": {"objective": "sigmoid", "pairs": 11, "stream": True},
+    # memory that runs out on rank 1 alone
+    **{
+        f"{where} does not fit": {
+            "objective": "sigmoid",
+            "pairs": 16,
+            "layout": "padded",
+            "memory": (60, where),
+        }
+        for where in ("forward", "backward")
+    },
+    **{
+        f"{where} of the only micro-batch does not fit": {
+            "objective": "sigmoid",
+            "pairs": 16,
+            "micro_batch": 4,
+            "memory": (60, where),
+        }
+        for where in ("forward", "backward")
+    },
+    "buffers broadcast": {"objective": "sigmoid", "pairs": 16, "ddp_broadcast_buffers": True},
+    "experts do not fit": {
+        "objective": "sigmoid",
+        "kind": "qwen3_moe",
+        "micro_batch": 4,
+        "memory": (60, "backward"),
+    },
 }
 STEP_PAIRS = 8
 
@@ -36,6 +62,7 @@ STEP_PAIRS = 8
 def run_case(case: dict[str, Any], folder: Path, ranks: int) -> dict[str, Any]:
     """Train one case on this rank; gradients of each step, log lines, an evaluation."""
     from tests.models_on_the_spot import make_model
+    from tests.small_memory import SmallMemory
     from tests.steps import OBJECTIVES, random_pairs, train_watched
     from tests.tokenizers_on_the_spot import byte_level
 
@@ -45,6 +72,9 @@ def run_case(case: dict[str, Any], folder: Path, ranks: int) -> dict[str, Any]:
     model = make_model(case.pop("kind", "qwen2_tied")).to(dtype)
     pairs: Any = random_pairs(case.pop("pairs", STEP_PAIRS))
     held_out = random_pairs(5, seed=1)
+    small = case.pop("memory", None)
+    memory = SmallMemory(model, *small) if small and os.environ.get("RANK") == "1" else None
+    micro_batch = case.pop("micro_batch", 2)
     bad = case.pop("bad_row", None)
     if bad is not None:
         pairs = pairs.map(lambda row: {"margin": math.nan if row["row"] == bad else 0.0})
@@ -56,13 +86,14 @@ def run_case(case: dict[str, Any], folder: Path, ranks: int) -> dict[str, Any]:
         PreTrainedTokenizerFast(tokenizer_object=byte_level(["</s>"]), eos_token="</s>"),
         pairs,
         folder,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=STEP_PAIRS // (2 * ranks),
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=STEP_PAIRS // (micro_batch * ranks),
         per_device_eval_batch_size=2,
         ddp_backend="gloo" if ranks > 1 else None,
         **options,
         **case,
     )
+    assert memory is None or memory.failed, "nothing ran out of memory"
     evaluated = trainer.evaluate(held_out)
     return {
         "gradients": steps,

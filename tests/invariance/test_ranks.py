@@ -78,3 +78,11 @@ def test_a_bad_pair_of_one_rank_stops_every_rank_with_the_same_words(two_ranks):
     messages = [(folder / f"stopped-{rank}").read_text() for rank in range(RANKS)]
     assert messages[0] == messages[1]
     assert messages[0].startswith("CP401 step 1: the loss of row 7 is not finite.")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if "memory" in case])
+def test_what_one_rank_found_to_fit_is_written_down(name: str, two_ranks):
+    folder, _ = two_ranks
+    run = json.loads((folder / f"run-{list(CASES).index(name)}" / "run.json").read_text())
+    assert 1 <= run["micro_batch_tokens"]["train"] <= CASES[name]["memory"][0]

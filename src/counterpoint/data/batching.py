@@ -124,7 +124,7 @@ def cut(
         tokens_of: input tokens that the layout makes of some pairs.
 
     Returns:
-        Micro-batches, longest pairs first, so that what does not fit is known at once.
+        Micro-batches, those of most tokens first, so that what does not fit is known at once.
     """
     real = [pair for pair in pairs if pair.row != FILLER_ROW] or list(pairs[:1])
     real.sort(key=lambda pair: (-length(pair), pair.row))
@@ -139,7 +139,7 @@ def cut(
             batches[-1] = wider
         else:
             batches.append([pair])
-    return batches
+    return sorted(batches, key=tokens_of, reverse=True)
 
 
 def length(pair: TokenPair) -> int:

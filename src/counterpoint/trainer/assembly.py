@@ -70,19 +70,22 @@ class Assembly:
         """The head; proved once there were pairs."""
         return self._head or find_head(self.model)
 
-    def micro_batches(self, pairs: Sequence[TokenPair], most_pairs: int) -> list[PairBatch]:
-        """One rank's share of a step as batches on the device.
+    def micro_batches(
+        self, pairs: Sequence[TokenPair], most_tokens: int | None, *, most_pairs: int
+    ) -> list[PairBatch]:
+        """One rank's share of a step as batches on the device, those of most tokens first.
 
         Args:
             pairs: at least one.
-            most_pairs: most pairs of a batch where no token budget is set.
+            most_tokens: most input tokens of a batch, or None.
+            most_pairs: most pairs of a batch where ``most_tokens`` is None.
         """
         self._settle(pairs)
         shared = self._layout == "shared"
         parts = cut(
             pairs,
             most_pairs=most_pairs,
-            most_tokens=self.args.max_micro_batch_tokens,
+            most_tokens=most_tokens,
             tokens_of=shared_tokens if shared else padded_tokens,
         )
         return [self._on_device((self._shared if shared else self._padded)(part)) for part in parts]

@@ -34,6 +34,10 @@ class StepGuard:
         self._rows.append(batch.row_ids)
         self._finite.append(torch.isfinite(terms.preference) & torch.isfinite(terms.nll))
 
+    def discard(self) -> None:
+        """The step is begun again: forget its verdicts."""
+        self._rows, self._finite = [], []
+
     def close(self, grad_norm: Tensor | float | None) -> str | None:
         """End the step.
 
@@ -45,7 +49,7 @@ class StepGuard:
             None for a finite step; else what was not finite, with the row numbers.
         """
         rows, finite = torch.cat(self._rows), torch.cat(self._finite)
-        self._rows, self._finite = [], []
+        self.discard()
         verdict = finite.all()
         if grad_norm is not None:
             verdict = verdict & torch.isfinite(torch.as_tensor(grad_norm, device=finite.device))

@@ -1,9 +1,10 @@
 """CPOTrainer: where data, forward and losses become a transformers ``Trainer``.
 
-``compute_loss`` reads like the flow. Around it, three things transformers does not do: a step's
+``compute_loss`` reads like the flow. Around it, four things transformers does not do: a step's
 denominators are known before its first backward (``get_batch_samples``), so that a step is a
-function of its set of pairs; a non-finite step never reaches the weights (``_get_grad_norm``);
-and evaluation adds up sums instead of averaging batches (``evaluation_loop``).
+function of its set of pairs; a step that does not fit in memory is cut and done again
+(``training_step``); a non-finite step never reaches the weights (``_get_grad_norm``); and
+evaluation adds up sums instead of averaging batches (``evaluation_loop``).
 
 Not here: the arithmetic of any of it, saving and resuming (transformers), sampling text.
 """
@@ -14,7 +15,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -41,6 +42,7 @@ from counterpoint.trainer.evaluation_pass import EvaluationPass
 from counterpoint.trainer.feed import Feed
 from counterpoint.trainer.guard import StepGuard, non_finite_error
 from counterpoint.trainer.loading import load_config, load_model, load_tokenizer
+from counterpoint.trainer.recut import Share, TokenBudget
 from counterpoint.trainer.setup import (
     announce,
     balancing_weight,
@@ -56,7 +58,7 @@ class StepDenominators:
 
     Args:
         totals: of the objective.
-        micro_batches: into how many this rank's share is cut.
+        micro_batches: into how many this rank's share is cut at present.
         router: the step's load-balancing sums, for mixture-of-experts models.
     """
 
@@ -153,6 +155,8 @@ class CPOTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.accelerator.gradient_accumulation_steps = 1
         self._train_sums, self._guard = MetricSums(), StepGuard()
+        self._budget = TokenBudget(args.max_micro_batch_tokens, self._budget_lowered)
+        self._eval_budget = TokenBudget(args.max_micro_batch_tokens, self._budget_lowered)
         self._assembled: Assembly | None = None
         self._skipped_steps = 0
         self._loss_before_step: Tensor | None = None
@@ -195,59 +199,97 @@ class CPOTrainer(Trainer):
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[list[TokenPair]], num_batches: int, device: torch.device
-    ) -> tuple[list[list[PairBatch]], StepDenominators | None]:
-        """All of a step's micro-batches, and the denominators of its loss over all ranks.
+    ) -> tuple[list[Share], StepDenominators | None]:
+        """This rank's share of a step, and the denominators of the step's loss over all ranks.
 
         transformers counts windows of accumulation; the pairs of all of them are cut anew, and
-        the last window holds the whole step.
+        the last window holds the whole share.
         """
         windows = list(islice(epoch_iterator, num_batches))
         if not windows:
             return [], None
         self._loss_before_step = self._tr_loss.clone()
         pairs = [pair for window in windows for pair in window]
-        batches = self._assembly().micro_batches(pairs, self._train_batch_size)
-        totals = sum_totals([self.objective.totals(batch) for batch in batches])
-        alone = len(batches) == 1 and self.args.world_size == 1
-        router = (
-            None if self._top_k is None or alone else self._router_of_step(batches, self._top_k)
-        )
+        share = self._share(pairs, self._train_batch_size, self._budget, ranks=self.args.world_size)
+        totals = sum_totals([self.objective.totals(batch) for batch in share])
+        router = None
+        if self._top_k is not None and (len(share) > 1 or self.args.world_size > 1):
+            router = self._router_of_step(share, self._top_k)
         if self.args.world_size > 1:
             both = torch.stack([totals.weight, totals.nll])
             dist.all_reduce(both)
             totals = StepTotals(*both)
-        empty: list[list[PairBatch]] = [[] for _ in windows[1:]]
-        return [*empty, batches], StepDenominators(totals, len(batches), router)
+        empty = [self._share([], 1, self._budget) for _ in windows[1:]]
+        return [*empty, share], StepDenominators(totals, router=router)
 
-    def _router_of_step(self, batches: list[PairBatch], top_k: int) -> RouterSums:
-        """Where the step's tokens are sent, from a pass through the trunk without gradient."""
-        assembly = self._assembly()
-        with self.accelerator.autocast(), assembly.running():
-            parts = [
-                trunk_router_sums(self.model, assembly.head, batch, top_k=top_k)
-                for batch in batches
-            ]
-        sums = add_sums(parts)
+    def _share(
+        self, pairs: list[TokenPair], most_pairs: int, budget: TokenBudget, *, ranks: int = 1
+    ) -> Share:
+        cut = partial(self._assembly().micro_batches, most_pairs=most_pairs)
+        return Share(pairs, cut, budget, ranks=ranks)
+
+    def _router_of_step(self, share: Share, top_k: int) -> RouterSums:
+        """Where the step's tokens are sent, on all ranks."""
+        sums = share.fitted(partial(self._router_of_share, share, top_k))
         if self.args.world_size > 1:
             flat = torch.cat([sums.sent, sums.tokens[None]])
             dist.all_reduce(flat)
             sums = RouterSums(flat[:-1], sums.probability, flat[-1])
         return sums
 
+    def _router_of_share(self, share: Share, top_k: int) -> RouterSums:
+        """A pass through the trunk without gradient."""
+        assembly = self._assembly()
+        with self.accelerator.autocast(), assembly.running():
+            parts = [
+                trunk_router_sums(self.model, assembly.head, batch, top_k=top_k) for batch in share
+            ]
+        return add_sums(parts)
+
     def training_step(
         self,
         model: nn.Module,
-        inputs: list[PairBatch],
+        inputs: Share,
         num_items_in_batch: StepDenominators | None = None,
     ) -> Float[Tensor, ""]:
-        """Forward and backward of a window's micro-batches; the step's loss, on this rank."""
+        """Forward and backward of a share's micro-batches; the step's loss, on this rank.
+
+        Raises:
+            SetupError: CP505 for a pair that does not fit in memory; see ``recut``.
+        """
+        loss = inputs.fitted(
+            partial(self._forward_and_backward, model, inputs, num_items_in_batch),
+            undo=partial(self._discard_step, model),
+        )
+        if self.args.world_size > 1 and self.optimizer.state:
+            inputs.prove()  # not before the optimizer has taken its memory, in its first step
+        return loss
+
+    def _forward_and_backward(
+        self, model: nn.Module, share: Share, step: StepDenominators | None
+    ) -> Float[Tensor, ""]:
+        if step is not None:
+            router = step.router
+            if router is None and self._top_k is not None and len(share) > 1:
+                # one micro-batch was to be the whole step, but did not fit
+                router = self._router_of_share(share, self._top_k)
+            step = replace(step, micro_batches=len(share), router=router)
         total = torch.zeros((), device=self.args.device)
         with self._assembly().running():
-            for number, batch in enumerate(inputs, 1):
-                last = number == len(inputs)
+            for batch in share:
+                last = batch is share.batches[-1]
+                if self.args.world_size > 1 and (last or self.args.ddp_broadcast_buffers):
+                    share.commit()
                 with nullcontext() if last else self.accelerator.no_sync(model):
-                    total += super().training_step(model, batch, num_items_in_batch)
+                    total += super().training_step(model, batch, step)
         return total
+
+    def _discard_step(self, model: nn.Module) -> None:
+        """Forget what the running step has left behind."""
+        # an optimizer leaves a parameter without a gradient as it is, momentum and decay included
+        model.zero_grad(set_to_none=True)
+        self._train_sums.discard()
+        self._guard.discard()
 
     def compute_loss(
         self,
@@ -307,12 +349,9 @@ class CPOTrainer(Trainer):
             self._train_sums.apply()
             return norm
         error = non_finite_error(problem, self.state.global_step + 1, self.args.alpha)
+        self._discard_step(model)
         if self.args.nonfinite == "raise":
-            model.zero_grad(set_to_none=True)
             raise error
-        # an optimizer leaves a parameter without a gradient as it is, momentum and decay included
-        model.zero_grad(set_to_none=True)
-        self._train_sums.discard()
         self._tr_loss.copy_(self._loss_before_step)
         self._skipped_steps += 1
         logger().warning("skipped: %s", error)
@@ -334,10 +373,11 @@ class CPOTrainer(Trainer):
         evaluation = EvaluationPass(self.objective, self._balancing_weight)
         with torch.no_grad():
             for pairs in dataloader:
-                assembly = self._assembly()
-                for batch in assembly.micro_batches(pairs, self.args.eval_batch_size):
-                    with assembly.running():
-                        evaluation.add(self._forward(self.model, batch), batch)
+                share = self._share(pairs, self.args.eval_batch_size, self._eval_budget)
+                # counted when all of it is there, so that nothing is counted twice
+                outputs = share.fitted(partial(self._outputs, share))
+                for output, batch in zip(outputs, share, strict=True):
+                    evaluation.add(output, batch)
                 self.control = self.callback_handler.on_prediction_step(
                     self.args, self.state, self.control
                 )
@@ -351,6 +391,10 @@ class CPOTrainer(Trainer):
         named = {k if k.startswith(prefix) else prefix + k: v for k, v in metrics.items()}
         return EvalLoopOutput(predictions, None, named, pairs)
 
+    def _outputs(self, share: Share) -> list[PairOutput]:
+        with self._assembly().running():
+            return [self._forward(self.model, batch) for batch in share]
+
     # ---- the run ----
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -361,7 +405,10 @@ class CPOTrainer(Trainer):
                 logger().info("%s", counts.summary())
         self._describe()
         output = super().train(*args, **kwargs)
-        # a stream's counts are known only now
+        # a stream's counts are known only now, and what other ranks found to fit
+        if self.args.world_size > 1:
+            self._budget.agree(self.args.device)
+            self._eval_budget.agree(self.args.device)
         self._describe()
         return output
 
@@ -377,12 +424,12 @@ class CPOTrainer(Trainer):
         if self.is_world_process_zero():
             self.run_log.append(self.state.log_history[-1])
 
-    def floating_point_ops(self, inputs: list[PairBatch]) -> int:
+    def floating_point_ops(self, inputs: Share) -> int:
         """Six operations a parameter and input token, embeddings left out, as transformers."""
         tokens = sum(batch.input_ids.numel() for batch in inputs)
         return 6 * tokens * int(self.model.num_parameters(exclude_embeddings=True))
 
-    def _track_num_input_tokens(self, inputs: list[PairBatch]) -> None:
+    def _track_num_input_tokens(self, inputs: Share) -> None:
         wanted = self.args.include_num_input_tokens_seen
         if wanted == "no":
             return
@@ -404,6 +451,10 @@ class CPOTrainer(Trainer):
         finally:
             self.args.hub_token = token
 
+    def _budget_lowered(self) -> None:
+        if self.is_in_train:  # an evaluation alone leaves the files of a run as they are
+            self._describe()
+
     def _describe(self) -> None:
         if not self.is_world_process_zero():
             return
@@ -414,6 +465,10 @@ class CPOTrainer(Trainer):
                 * self.args.gradient_accumulation_steps
                 * self.args.world_size,
                 "layout": None if self._assembled is None else self._assembled.layout,
+                "micro_batch_tokens": {
+                    "train": self._budget.tokens,
+                    "eval": self._eval_budget.tokens,
+                },
                 "balancing_weight": self._balancing_weight,
                 "skipped_steps": self._skipped_steps,
                 "data": {name: counts.as_dict() for name, counts in self._feed.counts().items()},
@@ -485,4 +540,7 @@ def _checked_args(args: CPOConfig | None, data_collator: Any, preprocess: Any) -
             f"Launch with torchrun --nproc-per-node={args.n_gpu}, or show it one GPU with "
             "CUDA_VISIBLE_DEVICES=0.",
         )
+    # nothing but DDP's default; buffers of a language model are constants, and a rank that begins
+    # a step again could not broadcast them a second time
+    args.ddp_broadcast_buffers = bool(args.ddp_broadcast_buffers)
     return args

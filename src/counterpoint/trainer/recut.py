@@ -1,0 +1,183 @@
+"""Where memory runs out, pairs are cut into smaller micro-batches and done again.
+
+Law 1 allows it: how a step is cut changes its gradient by rounding only. What was begun is thrown
+away, the budget becomes half the tokens of the micro-batch that failed, and all of the step's
+pairs are cut by it anew, until they fit. The budget is kept for the rest of the run, and one
+warning names it.
+
+Each rank does that alone, while the others wait for it where gradients are added up. That is in
+the backward of a step's last micro-batch, which no rank can do again: some of its gradients may
+have been added already. So the last one is always one that should fit: it has no more tokens than
+another one of the same step, or than one that went through a whole step before; where there is no
+such thing, a filler of the shortest pair goes last. Tokens stand for memory here, which is nearly
+true and no promise: a rank that runs out even there stops the run.
+
+Not here: how a micro-batch is laid out (``assembly``), what must be thrown away (``trainer``),
+and memory that runs out elsewhere: for the weights, the optimizer, the proofs of head and layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate.utils.memory import clear_device_cache
+
+from counterpoint.data.batching import filler, length
+from counterpoint.errors import SetupError
+from counterpoint.records import PairBatch, TokenPair
+from counterpoint.runlog import logger
+
+Result = TypeVar("Result")
+Cut = Callable[[Sequence[TokenPair], int | None], list[PairBatch]]
+"""Pairs and most tokens of a micro-batch -> micro-batches, those of most tokens first."""
+
+SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED")
+"""What says in a RuntimeError that memory ran out: of a device, of the host, of cuBLAS."""
+
+
+class TokenBudget:
+    """Most input tokens of a micro-batch, padding included; learnt by running out of memory.
+
+    Args:
+        tokens: to start with, at least 1; None: pairs are cut by their number until then.
+        lowered: called after pairs have been done with a lower budget than before.
+    """
+
+    def __init__(self, tokens: int | None, lowered: Callable[[], None]) -> None:
+        """Nothing has run out yet."""
+        self.tokens, self.lowered = tokens, lowered
+        self.proved = 0
+        """Tokens of the largest micro-batch that went through a whole step."""
+
+    def agree(self, device: torch.device) -> None:
+        """Take the lowest of all ranks; every rank must call it."""
+        unset = torch.iinfo(torch.long).max
+        lowest = torch.tensor(unset if self.tokens is None else self.tokens, device=device)
+        dist.all_reduce(lowest, op=dist.ReduceOp.MIN)
+        self.tokens = None if int(lowest) == unset else int(lowest)
+
+
+class Share:
+    """One rank's pairs of a step or of an evaluation's window, cut into micro-batches that fit.
+
+    Args:
+        pairs: of the share; none for a window whose pairs another one holds.
+        cut: how they are cut.
+        budget: shared by all shares of a kind.
+        ranks: how many add up their gradients in the last micro-batch.
+    """
+
+    def __init__(
+        self, pairs: Sequence[TokenPair], cut: Cut, budget: TokenBudget, *, ranks: int = 1
+    ) -> None:
+        """Cut them by the budget as it stands."""
+        self.pairs, self.budget = pairs, budget
+        self._cut, self._ranks = cut, ranks
+        self._running: PairBatch | None = None
+        self._committed = False
+        self.batches = self._batches()
+
+    def __len__(self) -> int:
+        """Number of micro-batches, as they are cut now."""
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        """The micro-batches; within ``fitted``, the last one given is the one that fails."""
+        for batch in self.batches:
+            self._running = batch
+            yield batch
+
+    def commit(self) -> None:
+        """From here on other ranks have a part in the work, and it cannot be done again."""
+        self._committed = True
+
+    def prove(self) -> None:
+        """All of the share went through a step, and would again."""
+        self.budget.proved = max(self.budget.proved, *map(_tokens, self.batches), 0)
+
+    def fitted(self, work: Callable[[], Result], undo: Callable[[], None] | None = None) -> Result:
+        """Do the work; where memory runs out, undo it, cut again, and do all of it again.
+
+        Args:
+            work: goes through the share's micro-batches, by iterating it.
+            undo: throws away what an unfinished ``work`` has left, if it leaves anything.
+
+        Returns:
+            What ``work`` returns.
+
+        Raises:
+            SetupError: CP505 for a pair that does not fit alone, and for memory that runs out
+                after ``commit``.
+        """
+        first: PairBatch | None = None
+        while True:
+            self._running, self._committed = None, False
+            try:
+                result = work()
+                break
+            except (RuntimeError, MemoryError) as error:
+                if self._running is None or not is_out_of_memory(error):
+                    raise
+                seen = str(error).strip().split("\n")[0]
+            # only here is the traceback gone, whose frames hold the graph of what failed
+            failed, self._running = self._running, None
+            if undo is not None:
+                undo()
+            clear_device_cache(garbage_collection=True)
+            self._refuse_hopeless(failed, seen)
+            first = first or failed
+            self.budget.tokens = _tokens(failed) // 2
+            self.batches = self._batches()
+        if first is not None:
+            logger().warning(
+                "a micro-batch of %d pairs and %d tokens did not fit in memory; its step was cut "
+                "and done again, and micro-batches now hold at most %d tokens, which changes no "
+                "gradient. max_micro_batch_tokens=%d starts the next run there.",
+                len(first),
+                _tokens(first),
+                self.budget.tokens,
+                self.budget.tokens,
+            )
+            self.budget.lowered()
+        return result
+
+    def _batches(self) -> list[PairBatch]:
+        if not self.pairs:
+            return []
+        batches = self._cut(self.pairs, self.budget.tokens)
+        if self._ranks > 1 and len(batches) == 1 and _tokens(batches[0]) > self.budget.proved:
+            batches += self._cut([filler(min(self.pairs, key=length))], None)
+        return batches
+
+    def _refuse_hopeless(self, failed: PairBatch, seen: str) -> None:
+        remedy = (
+            "The weights are as they were before the step. Cut pairs with a lower max_length, or "
+            "need less memory for each token: gradient_checkpointing, bf16, a LoRA adapter."
+        )
+        if self._committed:
+            largest = max(map(_tokens, self.batches))
+            raise SetupError(
+                "CP505",
+                f"memory ran out in the micro-batch of {_tokens(failed)} tokens in which ranks "
+                f"add up their gradients, where the others cannot go back ({seen}). Set "
+                f"max_micro_batch_tokens={largest // 2} or lower. {remedy}",
+            )
+        if len(failed) == 1:
+            raise SetupError(
+                "CP505",
+                f"row {int(failed.row_ids[0])} does not fit in memory ({seen}), though its "
+                f"{_tokens(failed)} input tokens were alone. {remedy}",
+            )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of a device or of the host."""
+    named = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return named or any(sign in str(error) for sign in SIGNS)
+
+
+def _tokens(batch: PairBatch) -> int:
+    return batch.input_ids.numel()
