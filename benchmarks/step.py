@@ -190,7 +190,8 @@ def trainer_of(side: str, work: dict[str, Any], folder: Path) -> Any:
     Args:
         side: "trl" or "counterpoint".
         work: ``model``, ``pairs`` and ``bf16``; ``rows``, or the ``data`` to read them from;
-            ``options`` of ``CPOConfig`` other than those below; ``steps`` to time.
+            ``options`` of ``CPOConfig`` other than those below; ``steps`` to time; ``dtype``
+            of the weights, where it is not float32.
         folder: has the tokenizer in ``tokenizer``.
     """
     import torch
@@ -222,8 +223,10 @@ def trainer_of(side: str, work: dict[str, Any], folder: Path) -> Any:
         "disable_tqdm": True,
     }
     rows = work.get("rows") or rows_of(work["data"], work["pairs"] * total)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(config, dtype=work.get("dtype") or "float32")
     return CPOTrainer(
-        model=AutoModelForCausalLM.from_config(config),
+        model=model,
         args=CPOConfig(**{**options, **work.get("options", {})}),
         processing_class=AutoTokenizer.from_pretrained(folder / "tokenizer"),
         train_dataset=Dataset.from_list(rows),
