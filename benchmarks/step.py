@@ -10,8 +10,9 @@ Memory is the peak of the process in the timed steps over its weights, gradients
 The system's mark of the peak is set back after the first step, so that importing, tokenizing and
 making the model cannot have set it, and the optimizer's moments, which are made in that step, are
 in it. What the process must hold is read when training is over: weights and moments are there,
-and all that was imported on the way; freed memory is given back to the system first. Gradients
-are gone by then and are added by their size.
+and all that was imported on the way. Gradients are gone by then and are added by their size.
+Freed memory that the process keeps is given back to the system before training, and before that
+reading.
 
     python benchmarks/step.py [--rounds 3] [--rows hh-fp32 hh-bf16 ...]
     python benchmarks/step.py --docs        write the tables of the READMEs and of docs/speed.md
@@ -249,6 +250,7 @@ def train(trainer: Any) -> dict[str, Any]:
             ends.append(time.perf_counter())
 
     trainer.add_callback(Watch())
+    held()  # what preparing has freed must not count as training's
     trainer.train()
     peak = most_held()
     missing = sum(p.nbytes for p in trainer.model.parameters() if p.grad is None)
@@ -278,7 +280,7 @@ def most_held() -> int:
 
 
 def held() -> int:
-    """Bytes held now, likewise, without what is freed already."""
+    """Bytes held now, likewise; what is freed already is given back to the system."""
     import torch
 
     gc.collect()
