@@ -94,7 +94,7 @@ HEADS = ((4096, 896, 151936), (4096, 3584, 152064))
 """Rows, width and vocabulary of the heads compared."""
 
 ROUNDS = 2
-OURS: dict[str, Any] = {"trainer": "counterpoint", "data": "hh", "bf16": True, "steps": 3}
+OURS: dict[str, Any] = {"trainer": "counterpoint", "data": "hh", "bf16": True, "steps": 5}
 Plan = tuple[dict[str, Any], str, dict[str, Any]]
 """A measurement: what it is called in the results, its kind, and its work."""
 

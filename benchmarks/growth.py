@@ -193,6 +193,12 @@ def values_of(axis: str, rows: Sequence[Mapping[str, Any]]) -> list[float]:
 # The page
 
 
+def page(results: Mapping[str, Any]) -> str:
+    """The picture and the table, as docs/speed.md shows them."""
+    picture = "![Seconds a step and memory over each axis, TRL and Counterpoint](growth.svg)"
+    return f"{picture}\n\n{table(results)}"
+
+
 def table(results: Mapping[str, Any]) -> str:
     """How cost grows at the end of each axis, and how the sides compare at both ends."""
     lines = [
@@ -303,7 +309,7 @@ def write_docs() -> None:
     """Draw the picture and put the table between the page's markers."""
     results = json.loads((step.RESULTS / "growth.json").read_text())
     draw(results, DOCS / "growth.svg")
-    step.put_between(DOCS / "speed.md", "growth", table(results))
+    step.put_between(DOCS / "speed.md", "growth", page(results))
 
 
 def main() -> None:

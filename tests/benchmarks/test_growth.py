@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import asdict
 
 import growth
 import pytest
+import step
 
 
 def _row(axis: str, value: int, trl: float, ours: float) -> dict:
@@ -46,6 +49,22 @@ def test_every_text_has_as_many_tokens_as_its_point_says():
     rows = growth.rows_at(point, 3)
     lengths = {part: {len(tokenizer(row[part]).input_ids) for row in rows} for part in rows[0]}
     assert lengths == {"prompt": {7}, "chosen": {3}, "rejected": {3}}  # EOS is the fourth
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not step.CLEARS_PEAK.exists(), reason="needs Linux")
+def test_a_point_is_measured_in_a_process_of_its_own(tmp_path):
+    growth.tokenizer().save_pretrained(tmp_path / "tokenizer")
+    point = growth.Point(pairs=2, prompt=9, completion=5, vocabulary=4096, width=128, layers=1)
+    work = json.dumps({"bf16": False, "steps": 2, **asdict(point)})
+    run = step.in_own_process(growth.__file__, "counterpoint", work, str(tmp_path))
+    assert len(run["seconds"]) == 2
+    assert min(run["seconds"]) > 0
+    # embedding; attention with two heads for one of keys; the gated layer; norms
+    layers = 3 * 128 * 128 + 3 * 128 * 352 + 2 * 128 + 2 * 64 + 128
+    assert run["parameters"] == 4096 * 128 + layers
+    # logits of 20 tokens are a third of a megabyte; importing took hundreds
+    assert run["peak_mb"] < 30
 
 
 def test_the_base_lies_on_every_axis_and_values_rise():

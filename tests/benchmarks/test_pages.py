@@ -21,7 +21,7 @@ SHOWN: dict[tuple[str, str], Callable[[Any], str]] = {
     ("README.md", "step"): lambda results: step.table(results["rows"], goals=False),
     ("README.zh-CN.md", "step"): lambda results: step.table(results["rows"], goals=False),
     (SPEED, "step"): lambda results: step.table(results["rows"], goals=True),
-    (SPEED, "growth"): growth.table,
+    (SPEED, "growth"): growth.page,
     (SPEED, "sharing"): lambda results: sharing.table(results["rows"]),
     (SPEED, "roofline"): lambda results: roofline.table(results["rows"]),
     (SPEED, "preparing"): preparing.table,

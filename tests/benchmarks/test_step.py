@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -40,7 +39,7 @@ def _filled(size: int) -> torch.Tensor:
     return torch.ones(size, dtype=torch.uint8)
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+@pytest.mark.skipif(not step.CLEARS_PEAK.exists(), reason="needs Linux")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts the memory of a CPU")
 def test_memory_is_the_peak_of_the_timed_steps_over_what_must_be_held():
     result = step.train(FakeTrainer(160 * MB))
