@@ -30,6 +30,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import statistics
 import tempfile
@@ -119,7 +120,8 @@ def plan_steps(dry: bool) -> Iterator[Plan]:
         for _ in range(1 if dry else ROUNDS):
             for side, (trainer, options) in sides.items():
                 label = {"row": row, "side": side}
-                yield label, "train", {**work, "trainer": trainer, "options": options, "steps": 5}
+                how = {"trainer": trainer, "options": options, "steps": 10}
+                yield label, "train", {**work, **how}
 
 
 def plan_mfu(dry: bool) -> Iterator[Plan]:
@@ -443,24 +445,35 @@ def head_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def recovery_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """What became of the budget that was too large."""
-    lines = []
+    lines = ["A step of 2,048 pairs with a budget of tokens that is too large on purpose:", ""]
     for layout in LAYOUTS:
         large, fitting = (row for row in rows if row["layout"] == layout)
-        if "failed" in large:
-            lines.append(f"- {layout}: the run stopped ({large['failed']})")
-        elif not large["warnings"]:
-            lines.append(f"- {layout}: everything fitted, nothing was tried")
-        else:
+        failed = [
+            f"{row['budget']:,} tokens: {row['failed']}"
+            for row in (large, fitting)
+            if "failed" in row
+        ]
+        if failed:
+            lines.append(f"- {layout}: the run stopped ({'; '.join(failed)})")
+            continue
+        new = [text for text in large["warnings"] if text not in fitting["warnings"]]
+        if new:
             off = _furthest(large["losses"], fitting["losses"])
-            warned = len(large["warnings"])
-            lines.append(f"- {layout}: went on with {warned} warning, losses differ by {off:.0e}")
+            warned = f"{len(new)} warning{'s' if len(new) > 1 else ''}"
+            lines.append(f"- {layout}: went on with {warned}, losses differ by {off:.0e}")
+        else:
+            lines.append(f"- {layout}: everything fitted, nothing was tried")
     return "\n".join(lines)
 
 
 def equality_text(rows: Sequence[Mapping[str, Any]], curve: Sequence[Mapping[str, Any]]) -> str:
     """Distances of gradients and of loss curves."""
     named = {(run["layout"], run["bf16"]): run.get("losses", []) for run in curve}
-    lines = [f"- gradient, {name}: {value:.0e}" for name, value in rows[0].items()]
+    lines = ["Relative distance from padded rows, of gradients from those in float32:", ""]
+    lines += [
+        f"- gradient, {name}: {value if name == 'failed' else format(value, '.0e')}"
+        for name, value in rows[0].items()
+    ]
     for bf16, name in ((False, "fp32"), (True, "bf16")):
         off = _furthest(named["shared", bf16], named["padded", bf16])
         lines.append(f"- losses of {len(named['shared', bf16])} steps, {name}: {off:.0e}")
@@ -468,6 +481,9 @@ def equality_text(rows: Sequence[Mapping[str, Any]], curve: Sequence[Mapping[str
 
 
 def _furthest(one: Sequence[float], other: Sequence[float]) -> float:
+    """The largest relative difference; NaN where one of the runs has failed."""
+    if len(one) != len(other) or not one:
+        return math.nan
     return max(abs(a - b) / abs(b) for a, b in zip(one, other, strict=True))
 
 

@@ -40,6 +40,8 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import metadata
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -326,6 +328,7 @@ def machine() -> dict[str, Any]:
 
     from counterpoint.runlog import versions
 
+    trl = {"trl": metadata.version("trl")} if find_spec("trl") else {}
     info = Path("/proc/cpuinfo")
     text = info.read_text() if info.exists() else ""
     names = [x.split(":", 1)[1].strip() for x in text.splitlines() if x.startswith("model name")]
@@ -339,6 +342,7 @@ def machine() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "load_average_1min": os.getloadavg()[0],
         **versions(),
+        **trl,
     }
 
 

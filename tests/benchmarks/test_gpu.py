@@ -74,7 +74,9 @@ def test_recovery_counts_only_where_something_was_recovered_from():
         {"layout": "padded", **run(10**9, [], [], failed="OutOfMemoryError: no")},
         {"layout": "padded", **run(100, [2.0, 1.0], [])},
     ]
-    assert gpu.recovery_text(rows).splitlines() == [
+    assert gpu.recovery_text(rows).splitlines()[2:] == [
         "- shared: went on with 1 warning, losses differ by 1e-03",
-        "- padded: the run stopped (OutOfMemoryError: no)",
+        "- padded: the run stopped (1,000,000,000 tokens: OutOfMemoryError: no)",
     ]
+    told_by_both = [{**row, "warnings": ["something else"]} for row in rows]
+    assert "shared: everything fitted" in gpu.recovery_text(told_by_both)
