@@ -37,9 +37,10 @@ check: $(DEV) ## what CI runs: format, lint, types, imports, docs, every test
 	@echo "Long files and functions, to look at:"
 	@$(BIN)/python scripts/smells.py
 
-bench: $(DEV) ## every script of benchmarks/, one after the other
+bench: $(DEV) ## every script of benchmarks/, then the tables of the docs
 	@for script in benchmarks/*.py; do \
 		echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	@for script in benchmarks/*.py; do $(BIN)/python "$$script" --docs || exit 1; done
 
 docs: $(DEV) ## write docs/options.md and docs/errors.md from the code
 	$(BIN)/python scripts/generate_docs.py

@@ -2,7 +2,7 @@
 
 Of pairs a step, prompt, completion, vocabulary and model one grows while the others stay at the
 base. Each (side, point) trains in a process of its own, the sides taking turns; clock and memory
-are those of ``step.py``.
+are those of ``step.py``. Every round is written when it is done.
 
     python benchmarks/growth.py                  all of it, into results/growth.json: 25 minutes
     python benchmarks/growth.py --bf16           the same in bf16, into results/growth-bf16.json
@@ -23,15 +23,14 @@ import math
 import random
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import step
 
-RESULTS = Path(__file__).parent / "results"
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = step.ROOT / "docs"
 SIDES = {"trl": "TRL 1.16", "counterpoint": "Counterpoint"}
 WORDS = 4000
 """Words of the tokenizer; no vocabulary on the axis is smaller."""
@@ -118,8 +117,8 @@ def rows_at(point: Point, count: int) -> list[dict[str, str]]:
 
 def measure(side: str, point: Point, folder: Path, *, bf16: bool, steps: int) -> dict[str, Any]:
     """Train at a point, in this process; as ``step.train``."""
-    step.STEPS = steps
     work = {
+        "steps": steps,
         "model": qwen3(point.width, point.layers, point.vocabulary),
         "pairs": point.pairs,
         "bf16": bf16,
@@ -129,8 +128,14 @@ def measure(side: str, point: Point, folder: Path, *, bf16: bool, steps: int) ->
     return step.train(step.trainer_of(side, work, folder))
 
 
-def grow(points: Sequence[Point], options: argparse.Namespace) -> dict[Point, dict[str, Any]]:
-    """Every point, round after round, the sides in turns; medians, minimum and maximum."""
+def grow(
+    points: Sequence[Point], options: argparse.Namespace
+) -> Iterator[dict[Point, dict[str, Any]]]:
+    """Every point, round after round, the sides in turns.
+
+    Yields:
+        After each round: medians, minimum and maximum of each point so far.
+    """
     runs: dict[tuple[Point, str], list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as name:
         tokenizer().save_pretrained(Path(name) / "tokenizer")
@@ -144,13 +149,13 @@ def grow(points: Sequence[Point], options: argparse.Namespace) -> dict[Point, di
                         f"{side:12} {run['seconds'][-1]:7.2f} s {run['peak_mb']:7,.0f} MB  {point}",
                         flush=True,
                     )
-    return {
-        point: {
-            "parameters": runs[point, "trl"][0]["parameters"],
-            **{side: _spread(runs[point, side]) for side in SIDES},
-        }
-        for point in points
-    }
+            yield {
+                point: {
+                    "parameters": runs[point, "trl"][0]["parameters"],
+                    **{side: _spread(runs[point, side]) for side in SIDES},
+                }
+                for point in points
+            }
 
 
 def _spread(runs: list[dict[str, Any]]) -> dict[str, float]:
@@ -170,8 +175,13 @@ def growth(values: Sequence[float], costs: Sequence[float]) -> float:
 
     Args:
         values: along the axis, rising, at least two.
-        costs: at each of them, above 0.
+        costs: at each of them.
+
+    Returns:
+        The exponent; NaN where a cost was too small to be measured and is 0.
     """
+    if min(costs[-2:]) <= 0:
+        return math.nan
     return math.log(costs[-1] / costs[-2]) / math.log(values[-1] / values[-2])
 
 
@@ -181,6 +191,12 @@ def values_of(axis: str, rows: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 # The page
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """The picture and the table, as docs/speed.md shows them."""
+    picture = "![Seconds a step and memory over each axis, TRL and Counterpoint](growth.svg)"
+    return f"{picture}\n\n{table(results)}"
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -291,17 +307,9 @@ def _panel(panel: Any, axis: str, rows: Sequence[Mapping[str, Any]], unit: str) 
 
 def write_docs() -> None:
     """Draw the picture and put the table between the page's markers."""
-    results = json.loads((RESULTS / "growth.json").read_text())
+    results = json.loads((step.RESULTS / "growth.json").read_text())
     draw(results, DOCS / "growth.svg")
-    put_between(DOCS / "speed.md", "growth", table(results))
-
-
-def put_between(page: Path, name: str, text: str) -> None:
-    """Replace what stands between ``<!-- name: begin -->`` and ``<!-- name: end -->``."""
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, rest = page.read_text(encoding="utf-8").split(begin)
-    after = rest.split(end)[1]
-    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+    step.put_between(DOCS / "speed.md", "growth", page(results))
 
 
 def main() -> None:
@@ -311,16 +319,16 @@ def main() -> None:
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     parser.add_argument("--points", type=int, help="that many points of each axis, from the least")
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--into", type=Path, default=step.RESULTS, help="folder of the results")
     parser.add_argument("--docs", action="store_true", help="draw docs/growth.svg, write the table")
     parser.add_argument("--worker", nargs=3, metavar=("SIDE", "WORK", "FOLDER"))
     options = parser.parse_args()
     if options.worker:
         side, work, folder = options.worker
-        with tempfile.TemporaryDirectory() as own:
-            (Path(own) / "tokenizer").symlink_to(Path(folder) / "tokenizer")
-            wanted = json.loads(work)
-            how = {key: wanted.pop(key) for key in ("bf16", "steps")}
-            print(json.dumps(measure(side, Point(**wanted), Path(own), **how)))
+        wanted = json.loads(work)
+        how = {key: wanted.pop(key) for key in ("bf16", "steps")}
+        with step.own_folder(folder) as own:
+            print(json.dumps(measure(side, Point(**wanted), own, **how)))
         return
     if options.docs:
         write_docs()
@@ -328,24 +336,23 @@ def main() -> None:
     about = step.machine()
     axes = {axis: AXES[axis][: options.points] for axis in options.axes}
     # the base lies on every axis and is measured once
-    found = grow(
-        list(dict.fromkeys(point for points in axes.values() for point in points)), options
-    )
-    results = {
-        "machine": about,
-        "bf16": options.bf16,
-        "rounds": options.rounds,
-        "steps": options.steps,
-        "base": asdict(BASE),
-        "axes": {
-            axis: [{**asdict(point), **found[point]} for point in points]
-            for axis, points in axes.items()
-        },
-    }
-    if axes == AXES:
-        name = "growth-bf16.json" if options.bf16 else "growth.json"
-        (RESULTS / name).write_text(json.dumps(results, indent=1) + "\n")
-    elif options.points != 1:
+    points = list(dict.fromkeys(point for of in axes.values() for point in of))
+    for rounds, found in enumerate(grow(points, options), 1):
+        results = {
+            "machine": about,
+            "bf16": options.bf16,
+            "rounds": rounds,
+            "steps": options.steps,
+            "base": asdict(BASE),
+            "axes": {
+                axis: [{**asdict(point), **found[point]} for point in of]
+                for axis, of in axes.items()
+            },
+        }
+        if axes == AXES:
+            name = "growth-bf16.json" if options.bf16 else "growth.json"
+            step.write_results(options.into / name, results)
+    if options.points != 1:
         print(table(results))
 
 

@@ -1,12 +1,25 @@
 """Claim: a whole training step costs less than TRL's, in time and in memory.
 
 Each side trains the same pairs, in the same order, with the same model, precision and optimizer
-in processes of its own, the sides taking turns. Time is that of whole optimizer steps inside
-``trainer.train()``, the first left out; memory is the peak of the process over what it held
-after its first step's optimizer state existed.
+in processes of its own, the sides taking turns.
+
+Time is that of whole optimizer steps inside ``trainer.train()``, from the end of one step to the
+end of the next, so that fetching and laying out the pairs counts; the first step is left out.
+
+Memory is the peak of the process in the timed steps over its weights, gradients and optimizer.
+The system's mark of the peak is set back after the first step, so that importing, tokenizing and
+making the model cannot have set it, and the optimizer's moments, which are made in that step, are
+in it. What the process must hold is read when training is over: weights and moments are there,
+and all that was imported on the way. Gradients are gone by then and are added by their size.
+Freed memory that the process keeps is given back to the system before training, and before that
+reading.
 
     python benchmarks/step.py [--rounds 3] [--rows hh-fp32 hh-bf16 ...]
-    python benchmarks/step.py --docs        write the READMEs' table from the results
+    python benchmarks/step.py --docs        write the tables of the READMEs and of docs/speed.md
+
+Every row is written to results/step.json when it is done, beside the machine it was measured on;
+rows that are not asked for stay as they are. All of it takes 30 minutes on two cores; the row of
+0.5B parameters needs 20 GB.
 
 TRL gets its best settings: no activation checkpointing (ours has none either), fused AdamW.
 """
@@ -14,22 +27,31 @@ TRL gets its best settings: no activation checkpointing (ours has none either), 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import gzip
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 STEPS, WARM_UP = 3, 1
 DATA = Path(os.environ.get("COUNTERPOINT_DATA", Path(__file__).parents[2] / "shared" / "data"))
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+CLEARS_PEAK = Path("/proc/self/clear_refs")
+"""Linux's file that sets the mark of a process's peak back, VmHWM, when "5" is written."""
 
 SMALL = {
     "model_type": "qwen3",
@@ -52,13 +74,73 @@ WIDE = {
     "vocab_size": 151936,
     "tie_word_embeddings": True,
 }
-WORK: dict[str, dict[str, Any]] = {
-    "hh-fp32": {"data": "hh", "model": SMALL, "pairs": 8, "bf16": False},
-    "hh-bf16": {"data": "hh", "model": SMALL, "pairs": 8, "bf16": True},
-    "ted-fp32": {"data": "ted", "model": SMALL, "pairs": 8, "bf16": False},
-    "ted-bf16": {"data": "ted", "model": SMALL, "pairs": 8, "bf16": True},
-    "wide-vocabulary-bf16": {"data": "hh", "model": WIDE, "pairs": 4, "bf16": True},
+HALF = {
+    "model_type": "qwen2",
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "vocab_size": 151936,
+    "tie_word_embeddings": True,
 }
+WORK: dict[str, dict[str, Any]] = {
+    "hh-fp32": {
+        "name": "hh-rlhf, 8 pairs, Qwen3-shaped 34M, vocabulary 32k, fp32",
+        "data": "hh",
+        "model": SMALL,
+        "pairs": 8,
+        "bf16": False,
+        "goal": 4.0,
+        "memory_goal": 0.25,
+    },
+    "hh-bf16": {
+        "name": "the same, bf16",
+        "data": "hh",
+        "model": SMALL,
+        "pairs": 8,
+        "bf16": True,
+        "goal": 3.5,
+        "memory_goal": 0.25,
+    },
+    "ted-fp32": {
+        "name": "TED zh-en, best/worst, 8 pairs, the same model, fp32",
+        "data": "ted",
+        "model": SMALL,
+        "pairs": 8,
+        "bf16": False,
+        "goal": 2.3,
+    },
+    "ted-bf16": {
+        "name": "the same, bf16",
+        "data": "ted",
+        "model": SMALL,
+        "pairs": 8,
+        "bf16": True,
+        "goal": 2.0,
+    },
+    "wide-vocabulary-bf16": {
+        "name": "hh-rlhf, 4 pairs, Qwen2 of width 8, vocabulary 152k, bf16",
+        "data": "hh",
+        "model": WIDE,
+        "pairs": 4,
+        "bf16": True,
+        "goal": 15.0,
+        "memory_goal": 0.25,
+    },
+    "0.5b-bf16": {
+        "name": "hh-rlhf, 4 pairs, Qwen2.5-0.5B's shape, vocabulary 152k, bf16",
+        "data": "hh",
+        "model": HALF,
+        "pairs": 4,
+        "bf16": True,
+        "steps": 2,
+        "rounds": 2,
+        "goal": 2.2,
+    },
+}
+"""Row -> its work; ``goal`` is how many times TRL's speed was aimed at, ``memory_goal`` the share
+of its memory; ``steps`` timed in a process and most ``rounds``, where they are not the usual."""
 
 
 def rows_of(name: str, count: int) -> list[dict[str, str]]:
@@ -113,7 +195,8 @@ def trainer_of(side: str, work: dict[str, Any], folder: Path) -> Any:
     Args:
         side: "trl" or "counterpoint".
         work: ``model``, ``pairs`` and ``bf16``; ``rows``, or the ``data`` to read them from;
-            ``options`` of ``CPOConfig`` other than those below.
+            ``options`` of ``CPOConfig`` other than those below; ``steps`` to time; ``dtype``
+            of the weights, where it is not float32.
         folder: has the tokenizer in ``tokenizer``.
     """
     import torch
@@ -129,7 +212,7 @@ def trainer_of(side: str, work: dict[str, Any], folder: Path) -> Any:
     torch.manual_seed(0)
     config = dict(work["model"])
     config = CONFIG_MAPPING[config.pop("model_type")](**config)
-    total = STEPS + WARM_UP
+    total = work.get("steps", STEPS) + WARM_UP
     options = {
         "output_dir": str(folder / "run"),
         "per_device_train_batch_size": work["pairs"],
@@ -145,8 +228,10 @@ def trainer_of(side: str, work: dict[str, Any], folder: Path) -> Any:
         "disable_tqdm": True,
     }
     rows = work.get("rows") or rows_of(work["data"], work["pairs"] * total)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(config, dtype=work.get("dtype") or "float32")
     return CPOTrainer(
-        model=AutoModelForCausalLM.from_config(config),
+        model=model,
         args=CPOConfig(**{**options, **work.get("options", {})}),
         processing_class=AutoTokenizer.from_pretrained(folder / "tokenizer"),
         train_dataset=Dataset.from_list(rows),
@@ -158,55 +243,76 @@ def train(trainer: Any) -> dict[str, Any]:
     import torch
     from transformers import TrainerCallback
 
-    seconds: list[float] = []
+    ends: list[float] = []
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
 
     class Watch(TrainerCallback):
-        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            wait()
-            self.start = time.perf_counter()
-
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             wait()
-            seconds.append(time.perf_counter() - self.start)
+            if len(ends) == WARM_UP - 1:
+                peak_from_here()
+            ends.append(time.perf_counter())
 
     trainer.add_callback(Watch())
-    parameters = sum(p.numel() for p in trainer.model.parameters())
-    # weights, gradients and two moments in fp32: what any trainer must hold
-    held = 4 * 4 * parameters
-    before = _resident()
+    held()  # what preparing has freed must not count as training's
     trainer.train()
-    peak = _most_resident()
+    peak = most_held()
+    missing = sum(p.nbytes for p in trainer.model.parameters() if p.grad is None)
     return {
-        "seconds": seconds[WARM_UP:],
-        "peak_mb": max(0, peak - before - held * 3 // 4) / 2**20,
-        "parameters": parameters,
+        "seconds": [end - begin for begin, end in pairwise(ends[WARM_UP - 1 :])],
+        "peak_mb": max(0, peak - held() - missing) / 2**20,
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
     }
 
 
-def _resident() -> int:
-    """Bytes on the device: of the process on a CPU, of the allocator's tensors on CUDA."""
+def peak_from_here() -> None:
+    """Set the mark of the most memory held back to what is held now."""
     import torch
 
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        CLEARS_PEAK.write_text("5")
+
+
+def most_held() -> int:
+    """Bytes: the mark. Of the process on a CPU (Linux only), of the tensors on CUDA."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM")
+
+
+def held() -> int:
+    """Bytes held now, likewise; what is freed already is given back to the system."""
+    import torch
+
+    gc.collect()
     if torch.cuda.is_available():
         return torch.cuda.memory_allocated()
-    with open("/proc/self/statm") as stream:
-        return int(stream.read().split()[1]) * resource.getpagesize()
+    # freed blocks stay with the process otherwise; glibc only
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
+    return _status("VmRSS")
 
 
-def _most_resident() -> int:
-    """The most that ``_resident`` has been."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
-def in_own_process(script: str, *arguments: str) -> dict[str, Any]:
-    """One measurement of a script's ``--worker``, undisturbed by what ran before."""
+def in_own_process(
+    script: str, *arguments: str, env: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """One measurement of a script's ``--worker``, undisturbed by what ran before.
+
+    Args:
+        script: its file.
+        arguments: those after ``--worker``.
+        env: variables to set for it.
+    """
     done = subprocess.run(
         [sys.executable, "-W", "ignore", script, "--worker", *arguments],
+        env={**os.environ, "TRL_EXPERIMENTAL_SILENCE": "1", **(env or {})},
         capture_output=True,
         text=True,
         check=False,
@@ -222,6 +328,7 @@ def machine() -> dict[str, Any]:
 
     from counterpoint.runlog import versions
 
+    trl = {"trl": metadata.version("trl")} if find_spec("trl") else {}
     info = Path("/proc/cpuinfo")
     text = info.read_text() if info.exists() else ""
     names = [x.split(":", 1)[1].strip() for x in text.splitlines() if x.startswith("model name")]
@@ -235,16 +342,18 @@ def machine() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "load_average_1min": os.getloadavg()[0],
         **versions(),
+        **trl,
     }
 
 
 def compare(row: str, rounds: int, folder: Path) -> dict[str, Any]:
     """Both sides in turns; medians over all steps, minimum and maximum beside."""
     sides: dict[str, list[dict[str, Any]]] = {"trl": [], "counterpoint": []}
+    rounds = min(rounds, WORK[row].get("rounds", rounds))
     for _ in range(rounds):
         for side, results in sides.items():
             results.append(in_own_process(__file__, side, row, str(folder)))
-    result: dict[str, Any] = {"row": row, "pairs": WORK[row]["pairs"]}
+    result: dict[str, Any] = {"row": row, "pairs": WORK[row]["pairs"], "rounds": rounds}
     for side, results in sides.items():
         rate = [WORK[row]["pairs"] / s for r in results for s in r["seconds"]]
         result[side] = {
@@ -259,77 +368,134 @@ def compare(row: str, rounds: int, folder: Path) -> dict[str, Any]:
     return result
 
 
-NAMES = {
-    "hh-fp32": "hh-rlhf, 8 pairs, Qwen3-shaped 34M, vocabulary 32k, fp32",
-    "hh-bf16": "the same, bf16",
-    "ted-fp32": "TED zh-en, best/worst, 8 pairs, the same model, fp32",
-    "ted-bf16": "the same, bf16",
-    "wide-vocabulary-bf16": "hh-rlhf, 4 pairs, Qwen2 of width 8, vocabulary 152k, bf16",
-}
+def keep(result: dict[str, Any], path: Path) -> None:
+    """Put one row into the results; the others stay."""
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    by_name = {row["row"]: row for row in [*rows, result]}
+    write_results(path, {"rows": [by_name[name] for name in WORK if name in by_name]})
+
+
+def write_results(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def put_between(page: Path, name: str, text: str) -> None:
+    """Replace what stands between ``<!-- name: begin -->`` and ``<!-- name: end -->``."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, rest = page.read_text(encoding="utf-8").split(begin)
+    after = rest.split(end)[1]
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+
+
+def against(value: float, goal: float | None, *, at_most: bool = False) -> str:
+    """A goal beside what was reached: empty without one, and loud where it was missed."""
+    if goal is None:
+        return ""
+    met = value <= goal if at_most else value >= goal
+    return f"goal {goal:g}" if met else f"goal {goal:g}: **missed**"
+
+
 NOTE = """
 Pairs a second: medians with minimum and maximum, sides in turns. Memory: the peak over what
 weights, gradients and optimizer need, as a share of TRL's. `python benchmarks/step.py`"""
 
 
-def write_tables() -> None:
-    """Put the results between the markers of both READMEs."""
+def table(rows: list[dict[str, Any]], *, goals: bool) -> str:
+    """The rows as the documentation shows them.
+
+    Args:
+        rows: of the results.
+        goals: say what was aimed at as well.
+    """
+    cores = f"{rows[0]['machine']['cores']} cores"
     lines = [
-        "| whole steps of `train()` on 2 cores | TRL 1.16 | Counterpoint | faster | memory |",
+        f"| whole steps of `train()` on {cores} | TRL 1.16 | Counterpoint | faster | memory |",
         "|---|---|---|---|---|",
     ]
-    for row in json.loads((RESULTS / "step.json").read_text())["rows"]:
+    for row in rows:
+        work = WORK[row["row"]]
         rates = [
             f"{row[s]['pairs_per_second']:.2f} ({row[s]['min']:.2f} to {row[s]['max']:.2f})"
             for s in ("trl", "counterpoint")
         ]
-        gain = f"{row['speed_ratio']:.1f} × | {100 * row['memory_ratio']:.0f} %"
-        lines.append(f"| {NAMES[row['row']]} | {rates[0]} | {rates[1]} | {gain} |")
+        faster, memory = f"{row['speed_ratio']:.1f} ×", f"{100 * row['memory_ratio']:.0f} %"
+        if goals:
+            faster = _beside(faster, against(row["speed_ratio"], work["goal"]))
+            aimed = work.get("memory_goal")
+            memory = _beside(memory, against(row["memory_ratio"], aimed, at_most=True))
+        lines.append(f"| {' | '.join([work['name'], *rates, faster, memory])} |")
+    return "\n".join([*lines, NOTE])
+
+
+def _beside(text: str, goal: str) -> str:
+    return f"{text} ({goal})" if goal else text
+
+
+def write_docs() -> None:
+    """Put the results between the markers of both READMEs and of docs/speed.md."""
+    rows = json.loads((RESULTS / "step.json").read_text())["rows"]
     for file in ("README.md", "README.zh-CN.md"):
-        path = Path(__file__).parents[1] / file
-        before, rest = path.read_text(encoding="utf-8").split("<!-- step: begin -->")
-        after = rest.split("<!-- step: end -->")[1]
-        table = "\n".join([*lines, NOTE])
-        text = f"{before}<!-- step: begin -->\n{table}\n<!-- step: end -->{after}"
-        path.write_text(text, encoding="utf-8")
+        put_between(ROOT / file, "step", table(rows, goals=False))
+    put_between(ROOT / "docs" / "speed.md", "step", table(rows, goals=True))
+
+
+def line(result: dict[str, Any]) -> str:
+    """A row as it is printed."""
+    work = WORK[result["row"]]
+    sides = [
+        f"{name} {found['pairs_per_second']:6.2f} pairs/s "
+        f"[{found['min']:.2f}, {found['max']:.2f}], {found['peak_mb']:6.0f} MB"
+        for name, found in (("TRL", result["trl"]), ("Counterpoint", result["counterpoint"]))
+    ]
+    speed, memory = result["speed_ratio"], result["memory_ratio"]
+    faster = _beside(f"speed x{speed:.2f}", against(speed, work["goal"]))
+    aimed = against(memory, work.get("memory_goal"), at_most=True)
+    return "   ".join(
+        [f"{result['row']:22}", *sides, f"{faster}, {_beside(f'memory x{memory:.2f}', aimed)}"]
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", nargs="+", choices=WORK, default=list(WORK))
-    parser.add_argument("--docs", action="store_true", help="write the READMEs' table")
+    parser.add_argument("--into", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--docs", action="store_true", help="write the tables, measure nothing")
     parser.add_argument("--worker", nargs=3, metavar=("SIDE", "ROW", "FOLDER"))
     options = parser.parse_args()
     if options.worker:
         side, row, folder = options.worker
-        with tempfile.TemporaryDirectory() as own:
-            (Path(own) / "tokenizer").symlink_to(Path(folder) / "tokenizer")
-            print(json.dumps(train(trainer_of(side, WORK[row], Path(own)))))
+        with own_folder(folder) as own:
+            print(json.dumps(train(trainer_of(side, WORK[row], own))))
         return
     if options.docs:
-        write_tables()
+        write_docs()
         return
-    if not DATA.is_dir():
-        raise SystemExit(f"no real data in {DATA}; set COUNTERPOINT_DATA")
-    about = machine()
+    need_data()
     with tempfile.TemporaryDirectory() as folder:
         tokenizer_for(32000).save_pretrained(Path(folder) / "tokenizer")
-        results = []
         for row in options.rows:
-            result = compare(row, options.rounds, Path(folder))
-            results.append(result)
-            ours, theirs = result["counterpoint"], result["trl"]
-            print(
-                f"{row:22} TRL {theirs['pairs_per_second']:6.2f} pairs/s "
-                f"[{theirs['min']:.2f}, {theirs['max']:.2f}], {theirs['peak_mb']:6.0f} MB   "
-                f"Counterpoint {ours['pairs_per_second']:6.2f} "
-                f"[{ours['min']:.2f}, {ours['max']:.2f}], {ours['peak_mb']:6.0f} MB   "
-                f"speed x{result['speed_ratio']:.2f}, memory x{result['memory_ratio']:.2f}",
-                flush=True,
-            )
-    RESULTS.mkdir(exist_ok=True)
-    content = {"machine": about, "rounds": options.rounds, "rows": results}
-    (RESULTS / "step.json").write_text(json.dumps(content, indent=2) + "\n")
+            result = {**compare(row, options.rounds, Path(folder)), "machine": machine()}
+            keep(result, options.into / "step.json")
+            print(line(result), flush=True)
+
+
+def need_data() -> None:
+    """Stop with a word where the real data are not."""
+    if not DATA.is_dir():
+        raise SystemExit(f"no real data in {DATA}; set COUNTERPOINT_DATA")
+
+
+@contextmanager
+def own_folder(shared: str) -> Iterator[Path]:
+    """A folder for a worker's run that has the tokenizer of the shared one."""
+    with tempfile.TemporaryDirectory() as own:
+        (Path(own) / "tokenizer").symlink_to(Path(shared) / "tokenizer")
+        yield Path(own)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,48 @@
+"""What the documentation shows is what the results say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gpu
+import growth
+import preparing
+import pytest
+import roofline
+import sharing
+import step
+
+ROOT = Path(__file__).parents[2]
+SPEED = "docs/speed.md"
+SHOWN: dict[tuple[str, str], Callable[[Any], str]] = {
+    ("README.md", "step"): lambda results: step.table(results["rows"], goals=False),
+    ("README.zh-CN.md", "step"): lambda results: step.table(results["rows"], goals=False),
+    (SPEED, "step"): lambda results: step.table(results["rows"], goals=True),
+    (SPEED, "growth"): growth.page,
+    (SPEED, "sharing"): lambda results: sharing.table(results["rows"]),
+    (SPEED, "roofline"): lambda results: roofline.table(results["rows"]),
+    (SPEED, "preparing"): preparing.table,
+    (SPEED, "gpu"): gpu.page,
+}
+
+
+@pytest.mark.parametrize(("page", "name"), SHOWN)
+def test_a_table_holds_what_was_measured(page, name):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    shown = text.split(f"<!-- {name}: begin -->\n")[1].split(f"\n<!-- {name}: end -->")[0]
+    if shown.startswith(("Not measured yet.", "Figures on GPUs are still owed.")):
+        pytest.skip("not measured yet")
+    results = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+    assert shown == SHOWN[page, name](results), f"run python benchmarks/{name}.py --docs"
+
+
+def test_what_stands_outside_the_marks_stays(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("above\n<!-- a: begin -->\nold\n<!-- a: end -->\nbelow <!-- b: begin -->\n")
+    step.put_between(page, "a", "new")
+    assert page.read_text() == (
+        "above\n<!-- a: begin -->\nnew\n<!-- a: end -->\nbelow <!-- b: begin -->\n"
+    )
