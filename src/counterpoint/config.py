@@ -32,6 +32,8 @@ TRUNCATIONS = ("completion_end", "prompt_start", "prompt_end", "drop")
 INVALID_ROWS = ("raise", "drop")
 NONFINITE = ("raise", "skip")
 LAYOUTS = ("auto", "shared", "padded")
+ADAMW = ("adamw_torch", "adamw_torch_fused")
+"""Names of the plain AdamW, which an option may replace by a variant."""
 
 REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
     {
@@ -230,6 +232,12 @@ class CPOConfig(TrainingArguments):
         "Counterpoint: most input tokens of a micro-batch, padding included, >= 1; a step's "
         "pairs are cut by it. None: cut by per_device_train_batch_size.",
     )
+    stochastic_rounding: bool = _option(
+        False,
+        "Counterpoint: train bfloat16 weights, half the memory of float32's, and round AdamW's "
+        "updates at random, so that none is lost; needs counterpoint[torchao]. See "
+        "docs/precision.md.",
+    )
     router_aux_loss_coef: float | None = _option(
         None,
         "Counterpoint: weight of a mixture-of-experts model's load-balancing loss, >= 0; None: "
@@ -333,6 +341,16 @@ class CPOConfig(TrainingArguments):
                 "CP104",
                 f"alpha={self.alpha} reshapes the log-probability reward, which "
                 f"loss_type={self.loss_type!r} does not have.",
+            )
+        if self.stochastic_rounding and self.fp16:
+            raise ConfigError(
+                "CP104", "stochastic_rounding is for bfloat16 weights; fp16=True contradicts it."
+            )
+        if self.stochastic_rounding and self.optim not in ADAMW:
+            raise ConfigError(
+                "CP104",
+                f"stochastic_rounding brings its own AdamW, so that optim={self.optim!r} would "
+                "not be used; leave one of them out.",
             )
         longest = 512 if self.max_length is None else self.max_length
         if self.max_completion_length is not None and self.max_completion_length >= longest:
