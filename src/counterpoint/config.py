@@ -234,9 +234,9 @@ class CPOConfig(TrainingArguments):
     )
     stochastic_rounding: bool = _option(
         False,
-        "Counterpoint: train bfloat16 weights, half the memory of float32's, and round AdamW's "
-        "updates at random, so that none is lost; needs counterpoint[torchao]. See "
-        "docs/precision.md.",
+        "Counterpoint: train bfloat16 weights, and round AdamW's updates up or down at random, "
+        "so that small ones arrive on average; 12 bytes a weight where float32 takes 16. Needs "
+        "counterpoint[torchao]; see docs/precision.md.",
     )
     router_aux_loss_coef: float | None = _option(
         None,

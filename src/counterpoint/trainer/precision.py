@@ -76,7 +76,7 @@ def rounding(optimizer: torch.optim.Optimizer) -> Rounding:
     for parameter, rate in _losing(optimizer):
         weights += parameter.numel()
         largest = max(largest, rate)
-        for part in parameter.detach().flatten().split(CHUNK):
+        for part in torch.split(parameter.detach().flatten(), CHUNK):
             count = held(part, rate).sum()
             stuck[part.device] = stuck.get(part.device, torch.zeros_like(count)) + count
     return Rounding(sum(int(count) for count in stuck.values()), weights, largest)

@@ -200,7 +200,7 @@ class CPOTrainer(Trainer):
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: CPOConfig, model: Any = None) -> tuple[Any, Any]:
-        """transformers' choice by ``optim``, or the AdamW of ``stochastic_rounding``."""
+        """What ``optim`` names, or the AdamW of ``stochastic_rounding``."""
         if args.stochastic_rounding:
             return stochastic_adamw(args)
         found: tuple[Any, Any] = Trainer.get_optimizer_cls_and_kwargs(args, model)
