@@ -22,6 +22,9 @@ from tests.steps import random_pairs
 
 STEP = 1e-6
 
+# PyTorch's compiler of PyTorch, when it is first imported
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+
 
 @pytest.fixture
 def uncompiled():
@@ -351,7 +354,6 @@ def test_without_a_compiler_it_runs_uncompiled_and_says_so(monkeypatch, caplog, 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_compiled_and_uncompiled_steps_differ_in_their_draws_only(caplog):
     ends = {}
     for stance in ("default", "force_eager"):
