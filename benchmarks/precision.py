@@ -1,10 +1,11 @@
 """What each weight precision moves at a learning rate of 1e-6, and what its optimizer costs.
 
-    python benchmarks/precision.py           measure all, into results/precision.json
-    python benchmarks/precision.py --docs    write the tables of docs/precision.md from the results
+    python benchmarks/precision.py               measure all, into results/precision.json
+    python benchmarks/precision.py --only cost   one part; the others stay as they are
+    python benchmarks/precision.py --docs        write the tables of docs/precision.md
 
 1. Two hundred steps of the trainer on a small model, every mode from the same weights and over
-   the same pairs: the displacement projected on float32's, over five seeds.
+   the same pairs: the displacement projected on float32's, over three seeds.
 2. Two thousand steps of the optimizers alone, on random gradients that become ten times smaller
    half-way: whether moments kept in bfloat16 still follow.
 3. Seconds and memory of one step of the optimizers alone on 42 million weights.
@@ -39,7 +40,7 @@ from tests.steps import random_pairs
 RESULTS = Path(__file__).parent / "results" / "precision.json"
 PAGE = Path(__file__).parents[1] / "docs" / "precision.md"
 RATE = 1e-6
-SEEDS = range(5)
+SEEDS = range(3)
 HALF, FLOAT = torch.bfloat16, torch.float32
 
 MODES: dict[str, tuple[torch.dtype, dict[str, bool]]] = {
@@ -106,7 +107,7 @@ def optimized(name: str, seed: int, steps: int = 2_000, weights: int = 200_000) 
     start = torch.randn(weights, generator=generator).mul(0.02).bfloat16()
     mean = torch.randn(weights, generator=generator)
     dtype, make = OPTIMIZERS[name]
-    parameter = nn.Parameter(start.to(dtype))
+    parameter = nn.Parameter(start.to(dtype, copy=True))
     optimizer = make([parameter])
     for step in range(steps):
         size = 1.0 if step < steps // 2 else 0.1
@@ -116,15 +117,17 @@ def optimized(name: str, seed: int, steps: int = 2_000, weights: int = 200_000) 
     return parameter.detach().double() - start.double()
 
 
-def projections(displacement: Any, names: list[str], seeds: range) -> dict[str, list[float]]:
+def projections(displacement: Any, names: list[str]) -> dict[str, list[float]]:
     """Each name's displacement projected on the first's, a number a seed."""
     found: dict[str, list[float]] = {name: [] for name in names}
-    for seed in seeds:
-        wanted = displacement(names[0], seed)
-        for name in names:
-            moved = wanted if name == names[0] else displacement(name, seed)
-            found[name].append(float(moved @ wanted / (wanted @ wanted)))
-        print({name: round(values[-1], 4) for name, values in found.items()}, flush=True)
+    # many small steps: compiling each shape would take longer than it saves
+    with torch.compiler.set_stance("force_eager"):
+        for seed in SEEDS:
+            wanted = displacement(names[0], seed)
+            for name in names:
+                moved = wanted if name == names[0] else displacement(name, seed)
+                found[name].append(float(moved @ wanted / (wanted @ wanted)))
+            print({name: round(values[-1], 4) for name, values in found.items()}, flush=True)
     return found
 
 
@@ -155,6 +158,21 @@ COSTS = (
 )
 
 
+def costs() -> dict[str, Any]:
+    """The cost of each optimizer's step, each in a process of its own."""
+    return {
+        name + ("" if compiled else ", uncompiled"): in_own_process(__file__, name, str(compiled))
+        for name, compiled in COSTS
+    }
+
+
+PARTS = {
+    "cost": costs,
+    "trainer": lambda: projections(trained, list(MODES)),
+    "optimizers": lambda: projections(optimized, list(OPTIMIZERS)),
+}
+
+
 def tables(found: dict[str, Any]) -> dict[str, str]:
     """The page's tables by name."""
 
@@ -165,19 +183,19 @@ def tables(found: dict[str, Any]) -> dict[str, str]:
         ]
         return "\n".join(["| weights | least | median | most |", "|---|---:|---:|---:|", *rows])
 
-    costs = [
+    rows = [
         f"| {name} | {cost['first']:.1f} s | {median(cost['later']):.3f} s "
         f"({min(cost['later']):.3f} to {max(cost['later']):.3f}) | {cost['bytes_per_weight']:.1f} |"
-        for name, cost in found["cost"].items()
+        for name, cost in found["cost"]["found"].items()
     ]
     head = [
         "| weights and optimizer | first step | later steps | peak, bytes a weight |",
         "|---|---:|---:|---:|",
     ]
     return {
-        "trainer": moved(found["trainer_200_steps"]),
-        "optimizers": moved(found["optimizers_2000_steps"]),
-        "cost": "\n".join([*head, *costs]),
+        "trainer": moved(found["trainer"]["found"]),
+        "optimizers": moved(found["optimizers"]["found"]),
+        "cost": "\n".join([*head, *rows]),
     }
 
 
@@ -195,6 +213,7 @@ def main() -> int:
     """Measure, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--docs", action="store_true", help="write the page's tables, no more")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -204,20 +223,12 @@ def main() -> int:
         name, compiled = arguments.worker
         print(json.dumps(step_cost(name, compiled=compiled == "True")))
     else:
-        found = {
-            "machine": machine(),
-            "cost": {
-                name + ("" if compiled else ", uncompiled"): in_own_process(
-                    __file__, name, str(compiled)
-                )
-                for name, compiled in COSTS
-            },
-        }
-        # many small steps: compiling each shape would take longer than it saves
-        with torch.compiler.set_stance("force_eager"):
-            found["trainer_200_steps"] = projections(trained, list(MODES), SEEDS)
-            found["optimizers_2000_steps"] = projections(optimized, list(OPTIMIZERS), range(3))
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        for part in arguments.only:
+            measured = {"machine": machine(), "found": PARTS[part]()}
+            found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+            RESULTS.write_text(
+                json.dumps({**found, part: measured}, indent=1) + "\n", encoding="utf-8"
+            )
     return 0
 
 

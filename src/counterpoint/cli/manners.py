@@ -12,7 +12,17 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-CHATTY = ("transformers", "datasets", "huggingface_hub", "accelerate", "peft", "torch", "httpx")
+CHATTY = (
+    "transformers",
+    "datasets",
+    "huggingface_hub",
+    "accelerate",
+    "peft",
+    "torch",
+    "torch.utils._pytree",  # torch resets its own level when it is imported, but not this one's
+    "torchao",
+    "httpx",
+)
 _VERBOSITY = ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY")
 
 
