@@ -33,6 +33,8 @@ TRUNCATIONS = ("completion_end", "prompt_start", "prompt_end", "drop")
 INVALID_ROWS = ("raise", "drop")
 NONFINITE = ("raise", "skip")
 LAYOUTS = ("auto", "shared", "padded")
+ADAMW = ("adamw_torch", "adamw_torch_fused")
+"""Names of the plain AdamW, which an option may replace by a variant."""
 
 REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
     {
@@ -232,6 +234,12 @@ class CPOConfig(TrainingArguments):
         "pairs are cut by it. None: cut by per_device_train_batch_size. Where memory runs out, "
         "it is lowered and the step done again.",
     )
+    stochastic_rounding: bool = _option(
+        False,
+        "Counterpoint: train bfloat16 weights, and round AdamW's updates up or down at random, "
+        "so that small ones arrive on average; 12 bytes a weight where float32 takes 16. Needs "
+        "counterpoint[torchao]; see docs/precision.md.",
+    )
     router_aux_loss_coef: float | None = _option(
         None,
         "Counterpoint: weight of a mixture-of-experts model's load-balancing loss, >= 0; None: "
@@ -335,6 +343,16 @@ class CPOConfig(TrainingArguments):
                 "CP104",
                 f"alpha={self.alpha} reshapes the log-probability reward, which "
                 f"loss_type={self.loss_type!r} does not have.",
+            )
+        if self.stochastic_rounding and self.fp16:
+            raise ConfigError(
+                "CP104", "stochastic_rounding is for bfloat16 weights; fp16=True contradicts it."
+            )
+        if self.stochastic_rounding and self.optim not in ADAMW:
+            raise ConfigError(
+                "CP104",
+                f"stochastic_rounding brings its own AdamW, so that optim={self.optim!r} would "
+                "not be used; leave one of them out.",
             )
         longest = 512 if self.max_length is None else self.max_length
         if self.max_completion_length is not None and self.max_completion_length >= longest:

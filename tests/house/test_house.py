@@ -186,6 +186,7 @@ OWN_OPTIONS: dict[str, Any] = {
     "nonfinite": "raise",
     "layout": "auto",
     "max_micro_batch_tokens": None,
+    "stochastic_rounding": False,
     "router_aux_loss_coef": None,
 }
 """Frozen: a script that sets none of them computes the same in every release of a major version."""
@@ -198,6 +199,7 @@ COUNTERPOINTS_OWN = {
     "nonfinite",
     "layout",
     "max_micro_batch_tokens",
+    "stochastic_rounding",
     "router_aux_loss_coef",
 }
 

@@ -19,6 +19,7 @@ CHATTY = (
     "accelerate",
     "peft",
     "torch",
+    "torch.utils._pytree",
     "torchao",
     "httpx",
 )

@@ -44,8 +44,8 @@ class RunOptions:
     dtype: str | None = _option(
         None,
         "Precision the weights are kept in. null: float32 when all of them are trained, since "
-        "bfloat16 weights cannot take updates as small as a learning rate of 1e-6 makes; "
-        "auto, as the files have it, with lora_r.",
+        "bfloat16 weights cannot take updates as small as a learning rate of 1e-6 makes "
+        "(bfloat16 with stochastic_rounding); auto, as the files have it, with lora_r.",
         DTYPES,
     )
     attn_implementation: str | None = _option(

@@ -4,7 +4,8 @@
    head that starts at random would train without a word.
 2. Each check that needs no weights is made before any weight is read.
 3. Full fine-tuning keeps float32 weights, whatever the files hold: a bfloat16 weight cannot take
-   updates as small as a learning rate of 1e-6 makes. ``bf16`` still computes in bfloat16.
+   updates as small as a learning rate of 1e-6 makes, unless ``stochastic_rounding`` is on.
+   ``bf16`` still computes in bfloat16.
 
 Not here: making a model ready to train (``setup``).
 """
@@ -106,9 +107,11 @@ def load_tokenizer(
 def load_model(source: str, args: CPOConfig, *, adapted: bool) -> PreTrainedModel:
     """A causal language model with its weights, float32 unless they stay frozen.
 
+    With ``stochastic_rounding`` they are bfloat16.
+
     Args:
         source: hub id or folder.
-        args: ``model_init_kwargs`` and ``trust_remote_code`` are used.
+        args: ``model_init_kwargs``, ``stochastic_rounding`` and ``trust_remote_code`` are used.
         adapted: an adapter will be trained; the weights keep the precision of their files.
 
     Raises:
@@ -116,7 +119,7 @@ def load_model(source: str, args: CPOConfig, *, adapted: bool) -> PreTrainedMode
         SetupError: CP502 where they need a package that is missing.
     """
     keywords = _keywords(args)
-    keywords.setdefault("dtype", "auto" if adapted else "float32")
+    keywords.setdefault("dtype", "auto" if adapted else _trained_dtype(args))
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             source,
@@ -146,7 +149,8 @@ def random_model(source: str, args: CPOConfig, config: PretrainedConfig) -> PreT
 
     Args:
         source: hub id or folder, for messages.
-        args: ``seed``, ``model_init_kwargs`` and ``trust_remote_code`` are used.
+        args: ``seed``, ``model_init_kwargs``, ``stochastic_rounding`` and ``trust_remote_code``
+            are used.
         config: what ``load_config`` returned.
 
     Raises:
@@ -154,7 +158,7 @@ def random_model(source: str, args: CPOConfig, config: PretrainedConfig) -> PreT
     """
     keywords = _keywords(args)
     keywords.pop("revision", None)
-    keywords.setdefault("dtype", "float32")
+    keywords.setdefault("dtype", _trained_dtype(args))
     set_seed(args.seed)
     try:
         return AutoModelForCausalLM.from_config(
@@ -262,6 +266,10 @@ def _keywords(args: CPOConfig) -> dict[str, Any]:
     if "torch_dtype" in keywords:
         keywords["dtype"] = keywords.pop("torch_dtype")
     return keywords
+
+
+def _trained_dtype(args: CPOConfig) -> str:
+    return "bfloat16" if args.stochastic_rounding else "float32"
 
 
 def _revision(args: CPOConfig) -> str:

@@ -17,6 +17,7 @@ from counterpoint.config import CPOConfig
 from counterpoint.errors import ConfigError, ModelError, SetupError
 from counterpoint.forward.router import router_top_k
 from counterpoint.runlog import logger
+from counterpoint.trainer.precision import check_stochastic_rounding
 
 
 def prepare_tokenizer(tokenizer: Any) -> PreTrainedTokenizerBase:
@@ -73,7 +74,8 @@ def prepare_model(
     Raises:
         ModelError: CP305 if nothing would train, CP306 for an unsupported kind of model, CP307
             for an adapter that does not fit.
-        SetupError: CP502 if PEFT is not installed.
+        ConfigError: CP104 for ``stochastic_rounding`` without bfloat16 weights to train.
+        SetupError: CP502 if PEFT or torchao is needed and not installed.
     """
     config: Any = getattr(model, "config", None)
     if config is None:
@@ -96,6 +98,8 @@ def prepare_model(
             "CP305",
             "no parameter of the model requires a gradient. Unfreeze some, or pass a peft_config.",
         )
+    if args.stochastic_rounding:
+        check_stochastic_rounding(model.parameters())
     if args.disable_dropout:
         disable_dropout(model)
     text_config = config.get_text_config() if hasattr(config, "get_text_config") else config

@@ -15,7 +15,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -42,6 +42,7 @@ from counterpoint.trainer.evaluation_pass import EvaluationPass
 from counterpoint.trainer.feed import Feed
 from counterpoint.trainer.guard import StepGuard, non_finite_error
 from counterpoint.trainer.loading import load_config, load_model, load_tokenizer
+from counterpoint.trainer.precision import Rounding, stochastic_adamw, warn_of_rounding
 from counterpoint.trainer.recut import Share, TokenBudget
 from counterpoint.trainer.setup import (
     announce,
@@ -113,6 +114,10 @@ class CPOTrainer(Trainer):
     ) -> None:
         """Check and prepare everything; nothing is written before all of it is sound."""
         args = _checked_args(args, data_collator, preprocess_logits_for_metrics)
+        if args.stochastic_rounding and optimizers[0] is not None:
+            raise ConfigError(
+                "CP104", "stochastic_rounding brings its own optimizer, but optimizers has one."
+            )
         check_writable(args.output_dir)
         set_seed(args.seed)  # an adapter starts from random weights
         model = _loaded(model, args, adapted=peft_config is not None)
@@ -159,6 +164,7 @@ class CPOTrainer(Trainer):
         self._eval_budget = TokenBudget(args.max_micro_batch_tokens, self._budget_lowered)
         self._assembled: Assembly | None = None
         self._skipped_steps = 0
+        self._rounding: Rounding | None = None
         self._loss_before_step: Tensor | None = None
         self._balancing_weight = balancing_weight(self.model, args)
         self._top_k = router_top_k(self.model.config) if self._balancing_weight else None
@@ -194,6 +200,24 @@ class CPOTrainer(Trainer):
             micro_batch=self._train_batch_size if train else self.args.eval_batch_size,
             train=train,
         )
+
+    # ---- the optimizer ----
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: CPOConfig, model: Any = None) -> tuple[Any, Any]:
+        """What ``optim`` names, or the AdamW of ``stochastic_rounding``."""
+        if args.stochastic_rounding:
+            return stochastic_adamw(args)
+        found: tuple[Any, Any] = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        return found
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Make the optimizer unless there is one; warns if it cannot move the weights."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        self._rounding = warn_of_rounding(optimizer)
+        if self._rounding:
+            self._describe()
+        return optimizer
 
     # ---- one step ----
 
@@ -471,6 +495,7 @@ class CPOTrainer(Trainer):
                 },
                 "balancing_weight": self._balancing_weight,
                 "skipped_steps": self._skipped_steps,
+                "rounding": None if self._rounding is None else asdict(self._rounding),
                 "data": {name: counts.as_dict() for name, counts in self._feed.counts().items()},
                 "options": self.args.to_dict(),
             }

@@ -1,0 +1,165 @@
+"""What a half-precision weight loses of a small update, and what keeps it.
+
+A bfloat16 weight has 8 bits of precision. An update below half a unit in its last place rounds
+away, step after step, while the loss is logged as if nothing were wrong.
+
+1. ``held`` says which weights a step of a given size leaves where they are.
+2. ``warn_of_rounding`` counts them before the first step of a run that would lose its updates.
+3. ``stochastic_adamw`` is the optimizer that loses none: AdamW that rounds up or down at random.
+
+Not here: float32 weights, which are the default (``loading``), and autocast (transformers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from counterpoint.config import CPOConfig
+from counterpoint.errors import ConfigError, SetupError
+from counterpoint.runlog import logger
+
+HALF = (torch.bfloat16, torch.float16)
+
+ENOUGH = 1e-4
+"""Learning rate from which nothing is said: it moves a bfloat16 weight below 1/32."""
+
+CHUNK = 2**22
+"""Weights looked at in one go: bounds the memory of the count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """How many weights a step the size of the learning rate does not move.
+
+    Args:
+        held: half-precision weights under training that would stay where they are.
+        weights: half-precision weights under training.
+        learning_rate: the size of the step; the largest among the optimizer's groups.
+    """
+
+    held: int
+    weights: int
+    learning_rate: float
+
+
+def held(weights: Float[Tensor, "*shape"], step: float) -> Bool[Tensor, "*shape"]:
+    """Which weights stay where they are, whether the step adds to them or takes away.
+
+    Args:
+        weights: of any floating dtype up to float32.
+        step: size of the update, > 0; AdamW's first is the learning rate, later ones are at
+            most a few times as large, and mostly smaller.
+
+    Returns:
+        True where both sums, taken in float32 as optimizers do, round back to the weight.
+    """
+    wide = weights.float()
+    return ((wide + step).to(weights.dtype) == weights) & (
+        (wide - step).to(weights.dtype) == weights
+    )
+
+
+def rounding(optimizer: torch.optim.Optimizer) -> Rounding:
+    """Count the weights that an optimizer, at its full learning rate, could not move.
+
+    Args:
+        optimizer: of any kind; weights whose rounding errors it keeps are not counted.
+    """
+    stuck: dict[torch.device, Tensor] = {}
+    weights, largest = 0, 0.0
+    for parameter, rate in _losing(optimizer):
+        weights += parameter.numel()
+        largest = max(largest, rate)
+        for part in torch.split(parameter.detach().flatten(), CHUNK):
+            count = held(part, rate).sum()
+            stuck[part.device] = stuck.get(part.device, torch.zeros_like(count)) + count
+    return Rounding(sum(int(count) for count in stuck.values()), weights, largest)
+
+
+def warn_of_rounding(optimizer: torch.optim.Optimizer) -> Rounding | None:
+    """Say how many weights the run cannot move, if its learning rate is below ``ENOUGH``.
+
+    Returns:
+        What was counted; None where there was nothing to say.
+    """
+    found = rounding(optimizer)
+    if not found.held or found.learning_rate >= ENOUGH:
+        return None
+    logger().warning(
+        "%.1f%% of the %s half-precision weights under training cannot move: a step of %g, the "
+        "learning rate, is less than half a unit in their last place and rounds away. Keep the "
+        "weights in float32 (pass the model's name, or model.float(); bf16=True still computes "
+        "in bfloat16), or set stochastic_rounding=True. See docs/precision.md.",
+        100 * found.held / found.weights,
+        f"{found.weights:,}",
+        found.learning_rate,
+    )
+    return found
+
+
+def check_stochastic_rounding(parameters: Iterable[nn.Parameter]) -> None:
+    """Refuse ``stochastic_rounding`` where it would do nothing or cannot be had.
+
+    Args:
+        parameters: of the model as it will be trained.
+
+    Raises:
+        ConfigError: CP104 if none of those that train is bfloat16.
+        SetupError: CP502 if torchao is not installed.
+    """
+    dtypes = {parameter.dtype for parameter in parameters if parameter.requires_grad}
+    if torch.bfloat16 not in dtypes:
+        found = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        raise ConfigError(
+            "CP104",
+            f"stochastic_rounding is for bfloat16 weights, but those under training are {found}. "
+            "Load the model in bfloat16, or leave the option out: float32 weights, adapters "
+            "among them, keep every update.",
+        )
+    _stochastic_class()
+
+
+def stochastic_adamw(args: CPOConfig) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """The class of the optimizer behind ``stochastic_rounding``, and its arguments.
+
+    Raises:
+        SetupError: CP502 if torchao is not installed.
+    """
+    return _stochastic_class(), {
+        "lr": args.learning_rate,
+        "betas": (args.adam_beta1, args.adam_beta2),
+        "eps": args.adam_epsilon,
+        "seed": args.seed,
+    }
+
+
+def _stochastic_class() -> type[torch.optim.Optimizer]:
+    try:
+        from counterpoint.trainer.stochastic_adamw import StochasticAdamW
+    except ImportError as error:
+        raise SetupError(
+            "CP502",
+            "stochastic_rounding needs the package torchao, which is not installed: "
+            "pip install 'counterpoint[torchao]'",
+        ) from error
+    return StochasticAdamW
+
+
+def _losing(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Tensor, float]]:
+    """Half-precision weights that are rounded to nearest, and the learning rate of each."""
+    stochastic = bool(getattr(optimizer, "bf16_stochastic_round", False))
+    for group in optimizer.param_groups:
+        # AnyPrecisionAdamW's name for it, and optimi's, whose None means wherever it is needed
+        if group.get("use_kahan_summation") or group.get("kahan_sum", False) is not False:
+            continue
+        rate = float(group.get("initial_lr", group["lr"]))  # a schedule has begun at 0 already
+        for parameter in group["params"]:
+            kept = stochastic and parameter.dtype is torch.bfloat16
+            if parameter.requires_grad and parameter.dtype in HALF and not kept:
+                yield parameter, rate
