@@ -217,7 +217,7 @@ def measure_train(work: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def kernels(told: bool = False) -> dict[str, Callable[..., torch.Tensor]]:
     """Heads that are there: (hidden, weight, ids) -> negative log-likelihood, a token or summed."""
-    from counterpoint.forward.token_logps import affine_token_logps
+    from counterpoint.forward.affine_logps import affine_token_logps
 
     found: dict[str, Callable[..., torch.Tensor]] = {
         "ours": lambda hidden, weight, ids: -affine_token_logps(hidden, weight, None, ids)[0],

@@ -53,8 +53,8 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP502": "a package that is not installed",
         "CP503": "a way of launching that would change the result",
         "CP504": "a folder that already holds a different run",
-        "CP506": "an output file that is there already",
         "CP505": "memory that ran out where cutting the step again does not help",
+        "CP506": "an output file that is there already",
     }
 )
 
