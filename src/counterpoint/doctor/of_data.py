@@ -1,0 +1,205 @@
+"""Checks of a data set: what a ``Survey`` counted, judged.
+
+What the trainer refuses is an error under the trainer's own code, or a warning where
+``invalid_rows="drop"`` asks to train without such rows. Everything else is a warning from a rate
+on, since real data hold a little of everything.
+
+Not here: counting (``survey``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+
+import numpy as np
+
+from counterpoint.config import CPOConfig
+from counterpoint.doctor.findings import Finding, find, from_error
+from counterpoint.doctor.lengths import histogram, length_bias
+from counterpoint.doctor.near_duplicates import nearest
+from counterpoint.doctor.survey import Sightings, Survey
+
+RATES: Mapping[str, float] = MappingProxyType(
+    {
+        "CW201": 0.0,
+        "CW202": 0.0,
+        "CW203": 0.05,
+        "CW204": 0.0,
+        "CW205": 0.0,
+        "CW206": 0.01,
+        "CW207": 0.01,
+        "CW208": 0.05,
+        "CW209": 0.0,
+        "CW210": 0.01,
+        "CW213": 0.01,
+        "CW214": 0.0,
+        "CW215": 0.0,
+        "CW305": 0.0,
+        "CW306": 0.0,
+        "CW310": 0.0,
+    }
+)
+"""Code -> share of rows from which it is worth a warning; at 0 a single row is."""
+
+BIAS, SIGMAS = 0.1, 3.0
+"""Share above a half that is a bias, if it is also that many standard errors from chance."""
+
+_DROP = "invalid_rows: drop"
+
+_FIXES: Mapping[str, str] = MappingProxyType(
+    {
+        "CP203": _DROP,
+        "CP204": "truncation: prompt_start",
+        "CP205": _DROP,
+        "CP206": _DROP,
+        "CP207": _DROP,
+        "CP202": _DROP,
+        "CP212": _DROP,
+        "CP213": _DROP,
+        "CP214": _DROP,
+        "CW215": 'dataset = dataset.filter(lambda row: row["weight"] > 0)',
+        "CW210": 'row["prompt"], row["chosen"] = row["prompt"].rstrip(), " " + row["chosen"]',
+    }
+)
+
+
+def of_data(found: Survey, args: CPOConfig) -> Iterator[Finding]:
+    """Judge a data set.
+
+    Args:
+        found: what its rows showed.
+        args: the run's options.
+    """
+    yield from (from_error(error) for error in found.failures)
+    if found.bugs.count:
+        text = f"{found.name}: {found.bugs.count:,} rows made a check fail: {found.bugs.example}"
+        yield find("CW901", text, rows=found.bugs.rows)
+    if not found.rows:
+        return
+    yield from _refused(found, args)
+    if not found.usable:
+        return
+    yield _manifest(found)
+    if not found.whole:
+        yield find("CN204", f"{found.name}: the first {found.rows:,} rows.")
+    yield from _counted(found, args)
+    yield from _length_bias(found)
+    yield from _refusals(found)
+    if found.tokens is not None:
+        yield find(
+            "CN202",
+            f"{found.name}: prompt {histogram(found.tokens.prompt)}; chosen "
+            f"{histogram(found.tokens.chosen)}; rejected {histogram(found.tokens.rejected)}.",
+        )
+
+
+def of_both(train: Survey, evaluation: Survey) -> Iterator[Finding]:
+    """Evaluation rows that are nearly rows of the training set, by prompt and chosen completion.
+
+    Args:
+        train: with signatures.
+        evaluation: with signatures.
+    """
+    twins = nearest(
+        [mine for _, mine in evaluation.signatures], [theirs for _, theirs in train.signatures]
+    )
+    if not twins:
+        return
+    rows = [evaluation.signatures[mine][0] for mine, _ in twins]
+    first = train.signatures[twins[0][1]][0]
+    yield find(
+        "CW212",
+        f"{_rate(len(twins), evaluation.texts)} of {evaluation.name} are nearly rows of "
+        f"{train.name}; row {rows[0]} is like row {first} there.",
+        rows=rows,
+        fix="dataset = dataset.select([n for n in range(len(dataset)) if n not in leaked])",
+    )
+
+
+def _refused(found: Survey, args: CPOConfig) -> Iterator[Finding]:
+    dropped = args.invalid_rows == "drop"
+    for code, sightings in sorted(found.problems.items()):
+        policy = code == "CP204" and args.truncation == "drop"
+        yield find(
+            code,
+            f"{found.name}: {_rate(sightings.count, found.rows)}. The first: {sightings.example}",
+            rows=sightings.rows,
+            fix="" if dropped or policy else _FIXES.get(code, ""),
+            severity="warning" if (dropped or policy) and found.usable else "error",
+        )
+    if not found.usable:
+        yield find("CP209", f"none of the {found.rows:,} rows of {found.name} can be used.")
+
+
+def _manifest(found: Survey) -> Finding:
+    text = f"{found.name}: {found.usable:,} of {found.rows:,} rows are pairs"
+    if found.tokens is not None:
+        text += f", {found.tokens.tokens:,} tokens"
+    return find("CN201", f"{text}; digest {found.digest}.")
+
+
+def _counted(found: Survey, args: CPOConfig) -> Iterator[Finding]:
+    between = found.consistency
+    numbers = {
+        "CW202": between.duplicates,
+        "CW203": between.prompts,
+        "CW204": between.contradictions,
+        "CW205": between.circles,
+    }
+    sightings = {code: Sightings(len(rows), rows[:5]) for code, rows in numbers.items()}
+    sightings.update({code: seen for code, seen in found.seen.items() if code in RATES})
+    if found.tokens is not None:
+        sightings["CW208"], sightings["CW209"] = found.tokens.cut, found.tokens.same
+        sightings["CW210"] = found.tokens.moved
+    for code, seen in sorted(sightings.items()):
+        total = found.usable if code in ("CW208", "CW209", "CW210") else found.texts
+        if seen.count and seen.count >= RATES[code] * total:
+            yield find(
+                code,
+                f"{found.name}: {_rate(seen.count, total)}.",
+                rows=seen.rows,
+                fix=_fix(code, found, args),
+            )
+
+
+def _fix(code: str, found: Survey, args: CPOConfig) -> str:
+    if code in ("CW208", "CW209") and found.tokens is not None:
+        longest = found.tokens.prompt + np.maximum(found.tokens.chosen, found.tokens.rejected)
+        enough = int(np.quantile(longest, 1 if code == "CW209" else 0.99, method="higher"))
+        lines = [f"max_length: {enough}"]
+        if args.max_completion_length is not None:
+            lines.append("max_completion_length: null")
+        return "\n".join(lines)
+    return _FIXES.get(code, "")
+
+
+def _length_bias(found: Survey) -> Iterator[Finding]:
+    chosen, rejected = np.array(found.characters, dtype=np.int64).T
+    bias = length_bias(chosen, rejected)
+    decided = bias.longer + bias.shorter
+    if not decided:
+        return
+    share = bias.longer / decided
+    chance = 0.5 / np.sqrt(decided * len(chosen))
+    if abs(share - 0.5) > max(BIAS, SIGMAS * chance):
+        yield find(
+            "CW211",
+            f"{found.name}: chosen is longer in {bias.longer:.1%} and shorter in "
+            f"{bias.shorter:.1%} of rows, by {bias.difference:+.0f} characters on average; "
+            f"AUC of 'longer wins' {bias.auc:.3f}.",
+        )
+
+
+def _refusals(found: Survey) -> Iterator[Finding]:
+    counts = [found.seen[f"refused {side}"].count for side in ("chosen", "rejected")]
+    if sum(counts):
+        yield find(
+            "CN203",
+            f"{found.name}: {_rate(counts[0], found.texts)} of chosen and "
+            f"{_rate(counts[1], found.texts)} of rejected completions.",
+        )
+
+
+def _rate(count: int, total: int) -> str:
+    return f"{count:,} of {total:,} rows ({count / total:.1%})"
