@@ -45,6 +45,9 @@ RATES: Mapping[str, float] = MappingProxyType(
 BIAS, SIGMAS = 0.1, 3.0
 """Share above a half that is a bias, if it is also that many standard errors from chance."""
 
+LEAST_AUC = 0.05
+"""How far from 0.5 the AUC must be too: a share alone may come from a character more or less."""
+
 _DROP = "invalid_rows: drop"
 
 _FIXES: Mapping[str, str] = MappingProxyType(
@@ -182,7 +185,7 @@ def _length_bias(found: Survey) -> Iterator[Finding]:
         return
     share = bias.longer / decided
     chance = 0.5 / np.sqrt(decided * len(chosen))
-    if abs(share - 0.5) > max(BIAS, SIGMAS * chance):
+    if abs(share - 0.5) > max(BIAS, SIGMAS * chance) and abs(bias.auc - 0.5) > LEAST_AUC:
         yield find(
             "CW211",
             f"{found.name}: chosen is longer in {bias.longer:.1%} and shorter in "

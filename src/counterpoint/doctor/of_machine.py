@@ -192,4 +192,5 @@ def _checkpoints(args: CPOConfig, steps: int | None) -> int:
     else:
         made = max(1, int(steps // args.save_steps))
     # the new one is written before the oldest is removed
-    return min(made, args.save_total_limit + 1) if args.save_total_limit else made
+    limit: int | None = args.save_total_limit
+    return min(made, limit + 1) if limit else made

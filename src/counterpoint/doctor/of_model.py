@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from counterpoint.config import CPOConfig
-from counterpoint.doctor.findings import Finding, find
+from counterpoint.doctor.findings import Finding, find, from_error
 from counterpoint.doctor.of_objective import of_reward
 from counterpoint.doctor.survey import TokenFacts, TokenIds
+from counterpoint.errors import ModelError
+from counterpoint.forward.head import find_head
 from counterpoint.forward.layout import why_not_shared
 from counterpoint.rounding import held_share
 
@@ -59,16 +61,16 @@ def of_model(
     if getattr(config, "is_encoder_decoder", False):
         yield find("CP306", f"{type(model).__name__} is an encoder-decoder model.")
         return
-    finite = True
-    for finding in _weights(model):
-        finite &= finding.code != "CP308"
+    broken = []
+    for finding in [*_weights(model), *_head(model)]:
+        broken += [finding.code] if finding.code in ("CP304", "CP308") else []
         yield finding
     yield from _training(model, args, peft_config)
     yield from _dropout(model, args, peft_config)
     yield from _layout(model, args)
     if tokens is not None:
         yield from _ids(model, tokens)
-        if finite:
+        if not broken:
             yield from _said(model, args, tokens)
 
 
@@ -129,6 +131,13 @@ def _is_fresh(model: nn.Module) -> bool:
             if abs(float(weight.detach().float().std()) / spread - 1) > close:
                 return False
     return matrices > 1
+
+
+def _head(model: nn.Module) -> Iterator[Finding]:
+    try:
+        find_head(model)
+    except ModelError as error:
+        yield from_error(error)
 
 
 # What trains

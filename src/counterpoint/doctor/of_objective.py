@@ -140,7 +140,7 @@ def _when(condition: Callable[[CPOConfig, bool], bool], reason: str) -> _Reason:
     return lambda args, evaluates: reason if condition(args, evaluates) else None
 
 
-_UNUSED: dict[str, _Reason] = {
+UNUSED: dict[str, _Reason] = {
     "beta": _when(lambda a, e: a.loss_type == "repo", "RePO has no beta"),
     "nll_reduction": _when(lambda a, e: a.cpo_alpha == 0, "cpo_alpha is 0, so there is no NLL"),
     "num_train_epochs": _when(lambda a, e: a.max_steps > 0, "max_steps is set, and counts"),
@@ -159,16 +159,11 @@ _UNUSED: dict[str, _Reason] = {
     "gradient_checkpointing_kwargs": _when(
         lambda a, e: not a.gradient_checkpointing, "gradient_checkpointing is off"
     ),
-    "torch_compile_mode": _when(lambda a, e: not a.torch_compile, "torch_compile is off"),
-    "torch_compile_backend": _when(lambda a, e: not a.torch_compile, "torch_compile is off"),
     "data_seed": _when(
         lambda a, e: a.train_sampling_strategy == "sequential", "rows are taken in their order"
     ),
     "remove_unused_columns": _when(lambda a, e: True, "columns are chosen by their meaning"),
     "length_column_name": _when(lambda a, e: True, "steps are never made by length"),
-    "neftune_noise_alpha": _when(
-        lambda a, e: a.neftune_noise_alpha == 0, "a noise of 0 is no noise"
-    ),
     **{
         name: _when(lambda a, e: "adam" not in a.optim, "the optimizer is not of Adam's kind")
         for name in _OF_ADAM
@@ -184,7 +179,7 @@ def of_unused(args: CPOConfig, *, evaluates: bool) -> Iterator[Finding]:
         args: the run's options.
         evaluates: there is a set to evaluate on.
     """
-    for name, why in _UNUSED.items():
+    for name, why in UNUSED.items():
         reason = why(args, evaluates)
         value = getattr(args, name)
         if reason and value != _default(name):
