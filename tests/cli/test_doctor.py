@@ -49,6 +49,20 @@ def test_all_of_several_mistakes_are_found_at_once(workshop: Path, command: Comm
     assert {"CP203", "CP302", "CP504", "CW101", "CW103", "CW104"} <= codes(answer.out)
 
 
+def test_a_file_that_cannot_be_read_is_a_finding(workshop: Path, command: Command) -> None:
+    Path("run.yaml").write_text("model: [", encoding="utf-8")
+    answer = command("doctor", "run.yaml", "--json")
+    assert answer.code == 2
+    assert codes(answer.out) == {"CP106"}
+
+
+def test_a_missing_package_is_a_finding(
+    workshop: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert "CP502" in codes(command("doctor", *GOOD, "--lora_r", "2", "--json").out)
+
+
 def test_training_is_refused_with_every_finding_and_one_coded_line(
     workshop: Path, command: Command
 ) -> None:

@@ -176,11 +176,18 @@ def survey(
         The facts; what stopped the pass is among its ``failures``.
     """
     found = Survey(name)
+    if isinstance(dataset, IterableDataset):
+        head = list(islice(dataset, STREAMED + 1))
+        found.whole = len(head) <= STREAMED
+        dataset = head[:STREAMED]
+    elif not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
+        dataset = list(dataset)
     try:
-        table = _as_dataset(dataset, found)
-        formats.check_columns(table.column_names, name=name)
+        table = _as_table(dataset, name)
     except CounterpointError as error:
         found.failures.append(error)
+        if error.code == "CP202":  # a row that no table can hold: the others can be looked at
+            _read(dataset, found, tokenizer, sign, _told(progress, name, len(dataset)))
         return found
     _read(_raw_rows(table), found, tokenizer, sign, _told(progress, name, len(table)))
     if tokenizer is not None and found.usable:
@@ -200,16 +207,12 @@ def survey_rows(
     return found
 
 
-def _as_dataset(dataset: Any, found: Survey) -> Dataset:
-    if isinstance(dataset, Dataset) and dataset.format["type"] != "custom":
-        if not len(dataset):
-            raise DataError("CP209", f"{found.name} has no rows.")
-        return dataset
-    if isinstance(dataset, IterableDataset):
-        rows = list(islice(dataset, STREAMED + 1))
-        found.whole = len(rows) <= STREAMED
-        return dataset_from_rows(rows[:STREAMED], name=found.name)
-    return dataset_from_rows(list(dataset), name=found.name)
+def _as_table(dataset: Dataset | list[Any], name: str) -> Dataset:
+    table = dataset if isinstance(dataset, Dataset) else dataset_from_rows(dataset, name=name)
+    if not len(table):
+        raise DataError("CP209", f"{name} has no rows.")
+    formats.check_columns(table.column_names, name=name)
+    return table
 
 
 def _raw_rows(table: Dataset) -> Iterator[dict[str, Any]]:
