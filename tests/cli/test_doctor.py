@@ -49,6 +49,16 @@ def test_all_of_several_mistakes_are_found_at_once(workshop: Path, command: Comm
     assert {"CP203", "CP302", "CP504", "CW101", "CW103", "CW104"} <= codes(answer.out)
 
 
+def test_options_that_contradict_each_other_do_not_hide_the_rest(
+    workshop: Path, command: Command
+) -> None:
+    write_pairs(workshop / "pairs.jsonl", [*PAIRS, {**PAIRS[0], "rejected": ""}])
+    contradicting = ["--simpo_gamma", "1.0", "--learning_rate", "1.0"]
+    answer = command("doctor", *GOOD, *contradicting, "--json")
+    assert {"CP104", "CP203", "CN201", "CN501"} <= codes(answer.out)
+    assert not {"CW105", "CN121"} & codes(answer.out)
+
+
 def test_a_file_that_cannot_be_read_is_a_finding(workshop: Path, command: Command) -> None:
     Path("run.yaml").write_text("model: [", encoding="utf-8")
     answer = command("doctor", "run.yaml", "--json")

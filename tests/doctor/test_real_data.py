@@ -53,6 +53,8 @@ def test_transcripts(
     assert of("CN201", found).seen.startswith("train: 2,303 of 2,312 rows are pairs")
     # 4 of the 5 completions that begin the other one are the empty ones; 2 prompts come again:
     # neither is worth a warning, nor is a length that wins in 44.3 %
+    assert "too few for a warning: 2 x CW203, 1 x CW206" in of("CN201", found).seen
+    assert "chosen is longer in 44.3% " in of("CN202", found).seen
     quiet = {"CW202", "CW203", "CW206", "CW211"}
     assert quiet.isdisjoint(finding.code for finding in found.findings)
 
@@ -64,6 +66,7 @@ def test_conversations(
     found = report(real_data / CONVERSATIONS, chatml_tokenizer, tmp_path)
     assert errors(found) == []
     assert count(of("CW202", found)) == 11
+    assert "11 x CW203, 1 x CW206" in of("CN201", found).seen
     assert "chosen is longer in 62.0% " in of("CW211", found).seen
     assert of("CN201", found).seen.startswith("train: 300 of 300 rows are pairs")
 

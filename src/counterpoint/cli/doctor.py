@@ -11,9 +11,9 @@ from __future__ import annotations
 import sys
 
 from counterpoint.cli.manners import quiet_bars, terminal_width
-from counterpoint.cli.settings import read_request
+from counterpoint.cli.settings import read_request, read_what_can_be
 from counterpoint.cli.train import consult
-from counterpoint.doctor.findings import Report, from_error
+from counterpoint.doctor.findings import Finding, Report, from_error
 from counterpoint.errors import CounterpointError
 
 
@@ -36,8 +36,14 @@ def doctor(words: list[str], *, as_json: bool) -> int:
 
 def _report(words: list[str]) -> Report:
     try:
-        request = read_request(words)
+        return consult(read_request(words))[0]
     except CounterpointError as error:
-        # without options that can be meant there is no run to look at
-        return Report.of([from_error(error)])
-    return consult(request)[0]
+        # what the options are wrong about, and what can be seen without them
+        rest = read_what_can_be(words)
+        seen = () if rest is None else consult(rest)[0].findings
+        return Report.of([from_error(error), *(one for one in seen if _without_options(one))])
+
+
+def _without_options(finding: Finding) -> bool:
+    """Whether a finding is so whatever the objective, the steps and the learning rate are."""
+    return finding.code[2] != "1" and finding.code not in ("CW325", "CW326", "CN321")

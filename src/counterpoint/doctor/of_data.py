@@ -42,6 +42,9 @@ RATES: Mapping[str, float] = MappingProxyType(
 )
 """Code -> share of rows from which it is worth a warning; at 0 a single row is."""
 
+OF_TOKENS = ("CW208", "CW209", "CW210")
+"""Codes whose rates are of the rows that fit as tokens, not of all whose texts were read."""
+
 BIAS, SIGMAS = 0.1, 3.0
 """Share above a half that is a bias, if it is also that many standard errors from chance."""
 
@@ -83,18 +86,20 @@ def of_data(found: Survey, args: CPOConfig) -> Iterator[Finding]:
     yield from _refused(found, args)
     if not found.usable:
         return
-    yield _manifest(found)
+    often, rare = _counted(found)
+    yield _manifest(found, rare)
     if not found.whole:
         yield find("CN204", f"{found.name}: the first {found.rows:,} rows.")
-    yield from _counted(found, args)
-    yield from _length_bias(found)
-    yield from _refusals(found)
-    if found.tokens is not None:
+    for code, (seen, total) in often.items():
         yield find(
-            "CN202",
-            f"{found.name}: prompt {histogram(found.tokens.prompt)}; chosen "
-            f"{histogram(found.tokens.chosen)}; rejected {histogram(found.tokens.rejected)}.",
+            code,
+            f"{found.name}: {_rate(seen.count, total)}.",
+            rows=seen.rows,
+            fix=_fix(code, found, args),
         )
+    if found.texts:
+        yield from _lengths(found)
+    yield from _refusals(found)
 
 
 def of_both(train: Survey, evaluation: Survey) -> Iterator[Finding]:
@@ -135,14 +140,19 @@ def _refused(found: Survey, args: CPOConfig) -> Iterator[Finding]:
         yield find("CP209", f"none of the {found.rows:,} rows of {found.name} can be used.")
 
 
-def _manifest(found: Survey) -> Finding:
+def _manifest(found: Survey, rare: Mapping[str, int]) -> Finding:
     text = f"{found.name}: {found.usable:,} of {found.rows:,} rows are pairs"
     if found.tokens is not None:
         text += f", {found.tokens.tokens:,} tokens"
-    return find("CN201", f"{text}; digest {found.digest}.")
+    text += f"; digest {found.digest}"
+    if rare:
+        counts = ", ".join(f"{count:,} x {code}" for code, count in rare.items())
+        text += f"; too few for a warning: {counts}"
+    return find("CN201", f"{text}.")
 
 
-def _counted(found: Survey, args: CPOConfig) -> Iterator[Finding]:
+def _counted(found: Survey) -> tuple[dict[str, tuple[Sightings, int]], dict[str, int]]:
+    """What is worth a warning, with the rows it is a rate of; and the counts of what is not."""
     between = found.consistency
     numbers = {
         "CW202": between.duplicates,
@@ -155,15 +165,15 @@ def _counted(found: Survey, args: CPOConfig) -> Iterator[Finding]:
     if found.tokens is not None:
         sightings["CW208"], sightings["CW209"] = found.tokens.cut, found.tokens.same
         sightings["CW210"] = found.tokens.moved
+    often: dict[str, tuple[Sightings, int]] = {}
+    rare: dict[str, int] = {}
     for code, seen in sorted(sightings.items()):
-        total = found.usable if code in ("CW208", "CW209", "CW210") else found.texts
+        total = found.usable if code in OF_TOKENS else found.texts
         if seen.count and seen.count >= RATES[code] * total:
-            yield find(
-                code,
-                f"{found.name}: {_rate(seen.count, total)}.",
-                rows=seen.rows,
-                fix=_fix(code, found, args),
-            )
+            often[code] = (seen, total)
+        elif seen.count:
+            rare[code] = seen.count
+    return often, rare
 
 
 def _fix(code: str, found: Survey, args: CPOConfig) -> str:
@@ -177,21 +187,27 @@ def _fix(code: str, found: Survey, args: CPOConfig) -> str:
     return _FIXES.get(code, "")
 
 
-def _length_bias(found: Survey) -> Iterator[Finding]:
+def _lengths(found: Survey) -> Iterator[Finding]:
     chosen, rejected = np.array(found.characters, dtype=np.int64).T
     bias = length_bias(chosen, rejected)
+    says = (
+        f"chosen is longer in {bias.longer:.1%} and shorter in {bias.shorter:.1%} of rows, by "
+        f"{bias.difference:+.0f} characters on average; AUC of 'longer wins' {bias.auc:.3f}"
+    )
+    tokens = found.tokens
+    if tokens is None:
+        shown = f"characters of chosen {histogram(chosen)}; of rejected {histogram(rejected)}"
+    else:
+        parts = {"prompt": tokens.prompt, "chosen": tokens.chosen, "rejected": tokens.rejected}
+        shown = "; ".join(f"{name} {histogram(lengths)}" for name, lengths in parts.items())
+    yield find("CN202", f"{found.name}: {shown}; {says}.")
     decided = bias.longer + bias.shorter
     if not decided:
         return
     share = bias.longer / decided
     chance = 0.5 / np.sqrt(decided * len(chosen))
     if abs(share - 0.5) > max(BIAS, SIGMAS * chance) and abs(bias.auc - 0.5) > LEAST_AUC:
-        yield find(
-            "CW211",
-            f"{found.name}: chosen is longer in {bias.longer:.1%} and shorter in "
-            f"{bias.shorter:.1%} of rows, by {bias.difference:+.0f} characters on average; "
-            f"AUC of 'longer wins' {bias.auc:.3f}.",
-        )
+        yield find("CW211", f"{found.name}: {says}.")
 
 
 def _refusals(found: Survey) -> Iterator[Finding]:

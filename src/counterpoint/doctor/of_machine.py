@@ -183,6 +183,7 @@ def _disk(args: CPOConfig, needed: Bytes, steps: int | None) -> Iterator[Finding
 def _checkpoints(args: CPOConfig, steps: int | None) -> int:
     """Checkpoints that lie on the disk at one time."""
     strategy = args.save_strategy
+    made: int
     if strategy == "no":
         return 0
     if strategy == "epoch":
