@@ -12,7 +12,7 @@ import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from counterpoint.config import CPOConfig
-from counterpoint.doctor.examine import examine
+from counterpoint.doctor import examine
 from counterpoint.doctor.findings import Finding, Report
 from counterpoint.quickstart.task import preference_pairs
 from counterpoint.quickstart.translate import load_base

@@ -346,6 +346,7 @@ GALLERY = [
     Case("a rate too high for adapters", "CW105", both(lora(), options(learning_rate=0.01))),
     Case("a rate for all weights on an adapter", "CW106", lora()),
     Case("a rate of nothing", "CW106", options(learning_rate=0.0)),
+    Case("a rate too low for all weights", "CW106", options(learning_rate=1e-9)),
     Case("AlphaPO that is SimPO", "CW107", options(loss_type="alphapo", beta=2.0)),
     Case("AlphaPO of sums", "CW108", options(alpha=200.0)),
     Case("AlphaPO without a slope", "CW108", options(loss_type="alphapo", alpha=-900.0)),

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from counterpoint.config import CPOConfig
 from counterpoint.data.sources import load
-from counterpoint.doctor.examine import examine
+from counterpoint.doctor import examine
 from counterpoint.doctor.findings import Finding, Report
 
 TRANSCRIPTS = "hh-rlhf-harmless-base-test.jsonl.gz"

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from counterpoint.config import CPOConfig
 from counterpoint.data.formats import COLUMNS
 from counterpoint.data.prepare import PrepareOptions
-from counterpoint.doctor.examine import examine
+from counterpoint.doctor import examine
 from counterpoint.doctor.of_data import of_data
 from counterpoint.doctor.survey import survey, survey_rows
 
@@ -121,6 +121,16 @@ def test_a_row_that_no_table_can_hold_does_not_hide_the_others() -> None:
     report = examine(CPOConfig(output_dir="out", use_cpu=True), train_dataset=rows)
     errors = [(finding.code, finding.rows) for finding in report.of_severity("error")]
     assert errors == [("CP202", ()), ("CP202", (0,)), ("CP203", (31,))]
+
+
+def test_splits_without_a_training_set_are_a_finding() -> None:
+    import datasets
+
+    splits = datasets.DatasetDict(
+        {name: datasets.Dataset.from_list(GOOD) for name in ("left", "right")}
+    )
+    report = examine(CPOConfig(output_dir="out", use_cpu=True), train_dataset=splits)
+    assert [finding.code for finding in report.of_severity("error")] == ["CP211"]
 
 
 GOOD = [

@@ -108,7 +108,7 @@ def test_every_code_is_raised_somewhere_and_every_raised_code_is_listed() -> Non
     raised = {
         code
         for path in MODULES
-        if path.name != "errors.py"
+        if path.name not in ("errors.py", "english.py", "chinese.py")
         for code in RAISED.findall(path.read_text(encoding="utf-8"))
     }
     assert raised == set(CODES)

@@ -35,7 +35,7 @@ from counterpoint.cli.run_options import RunOptions
 from counterpoint.cli.settings import Request
 from counterpoint.config import CPOConfig
 from counterpoint.data.sources import load, pick_split
-from counterpoint.doctor.examine import examine
+from counterpoint.doctor import examine
 from counterpoint.doctor.findings import Finding, Report, from_error
 from counterpoint.errors import ConfigError, CounterpointError, DataError, SetupError
 from counterpoint.runlog import METRICS_FILE, RUN_FILE, check_writable

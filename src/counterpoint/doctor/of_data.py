@@ -192,7 +192,7 @@ def _lengths(found: Survey) -> Iterator[Finding]:
     bias = length_bias(chosen, rejected)
     says = (
         f"chosen is longer in {bias.longer:.1%} and shorter in {bias.shorter:.1%} of rows, by "
-        f"{bias.difference:+.0f} characters on average; AUC of 'longer wins' {bias.auc:.3f}"
+        f"{bias.difference:+.1f} characters on average; AUC of 'longer wins' {bias.auc:.3f}"
     )
     tokens = found.tokens
     if tokens is None:

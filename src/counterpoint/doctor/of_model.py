@@ -32,8 +32,14 @@ MOST_HELD = 0.1
 PROBE_PAIRS, PROBE_TOKENS = 4, 512
 """Pairs that the model is asked about, and tokens of both their sequences in all."""
 
-PROBE_WORK = 2.5e11
+FEWEST_TOKENS = 128
+"""Tokens below which an answer says nothing, so that the model is not asked at all."""
+
+PROBE_WORK = 1e12
 """Parameters times tokens that a check may cost: some ten seconds on two cores."""
+
+SAMPLED = 2**20
+"""Weights of a tensor that tell its spread and its share of unmovable weights."""
 
 GUESSING = 0.9
 """Share of ln(vocabulary) from which an NLL is that of guessing."""
@@ -105,11 +111,19 @@ def _weights(model: nn.Module) -> Iterator[Finding]:
 
 def _is_finite(weight: Tensor) -> bool:
     # a sum is finite only if its terms are; it may overflow by itself, which the second look tells
-    return bool(weight.float().sum().isfinite()) or bool(weight.isfinite().all())
+    return bool(weight.sum(dtype=torch.float32).isfinite()) or bool(weight.isfinite().all())
 
 
 def _is_constant(weight: Tensor) -> bool:
-    return weight.numel() > 1 and bool((weight == weight.flatten()[0]).all())
+    flat = weight.flatten()
+    same = len(flat) > 1 and bool((flat[:SAMPLED] == flat[0]).all())
+    return same and bool((flat == flat[0]).all())
+
+
+def _sample(weight: Tensor) -> Tensor:
+    """At most ``SAMPLED`` of a tensor's weights, evenly spread."""
+    flat = weight.detach().flatten()
+    return flat[:: max(1, math.ceil(len(flat) / SAMPLED))]
 
 
 def _is_fresh(model: nn.Module) -> bool:
@@ -127,8 +141,9 @@ def _is_fresh(model: nn.Module) -> bool:
         elif weight.dim() == 2 and weight.numel() >= 256:
             matrices += 1
             # a spread of n draws is known to 1 / sqrt(2n); an unused row of zeros is not a draw
-            close = max(FRESH, 4 / math.sqrt(2 * weight.numel()))
-            if abs(float(weight.detach().float().std()) / spread - 1) > close:
+            drawn = _sample(weight).float()
+            close = max(FRESH, 4 / math.sqrt(2 * len(drawn)))
+            if abs(float(drawn.std()) / spread - 1) > close:
                 return False
     return matrices > 1
 
@@ -167,10 +182,11 @@ def _training(model: nn.Module, args: CPOConfig, peft_config: Any) -> Iterator[F
         )
     if getattr(args, "stochastic_rounding", False) or args.learning_rate == 0:
         return
-    movable = [weight for weight in trained if weight.is_floating_point() and not weight.is_meta]
-    share = held_share(movable, args.learning_rate)
+    half = [w for w in trained if w.dtype in (torch.bfloat16, torch.float16) and not w.is_meta]
+    stuck = sum(held_share([_sample(w)], args.learning_rate) * w.numel() for w in half)
+    share = stuck / sum(weight.numel() for weight in trained)
     if share > MOST_HELD:
-        kinds = sorted({str(weight.dtype).removeprefix("torch.") for weight in movable})
+        kinds = sorted({str(weight.dtype).removeprefix("torch.") for weight in half})
         yield find(
             "CW325",
             f"{share:.1%} of the weights under training ({', '.join(kinds)}) are unchanged by a "
@@ -340,7 +356,7 @@ def ask(model: Any, pairs: Sequence[TokenIds]) -> Said | None:
     weights = sum(weight.numel() for weight in model.parameters())
     budget = min(PROBE_TOKENS, int(PROBE_WORK / max(1, weights)))
     device = next(model.parameters()).device
-    if not pairs or device.type == "meta" or budget < 32:
+    if not pairs or device.type == "meta" or budget < FEWEST_TOKENS:
         return None
     each = budget // (2 * min(len(pairs), PROBE_PAIRS))
     training = model.training

@@ -22,7 +22,8 @@ FAR = 4.0
 HIGHEST_RATE, HIGHEST_ADAPTER_RATE = 1e-5, 1e-3
 """Learning rates above which published runs degenerate."""
 
-LOWEST_ADAPTER_RATE = 1e-5
+LOW = 10.0
+"""Factor below the published learning rates from which hardly anything moves."""
 
 HIGHEST_ALPHA_NLL = 0.1
 """``cpo_alpha`` up to which a SimPO run is CPO-SimPO as published (0.05)."""
@@ -100,10 +101,11 @@ def _learning_rate(args: CPOConfig, adapted: bool) -> Iterator[Finding]:
     highest = HIGHEST_ADAPTER_RATE if adapted else HIGHEST_RATE
     what = "an adapter" if adapted else "all weights"
     similar = [preset.learning_rate for preset in published if preset.adapter == adapted]
-    good = similar[-1] if similar else (1e-4 if adapted else 1e-6)
+    similar = similar or [1e-4 if adapted else 1e-6]
+    good = similar[-1]
     if rate > highest:
         yield find("CW105", f"learning_rate={rate:g} for {what}.", fix=f"learning_rate: {good:.0e}")
-    elif rate == 0 or (adapted and rate < LOWEST_ADAPTER_RATE):
+    elif rate < min(similar) / LOW:
         yield find("CW106", f"learning_rate={rate:g} for {what}.", fix=f"learning_rate: {good:.0e}")
 
 

@@ -62,7 +62,8 @@ def examine(
     def run(check: Callable[..., Iterable[Finding]], *facts: Any, **more: Any) -> None:
         findings.extend(shielded(check, *facts, **more))
 
-    sets = _named_sets(train_dataset, eval_dataset)
+    sets: dict[str, Any] = {}
+    run(_name_sets, sets, train_dataset, eval_dataset)
     readable = tokenizer if _can_read(tokenizer) else None
     surveys: dict[str, Survey] = {}
     for name, rows in sets.items():
@@ -101,16 +102,15 @@ def shielded(
         yield find("CW901", f"{check.__name__.strip('_')}: {type(error).__name__}: {reason}")
 
 
-def _named_sets(train: Any, evaluation: Any) -> dict[str, Any]:
-    """Every set by the name that messages call it, the training set first."""
-    sets: dict[str, Any] = {}
-    if train is not None:
-        sets[TRAIN] = pick_split(train) if isinstance(train, Mapping) else train
+def _name_sets(sets: dict[str, Any], train: Any, evaluation: Any) -> Iterator[Finding]:
+    """Every set by the name that messages call it."""
+    yield from ()
     if isinstance(evaluation, Mapping):
         sets.update({f"eval {name}": rows for name, rows in evaluation.items()})
     elif evaluation is not None:
         sets["eval"] = evaluation
-    return sets
+    if train is not None:
+        sets[TRAIN] = pick_split(train) if isinstance(train, Mapping) else train
 
 
 def _can_read(tokenizer: Any) -> bool:
