@@ -59,6 +59,16 @@ def test_options_that_contradict_each_other_do_not_hide_the_rest(
     assert not {"CW105", "CN121"} & codes(answer.out)
 
 
+def test_a_model_that_starts_from_scratch_may_know_nothing(
+    workshop: Path, command: Command
+) -> None:
+    words = ["--dataset", "pairs.jsonl", "--output_dir", "out"]
+    untrained = {"CW322", "CW327"}
+    scratch = command("doctor", "--model", "bare", "--from_scratch", *words, "--json")
+    assert not untrained & codes(scratch.out)
+    assert "CW327" in codes(command("doctor", "--model", "model", *words, "--json").out)
+
+
 def test_a_file_that_cannot_be_read_is_a_finding(workshop: Path, command: Command) -> None:
     Path("run.yaml").write_text("model: [", encoding="utf-8")
     answer = command("doctor", "run.yaml", "--json")

@@ -604,6 +604,12 @@ def seen(patient: Patient, code: str) -> Finding | None:
     return found[0] if found else None
 
 
+def test_the_doctor_has_nothing_against_a_healthy_run(tmp_path: Path) -> None:
+    report = healthy(str(tmp_path / "out")).examined()
+    assert report.of_severity("error", "warning") == ()
+    assert report.exit_code == 0
+
+
 # Codes that need another machine, another kind of data, or a broken doctor
 
 

@@ -224,6 +224,12 @@ def test_json_holds_every_finding_with_its_explanation() -> None:
     assert all(finding[name] for name in ("title", "why", "do"))
 
 
+def test_what_data_hold_cannot_steer_the_terminal() -> None:
+    report = Report.of([find("CW202", "a\x1b[31mb\ud800c\u202ed")])
+    assert "  seen  a?[31mb?c?d\n" in report.as_table(80)
+    assert report.as_json().isascii()
+
+
 def test_every_preset_says_where_it_was_published() -> None:
     assert all(preset.source for preset in PRESETS)
     assert presets_of("alphapo") == presets_of("simpo")

@@ -45,6 +45,9 @@ from counterpoint.trainer.trainer import CPOTrainer
 REQUEST_FILE = "train.yaml"
 """The options a run was given, in its folder: ``counterpoint train`` takes it as it is."""
 
+UNTRAINED = ("CW322", "CW327")
+"""The doctor's codes for a model that knows nothing yet."""
+
 EVAL_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
 _NAMED = re.compile(r"([A-Za-z_][\w-]*)=(.+)")
 
@@ -145,6 +148,8 @@ def consult(request: Request) -> tuple[Report, Parts]:
     # of the folder both may have spoken; what stopped the loading is the fuller message
     spoken = {finding.code for finding in found}
     rest = [one for one in report.findings if one.code not in spoken or one.code[2] != "5"]
+    if run.from_scratch:  # that it is untrained is what was asked for
+        rest = [one for one in rest if one.code not in UNTRAINED]
     return Report.of([*found, *rest]), parts
 
 

@@ -143,7 +143,7 @@ class Report:
             for finding in self.findings
         ]
         content = {"exit_code": self.exit_code, "summary": self.summary(), "findings": findings}
-        return json.dumps(content, indent=2, ensure_ascii=False)
+        return json.dumps(content, indent=2)
 
     def as_table(self, width: int, severities: Sequence[Severity] = SEVERITIES) -> str:
         """The report for people.
@@ -166,6 +166,8 @@ def _block(finding: Finding, width: int) -> Iterator[str]:
     seen = finding.seen
     if finding.rows:
         seen += f" (rows {', '.join(str(row) for row in finding.rows)})"
+    # what data hold must not move the cursor, nor be half a character that no terminal takes
+    seen = "".join(c if c.isprintable() or c == "\n" else "?" for c in seen)
     yield from wrap(seen, columns, "  seen  ", " " * 8)
     if finding.severity == "note":
         return

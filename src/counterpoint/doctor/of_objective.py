@@ -156,7 +156,14 @@ UNUSED: dict[str, _Reason] = {
         lambda a, e: a.logging_strategy != "steps", "logging_strategy is not steps"
     ),
     "metric_for_best_model": _when(
-        lambda a, e: not a.load_best_model_at_end, "load_best_model_at_end is off"
+        lambda a, e: (
+            not (
+                a.load_best_model_at_end
+                or a.save_strategy == "best"
+                or a.lr_scheduler_type == "reduce_lr_on_plateau"
+            )
+        ),
+        "neither the best model nor the learning rate is chosen by it",
     ),
     "gradient_checkpointing_kwargs": _when(
         lambda a, e: not a.gradient_checkpointing, "gradient_checkpointing is off"
