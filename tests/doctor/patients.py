@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import yaml
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from counterpoint.config import CPOConfig
@@ -125,15 +126,26 @@ def both(*changes: Change) -> Change:
     return changed
 
 
+def _ran(lines: str, **names: Any) -> dict[str, Any]:
+    """What Python makes of names."""
+    exec(lines, names)
+    return names
+
+
 def pasted(finding: Finding) -> Change:
-    """The finding's own line: YAML goes into the options, Python is run on model and tokenizer."""
+    """The finding's own line: YAML goes into the options, Python is run on the run's parts."""
     lines = finding.fix
 
     def changed(patient: Patient) -> Patient:
+        if "row = " in lines:
+            return replace(patient, rows=[_ran(lines, row=row)["row"] for row in patient.rows])
+        if "_dataset = " in lines:
+            sets = {"train_dataset": patient.rows, "eval_dataset": patient.eval_rows or []}
+            made = _ran(lines, **{name: Dataset.from_list(rows) for name, rows in sets.items()})
+            return replace(patient, rows=made["train_dataset"], eval_rows=made["eval_dataset"])
         if any(line.startswith(("tokenizer.", "model.", "model =")) for line in lines.splitlines()):
-            names = {"tokenizer": patient.tokenizer, "model": patient.model}
-            exec(lines, names)
-            return replace(patient, tokenizer=names["tokenizer"], model=names["model"])
+            made = _ran(lines, tokenizer=patient.tokenizer, model=patient.model)
+            return replace(patient, tokenizer=made["tokenizer"], model=made["model"])
         values = yaml.safe_load(lines)
         assert isinstance(values, dict), f"{finding.code} has nothing to paste: {lines!r}"
         # 1e-06 is text to YAML 1.1; the command reads it as the option's type

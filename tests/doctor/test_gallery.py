@@ -169,11 +169,6 @@ def half_weightless(whole: Rows) -> Rows:
     return [{**row, "weight": float(number % 2)} for number, row in enumerate(whole)]
 
 
-def weighty(whole: Rows) -> Rows:
-    """Only rows that count."""
-    return [row for row in whole if row["weight"]]
-
-
 def marked(whole: Rows) -> Rows:
     """A message that the template went over already."""
     whole[4]["chosen"][0]["content"] += "<|im_end|>\n<|im_start|>user\nMore?"
@@ -433,7 +428,7 @@ GALLERY = [
         "spaces before answers",
         "CW210",
         rows(spaced),
-        rows(lambda whole: [{**row, "prompt": row["prompt"].rstrip()} for row in whole]),
+        None,
         lambda folder: text_of(chatting(folder)),
     ),
     Case(
@@ -445,8 +440,7 @@ GALLERY = [
     Case(
         "evaluation on the training set",
         "CW212",
-        parts(eval_rows=lambda p: copy.deepcopy(p.rows[:10])),
-        parts(eval_rows=lambda p: [good_row(prompt=f"{CHINESE} = ")]),
+        parts(eval_rows=lambda p: [*copy.deepcopy(p.rows[:10]), good_row(prompt=f"{CHINESE} = ")]),
     ),
     Case(
         "the other language",
@@ -455,7 +449,7 @@ GALLERY = [
         rows(lambda whole: whole[5:]),
     ),
     Case("a key", "CW214", more(good_row(chosen=f"the key is {SECRET}")), less(1)),
-    Case("a row of no weight", "CW215", rows(half_weightless), rows(weighty)),
+    Case("a row of no weight", "CW215", rows(half_weightless)),
     # tokenizer
     Case("no EOS", "CP302", tokenizer(eos_token=None)),
     Case("no pad token", "CN301", tokenizer(pad_token=None)),

@@ -149,7 +149,8 @@ CHINESE: Mapping[str, tuple[str, str, str]] = MappingProxyType(
         ),
         "CW105": (
             "学习率高到偏好损失会退化",
-            "超过 1e-5（LoRA：1e-3）时，模型在几百步内就会陷入重复。",
+            "训练全部权重时，超过 1e-5 模型会退化：重复、乱语。"
+            "适配器可以更高，但发表的都远低于 1e-3。",
             "采用发表设置中的学习率。",
         ),
         "CW106": (
@@ -160,7 +161,7 @@ CHINESE: Mapping[str, tuple[str, str, str]] = MappingProxyType(
         "CW107": (
             "alpha 为 0 的 AlphaPO 就是 SimPO",
             "此时奖励就是对数概率本身，名字与实际不符。",
-            "设置 alpha（论文用 0.25 及以下），或把 loss_type 设为 simpo。",
+            "设置 alpha（例如 0.1），或把 loss_type 设为 simpo。",
         ),
         "CW108": (
             "在所见的对数概率下，奖励会溢出或变平",
@@ -325,7 +326,7 @@ CHINESE: Mapping[str, tuple[str, str, str]] = MappingProxyType(
         ),
         "CW309": (
             "慢速分词器",
-            "它比快速分词器慢约十倍，且文本不能分段。",
+            "它比快速分词器慢许多倍，且文本不能分段。",
             "转换它：AutoTokenizer.from_pretrained(..., use_fast=True)。",
         ),
         "CW310": (
@@ -386,7 +387,7 @@ CHINESE: Mapping[str, tuple[str, str, str]] = MappingProxyType(
         ),
         "CW502": (
             "大模型而没有加速器",
-            "在 CPU 上一步要几分钟到几小时。",
+            "在 CPU 上一步要几分钟或更久。",
             "使用加速器或更小的模型。",
         ),
         "CW503": (

@@ -136,8 +136,8 @@ _OPTIONS: dict[str, tuple[str, str, str]] = {
     ),
     "CW105": (
         "a learning rate at which preference losses degenerate",
-        "Above 1e-5 (LoRA: 1e-3) models trained in full fall into repetition within a few hundred "
-        "steps.",
+        "Models trained in full degenerate above 1e-5: repetition, gibberish. Adapters stand more, "
+        "but no published one went near 1e-3.",
         "Take the learning rate of a published setting.",
     ),
     "CW106": (
@@ -149,7 +149,7 @@ _OPTIONS: dict[str, tuple[str, str, str]] = {
     "CW107": (
         "AlphaPO with alpha 0 is SimPO",
         "The reward is then the log-probability itself, so the name says more than the run does.",
-        "Set alpha (the paper uses 0.25 and below), or loss_type to simpo.",
+        "Set alpha, to 0.1 for example, or loss_type to simpo.",
     ),
     "CW108": (
         "a reward that overflows, or is flat, at the log-probabilities seen",
@@ -347,7 +347,7 @@ _MODEL: dict[str, tuple[str, str, str]] = {
     ),
     "CW309": (
         "a slow tokenizer",
-        "It is about ten times slower than a fast one, and texts cannot be cut into pieces.",
+        "It is many times slower than a fast one, and texts cannot be cut into pieces.",
         "Convert it: AutoTokenizer.from_pretrained(..., use_fast=True).",
     ),
     "CW310": (
@@ -418,7 +418,7 @@ _MACHINE: dict[str, tuple[str, str, str]] = {
     ),
     "CW502": (
         "a large model without an accelerator",
-        "A step takes minutes to hours on a CPU.",
+        "A step on a CPU then takes minutes or longer.",
         "Use an accelerator, or a smaller model.",
     ),
     "CW503": (

@@ -15,7 +15,7 @@ from types import MappingProxyType
 import numpy as np
 
 from counterpoint.config import CPOConfig
-from counterpoint.doctor.findings import Finding, find, from_error
+from counterpoint.doctor.findings import MOST_ROWS, Finding, find, from_error
 from counterpoint.doctor.lengths import histogram, length_bias
 from counterpoint.doctor.near_duplicates import nearest
 from counterpoint.doctor.survey import Sightings, Survey
@@ -51,6 +51,13 @@ BIAS, SIGMAS = 0.1, 3.0
 LEAST_AUC = 0.05
 """How far from 0.5 the AUC must be too: a share alone may come from a character more or less."""
 
+MOST_LISTED = 100
+"""Rows that a line to paste may list."""
+
+_WITHOUT_LEAKED = (
+    "eval_dataset = eval_dataset.select([n for n in range(len(eval_dataset)) if n not in leaked])"
+)
+
 _DROP = "invalid_rows: drop"
 
 _FIXES: Mapping[str, str] = MappingProxyType(
@@ -64,8 +71,12 @@ _FIXES: Mapping[str, str] = MappingProxyType(
         "CP212": _DROP,
         "CP213": _DROP,
         "CP214": _DROP,
-        "CW215": 'dataset = dataset.filter(lambda row: row["weight"] > 0)',
-        "CW210": 'row["prompt"], row["chosen"] = row["prompt"].rstrip(), " " + row["chosen"]',
+        "CW215": 'train_dataset = train_dataset.filter(lambda row: row["weight"] > 0)',
+        "CW210": (
+            'spaces = row["prompt"][len(row["prompt"].rstrip()) :]\n'
+            'row = {"prompt": row["prompt"].rstrip(), **{side: spaces + row[side] for side in '
+            '("chosen", "rejected")}}'
+        ),
     }
 )
 
@@ -121,7 +132,7 @@ def of_both(train: Survey, evaluation: Survey) -> Iterator[Finding]:
         f"{_rate(len(twins), evaluation.texts)} of {evaluation.name} are nearly rows of "
         f"{train.name}; row {rows[0]} is like row {first} there.",
         rows=rows,
-        fix="dataset = dataset.select([n for n in range(len(dataset)) if n not in leaked])",
+        fix=f"leaked = {rows}\n{_WITHOUT_LEAKED}" if len(rows) <= MOST_LISTED else "",
     )
 
 
@@ -160,7 +171,7 @@ def _counted(found: Survey) -> tuple[dict[str, tuple[Sightings, int]], dict[str,
         "CW204": between.contradictions,
         "CW205": between.circles,
     }
-    sightings = {code: Sightings(len(rows), rows[:5]) for code, rows in numbers.items()}
+    sightings = {code: Sightings(len(rows), rows[:MOST_ROWS]) for code, rows in numbers.items()}
     sightings.update({code: seen for code, seen in found.seen.items() if code in RATES})
     if found.tokens is not None:
         sightings["CW208"], sightings["CW209"] = found.tokens.cut, found.tokens.same
