@@ -100,6 +100,8 @@ def _begins(tokenizer: PreTrainedTokenizerBase, rows: Sequence[PreferenceRow]) -
     adds = list(tokenizer(PROBE)["input_ids"])[:1] == [bos]
     texts = [text for text in _rendered(tokenizer, rows[:1]) if text]
     of_messages = bool(rows) and not isinstance(rows[0].prompt, str)
+    if of_messages and not texts:  # no template, or one that fails: found with the rows
+        return
     writes = any(text.startswith(str(tokenizer.bos_token)) for text in texts)
     if not (writes if of_messages else adds or writes):
         who = "the chat template" if of_messages else "the tokenizer"
