@@ -1,4 +1,6 @@
-"""Write docs/options.md and docs/errors.md from the code, or check that they are up to date.
+"""Write the pages of docs/ that the code says, or check that they are up to date.
+
+Options, error codes, and the doctor's diagnoses in two languages.
 
     python scripts/generate_docs.py            write them
     python scripts/generate_docs.py --check    exit 1 where they differ from what it would write
@@ -9,7 +11,7 @@ Help texts live with their options and meanings with their codes; nothing is sai
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from counterpoint import errors
 from counterpoint.cli.help import kind, show, show_default, summary
 from counterpoint.cli.options import COUNTERPOINT, GROUPS, RUN, TRANSFORMERS, Option, options
 from counterpoint.config import REFUSED
+from counterpoint.doctor.table import TABLE, TABLE_ZH, Entry, severity_of
 
 DOCS = Path(__file__).parents[1] / "docs"
 NOTE = "<!-- Written by scripts/generate_docs.py (make docs); edit the code instead. -->\n"
@@ -67,6 +70,61 @@ def errors_page() -> str:
     return "\n".join(parts)
 
 
+SEVERITIES_ZH = {"error": "错误", "warning": "警告", "note": "说明"}
+SUBJECTS = {
+    "1": ("Options and steps", "选项与步数"),
+    "2": ("Data", "数据"),
+    "3": ("Tokenizer and model", "分词器与模型"),
+    "5": ("Machine", "机器"),
+    "9": ("The doctor itself", "医生自身"),
+}
+
+
+def diagnoses_page() -> str:
+    """docs/diagnoses.md."""
+    parts = [
+        NOTE,
+        "# Diagnoses\n",
+        "[中文](diagnoses.zh-CN.md)\n",
+        "What `counterpoint doctor CONFIG.yaml` can find, and `counterpoint train` before it "
+        "trains (unless `--doctor off`). `counterpoint doctor --explain CODE` shows one of them, "
+        "`--json` all that were found, for machines. From Python: "
+        "`counterpoint.doctor.examine`.\n",
+        "Errors (`CP`) refuse to train, warnings (`CW`) do not, notes (`CN`) only tell. The exit "
+        "code is 2 with errors, 1 with warnings, else 0. A code never changes its meaning.\n",
+        *_diagnoses(TABLE, 0, ("Code", "Severity", "What is so", "Why it matters", "What to do")),
+    ]
+    return "\n".join(parts)
+
+
+def diagnoses_page_zh() -> str:
+    """docs/diagnoses.zh-CN.md."""
+    parts = [
+        NOTE,
+        "# 诊断\n",
+        "[English](diagnoses.md)\n",
+        "`counterpoint doctor CONFIG.yaml` 能发现的问题；`counterpoint train` 在训练之前也会检查"
+        "（除非 `--doctor off`）。`counterpoint doctor --explain CODE` 解释一个代码，`--json` "
+        "供程序读取。\n",
+        "错误（`CP`）拒绝训练，警告（`CW`）不拒绝，说明（`CN`）只是告知。有错误时退出码为 2，"
+        "有警告时为 1，否则为 0。代码的含义永不改变。\n",
+        *_diagnoses(TABLE_ZH, 1, ("代码", "级别", "情况", "为什么重要", "怎么办")),
+    ]
+    return "\n".join(parts)
+
+
+def _diagnoses(table: Mapping[str, Entry], language: int, head: tuple[str, ...]) -> Iterable[str]:
+    for subject, titles in SUBJECTS.items():
+        rows = [head]
+        for code, entry in table.items():
+            if code[2] != subject:
+                continue
+            severity = severity_of(code)
+            shown = SEVERITIES_ZH[severity] if language else severity
+            rows.append((f"`{code}`", shown, entry.title, entry.why, entry.do))
+        yield from (f"## {titles[language]}\n", _table(rows), "")
+
+
 def _described(group: str) -> list[tuple[str, ...]]:
     rows = [("Option", "Type", "Default", "Meaning")]
     for option in options().values():
@@ -97,7 +155,12 @@ def _table(rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-PAGES: dict[str, Callable[[], str]] = {"options.md": options_page, "errors.md": errors_page}
+PAGES: dict[str, Callable[[], str]] = {
+    "options.md": options_page,
+    "errors.md": errors_page,
+    "diagnoses.md": diagnoses_page,
+    "diagnoses.zh-CN.md": diagnoses_page_zh,
+}
 
 
 def main() -> int:

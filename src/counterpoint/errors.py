@@ -46,6 +46,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP305": "nothing to train",
         "CP306": "a kind of model that is not supported",
         "CP307": "an adapter that does not fit the model",
+        "CP308": "a weight that is not finite",
         # 4: while training
         "CP401": "a loss or gradient that is not finite",
         # 5: the machine and its packages

@@ -307,7 +307,7 @@ def test_a_mistake_is_one_coded_line_and_leaves_nothing_behind(
 ) -> None:
     spoil(workshop)
     before = tree(workshop.parent)
-    answer = command("train", *GOOD, *words.split())
+    answer = command("train", *GOOD, "--doctor", "off", *words.split())
     assert answer.err.startswith(f"counterpoint: {code} "), answer.err
     assert said in answer.err
     assert answer.err.count("\n") == 1
@@ -329,7 +329,7 @@ def test_a_missing_peft_is_named_with_its_command(
     workshop: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
-    answer = command("train", *GOOD, "--lora_r", "2")
+    answer = command("train", *GOOD, "--lora_r", "2", "--doctor", "off")
     assert answer.code == 2
     assert answer.err.startswith("counterpoint: CP502 lora_r needs the package peft: pip install ")
 

@@ -18,6 +18,9 @@ import pytest
 import counterpoint
 from counterpoint import CPOConfig
 from counterpoint.config import REFUSED
+from counterpoint.doctor.chinese import CHINESE
+from counterpoint.doctor.english import ENGLISH
+from counterpoint.doctor.table import TABLE
 from counterpoint.errors import CODES, CounterpointError
 
 ROOT = Path(__file__).parents[2]
@@ -107,7 +110,7 @@ def test_every_code_is_raised_somewhere_and_every_raised_code_is_listed() -> Non
     raised = {
         code
         for path in MODULES
-        if path.name != "errors.py"
+        if path.name not in ("errors.py", "english.py", "chinese.py")
         for code in RAISED.findall(path.read_text(encoding="utf-8"))
     }
     assert raised == set(CODES)
@@ -278,6 +281,27 @@ def test_the_docs_list_every_code_and_every_option() -> None:
     )
     assert len(options) == len(set(options))
     assert {field.name for field in fields(CPOConfig) if field.init} <= set(options)
+
+
+@pytest.mark.parametrize("page", ["diagnoses.md", "diagnoses.zh-CN.md"])
+def test_the_docs_list_every_diagnosis(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `(C[PWN]\d{3})`", text, re.MULTILINE)) == sorted(TABLE)
+
+
+def test_every_diagnosis_that_is_written_in_code_is_in_both_tables() -> None:
+    doctor = SOURCE / "doctor"
+    texts = {path: path.read_text(encoding="utf-8") for path in doctor.glob("*.py")}
+    said = {doctor / "english.py", doctor / "chinese.py"}
+    found = {
+        code
+        for path, text in texts.items()
+        if path not in said
+        for code in re.findall(r'"(C[WN]\d{3})"', text)
+    }
+    assert found == {code for code in TABLE if code[1] != "P"}
+    assert set(CHINESE) == set(ENGLISH)
+    assert all(len(set(entry)) == 3 and all(entry) for entry in CHINESE.values())
 
 
 def test_the_version_is_the_newest_of_the_changelog() -> None:

@@ -1,4 +1,4 @@
-"""The command: ``counterpoint train`` and ``counterpoint quickstart``.
+"""The command: ``counterpoint train``, ``doctor`` and ``quickstart``.
 
     words typed, lines of YAML ──given──▶ settings ──coerce──▶ RunOptions + CPOConfig
                                               ──load──▶ model, tokenizer ──train──▶ CPOTrainer

@@ -2,7 +2,7 @@
 
 Nothing slow is imported before a subcommand needs it, so that ``--help`` answers at once.
 
-Not here: what the subcommands do (``train``, ``quickstart.run``).
+Not here: what the subcommands do (``train``, ``doctor``, ``quickstart.run``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from difflib import get_close_matches
 
 from counterpoint._version import __version__
-from counterpoint.cli.manners import complain, quiet_libraries
+from counterpoint.cli.manners import complain, quiet_libraries, terminal_width
 from counterpoint.errors import ConfigError, CounterpointError
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -28,6 +28,10 @@ Train language models on preference pairs: CPO, SimPO and their relatives.
 commands:
   train [CONFIG.yaml] [--option value ...]
                  train a model; counterpoint train --help lists the options
+  doctor [CONFIG.yaml] [--option value ...] [--json]
+                 say what is wrong with a run before it begins; options as for train
+  doctor --explain CODE
+                 what a code means, why it hurts, and what to do
   tokens [CONFIG.yaml] [--row N ...] [--option value ...]
                  show rows as they are trained: tokens, boundary, cuts, what carries loss
   pairs SCORED ... --out PAIRS.jsonl [--option value ...]
@@ -51,6 +55,26 @@ exit codes:
   1    it failed while running: disk, memory, network, or a bug
   2    it cannot be done as asked; the line on stderr starts with a code, see docs/errors.md
   130  interrupted with Ctrl-C
+  (doctor: 0 nothing found, 1 warnings, 2 errors)
+"""
+
+DOCTOR_HELP = """\
+usage: counterpoint doctor [CONFIG.yaml] [--option value ...] [--json]
+       counterpoint doctor --explain CODE
+
+Looks at options, data, tokenizer, model and machine together, before anything is trained, and
+says everything that it finds: errors, which training refuses, warnings, and notes. The options
+are those of counterpoint train; counterpoint train --help lists them. counterpoint train does
+the same first, unless --doctor off.
+
+options:
+  --json          findings as JSON
+  --explain CODE  what a code means, why it hurts, and what to do; see also docs/diagnoses.md
+
+exit codes:
+  0    nothing but notes
+  1    warnings
+  2    errors
 """
 
 QUICKSTART_HELP = """\
@@ -117,8 +141,9 @@ def _dispatch(words: list[str]) -> int:
     if first == "--version":
         sys.stdout.write(f"counterpoint {__version__}\n")
         return DONE
-    commands: dict[str, Callable[[list[str]], None]] = {
+    commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
+        "doctor": _doctor,
         "tokens": _tokens,
         "pairs": _pairs,
         "quickstart": _quickstart,
@@ -127,16 +152,15 @@ def _dispatch(words: list[str]) -> int:
         near = get_close_matches(first, commands, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(commands)}."
         raise ConfigError("CP101", f"{first} is no command; {hint} See counterpoint --help.")
-    commands[first](rest)
-    return DONE
+    return commands[first](rest)
 
 
-def _train(words: list[str]) -> None:
+def _train(words: list[str]) -> int:
     if any(word in ("-h", "--help") for word in words):
         from counterpoint.cli.help import train_help
 
         sys.stdout.write(train_help())
-        return
+        return DONE
     # What needs no answer from a library is answered before anything slow is imported.
     if not words:
         from counterpoint.cli.run_options import RunOptions
@@ -152,36 +176,68 @@ def _train(words: list[str]) -> None:
     from counterpoint.cli.train import train
 
     train(request)
+    return DONE
 
 
-def _tokens(words: list[str]) -> None:
+def _tokens(words: list[str]) -> int:
     if any(word in ("-h", "--help") for word in words):
         from counterpoint.cli.tokens import tokens_help
 
         sys.stdout.write(tokens_help())
-        return
+        return DONE
     from counterpoint.cli.tokens import tokens
 
     tokens(words)
+    return DONE
 
 
-def _pairs(words: list[str]) -> None:
+def _pairs(words: list[str]) -> int:
     from counterpoint.cli.pairs import pairs, pairs_help
 
     if any(word in ("-h", "--help") for word in words):
         sys.stdout.write(pairs_help())
-        return
+        return DONE
     pairs(words)
+    return DONE
 
 
-def _quickstart(words: list[str]) -> None:
+def _doctor(words: list[str]) -> int:
+    if any(word in ("-h", "--help") for word in words):
+        sys.stdout.write(DOCTOR_HELP)
+        return DONE
+    first, equals, code = words[0].partition("=") if words else ("", "", "")
+    if first == "--explain":
+        return _explain_code([code] if equals else words[1:])
+    as_json = "--json" in words
+    from counterpoint.cli.doctor import doctor
+
+    return doctor([word for word in words if word != "--json"], as_json=as_json)
+
+
+def _explain_code(words: list[str]) -> int:
+    from counterpoint.doctor.table import TABLE, explain
+
+    code = words[0].upper() if len(words) == 1 else ""
+    if code not in TABLE:
+        near = get_close_matches(code, TABLE, n=1) or ["CW101"]
+        raise ConfigError(
+            "CP103",
+            f"--explain {' '.join(words)} should be one code, as in --explain {near[0]}; "
+            "docs/diagnoses.md lists them.",
+        )
+    sys.stdout.write(explain(code, terminal_width()))
+    return DONE
+
+
+def _quickstart(words: list[str]) -> int:
     if any(word in ("-h", "--help") for word in words):
         sys.stdout.write(QUICKSTART_HELP)
-        return
+        return DONE
     folder, seed = _read_quickstart(words)
     from counterpoint.quickstart.run import run
 
     run(folder, seed=seed)
+    return DONE
 
 
 def _read_quickstart(words: list[str]) -> tuple[str, int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -23,6 +24,9 @@ CHATTY = (
     "torchao",
     "httpx",
 )
+WIDEST = 110
+"""Columns beyond which lines are hard to read."""
+
 _VERBOSITY = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DATASETS_VERBOSITY": "error",
@@ -42,6 +46,28 @@ def complain(text: str) -> None:
     """One line on standard error, whatever line breaks ``text`` has; names the rank if any."""
     rank = f" [rank {os.environ['RANK']}]" if "RANK" in os.environ else ""
     sys.stderr.write(f"counterpoint{rank}: {' '.join(text.split())}\n")
+    sys.stderr.flush()
+
+
+def complain_all(text: str) -> None:
+    """Several lines on standard error, as they are, from the first process only."""
+    if is_first_process():
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
+def terminal_width() -> int:
+    """Columns of the terminal, at most ``WIDEST``; 80 where there is none."""
+    return min(shutil.get_terminal_size((80, 24)).columns, WIDEST)
+
+
+def show_progress(name: str, done: int, total: int | None) -> None:
+    """How far a pass over a data set is, on one line of the terminal; nothing without one."""
+    if not has_terminal() or not is_first_process():
+        return
+    of = f" of {total:,}" if total is not None else ""
+    end = "\r" if total is None or done < total else "\r\033[K"
+    sys.stderr.write(f"looking at {name}: {done:,}{of} rows{end}")
     sys.stderr.flush()
 
 

@@ -98,6 +98,11 @@ class RunOptions:
         False, "Rank-stabilised LoRA: the adapter counts lora_alpha / sqrt(lora_r)."
     )
     use_dora: bool = _option(False, "DoRA: adapt direction and magnitude of weights apart.")
+    doctor: bool = _option(
+        True,
+        "Let the doctor look at options, data, tokenizer and model before training: errors "
+        "refuse, warnings are shown. off: the first mistake met ends the run.",
+    )
     overwrite_output_dir: bool = _option(
         False, "Train into a folder that already holds a run; its checkpoints are removed."
     )

@@ -23,6 +23,21 @@ from counterpoint.cli.yaml_file import read_config
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ConfigError, CounterpointError, SetupError
 
+OF_THE_DATA = (
+    "output_dir",
+    "resume_from_checkpoint",
+    "max_length",
+    "max_completion_length",
+    "truncation",
+    "invalid_rows",
+    "dataset_num_proc",
+    "trust_remote_code",
+    "model_init_kwargs",
+    "use_cpu",
+    "max_steps",
+)
+"""Options that decide what is loaded and read, whatever is then computed with it."""
+
 RUNS = "runs"
 """Folder of the runs that were given none."""
 
@@ -54,6 +69,24 @@ def read_request(argv: list[str]) -> Request:
         SetupError: CP502 where an option needs a package that is not installed.
     """
     return _build(read_values(argv))
+
+
+def read_what_can_be(argv: list[str]) -> Request | None:
+    """The same where options contradict each other: model, data and ``OF_THE_DATA`` alone.
+
+    Args:
+        argv: the words of the command line.
+
+    Returns:
+        None where not even these can be meant.
+    """
+    try:
+        values = read_values(argv)
+        table = options()
+        kept = {k: v for k, v in values.items() if table[k].group == RUN or k in OF_THE_DATA}
+        return _build(kept)
+    except CounterpointError:
+        return None
 
 
 def read_values(argv: list[str]) -> dict[str, Any]:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from counterpoint.cli.flags import flags_help, flags_of, take_flags
-from counterpoint.cli.manners import quiet_bars
+from counterpoint.cli.manners import quiet_bars, terminal_width
 from counterpoint.cli.token_view import BAR, LEGEND, PART_OF_CHARACTER, draw
 from counterpoint.errors import ConfigError, DataError
 
@@ -38,8 +37,6 @@ examples:
 
 options beside those of train:
 """
-
-WIDEST = 110
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +108,7 @@ def _show(request: Request, options: TokensOptions) -> None:
     rows = pick_split(load(sources, split=run.dataset_split, streaming=run.streaming))
     if rows.column_names is not None:
         formats.check_columns(rows.column_names, name=name)
-    width = min(shutil.get_terminal_size().columns, WIDEST)
+    width = terminal_width()
     for raw, row in _picked(rows, options.row, name):
         try:
             found = tokens_of_row(raw, row, pair_tokenizer, limits)

@@ -1,8 +1,10 @@
 """``counterpoint train``: check everything, load everything, hand over to ``CPOTrainer``.
 
-Nothing is written before options, folder, data, model and rows are sound.
+Nothing is written before options, folder, data, model and rows are sound. By default the doctor
+looks at all of them first, and collects what is wrong; without it the first mistake ends the run.
 
-Not here: what a step is (``trainer``), how options are read (``settings``).
+Not here: what a step is (``trainer``), how options are read (``settings``), what the doctor
+looks for (``doctor``).
 """
 
 from __future__ import annotations
@@ -10,8 +12,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +24,31 @@ from transformers.trainer_utils import IntervalStrategy
 
 from counterpoint.cli.adapter import adapter_config
 from counterpoint.cli.hub import hub_or_cache
-from counterpoint.cli.manners import is_first_process, quiet_bars, quiet_replicas, say
+from counterpoint.cli.manners import (
+    complain_all,
+    is_first_process,
+    quiet_bars,
+    quiet_replicas,
+    say,
+    show_progress,
+    terminal_width,
+)
 from counterpoint.cli.run_options import RunOptions
 from counterpoint.cli.settings import Request
 from counterpoint.config import CPOConfig
 from counterpoint.data.sources import load, pick_split
-from counterpoint.errors import ConfigError, DataError, SetupError
+from counterpoint.doctor import examine
+from counterpoint.doctor.findings import Finding, Report, from_error
+from counterpoint.errors import ConfigError, CounterpointError, DataError, SetupError
 from counterpoint.runlog import METRICS_FILE, RUN_FILE, check_writable
 from counterpoint.trainer.loading import load_config, load_model, load_tokenizer, random_model
 from counterpoint.trainer.trainer import CPOTrainer
 
 REQUEST_FILE = "train.yaml"
 """The options a run was given, in its folder: ``counterpoint train`` takes it as it is."""
+
+UNTRAINED = ("CW322", "CW327")
+"""The doctor's codes for a model that knows nothing yet."""
 
 EVAL_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
 _NAMED = re.compile(r"([A-Za-z_][\w-]*)=(.+)")
@@ -41,6 +57,29 @@ _WRITTEN_LAST = "trainer_state.json"
 """The file with which transformers ends a checkpoint."""
 _NO_ROOM = ("no space left", "os error 28", "quota exceeded", "inline_container", "streamwriter")
 """What is said of a full disk: by the system, by safetensors, by torch."""
+
+
+@dataclass(slots=True)
+class Parts:
+    """What a run is made of; None for what could not be loaded, or was not asked for.
+
+    Args:
+        model: with its weights, not adapted.
+        tokenizer: of the model, or the one given.
+        train_rows: raw rows to train on.
+        eval_rows: raw rows to evaluate on, or a dict of named sets.
+        adapter: a ``peft.LoraConfig``.
+    """
+
+    model: Any = None
+    tokenizer: Any = None
+    train_rows: Any = None
+    eval_rows: Any = None
+    adapter: Any = None
+
+
+Attempt = Callable[..., Any]
+"""Calls a function with its arguments; a strict one lets errors pass."""
 
 
 def train(request: Request) -> None:
@@ -57,13 +96,14 @@ def train(request: Request) -> None:
     quiet_bars()
     quiet_replicas()
     _hide_token(config)
-    _check_evaluation(run, config)
-    check_writable(config.output_dir)
+    with _nothing_left_behind(Path(config.output_dir)):
+        if run.doctor and is_first_process():
+            parts = _consulted(request)
+        else:
+            check_run(request, call)
+            parts = load_parts(request, call)
+        trainer = _build(parts, config)
     resume = _checkpoint(config)
-    if is_first_process():
-        _check_vacant(config, run.overwrite_output_dir)
-    with _nothing_left_behind(Path(config.output_dir)), hub_or_cache(_names(run)):
-        trainer = _build(run, config)
     if is_first_process():
         _clear(Path(config.output_dir), keep=resume is not None)
         _write_request(request)
@@ -76,38 +116,115 @@ def train(request: Request) -> None:
     say(f"model in {config.output_dir}, its run in {RUN_FILE} and {METRICS_FILE} there")
 
 
-def _build(run: RunOptions, config: CPOConfig) -> CPOTrainer:
-    """Everything that can fail on what the user gave."""
-    source = str(run.model)
-    _merge_model_options(run, config)
-    model_config = load_config(source, config, from_scratch=run.from_scratch)
-    tokenizer = load_tokenizer(
-        run.tokenizer or source,
+def call(function: Callable[..., Any], *facts: Any, **more: Any) -> Any:
+    """The strict ``Attempt``."""
+    return function(*facts, **more)
+
+
+def consult(request: Request) -> tuple[Report, Parts]:
+    """Load a run as far as it can be, and let the doctor look at it.
+
+    Args:
+        request: options read and checked.
+
+    Returns:
+        What was found, what could not be loaded included, and what was loaded.
+    """
+    found: list[Finding] = []
+
+    def attempt(function: Callable[..., Any], *facts: Any, **more: Any) -> Any:
+        try:
+            return function(*facts, **more)
+        except CounterpointError as error:
+            found.append(from_error(error))
+            return None
+
+    run, config = request.run, request.config
+    check_run(request, attempt)
+    parts = load_parts(request, attempt)
+    report = examine(
         config,
-        of_model=run.tokenizer is None,
-        chat_template=run.chat_template,
+        model=parts.model,
+        tokenizer=parts.tokenizer,
+        train_dataset=parts.train_rows,
+        eval_dataset=parts.eval_rows,
+        peft_config=parts.adapter,
+        overwrite=run.overwrite_output_dir,
+        progress=show_progress,
     )
-    adapter = adapter_config(run)
-    train_rows = pick_split(
-        load(_sources(run.dataset), split=run.dataset_split, streaming=run.streaming)
+    # of the folder both may have spoken; what stopped the loading is the fuller message
+    spoken = {finding.code for finding in found}
+    rest = [one for one in report.findings if one.code not in spoken or one.code[2] != "5"]
+    if run.from_scratch:  # that it is untrained is what was asked for
+        rest = [one for one in rest if one.code not in UNTRAINED]
+    return Report.of([*found, *rest]), parts
+
+
+def _consulted(request: Request) -> Parts:
+    """The parts of a run that the doctor has nothing against; says what it found."""
+    report, parts = consult(request)
+    if report.of_severity("error", "warning"):
+        complain_all(report.as_table(terminal_width(), ("error", "warning")))
+    refusal = report.refusal()
+    if refusal is not None:
+        raise refusal
+    return parts
+
+
+def check_run(request: Request, attempt: Attempt) -> None:
+    """What is asked of folders and evaluation, before anything slow is loaded."""
+    config = request.config
+    attempt(_check_evaluation, request.run, config)
+    attempt(check_writable, config.output_dir)
+    attempt(_checkpoint, config)
+    if is_first_process():
+        attempt(_check_vacant, config, request.run.overwrite_output_dir)
+
+
+def load_parts(request: Request, attempt: Attempt) -> Parts:
+    """Load everything that a run is made of.
+
+    Args:
+        request: options read and checked.
+        attempt: how to call what may fail.
+    """
+    with hub_or_cache(_names(request.run)):
+        return _load_parts(request.run, request.config, attempt)
+
+
+def _load_parts(run: RunOptions, config: CPOConfig, attempt: Attempt) -> Parts:
+    source = str(run.model)
+    attempt(_merge_model_options, run, config)
+    model_config = attempt(load_config, source, config, from_scratch=run.from_scratch)
+    parts = Parts(
+        tokenizer=attempt(
+            load_tokenizer,
+            run.tokenizer or source,
+            config,
+            of_model=run.tokenizer is None,
+            chat_template=run.chat_template,
+        ),
+        adapter=attempt(adapter_config, run),
+        train_rows=attempt(_train_rows, run, config),
+        eval_rows=attempt(_eval_sets, run),
     )
-    if not hasattr(train_rows, "__len__") and config.max_steps <= 0:
-        raise ConfigError(
-            "CP107", "max_steps is missing: a streamed data set does not say how long it is."
-        )
-    eval_rows = _eval_sets(run)
-    if run.from_scratch:
-        model = random_model(source, config, model_config)
-    else:
-        model = load_model(source, config, adapted=adapter is not None)
+    if model_config is not None and run.from_scratch:
+        parts.model = attempt(random_model, source, config, model_config)
+    elif model_config is not None:
+        parts.model = attempt(load_model, source, config, adapted=run.lora_r is not None)
     config.model_init_kwargs = None  # used up; the trainer refuses them beside a loaded model
+    return parts
+
+
+def _build(parts: Parts, config: CPOConfig) -> CPOTrainer:
+    """Everything else that can fail on what the user gave."""
     return CPOTrainer(
-        model=model,
+        model=parts.model,
         args=config,
-        train_dataset=train_rows,
-        eval_dataset=eval_rows,
-        processing_class=tokenizer,
-        peft_config=adapter,
+        train_dataset=parts.train_rows,
+        eval_dataset=parts.eval_rows,
+        processing_class=parts.tokenizer,
+        peft_config=parts.adapter,
     )
 
 
@@ -145,6 +262,15 @@ def _merge_model_options(run: RunOptions, config: CPOConfig) -> None:
 
 
 # Data
+
+
+def _train_rows(run: RunOptions, config: CPOConfig) -> Any:
+    rows = pick_split(load(_sources(run.dataset), split=run.dataset_split, streaming=run.streaming))
+    if not hasattr(rows, "__len__") and config.max_steps <= 0:
+        raise ConfigError(
+            "CP107", "max_steps is missing: a streamed data set does not say how long it is."
+        )
+    return rows
 
 
 def _sources(names: list[str]) -> str | list[str]:

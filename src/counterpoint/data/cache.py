@@ -146,7 +146,11 @@ def _tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> bytes:
         "class": f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}",
         "template": tokenizer.chat_template,
         "special": special,
-        "map": {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
+        "map": {
+            key: str(value)
+            for key, value in tokenizer.special_tokens_map.items()
+            if key != "pad_token"  # set between the doctor and the trainer, and never used here
+        },
         "split": getattr(tokenizer, "split_special_tokens", False),
     }
     backend = getattr(tokenizer, "backend_tokenizer", None)

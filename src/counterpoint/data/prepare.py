@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from counterpoint.config import INVALID_ROWS, TRUNCATIONS
+from counterpoint.config import INVALID_ROWS, TRUNCATIONS, CPOConfig
 from counterpoint.data import cache, formats
 from counterpoint.data.counts import PARTS, PrepareCounts
 from counterpoint.data.encode import COLUMNS, Limits, encode_rows
@@ -43,6 +43,9 @@ FEATURES = Features(
         "problem": Value("string"),
     }
 )
+
+DEFAULT_LENGTH = 512
+"""What TRL takes for a ``max_length`` of None, in tokens."""
 
 BATCH = 500
 """Rows per call of the tokenizer."""
@@ -82,6 +85,17 @@ class PrepareOptions:
             if getattr(self, name) not in allowed:
                 text = f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}."
                 raise ConfigError("CP102", text)
+
+    @classmethod
+    def of(cls, args: CPOConfig) -> PrepareOptions:
+        """Those of a run."""
+        return cls(
+            max_length=DEFAULT_LENGTH if args.max_length is None else args.max_length,
+            max_completion_length=args.max_completion_length,
+            truncation=args.truncation,
+            invalid_rows=args.invalid_rows,
+            num_proc=args.dataset_num_proc,
+        )
 
     @property
     def limits(self) -> Limits:
@@ -137,7 +151,7 @@ def prepare(
     if len(dataset) == 0:
         raise _empty(name)
     formats.check_columns(dataset.column_names, name=name)
-    return _account(_encode(dataset, tokenizer, options), options, name)
+    return _account(encode_every_row(dataset, tokenizer, options), options, name)
 
 
 def iter_pairs(
@@ -227,10 +241,20 @@ def _prepare_stream(
     return Prepared(pairs.select_columns(list(COLUMNS)), PrepareCounts(name), options)
 
 
-def _encode(
+def encode_every_row(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions
 ) -> Dataset:
-    """Every row of an eager set, usable or not, from the cache or into it."""
+    """Every row of an eager set as ``encode.COLUMNS``, usable or not, from the cache or into it.
+
+    Args:
+        dataset: raw rows, at least one.
+        tokenizer: fast or slow, with an EOS token.
+        options: the limits of the run; ``prepare`` with the same ones finds the result.
+
+    Raises:
+        DataError: CP208 for messages without a template.
+        ModelError: CP302 for a tokenizer without EOS.
+    """
     read = [column for column in dataset.column_names if column in formats.READ]
     dataset = dataset.with_format(None).select_columns(read)
     key = cache.digest(dataset, read, tokenizer, options.limits)

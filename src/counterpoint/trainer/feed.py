@@ -28,9 +28,6 @@ from counterpoint.data.prepare import (
 from counterpoint.data.sampler import StepSampler
 from counterpoint.data.sources import pick_split
 
-DEFAULT_LENGTH = 512
-"""What TRL takes for a ``max_length`` of None, in tokens."""
-
 
 class Feed:
     """Raw data sets in, loaders of ``TokenPair`` out.
@@ -43,13 +40,7 @@ class Feed:
     def __init__(self, args: CPOConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         """Nothing is read yet."""
         self.args, self.tokenizer = args, tokenizer
-        self.options = PrepareOptions(
-            max_length=DEFAULT_LENGTH if args.max_length is None else args.max_length,
-            max_completion_length=args.max_completion_length,
-            truncation=args.truncation,
-            invalid_rows=args.invalid_rows,
-            num_proc=args.dataset_num_proc,
-        )
+        self.options = PrepareOptions.of(args)
         self._prepared: dict[str, Prepared] = {}
 
     def train_pairs(self, dataset: Any) -> Any:

@@ -3,11 +3,11 @@
 A bfloat16 weight has 8 bits of precision. An update below half a unit in its last place rounds
 away, step after step, while the loss is logged as if nothing were wrong.
 
-1. ``held`` says which weights a step of a given size leaves where they are.
-2. ``warn_of_rounding`` counts them before the first step of a run that would lose its updates.
-3. ``stochastic_adamw`` is the optimizer that loses none: AdamW that rounds up or down at random.
+1. ``warn_of_rounding`` counts what a run could not move, before the first step.
+2. ``stochastic_adamw`` is the optimizer that loses none: AdamW that rounds up or down at random.
 
-Not here: float32 weights, which are the default (``loading``), and autocast (transformers).
+Not here: which weights a step leaves where they are (``rounding``), float32 weights, which are
+the default (``loading``), and autocast (transformers).
 """
 
 from __future__ import annotations
@@ -17,20 +17,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ConfigError, SetupError
+from counterpoint.rounding import CHUNK, held
 from counterpoint.runlog import logger
 
 HALF = (torch.bfloat16, torch.float16)
 
 ENOUGH = 1e-4
 """Learning rate from which nothing is said: it moves a bfloat16 weight below 1/32."""
-
-CHUNK = 2**22
-"""Weights looked at in one go: bounds the memory of the count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +43,6 @@ class Rounding:
     held: int
     weights: int
     learning_rate: float
-
-
-def held(weights: Float[Tensor, "*shape"], step: float) -> Bool[Tensor, "*shape"]:
-    """Which weights stay where they are, whether the step adds to them or takes away.
-
-    Args:
-        weights: of any floating dtype up to float32.
-        step: size of the update, > 0; AdamW's first is the learning rate, later ones are at
-            most a few times as large, and mostly smaller.
-
-    Returns:
-        True where both sums, taken in float32 as optimizers do, round back to the weight.
-    """
-    wide = weights.float()
-    return ((wide + step).to(weights.dtype) == weights) & (
-        (wide - step).to(weights.dtype) == weights
-    )
 
 
 def rounding(optimizer: torch.optim.Optimizer) -> Rounding:

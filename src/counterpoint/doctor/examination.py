@@ -1,0 +1,131 @@
+"""``examine``: every check of a run, all findings in one report.
+
+Checks run one after the other, each shielded: an exception inside one becomes a finding (CW901)
+and the others go on. Options, model, tokenizer and data are given as objects, any of which may be
+missing; nothing is changed, trained or written.
+
+Not here: loading by name (the command does), memory to the byte, and a run in miniature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from counterpoint.config import CPOConfig
+from counterpoint.data.prepare import PrepareOptions
+from counterpoint.data.sources import pick_split
+from counterpoint.doctor.findings import Finding, Report, find, from_error
+from counterpoint.doctor.of_batch import of_batch, steps_of
+from counterpoint.doctor.of_data import of_both, of_data
+from counterpoint.doctor.of_machine import of_machine
+from counterpoint.doctor.of_model import embedding_rows, of_model
+from counterpoint.doctor.of_objective import of_objective, of_unused
+from counterpoint.doctor.of_tokenizer import of_tokenizer
+from counterpoint.doctor.survey import Progress, Survey, survey
+from counterpoint.errors import CounterpointError
+
+TRAIN = "train"
+
+
+def examine(
+    args: CPOConfig,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    train_dataset: Any = None,
+    eval_dataset: Any = None,
+    peft_config: Any = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Examine a run before its first step.
+
+    Args:
+        args: the run's options.
+        model: a causal language model, loaded and not adapted yet; None leaves it out.
+        tokenizer: the trainer's ``processing_class``; None leaves it out.
+        train_dataset: raw rows in any shape that the trainer takes; None leaves them out.
+        eval_dataset: likewise, or a dict of named sets.
+        peft_config: the adapter that will be trained; None to train all weights.
+        overwrite: what the output folder holds may be replaced.
+        progress: called now and then with a set's name, rows looked at, and rows in all.
+
+    Returns:
+        All that was found, the worst first. Nothing is raised, changed or written, but for the
+        cache of prepared data sets, which the trainer then finds.
+    """
+    findings: list[Finding] = []
+
+    def run(check: Callable[..., Iterable[Finding]], *facts: Any, **more: Any) -> None:
+        findings.extend(shielded(check, *facts, **more))
+
+    sets: dict[str, Any] = {}
+    run(_name_sets, sets, train_dataset, eval_dataset)
+    readable = tokenizer if _can_read(tokenizer) else None
+    surveys: dict[str, Survey] = {}
+    for name, rows in sets.items():
+        run(_look, surveys, rows, readable, args, name, len(sets) > 1, progress)
+    train = surveys.get(TRAIN)
+    for name, found in surveys.items():
+        run(of_data, found, args)
+        if train is not None and name != TRAIN:
+            run(of_both, train, found)
+    pairs = train.usable if train is not None and train.whole else None
+    adapted = peft_config is not None or getattr(model, "peft_config", None) is not None
+    run(of_objective, args, adapted=adapted)
+    run(of_unused, args, evaluates=eval_dataset is not None)
+    run(of_batch, args, pairs=pairs, ranks=args.world_size)
+    if tokenizer is not None:
+        samples = train.samples if train is not None else []
+        run(of_tokenizer, tokenizer, samples, embedding=embedding_rows(model))
+    if model is not None:
+        tokens = train.tokens if train is not None else None
+        run(of_model, model, args, peft_config=peft_config, tokens=tokens)
+    steps = steps_of(args, pairs, args.world_size).total
+    run(of_machine, args, model=model, peft_config=peft_config, steps=steps, overwrite=overwrite)
+    return Report.of(findings)
+
+
+def shielded(
+    check: Callable[..., Iterable[Finding]], *facts: Any, **more: Any
+) -> Iterator[Finding]:
+    """The findings of a check; what it raises is one of them, after those it had made."""
+    try:
+        yield from check(*facts, **more)
+    except CounterpointError as error:
+        yield from_error(error)
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "")
+        yield find("CW901", f"{check.__name__.strip('_')}: {type(error).__name__}: {reason}")
+
+
+def _name_sets(sets: dict[str, Any], train: Any, evaluation: Any) -> Iterator[Finding]:
+    """Every set by the name that messages call it."""
+    yield from ()
+    if isinstance(evaluation, Mapping):
+        sets.update({f"eval {name}": rows for name, rows in evaluation.items()})
+    elif evaluation is not None:
+        sets["eval"] = evaluation
+    if train is not None:
+        sets[TRAIN] = pick_split(train) if isinstance(train, Mapping) else train
+
+
+def _can_read(tokenizer: Any) -> bool:
+    return isinstance(tokenizer, PreTrainedTokenizerBase) and tokenizer.eos_token_id is not None
+
+
+def _look(
+    surveys: dict[str, Survey],
+    rows: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    args: CPOConfig,
+    name: str,
+    sign: bool,
+    progress: Progress | None,
+) -> Iterator[Finding]:
+    options = PrepareOptions.of(args)
+    surveys[name] = survey(rows, tokenizer, options, name=name, sign=sign, progress=progress)
+    yield from ()

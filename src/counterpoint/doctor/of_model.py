@@ -1,0 +1,385 @@
+"""Checks of a model: its weights, what of them trains, and what it says of a few pairs.
+
+Weights are looked at where they are, nothing is changed, and no gradient is taken.
+
+Not here: loading (``trainer.loading``), the head's and the layout's own proofs on the run's
+first pairs (``forward``).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from counterpoint.config import CPOConfig
+from counterpoint.doctor.findings import Finding, find, from_error
+from counterpoint.doctor.of_objective import of_reward
+from counterpoint.doctor.survey import TokenFacts, TokenIds
+from counterpoint.errors import ModelError
+from counterpoint.forward.head import find_head
+from counterpoint.forward.layout import why_not_shared
+from counterpoint.rounding import held_share
+
+MOST_HELD = 0.1
+"""Share of weights that may be unable to move without a word."""
+
+PROBE_PAIRS, PROBE_TOKENS = 4, 512
+"""Pairs that the model is asked about, and tokens of both their sequences in all."""
+
+FEWEST_TOKENS = 128
+"""Tokens below which an answer says nothing, so that the model is not asked at all."""
+
+PROBE_WORK = 1e12
+"""Parameters times tokens that a check may cost: some ten seconds on two cores."""
+
+SAMPLED = 2**20
+"""Weights of a tensor that tell its spread and its share of unmovable weights."""
+
+GUESSING = 0.9
+"""Share of ln(vocabulary) from which an NLL is that of guessing."""
+
+FRESH = 0.03
+"""How far, relatively, a matrix's spread may be from its initial one to look untrained."""
+
+
+def of_model(
+    model: Any, args: CPOConfig, *, peft_config: Any = None, tokens: TokenFacts | None = None
+) -> Iterator[Finding]:
+    """What of a model would not train, or not be worth it.
+
+    Args:
+        model: a causal language model, before an adapter is put on.
+        args: the run's options.
+        peft_config: the adapter that will be; None to train the model as it is.
+        tokens: of the training set; None if there are none to ask the model about.
+    """
+    config = getattr(model, "config", None)
+    if config is None or not isinstance(model, nn.Module):
+        text = f"{type(model).__name__} is not a causal language model of transformers."
+        yield find("CP306", text)
+        return
+    if getattr(config, "is_encoder_decoder", False):
+        yield find("CP306", f"{type(model).__name__} is an encoder-decoder model.")
+        return
+    broken = []
+    for finding in [*_weights(model), *_head(model)]:
+        broken += [finding.code] if finding.code in ("CP304", "CP308") else []
+        yield finding
+    yield from _training(model, args, peft_config)
+    yield from _dropout(model, args, peft_config)
+    yield from _layout(model, args)
+    if tokens is not None:
+        yield from _ids(model, tokens)
+        if not broken:
+            yield from _said(model, args, tokens)
+
+
+# Weights
+
+
+def _weights(model: nn.Module) -> Iterator[Finding]:
+    broken, flat = [], []
+    for name, weight in model.named_parameters():
+        if weight.is_meta or not weight.is_floating_point() or not weight.numel():
+            continue
+        if not _is_finite(weight.detach()):
+            broken.append(name)
+        # an adapter's second half starts at zero, biases at zero and norms at one
+        elif weight.dim() > 1 and "lora_" not in name and _is_constant(weight.detach()):
+            flat.append(name)
+    if broken:
+        yield find(
+            "CP308",
+            f"{_listed(broken)}: NaN or infinite.",
+            fix="from_pretrained(..., dtype='float32')  # of the original weights",
+        )
+    if flat:
+        yield find("CW321", f"{_listed(flat)}: a single value throughout.")
+    if not broken and _is_fresh(model):
+        yield find(
+            "CW322",
+            "all matrices are spread as the configuration's initializer_range says, and all norms "
+            "are 1.",
+        )
+
+
+def _is_finite(weight: Tensor) -> bool:
+    # a sum is finite only if its terms are; it may overflow by itself, which the second look tells
+    return bool(weight.sum(dtype=torch.float32).isfinite()) or bool(weight.isfinite().all())
+
+
+def _is_constant(weight: Tensor) -> bool:
+    flat = weight.flatten()
+    same = len(flat) > 1 and bool((flat[:SAMPLED] == flat[0]).all())
+    return same and bool((flat == flat[0]).all())
+
+
+def _sample(weight: Tensor) -> Tensor:
+    """At most ``SAMPLED`` of a tensor's weights, evenly spread."""
+    flat = weight.detach().flatten()
+    return flat[:: max(1, math.ceil(len(flat) / SAMPLED))]
+
+
+def _is_fresh(model: nn.Module) -> bool:
+    spread = getattr(model.config, "initializer_range", None)
+    if not isinstance(spread, float) or not spread:
+        return False
+    matrices = 0
+    for name, weight in model.named_parameters():
+        if weight.is_meta or "lora_" in name or not weight.is_floating_point():
+            continue
+        if weight.dim() == 1 and "norm" in name and name.endswith("weight"):
+            # Gemma's norms multiply by 1 + weight
+            if not bool((weight == weight[0]).all()):
+                return False
+        elif weight.dim() == 2 and weight.numel() >= 256:
+            matrices += 1
+            # a spread of n draws is known to 1 / sqrt(2n); an unused row of zeros is not a draw
+            drawn = _sample(weight).float()
+            close = max(FRESH, 4 / math.sqrt(2 * len(drawn)))
+            if abs(float(drawn.std()) / spread - 1) > close:
+                return False
+    return matrices > 1
+
+
+def _head(model: nn.Module) -> Iterator[Finding]:
+    try:
+        find_head(model)
+    except ModelError as error:
+        yield from_error(error)
+
+
+# What trains
+
+
+def _training(model: nn.Module, args: CPOConfig, peft_config: Any) -> Iterator[Finding]:
+    if peft_config is not None:
+        yield from _adapter(model, peft_config)
+        return
+    names = dict(model.named_parameters())
+    frozen = [name for name, weight in names.items() if not weight.requires_grad]
+    trained = [weight for weight in names.values() if weight.requires_grad]
+    if not trained:
+        yield find(
+            "CP305",
+            f"none of {len(names):,} parameters requires a gradient.",
+            fix="model.requires_grad_(True)",
+        )
+        return
+    if frozen and getattr(model, "peft_config", None) is None:
+        count = sum(names[name].numel() for name in frozen)
+        share = count / max(1, sum(weight.numel() for weight in names.values()))
+        yield find(
+            "CW323",
+            f"{share:.1%} of the weights are frozen: {_listed(frozen)}.",
+            fix="model.requires_grad_(True)",
+        )
+    if getattr(args, "stochastic_rounding", False) or args.learning_rate == 0:
+        return
+    half = [w for w in trained if w.dtype in (torch.bfloat16, torch.float16) and not w.is_meta]
+    stuck = sum(held_share([_sample(w)], args.learning_rate) * w.numel() for w in half)
+    share = stuck / sum(weight.numel() for weight in trained)
+    if share > MOST_HELD:
+        kinds = sorted({str(weight.dtype).removeprefix("torch.") for weight in half})
+        yield find(
+            "CW325",
+            f"{share:.1%} of the weights under training ({', '.join(kinds)}) are unchanged by a "
+            f"step of {args.learning_rate:g}.",
+            fix="dtype: float32",
+        )
+
+
+def _adapter(model: nn.Module, peft_config: Any) -> Iterator[Finding]:
+    wanted = getattr(peft_config, "target_modules", None)
+    names = [name for name, _ in model.named_modules() if name]
+    if getattr(model, "peft_config", None) is not None:
+        yield find(
+            "CP307", "the model has an adapter already.", fix="model = model.merge_and_unload()"
+        )
+    elif wanted and wanted != "all-linear":
+        yield from _targets(wanted, names)
+    for module in getattr(peft_config, "modules_to_save", None) or ():
+        if not _matched(module, names):
+            yield find("CW324", f"modules_to_save: {module} matches nothing.")
+
+
+def _targets(wanted: Any, names: Sequence[str]) -> Iterator[Finding]:
+    fix = "lora_target_modules: all-linear"
+    if isinstance(wanted, str):
+        if not any(_full_match(wanted, name) for name in names):
+            yield find("CP307", f"target_modules {wanted!r} matches no layer.", fix=fix)
+        return
+    unmatched = sorted(target for target in wanted if not _matched(target, names))
+    if not unmatched:
+        return
+    if len(unmatched) == len(wanted):
+        yield find("CP307", f"no layer matches target_modules {', '.join(unmatched)}.", fix=fix)
+    else:
+        yield find("CW324", f"target_modules: {', '.join(unmatched)} match no layer.", fix=fix)
+
+
+def _matched(target: str, names: Sequence[str]) -> bool:
+    return any(name == target or name.endswith(f".{target}") for name in names)
+
+
+def _full_match(pattern: str, name: str) -> bool:
+    try:
+        return re.fullmatch(pattern, name) is not None
+    except re.error:
+        return False
+
+
+def _dropout(model: nn.Module, args: CPOConfig, peft_config: Any) -> Iterator[Finding]:
+    if args.disable_dropout:
+        return
+    rates = {
+        name or "the model": module.p
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Dropout) and module.p
+    }
+    rates.update(
+        {
+            f"{name}.{key}": value
+            for name, module in model.named_modules()
+            for key, value in vars(module).items()
+            if isinstance(value, float) and value and ("dropout" in key or key.endswith("_pdrop"))
+        }
+    )
+    if getattr(peft_config, "lora_dropout", 0.0):
+        rates["the adapter"] = peft_config.lora_dropout
+    if rates:
+        worst = max(rates, key=lambda name: rates[name])
+        yield find(
+            "CW326",
+            f"{len(rates)} places, up to {rates[worst]:g} in {worst}.",
+            fix="disable_dropout: true",
+        )
+
+
+def _layout(model: nn.Module, args: CPOConfig) -> Iterator[Finding]:
+    reason = why_not_shared(model)
+    if reason is not None and reason.startswith("dropout is on") and args.disable_dropout:
+        reason = None  # the trainer turns it off before it asks
+    if args.layout == "padded":
+        layout = "padded, as asked for"
+    elif reason is not None:
+        layout = f"padded, since {reason}"
+    elif args.layout == "auto" and args.device.type != "cpu":
+        layout = "padded, since sharing has been measured on CPUs only"
+    else:
+        layout = "shared, if it agrees with padded on the first pairs"
+    if args.layout == "shared" and reason is not None:
+        yield find("CP104", f"layout='shared' is not possible: {reason}.", fix="layout: auto")
+    attention = getattr(model.config, "_attn_implementation", None)
+    weights = sum(weight.numel() for weight in model.parameters())
+    yield find(
+        "CN321",
+        f"{type(model).__name__}, {weights:,} weights; attention {attention}; layout {layout}.",
+    )
+
+
+# What it says
+
+
+def _ids(model: Any, tokens: TokenFacts) -> Iterator[Finding]:
+    embedding = embedding_rows(model)
+    highest, row = tokens.highest
+    if embedding is not None and highest >= embedding:
+        yield find(
+            "CP303",
+            f"token id {highest:,} is used, but the embedding has {embedding:,} rows.",
+            rows=[row],
+            fix="model.resize_token_embeddings(len(tokenizer))",
+        )
+
+
+def embedding_rows(model: Any) -> int | None:
+    """Token ids that a model's embedding knows; None where it cannot be asked."""
+    try:
+        return int(model.get_input_embeddings().weight.shape[0])
+    except (AttributeError, NotImplementedError, TypeError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a model says of a few completions.
+
+    Args:
+        nll: nats a token, over all of them.
+        vocabulary: entries of a logit row.
+    """
+
+    nll: float
+    vocabulary: int
+
+
+def _said(model: Any, args: CPOConfig, tokens: TokenFacts) -> Iterator[Finding]:
+    longest = int(max(tokens.chosen.max(), tokens.rejected.max()))
+    embedding = embedding_rows(model)
+    if embedding is not None and tokens.highest[0] >= embedding:
+        return
+    said = ask(model, tokens.pairs)
+    if said is None:
+        yield find("CN322", "not asked: the model is too large to be run for a check.")
+        return
+    guessing = math.log(said.vocabulary)
+    yield find(
+        "CN322",
+        f"NLL {said.nll:.3f} nats a token over a few completions; guessing gives {guessing:.3f}.",
+    )
+    if not said.nll < GUESSING * guessing:
+        yield find(
+            "CW327",
+            f"NLL {said.nll:.3f} nats a token; guessing among {said.vocabulary:,} tokens gives "
+            f"{guessing:.3f}.",
+        )
+    yield from of_reward(args, nll=said.nll, longest=longest)
+
+
+def ask(model: Any, pairs: Sequence[TokenIds]) -> Said | None:
+    """The NLL of a few completions, cut where they are long.
+
+    Args:
+        model: left as it was.
+        pairs: ids of prompt, chosen and rejected.
+
+    Returns:
+        None if there is nothing to ask, or asking would take long.
+    """
+    weights = sum(weight.numel() for weight in model.parameters())
+    budget = min(PROBE_TOKENS, int(PROBE_WORK / max(1, weights)))
+    device = next(model.parameters()).device
+    if not pairs or device.type == "meta" or budget < FEWEST_TOKENS:
+        return None
+    each = budget // (2 * min(len(pairs), PROBE_PAIRS))
+    training = model.training
+    model.eval()
+    total, count, vocabulary = 0.0, 0, 2
+    try:
+        with torch.no_grad():
+            for prompt, *completions in pairs[:PROBE_PAIRS]:
+                for completion in completions:
+                    # at least half of what may be read is for the completion
+                    before = list(prompt)[-max(1, each - len(completion), each // 2) :]
+                    ids = torch.tensor([[*before, *completion][: max(2, each)]], device=device)
+                    start = max(1, len(before))
+                    logits = model(input_ids=ids, use_cache=False).logits[0].float()
+                    logps = logits[:-1].log_softmax(-1).gather(-1, ids[0, 1:, None])
+                    total -= float(logps[start - 1 :].sum())
+                    count += ids.shape[1] - start
+                    vocabulary = logits.shape[-1]
+    finally:
+        model.train(training)
+    return Said(total / count, vocabulary) if count > 0 else None
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -1,0 +1,204 @@
+"""Checks of the objective and of options that do nothing: options in, findings out.
+
+Ranges are those of published settings (``presets``), widened by a factor, since a setting that
+differs is no mistake while it is near.
+
+Not here: contradictions, which ``CPOConfig`` refuses itself; steps and batches (``of_batch``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields
+from typing import Any
+
+from counterpoint.config import CPOConfig
+from counterpoint.doctor.findings import Finding, find
+from counterpoint.doctor.presets import Preset, presets_of
+
+FAR = 4.0
+"""Factor beyond the published range from which a value is far from it."""
+
+HIGHEST_RATE, HIGHEST_ADAPTER_RATE = 1e-5, 1e-3
+"""Learning rates above which published runs degenerate."""
+
+LOW = 10.0
+"""Factor below the published learning rates from which hardly anything moves."""
+
+HIGHEST_ALPHA_NLL = 0.1
+"""``cpo_alpha`` up to which a SimPO run is CPO-SimPO as published (0.05)."""
+
+LARGEST_EXPONENT = 709.0
+"""What exp of a float64 can take."""
+
+FLAT_EXPONENT = -36.0
+"""Where 1 - exp(x) is 1 in float64, so that its slope is lost."""
+
+
+def of_objective(args: CPOConfig, *, adapted: bool) -> Iterator[Finding]:
+    """Compare objective and learning rate with published ones.
+
+    Args:
+        args: the run's options.
+        adapted: an adapter is trained, and not all weights.
+    """
+    yield from _nll_term(args)
+    yield from _scale(args, presets_of(args.loss_type))
+    yield from _learning_rate(args, adapted)
+    if args.loss_type == "alphapo" and args.alpha == 0:
+        yield find("CW107", "loss_type=alphapo with alpha=0.", fix="loss_type: simpo")
+
+
+def _nll_term(args: CPOConfig) -> Iterator[Finding]:
+    if args.loss_type in ("simpo", "repo") and args.cpo_alpha > HIGHEST_ALPHA_NLL:
+        name = {"simpo": "CPO-SimPO, not SimPO", "repo": "RePO with an NLL term"}[args.loss_type]
+        yield find(
+            "CW101",
+            f"loss_type={args.loss_type} with cpo_alpha={args.cpo_alpha:g}: this is {name}.",
+            fix="cpo_alpha: 0.0",
+        )
+    if args.loss_type in ("sigmoid", "orpo") and args.cpo_alpha == 0:
+        name = {"sigmoid": "CPO", "orpo": "ORPO"}[args.loss_type]
+        yield find(
+            "CW102",
+            f"loss_type={args.loss_type} with cpo_alpha=0: this is {name} without its NLL.",
+            fix="cpo_alpha: 1.0",
+        )
+
+
+def _scale(args: CPOConfig, presets: tuple[Preset, ...]) -> Iterator[Finding]:
+    if not presets:
+        return
+    lowest, highest = min(p.beta for p in presets), max(p.beta for p in presets)
+    if not lowest / FAR <= args.beta <= highest * FAR:
+        yield find(
+            "CW103",
+            f"beta={args.beta:g} with loss_type={args.loss_type}; {_published(presets)}.",
+            fix=f"beta: {presets[0].beta:g}",
+        )
+    ratios = [p.ratio for p in presets if p.ratio is not None]
+    if not ratios:
+        return
+    ratio = args.gamma / args.beta
+    # twice, not FAR: gamma / beta is a target for the gap itself, not a scale
+    if not min(ratios) / 2 <= ratio <= 2 * max(ratios):
+        yield find(
+            "CW104",
+            f"gamma={args.gamma:g} and beta={args.beta:g}, a ratio of {ratio:.3g}; published are "
+            f"{min(ratios):g} to {max(ratios):g}.",
+            fix="gamma_beta_ratio: 0.5\nsimpo_gamma: 0.5  # its default, so that the ratio counts",
+        )
+
+
+def _published(presets: tuple[Preset, ...]) -> str:
+    betas = sorted({preset.beta for preset in presets})
+    shown = ", ".join(f"{beta:g}" for beta in betas)
+    return f"published: {shown} ({presets[0].source})"
+
+
+def _learning_rate(args: CPOConfig, adapted: bool) -> Iterator[Finding]:
+    rate, published = args.learning_rate, presets_of(args.loss_type)
+    highest = HIGHEST_ADAPTER_RATE if adapted else HIGHEST_RATE
+    what = "an adapter" if adapted else "all weights"
+    similar = [preset.learning_rate for preset in published if preset.adapter == adapted]
+    similar = similar or [1e-4 if adapted else 1e-6]
+    good = similar[-1]
+    if rate > highest:
+        yield find("CW105", f"learning_rate={rate:g} for {what}.", fix=f"learning_rate: {good:.0e}")
+    elif rate < min(similar) / LOW:
+        yield find("CW106", f"learning_rate={rate:g} for {what}.", fix=f"learning_rate: {good:.0e}")
+
+
+def of_reward(args: CPOConfig, *, nll: float, longest: int) -> Iterator[Finding]:
+    """Whether AlphaPO's reward is finite, and has a slope, where the model is.
+
+    Args:
+        args: the run's options.
+        nll: nats a token of a completion, of the model as it is or as it could be.
+        longest: tokens of the longest completion.
+    """
+    if not args.alpha:
+        return
+    sums = args.loss_type in ("sigmoid", "hinge")
+    exponent = args.alpha * nll * (longest if sums else 1)
+    of = f"the sum over {longest:,} tokens" if sums else "the mean over tokens"
+    if exponent > LARGEST_EXPONENT or exponent < FLAT_EXPONENT:
+        yield find(
+            "CW108",
+            f"alpha={args.alpha:g} with {of} of {nll:.3g} nats: the exponent is {exponent:.3g}, "
+            f"usable are {FLAT_EXPONENT:g} to {LARGEST_EXPONENT:g}.",
+            fix="loss_type: alphapo" if sums and args.alpha > 0 else "alpha: 0.1",
+        )
+
+
+# Options that do nothing
+
+_OF_ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
+
+_Reason = Callable[[CPOConfig, bool], "str | None"]
+
+
+def _when(condition: Callable[[CPOConfig, bool], bool], reason: str) -> _Reason:
+    return lambda args, evaluates: reason if condition(args, evaluates) else None
+
+
+UNUSED: dict[str, _Reason] = {
+    "beta": _when(lambda a, e: a.loss_type == "repo", "RePO has no beta"),
+    "nll_reduction": _when(lambda a, e: a.cpo_alpha == 0, "cpo_alpha is 0, so there is no NLL"),
+    "num_train_epochs": _when(lambda a, e: a.max_steps > 0, "max_steps is set, and counts"),
+    "per_device_eval_batch_size": _when(lambda a, e: not e, "there is no eval_dataset"),
+    "eval_steps": _when(lambda a, e: a.eval_strategy != "steps", "eval_strategy is not steps"),
+    "eval_delay": _when(lambda a, e: a.eval_strategy == "no", "eval_strategy is no"),
+    "save_steps": _when(lambda a, e: a.save_strategy != "steps", "save_strategy is not steps"),
+    "save_total_limit": _when(lambda a, e: a.save_strategy == "no", "save_strategy is no"),
+    "save_only_model": _when(lambda a, e: a.save_strategy == "no", "save_strategy is no"),
+    "logging_steps": _when(
+        lambda a, e: a.logging_strategy != "steps", "logging_strategy is not steps"
+    ),
+    "metric_for_best_model": _when(
+        lambda a, e: (
+            not (
+                a.load_best_model_at_end
+                or a.save_strategy == "best"
+                or a.lr_scheduler_type == "reduce_lr_on_plateau"
+            )
+        ),
+        "neither the best model nor the learning rate is chosen by it",
+    ),
+    "gradient_checkpointing_kwargs": _when(
+        lambda a, e: not a.gradient_checkpointing, "gradient_checkpointing is off"
+    ),
+    "data_seed": _when(
+        lambda a, e: a.train_sampling_strategy == "sequential", "rows are taken in their order"
+    ),
+    "remove_unused_columns": _when(lambda a, e: True, "columns are chosen by their meaning"),
+    "length_column_name": _when(lambda a, e: True, "steps are never made by length"),
+    **{
+        name: _when(lambda a, e: "adam" not in a.optim, "the optimizer is not of Adam's kind")
+        for name in _OF_ADAM
+    },
+}
+"""Option -> why it does nothing in a run, or None where it does something."""
+
+
+def of_unused(args: CPOConfig, *, evaluates: bool) -> Iterator[Finding]:
+    """Options with another value than their default that nothing will read.
+
+    Args:
+        args: the run's options.
+        evaluates: there is a set to evaluate on.
+    """
+    for name, why in UNUSED.items():
+        reason = why(args, evaluates)
+        value = getattr(args, name)
+        if reason and value != _default(name):
+            yield find(
+                "CW109",
+                f"{name}={getattr(value, 'value', value)!r}: {reason}.",
+                fix=f"# {name}: leave it out",
+            )
+
+
+def _default(name: str) -> Any:
+    field = next(field for field in fields(CPOConfig) if field.name == name)
+    return field.default_factory() if field.default_factory is not MISSING else field.default

@@ -1,0 +1,344 @@
+"""One pass over the rows of a data set: what is counted, nothing judged.
+
+1. Every row is read as the trainer reads it; what is no pair is counted by its code.
+2. Texts are looked at one row at a time (``signs``), and kept as hashes to compare rows.
+3. Tokens come from the trainer's own preparation and its cache, so that a run that follows does
+   not tokenize again.
+
+Of a stream only the first rows are read. Nothing that a row holds stops the pass.
+
+Not here: what a count is worth (``of_data``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
+
+from counterpoint.data import formats
+from counterpoint.data.counts import PARTS
+from counterpoint.data.prepare import PrepareOptions, encode_every_row
+from counterpoint.data.sources import dataset_from_rows
+from counterpoint.doctor.consistency import Consistency, Keys, consistency
+from counterpoint.doctor.findings import MOST_ROWS
+from counterpoint.doctor.lengths import Lengths
+from counterpoint.doctor.near_duplicates import Signature, signature
+from counterpoint.doctor.of_tokenizer import marks_of
+from counterpoint.doctor.signs import pattern_of, plain, signs
+from counterpoint.errors import CounterpointError, DataError
+from counterpoint.records import PreferenceRow
+
+STREAMED = 2000
+"""Rows of a stream that are examined."""
+
+AT_ONCE = 1000
+"""Rows that are Python objects at one time, and between two calls of ``progress``."""
+
+SAMPLES = 8
+"""Usable rows that are kept whole, for checks that need a row."""
+
+TokenIds = tuple[list[int], list[int], list[int]]
+"""Ids of a prompt and its two completions."""
+
+Progress = Callable[[str, int, "int | None"], None]
+"""Called with the set's name, rows done and rows in all (None if that is not known)."""
+
+
+@dataclass(slots=True)
+class Sightings:
+    """Where something was seen.
+
+    Args:
+        count: in how many rows.
+        rows: the first of them.
+        example: the first message, if there is one.
+    """
+
+    count: int = 0
+    rows: list[int] = field(default_factory=list)
+    example: str = ""
+
+    def add(self, row: int, example: str = "") -> None:
+        """See it once more."""
+        self.count += 1
+        if len(self.rows) < MOST_ROWS:
+            self.rows.append(row)
+        self.example = self.example or example
+
+
+@dataclass(slots=True)
+class TokenFacts:
+    """What tokenizing showed of the usable rows, in the order of the rows.
+
+    Args:
+        prompt: tokens of each prompt before any cut.
+        chosen: tokens of each chosen completion before any cut.
+        rejected: the same of each rejected one.
+        cut: rows that lost tokens.
+        same: rows whose completions are equal after cutting.
+        moved: rows in which tokens of the prompt's end went to the completions.
+        highest: the highest token id, and the first row that has it; -1 without rows.
+        pairs: a few pairs, shorter than most.
+    """
+
+    prompt: Lengths
+    chosen: Lengths
+    rejected: Lengths
+    cut: Sightings
+    same: Sightings
+    moved: Sightings
+    highest: tuple[int, int]
+    pairs: list[TokenIds]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows."""
+        return int(self.prompt.sum() + self.chosen.sum() + self.rejected.sum())
+
+
+@dataclass(slots=True)
+class Survey:
+    """What is known of a data set.
+
+    Args:
+        name: as messages call it.
+        rows: rows read.
+        whole: False where a stream was read at its beginning only.
+        problems: what is no pair, by code.
+        seen: what stands out in single rows, by the names that ``signs`` gives.
+        samples: some usable rows.
+        characters: of each usable row's chosen and rejected completion.
+        consistency: how the rows agree with each other.
+        signatures: of each usable row, its number and MinHash; empty if not asked for.
+        digest: of the content of all rows read, in order.
+        tokens: what tokenizing showed; None where there is no tokenizer that could.
+        failures: what kept the set, or the tokenizing of it, from being looked at.
+        bugs: exceptions that no row should cause.
+    """
+
+    name: str
+    rows: int = 0
+    whole: bool = True
+    problems: dict[str, Sightings] = field(default_factory=lambda: defaultdict(Sightings))
+    seen: dict[str, Sightings] = field(default_factory=lambda: defaultdict(Sightings))
+    samples: list[PreferenceRow] = field(default_factory=list)
+    characters: list[tuple[int, int]] = field(default_factory=list)
+    consistency: Consistency = field(default_factory=Consistency)
+    signatures: list[tuple[int, Signature]] = field(default_factory=list)
+    digest: str = ""
+    tokens: TokenFacts | None = None
+    failures: list[CounterpointError] = field(default_factory=list)
+    bugs: Sightings = field(default_factory=Sightings)
+
+    @property
+    def texts(self) -> int:
+        """Rows whose texts could be looked at; some may not fit as tokens."""
+        return len(self.characters)
+
+    @property
+    def usable(self) -> int:
+        """Rows that are pairs, tokens included where there are any."""
+        return self.rows - sum(sightings.count for sightings in self.problems.values())
+
+
+def survey(
+    dataset: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    options: PrepareOptions,
+    *,
+    name: str,
+    sign: bool = False,
+    progress: Progress | None = None,
+) -> Survey:
+    """Look at a data set.
+
+    Args:
+        dataset: raw rows, as the trainer takes them.
+        tokenizer: with EOS, to count tokens; None to look at texts only.
+        options: the limits of the run.
+        name: the set's name in messages.
+        sign: keep a MinHash of each row, to compare sets.
+        progress: told how far it is.
+
+    Returns:
+        The facts; what stopped the pass is among its ``failures``.
+    """
+    found = Survey(name)
+    if isinstance(dataset, IterableDataset):
+        head = list(islice(dataset, STREAMED + 1))
+        found.whole = len(head) <= STREAMED
+        dataset = head[:STREAMED]
+    elif not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
+        dataset = list(dataset)
+    try:
+        table = _as_table(dataset, name)
+    except CounterpointError as error:
+        found.failures.append(error)
+        if error.code == "CP202":  # a row that no table can hold: the others can be looked at
+            _read(dataset, found, tokenizer, sign, _told(progress, name, len(dataset)))
+        return found
+    _read(_raw_rows(table), found, tokenizer, sign, _told(progress, name, len(table)))
+    if tokenizer is not None and found.usable:
+        try:
+            found.tokens = _count_tokens(table, tokenizer, options, found)
+        except CounterpointError as error:
+            found.failures.append(error)
+    return found
+
+
+def survey_rows(
+    rows: Iterable[Any], tokenizer: PreTrainedTokenizerBase | None, *, name: str
+) -> Survey:
+    """The same of rows as they come, without tokens; anything may be among them."""
+    found = Survey(name)
+    _read(rows, found, tokenizer, False, lambda done: None)
+    return found
+
+
+def _as_table(dataset: Dataset | list[Any], name: str) -> Dataset:
+    table = dataset if isinstance(dataset, Dataset) else dataset_from_rows(dataset, name=name)
+    if not len(table):
+        raise DataError("CP209", f"{name} has no rows.")
+    formats.check_columns(table.column_names, name=name)
+    return table
+
+
+def _raw_rows(table: Dataset) -> Iterator[dict[str, Any]]:
+    read = [column for column in table.column_names if column in formats.READ]
+    for batch in table.with_format(None).select_columns(read).iter(batch_size=AT_ONCE):
+        names = list(batch)
+        for cells in zip(*batch.values(), strict=True):
+            yield dict(zip(names, cells, strict=True))
+
+
+def _told(progress: Progress | None, name: str, total: int) -> Callable[[int], None]:
+    if progress is None:
+        return lambda done: None
+    return lambda done: progress(name, done, total)
+
+
+def _read(
+    rows: Iterable[Any],
+    found: Survey,
+    tokenizer: PreTrainedTokenizerBase | None,
+    sign: bool,
+    tell: Callable[[int], None],
+) -> None:
+    marks = pattern_of(marks_of(tokenizer)) if tokenizer is not None else None
+    eos = str(tokenizer.eos_token) if tokenizer is not None and tokenizer.eos_token else None
+    digest = hashlib.sha256()
+    keys: list[tuple[int, Keys]] = []
+    for number, raw in enumerate(rows):
+        found.rows += 1
+        if number % AT_ONCE == 0:
+            tell(number)
+        row = _pair(raw, number, found)
+        if row is None:
+            digest.update(repr(raw).encode("utf-8", "backslashreplace"))
+            continue
+        texts = plain(row.prompt), plain(row.chosen), plain(row.rejected)
+        digest.update(_content(row))
+        keys.append((number, (hash(texts[0]), hash(texts[1]), hash(texts[2]))))
+        found.characters.append((len(texts[1]), len(texts[2])))
+        for name in signs(row, texts, marks, eos):
+            found.seen[name].add(number)
+        if sign:
+            found.signatures.append((number, signature(f"{texts[0]}\n{texts[1]}")))
+        if len(found.samples) < SAMPLES:
+            found.samples.append(row)
+    tell(found.rows)
+    found.digest = digest.hexdigest()[:16]
+    found.consistency = consistency(keys)
+
+
+def _pair(raw: Any, number: int, found: Survey) -> PreferenceRow | None:
+    if not isinstance(raw, Mapping):
+        text = f"row {number} is of type {type(raw).__name__}; expected a dict."
+        found.problems["CP202"].add(number, text)
+        return None
+    try:
+        row = formats.to_preference_row(raw, number)
+        f"{plain(row.prompt)}{plain(row.chosen)}{plain(row.rejected)}".encode()
+    except DataError as error:
+        found.problems[error.code].add(number, error.message)
+    except UnicodeEncodeError:
+        found.problems["CP202"].add(number, f"row {number} holds half of a character.")
+    except Exception as error:  # a bug of ours; the other rows are looked at all the same
+        found.problems["CP202"].add(number, f"row {number} cannot be read.")
+        found.bugs.add(number, f"{type(error).__name__}: {error}")
+    else:
+        return row
+    return None
+
+
+def _content(row: PreferenceRow) -> bytes:
+    parts = [row.prompt, row.chosen, row.rejected, row.weight, row.margin]
+    return json.dumps(parts, default=str).encode()
+
+
+# Tokens
+
+
+def _count_tokens(
+    table: Dataset, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, found: Survey
+) -> TokenFacts:
+    columns = encode_every_row(table, tokenizer, options).data.table
+    # the trainer's own verdict on each row, tokens included, takes the place of that on texts
+    found.problems.clear()
+    for number, problem in enumerate(columns.column("problem").to_pylist()):
+        if problem:
+            found.problems[problem[:5]].add(number, problem[6:])
+    usable = columns.filter(pc.equal(columns.column("problem"), ""))
+    numbers = usable.column("row").to_numpy()
+    cuts = {part: usable.column(f"cut_{part}").to_numpy() for part in PARTS}
+    lengths = {part: _lengths(usable, f"{part}_ids") + cuts[part] for part in PARTS}
+    return TokenFacts(
+        prompt=lengths["prompt"],
+        chosen=lengths["chosen"],
+        rejected=lengths["rejected"],
+        cut=_where(sum(cuts.values()) > 0, numbers),
+        same=_where(usable.column("same").to_numpy(), numbers),
+        moved=_where(usable.column("boundary").to_numpy() > 0, numbers),
+        highest=_highest(usable, numbers),
+        pairs=_shortest(usable, sum(lengths.values())),
+    )
+
+
+def _lengths(table: pa.Table, column: str) -> Lengths:
+    return np.asarray(pc.list_value_length(table.column(column)).to_numpy(), dtype=np.int64)
+
+
+def _where(holds: npt.NDArray[np.bool_], numbers: Lengths) -> Sightings:
+    rows = numbers[holds]
+    return Sightings(len(rows), [int(row) for row in rows[:MOST_ROWS]])
+
+
+def _highest(table: pa.Table, numbers: Lengths) -> tuple[int, int]:
+    highest, row = -1, -1
+    for part in PARTS:
+        column = table.column(f"{part}_ids").combine_chunks()
+        ids = column.flatten().to_numpy()
+        if len(ids) and (top := int(ids.max())) > highest:
+            place = int(pc.list_parent_indices(column)[int(ids.argmax())].as_py())
+            highest, row = top, int(numbers[place])
+    return highest, row
+
+
+def _shortest(table: pa.Table, lengths: Lengths) -> list[TokenIds]:
+    """Of the first rows a few short ones: cheap to run, and not chosen for being odd."""
+    first = np.argsort(lengths[:AT_ONCE], kind="stable")
+    middle = sorted(int(place) for place in first[len(first) // 4 :][:SAMPLES])
+    rows = table.take(middle).to_pylist()
+    return [(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) for row in rows]

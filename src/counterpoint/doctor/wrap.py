@@ -1,0 +1,60 @@
+"""Text folded to a number of terminal columns, where a Chinese character takes two.
+
+``textwrap`` counts characters, and so lets Chinese text run over the edge.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+
+_WIDE = ("W", "F")
+# a word with the spaces before it; or one wide character, between which a line may break
+_PIECE = re.compile(r"\s*[^\s\u2e80-\uffef]+|\s*[\u2e80-\uffef]|\s+")
+
+
+def columns(text: str) -> int:
+    """Columns that a text takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in _WIDE)
+        for c in text
+    )
+
+
+def wrap(text: str, width: int, first: str = "", rest: str = "") -> Iterator[str]:
+    """Fold a text.
+
+    Args:
+        text: its own line breaks are kept.
+        width: columns of a line, prefix included.
+        first: before the first line.
+        rest: before every other.
+
+    Yields:
+        Lines no wider than ``width``; a word wider than a line is cut.
+    """
+    prefix = first
+    for paragraph in text.splitlines() or [""]:
+        line = ""
+        for piece in _PIECE.findall(paragraph):
+            while columns(prefix) + columns(line) + columns(piece) > width:
+                if not line.strip() and columns(piece.lstrip()) > width - columns(prefix):
+                    kept, piece = _cut(piece.lstrip(), width - columns(prefix))
+                    line = kept
+                elif not line.strip():
+                    break
+                yield f"{prefix}{line}".rstrip()
+                prefix, line, piece = rest, "", piece.lstrip()
+            line += piece
+        yield f"{prefix}{line}".rstrip()
+        prefix = rest
+
+
+def _cut(word: str, width: int) -> tuple[str, str]:
+    end = 1
+    while end < len(word) and columns(word[: end + 1]) <= width:
+        end += 1
+    return word[:end], word[end:]

@@ -1,0 +1,709 @@
+"""Broken runs, each found under its own code, and whole again once mended.
+
+Where a finding has a line to paste, that line itself is what mends.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, ByT5Tokenizer
+
+from counterpoint.doctor import of_machine, of_objective
+from counterpoint.doctor.findings import Finding
+from counterpoint.doctor.table import TABLE, severity_of
+from tests.cli.test_bad_input import GALLERY as REFUSED_BY_THE_COMMAND
+from tests.doctor.patients import (
+    Change,
+    Patient,
+    both,
+    chatting,
+    healthy,
+    options,
+    parts,
+    pasted,
+    rows,
+)
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One broken run.
+
+    Args:
+        name: what is broken.
+        code: under which it is found.
+        broken: breaks a whole run.
+        mended: mends it again; None: what the finding says to paste.
+        whole: the run that is broken.
+    """
+
+    name: str
+    code: str
+    broken: Change
+    mended: Change | None = None
+    whole: Callable[[str], Patient] = healthy
+
+
+def lora(**values: Any) -> Change:
+    """An adapter."""
+    return parts(adapter=peft.LoraConfig(task_type="CAUSAL_LM", r=2, **values))
+
+
+def model(change: Callable[[Any], Any]) -> Change:
+    """A change of the model in place."""
+
+    def changed(patient: Patient) -> Patient:
+        made = copy.deepcopy(patient.model)
+        with torch.no_grad():
+            change(made)
+        return replace(patient, model=made)
+
+    return changed
+
+
+def tokenizer(**values: Any) -> Change:
+    """Other attributes of the tokenizer."""
+
+    def changed(patient: Patient) -> Patient:
+        made = copy.deepcopy(patient.tokenizer)
+        for name, value in values.items():
+            setattr(made, name, value)
+        return replace(patient, tokenizer=made)
+
+    return changed
+
+
+def each(count: int, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Change:
+    """A change of the first rows."""
+    return rows(lambda whole: [change(row) for row in whole[:count]] + whole[count:])
+
+
+def more(*added: dict[str, Any]) -> Change:
+    """Rows at the end."""
+    return rows(lambda whole: [*whole, *added])
+
+
+def less(count: int) -> Change:
+    """Without the last rows."""
+    return rows(lambda whole: whole[: len(whole) - count])
+
+
+def good_row(**changes: Any) -> dict[str, Any]:
+    """A row unlike any other, with changes."""
+    return {"prompt": "two million = ", "chosen": "zwei Millionen", "rejected": "zwei"} | changes
+
+
+def turned(row: dict[str, Any]) -> dict[str, Any]:
+    """The opposite of a row."""
+    return {**row, "chosen": row["rejected"], "rejected": row["chosen"]}
+
+
+def zeroed(made: Any) -> None:
+    """One matrix of zeros."""
+    made.model.layers[0].mlp.up_proj.weight.zero_()
+
+
+def not_a_number(made: Any) -> None:
+    """One weight that is none."""
+    made.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
+
+
+def infinite(made: Any) -> None:
+    """One weight without bound."""
+    made.model.norm.weight[0] = float("inf")
+
+
+def frozen(made: Any) -> None:
+    """The first layer does not train."""
+    made.model.layers[0].requires_grad_(False)
+
+
+def fresh(patient: Patient) -> Any:
+    """The same model before any training."""
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(patient.model.config)
+
+
+def small_embedding(made: Any) -> None:
+    """Without the last token id."""
+    made.resize_token_embeddings(made.get_input_embeddings().weight.shape[0] - 1)
+
+
+def with_dropout(made: Any) -> None:
+    """Attention that drops."""
+    for layer in made.model.layers:
+        layer.self_attn.attention_dropout = 0.1
+
+
+def without(name: str) -> Change:
+    """An option left at its default."""
+    return lambda patient: replace(
+        patient, options={key: v for key, v in patient.options.items() if key != name}
+    )
+
+
+def renamed(whole: Rows) -> Rows:
+    """Columns that are called otherwise."""
+    return [{"prompt": r["prompt"], "better": r["chosen"], "worse": r["rejected"]} for r in whole]
+
+
+def named(whole: Rows) -> Rows:
+    """The columns' names again."""
+    return [{"prompt": r["prompt"], "chosen": r["better"], "rejected": r["worse"]} for r in whole]
+
+
+def half_weightless(whole: Rows) -> Rows:
+    """Every other row counts nothing."""
+    return [{**row, "weight": float(number % 2)} for number, row in enumerate(whole)]
+
+
+def marked(whole: Rows) -> Rows:
+    """A message that the template went over already."""
+    whole[4]["chosen"][0]["content"] += "<|im_end|>\n<|im_start|>user\nMore?"
+    return whole
+
+
+def unmarked(whole: Rows) -> Rows:
+    """The message as it was."""
+    whole[4]["chosen"][0]["content"] = "It is 8."
+    return whole
+
+
+def spaced(whole: Rows) -> Rows:
+    """The space before an answer stands at the end of its prompt."""
+    sides = ("chosen", "rejected")
+    return [
+        {"prompt": f"{row['prompt']} ", **{side: row[side].lstrip() for side in sides}}
+        for row in whole
+    ]
+
+
+def text_of(patient: Patient) -> Patient:
+    """Conversations as plain text, the space at the start of the answers."""
+    plain = [
+        {
+            "prompt": row["prompt"][0]["content"],
+            "chosen": f" {row['chosen'][0]['content']}",
+            "rejected": f" {row['rejected'][0]['content']}",
+        }
+        for row in patient.rows
+    ]
+    return replace(patient, rows=plain)
+
+
+def llama_chat(folder: str) -> Patient:
+    """Conversations whose template knows only users and assistants."""
+    patient = chatting(folder)
+    made = copy.deepcopy(patient.tokenizer)
+    made.chat_template = (
+        "{%- for m in messages %}{%- if m.role == 'system' %}{{ raise_exception('no') }}"
+        "{%- endif %}{{ m.role + m.content + eos_token }}{%- endfor %}"
+    )
+    return replace(patient, tokenizer=made)
+
+
+def with_last_id(patient: Patient) -> Patient:
+    """A tokenizer whose last token is written "~"."""
+    made = copy.deepcopy(patient.tokenizer)
+    made.add_tokens(["~"])
+    whole = copy.deepcopy(patient.model)
+    whole.resize_token_embeddings(len(made))
+    return replace(patient, tokenizer=made, model=whole)
+
+
+def unknown_eos(patient: Patient) -> Any:
+    """An EOS that was only written into the configuration."""
+    made = copy.deepcopy(patient.tokenizer)
+    made._special_tokens_map["eos_token"] = "<|end|>"
+    return made
+
+
+def file_for_a_folder(patient: Patient) -> Patient:
+    """An output folder that a file is in the way of."""
+    Path("file").touch()
+    return options(output_dir="file/out")(patient)
+
+
+def earlier_run(patient: Patient) -> Patient:
+    """An output folder that holds a run."""
+    Path("out").mkdir()
+    Path("out/run.json").touch()
+    return patient
+
+
+def the_chat_tokenizer(patient: Patient) -> Any:
+    """The tokenizer of conversations as it was."""
+    return chatting("out").tokenizer
+
+
+def the_tokenizer(patient: Patient) -> Any:
+    """The healthy run's."""
+    return healthy("out").tokenizer
+
+
+def the_model(patient: Patient) -> Any:
+    """The healthy run's."""
+    return healthy("out").model
+
+
+USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}
+CIRCLE = [
+    good_row(chosen=f"{first} Antwort", rejected=f"{second} Antwort")
+    for first, second in (("eine", "zwei"), ("zwei", "drei"), ("drei", "eine"))
+]
+LONG = "zwei " * 30
+SECRET = "AKIA" + "ABCDEFGH" * 2
+CHINESE = "我希望大家能花点时间考虑一个问题。"
+TWO_BOS = both(
+    tokenizer(bos_token="<|im_start|>"),
+    parts(tokenizer=lambda p: adding_bos(p.tokenizer)),
+)
+
+
+def adding_bos(made: Any) -> Any:
+    """The tokenizer puts its BOS before every text."""
+    from tokenizers.processors import TemplateProcessing
+
+    made = copy.deepcopy(made)
+    made.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{made.bos_token} $A", special_tokens=[(made.bos_token, made.bos_token_id)]
+    )
+    return made
+
+
+def without_eos_at_the_end(patient: Patient) -> Any:
+    """A template whose turns end with a plain word."""
+    made = copy.deepcopy(patient.tokenizer)
+    made.chat_template = made.chat_template.replace("<|im_end|>", " over")
+    return made
+
+
+SHORT = options(max_length=40)
+TWO_QUESTIONS = [
+    {"prompt": None, "chosen": [USER, ANSWER], "rejected": [{**USER, "content": "Why?"}, ANSWER]}
+]
+USER_LAST = {"prompt": [USER], "chosen": [USER], "rejected": [ANSWER]}
+UNKNOWN_ROLE = {
+    "prompt": [{"role": "system", "content": "Be brief."}, USER],
+    "chosen": [ANSWER],
+    "rejected": [{**ANSWER, "content": "No."}],
+}
+ONE_TOKEN = {"prompt": "", "chosen": "<|im_end|>", "rejected": "a"}
+WITH_TEMPLATE = {"tokenizer": the_chat_tokenizer}
+NEW_ROWS = rows(lambda whole: [good_row()])
+NO_BOS = tokenizer(bos_token=None)
+
+UNUSED: list[tuple[str, Any, dict[str, Any]]] = [
+    ("beta", 0.3, {"loss_type": "repo"}),
+    ("nll_reduction", "sequence_sum", {"cpo_alpha": 0.0}),
+    ("num_train_epochs", 5.0, {"max_steps": 10}),
+    ("per_device_eval_batch_size", 4, {}),
+    ("eval_steps", 7, {}),
+    ("eval_delay", 2, {}),
+    ("save_steps", 7, {"save_strategy": "no"}),
+    ("save_total_limit", 2, {"save_strategy": "no"}),
+    ("save_only_model", True, {"save_strategy": "no"}),
+    ("logging_steps", 7, {"logging_strategy": "epoch"}),
+    ("metric_for_best_model", "eval_loss", {}),
+    ("gradient_checkpointing_kwargs", {"a": 1}, {"gradient_checkpointing": False}),
+    ("data_seed", 3, {"train_sampling_strategy": "sequential"}),
+    ("remove_unused_columns", False, {}),
+    ("length_column_name", "long", {}),
+    ("adam_beta1", 0.8, {"optim": "sgd"}),
+    ("adam_beta2", 0.9, {"optim": "sgd"}),
+    ("adam_epsilon", 1e-6, {"optim": "sgd"}),
+]
+
+GALLERY = [
+    # options
+    Case("simpo keeps TRL's alpha", "CW101", options(loss_type="simpo", beta=2.0)),
+    Case("repo with an NLL", "CW101", options(loss_type="repo")),
+    Case("CPO without its NLL", "CW102", options(cpo_alpha=0.0)),
+    Case("ORPO without its NLL", "CW102", options(loss_type="orpo", cpo_alpha=0.0)),
+    Case("simpo with DPO's beta", "CW103", options(loss_type="simpo", simpo_gamma=0.05)),
+    Case("CPO with SimPO's beta", "CW103", options(beta=10.0)),
+    Case("alphapo with DPO's beta", "CW103", options(loss_type="alphapo", alpha=0.1)),
+    Case("a margin of five betas", "CW104", options(loss_type="simpo")),
+    Case("no margin", "CW104", options(loss_type="simpo", beta=2.0, gamma_beta_ratio=0.0)),
+    Case("a rate for adapters on all weights", "CW105", options(learning_rate=1e-4)),
+    Case("a rate too high for adapters", "CW105", both(lora(), options(learning_rate=0.01))),
+    Case("a rate for all weights on an adapter", "CW106", lora()),
+    Case("a rate of nothing", "CW106", options(learning_rate=0.0)),
+    Case("a rate too low for all weights", "CW106", options(learning_rate=1e-9)),
+    Case("AlphaPO that is SimPO", "CW107", options(loss_type="alphapo", beta=2.0)),
+    Case("AlphaPO of sums", "CW108", options(alpha=200.0)),
+    Case("AlphaPO without a slope", "CW108", options(loss_type="alphapo", alpha=-900.0)),
+    *(
+        Case(f"{name} unused", "CW109", options(**{name: value}, **others), without(name))
+        for name, value, others in UNUSED
+    ),
+    # steps
+    Case("a step larger than the set", "CW121", options(gradient_accumulation_steps=64)),
+    Case(
+        "a last step of four",
+        "CW122",
+        options(per_device_train_batch_size=13, gradient_accumulation_steps=12),
+    ),
+    Case("all warm-up", "CW123", options(warmup_steps=100)),
+    Case("tiny steps", "CW124", options(gradient_accumulation_steps=1)),
+    Case("huge steps", "CW124", options(gradient_accumulation_steps=64)),
+    Case("saving after the end", "CW125", options(save_steps=1000)),
+    Case("logging after the end", "CW125", options(logging_steps=50)),
+    Case(
+        "evaluating after the end",
+        "CW125",
+        both(options(eval_strategy="steps", eval_steps=100), parts(eval_rows=lambda p: p.rows)),
+    ),
+    Case(
+        "most of an epoch dropped",
+        "CW126",
+        options(
+            per_device_train_batch_size=100,
+            gradient_accumulation_steps=1,
+            dataloader_drop_last=True,
+        ),
+    ),
+    # data that the trainer refuses
+    Case("an empty answer", "CP203", more(good_row(rejected=" "))),
+    Case("a prompt too long", "CP204", both(more(good_row(prompt="two " * 60)), SHORT)),
+    Case("equal answers", "CP205", more(good_row(rejected="zwei Millionen"))),
+    Case("a null", "CP202", more(good_row(chosen=None))),
+    Case("two questions", "CP206", rows(lambda whole: [*whole, *TWO_QUESTIONS]), less(1)),
+    Case("the user's last word", "CP207", more(USER_LAST), less(1), chatting),
+    Case("no template", "CP208", tokenizer(chat_template=None), parts(**WITH_TEMPLATE), chatting),
+    Case("no rows", "CP209", rows(lambda whole: []), both(rows(lambda whole: [good_row()]))),
+    Case("nothing but bad rows", "CP209", rows(lambda whole: [good_row(chosen="")]), NEW_ROWS),
+    Case("a weight below nothing", "CP212", more(good_row(weight=-1.0)), less(1)),
+    Case("a template that refuses", "CP213", more(UNKNOWN_ROLE), less(1), llama_chat),
+    Case("no prompt for one token", "CP214", more(ONE_TOKEN), less(1), chatting),
+    Case("a column of another name", "CP201", rows(renamed), rows(named)),
+    # data worth a word
+    Case("only spaces differ", "CW201", more(good_row(rejected="zwei  Millionen")), less(1)),
+    Case(
+        "only Unicode differs",
+        "CW201",
+        more(good_row(rejected="\uff5a\uff57\uff45\uff49 Millionen")),
+        less(1),
+    ),
+    Case("a row twice", "CW202", rows(lambda whole: [*whole, whole[3]]), less(1)),
+    Case(
+        "prompts again",
+        "CW203",
+        rows(lambda whole: [*whole, *({**row, "chosen": "null"} for row in whole[:20])]),
+        less(20),
+    ),
+    Case("a row and its opposite", "CW204", rows(lambda w: [*w, turned(w[5])]), less(1)),
+    Case("a circle", "CW205", more(*CIRCLE), less(1)),
+    Case(
+        "answers cut short",
+        "CW206",
+        each(9, lambda row: {**row, "rejected": row["chosen"][:4]}),
+        rows(lambda whole: whole[9:]),
+    ),
+    Case(
+        "echoes",
+        "CW207",
+        each(9, lambda row: {**row, "chosen": row["prompt"] + row["chosen"]}),
+        rows(lambda whole: whole[9:]),
+    ),
+    Case("answers over the budget", "CW208", options(max_length=12, truncation="prompt_start")),
+    Case(
+        "answers equal when cut",
+        "CW209",
+        both(more(good_row(chosen=f"{LONG}eins", rejected=f"{LONG}drei")), options(max_length=60)),
+    ),
+    Case(
+        "spaces before answers",
+        "CW210",
+        rows(spaced),
+        None,
+        lambda folder: text_of(chatting(folder)),
+    ),
+    Case(
+        "longer wins",
+        "CW211",
+        each(120, lambda row: {**row, "chosen": f"{row['chosen']} und so weiter"}),
+        rows(lambda whole: whole[120:]),
+    ),
+    Case(
+        "evaluation on the training set",
+        "CW212",
+        parts(eval_rows=lambda p: [*copy.deepcopy(p.rows[:10]), good_row(prompt=f"{CHINESE} = ")]),
+    ),
+    Case(
+        "the other language",
+        "CW213",
+        each(5, lambda row: {**row, "chosen": "sechs und dreizehn tausend", "rejected": CHINESE}),
+        rows(lambda whole: whole[5:]),
+    ),
+    Case("a key", "CW214", more(good_row(chosen=f"the key is {SECRET}")), less(1)),
+    Case("a row of no weight", "CW215", rows(half_weightless)),
+    # tokenizer
+    Case("no EOS", "CP302", tokenizer(eos_token=None)),
+    Case("no pad token", "CN301", tokenizer(pad_token=None)),
+    Case("EOS for padding", "CN302", tokenizer(pad_token="</s>")),
+    Case(
+        "a BOS that only training has",
+        "CW303",
+        tokenizer(bos_token="<|endoftext|>"),
+        NO_BOS,
+        chatting,
+    ),
+    Case(
+        "BOS from template and tokenizer",
+        "CW304",
+        TWO_BOS,
+        parts(tokenizer=the_chat_tokenizer),
+        chatting,
+    ),
+    Case("the template in the messages", "CW305", rows(marked), rows(unmarked), chatting),
+    Case(
+        "another model's template",
+        "CW306",
+        each(3, lambda row: {**row, "prompt": f"<|im_start|>user\n{row['prompt']}"}),
+        rows(lambda whole: whole[3:]),
+    ),
+    Case(
+        "turns that do not end with EOS",
+        "CW307",
+        tokenizer(eos_token="<|endoftext|>"),
+        None,
+        chatting,
+    ),
+    Case(
+        "turns that end with a word",
+        "CW307",
+        parts(tokenizer=without_eos_at_the_end),
+        parts(tokenizer=the_chat_tokenizer),
+        chatting,
+    ),
+    Case("an embedding one short", "CW308", model(small_embedding)),
+    Case(
+        "an id beyond the embedding",
+        "CP303",
+        both(model(small_embedding), more(good_row(chosen="zwei ~ Millionen"))),
+        whole=lambda folder: with_last_id(healthy(folder)),
+    ),
+    Case(
+        "a slow tokenizer",
+        "CW309",
+        parts(tokenizer=lambda p: ByT5Tokenizer()),
+        parts(tokenizer=the_chat_tokenizer),
+        chatting,
+    ),
+    Case("EOS within answers", "CW310", more(good_row(chosen="zwei</s> Millionen")), less(1)),
+    Case(
+        "an EOS that no vocabulary has",
+        "CW311",
+        parts(tokenizer=unknown_eos),
+        tokenizer(eos_token="</s>"),
+    ),
+    Case(
+        "no tokenizer at all",
+        "CP301",
+        parts(tokenizer=SimpleNamespace()),
+        parts(tokenizer=the_tokenizer),
+    ),
+    Case(
+        "a processor of images",
+        "CP306",
+        parts(tokenizer=SimpleNamespace(image_processor=1)),
+        parts(tokenizer=the_tokenizer),
+    ),
+    # model
+    Case("no model at all", "CP306", parts(model=SimpleNamespace()), parts(model=the_model)),
+    Case("nothing to train", "CP305", model(lambda m: m.requires_grad_(False))),
+    Case("a NaN", "CP308", model(not_a_number), parts(model=the_model)),
+    Case("an infinite weight", "CP308", model(infinite), parts(model=the_model)),
+    Case("a matrix of zeros", "CW321", model(zeroed), parts(model=the_model)),
+    Case("an untrained model", "CW322", parts(model=fresh), parts(model=the_model)),
+    Case("a frozen layer", "CW323", model(frozen)),
+    Case("an adapter for no layer", "CP307", lora(target_modules=["query"]), lora()),
+    Case("an adapter by a wrong pattern", "CP307", lora(target_modules=".*query"), lora()),
+    Case(
+        "an adapter on an adapter",
+        "CP307",
+        both(lora(), parts(model=lambda p: peft.get_peft_model(p.model, p.adapter))),
+        None,
+    ),
+    Case("an adapter for some layers", "CW324", lora(target_modules=["q_proj", "key"]), lora()),
+    Case(
+        "a module to save that is none",
+        "CW324",
+        lora(target_modules=["q_proj"], modules_to_save=["lm_hat"]),
+        lora(target_modules=["q_proj"]),
+    ),
+    Case(
+        "bfloat16 that cannot move",
+        "CW325",
+        model(lambda m: m.bfloat16()),
+        model(lambda m: m.float()),
+    ),
+    Case("dropout", "CW326", both(model(with_dropout), options(disable_dropout=False))),
+    Case(
+        "dropout of an adapter",
+        "CW326",
+        both(lora(lora_dropout=0.1), options(disable_dropout=False)),
+    ),
+    Case("a model that guesses", "CW327", parts(model=fresh), parts(model=the_model)),
+    Case(
+        "sharing what cannot be shared",
+        "CP104",
+        both(model(with_dropout), options(disable_dropout=False, layout="shared")),
+    ),
+    Case(
+        "a model without a head",
+        "CP304",
+        parts(model=lambda p: p.model.model),
+        parts(model=the_model),
+    ),
+    # the machine
+    Case("a folder below a file", "CP501", file_for_a_folder, options(output_dir="elsewhere")),
+    Case("another run in the folder", "CP504", earlier_run),
+]
+
+
+@pytest.mark.parametrize("case", GALLERY, ids=[case.name for case in GALLERY])
+def test_what_is_broken_is_found_and_what_is_mended_is_not(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = case.whole("out")
+    assert seen(whole, case.code) is None
+    broken = case.broken(whole)
+    finding = seen(broken, case.code)
+    assert finding is not None
+    assert finding.severity == severity_of(case.code)
+    mended = (case.mended or pasted(finding))(broken)
+    assert seen(mended, case.code) is None
+
+
+def seen(patient: Patient, code: str) -> Finding | None:
+    """The finding of a code at its own severity: a warning of rows that are dropped is no error."""
+    report = patient.examined()
+    assert [finding for finding in report.findings if finding.code == "CW901"] == []
+    found = [f for f in report.findings if (f.code, f.severity) == (code, severity_of(code))]
+    return found[0] if found else None
+
+
+def test_the_doctor_has_nothing_against_a_healthy_run(tmp_path: Path) -> None:
+    report = healthy(str(tmp_path / "out")).examined()
+    assert report.of_severity("error", "warning") == ()
+    assert report.exit_code == 0
+
+
+# Codes that need another machine, another kind of data, or a broken doctor
+
+
+def test_a_precision_without_hardware_for_it_is_named(tmp_path: Path) -> None:
+    patient = healthy(str(tmp_path / "out"))
+    assert seen(patient, "CW501") is None
+    finding = seen(options(fp16=True)(patient), "CW501")
+    assert finding is not None
+    assert seen(pasted(finding)(options(fp16=True)(patient)), "CW501") is None
+
+
+def test_a_large_model_on_a_cpu_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patient = healthy(str(tmp_path / "out"))
+    assert seen(patient, "CW502") is None
+    monkeypatch.setattr(of_machine, "LARGE", 100_000)
+    assert seen(patient, "CW502") is not None
+
+
+def test_checkpoints_that_do_not_fit_the_disk_are_named_and_fewer_of_them_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = options(save_steps=1, num_train_epochs=5)(healthy(str(tmp_path / "out")))
+    weights = sum(weight.numel() for weight in patient.model.parameters())
+    # ten checkpoints of weights and two moments, and the model: 10 x 12 + 4 bytes a weight
+    monkeypatch.setattr(of_machine, "free_disk", lambda folder: 124 * weights)
+    assert seen(patient, "CW503") is None
+    monkeypatch.setattr(of_machine, "free_disk", lambda folder: 124 * weights - 1)
+    finding = seen(patient, "CW503")
+    assert finding is not None
+    assert finding.seen.startswith("10 checkpoints of ")
+    assert seen(pasted(finding)(patient), "CW503") is None
+
+
+def test_less_memory_than_weights_gradients_and_moments_take_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = healthy(str(tmp_path / "out"))
+    weights = sum(weight.numel() for weight in patient.model.parameters())
+    monkeypatch.setattr(of_machine, "available_memory", lambda device: 16 * weights)
+    assert seen(patient, "CW504") is None
+    monkeypatch.setattr(of_machine, "available_memory", lambda device: 16 * weights - 1)
+    assert seen(patient, "CW504") is not None
+    assert seen(lora()(patient), "CW504") is None
+
+
+def test_a_long_stream_is_examined_at_its_beginning(tmp_path: Path) -> None:
+    patient = healthy(str(tmp_path / "out"))
+    rows = [good_row(prompt=f"{n} = ") for n in range(2001)]
+    stream = datasets.Dataset.from_list(rows).to_iterable_dataset()
+    finding = seen(replace(patient, rows=stream), "CN204")
+    assert finding is not None
+    assert finding.seen == "train: the first 2,000 rows."
+    short = datasets.Dataset.from_list(rows[:2000]).to_iterable_dataset()
+    assert seen(replace(patient, rows=short), "CN204") is None
+
+
+def test_refusals_are_counted_on_both_sides(tmp_path: Path) -> None:
+    patient = healthy(str(tmp_path / "out"))
+    assert seen(patient, "CN203") is None
+    refusing = more(good_row(chosen="I'm sorry, but I can't."))(patient)
+    finding = seen(refusing, "CN203")
+    assert finding is not None
+    assert finding.seen.startswith("train: 1 of 161 rows (0.6%) of chosen and 0 of 161 rows")
+
+
+def test_notes_are_made_of_what_there_is(tmp_path: Path) -> None:
+    patient = healthy(str(tmp_path / "out"))
+    told = {finding.code for finding in patient.examined().of_severity("note")}
+    assert told == {"CN121", "CN201", "CN202", "CN321", "CN322", "CN501"}
+    without_parts = replace(patient, rows=None, model=None, tokenizer=None)
+    told = {finding.code for finding in without_parts.examined().of_severity("note")}
+    assert told == {"CN121", "CN501"}
+
+
+def test_a_check_that_fails_is_a_finding_and_stops_no_other(tmp_path: Path) -> None:
+    def broken(name: str, done: int, total: int | None) -> None:
+        raise RuntimeError("no terminal")
+
+    patient = options(loss_type="simpo")(healthy(str(tmp_path / "out")))
+    report = patient.examined(progress=broken)
+    failed = [finding for finding in report.findings if finding.code == "CW901"]
+    assert [finding.seen for finding in failed] == ["look: RuntimeError: no terminal"]
+    assert {"CW101", "CN321", "CN501"} <= {finding.code for finding in report.findings}
+
+
+NOT_IN_THE_GALLERY = {
+    *("CN121", "CN201", "CN202", "CN203", "CN204", "CN321", "CN322", "CN501"),
+    *("CW501", "CW502", "CW503", "CW504", "CW901"),
+}
+"""Codes with a test of their own, above."""
+
+ON_A_COMMAND_LINE = {"CP106", "CP502"}
+"""Codes that only a command line can cause; tests/cli/test_doctor.py has them."""
+
+
+def test_every_code_has_a_run_that_has_it_and_one_that_has_not() -> None:
+    here = {case.code for case in GALLERY} | NOT_IN_THE_GALLERY | ON_A_COMMAND_LINE
+    assert here | {code for _, _, _, code, _ in REFUSED_BY_THE_COMMAND} == set(TABLE)
+    assert len(GALLERY) >= 40
+
+
+def test_every_unused_option_is_in_the_gallery() -> None:
+    assert {name for name, _, _ in UNUSED} == set(of_objective.UNUSED)
