@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from counterpoint import ConfigError, CPOConfig, CPOTrainer, SetupError
-from counterpoint.trainer import precision, stochastic_adamw
 from counterpoint.rounding import held
+from counterpoint.trainer import precision, stochastic_adamw
 from counterpoint.trainer.precision import rounding, warn_of_rounding
 from counterpoint.trainer.stochastic_adamw import StochasticAdamW
 from tests.steps import random_pairs
