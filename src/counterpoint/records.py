@@ -150,7 +150,7 @@ class PairBatch:
         return self._map(move)
 
     def pin_memory(self) -> PairBatch:
-        """The same batch in page-locked memory; called by the data loader."""
+        """The same batch in page-locked memory."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> PairBatch:

@@ -27,7 +27,7 @@ def collate_padded(
 
     Args:
         pairs: at least one.
-        pad_id: any id the embedding has; it is masked and never a target.
+        pad_id: any id the embedding has; nothing looks at it, and it is never a target.
         vocab_size: rows of the model's embedding; None leaves ids unchecked.
 
     Returns:

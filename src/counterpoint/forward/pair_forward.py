@@ -102,9 +102,9 @@ def _run(
     """The head's input (of a dense head, its logits) at every token, and the router's sums."""
     # a cache would be wasted, and some models mistake packed rows for continued ones with it
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
-    if batch.layout == "padded":
-        inputs["attention_mask"] = batch.attention_mask.to(batch.input_ids.dtype)
-    else:
+    # padded rows are so at their end, where no token looks from before: they need no mask, and
+    # without one attention takes its fastest kernel and nothing is read back from the device
+    if batch.layout == "shared":
         # a mask of four dimensions is taken as it is, none is built, and our attention needs none
         inputs["attention_mask"] = batch.attention_mask[:, None, None]
         inputs["position_ids"] = batch.position_ids

@@ -40,7 +40,7 @@ class Assembly:
     Args:
         model: unwrapped from distributed training.
         args: the run's options.
-        pad_id: id that fills padded rows.
+        pad_id: id that fills the ends of padded rows; any will do.
         autocast: the run's precision, as a context.
     """
 
@@ -95,6 +95,9 @@ class Assembly:
         return shared_attention(self.model) if self._layout == "shared" else nullcontext()
 
     def _on_device(self, batch: PairBatch) -> PairBatch:
+        # only from page-locked memory does a copy to CUDA let the host go on
+        if self.args.device.type == "cuda" and self.args.dataloader_pin_memory:
+            batch = batch.pin_memory()
         return batch.to(self.args.device, non_blocking=True)
 
     def _settle(self, pairs: Sequence[TokenPair]) -> None:

@@ -359,7 +359,8 @@ class CPOTrainer(Trainer):
             self._assembled = Assembly(
                 self.model,
                 self.args,
-                pad_id=self.processing_class.pad_token_id,
+                # old models warn of the pad token where no mask is given
+                pad_id=0 if self.processing_class.pad_token_id else 1,
                 autocast=self.accelerator.autocast,
             )
         return self._assembled
