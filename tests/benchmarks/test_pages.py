@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import compiling
 import gpu
 import growth
 import preparing
@@ -25,6 +26,7 @@ SHOWN: dict[tuple[str, str], Callable[[Any], str]] = {
     (SPEED, "sharing"): lambda results: sharing.table(results["rows"]),
     (SPEED, "roofline"): lambda results: roofline.table(results["rows"]),
     (SPEED, "preparing"): preparing.table,
+    (SPEED, "compiling"): compiling.table,
     (SPEED, "gpu"): gpu.page,
 }
 
