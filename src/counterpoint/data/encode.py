@@ -110,7 +110,8 @@ def encode_rows(
 @contextmanager
 def _collector_paused() -> Iterator[None]:
     """Keep Python's garbage collector from walking thousands of new lists, none in a cycle, over
-    and over: a third of the time."""
+    and over: a third of the time.
+    """
     was_on = gc.isenabled()
     gc.disable()
     try:
