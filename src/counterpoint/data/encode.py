@@ -109,8 +109,9 @@ def encode_rows(
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Keep Python's garbage collector from walking thousands of new lists, none in a cycle, over
-    and over: a third of the time.
+    """Keep Python's garbage collector away from thousands of new lists, none of them in a cycle.
+
+    It would walk over all of them again and again, a third of the time.
     """
     was_on = gc.isenabled()
     gc.disable()
