@@ -6,6 +6,7 @@ are those of ``step.py``. Every round is written when it is done.
 
     python benchmarks/growth.py                  all of it, into results/growth.json: 25 minutes
     python benchmarks/growth.py --bf16           the same in bf16, into results/growth-bf16.json
+    python benchmarks/growth.py --axes prompt    one axis; the others stay in the file
     python benchmarks/growth.py --axes prompt --points 2 --rounds 1
                                                  the two shortest prompts, printed, nothing written
     python benchmarks/growth.py --docs           draw docs/growth.svg and write the table of
@@ -349,9 +350,15 @@ def main() -> None:
                 for axis, of in axes.items()
             },
         }
-        if axes == AXES:
-            name = "growth-bf16.json" if options.bf16 else "growth.json"
-            step.write_results(options.into / name, results)
+        if options.points is None:
+            path = options.into / ("growth-bf16.json" if options.bf16 else "growth.json")
+            before = json.loads(path.read_text()) if path.exists() else {"axes": {}}
+            results["axes"] = {
+                axis: of
+                for axis in AXES
+                if (of := results["axes"].get(axis) or before["axes"].get(axis))
+            }
+            step.write_results(path, results)
     if options.points != 1:
         print(table(results))
 

@@ -182,7 +182,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row['speed_ratio']:.1f} × ({step.against(row['speed_ratio'], GOAL_SPEED)})",
             f"{row['matrix_rate'] / 1e12:.2f} TFLOP/s",
             f"{share['median']} % ({share['min']} to {share['max']}; "
-            f"{step.against(100 * row['share']['median'], 100 * GOAL)})",
+            f"{step.against(100 * row['share']['median'], 100 * GOAL, unit=' %')})",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

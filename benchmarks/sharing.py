@@ -166,7 +166,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
                 for part in (trunk, whole)
             ),
         ]
-        cells.insert(3, f"{share} ({step.against(100 * trunk['share_of_limit'], 100 * GOAL)})")
+        cells.insert(
+            3, f"{share} ({step.against(100 * trunk['share_of_limit'], 100 * GOAL, unit=' %')})"
+        )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -391,12 +391,12 @@ def put_between(page: Path, name: str, text: str) -> None:
     page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
-def against(value: float, goal: float | None, *, at_most: bool = False) -> str:
+def against(value: float, goal: float | None, *, unit: str = "", at_most: bool = False) -> str:
     """A goal beside what was reached: empty without one, and loud where it was missed."""
     if goal is None:
         return ""
     met = value <= goal if at_most else value >= goal
-    return f"goal {goal:g}" if met else f"goal {goal:g}: **missed**"
+    return f"goal {goal:g}{unit}" if met else f"goal {goal:g}{unit}: **missed**"
 
 
 NOTE = """
@@ -426,7 +426,8 @@ def table(rows: list[dict[str, Any]], *, goals: bool) -> str:
         if goals:
             faster = _beside(faster, against(row["speed_ratio"], work["goal"]))
             aimed = work.get("memory_goal")
-            memory = _beside(memory, against(row["memory_ratio"], aimed, at_most=True))
+            share, most = 100 * row["memory_ratio"], None if aimed is None else 100 * aimed
+            memory = _beside(memory, against(share, most, unit=" %", at_most=True))
         lines.append(f"| {' | '.join([work['name'], *rates, faster, memory])} |")
     return "\n".join([*lines, NOTE])
 

@@ -76,8 +76,8 @@ def test_a_row_that_is_measured_again_leaves_the_others(tmp_path):
 def test_a_missed_goal_is_said_beside_its_row():
     rows = [_result("hh-fp32", 4.5), _result("wide-vocabulary-bf16", 7.7)]
     met, missed = step.table(rows, goals=True).splitlines()[2:4]
-    assert met.endswith("| 4.5 × (goal 4) | 20 % (goal 0.25) |")
-    assert missed.endswith("| 7.7 × (goal 15: **missed**) | 20 % (goal 0.25) |")
+    assert met.endswith("| 4.5 × (goal 4) | 20 % (goal 25 %) |")
+    assert missed.endswith("| 7.7 × (goal 15: **missed**) | 20 % (goal 25 %) |")
     assert "missed" in step.line(rows[1])
     assert "missed" not in step.line(rows[0])
     assert "goal" not in step.table(rows, goals=False)
