@@ -60,4 +60,4 @@ def test_a_row_tells_medians_and_the_best_rate():
     row = roofline.summary("110m", runs)
     assert row["speed_ratio"] == pytest.approx(5 / 2.25)
     assert row["share"] == pytest.approx({"median": 0.3, "min": 0.2, "max": 0.4})
-    assert "30 % (20 to 40; goal 35: **missed**)" in roofline.table([row])
+    assert "30 % (20 to 40; goal 35 %: **missed**)" in roofline.table([row])

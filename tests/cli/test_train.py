@@ -195,7 +195,7 @@ def test_a_full_disk_is_called_one_and_the_last_complete_checkpoint_named(
     assert command("train", write_run(save_steps=1)).code == 0
     Path("out/checkpoint-3/trainer_state.json").unlink()  # as if the disk had been full there
     monkeypatch.setattr(Used, "train", full)
-    said = command("train", "run.yaml", "--resume_from_checkpoint", "latest")
+    said = command("train", "run.yaml", "--doctor", "off", "--resume_from_checkpoint", "latest")
     assert (said.code, said.err.count("\n")) == (1, 1)
     assert "out cannot be written on: no room on its disk (" in said.err
     assert "The last checkpoint is out/checkpoint-2; go on" in said.err

@@ -74,9 +74,7 @@ def test_conversations(
 def test_scored_candidates_are_no_pairs_yet(real_data: Path, tmp_path: Path) -> None:
     found = report(real_data / TRANSLATIONS, None, tmp_path)
     assert errors(found) == ["CP201"]
-    assert "Turn each row's candidates into a chosen and a rejected one" in (
-        of("CP201", found).seen
-    )
+    assert "Turn each row's candidates into pairs first" in (of("CP201", found).seen)
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def load_parts(request: Request, attempt: Attempt) -> Parts:
         request: options read and checked.
         attempt: how to call what may fail.
     """
-    with hub_or_cache(_names(request.run)):
+    with hub_or_cache(attempt(_names, request.run) or ()):
         return _load_parts(request.run, request.config, attempt)
 
 
