@@ -130,7 +130,8 @@ def init(words: list[str]) -> None:
         made = translate(str(options.from_), model=options.model, dataset=options.dataset)
         text, remarks = of_translation(made), made.remarks()
     if remarks:
-        complain_all("\n".join(remarks))
+        width = terminal_width()
+        complain_all("\n".join(line for one in remarks for line in wrap(one, width, "", "  ")))
     _write(text, options.out)
 
 
