@@ -123,16 +123,18 @@ def init(words: list[str]) -> None:
     if options.out != STANDARD:
         _check_target(Path(options.out).expanduser(), options)
     if options.preset is not None:
-        text, remarks = of_preset(BY_NAME[options.preset], options.model, options.dataset), []
-    else:
-        from counterpoint.cli.translation import translate
+        preset = BY_NAME[options.preset]
+        _write(of_preset(preset, options.model, options.dataset), options.out)
+        return
+    # slow to import, since it knows every option
+    from counterpoint.cli.translation import translate
 
-        made = translate(str(options.from_), model=options.model, dataset=options.dataset)
-        text, remarks = of_translation(made), made.remarks()
+    made = translate(str(options.from_), model=options.model, dataset=options.dataset)
+    width = terminal_width()
+    remarks = [line for one in made.remarks() for line in wrap(one, width, "", "  ")]
     if remarks:
-        width = terminal_width()
-        complain_all("\n".join(line for one in remarks for line in wrap(one, width, "", "  ")))
-    _write(text, options.out)
+        complain_all("\n".join(remarks))
+    _write(of_translation(made), options.out)
 
 
 def of_preset(preset: Preset, model: str | None, dataset: Sequence[str]) -> str:

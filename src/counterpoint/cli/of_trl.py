@@ -22,11 +22,11 @@ REASONS = {
     "num_processes": "start several processes with torchrun",
     "dataset_mixer": "a run reads files, or one data set of the hub; give it with --dataset",
     "dataset_splits": "give dataset_split, and eval_dataset_split",
-    "preprocessing_num_workers": "write dataset_num_proc",
     "device_map": "a model is whole on each rank's device",
     "quantization_config": QUANTISED,
     "test_split_size": "held-out rows are a data set of their own: eval_dataset",
 }
+NAMES = {"preprocessing_num_workers": "dataset_num_proc"}
 
 
 def of_trl(draft: Draft, loss_type: str = "sigmoid") -> None:
@@ -41,7 +41,7 @@ def of_trl(draft: Draft, loss_type: str = "sigmoid") -> None:
     _data(draft)
     if draft.value("use_flash_attention_2") is True:
         draft.put("attn_implementation", "flash_attention_2")
-    draft.pass_on(REASONS, {})
+    draft.pass_on(REASONS, NAMES)
 
 
 def keep_nll(draft: Draft, tool: str) -> None:
