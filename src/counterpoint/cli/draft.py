@@ -22,6 +22,8 @@ from counterpoint.errors import ConfigError
 from counterpoint.runlog import is_secret
 
 NO_OPTION = "there is no such option here"
+_NO_SECRETS = "a secret has no place in a file; set HF_TOKEN where you run"
+_WITHHELD = Scalar("(withheld)")
 _NAMED_LIKE_SECRETS = ("pad_token", "eos_token", "bos_token", "special_tokens")
 
 
@@ -99,8 +101,8 @@ class Draft:
         if option in self.lines:
             self.leave(setting, f"something else has set {option} already")
             return
-        if is_secret(option) or without_secrets(setting) != setting:
-            self.leave(setting, "a secret has no place in a file; set HF_TOKEN where you run")
+        if is_secret(option):
+            self.leave(setting, _NO_SECRETS)
             return
         entry = options()[option]
         named = Setting(option, setting.given, setting.where)
@@ -108,6 +110,10 @@ class Draft:
             value = coerce(named, entry.hint, entry.choices)
         except ConfigError as error:
             self.left.append(error.message)
+            return
+        if isinstance(value, dict) and _masked(value) != value:
+            # a text of JSON too, which shows only now what is in it
+            self.leave(Setting(setting.name, as_given(_masked(value)), setting.where), _NO_SECRETS)
             return
         reason = _refusal(option, value)
         if reason is not None:
@@ -143,15 +149,12 @@ def without_secrets(setting: Setting) -> Setting:
     return Setting(setting.name, given, setting.where)
 
 
-def _masked(given: Given) -> Any:
+def _masked(given: Any) -> Any:
     if isinstance(given, list):
         return [_masked(item) for item in given]
     if not isinstance(given, dict):
         return given
-    return {
-        key: Scalar("(withheld)") if _is_withheld(key) else _masked(value)
-        for key, value in given.items()
-    }
+    return {key: _WITHHELD if _is_withheld(key) else _masked(value) for key, value in given.items()}
 
 
 def _is_withheld(key: str) -> bool:
@@ -182,6 +185,8 @@ def as_given(value: Any) -> Given:
     Raises:
         ValueError: for anything else.
     """
+    if isinstance(value, Scalar):
+        return value
     if value is None or isinstance(value, bool):
         return Scalar({None: "null", True: "true", False: "false"}[value])
     if isinstance(value, int | float):

@@ -120,27 +120,31 @@ def settings_of_command(text: str, path: str) -> tuple[list[Setting], list[str],
     words = found[0]
     start = next(n for n in range(len(words)) if _COMMAND.search(" ".join(words[: n + 1])))
     settings, left = _flags(words[start + 1 :], name)
-    if any(word in ("accelerate", "torchrun", "deepspeed") for word in words[:start]):
-        left.append(f"{name}: {words[0]} ...: start several processes with torchrun.")
+    for launcher in ("accelerate", "torchrun", "deepspeed"):
+        if launcher in words[:start]:
+            left.append(f"{name}: {launcher}: start several processes with torchrun.")
     return settings, left, "orpo" if words[start].endswith(("orpo.py", "orpo")) else "sigmoid"
 
 
 def _commands(text: str, name: str) -> list[list[str]]:
-    text = _REDIRECTED.sub(" ", text.replace("\\\n", " "))
+    """The words of the commands on lines that may hold one of TRL's."""
+    text = _REDIRECTED.sub(" ", re.sub(r"\\\r?\n", " ", text))
     while _SUBSTITUTED.search(text):
         text = _SUBSTITUTED.sub("$computed", text)
-    lexer = shlex.shlex(text, posix=True, punctuation_chars=";&|<>()\n")
-    lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t\r", True, "#"
-    found: list[list[str]] = [[]]
-    try:
-        for word in lexer:
-            if _ENDS.fullmatch(word.strip("\n")) or not word.strip("\n"):
-                found.append([])
-            else:
-                found[-1].append(word)
-    except ValueError as error:
-        raise ConfigError("CP106", f"{name} is not a shell command: {error}.") from error
-    return [words for words in found if words]
+    found: list[list[str]] = []
+    for line in filter(_COMMAND.search, text.splitlines()):
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|<>()")
+        lexer.whitespace_split = True
+        found.append([])
+        try:
+            for word in lexer:
+                if _ENDS.fullmatch(word):
+                    found.append([])
+                else:
+                    found[-1].append(word)
+        except ValueError as error:
+            raise ConfigError("CP106", f"{name} is not a shell command: {error}.") from error
+    return found
 
 
 def _flags(words: list[str], name: str) -> tuple[list[Setting], list[str]]:
