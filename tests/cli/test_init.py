@@ -121,16 +121,6 @@ def test_the_doctor_has_nothing_against_a_preset_but_the_tiny_data(
     assert set(against) <= OF_TINY_DATA, against
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_file_that_is_translated_again_says_the_same(
-    bench: Path, command: Command, name: str
-) -> None:
-    text = command("init", "--preset", name, *WHAT).out
-    again, said = translated(command, "run.yaml", text)
-    assert again == values(text)
-    assert "Not translated" not in said
-
-
 def test_the_list_names_every_preset_and_where_it_was_published(command: Command) -> None:
     said = command("init", "--list")
     assert (said.code, said.err) == (0, "")
@@ -183,6 +173,7 @@ def test_presets_need_nothing_slow(tmp_path: Path, words: list[str]) -> None:
         (["--from", "twice.yaml"], "CP106 twice.yaml line 2: 'beta' is given twice"),
         (["--from", "bomb.yaml"], "CP106 bomb.yaml line "),
         (["--from", "nobody.yaml"], "CP106 nobody.yaml has no name that a file of LLaMA-Factory"),
+        (["--from", "own.yaml"], "CP106 own.yaml names its model as files of counterpoint train"),
         (["--from", "sft.yaml"], "CP102 stage=sft trains on no preference pairs"),
         (["--from", "grpo.yaml"], "CP102 rl=grpo trains on no preference pairs"),
         (["--from", "broken.py"], "CP106 broken.py line 2 is not Python: "),
@@ -209,6 +200,7 @@ def test_what_is_wrong_is_one_coded_line_and_nothing_is_written(
         "twice.yaml": "beta: 1\nbeta: 2",
         "bomb.yaml": "\n".join(["a0: &a0 [x, x]", *aliases]),
         "nobody.yaml": "colour: red",
+        "own.yaml": "model: m\nloss_type: simpo",
         "sft.yaml": "stage: sft\nfinetuning_type: lora",
         "grpo.yaml": "base_model: m\nrl: grpo",
         "broken.py": "import os\nCPOConfig(beta=",
@@ -382,7 +374,8 @@ HF_TOKEN=hf_secret accelerate launch --num_processes 2 examples/cpo.py \\
     --model_name_or_path model --dataset_name owner/rows --dataset_config big \\
     --loss_type=simpo --cpo-alpha 0 --gamma 1.5 --beta 2.0 --use_peft --lora_r 8 \\
     --lora_target_modules q_proj v_proj --output_dir runs/$(date +%F) --warmup_ratio 0.1 \\
-    --model_init_kwargs '{"token": "hf_secret"}' --eval_strategy steps --eval_steps 50 --bf16 --nonsense 3 > log.txt 2>&1 && echo done
+    --model_init_kwargs '{"token": "hf_secret"}' --eval_strategy steps \\
+    --eval_steps 50 --bf16 --nonsense 3 > log.txt 2>&1 && echo done
 """
 
 

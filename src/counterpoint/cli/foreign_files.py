@@ -79,9 +79,15 @@ def tool_of(settings: list[Setting], path: str) -> str:
         "LLaMA-Factory", "Axolotl" or "TRL".
 
     Raises:
-        ConfigError: CP106 where it is nobody's.
+        ConfigError: CP106 where it is nobody's, or Counterpoint's own.
     """
     names = {setting.name for setting in settings}
+    if "model" in names:
+        raise ConfigError(
+            "CP106",
+            f"{path} names its model as files of counterpoint train do, so there is nothing to "
+            f"translate; counterpoint doctor {path} says what is wrong with it.",
+        )
     marks = {
         "LLaMA-Factory": of_llama_factory.MARKS,
         "Axolotl": of_axolotl.MARKS,

@@ -10,7 +10,7 @@ Not here: the settings (``doctor.presets``), what another tool's options mean he
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,7 +20,7 @@ from counterpoint.cli.flags import flags_help, flags_of, refuse_others, take_fla
 from counterpoint.cli.manners import complain_all, terminal_width
 from counterpoint.cli.preset_file import lines_of
 from counterpoint.cli.run_file import Line, printable, written
-from counterpoint.doctor.presets import BY_NAME, Preset
+from counterpoint.doctor.presets import BY_NAME, PRESETS, Preset
 from counterpoint.doctor.wrap import wrap
 from counterpoint.errors import ConfigError
 
@@ -177,19 +177,25 @@ def preset_list(width: int) -> str:
         width: columns to fold at.
     """
     blocks = []
-    for preset in BY_NAME.values():
-        facts = [f"loss_type {preset.loss_type}", f"beta {preset.beta:g}"]
-        facts += [f"gamma/beta {preset.ratio:g}"] * (preset.ratio is not None)
-        facts += [f"alpha {preset.alpha:g}"] * bool(preset.alpha)
-        facts += [f"cpo_alpha {preset.cpo_alpha:g}", f"learning rate {preset.learning_rate:g}"]
-        facts += [f"LoRA {preset.lora_r}"] * preset.adapter
-        folded = [
-            *wrap(f"{preset.method}, {preset.model}", width, "    ", "    "),
-            *wrap(f"{', '.join(facts)}, {preset.pairs} pairs a step", width, "    ", "    "),
-            *wrap(preset.source, width, "    ", "    "),
-        ]
+    for preset in PRESETS:
+        texts = (f"{preset.method}, {preset.model}", ", ".join(_facts(preset)), preset.source)
+        folded = [line for text in texts for line in wrap(text, width, "    ", "    ")]
         blocks.append("\n".join([preset.name, *folded]))
     return "\n".join([*blocks, ""])
+
+
+def _facts(preset: Preset) -> Iterator[str]:
+    yield f"loss_type {preset.loss_type}"
+    yield f"beta {preset.beta:g}"
+    if preset.ratio is not None:
+        yield f"gamma/beta {preset.ratio:g}"
+    if preset.alpha:
+        yield f"alpha {preset.alpha:g}"
+    yield f"cpo_alpha {preset.cpo_alpha:g}"
+    yield f"learning rate {preset.learning_rate:g}"
+    if preset.adapter:
+        yield f"LoRA of rank {preset.lora_r}"
+    yield f"{preset.pairs} pairs a step"
 
 
 def _read_words(words: list[str]) -> InitOptions:
