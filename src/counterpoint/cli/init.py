@@ -25,7 +25,7 @@ from counterpoint.doctor.wrap import wrap
 from counterpoint.errors import ConfigError
 
 if TYPE_CHECKING:
-    from counterpoint.cli.translation import Translation
+    from counterpoint.cli.draft import Translation
 
 USAGE = """\
 usage: counterpoint init --preset NAME --model MODEL --dataset DATA [--out run.yaml]
