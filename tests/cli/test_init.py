@@ -12,17 +12,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from counterpoint.cli import of_axolotl, of_llama_factory, of_trl
 from counterpoint.cli.given import plain
+from counterpoint.cli.old_names import OLD_NAMES, renamed
 from counterpoint.cli.options import options
 from counterpoint.cli.run_file import Line, as_yaml, written
 from counterpoint.cli.settings import read_request, read_values
 from counterpoint.cli.translation import translate
 from counterpoint.cli.yaml_file import settings_of
 from counterpoint.doctor.presets import BY_NAME, PRESETS, Preset
+from counterpoint.errors import ConfigError
 from tests.cli.conftest import Command, tree
 
 WHAT = ["--model", "model", "--dataset", "pairs.jsonl"]
@@ -505,6 +507,14 @@ def test_a_file_of_trl_keeps_its_meaning(bench: Path, command: Command) -> None:
     assert "simpo_gamma=1.0: it does nothing with loss_type sigmoid." in said
 
 
+def test_a_file_of_simpos_repository_trains_simpo(bench: Path, command: Command) -> None:
+    text = "model_name_or_path: model\nbeta: 2.5\ngamma_beta_ratio: 0.55\ndataset_mixer: {a/b: 1}"
+    found, said = translated(command, "simpo.yaml", text, "--dataset", "pairs.jsonl")
+    objective = {"loss_type": "simpo", "beta": 2.5, "gamma_beta_ratio": 0.55, "cpo_alpha": 0.0}
+    assert found == {"model": "model", "dataset": ["pairs.jsonl"], **objective}
+    assert 'dataset_mixer={"a/b": 1}: a run reads files' in said
+
+
 def test_a_file_of_llama_factory_keeps_its_meaning(bench: Path, command: Command) -> None:
     found, said = translated(command, "lf.yaml", LLAMA_FACTORY)
     assert found == {
@@ -621,6 +631,57 @@ def test_what_a_file_holds_cannot_become_an_option(bench: Path, command: Command
         "output_dir": "a\nbeta: 9",
     }
     assert "colour=" in said
+
+
+KNOWN = {name for tool in (of_trl, of_llama_factory, of_axolotl) for name in tool.REASONS}
+KNOWN |= {*options(), *OLD_NAMES, "datasets", "dataset_name", "use_peft", "trl", "pref_ftx"}
+KNOWN -= {"model"}
+BEGINNINGS = [
+    "beta: 1\n",
+    "stage: dpo\npref_loss: simpo\n",
+    "stage: dpo\nfinetuning_type: full\n",
+    "base_model: m\nrl: simpo\n",
+    "base_model: m\nrl: orpo\nadapter: qlora\n",
+]
+
+
+OTHER_WORDS = {
+    "dataset_name": "dataset",
+    "pref_ftx": "cpo_alpha",
+    "lora_target": "lora_target_modules",
+    "additional_target": "lora_modules_to_save",
+    "flash_attn": "attn_implementation",
+}
+UNSAID = ("null", "~", "no", "0", "off", "false")
+"""What says that a thing is off."""
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    beginning=st.sampled_from(BEGINNINGS),
+    entries=st.dictionaries(st.sampled_from(sorted(KNOWN)), trees | words, max_size=6),
+)
+def test_whatever_a_file_holds_is_read_by_train_or_said(
+    bench: Path, beginning: str, entries: dict[str, Any]
+) -> None:
+    given_there = {line.partition(":")[0] for line in beginning.splitlines()}
+    kept = {name: value for name, value in entries.items() if name not in given_there}
+    lines = [f"{name}: {as_yaml(value)}" for name, value in kept.items()]
+    Path("foreign.yaml").write_text(beginning + "\n".join(lines), encoding="utf-8")
+    try:
+        made = translate("foreign.yaml", model="model", dataset=["pairs.jsonl"])
+    except ConfigError as error:
+        if error.code in ("CP102", "CP106"):
+            return
+        raise
+    text = written([], made.lines, made.remarks())
+    assert values(text) == {
+        line.name: [line.value] if line.name == "dataset" else line.value for line in made.lines
+    }
+    others = {**of_trl.NAMES, **of_llama_factory.NAMES, **of_axolotl.NAMES, **OTHER_WORDS}
+    for name, value in kept.items():
+        if value not in (None, "", [], {}, False) and str(value).lower() not in UNSAID:
+            assert any(str(word) in text for word in (name, others.get(name), renamed(name))), name
 
 
 def test_every_name_that_is_translated_is_an_option() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from counterpoint.cli.coerce import coerce
+from counterpoint.cli.coerce import FALSES, TRUES, coerce
 from counterpoint.cli.given import Given, Scalar, Setting, plain
 from counterpoint.cli.old_names import OLD_NAMES, renamed
 from counterpoint.cli.options import options
@@ -77,10 +77,21 @@ class Draft:
         setting = self.rest.pop(name, None)
         return None if setting is None or _says_nothing(setting) else setting
 
-    def value(self, name: str) -> Any:
-        """The value of a setting that is taken."""
+    def switch(self, name: str) -> bool:
+        """Whether a setting that is taken is on; left where it is neither on nor off."""
         setting = self.take(name)
-        return None if setting is None else plain(setting.given)
+        word = "false" if setting is None else str(getattr(setting.given, "text", "")).lower()
+        if setting is not None and word not in TRUES + FALSES:
+            self.leave(setting, "it should be true or false")
+        return word in TRUES
+
+    def text(self, name: str) -> str | None:
+        """The word of a setting that is taken; left, and None, where it is more than a word."""
+        setting = self.take(name)
+        if setting is None or isinstance(setting.given, Scalar):
+            return None if setting is None else setting.given.text
+        self.leave(setting, "it should be a word")
+        return None
 
     def leave(self, setting: Setting, reason: str) -> None:
         """Say that a setting is not translated, and why."""

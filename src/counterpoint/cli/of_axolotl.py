@@ -84,7 +84,7 @@ def of_axolotl(draft: Draft) -> None:
     add_list(draft, "datasets", "dataset")
     add_list(draft, "test_datasets", "eval_dataset")
     for name, kind in _ATTENTION.items():
-        if draft.value(name) is True:
+        if draft.switch(name):
             draft.put("attn_implementation", kind)
     _precision(draft)
     _defaults(draft)
@@ -131,7 +131,7 @@ def _adapter(draft: Draft) -> None:
     if kind == "qlora" and setting is not None:
         draft.leave(setting, f"{QUANTISED}; a LoRA adapter on the plain weights is written")
     if kind in ("lora", "qlora"):
-        if draft.value("lora_target_linear") is True:
+        if draft.switch("lora_target_linear"):
             draft.rest.pop("lora_target_modules", None)  # every linear layer, as here without it
         return
     if setting is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from counterpoint.cli.draft import Draft
-from counterpoint.cli.given import Setting, plain
+from counterpoint.cli.given import Scalar, Setting, plain
 from counterpoint.cli.of_trl import NO_REFERENCE, QUANTISED
 from counterpoint.errors import ConfigError
 
@@ -69,7 +69,7 @@ def of_llama_factory(draft: Draft) -> None:
     Raises:
         ConfigError: CP102 for a stage that does not train on preference pairs.
     """
-    stage = draft.value("stage")
+    stage = draft.text("stage")
     if stage != "dpo":
         raise ConfigError(
             "CP102",
@@ -81,9 +81,12 @@ def of_llama_factory(draft: Draft) -> None:
     _data(draft)
     _defaults(draft)
     attention = draft.take("flash_attn")
-    if attention is not None and plain(attention.given) in _ATTENTION:
-        draft.put("attn_implementation", _ATTENTION[plain(attention.given)])
-    if draft.value("disable_gradient_checkpointing") is True:
+    kind = None if attention is None else getattr(attention.given, "text", "")
+    if kind in _ATTENTION:
+        draft.put("attn_implementation", _ATTENTION[kind])
+    elif attention is not None and kind != "auto":
+        draft.leave(attention, "attn_implementation takes transformers' own names")
+    if draft.switch("disable_gradient_checkpointing"):
         draft.put("gradient_checkpointing", False)
     draft.pass_on(REASONS, NAMES)
 
@@ -148,9 +151,12 @@ def _adapter(draft: Draft) -> None:
             ("lora_target", "lora_target_modules"),
             ("additional_target", "lora_modules_to_save"),
         ):
-            words = draft.value(name)
-            if isinstance(words, str) and words != "all":
-                draft.put(option, [word.strip() for word in words.split(",")])
+            setting = draft.take(name)
+            if setting is None or plain(setting.given) == "all":
+                continue
+            words = getattr(setting.given, "text", "")  # several in one text, as no option here is
+            split = [Scalar(word.strip()) for word in words.split(",")] if words else setting.given
+            draft.add(option, Setting(setting.name, split, setting.where))
         return
     if setting is not None and kind != "full":
         draft.leave(setting, "Counterpoint trains all weights or a LoRA adapter; all are written")

@@ -5,8 +5,9 @@ Not here: finding them in a script (``script_calls``) or a command (``foreign_fi
 
 from __future__ import annotations
 
-from counterpoint.cli.data_sets import add_list, add_sources, source_of
+from counterpoint.cli.data_sets import Source, add_list, add_sources, source_of
 from counterpoint.cli.draft import Draft
+from counterpoint.cli.given import Scalar
 
 NO_REFERENCE = "CPO and its relatives use no reference model"
 QUANTISED = "quantised base models are not supported yet"
@@ -21,11 +22,14 @@ REASONS = {
     "accelerate_config": "start several processes with torchrun",
     "num_processes": "start several processes with torchrun",
     "dataset_mixer": "a run reads files, or one data set of the hub; give it with --dataset",
-    "dataset_splits": "give dataset_split, and eval_dataset_split",
+    "dataset_splits": "name them in dataset_split and eval_dataset_split",
+    "sft_weight": "write cpo_alpha, the weight of the NLL of the chosen completion",
     "device_map": "a model is whole on each rank's device",
     "quantization_config": QUANTISED,
     "test_split_size": "held-out rows are a data set of their own: eval_dataset",
 }
+_OF_SIMPO = ("gamma_beta_ratio", "gamma")
+_OF_DATA = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split")
 NAMES = {"preprocessing_num_workers": "dataset_num_proc"}
 
 
@@ -39,7 +43,7 @@ def of_trl(draft: Draft, loss_type: str = "sigmoid") -> None:
     _loss(draft, loss_type)
     _adapter(draft)
     _data(draft)
-    if draft.value("use_flash_attention_2") is True:
+    if draft.switch("use_flash_attention_2"):
         draft.put("attn_implementation", "flash_attention_2")
     draft.pass_on(REASONS, NAMES)
 
@@ -67,21 +71,23 @@ def _loss(draft: Draft, loss_type: str) -> None:
             "loss_type orpo: TRL takes the NLL over prompt and chosen completion, Counterpoint "
             "over the completion alone."
         )
-    elif draft.peek("loss_type") is None and loss_type != "sigmoid":
-        draft.put("loss_type", loss_type)
+    elif draft.peek("loss_type") is None and any(map(draft.peek, _OF_SIMPO)):
+        draft.put("loss_type", "simpo", "its options are those of SimPO's own repository")
+        if draft.peek("cpo_alpha") is None:
+            draft.put("cpo_alpha", 0.0, "no NLL term, as there")
     if loss_type != "orpo" and draft.peek("loss_type") == "simpo":
         keep_nll(draft, "TRL")
 
 
 def _adapter(draft: Draft) -> None:
-    asked = draft.value("use_peft")
-    if asked is True:
+    asked = draft.switch("use_peft")
+    if asked:
         if draft.peek("lora_r") is None:
             draft.put("lora_r", 16, "TRL's default")
         if draft.peek("lora_alpha") is None:
             draft.put("lora_alpha", 32, "TRL's default")
     for name in [name for name in draft.rest if name.startswith("lora_")]:
-        if asked is not True and (setting := draft.take(name)):
+        if not asked and (setting := draft.take(name)):
             draft.leave(setting, "without use_peft TRL trains all weights")
     if draft.peek("lora_target_modules") in ("all-linear", ["all-linear"]):
         draft.take("lora_target_modules")  # what is done here where none are named
@@ -89,21 +95,20 @@ def _adapter(draft: Draft) -> None:
 
 def _data(draft: Draft) -> None:
     add_list(draft, "datasets", "dataset")
-    split, held_out = draft.value("dataset_train_split"), draft.take("dataset_test_split")
-    named, config = draft.take("dataset_name"), draft.value("dataset_config")
-    path = None if named is None else named.given
-    if named is None or "dataset" in draft.lines:
-        if named is not None:
-            draft.leave(named, "TRL ignores it beside datasets")
-        return
-    source = source_of(str(getattr(path, "text", "")), config, None, split)
-    if source is None or not source.path[0]:
-        draft.leave(named, "it names no data set")
-        return
-    add_sources(draft, [source], "dataset", named.where)
+    given = {name: draft.take(name) for name in _OF_DATA}
+    path, config, train, test = (
+        setting.given.text if setting and isinstance(setting.given, Scalar) else None
+        for setting in given.values()
+    )
     strategy = draft.peek("eval_strategy") or draft.peek("evaluation_strategy")
+    source = source_of(path or "json", config, None, train)
+    if source is None or "dataset" in draft.lines:
+        for setting in filter(None, given.values()):
+            draft.leave(setting, "there is no dataset_name that counts")
+        return
+    add_sources(draft, [source], "dataset", "dataset_name")
     if strategy not in (None, "no"):
-        test = "test" if held_out is None else str(getattr(held_out.given, "text", "test"))
-        held_out_source = source_of(source.path[0], config, None, test)
-        if held_out_source is not None:
-            add_sources(draft, [held_out_source], "eval_dataset", named.where)
+        held_out = Source(source.path, config, test or "test")
+        add_sources(draft, [held_out], "eval_dataset", "dataset_name")
+    elif (unused := given["dataset_test_split"]) is not None:
+        draft.leave(unused, "without eval_strategy TRL does not look at it")

@@ -114,12 +114,12 @@ def _replace(draft: Draft, model: str | None, dataset: Sequence[str]) -> None:
     """Put in what the command line gives, and say what is still missing."""
     if model:
         draft.put("model", model)
-        for name in ("revision", "tokenizer"):
-            if draft.lines.pop(name, None):
-                draft.left.append(f"{name}: it was of the model that --model replaces.")
     if dataset:
         draft.put("dataset", dataset[0] if len(dataset) == 1 else list(dataset))
-        draft.lines.pop("dataset_split", None)
+    told = {"model": bool(model), "dataset": bool(dataset)}
+    for name, of in (("revision", "model"), ("tokenizer", "model"), ("dataset_split", "dataset")):
+        if told[of] and name in draft.lines:
+            _drop(draft, name, f"it was of what --{of} replaces")
     for name in ("model", "dataset"):
         if name not in draft.lines:
             draft.notes.append(
