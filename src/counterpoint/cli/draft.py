@@ -88,8 +88,10 @@ class Draft:
     def text(self, name: str) -> str | None:
         """The word of a setting that is taken; left, and None, where it is more than a word."""
         setting = self.take(name)
-        if setting is None or isinstance(setting.given, Scalar):
-            return None if setting is None else setting.given.text
+        if setting is None:
+            return None
+        if isinstance(setting.given, Scalar):
+            return setting.given.text
         self.leave(setting, "it should be a word")
         return None
 
