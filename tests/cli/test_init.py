@@ -121,6 +121,16 @@ def test_the_doctor_has_nothing_against_a_preset_but_the_tiny_data(
     assert set(against) <= OF_TINY_DATA, against
 
 
+@pytest.mark.parametrize("name", ["simpo-llama3-instruct", "cpo-translation"])
+def test_the_file_of_a_preset_trains(workshop: Path, command: Command, name: str) -> None:
+    assert command("init", "--preset", name, *WHAT, "--out", "run.yaml").code == 0
+    said = command("train", "run.yaml", "--output_dir", "out", "--max_steps", "1", "--use_cpu")
+    assert said.code == 0, said.err
+    config = json.loads(Path("out/run.json").read_text())["options"]
+    assert config["beta"] == BY_NAME[name].beta
+    assert Path("out/adapter_model.safetensors").exists() == BY_NAME[name].adapter
+
+
 def test_the_list_names_every_preset_and_where_it_was_published(command: Command) -> None:
     said = command("init", "--list")
     assert (said.code, said.err) == (0, "")
