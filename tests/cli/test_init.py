@@ -251,13 +251,9 @@ texts = st.text(st.characters(exclude_categories=()), max_size=12)
 scalars = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | texts
 scalars |= st.floats(allow_nan=False, allow_infinity=False)
 words = st.sampled_from(["no", "1e-6", ".inf", "~", "<<", "=", "- a", "a: b", "x # y", "|", "0x1f"])
-trees = st.recursive(
-    scalars | words,
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(texts.filter(bool), inner, max_size=3)
-    ),
-    max_leaves=6,
-)
+flat = scalars | words
+some = flat | st.lists(flat, max_size=3) | st.dictionaries(texts.filter(bool), flat, max_size=3)
+trees = some | st.lists(some, max_size=3) | st.dictionaries(texts.filter(bool), some, max_size=3)
 
 
 @given(value=trees, why=texts)
