@@ -1,6 +1,6 @@
 """Write the pages of docs/ that the code says, or check that they are up to date.
 
-Options, error codes, and the doctor's diagnoses in two languages.
+Options, error codes, presets, and the doctor's diagnoses in two languages.
 
     python scripts/generate_docs.py            write them
     python scripts/generate_docs.py --check    exit 1 where they differ from what it would write
@@ -19,6 +19,7 @@ from counterpoint import errors
 from counterpoint.cli.help import kind, show, show_default, summary
 from counterpoint.cli.options import COUNTERPOINT, GROUPS, RUN, TRANSFORMERS, Option, options
 from counterpoint.config import REFUSED
+from counterpoint.doctor.presets import PRESETS, Preset
 from counterpoint.doctor.table import TABLE, TABLE_ZH, Entry, severity_of
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -68,6 +69,60 @@ def errors_page() -> str:
         rows = [("Code", "Meaning"), *((f"`{code}`", errors.CODES[code]) for code in codes)]
         parts += [f"## {title}: `{kind_of_error.__name__}`\n", _table(rows), ""]
     return "\n".join(parts)
+
+
+PRESET_HEAD = (
+    "Preset",
+    "Method and model",
+    "`loss_type`",
+    "`beta`",
+    "`gamma_beta_ratio`",
+    "`cpo_alpha`",
+    "`learning_rate`",
+    "Schedule, warm-up",
+    "`max_length`",
+    "Epochs",
+    "Pairs a step",
+    "Published in",
+)
+
+
+def presets_page() -> str:
+    """docs/presets.md."""
+    parts = [
+        NOTE,
+        "# Presets\n",
+        "Published settings. `counterpoint init --preset NAME --model M --dataset D --out FILE` "
+        "writes one as a run's file, with a word on each value; `counterpoint init --list` shows "
+        "them. The doctor compares runs with the same table. Copy one as it is, then change one "
+        "thing at a time: a value belongs to its loss and model, and rarely carries over.\n",
+        "How the pairs of a step are cut into micro-batches changes memory and speed, never the "
+        "result: what counts is per_device_train_batch_size x gradient_accumulation_steps x "
+        "ranks.\n",
+        _table([PRESET_HEAD, *map(_preset, PRESETS)]),
+    ]
+    return "\n".join(parts)
+
+
+def _preset(preset: Preset) -> tuple[str, ...]:
+    warm_up = f"{preset.warmup_steps:g} {'of the run' if preset.warmup_steps < 1 else 'steps'}"
+    loss = f"`{preset.loss_type}`" + (f", `alpha` {preset.alpha:g}" if preset.alpha else "")
+    trained = f", LoRA of rank {preset.lora_r}" if preset.adapter else ""
+    decay = f", weight decay {preset.weight_decay:g}" if preset.weight_decay else ""
+    return (
+        f"`{preset.name}`",
+        f"{preset.method}, {preset.model}",
+        loss,
+        f"{preset.beta:g}",
+        "" if preset.ratio is None else f"{preset.ratio:g}",
+        f"{preset.cpo_alpha:g}",
+        f"{preset.learning_rate:g}{trained}{decay}",
+        f"{preset.schedule}, {warm_up}",
+        str(preset.max_length),
+        str(preset.epochs),
+        str(preset.pairs),
+        preset.source,
+    )
 
 
 SEVERITIES_ZH = {"error": "错误", "warning": "警告", "note": "说明"}
@@ -158,6 +213,7 @@ def _table(rows: Iterable[tuple[str, ...]]) -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "options.md": options_page,
     "errors.md": errors_page,
+    "presets.md": presets_page,
     "diagnoses.md": diagnoses_page,
     "diagnoses.zh-CN.md": diagnoses_page_zh,
 }

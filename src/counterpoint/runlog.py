@@ -118,7 +118,8 @@ class RunLog:
             stream.write(json.dumps(dict(entry), default=str) + "\n")
 
 
-def _is_secret(name: str) -> bool:
+def is_secret(name: str) -> bool:
+    """Whether the value of an option of this name is nobody's business."""
     words = name.lower().replace("-", "_").split("_")
     return any(word in words for word in ("token", "key", "secret", "password"))
 
@@ -129,7 +130,7 @@ def _without_secret_words(words: list[str]) -> list[str]:
     hide_next = False
     for word in words:
         name, equals, _ = word.partition("=")
-        secret = word.startswith("-") and _is_secret(name.lstrip("-"))
+        secret = word.startswith("-") and is_secret(name.lstrip("-"))
         if hide_next and not word.startswith("-"):
             word = "***"
         elif secret and equals:
@@ -141,7 +142,7 @@ def _without_secret_words(words: list[str]) -> list[str]:
 
 def _without_secrets(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(k): _without_secrets(v) for k, v in value.items() if not _is_secret(str(k))}
+        return {str(k): _without_secrets(v) for k, v in value.items() if not is_secret(str(k))}
     if isinstance(value, list | tuple):
         return [_without_secrets(v) for v in value]
     return value

@@ -65,6 +65,7 @@ def test_the_help_names_commands_examples_and_exit_codes(command: Command) -> No
     assert said.code == 0
     for part in (
         "train [CONFIG.yaml]",
+        "init --preset NAME",
         "tokens",
         "pairs",
         "quickstart",

@@ -13,9 +13,9 @@ import pyarrow.parquet
 import pytest
 from safetensors.torch import load_file
 
+from counterpoint import staged
 from counterpoint.cli.flags import flags_of
 from counterpoint.cli.pairs import PairsOptions, pairs_help
-from counterpoint.data import saving
 from counterpoint.data.pair_rules import PairRules
 from counterpoint.data.sources import load
 from tests.cli.conftest import Command, tree, write_pairs
@@ -178,7 +178,7 @@ def test_a_write_that_fails_leaves_the_file_that_was_there(
     def full(file: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saving.os, "fsync", full)
+    monkeypatch.setattr(staged.os, "fsync", full)
     said = command("pairs", "scored.jsonl", "--out", name, *MAKE, "--overwrite")
     assert (said.code, "No space left on device" in said.err) == (1, True)
     assert ((bench / name).read_text(), tree(bench)) == ("precious", before)

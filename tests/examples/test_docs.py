@@ -11,6 +11,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from counterpoint import PairRules, pairs_from_scored
+from counterpoint.cli.main import main
 from counterpoint.cli.token_view import draw
 from counterpoint.data.encode import Limits
 from counterpoint.data.formats import to_preference_row
@@ -85,6 +86,18 @@ def test_the_worked_cuts_are_what_truncation_does():
 def test_the_formulas_shown_are_those_that_are_printed():
     simpo = Objective(loss_type="simpo", beta=2.5, gamma=0.55 * 2.5, cpo_alpha=0.0)
     assert blocks(OBJECTIVES, "") == [simpo.formula(), Objective().formula()]
+
+
+def test_the_file_shown_is_translated_with_the_words_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    Path("simpo.yaml").write_text(blocks(FROM_TRL, "yaml")[0], encoding="utf-8")
+    shown = next(block for block in blocks(FROM_TRL, "") if block.startswith("$ counterpoint init"))
+    command, said = shown.split("\n", 1)
+    assert main(command.split()[2:]) == 0
+    assert capfd.readouterr().err == f"{said}\n"
 
 
 def test_the_table_of_differences_holds_what_was_measured():

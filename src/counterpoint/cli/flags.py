@@ -44,7 +44,10 @@ class Flag:
 
 
 def flags_of(*kinds: type[Any]) -> dict[str, Flag]:
-    """The flags that dataclasses describe, by name."""
+    """The flags that dataclasses describe, by name.
+
+    A field's underscore at the end is no part of its flag: ``from_`` is ``--from``.
+    """
     found = {}
     for kind in kinds:
         hints = typing.get_type_hints(kind)
@@ -52,7 +55,8 @@ def flags_of(*kinds: type[Any]) -> dict[str, Flag]:
             factory = field.default_factory
             default = field.default if factory is MISSING else factory()
             meaning, choices = field.metadata["help"], field.metadata.get("choices", ())
-            found[field.name] = Flag(field.name, hints[field.name], default, meaning, choices)
+            name = field.name.removesuffix("_")
+            found[name] = Flag(name, hints[field.name], default, meaning, choices)
     return found
 
 

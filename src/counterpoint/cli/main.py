@@ -34,6 +34,10 @@ commands:
                  what a code means, why it hurts, and what to do
   tokens [CONFIG.yaml] [--row N ...] [--option value ...]
                  show rows as they are trained: tokens, boundary, cuts, what carries loss
+  init --preset NAME --model M --dataset D [--out run.yaml]
+                 write a run's file from a published setting; --list shows them
+  init --from FILE [--out run.yaml]
+                 or from a script or file of TRL, LLaMA-Factory or Axolotl
   pairs SCORED ... --out PAIRS.jsonl [--option value ...]
                  make preference pairs of scored candidates
   quickstart [--output_dir DIR] [--seed N]
@@ -145,6 +149,7 @@ def _dispatch(words: list[str]) -> int:
         "train": _train,
         "doctor": _doctor,
         "tokens": _tokens,
+        "init": _init,
         "pairs": _pairs,
         "quickstart": _quickstart,
     }
@@ -188,6 +193,16 @@ def _tokens(words: list[str]) -> int:
     from counterpoint.cli.tokens import tokens
 
     tokens(words)
+    return DONE
+
+
+def _init(words: list[str]) -> int:
+    from counterpoint.cli.init import init, init_help
+
+    if any(word in ("-h", "--help") for word in words):
+        sys.stdout.write(init_help())
+        return DONE
+    init(words)
     return DONE
 
 

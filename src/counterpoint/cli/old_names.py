@@ -5,6 +5,7 @@ Only names that are no option here; ``options`` quotes the line when one of them
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -99,3 +100,11 @@ OLD_NAMES: Mapping[str, str] = MappingProxyType(
         "resume": "write resume_from_checkpoint",
     }
 )
+
+_RENAMED = re.compile(r"write (\w+)(;.*)?")
+
+
+def renamed(name: str) -> str | None:
+    """The option that an old name is another word for; None where it is not just that."""
+    found = _RENAMED.fullmatch(OLD_NAMES.get(name, ""))
+    return found[1] if found else None

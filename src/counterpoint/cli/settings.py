@@ -120,10 +120,19 @@ def _build(values: dict[str, Any]) -> Request:
         # transformers would decide by its own log level, which says nothing of a terminal
         rest["disable_tqdm"] = not has_terminal()
     rest.setdefault("log_level_replica", "passive")  # as quiet as the first process
-    return Request(run=run, config=_build_config(rest), given=given)
+    return Request(run=run, config=build_config(rest), given=given)
 
 
-def _build_config(values: dict[str, Any]) -> CPOConfig:
+def build_config(values: dict[str, Any]) -> CPOConfig:
+    """The trainer's options.
+
+    Args:
+        values: by name, each of its own type; those left out take their defaults.
+
+    Raises:
+        ConfigError: CP102 to CP105, also where transformers refuses them.
+        SetupError: CP502 where an option needs a package that is not installed.
+    """
     try:
         return CPOConfig(**values)
     except CounterpointError:

@@ -37,8 +37,21 @@ def read_config(path: str) -> list[Setting]:
     Raises:
         ConfigError: CP106 where the file cannot be read as that, with the line.
     """
+    return settings_of(read_text(path), path)
+
+
+def settings_of(text: str, path: str) -> list[Setting]:
+    """The settings of a YAML text, in its order.
+
+    Args:
+        text: whose top level is a mapping from option to value.
+        path: of its file; messages name it.
+
+    Raises:
+        ConfigError: CP106 where the text cannot be read as that, with the line.
+    """
     name = Path(path).name
-    root = _compose(_read_text(path), name)
+    root = _compose(text, name)
     if root is None:
         raise ConfigError("CP106", f"{path} is empty; it should hold lines such as 'beta: 0.1'.")
     if not isinstance(root, yaml.MappingNode):
@@ -74,7 +87,12 @@ def parse_flow(text: str, where: str) -> Given:
         ) from error
 
 
-def _read_text(path: str) -> str:
+def read_text(path: str) -> str:
+    """A file of the user's as text.
+
+    Raises:
+        ConfigError: CP106 where there is none, or it is not UTF-8.
+    """
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:

@@ -1,7 +1,6 @@
 """Rows to a data file: whole or not at all, and never over a file by accident.
 
-A file is written under another name beside its place, flushed to the disk and renamed. The same
-rows give the same bytes.
+The same rows give the same bytes.
 
 Not here: reading (``files``).
 """
@@ -10,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,8 +16,9 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet
 
-from counterpoint.errors import ConfigError, DataError, SetupError
+from counterpoint.errors import ConfigError, DataError
 from counterpoint.runlog import check_writable
+from counterpoint.staged import refuse_taken, staged
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
 
@@ -37,12 +36,7 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     """
     if not path.name.lower().endswith(ENDINGS):
         raise ConfigError("CP103", f"{path} should end with {', '.join(ENDINGS)}.")
-    if path.is_dir():
-        raise SetupError("CP501", f"{path} cannot be written: it is a folder.")
-    if path.exists() and not overwrite:
-        raise SetupError(
-            "CP506", f"{path} is there already. Choose another name, or add --overwrite."
-        )
+    refuse_taken(path, overwrite=overwrite)
     check_writable(path.parent)
 
 
@@ -57,23 +51,15 @@ def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
         DataError: CP202 for values that Parquet cannot hold in one column.
         OSError: where the disk refuses; then nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with staged.open("wb") as file:
-            if path.name.lower().endswith(".parquet"):
-                _write_parquet(rows, file)
-            elif path.name.lower().endswith(".gz"):
-                # neither name nor time in the header: they are not of the rows
-                with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed:
-                    packed.writelines(_lines(rows))
-            else:
-                file.writelines(_lines(rows))
-            file.flush()
-            os.fsync(file.fileno())
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
+    with staged(path) as file:
+        if path.name.lower().endswith(".parquet"):
+            _write_parquet(rows, file)
+        elif path.name.lower().endswith(".gz"):
+            # neither name nor time in the header: they are not of the rows
+            with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed:
+                packed.writelines(_lines(rows))
+        else:
+            file.writelines(_lines(rows))
 
 
 def _lines(rows: Iterable[Mapping[str, Any]]) -> Iterable[bytes]:

@@ -1,18 +1,29 @@
-"""Published settings of each loss, to compare a run with; each with its source.
+"""Published settings of each loss, each with its source: to compare a run with, or to begin one.
 
-Not here: what is far from them (``of_objective``).
+The doctor compares runs with them, ``counterpoint init`` writes them, docs/presets.md lists
+them. Plain numbers: nothing slow is imported.
+
+Not here: what is far from them (``of_objective``), and how a file is written (``cli.init``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 SIMPO = "arXiv:2405.14734 and its repository's training configurations"
-CPO = "arXiv:2401.08417 and the ALMA repository"
+CPO = "arXiv:2401.08417 and the ALMA repository (runs/cpo_ft.sh)"
 CPO_SIMPO = "fe1ixxu/CPO_SIMPO"
+# TRL takes the table's 0.1 for gamma itself; SimPO's own row for this model has it as gamma / beta
+ALPHAPO = (
+    "arXiv:2501.03884, Table 3, as TRL's paper index quotes it, its margin read as gamma / beta; "
+    "the rest as SimPO's"
+)
+ORPO = "arXiv:2403.07691 and xfactlab/orpo (scripts/run_mistral_orpo_beta.sh)"
 
 PAIRS_PER_STEP = 128
-"""Pairs of an optimizer step in all of the settings."""
+"""Pairs of an optimizer step in all of the settings that do not say otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,43 +31,133 @@ class Preset:
     """One published setting.
 
     Args:
-        name: of the model it was published for.
+        name: as ``counterpoint init --preset`` takes it.
+        method: what its authors call it.
+        model: the model it was published for.
         loss_type: as ``CPOConfig.loss_type``.
-        beta: scale of the reward.
+        beta: scale of the reward; of ORPO, the weight of the odds-ratio term.
         ratio: gamma divided by beta; None for a loss without a margin.
         cpo_alpha: weight of the NLL term.
         learning_rate: peak of AdamW's.
-        adapter: whether an adapter was trained, and not all weights.
         source: where it is published.
+        lora_r: rank of the adapter that was trained; None: all weights were.
+        alpha: shape of AlphaPO's reward.
+        max_length: most tokens of prompt and completion.
+        schedule: as ``lr_scheduler_type``.
+        warmup_steps: steps of warm-up; below 1, their share of the run.
+        epochs: passes over the data.
+        weight_decay: AdamW's.
+        pairs: pairs of an optimizer step.
     """
 
     name: str
+    method: str
+    model: str
     loss_type: str
     beta: float
     ratio: float | None
     cpo_alpha: float
     learning_rate: float
-    adapter: bool
     source: str
+    lora_r: int | None = None
+    alpha: float = 0.0
+    max_length: int = 2048
+    schedule: str = "cosine"
+    warmup_steps: float = 0.1
+    epochs: int = 1
+    weight_decay: float = 0.0
+    pairs: int = PAIRS_PER_STEP
+
+    @property
+    def adapter(self) -> bool:
+        """Whether an adapter was trained, and not all weights."""
+        return self.lora_r is not None
 
 
-def _simpo(name: str, beta: float, ratio: float, learning_rate: float) -> Preset:
-    return Preset(name, "simpo", beta, ratio, 0.0, learning_rate, False, SIMPO)
+def _simpo(
+    name: str, model: str, beta: float, ratio: float, learning_rate: float, max_length: int = 2048
+) -> Preset:
+    return Preset(
+        f"simpo-{name}",
+        "SimPO",
+        model,
+        "simpo",
+        beta,
+        ratio,
+        0.0,
+        learning_rate,
+        SIMPO,
+        max_length=max_length,
+    )
 
 
 PRESETS: tuple[Preset, ...] = (
-    _simpo("Mistral-Base", 2.0, 0.8, 3e-7),
-    _simpo("Mistral-Instruct", 2.5, 0.1, 5e-7),
-    _simpo("Llama3-Base", 2.0, 0.5, 6e-7),
-    _simpo("Llama3-Instruct", 2.5, 0.55, 1e-6),
-    _simpo("Llama3-Instruct v0.2", 10.0, 0.3, 1e-6),
-    _simpo("Gemma-2", 10.0, 0.5, 8e-7),
-    Preset("ALMA-R", "sigmoid", 0.1, None, 1.0, 1e-4, True, CPO),
-    Preset("Llama3-Instruct, CPO-SimPO", "simpo", 10.0, 0.54, 0.05, 1e-6, False, CPO_SIMPO),
+    _simpo("mistral-base", "Mistral-7B, SFT on UltraChat", 2.0, 0.8, 3e-7, max_length=1024),
+    _simpo("mistral-instruct", "Mistral-7B-Instruct-v0.2", 2.5, 0.1, 5e-7),
+    _simpo("llama3-base", "Llama-3-8B, SFT on UltraChat", 2.0, 0.5, 6e-7),
+    _simpo("llama3-instruct", "Llama-3-8B-Instruct", 2.5, 0.55, 1e-6),
+    _simpo("llama3-instruct-v0.2", "Llama-3-8B-Instruct", 10.0, 0.3, 1e-6),
+    _simpo("gemma2-instruct", "Gemma-2-9B-it", 10.0, 0.5, 8e-7),
+    Preset(
+        "cpo-translation",
+        "CPO (ALMA-R)",
+        "ALMA-13B",
+        "sigmoid",
+        0.1,
+        None,
+        1.0,
+        1e-4,
+        CPO,
+        lora_r=16,
+        max_length=512,
+        schedule="inverse_sqrt",
+        warmup_steps=0.01,
+        weight_decay=0.01,
+    ),
+    Preset(
+        "cpo-simpo",
+        "CPO-SimPO",
+        "Llama-3-8B-Instruct",
+        "simpo",
+        10.0,
+        0.54,
+        0.05,
+        1e-6,
+        CPO_SIMPO,
+    ),
+    Preset(
+        "alphapo",
+        "AlphaPO",
+        "Mistral-7B-Instruct",
+        "alphapo",
+        2.5,
+        0.1,
+        0.0,
+        7e-7,
+        ALPHAPO,
+        alpha=0.25,
+    ),
+    Preset(
+        "orpo",
+        "ORPO (Mistral-ORPO-beta)",
+        "Mistral-7B-v0.1",
+        "orpo",
+        0.1,
+        None,
+        1.0,
+        5e-6,
+        ORPO,
+        schedule="inverse_sqrt",
+        warmup_steps=200,
+        epochs=5,
+        pairs=32,
+    ),
 )
+
+BY_NAME: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in PRESETS})
 
 
 def presets_of(loss_type: str) -> tuple[Preset, ...]:
-    """The settings of a loss; AlphaPO's are SimPO's, which it generalises."""
-    named = "simpo" if loss_type == "alphapo" else loss_type
-    return tuple(preset for preset in PRESETS if preset.loss_type == named)
+    """The settings of a loss; AlphaPO's among them SimPO's, which it generalises."""
+    named = ("simpo", "alphapo") if loss_type == "alphapo" else (loss_type,)
+    return tuple(preset for preset in PRESETS if preset.loss_type in named)
