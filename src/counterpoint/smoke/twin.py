@@ -2,7 +2,8 @@
 
 1. The twin is made from the model's configuration alone, by what its fields are called: widths
    shrink in proportion, heads to four, experts to four, windows to a few positions. Everything
-   else stays, the vocabulary above all, so that the run's own token ids fit.
+   else stays, the vocabulary above all, so that the run's own token ids fit. A model that is
+   narrow already keeps its widths.
 2. Of the layers the first are kept, as many as it takes to have one of every kind.
 3. A twin is only given out after it was built, was found small, and has run on a few tokens;
    a configuration that cannot be shrunk like this is an error with a code.
@@ -187,8 +188,10 @@ class _Shrinker:
         heads = _first(config, "num_attention_heads", "n_head", "n_heads", "num_heads") or HEADS
         layers = _first(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers") or 1
         rope, head = values.get("qk_rope_head_dim"), _first(config, "head_dim")
-        if rope:
-            rotated = ROPE / rope
+        if width <= WIDTH:
+            rotated = 1.0
+        elif rope:
+            rotated = min(ROPE, rope) / rope
         else:
             rotated = (WIDTH // _fewer_heads(heads)) / (head or max(1, width // heads))
         return cls(
@@ -206,11 +209,16 @@ class _Shrinker:
         """Width of a head after."""
         return WIDTH // _fewer_heads(self.heads)
 
+    @property
+    def rules(self) -> tuple[tuple[str, Rule], ...]:
+        """Those that apply."""
+        return (*OF_COUNTS, *OF_WIDTHS) if self.width > WIDTH else OF_COUNTS
+
     def fields(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """All fields of a configuration, or of a part of it, made small."""
         small = {name: self.field(name, value) for name, value in values.items()}
         for heads, head in STATE_HEADS:
-            if heads == "num_heads" and "expand" not in values:
+            if self.width <= WIDTH or (heads == "num_heads" and "expand" not in values):
                 continue
             if isinstance(values.get(heads), int) and isinstance(values.get(head), int):
                 inner = self.in_width(values[heads] * values[head])
@@ -228,7 +236,7 @@ class _Shrinker:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             return value
         usual = self.standard.get(name, name)
-        rule = next((rule for pattern, rule in RULES if re.search(pattern, usual)), None)
+        rule = next((rule for pattern, rule in self.rules if re.search(pattern, usual)), None)
         return value if rule is None else rule(value, self)
 
     def several(self, name: str, values: list[Any]) -> list[Any]:
@@ -258,7 +266,8 @@ class _Shrinker:
         """A head's width; in latent attention it stands for one of the head's parts."""
         rope, rest = self.values.get("qk_rope_head_dim"), self.values.get("qk_nope_head_dim")
         if rope and rest:
-            return {rope: ROPE, rope + rest: ROPE + HEAD}.get(value, HEAD)
+            parts = min(ROPE, rope), min(HEAD, rest)
+            return {rope: parts[0], rope + rest: sum(parts)}.get(value, min(HEAD, value))
         return self.head
 
 
@@ -327,31 +336,37 @@ def _at_most(most: int) -> Rule:
     return lambda value, shrinker: min(value, most)
 
 
-RULES: tuple[tuple[str, Rule], ...] = (
+OF_COUNTS: tuple[tuple[str, Rule], ...] = (
     (
         r"^(num_hidden_layers|n_layers?|num_layers|(en|de)coder_layers|num_(en|de)coder_layers)$",
         lambda value, s: max(1, round(value * s.kept / s.layers)),
     ),
     (r"^num_kv_shared_layers$", lambda value, s: s.kept // 2),
-    (r"^qk_rope_head_dim$", lambda value, s: ROPE),
-    (r"^(qk_nope|v)_head_dim$", lambda value, s: HEAD),
+    (r"^topk_group$", lambda value, s: min(value, 2) if value == s.values.get("n_group") else 1),
+    (r"^n_group$", _at_most(2)),
+    (r"shared_experts?$", _at_most(2)),
+    (r"experts?_per_tok|moe_(top_?)?k$|top_k_experts|experts_top_k|zero_expert", _at_most(CHOSEN)),
+    (r"(num|n)_(local_|routed_)?experts$|expert_num$", _at_most(EXPERTS)),
+    (r"window(_size|_len)?$|local_attention$|attention_chunk_size$|index_topk$", _at_most(WINDOW)),
+    (r"chunk_size$", _at_most(FEW)),
+)
+"""Pattern of a field's name -> its new value; the first that fits counts."""
+
+OF_WIDTHS: tuple[tuple[str, Rule], ...] = (
+    (r"^qk_rope_head_dim$", _at_most(ROPE)),
+    (r"^(qk_nope|v)_head_dim$", _at_most(HEAD)),
     (
         r"^attention_head_dim$",
         lambda value, s: max(8, s.in_width(value * s.heads) // _fewer_heads(s.heads)),
     ),
     (r"^rotary_dim$", lambda value, s: max(2, 2 * round(value * s.rotated / 2))),
     (r"head_dim|headdim|d_head$|dim_head$|head_size$|^kv_channels$", _Shrinker.head_width),
+    (r"^query_pre_attn_scalar$", lambda value, s: max(1, round(value * s.rotated))),
     (r"linear_num_key_heads$|indexer_kv_heads$|^n_mamba_heads$", _at_most(2)),
     (r"(key_value|kv)_heads$|^kv_n_heads$|multi_query_group_num", _Shrinker.key_heads),
     (r"heads$|^n_head$|heads_per_layer$", lambda value, s: _fewer_heads(value)),
-    (r"^query_pre_attn_scalar$", lambda value, s: max(1, round(value * s.rotated))),
-    (r"^topk_group$", lambda value, s: min(value, 2) if value == s.values.get("n_group") else 1),
-    (r"^n_groups?$|mamba_n_?groups$|^o_groups$", _at_most(2)),
-    (r"shared_experts?$", _at_most(2)),
-    (r"experts?_per_tok|moe_(top_?)?k$|top_k_experts|experts_top_k|zero_expert", _at_most(CHOSEN)),
-    (r"(num|n)_(local_|routed_)?experts$|expert_num$", _at_most(EXPERTS)),
-    (r"window(_size|_len)?$|local_attention$|attention_chunk_size$|index_topk$", _at_most(WINDOW)),
-    (r"rank$|chunk_size$|state_size$|d_state$", _at_most(FEW)),
+    (r"^n_groups$|mamba_n_?groups$|^o_groups$", _at_most(2)),
+    (r"rank$|state_size$|d_state$", _at_most(FEW)),
     (
         r"hidden_size|^d_model$|^n_embd$|intermediate|ffn_dim$|ffn_hidden|^n_inner$|^dff$|^dim_ff$"
         r"|lru_width|d_ssm|emb(ed)?_dim|embedding_(size|dim)$|embed_proj_dim|feed_forward_size"
@@ -359,4 +374,4 @@ RULES: tuple[tuple[str, Rule], ...] = (
         _Shrinker.in_width,
     ),
 )
-"""Pattern of a field's name -> its new value; the first that fits counts."""
+"""The same for a model that is wider than ``WIDTH``."""
