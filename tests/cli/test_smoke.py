@@ -133,7 +133,10 @@ def test_a_fault_is_a_failed_check_and_an_exit_code(
         (["--real", "two"], "CP103"),
         (["--reel", "2"], "CP101"),
         (["--lora_r", "2", "--lora_target_modules", "nothing"], "CP307"),
-        (["--layout", "shared", "--attn_implementation", "flex_attention"], "CP104"),
+        (
+            ["--layout=shared", "--lora_r=2", "--lora_dropout=0.1", "--no_disable_dropout"],
+            "CP104",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_its_code(

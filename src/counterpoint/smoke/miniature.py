@@ -72,6 +72,8 @@ class Trained:
         steps: optimizer steps that were done, those before a checkpoint not among them.
         skipped: of these, steps that were not applied.
         losses: by number of the step; those before a checkpoint come from it.
+        objective: of all pairs as one set, before the first step and after the last one; empty
+            where it was not asked for.
         before: every tensor before the first step.
         after: every tensor after the last one.
         frozen: names of the tensors that do not train.
@@ -82,6 +84,7 @@ class Trained:
     steps: int
     skipped: int
     losses: dict[int, float]
+    objective: tuple[float, ...]
     before: Weights
     after: Weights
     frozen: frozenset[str]
@@ -139,11 +142,14 @@ class Miniature:
             "gradient_accumulation_steps": -(-self.step_pairs // micro),
         }
 
-    def train(self, name: str, *, resume: Path | None = None, **changes: Any) -> Trained:
+    def train(
+        self, name: str, *, judged: bool = False, resume: Path | None = None, **changes: Any
+    ) -> Trained:
         """Train a copy of the twin on all pairs, and save it.
 
         Args:
             name: of its folder.
+            judged: find the objective of all pairs as one set, before and after.
             resume: a checkpoint to go on from.
             changes: of the options.
         """
@@ -152,8 +158,10 @@ class Miniature:
         model = copy.deepcopy(self.model)
         trainer = self._trainer(self.folder / name, self.pairs, model, steps, changes)
         before = weights_of(trainer.model)
+        objective = [_objective(trainer)] if judged else []
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         trainer.save_model()
+        objective += [_objective(trainer)] if judged else []
         trained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         lines = [line for line in trainer.state.log_history if "loss" in line]
         return Trained(
@@ -162,6 +170,7 @@ class Miniature:
             steps=steps.done,
             skipped=int(max((line.get("skipped_steps", 0) for line in lines), default=0)),
             losses={line["step"]: line["loss"] for line in lines},
+            objective=tuple(objective),
             before=before,
             after=weights_of(trained),
             frozen=frozenset(n for n, p in trained.named_parameters() if not p.requires_grad),
@@ -208,6 +217,11 @@ class Miniature:
         )
         trainer.remove_callback(PrinterCallback)
         return trainer
+
+
+def _objective(trainer: CPOTrainer) -> float:
+    """The objective of the training pairs as one set; unlike a step's, without dropout."""
+    return float(trainer.evaluate(trainer.train_dataset)["eval_loss"])
 
 
 def weights_of(model: Any) -> Weights:

@@ -124,7 +124,7 @@ def _checks(mini: Miniature) -> Iterator[Check]:
     trained: list[Trained] = []
 
     def trains() -> checks.Judgement:
-        trained.append(mini.train("trained"))
+        trained.append(mini.train("trained", judged=True))
         return checks.loss_falls(mini, trained[0])
 
     def on_trained(check: Callable[..., checks.Judgement], *facts: Any) -> checks.Judgement:

@@ -45,6 +45,9 @@ WINDOW = 32
 EXPERTS, CHOSEN = 4, 2
 """Most experts of a twin's layer, and most of them that a token is sent to."""
 
+MOST_LAYERS = 24
+"""Most layers of a twin, where one of every kind would take more."""
+
 LIMIT = 20_000_000
 """Weights outside the vocabulary from which a twin is not tiny."""
 
@@ -128,7 +131,7 @@ def shrink(config: PretrainedConfig) -> PretrainedConfig:
     values = config.to_dict()
     # a twin has no weights of its own that somebody could have quantized
     values.pop("quantization_config", None)
-    return type(config).from_dict(_Shrinker.of(config, values).fields(values))
+    return type(config).from_dict(_Shrinker.of(config.get_text_config()).fields(values))
 
 
 def weights_outside_vocabulary(model: nn.Module) -> int:
@@ -183,7 +186,8 @@ class _Shrinker:
     values: Mapping[str, Any]
 
     @classmethod
-    def of(cls, config: PretrainedConfig, values: Mapping[str, Any]) -> _Shrinker:
+    def of(cls, config: PretrainedConfig) -> _Shrinker:
+        values = config.to_dict()
         width = _first(config, "hidden_size", "d_model", "n_embd") or WIDTH
         heads = _first(config, "num_attention_heads", "n_head", "n_heads", "num_heads") or HEADS
         layers = _first(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers") or 1
@@ -307,7 +311,7 @@ def _kept(config: PretrainedConfig, values: Mapping[str, Any], layers: int) -> i
                 needed = max(needed, value)
     if values.get("num_kv_shared_layers"):
         needed *= 2  # the second half takes over the keys of the first
-    return min(layers, max(2, needed))
+    return min(layers, MOST_LAYERS, max(2, needed))
 
 
 LAYER_NUMBERS = r"(_layers|layer_ids|_indices|_idxs)$"
