@@ -161,6 +161,6 @@ def test_a_configuration_that_stays_large_has_no_twin(
 def test_fields_that_no_longer_fit_together_are_an_error_with_a_code(
     args: CPOConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(twin, "OF_WIDTHS", ((r"^num_attention_heads$", lambda value, s: 5),))
+    monkeypatch.setattr(twin, "OF_WIDTHS", ((r"^num_attention_heads$", lambda s, value: 5),))
     with pytest.raises(ModelError, match=r"CP309 no tiny twin of some/llama"):
         twin_of("some/llama", args, config_of("llama"), adapted=False)

@@ -241,7 +241,7 @@ class _Shrinker:
             return value
         usual = self.standard.get(name, name)
         rule = next((rule for pattern, rule in self.rules if re.search(pattern, usual)), None)
-        return value if rule is None else rule(value, self)
+        return value if rule is None else rule(self, value)
 
     def several(self, name: str, values: list[Any]) -> list[Any]:
         """A list: of a rotated head's parts, of layers' numbers, or of one entry a layer."""
@@ -333,20 +333,20 @@ STATE_HEADS = (
 )
 """Fields of state-space layers whose product is a width in proportion to the hidden states."""
 
-Rule = Callable[[int, _Shrinker], int]
+Rule = Callable[[_Shrinker, int], int]
 
 
 def _at_most(most: int) -> Rule:
-    return lambda value, shrinker: min(value, most)
+    return lambda s, value: min(value, most)
 
 
 OF_COUNTS: tuple[tuple[str, Rule], ...] = (
     (
         r"^(num_hidden_layers|n_layers?|num_layers|(en|de)coder_layers|num_(en|de)coder_layers)$",
-        lambda value, s: max(1, round(value * s.kept / s.layers)),
+        lambda s, value: max(1, round(value * s.kept / s.layers)),
     ),
-    (r"^num_kv_shared_layers$", lambda value, s: s.kept // 2),
-    (r"^topk_group$", lambda value, s: min(value, 2) if value == s.values.get("n_group") else 1),
+    (r"^num_kv_shared_layers$", lambda s, value: s.kept // 2),
+    (r"^topk_group$", lambda s, value: min(value, 2) if value == s.values.get("n_group") else 1),
     (r"^n_group$", _at_most(2)),
     (r"shared_experts?$", _at_most(2)),
     (r"experts?_per_tok|moe_(top_?)?k$|top_k_experts|experts_top_k|zero_expert", _at_most(CHOSEN)),
@@ -361,14 +361,14 @@ OF_WIDTHS: tuple[tuple[str, Rule], ...] = (
     (r"^(qk_nope|v)_head_dim$", _at_most(HEAD)),
     (
         r"^attention_head_dim$",
-        lambda value, s: max(8, s.in_width(value * s.heads) // _fewer_heads(s.heads)),
+        lambda s, value: max(8, s.in_width(value * s.heads) // _fewer_heads(s.heads)),
     ),
-    (r"^rotary_dim$", lambda value, s: max(2, 2 * round(value * s.rotated / 2))),
+    (r"^rotary_dim$", lambda s, value: max(2, 2 * round(value * s.rotated / 2))),
     (r"head_dim|headdim|d_head$|dim_head$|head_size$|^kv_channels$", _Shrinker.head_width),
-    (r"^query_pre_attn_scalar$", lambda value, s: max(1, round(value * s.rotated))),
+    (r"^query_pre_attn_scalar$", lambda s, value: max(1, round(value * s.rotated))),
     (r"linear_num_key_heads$|indexer_kv_heads$|^n_mamba_heads$", _at_most(2)),
     (r"(key_value|kv)_heads$|^kv_n_heads$|multi_query_group_num", _Shrinker.key_heads),
-    (r"heads$|^n_head$|heads_per_layer$", lambda value, s: _fewer_heads(value)),
+    (r"heads$|^n_head$|heads_per_layer$", lambda s, value: _fewer_heads(value)),
     (r"^n_groups$|mamba_n_?groups$|^o_groups$", _at_most(2)),
     (r"rank$|state_size$|d_state$", _at_most(FEW)),
     (
