@@ -189,7 +189,10 @@ def resume_goes_on(mini: Miniature) -> Judgement:
         f"resumed after step {half} of {mini.steps}: weights {_shown(worst)} of the way apart "
         f"(limit {RESUME_LIMIT:.0e}), losses {_shown(apart)}"
     )
-    return "ok" if worst <= RESUME_LIMIT and math.isfinite(apart) else "failed", seen
+    if worst <= RESUME_LIMIT and math.isfinite(apart):
+        return "ok", seen
+    far = sorted(way, key=lambda name: float((way[name] - other[name]).norm()))[: -NAMED - 1 : -1]
+    return "failed", f"{seen}; most in {', '.join(far)}"
 
 
 def logps(model: Any, pairs: Sequence[TokenPair]) -> Tensor:

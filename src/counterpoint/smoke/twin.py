@@ -188,10 +188,12 @@ class _Shrinker:
     @classmethod
     def of(cls, config: PretrainedConfig) -> _Shrinker:
         values = config.to_dict()
-        width = _first(config, "hidden_size", "d_model", "n_embd") or WIDTH
-        heads = _first(config, "num_attention_heads", "n_head", "n_heads", "num_heads") or HEADS
-        layers = _first(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers") or 1
-        rope, head = values.get("qk_rope_head_dim"), _first(config, "head_dim")
+        standard = {own: usual for usual, own in config.attribute_map.items()}
+        usual = {standard.get(own, own): value for own, value in values.items()}
+        width = _first(usual, "hidden_size", "d_model", "n_embd") or WIDTH
+        heads = _first(usual, "num_attention_heads", "n_head", "n_heads", "num_heads") or HEADS
+        layers = _first(usual, "num_hidden_layers", "n_layer", "n_layers", "num_layers") or 1
+        rope, head = values.get("qk_rope_head_dim"), _first(usual, "head_dim")
         if width <= WIDTH:
             rotated = 1.0
         elif rope:
@@ -199,7 +201,7 @@ class _Shrinker:
         else:
             rotated = (WIDTH // _fewer_heads(heads)) / (head or max(1, width // heads))
         return cls(
-            standard={own: usual for usual, own in config.attribute_map.items()},
+            standard=standard,
             width=width,
             heads=heads,
             layers=layers,
@@ -233,6 +235,8 @@ class _Shrinker:
 
     def field(self, name: str, value: Any) -> Any:
         """One field made small; what no rule names stays as it is."""
+        if name == "per_layer_config" and isinstance(value, dict):
+            return {k: self.fields(v) for k, v in value.items() if int(k) < self.kept}
         if isinstance(value, dict):
             return self.fields(value)
         if isinstance(value, list | tuple):
@@ -275,8 +279,8 @@ class _Shrinker:
         return self.head
 
 
-def _first(config: PretrainedConfig, *names: str) -> int | None:
-    found = (getattr(config, name, None) for name in names)
+def _first(values: Mapping[str, Any], *names: str) -> int | None:
+    found = (values.get(name) for name in names)
     return next((v for v in found if isinstance(v, int) and not isinstance(v, bool) and v), None)
 
 
