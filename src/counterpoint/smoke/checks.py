@@ -173,7 +173,7 @@ def resume_goes_on(mini: Miniature) -> Judgement:
             "save_only_model keeps no state of the optimizer, so a resumed run starts it anew",
         )
     half = mini.steps // 2
-    saving = {"save_strategy": "steps", "save_steps": half}
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": half}
     straight = mini.train("straight", **saving)
     checkpoint = straight.folder / f"checkpoint-{half}"
     resumed = mini.train("resumed", resume=checkpoint, **saving)

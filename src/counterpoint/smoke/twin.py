@@ -80,16 +80,17 @@ def twin_of(
         ModelError: CP309 where no twin can be made from the configuration.
     """
     given = args.model_init_kwargs if isinstance(args.model_init_kwargs, Mapping) else {}
-    keywords = {k: given[k] for k in ("dtype", "attn_implementation") if k in given}
-    keywords.setdefault("dtype", given.get("torch_dtype", "auto" if adapted else None))
-    if keywords["dtype"] == "auto":
-        keywords["dtype"] = config.dtype or "float32"
-    if keywords["dtype"] is None:
-        del keywords["dtype"]
+    dtype = given.get("dtype", given.get("torch_dtype", "auto" if adapted else None))
+    keywords: dict[str, Any] = {
+        "dtype": (config.dtype or "float32") if dtype == "auto" else dtype,
+        "attn_implementation": given.get("attn_implementation"),
+    }
+    keywords = {name: value for name, value in keywords.items() if value is not None}
+    own = replace(args, model_init_kwargs=keywords)
     try:
         small = shrink(config)
         with torch.device("meta"):
-            drawn = random_model(source, replace(args, model_init_kwargs=keywords), small)
+            drawn = random_model(source, own, small)
         outside = weights_outside_vocabulary(drawn)
         if outside > LIMIT:
             raise _no_twin(
@@ -97,7 +98,7 @@ def twin_of(
                 config,
                 f"it would have {outside:,} weights, not counting those of the vocabulary",
             )
-        model = random_model(source, replace(args, model_init_kwargs=keywords), small)
+        model = random_model(source, own, small)
         spread(model)
         _try_out(model)
     except ModelError as error:
@@ -270,12 +271,18 @@ class _Shrinker:
         """Heads of keys and values, grouped if they were."""
         return _fewer_heads(value) if value >= self.heads else min(value, 2)
 
+    def groups_kept(self, value: int) -> int:
+        """Groups of experts that a token keeps: all of them only if it did before."""
+        return min(value, 2) if value == self.values.get("n_group") else 1
+
     def head_width(self, value: int) -> int:
         """A head's width; in latent attention it stands for one of the head's parts."""
         rope, rest = self.values.get("qk_rope_head_dim"), self.values.get("qk_nope_head_dim")
         if rope and rest:
-            parts = min(ROPE, rope), min(HEAD, rest)
-            return {rope: parts[0], rope + rest: sum(parts)}.get(value, min(HEAD, value))
+            parts = min(ROPE, int(rope)), min(HEAD, int(rest))
+            if value in (rope, rope + rest):
+                return parts[0] if value == rope else sum(parts)
+            return min(HEAD, value)
         return self.head
 
 
@@ -350,7 +357,7 @@ OF_COUNTS: tuple[tuple[str, Rule], ...] = (
         lambda s, value: max(1, round(value * s.kept / s.layers)),
     ),
     (r"^num_kv_shared_layers$", lambda s, value: s.kept // 2),
-    (r"^topk_group$", lambda s, value: min(value, 2) if value == s.values.get("n_group") else 1),
+    (r"^topk_group$", _Shrinker.groups_kept),
     (r"^n_group$", _at_most(2)),
     (r"shared_experts?$", _at_most(2)),
     (r"experts?_per_tok|moe_(top_?)?k$|top_k_experts|experts_top_k|zero_expert", _at_most(CHOSEN)),
