@@ -63,7 +63,7 @@ def all_of(mini: Miniature) -> dict[str, Check]:
         judge(checks.LAYOUTS, checks.layouts_agree, mini),
         judge(checks.SPLITS, checks.splits_agree, mini),
         judge(checks.RELOAD, checks.save_reloads, mini, trained),
-        judge(checks.RESUME, checks.resume_goes_on, mini),
+        judge(checks.RESUME, checks.resume_goes_on, mini, trained),
     ]
     assert [check.name for check in made] == list(checks.NAMES)
     return {check.name: check for check in made}
@@ -256,7 +256,8 @@ def test_a_resumed_run_without_its_optimizer_is_seen(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Trainer, "_load_optimizer_and_scheduler", lambda self, folder: None)
-    status, seen = checks.resume_goes_on(make())
+    mini = make()
+    status, seen = checks.resume_goes_on(mini, mini.train("trained"))
     assert status == "failed"
     assert "of the way apart" in seen
 
@@ -266,7 +267,8 @@ def test_a_resumed_run_that_begins_anew_is_seen(
 ) -> None:
     train = CPOTrainer.train
     monkeypatch.setattr(CPOTrainer, "train", lambda self, **more: train(self))
-    status, seen = checks.resume_goes_on(make())
+    mini = make()
+    status, seen = checks.resume_goes_on(mini, mini.train("trained"))
     assert (status, seen) == ("failed", "6 steps were done after the checkpoint, not 3")
 
 

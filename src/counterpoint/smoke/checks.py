@@ -165,18 +165,15 @@ def save_reloads(mini: Miniature, trained: Trained) -> Judgement:
     return "ok" if worst <= LOGP_LIMIT else "failed", seen
 
 
-def resume_goes_on(mini: Miniature) -> Judgement:
-    """Whether a run that is resumed from a checkpoint ends where a straight one ends."""
+def resume_goes_on(mini: Miniature, straight: Trained) -> Judgement:
+    """Whether a run that is resumed from a checkpoint ends where a straight one ended."""
     if mini.args.save_only_model:
         return (
             "not applicable",
             "save_only_model keeps no state of the optimizer, so a resumed run starts it anew",
         )
-    half = mini.steps // 2
-    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": half}
-    straight = mini.train("straight", **saving)
-    checkpoint = straight.folder / f"checkpoint-{half}"
-    resumed = mini.train("resumed", resume=checkpoint, **saving)
+    half = mini.half
+    resumed = mini.train("resumed", resume=straight.folder / f"checkpoint-{half}")
     left = mini.steps - half
     if resumed.steps != left:
         return "failed", f"{resumed.steps} steps were done after the checkpoint, not {left}"

@@ -130,6 +130,11 @@ class Miniature:
         """Steps of a whole training."""
         return self.passes * self.steps_a_pass
 
+    @property
+    def half(self) -> int:
+        """The step after which a training leaves a checkpoint."""
+        return self.steps // 2
+
     def split(self) -> dict[str, int]:
         """A step's micro-batches, cut as the run cuts them, as far as there are pairs."""
         own = self.args.per_device_train_batch_size
@@ -145,7 +150,7 @@ class Miniature:
     def train(
         self, name: str, *, judged: bool = False, resume: Path | None = None, **changes: Any
     ) -> Trained:
-        """Train a copy of the twin on all pairs, and save it.
+        """Train a copy of the twin on all pairs, with a checkpoint half-way, and save it.
 
         Args:
             name: of its folder.
@@ -153,7 +158,8 @@ class Miniature:
             resume: a checkpoint to go on from.
             changes: of the options.
         """
-        changes = {"num_train_epochs": self.passes, **self.split(), **changes}
+        saving = {"save_strategy": "steps", "save_steps": self.half}
+        changes = {"num_train_epochs": self.passes, **saving, **self.split(), **changes}
         steps = _StepCounter()
         model = copy.deepcopy(self.model)
         trainer = self._trainer(self.folder / name, self.pairs, model, steps, changes)
