@@ -124,12 +124,12 @@ class StepClock(TrainerCallback):
         self._started = 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start."""
+        """Start the clock."""
         _finish(args.device)
         self._started = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop."""
+        """Stop the clock."""
         _finish(args.device)
         self.seconds.append(time.perf_counter() - self._started)
 
