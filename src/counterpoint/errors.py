@@ -47,6 +47,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP306": "a kind of model that is not supported",
         "CP307": "an adapter that does not fit the model",
         "CP308": "a weight that is not finite",
+        "CP309": "a model of which no tiny twin can be made",
         # 4: while training
         "CP401": "a loss or gradient that is not finite",
         # 5: the machine and its packages

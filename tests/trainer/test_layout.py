@@ -6,9 +6,11 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 
 import counterpoint.forward.shared_attention as shared_attention
 from counterpoint import ConfigError
+from counterpoint.trainer import assembly
 from tests.forward.test_layouts import FOUND, REASONS
 from tests.models_on_the_spot import APART
 from tests.steps import distance, random_pairs, train_watched
@@ -51,6 +53,37 @@ def test_a_layout_that_fails_its_proof_is_given_up(
     assert [distance(a, b) for a, b in zip(truth, found, strict=True)] == [0.0, 0.0]
     with pytest.raises(ConfigError, match=r"CP104 layout='shared' is not possible: log-prob"):
         gradient(models, chatml_tokenizer, tmp_path, layout="shared")
+
+
+def test_layouts_are_compared_without_autocast_though_the_run_has_it(
+    models, chatml_tokenizer, tmp_path: Path, monkeypatch
+):
+    """accelerate puts autocast into the model's own forward, out of reach of any outside of it."""
+    proof, seen, proving = assembly.layouts_disagree, [], []
+
+    def watched(model, *facts):
+        layer = model.model.layers[0].mlp
+        watch = layer.register_forward_pre_hook(
+            lambda *call: proving.append(torch.is_autocast_enabled("cpu"))
+        )
+        with watch:
+            return proof(model, *facts)
+
+    monkeypatch.setattr(assembly, "layouts_disagree", watched)
+    model = models("qwen2")
+    model.model.layers[1].mlp.register_forward_pre_hook(
+        lambda *call: seen.append(torch.is_autocast_enabled("cpu"))
+    )
+    train_watched(
+        model,
+        chatml_tokenizer,
+        random_pairs(6),
+        tmp_path,
+        per_device_train_batch_size=6,
+        bf16=True,
+    )
+    assert proving == [False, False]
+    assert seen[-1]  # the training itself
 
 
 def test_dropout_keeps_prompts_apart(models, chatml_tokenizer, tmp_path: Path, caplog):

@@ -32,6 +32,8 @@ commands:
                  say what is wrong with a run before it begins; options as for train
   doctor --explain CODE
                  what a code means, why it hurts, and what to do
+  smoke [CONFIG.yaml] [--real N] [--option value ...] [--json]
+                 try the whole run in miniature, on a tiny twin of the model; options as for train
   tokens [CONFIG.yaml] [--row N ...] [--option value ...]
                  show rows as they are trained: tokens, boundary, cuts, what carries loss
   init --preset NAME --model M --dataset D [--out run.yaml]
@@ -59,7 +61,7 @@ exit codes:
   1    it failed while running: disk, memory, network, or a bug
   2    it cannot be done as asked; the line on stderr starts with a code, see docs/errors.md
   130  interrupted with Ctrl-C
-  (doctor: 0 nothing found, 1 warnings, 2 errors)
+  (doctor: 0 nothing found, 1 warnings, 2 errors; smoke: 1 a check failed)
 """
 
 DOCTOR_HELP = """\
@@ -148,6 +150,7 @@ def _dispatch(words: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "doctor": _doctor,
+        "smoke": _smoke,
         "tokens": _tokens,
         "init": _init,
         "pairs": _pairs,
@@ -227,6 +230,15 @@ def _doctor(words: list[str]) -> int:
     from counterpoint.cli.doctor import doctor
 
     return doctor([word for word in words if word != "--json"], as_json=as_json)
+
+
+def _smoke(words: list[str]) -> int:
+    from counterpoint.cli.smoke import smoke, smoke_help
+
+    if any(word in ("-h", "--help") for word in words):
+        sys.stdout.write(smoke_help())
+        return DONE
+    return smoke(words)
 
 
 def _explain_code(words: list[str]) -> int:

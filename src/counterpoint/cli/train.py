@@ -65,6 +65,7 @@ class Parts:
 
     Args:
         model: with its weights, not adapted.
+        model_config: of the model.
         tokenizer: of the model, or the one given.
         train_rows: raw rows to train on.
         eval_rows: raw rows to evaluate on, or a dict of named sets.
@@ -72,6 +73,7 @@ class Parts:
     """
 
     model: Any = None
+    model_config: Any = None
     tokenizer: Any = None
     train_rows: Any = None
     eval_rows: Any = None
@@ -95,7 +97,7 @@ def train(request: Request) -> None:
     run, config = request.run, request.config
     quiet_bars()
     quiet_replicas()
-    _hide_token(config)
+    hide_token(config)
     with _nothing_left_behind(Path(config.output_dir)):
         if run.doctor and is_first_process():
             parts = _consulted(request)
@@ -181,22 +183,41 @@ def check_run(request: Request, attempt: Attempt) -> None:
         attempt(_check_vacant, config, request.run.overwrite_output_dir)
 
 
-def load_parts(request: Request, attempt: Attempt) -> Parts:
+def load_parts(request: Request, attempt: Attempt, *, weights: bool = True) -> Parts:
     """Load everything that a run is made of.
 
     Args:
         request: options read and checked.
         attempt: how to call what may fail.
+        weights: False leaves the model to ``load_weights``.
     """
     with hub_or_cache(attempt(_names, request.run) or ()):
-        return _load_parts(request.run, request.config, attempt)
+        parts = _load_parts(request.run, request.config, attempt)
+        if weights and parts.model_config is not None:
+            parts.model = attempt(load_weights, request, parts.model_config)
+    if weights:
+        request.config.model_init_kwargs = None  # the trainer refuses them beside a loaded model
+    return parts
+
+
+def load_weights(request: Request, model_config: Any) -> Any:
+    """The model itself, by the ``model_init_kwargs`` that ``load_parts`` has made.
+
+    Args:
+        request: options read and checked.
+        model_config: of the model, from ``load_parts``.
+    """
+    run, config = request.run, request.config
+    if run.from_scratch:
+        return random_model(str(run.model), config, model_config)
+    return load_model(str(run.model), config, adapted=run.lora_r is not None)
 
 
 def _load_parts(run: RunOptions, config: CPOConfig, attempt: Attempt) -> Parts:
     source = str(run.model)
     attempt(_merge_model_options, run, config)
-    model_config = attempt(load_config, source, config, from_scratch=run.from_scratch)
-    parts = Parts(
+    return Parts(
+        model_config=attempt(load_config, source, config, from_scratch=run.from_scratch),
         tokenizer=attempt(
             load_tokenizer,
             run.tokenizer or source,
@@ -208,12 +229,6 @@ def _load_parts(run: RunOptions, config: CPOConfig, attempt: Attempt) -> Parts:
         train_rows=attempt(_train_rows, run, config),
         eval_rows=attempt(_eval_sets, run),
     )
-    if model_config is not None and run.from_scratch:
-        parts.model = attempt(random_model, source, config, model_config)
-    elif model_config is not None:
-        parts.model = attempt(load_model, source, config, adapted=run.lora_r is not None)
-    config.model_init_kwargs = None  # used up; the trainer refuses them beside a loaded model
-    return parts
 
 
 def _build(parts: Parts, config: CPOConfig) -> CPOTrainer:
@@ -235,8 +250,12 @@ def _names(run: RunOptions) -> list[str]:
     return [str(run.model), *([run.tokenizer] if run.tokenizer else []), *run.dataset, *evals]
 
 
-def _hide_token(config: CPOConfig) -> None:
-    """Hand the hub's token on where its client looks for it, out of what a run saves."""
+def hide_token(config: CPOConfig) -> None:
+    """Hand the hub's token on where its client looks for it, out of what a run saves.
+
+    Args:
+        config: loses its ``hub_token``.
+    """
     if config.hub_token:
         os.environ["HF_TOKEN"] = config.hub_token
         config.hub_token = None

@@ -11,7 +11,8 @@ rows use in 16 bits on CUDA (``kernel_proof``).
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ def layouts_disagree(
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), torch.autocast(device, enabled=False):
+        with torch.no_grad(), _full_precision(model, device):
             expected = pair_forward(model, head, padded).logps
             with shared_attention(model), watched_calls() as calls:
                 found = pair_forward(model, head, shared).logps
@@ -103,6 +104,21 @@ def layouts_disagree(
     for call in calls:
         prove_kernel(call, shared.segments, running, padded.input_ids.device)
     return None
+
+
+@contextmanager
+def _full_precision(model: nn.Module, device: str) -> Iterator[None]:
+    """Without autocast, also where accelerate has put it into the model's own forward."""
+    own = vars(model)
+    inside, plain = own.get("forward"), own.get("_original_forward")
+    if inside is not None and plain is not None:
+        own["forward"] = plain
+    try:
+        with torch.autocast(device, enabled=False):
+            yield
+    finally:
+        if inside is not None:
+            own["forward"] = inside
 
 
 def _unseen(model: nn.Module, calls: Set[AttentionCall]) -> str | None:

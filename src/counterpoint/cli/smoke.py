@@ -1,0 +1,132 @@
+"""``counterpoint smoke``: a whole run in miniature, before the real one is begun.
+
+It takes the options of ``train``. Of the model only its configuration and tokenizer are needed,
+unless steps of the real one are asked for. Nothing is written but into a folder that vanishes.
+
+Not here: what is tried (``smoke.run``), loading (``train``).
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from counterpoint.cli.flags import flags_help, flags_of, take_flags
+from counterpoint.cli.manners import quiet_bars, terminal_width
+from counterpoint.errors import ConfigError
+
+if TYPE_CHECKING:
+    from counterpoint.cli.settings import Request
+
+USAGE = """\
+usage: counterpoint smoke [CONFIG.yaml] [--real N] [--option value ...] [--json]
+
+Tries the whole run in miniature, in less than a minute: a tiny twin of the
+model (same class, tokenizer and vocabulary; few narrow layers), two dozen of
+the run's own rows, its own objective, adapter and precision. Trains, saves,
+loads again, resumes, and says what held. Nothing is written to output_dir.
+The options are those of counterpoint train; counterpoint train --help lists
+them. See docs/smoke.md.
+
+exit codes:
+  0    every check that applies holds
+  1    a check failed
+  2    it cannot be done as asked
+
+options beside those of train:
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SmokeOptions:
+    """What the command takes beside ``train``'s options; every field's help is its meaning."""
+
+    real: int = field(
+        default=0,
+        metadata={
+            "help": "Then also train that many steps of the real model, not kept, and measure "
+            "time and memory; 2 is enough for an estimate of the whole run's time."
+        },
+    )
+    json: bool = field(default=False, metadata={"help": "The report as JSON."})
+
+    def __post_init__(self) -> None:
+        """Refuse a number of steps that cannot be meant."""
+        if self.real < 0:
+            raise ConfigError("CP103", f"real={self.real} should be a number of steps, from 0.")
+
+
+def smoke_help(width: int | None = None) -> str:
+    """The text of ``counterpoint smoke --help``."""
+    return f"{USAGE}{flags_help(flags_of(SmokeOptions), width)}\n"
+
+
+def smoke(words: list[str]) -> int:
+    """Try the run that the words describe, and say on standard output what held.
+
+    Args:
+        words: what follows ``counterpoint smoke``.
+
+    Returns:
+        0 where every check holds, 1 where one failed.
+
+    Raises:
+        CounterpointError: with the code of what cannot be done.
+    """
+    values, others = take_flags(words, flags_of(SmokeOptions))
+    options = SmokeOptions(**values)
+    # slow to import, and so after what the words alone can tell
+    from counterpoint.cli.settings import read_request
+
+    return _try(read_request(others), options)
+
+
+def _try(request: Request, options: SmokeOptions) -> int:
+    from counterpoint.cli.hub import hub_or_cache
+    from counterpoint.cli.train import call, hide_token, load_parts, load_weights
+    from counterpoint.smoke.report import Check, head
+    from counterpoint.smoke.run import Subject, smoke
+
+    quiet_bars()
+    hide_token(request.config)
+    parts = load_parts(request, call, weights=False)
+    width = terminal_width()
+
+    def load() -> Any:
+        with hub_or_cache([str(request.run.model)]):
+            return load_weights(request, parts.model_config)
+
+    def begun(twin: str) -> None:
+        if not options.json:
+            _write("\n".join(head(twin, width)))
+
+    def told(check: Check) -> None:
+        if not options.json:
+            _write("\n".join(check.as_lines(width)))
+
+    report = smoke(
+        Subject(
+            args=request.config,
+            source=str(request.run.model),
+            config=parts.model_config,
+            tokenizer=parts.tokenizer,
+            rows=parts.train_rows,
+            peft_config=parts.adapter,
+        ),
+        real_steps=options.real,
+        load=load,
+        begun=begun,
+        told=told,
+    )
+    if options.json:
+        _write(report.as_json())
+        return report.exit_code
+    real = [] if report.real is None else ["", *report.real.as_lines(width)]
+    _write("\n".join([*real, "", report.summary()]))
+    return report.exit_code
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

@@ -1,0 +1,114 @@
+"""A few of the run's own rows as pairs, for a run in miniature.
+
+Rows are taken evenly from the whole set and become tokens as in the run, with its limits. What is
+longer than a miniature needs is then cut around the place where the two completions part.
+
+Not here: what a row becomes (``data.encode``), and judging the whole set (``doctor``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from itertools import islice
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
+
+from counterpoint.config import CPOConfig
+from counterpoint.data import formats
+from counterpoint.data.encode import encode_rows
+from counterpoint.data.prepare import PrepareOptions, to_pair
+from counterpoint.data.sources import dataset_from_rows
+from counterpoint.data.tokenize import PairTokenizer
+from counterpoint.errors import DataError
+from counterpoint.records import TokenPair
+
+PROMPT, COMPLETION = 48, 24
+"""Most tokens of a miniature's prompt and of each of its completions."""
+
+
+def own_pairs(
+    rows: Any, tokenizer: PreTrainedTokenizerBase, args: CPOConfig, most: int
+) -> list[TokenPair]:
+    """Some rows of a data set as pairs, as the run would train them.
+
+    Args:
+        rows: raw rows: a ``Dataset``, a stream (its first rows are taken) or a list.
+        tokenizer: with EOS.
+        args: the run's limits, and what it does with rows that are no pairs.
+        most: how many rows to look at.
+
+    Returns:
+        At least one pair; each row at most once.
+
+    Raises:
+        DataError: CP2xx of the first row that is no pair, unless ``invalid_rows`` is "drop";
+            CP209 where no row that was looked at is usable.
+    """
+    numbers, raw = _some(rows, most)
+    names = dict.fromkeys(name for row in raw for name in row)
+    formats.check_columns(list(names), name="train")
+    table = {name: [row.get(name) for row in raw] for name in names if name in formats.READ}
+    options = PrepareOptions.of(args)
+    columns = encode_rows(table, numbers, tokenizer=PairTokenizer(tokenizer), limits=options.limits)
+    cells = zip(*columns.values(), strict=True)
+    records = [dict(zip(columns, row, strict=True)) for row in cells]
+    problems = [record["problem"] for record in records if record["problem"]]
+    refused = [text for text in problems if not _is_policy(text, options)]
+    if refused and options.invalid_rows == "raise":
+        raise DataError(refused[0][:5], f"train, {refused[0][6:]}")
+    pairs = [to_pair(record) for record in records if not record["problem"]]
+    if not pairs:
+        first = f" The first: {problems[0]}" if problems else ""
+        raise DataError(
+            "CP209", f"none of the {len(records)} rows of train looked at can be used.{first}"
+        )
+    return pairs
+
+
+def shortened(pair: TokenPair) -> TokenPair:
+    """A pair of at most ``PROMPT`` + ``COMPLETION`` tokens a side.
+
+    Tokens with which both completions begin go to the prompt where a completion is too long, so
+    that what is left of them differs; then the prompt loses its beginning, completions their end.
+    """
+    prompt, chosen, rejected = list(pair.prompt), list(pair.chosen), list(pair.rejected)
+    if max(len(chosen), len(rejected)) > COMPLETION:
+        same = 0
+        while same < min(len(chosen), len(rejected)) - 1 and chosen[same] == rejected[same]:
+            same += 1
+        prompt, chosen, rejected = prompt + chosen[:same], chosen[same:], rejected[same:]
+    return replace(
+        pair,
+        prompt=prompt[-PROMPT:],
+        chosen=chosen[:COMPLETION],
+        rejected=rejected[:COMPLETION],
+    )
+
+
+def prepared(pairs: Sequence[TokenPair]) -> Dataset:
+    """Pairs as the data set that a trainer takes for prepared."""
+    named = [asdict(pair) for pair in pairs]
+    parts = ("prompt", "chosen", "rejected")
+    return Dataset.from_list(
+        [{f"{k}_ids" if k in parts else k: v for k, v in row.items()} for row in named]
+    )
+
+
+def _some(rows: Any, most: int) -> tuple[list[int], list[Any]]:
+    """Numbers and content of a few rows; of a stream the first ones."""
+    if isinstance(rows, IterableDataset):
+        first = list(islice(rows, most))
+        return list(range(len(first))), first
+    table = rows if isinstance(rows, Dataset) else dataset_from_rows(list(rows), name="train")
+    if table.format["type"] != "custom":
+        table = table.with_format(None)
+    count = min(most, len(table))
+    numbers = [place * len(table) // count for place in range(count)]
+    return numbers, [table[number] for number in numbers]
+
+
+def _is_policy(problem: str, options: PrepareOptions) -> bool:
+    return options.truncation == "drop" and problem.startswith("CP204")
