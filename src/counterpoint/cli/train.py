@@ -95,7 +95,7 @@ def train(request: Request) -> None:
     run, config = request.run, request.config
     quiet_bars()
     quiet_replicas()
-    _hide_token(config)
+    hide_token(config)
     with _nothing_left_behind(Path(config.output_dir)):
         if run.doctor and is_first_process():
             parts = _consulted(request)
@@ -188,13 +188,13 @@ def load_parts(request: Request, attempt: Attempt) -> Parts:
         request: options read and checked.
         attempt: how to call what may fail.
     """
-    with hub_or_cache(_names(request.run)):
+    with hub_or_cache(names_of(request.run)):
         return _load_parts(request.run, request.config, attempt)
 
 
 def _load_parts(run: RunOptions, config: CPOConfig, attempt: Attempt) -> Parts:
     source = str(run.model)
-    attempt(_merge_model_options, run, config)
+    attempt(merge_model_options, run, config)
     model_config = attempt(load_config, source, config, from_scratch=run.from_scratch)
     parts = Parts(
         tokenizer=attempt(
@@ -205,7 +205,7 @@ def _load_parts(run: RunOptions, config: CPOConfig, attempt: Attempt) -> Parts:
             chat_template=run.chat_template,
         ),
         adapter=attempt(adapter_config, run),
-        train_rows=attempt(_train_rows, run, config),
+        train_rows=attempt(train_rows, run, config),
         eval_rows=attempt(_eval_sets, run),
     )
     if model_config is not None and run.from_scratch:
@@ -228,21 +228,26 @@ def _build(parts: Parts, config: CPOConfig) -> CPOTrainer:
     )
 
 
-def _names(run: RunOptions) -> list[str]:
+def names_of(run: RunOptions) -> list[str]:
     """All that may have to come from the hub."""
     named = _named_sets(run.eval_dataset)
     evals = named.values() if isinstance(named, Mapping) else named
     return [str(run.model), *([run.tokenizer] if run.tokenizer else []), *run.dataset, *evals]
 
 
-def _hide_token(config: CPOConfig) -> None:
+def hide_token(config: CPOConfig) -> None:
     """Hand the hub's token on where its client looks for it, out of what a run saves."""
     if config.hub_token:
         os.environ["HF_TOKEN"] = config.hub_token
         config.hub_token = None
 
 
-def _merge_model_options(run: RunOptions, config: CPOConfig) -> None:
+def merge_model_options(run: RunOptions, config: CPOConfig) -> None:
+    """Put revision, dtype and attention among the keywords that load a model.
+
+    Raises:
+        ConfigError: CP104 for what is given twice.
+    """
     given = config.model_init_kwargs
     keywords = dict(given) if isinstance(given, Mapping) else {}
     own = {
@@ -264,7 +269,13 @@ def _merge_model_options(run: RunOptions, config: CPOConfig) -> None:
 # Data
 
 
-def _train_rows(run: RunOptions, config: CPOConfig) -> Any:
+def train_rows(run: RunOptions, config: CPOConfig) -> Any:
+    """The raw rows to train on.
+
+    Raises:
+        ConfigError: CP107 for a stream without ``max_steps``.
+        DataError: CP2xx for what cannot be read.
+    """
     rows = pick_split(load(_sources(run.dataset), split=run.dataset_split, streaming=run.streaming))
     if not hasattr(rows, "__len__") and config.max_steps <= 0:
         raise ConfigError(

@@ -1,0 +1,60 @@
+"""A model's twin without data: the same modules over tensors that have shapes only.
+
+Not here: running it (``rehearsal``).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+
+def model_of(
+    config: PretrainedConfig, *, dtype: torch.dtype = torch.float32, **keywords: Any
+) -> PreTrainedModel:
+    """The model that a configuration describes, on the ``meta`` device: it takes no memory.
+
+    Args:
+        config: of a causal language model.
+        dtype: of its weights.
+        keywords: handed to ``AutoModelForCausalLM.from_config``.
+    """
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, **keywords)
+    return model
+
+
+def fake_mode() -> FakeTensorMode:
+    """In which a twin is made and run; the ids of a batch may be real."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def twin_of(model: nn.Module, mode: FakeTensorMode, dtype: torch.dtype | None = None) -> nn.Module:
+    """A copy of a model's modules whose weights have shapes and no data.
+
+    Args:
+        model: on any device, ``meta`` included; its weights are neither read nor copied.
+        mode: what the copy belongs to; run it there alone.
+        dtype: of its floating-point weights; None: as they are.
+
+    Returns:
+        The copy, as if it lay on a CPU; tied weights are tied, frozen ones frozen.
+    """
+    with mode:
+        known: dict[int, Any] = {}
+        for tensor in [*model.parameters(), *model.buffers()]:
+            known.setdefault(id(tensor), _fake(tensor, dtype))
+    # a deep copy takes what it is told that it has copied already
+    return copy.deepcopy(model, known)
+
+
+def _fake(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    is_weight = isinstance(tensor, nn.Parameter)
+    kept = tensor.dtype if dtype is None or not tensor.is_floating_point() else dtype
+    made = torch.empty(tensor.shape, dtype=kept if is_weight else tensor.dtype, device="cpu")
+    return nn.Parameter(made, requires_grad=tensor.requires_grad) if is_weight else made
