@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -55,7 +56,7 @@ class Ledger(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run an operation and note what is new in its results."""
-        if func is ADD and not torch.is_grad_enabled() and _alike(*args[:2]):
+        if func is ADD and not torch.is_grad_enabled() and _are_fake_and_alike(*args[:2]):
             # gradients that meet are added in place by autograd, but not those of a subclass of
             # tensors, which fake ones are
             func = ADD_IN_PLACE
@@ -101,6 +102,6 @@ class Ledger(TorchDispatchMode):
         entry.death = len(self.entries)
 
 
-def _alike(one: Any, other: Any) -> bool:
-    both = isinstance(one, Tensor) and isinstance(other, Tensor)
+def _are_fake_and_alike(one: Any, other: Any) -> bool:
+    both = isinstance(one, FakeTensor) and isinstance(other, FakeTensor)
     return both and (one.shape, one.dtype) == (other.shape, other.dtype)

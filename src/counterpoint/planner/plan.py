@@ -25,7 +25,7 @@ from counterpoint.planner.demand import Demand
 from counterpoint.planner.holdings import holdings_of
 from counterpoint.planner.rehearsal import Way, rehearse
 from counterpoint.planner.shapes import Layout, Lengths, tokens_of
-from counterpoint.planner.twin import fake_mode, twin_of
+from counterpoint.planner.twin import fake_mode, quiet_fakes, twin_of
 
 REHEARSED = (2, 4)
 """Pairs of the two rehearsals."""
@@ -238,12 +238,15 @@ class Planner:
         try:
             demand = self._rehearsed(setting, accumulates)
         except Exception as error:  # whatever a model's own code may raise
-            line = next(iter(str(error).splitlines()), "")
-            raise ModelError(
-                "CP306",
-                f"{type(self.model).__name__} does not run without data, so that its memory "
-                f"cannot be planned: {type(error).__name__}: {line}",
-            ) from error
+            try:  # a loop over experts asks where each token went; one product for all does not
+                demand = self._rehearsed(setting, accumulates, experts="grouped_mm")
+            except Exception:
+                line = next(iter(str(error).splitlines()), "")
+                raise ModelError(
+                    "CP306",
+                    f"{type(self.model).__name__} does not run without data, so that its memory "
+                    f"cannot be planned: {type(error).__name__}: {line}",
+                ) from error
         self._known.append((setting, accumulates, demand))
         return demand
 
@@ -378,9 +381,11 @@ class Planner:
             reason = "sharing has been measured on CPUs only"
         return reason
 
-    def _rehearsed(self, setting: Setting, accumulates: bool) -> Demand:
+    def _rehearsed(self, setting: Setting, accumulates: bool, experts: str | None = None) -> Demand:
         mode = fake_mode()
-        twin = twin_of(self.model, mode, setting.dtype)
+        twin: Any = twin_of(self.model, mode, setting.dtype)
+        if experts is not None:
+            twin.set_experts_implementation(experts)
         if setting.adapter is not None:
             from peft import get_peft_model
 
@@ -390,7 +395,8 @@ class Planner:
         held = holdings_of(twin, optim=optim, stochastic=setting.stochastic, ranks=self.ranks)
         way = Way(setting.layout, setting.autocast, setting.checkpointing, accumulates)
         shape = self.lengths.long(setting.layout)
-        small, large = (rehearse(twin, mode, [shape] * pairs, way) for pairs in REHEARSED)
+        with quiet_fakes():
+            small, large = (rehearse(twin, mode, [shape] * pairs, way) for pairs in REHEARSED)
         return Demand(held, small, large, 0 if self.device == "cpu" else EXTRA)
 
     def _alone(self, setting: Setting) -> int:

@@ -11,14 +11,13 @@ Not here: what lasts from step to step (``holdings``), conclusions (``demand``).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from counterpoint.forward.head import Head, find_head
 from counterpoint.forward.pair_forward import trunk
@@ -91,12 +90,14 @@ class Rehearsal:
         return max(self.stages, key=lambda parts: parts.total)
 
 
-def rehearse(twin: nn.Module, mode: FakeTensorMode, shapes: Sequence[Shape], way: Way) -> Rehearsal:
+def rehearse(
+    twin: nn.Module, mode: AbstractContextManager[Any], shapes: Sequence[Shape], way: Way
+) -> Rehearsal:
     """Go through a micro-batch.
 
     Args:
         twin: from ``twin_of``; afterwards it checkpoints its activations, if that is the way.
-        mode: that the twin belongs to.
+        mode: that the twin belongs to; with ``nullcontext()`` and a real model it all happens.
         shapes: of the micro-batch's pairs.
         way: how it is computed.
 

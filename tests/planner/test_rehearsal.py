@@ -1,0 +1,96 @@
+"""A rehearsal without data holds what the same work holds with data."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+
+from counterpoint.planner.rehearsal import Way, rehearse
+from counterpoint.planner.shapes import Shape
+from counterpoint.planner.twin import fake_mode, twin_of
+from tests.models_on_the_spot import KINDS
+
+SHAPES = [Shape(9, 7, 8), Shape(5, 3, 2)]
+WAYS = {
+    "shared": Way("shared"),
+    "padded": Way("padded"),
+    "bf16": Way("shared", autocast=torch.bfloat16),
+    "checkpointing": Way("shared", checkpointing={}),
+    "accumulating": Way("padded", accumulates=True),
+    "all": Way("shared", torch.bfloat16, {"use_reentrant": False}, accumulates=True),
+}
+
+
+def faked(model, way, shapes=SHAPES):
+    mode = fake_mode()
+    return rehearse(twin_of(model, mode), mode, shapes, way)
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("kind", ["qwen2", "qwen2_tied", "qwen3", "gemma2", "gpt2", "phi3"])
+def test_a_rehearsal_holds_what_the_real_work_holds(kind, way, models):
+    model = models(kind)
+    if way.checkpointing is not None and not model.supports_gradient_checkpointing:
+        pytest.skip("cannot checkpoint")
+    rehearsed = faked(model, way)
+    real = rehearse(model, nullcontext(), SHAPES, way)
+    assert rehearsed.tokens == real.tokens
+    # every stage; autograd's order of adding up may hold one hidden state longer
+    slack = 0.02 * real.peak.total
+    for ours, theirs in zip(rehearsed.stages, real.stages, strict=True):
+        assert abs(ours.total - theirs.total) <= slack
+    assert rehearsed.peak.total == pytest.approx(real.peak.total, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_model_is_rehearsed_or_says_why_not(kind, models):
+    model = models(kind)
+    if kind in LOOPS_OVER_EXPERTS:
+        with pytest.raises(Exception, match=r"."):
+            faked(model, Way("shared"))
+        return
+    assert faked(model, Way("shared")).peak.activations > 0
+
+
+LOOPS_OVER_EXPERTS = {"qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3", "glm4_moe_lite"}
+"""Kinds that ask, with the experts the tests' models use, which tokens went where."""
+
+
+def test_a_model_is_as_it_was_after_its_twin_has_been_rehearsed(models):
+    model = models("qwen2").eval()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    faked(model, WAYS["all"])
+    assert not model.training
+    assert not model.is_gradient_checkpointing
+    assert all(weight.grad is None for weight in model.parameters())
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_checkpointing_holds_fewer_activations_and_accumulating_more_gradients(models):
+    model = models("qwen2", num_hidden_layers=6)
+    shapes = [Shape(60, 30, 30)] * 4
+    plain = faked(model, Way("shared"), shapes)
+    again = faked(model, Way("shared", checkpointing={}), shapes)
+    added = faked(model, Way("shared", accumulates=True), shapes)
+    assert again.peak.total < plain.peak.total
+    assert again.stages[0].activations < plain.stages[0].activations / 2
+    assert added.peak.total > plain.peak.total
+    weights = sum(weight.nbytes for weight in model.parameters())
+    assert added.stages[0].gradients == weights
+    assert plain.stages[0].gradients == 0
+
+
+def test_autocast_keeps_a_copy_of_the_matrices_in_half_the_bytes(models):
+    model = models("qwen2", hidden_size=128, intermediate_size=256)
+    few = [Shape(1, 1, 1)]
+    plain, cast = (
+        faked(model, replace(WAYS["shared"], autocast=dtype), few)
+        for dtype in (None, torch.bfloat16)
+    )
+    matrices = sum(w.numel() for w in model.model.layers.parameters() if w.dim() == 2)
+    more = cast.stages[0].activations - plain.stages[0].activations
+    head = model.lm_head.weight.numel()  # cast as well, though it works on no rows
+    assert 2 * matrices < more <= 2 * (matrices + head) + 2**14
