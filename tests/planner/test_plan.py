@@ -16,8 +16,7 @@ from counterpoint.planner.bound import surely_fits
 from counterpoint.planner.plan import Planner
 from counterpoint.planner.shapes import Lengths, Shape, batch_of, tokens_of
 from counterpoint.planner.table import WIDTH, as_table
-from tests.models_on_the_spot import KINDS
-from tests.planner.test_rehearsal import LOOPS_OVER_EXPERTS
+from tests.models_on_the_spot import APART, KINDS
 
 MIB = 2**20
 PAIRS = [Shape(40 + n % 7, 20 + n % 5, 18 + n % 3) for n in range(64)]
@@ -153,6 +152,31 @@ def test_a_run_whose_weights_alone_are_too_much_has_no_budget(models, tmp_path: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_model_can_be_planned_in_the_layout_that_it_trains_in(
+    kind, models, tmp_path: Path
+):
+    planner = planner_of(models(kind), tmp_path)
+    assert (planner.setting.layout, planner.reason) == ("shared", "")
+    assert planner.estimate(2, 0).activations > 0
+
+
+@pytest.mark.parametrize("kind", sorted(APART.keys() - {"bart"}))
+def test_kinds_that_keep_their_prompts_apart_are_planned_padded(kind, models, tmp_path: Path):
+    planner = planner_of(models(kind), tmp_path)
+    assert planner.setting.layout == "padded" or kind in ("llama4", "doge", "stablelm")
+    assert planner.estimate(2, 0).peak > 0
+
+
+def test_a_model_that_asks_for_values_is_refused_by_name(models, tmp_path: Path):
+    model = models("qwen2")
+    model.model.norm.register_forward_hook(
+        lambda module, args, result: result * result.max().item()
+    )
+    with pytest.raises(ModelError, match="CP306 Qwen2ForCausalLM does not run without data"):
+        planner_of(model, tmp_path, layout="padded").asked(0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_surely_fits_is_predicted_to_fit_in_half(kind, models, tmp_path: Path):
     model = models(kind)
     tokens = LENGTHS.heaviest(8, "padded")
@@ -161,10 +185,6 @@ def test_what_surely_fits_is_predicted_to_fit_in_half(kind, models, tmp_path: Pa
         2**power for power in range(20, 50) if surely_fits(model, tokens, longest, 2**power)
     )
     assert not surely_fits(model, tokens, longest, enough // 2)
-    if kind in LOOPS_OVER_EXPERTS:
-        with pytest.raises(ModelError, match="CP306"):
-            planner_of(model, tmp_path, layout="padded").asked(0)
-        return
     planner = planner_of(model, tmp_path, layout="padded")
     held = planner.demand(planner.setting)
     assert held.peak(tokens) - held.holdings.weights <= enough / 2

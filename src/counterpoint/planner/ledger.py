@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 ADD, ADD_IN_PLACE = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor
+GROUPED = torch.ops.aten._grouped_mm.default
 
 
 @dataclass(slots=True)
@@ -60,7 +61,10 @@ class Ledger(TorchDispatchMode):
             # gradients that meet are added in place by autograd, but not those of a subclass of
             # tensors, which fake ones are
             func = ADD_IN_PLACE
-        result = func(*args, **(kwargs or {}))
+        if func is GROUPED and isinstance(args[0], FakeTensor):
+            result = _grouped(args, kwargs or {})
+        else:
+            result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._note(leaf)
@@ -105,3 +109,13 @@ class Ledger(TorchDispatchMode):
 def _are_fake_and_alike(one: Any, other: Any) -> bool:
     both = isinstance(one, FakeTensor) and isinstance(other, FakeTensor)
     return both and (one.shape, one.dtype) == (other.shape, other.dtype)
+
+
+def _grouped(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The product of experts, whose description knows bfloat16 alone, in any dtype."""
+    narrow = [
+        arg.to(torch.bfloat16) if isinstance(arg, Tensor) and arg.is_floating_point() else arg
+        for arg in args
+    ]
+    product: Tensor = GROUPED(*narrow, **kwargs)
+    return product.to(args[0].dtype)
