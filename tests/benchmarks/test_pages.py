@@ -9,6 +9,7 @@ from typing import Any
 
 import gpu
 import growth
+import planner
 import preparing
 import pytest
 import roofline
@@ -26,6 +27,7 @@ SHOWN: dict[tuple[str, str], Callable[[Any], str]] = {
     (SPEED, "roofline"): lambda results: roofline.table(results["rows"]),
     (SPEED, "preparing"): preparing.table,
     (SPEED, "gpu"): gpu.page,
+    ("docs/planning.md", "planner"): lambda results: planner.table(results["rows"]),
 }
 
 
