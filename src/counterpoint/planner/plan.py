@@ -145,7 +145,8 @@ class Plan:
         pairs: of an optimizer step, over all ranks.
         asked: what the run needs as it is configured.
         longest: what the longest pair alone needs.
-        budget: the ``max_micro_batch_tokens`` to use; 0 where no pair fits.
+        budget: the most ``max_micro_batch_tokens`` that fits; 0 where no pair does.
+        whole: input tokens of a rank's share of the longest step.
         splits: ways to get the wanted pairs a step, the largest micro-batches first.
         remedies: what to turn on where it does not fit, the cheapest first; each with those before.
     """
@@ -163,6 +164,7 @@ class Plan:
     asked: Estimate
     longest: Estimate
     budget: int
+    whole: int
     splits: tuple[Split, ...]
     remedies: tuple[Remedy, ...]
 
@@ -367,6 +369,7 @@ class Planner:
             asked=self.asked(usable),
             longest=self.estimate(1, usable),
             budget=self.budget(usable),
+            whole=self.lengths.heaviest(max(1, pairs // self.ranks), self.setting.layout),
             splits=tuple(self.splits(pairs, usable)),
             remedies=tuple(self.remedies(usable)),
         )

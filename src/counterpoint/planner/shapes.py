@@ -5,7 +5,7 @@ Not here: the tokens themselves (``data``), and what lengths say of preferences 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -23,6 +23,9 @@ Layout = Literal["padded", "shared"]
 
 LONG = 0.1
 """Share of the pairs, the longest, whose mean length stands for those of a full micro-batch."""
+
+AT_ONCE = 10_000
+"""Pairs whose tokens are looked at together."""
 
 
 class Shape(NamedTuple):
@@ -52,9 +55,7 @@ class Lengths:
     def of(cls, pairs: Dataset | Iterable[TokenPair]) -> Lengths:
         """Those of prepared pairs, or of pairs of tokens."""
         if isinstance(pairs, Dataset):
-            table = pairs.with_format("arrow")[:]
-            columns = [pc.list_value_length(table.column(f"{part}_ids")) for part in PARTS]
-            return cls(np.stack([column.to_numpy() for column in columns], 1).astype(np.int64))
+            return cls(np.concatenate([*_lengths(pairs)]))
         rows = [(len(pair.prompt), len(pair.chosen), len(pair.rejected)) for pair in pairs]
         return cls(np.asarray(rows, dtype=np.int64).reshape(-1, len(PARTS)))
 
@@ -97,6 +98,13 @@ class Lengths:
         prompt, chosen, rejected = self.parts.T
         either = chosen + rejected if layout == "shared" else np.maximum(chosen, rejected)
         return np.argsort(-(prompt + either), kind="stable")
+
+
+def _lengths(pairs: Dataset) -> Iterator[npt.NDArray[np.int64]]:
+    """A part at a time, so that no copy is made of all tokens."""
+    for table in pairs.with_format("arrow").iter(AT_ONCE):
+        columns = [pc.list_value_length(table.column(f"{part}_ids")) for part in PARTS]
+        yield np.stack([column.to_numpy() for column in columns], 1).astype(np.int64)
 
 
 def tokens_of(shapes: Sequence[Shape], layout: Layout) -> int:

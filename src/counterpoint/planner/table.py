@@ -70,8 +70,10 @@ def _verdict(estimate: Estimate | Split) -> str:
 
 
 def _advice(plan: Plan) -> Iterator[str]:
-    if plan.budget:
-        yield f"a micro-batch may hold up to {plan.budget:,} tokens:"
+    if plan.budget >= plan.whole:
+        yield "a step fits whole: no micro-batch need be smaller."
+    elif plan.budget:
+        yield f"a micro-batch may hold {plan.budget:,} tokens, of a step's {plan.whole:,} at most:"
         yield f"  max_micro_batch_tokens: {plan.budget}"
     if not plan.remedies:
         yield "it fits as it is configured."

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from datasets import Dataset
 from torch import nn
 
 from counterpoint.config import CPOConfig
@@ -33,7 +34,7 @@ def fitting_budget(model: nn.Module, args: CPOConfig, pairs: Any) -> int | None:
         None where the options say it, where all fits, and where nothing is known: of a stream's
         lengths, or of a model that does not run without data.
     """
-    if args.max_micro_batch_tokens is not None or not hasattr(pairs, "__len__"):
+    if args.max_micro_batch_tokens is not None or not isinstance(pairs, Dataset):
         return None
     lengths = Lengths.of(pairs)
     # two processes on one machine's memory will each want the same at the same time
