@@ -34,7 +34,7 @@ def test_anything_else_is_refused_and_named(text):
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(24 * 2**30, "24 GiB"), (1.5 * 2**20, "1.5 MiB"), (2**10, "1 KiB"), (2**50, "1,024 TiB")],
+    [(24 * 2**30, "24 GiB"), (3 * 2**19, "1.5 MiB"), (2**10, "1 KiB"), (2**50, "1,024 TiB")],
 )
 def test_a_size_is_shown_in_three_digits(size, text):
     assert show_bytes(size) == text

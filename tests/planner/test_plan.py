@@ -161,10 +161,9 @@ def test_every_kind_of_model_can_be_planned_in_the_layout_that_it_trains_in(
 
 
 @pytest.mark.parametrize("kind", sorted(APART.keys() - {"bart"}))
-def test_kinds_that_keep_their_prompts_apart_are_planned_padded(kind, models, tmp_path: Path):
+def test_kinds_that_keep_their_prompts_apart_can_be_planned_too(kind, models, tmp_path: Path):
     planner = planner_of(models(kind), tmp_path)
-    assert planner.setting.layout == "padded" or kind in ("llama4", "doge", "stablelm")
-    assert planner.estimate(2, 0).peak > 0
+    assert planner.estimate(2, 0).peak > planner.demand(planner.setting).holdings.lasting
 
 
 def test_a_model_that_asks_for_values_is_refused_by_name(models, tmp_path: Path):

@@ -156,8 +156,11 @@ def _planner(request: Request, options: PlanOptions) -> Any:
             )
         )
         lengths = _lengths(request, tokenizer)
-    if run.lora_r is not None:  # frozen weights keep the precision of their files
-        config.model_init_kwargs = {"dtype": "auto", **(config.model_init_kwargs or {})}
+    keywords: Any = dict(config.model_init_kwargs or {})  # type: ignore[arg-type]
+    # frozen weights keep the precision of their files
+    if keywords.get("dtype", "auto" if run.lora_r else None) == "auto":
+        keywords["dtype"] = getattr(described, "dtype", None) or torch.float32
+    config.model_init_kwargs = keywords
     with torch.device("meta"):
         model = random_model(str(run.model), config, described)
     if config.disable_dropout:

@@ -37,7 +37,7 @@ class Entry:
     death: int | None = None
 
 
-class Ledger(TorchDispatchMode):
+class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While open, notes all memory that operations make, on real tensors or fake ones.
 
     Args:
@@ -47,7 +47,7 @@ class Ledger(TorchDispatchMode):
 
     def __init__(self, kind: str, there: Iterable[Tensor] = ()) -> None:
         """Nothing is noted yet."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.kind = kind
         self.entries: list[Entry] = []
         self._old = {tensor.untyped_storage()._cdata for tensor in there}

@@ -49,16 +49,11 @@ def read_bytes(text: str, name: str = "memory") -> int:
     return value
 
 
-def show_bytes(size: float) -> str:
+def show_bytes(size: int) -> str:
     """Bytes as people read them: "17.3 GiB"."""
-    for unit in ("TiB", "GiB", "MiB"):
-        if abs(size) >= UNITS[unit]:
-            return (
-                f"{size / UNITS[unit]:.3g} {unit}"
-                if size < 1000 * UNITS[unit]
-                else (f"{size / UNITS[unit]:,.0f} {unit}")
-            )
-    return f"{size / 1024:.0f} KiB"
+    unit = next((name for name in ("TiB", "GiB", "MiB") if size >= UNITS[name]), "KiB")
+    number = size / UNITS[unit]
+    return f"{number:,.0f} {unit}" if number >= 1000 or unit == "KiB" else f"{number:.3g} {unit}"
 
 
 def available_memory(device: torch.device) -> int:

@@ -8,7 +8,6 @@ Not here: how memory is predicted (``demand``), how a plan is shown (``table``).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -25,7 +24,7 @@ from counterpoint.planner.demand import Demand
 from counterpoint.planner.holdings import holdings_of
 from counterpoint.planner.rehearsal import Way, rehearse
 from counterpoint.planner.shapes import Layout, Lengths, tokens_of
-from counterpoint.planner.twin import fake_mode, quiet_fakes, twin_of
+from counterpoint.planner.twin import adapted, fake_mode, quiet_fakes, twin_of
 
 REHEARSED = (2, 4)
 """Pairs of the two rehearsals."""
@@ -385,15 +384,12 @@ class Planner:
         return reason
 
     def _rehearsed(self, setting: Setting, accumulates: bool, experts: str | None = None) -> Demand:
-        mode = fake_mode()
-        twin: Any = twin_of(self.model, mode, setting.dtype)
+        mode, model, dtype = fake_mode(), self.model, setting.dtype
+        if setting.adapter is not None:
+            model, dtype = adapted(model, setting.adapter, dtype), None
+        twin: Any = twin_of(model, mode, dtype)
         if experts is not None:
             twin.set_experts_implementation(experts)
-        if setting.adapter is not None:
-            from peft import get_peft_model
-
-            with mode:  # peft writes what it finds into the configuration
-                twin = get_peft_model(twin, copy.deepcopy(setting.adapter))
         optim = str(getattr(self.args.optim, "value", self.args.optim))
         held = holdings_of(twin, optim=optim, stochastic=setting.stochastic, ranks=self.ranks)
         way = Way(setting.layout, setting.autocast, setting.checkpointing, accumulates)
@@ -417,11 +413,11 @@ class Planner:
             yield "gradient_checkpointing: true", cost, {"checkpointing": {}}
         if now.autocast is None and not now.stochastic:
             yield "bf16: true", "products in 16 bits", {"autocast": torch.bfloat16}
-        adapted = now.adapter is not None or hasattr(self.model, "peft_config")
-        if not now.stochastic and not adapted:
+        whole = now.adapter is None and not hasattr(self.model, "peft_config")
+        if not now.stochastic and whole:
             changes = {"stochastic": True, "dtype": torch.bfloat16}
             yield "stochastic_rounding: true", "weights in 16 bits; needs torchao", changes
-        if not adapted and find_spec("peft") is not None:
+        if whole and find_spec("peft") is not None:
             from peft import LoraConfig
 
             adapter = LoraConfig(task_type="CAUSAL_LM", r=LORA_RANK, target_modules="all-linear")

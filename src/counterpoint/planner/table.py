@@ -85,7 +85,8 @@ def _advice(plan: Plan) -> Iterator[str]:
     for remedy in plan.remedies:
         yield f"  {remedy.line}"
         verdict = f"up to {remedy.budget:,} tokens fit" if remedy.fits else "still too much"
-        yield f"    {remedy.cost}; the longest pair needs {show_bytes(remedy.peak)}: {verdict}"
+        yield f"    {remedy.cost}"
+        yield f"    the longest pair needs {show_bytes(remedy.peak)}: {verdict}"
     if not plan.remedies[-1].fits:
         yield "Beyond that: a smaller model, or more memory."
 

@@ -60,15 +60,35 @@ def twin_of(model: nn.Module, mode: FakeTensorMode, dtype: torch.dtype | None = 
         The copy, as if it lay on a CPU; tied weights are tied, frozen ones frozen.
     """
     with mode:
-        known: dict[int, Any] = {}
-        for tensor in [*model.parameters(), *model.buffers()]:
-            known.setdefault(id(tensor), _fake(tensor, dtype))
+        return _copied(model, "cpu", dtype)
+
+
+def adapted(model: nn.Module, adapter: Any, dtype: torch.dtype | None = None) -> nn.Module:
+    """A copy of a model's modules on the ``meta`` device with an adapter on it.
+
+    Args:
+        model: on any device; it is neither read nor changed.
+        adapter: a ``peft.PeftConfig``.
+        dtype: of the model's floating-point weights, not the adapter's; None: as they are.
+    """
+    from peft import get_peft_model
+
+    # peft writes what it finds into the configuration
+    found: nn.Module = get_peft_model(_copied(model, "meta", dtype), copy.deepcopy(adapter))
+    return found
+
+
+def _copied(model: nn.Module, device: str, dtype: torch.dtype | None = None) -> Any:
+    known: dict[int, Any] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        known.setdefault(id(tensor), _empty(tensor, device, dtype))
     # a deep copy takes what it is told that it has copied already
     return copy.deepcopy(model, known)
 
 
-def _fake(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    is_weight = isinstance(tensor, nn.Parameter)
+def _empty(tensor: Tensor, device: str, dtype: torch.dtype | None) -> Tensor:
+    if not isinstance(tensor, nn.Parameter):
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
     kept = tensor.dtype if dtype is None or not tensor.is_floating_point() else dtype
-    made = torch.empty(tensor.shape, dtype=kept if is_weight else tensor.dtype, device="cpu")
-    return nn.Parameter(made, requires_grad=tensor.requires_grad) if is_weight else made
+    made = torch.empty(tensor.shape, dtype=kept, device=device)
+    return nn.Parameter(made, requires_grad=tensor.requires_grad)
