@@ -60,7 +60,8 @@ def twin_of(model: nn.Module, mode: FakeTensorMode, dtype: torch.dtype | None = 
         The copy, as if it lay on a CPU; tied weights are tied, frozen ones frozen.
     """
     with mode:
-        return _copied(model, "cpu", dtype)
+        twin: nn.Module = _copied(model, "cpu", dtype)
+    return twin
 
 
 def adapted(model: nn.Module, adapter: Any, dtype: torch.dtype | None = None) -> nn.Module:
