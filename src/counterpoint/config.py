@@ -231,8 +231,9 @@ class CPOConfig(TrainingArguments):
     max_micro_batch_tokens: int | None = _option(
         None,
         "Counterpoint: most input tokens of a micro-batch, padding included, >= 1; a step's "
-        "pairs are cut by it. None: cut by per_device_train_batch_size. Where memory runs out, "
-        "it is lowered and the step done again.",
+        "pairs are cut by it. None: cut by per_device_train_batch_size, or smaller where that is "
+        "predicted not to fit (docs/planning.md). Where memory runs out, it is lowered and the "
+        "step done again.",
     )
     stochastic_rounding: bool = _option(
         False,

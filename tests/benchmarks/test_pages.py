@@ -10,6 +10,7 @@ from typing import Any
 import compiling
 import gpu
 import growth
+import planner
 import preparing
 import pytest
 import roofline
@@ -28,6 +29,7 @@ SHOWN: dict[tuple[str, str], Callable[[Any], str]] = {
     (SPEED, "preparing"): preparing.table,
     (SPEED, "compiling"): compiling.table,
     (SPEED, "gpu"): gpu.page,
+    ("docs/planning.md", "planner"): lambda results: planner.table(results["rows"]),
 }
 
 

@@ -18,9 +18,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, ByT5Tokenizer
 
-from counterpoint.doctor import of_machine, of_objective
+from counterpoint.config import CPOConfig
+from counterpoint.data.prepare import prepare
+from counterpoint.doctor import of_machine, of_memory, of_objective
 from counterpoint.doctor.findings import Finding
 from counterpoint.doctor.table import TABLE, severity_of
+from counterpoint.planner.plan import Planner
+from counterpoint.planner.shapes import Lengths
 from tests.cli.test_bad_input import GALLERY as REFUSED_BY_THE_COMMAND
 from tests.doctor.patients import (
     Change,
@@ -637,14 +641,33 @@ def test_checkpoints_that_do_not_fit_the_disk_are_named_and_fewer_of_them_fit(
     assert seen(pasted(finding)(patient), "CW503") is None
 
 
-def test_less_memory_than_weights_gradients_and_moments_take_is_named(
+def test_less_memory_than_the_longest_pair_needs_is_named_with_what_helps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patient = healthy(str(tmp_path / "out"))
-    weights = sum(weight.numel() for weight in patient.model.parameters())
-    monkeypatch.setattr(of_machine, "available_memory", lambda device: 16 * weights)
+    patient = options(gradient_checkpointing=False)(healthy(str(tmp_path / "out")))
+    args = CPOConfig(**patient.options)
+    pairs = prepare(patient.rows, patient.tokenizer).pairs
+    planner = Planner(patient.model, args, Lengths.of(pairs))
+    peak = planner.estimate(1, 0).peak
+    weights = sum(weight.nbytes for weight in patient.model.parameters())
+    monkeypatch.setattr(of_memory, "available_memory", lambda device: peak - weights)
     assert seen(patient, "CW504") is None
-    monkeypatch.setattr(of_machine, "available_memory", lambda device: 16 * weights - 1)
+    monkeypatch.setattr(of_memory, "available_memory", lambda device: peak - weights - 1)
+    finding = seen(patient, "CW504")
+    assert finding is not None
+    assert finding.fix == "gradient_checkpointing: true"
+    assert seen(pasted(finding)(patient), "CW504") is None
+
+
+def test_without_pairs_the_least_that_any_step_needs_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = replace(healthy(str(tmp_path / "out")), rows=None)
+    weights = sum(weight.numel() for weight in patient.model.parameters())
+    # gradients and two moments, beside the weights that are there
+    monkeypatch.setattr(of_memory, "available_memory", lambda device: 12 * weights)
+    assert seen(patient, "CW504") is None
+    monkeypatch.setattr(of_memory, "available_memory", lambda device: 12 * weights - 1)
     assert seen(patient, "CW504") is not None
     assert seen(lora()(patient), "CW504") is None
 

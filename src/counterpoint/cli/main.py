@@ -32,6 +32,8 @@ commands:
                  say what is wrong with a run before it begins; options as for train
   doctor --explain CODE
                  what a code means, why it hurts, and what to do
+  plan [CONFIG.yaml] [--memory 24GiB] [--ranks N] [--option value ...] [--json]
+                 say what a run needs in memory, and how to cut its steps to fit
   smoke [CONFIG.yaml] [--real N] [--option value ...] [--json]
                  try the whole run in miniature, on a tiny twin of the model; options as for train
   tokens [CONFIG.yaml] [--row N ...] [--option value ...]
@@ -61,7 +63,8 @@ exit codes:
   1    it failed while running: disk, memory, network, or a bug
   2    it cannot be done as asked; the line on stderr starts with a code, see docs/errors.md
   130  interrupted with Ctrl-C
-  (doctor: 0 nothing found, 1 warnings, 2 errors; smoke: 1 a check failed)
+  (doctor: 0 nothing found, 1 warnings, 2 errors; smoke: 1 a check failed;
+  plan: 0 it fits, 1 it does not)
 """
 
 DOCTOR_HELP = """\
@@ -150,6 +153,7 @@ def _dispatch(words: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "doctor": _doctor,
+        "plan": _plan,
         "smoke": _smoke,
         "tokens": _tokens,
         "init": _init,
@@ -185,6 +189,15 @@ def _train(words: list[str]) -> int:
 
     train(request)
     return DONE
+
+
+def _plan(words: list[str]) -> int:
+    from counterpoint.cli.plan import plan, plan_help
+
+    if any(word in ("-h", "--help") for word in words):
+        sys.stdout.write(plan_help())
+        return DONE
+    return plan(words)
 
 
 def _tokens(words: list[str]) -> int:

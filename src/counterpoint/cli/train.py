@@ -191,7 +191,7 @@ def load_parts(request: Request, attempt: Attempt, *, weights: bool = True) -> P
         attempt: how to call what may fail.
         weights: False leaves the model to ``load_weights``.
     """
-    with hub_or_cache(attempt(_names, request.run) or ()):
+    with hub_or_cache(attempt(names_of, request.run) or ()):
         parts = _load_parts(request.run, request.config, attempt)
         if weights and parts.model_config is not None:
             parts.model = attempt(load_weights, request, parts.model_config)
@@ -215,7 +215,7 @@ def load_weights(request: Request, model_config: Any) -> Any:
 
 def _load_parts(run: RunOptions, config: CPOConfig, attempt: Attempt) -> Parts:
     source = str(run.model)
-    attempt(_merge_model_options, run, config)
+    attempt(merge_model_options, run, config)
     return Parts(
         model_config=attempt(load_config, source, config, from_scratch=run.from_scratch),
         tokenizer=attempt(
@@ -226,7 +226,7 @@ def _load_parts(run: RunOptions, config: CPOConfig, attempt: Attempt) -> Parts:
             chat_template=run.chat_template,
         ),
         adapter=attempt(adapter_config, run),
-        train_rows=attempt(_train_rows, run, config),
+        train_rows=attempt(train_rows, run, config),
         eval_rows=attempt(_eval_sets, run),
     )
 
@@ -243,7 +243,7 @@ def _build(parts: Parts, config: CPOConfig) -> CPOTrainer:
     )
 
 
-def _names(run: RunOptions) -> list[str]:
+def names_of(run: RunOptions) -> list[str]:
     """All that may have to come from the hub."""
     named = _named_sets(run.eval_dataset)
     evals = named.values() if isinstance(named, Mapping) else named
@@ -261,7 +261,12 @@ def hide_token(config: CPOConfig) -> None:
         config.hub_token = None
 
 
-def _merge_model_options(run: RunOptions, config: CPOConfig) -> None:
+def merge_model_options(run: RunOptions, config: CPOConfig) -> None:
+    """Put revision, dtype and attention among the keywords that load a model.
+
+    Raises:
+        ConfigError: CP104 for what is given twice.
+    """
     given = config.model_init_kwargs
     keywords = dict(given) if isinstance(given, Mapping) else {}
     own = {
@@ -283,7 +288,13 @@ def _merge_model_options(run: RunOptions, config: CPOConfig) -> None:
 # Data
 
 
-def _train_rows(run: RunOptions, config: CPOConfig) -> Any:
+def train_rows(run: RunOptions, config: CPOConfig) -> Any:
+    """The raw rows to train on.
+
+    Raises:
+        ConfigError: CP107 for a stream without ``max_steps``.
+        DataError: CP2xx for what cannot be read.
+    """
     rows = pick_split(load(_sources(run.dataset), split=run.dataset_split, streaming=run.streaming))
     if not hasattr(rows, "__len__") and config.max_steps <= 0:
         raise ConfigError(

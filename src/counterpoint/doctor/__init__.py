@@ -5,7 +5,8 @@
 Every check is a function from facts to findings; none trains, none writes, none stops another.
 ``examine`` is loaded when first used, so that a code is explained without waiting for torch.
 
-Not here: what rows, options and models mean (their rooms), and the planner's exact memory.
+Not here: what rows, options and models mean (their rooms), and what memory a step needs
+(``planner``).
 """
 
 from __future__ import annotations

@@ -427,9 +427,9 @@ _MACHINE: dict[str, tuple[str, str, str]] = {
         "Keep fewer checkpoints, save the model only, or choose another disk.",
     ),
     "CW504": (
-        "less memory than weights, gradients and optimizer take",
-        "This is a lower bound: activations come on top.",
-        "Train an adapter, use a smaller model, or more memory.",
+        "less memory than a step needs",
+        "Memory runs out in the first steps, or the system ends the run.",
+        "counterpoint plan says what takes how much, and what to turn on, cheapest first.",
     ),
     "CN501": ("the machine", "Device and precision of the run.", "Nothing, if it is so meant."),
     "CW901": (

@@ -4,7 +4,7 @@ Checks run one after the other, each shielded: an exception inside one becomes a
 and the others go on. Options, model, tokenizer and data are given as objects, any of which may be
 missing; nothing is changed, trained or written.
 
-Not here: loading by name (the command does), memory to the byte, and a run in miniature.
+Not here: loading by name (the command does), and a run in miniature.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from counterpoint.config import CPOConfig
@@ -21,11 +23,13 @@ from counterpoint.doctor.findings import Finding, Report, find, from_error
 from counterpoint.doctor.of_batch import of_batch, steps_of
 from counterpoint.doctor.of_data import of_both, of_data
 from counterpoint.doctor.of_machine import of_machine
+from counterpoint.doctor.of_memory import of_memory
 from counterpoint.doctor.of_model import embedding_rows, of_model
 from counterpoint.doctor.of_objective import of_objective, of_unused
 from counterpoint.doctor.of_tokenizer import of_tokenizer
 from counterpoint.doctor.survey import Progress, Survey, survey
 from counterpoint.errors import CounterpointError
+from counterpoint.planner.shapes import Lengths
 
 TRAIN = "train"
 
@@ -86,6 +90,8 @@ def examine(
         run(of_model, model, args, peft_config=peft_config, tokens=tokens)
     steps = steps_of(args, pairs, args.world_size).total
     run(of_machine, args, model=model, peft_config=peft_config, steps=steps, overwrite=overwrite)
+    if isinstance(model, nn.Module):
+        run(of_memory, model, args, peft_config=peft_config, lengths=_lengths(train, args))
     return Report.of(findings)
 
 
@@ -100,6 +106,16 @@ def shielded(
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "")
         yield find("CW901", f"{check.__name__.strip('_')}: {type(error).__name__}: {reason}")
+
+
+def _lengths(train: Survey | None, args: CPOConfig) -> Lengths | None:
+    """Of the training pairs as they will be cut."""
+    tokens = None if train is None else train.tokens
+    if tokens is None or not len(tokens.prompt):
+        return None
+    limits = PrepareOptions.of(args).limits
+    parts = np.stack([tokens.prompt, tokens.chosen, tokens.rejected], 1)
+    return Lengths(parts).within(limits.max_length, limits.max_completion_length)
 
 
 def _name_sets(sets: dict[str, Any], train: Any, evaluation: Any) -> Iterator[Finding]:

@@ -1,8 +1,6 @@
-"""Checks of the machine: folder, disk, memory, device and precision.
+"""Checks of the machine: folder, disk, device and precision.
 
-Memory is a lower bound from weights alone; the rest depends on lengths and batches.
-
-Not here: exact memory, which needs a planner; packages, which loading asks for.
+Not here: memory (``of_memory``); packages, which loading asks for.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import nn
 from transformers.utils import is_torch_bf16_gpu_available
@@ -47,11 +44,6 @@ class Bytes:
     gradients: int
     optimizer: int
     saved: int
-
-    @property
-    def in_memory(self) -> int:
-        """The least that a step needs."""
-        return self.weights + self.gradients + self.optimizer
 
 
 def bytes_of(model: nn.Module, peft_config: Any = None) -> Bytes:
@@ -100,21 +92,6 @@ def of_machine(
     if args.device.type == "cpu" and weights >= LARGE:
         yield find("CW502", f"{weights:,} weights on a CPU.")
     yield from _disk(args, needed, steps)
-    free = available_memory(args.device)
-    if needed.in_memory > free:
-        yield find(
-            "CW504",
-            f"weights {needed.weights / GIB:.3g} + gradients {needed.gradients / GIB:.3g} + "
-            f"optimizer {needed.optimizer / GIB:.3g} GiB, but {free / GIB:.3g} GiB are available.",
-            fix="lora_r: 16",
-        )
-
-
-def available_memory(device: torch.device) -> int:
-    """Bytes that a device, or the machine, has left."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 def free_disk(folder: str | Path) -> int:

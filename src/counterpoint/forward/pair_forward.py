@@ -60,7 +60,7 @@ def pair_forward(
     Returns:
         Sums over the targets of each completion, float64 where the device has it.
     """
-    states, router = _run(model, head, batch, top_k)
+    states, router = trunk(model, head, batch, top_k)
     rows = states.flatten(0, 1).index_select(0, batch.target_source)
     to_logps = dense_token_logps if head.dense else head.token_logps
     token_logps, logit_means = to_logps(rows, batch.target_ids)
@@ -91,15 +91,22 @@ def trunk_router_sums(model: nn.Module, head: Head, batch: PairBatch, *, top_k: 
         Sums over the batch's tokens.
     """
     with torch.no_grad():
-        router = _run(model, head, batch, top_k)[1]
+        router = trunk(model, head, batch, top_k)[1]
     assert router is not None
     return router
 
 
-def _run(
-    model: nn.Module, head: Head, batch: PairBatch, top_k: int | None
-) -> tuple[Tensor, RouterSums | None]:
-    """The head's input (of a dense head, its logits) at every token, and the router's sums."""
+def trunk(
+    model: nn.Module, head: Head, batch: PairBatch, top_k: int | None = None
+) -> tuple[Float[Tensor, "rows tokens features"], RouterSums | None]:
+    """The head's input (of a dense head, its logits) at every token, and the router's sums.
+
+    Args:
+        model: as for ``pair_forward``.
+        head: its head.
+        batch: the pairs.
+        top_k: experts a token is sent to, to have the router's sums as well; None without.
+    """
     # a cache would be wasted, and some models mistake packed rows for continued ones with it
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
     # padded rows are so at their end, where no token looks from before: they need no mask, and

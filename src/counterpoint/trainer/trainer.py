@@ -40,6 +40,7 @@ from counterpoint.runlog import RunLog, check_writable, logger
 from counterpoint.trainer.assembly import Assembly
 from counterpoint.trainer.evaluation_pass import EvaluationPass
 from counterpoint.trainer.feed import Feed
+from counterpoint.trainer.fitting import fitting_budget
 from counterpoint.trainer.guard import StepGuard, non_finite_error
 from counterpoint.trainer.loading import load_config, load_model, load_tokenizer
 from counterpoint.trainer.precision import Rounding, stochastic_adamw, warn_of_rounding
@@ -428,6 +429,8 @@ class CPOTrainer(Trainer):
         for counts in self._feed.counts().values():
             if counts.rows:
                 logger().info("%s", counts.summary())
+        if self._budget.tokens is None and self.train_dataset is not None:
+            self._budget.tokens = fitting_budget(self.model, self.args, self.train_dataset)
         self._describe()
         output = super().train(*args, **kwargs)
         # a stream's counts are known only now, and what other ranks found to fit

@@ -1,0 +1,445 @@
+"""The plan of a run: what it needs, how to cut its steps, and what to turn on where it is too much.
+
+A step is the same function of its pairs however it is cut; so the first remedy, smaller
+micro-batches, costs nothing, and ``train`` takes it by itself.
+
+Not here: how memory is predicted (``demand``), how a plan is shown (``table``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import nn
+
+from counterpoint.config import CPOConfig
+from counterpoint.errors import ModelError
+from counterpoint.forward.affine_logps import LOGITS_ELSEWHERE, LOGITS_PER_TILE
+from counterpoint.forward.layout import why_not_shared
+from counterpoint.planner.demand import Demand
+from counterpoint.planner.holdings import holdings_of
+from counterpoint.planner.rehearsal import Way, rehearse
+from counterpoint.planner.shapes import Layout, Lengths, tokens_of
+from counterpoint.planner.twin import adapted, fake_mode, quiet_fakes, twin_of
+
+REHEARSED = (2, 4)
+"""Pairs of the two rehearsals."""
+
+BYTES_PER_LOGIT = 8
+"""What a tile of the head holds of a logit: in float32, and twice in 16 bits."""
+
+LORA_RANK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What of a run decides on its memory, lengths apart.
+
+    Args:
+        layout: of micro-batches.
+        autocast: dtype of products, where it is not that of the weights.
+        checkpointing: arguments of activation checkpointing; None: off.
+        dtype: of the weights; None: as the model has them.
+        adapter: a ``peft.PeftConfig`` to put on the model; None: none.
+        stochastic: ``stochastic_rounding`` is on.
+    """
+
+    layout: Layout
+    autocast: torch.dtype | None = None
+    checkpointing: Mapping[str, Any] | None = None
+    dtype: torch.dtype | None = None
+    adapter: Any = None
+    stochastic: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a step needs at its worst moment, in bytes.
+
+    Args:
+        pairs: of its largest micro-batch.
+        tokens: input tokens of that, padding included.
+        weights: of the model, buffers included.
+        optimizer: what the optimizer keeps.
+        buckets: what ranks exchange gradients through.
+        gradients: as far as they are there at that moment.
+        activations: what the forward left.
+        head: the output head's.
+        passing: what the backward has at hand.
+        peak: all of them.
+        fits: whether that is no more than may be used.
+    """
+
+    pairs: int
+    tokens: int
+    weights: int
+    optimizer: int
+    buckets: int
+    gradients: int
+    activations: int
+    head: int
+    passing: int
+    peak: int
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """One way to get the wanted pairs a step.
+
+    Args:
+        per_device: ``per_device_train_batch_size``.
+        accumulation: ``gradient_accumulation_steps``.
+        ranks: processes.
+        tokens: input tokens of the heaviest micro-batch.
+        peak: bytes at the worst moment.
+        fits: whether that is no more than may be used.
+    """
+
+    per_device: int
+    accumulation: int
+    ranks: int
+    tokens: int
+    peak: int
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """One thing to change, on top of those before it.
+
+    Args:
+        line: of the configuration.
+        cost: what it costs, in words.
+        peak: bytes that the longest pair alone needs then.
+        budget: most tokens of a micro-batch then.
+        fits: whether the longest pair does.
+    """
+
+    line: str
+    cost: str
+    peak: int
+    budget: int
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that is said of a run's memory.
+
+    Args:
+        parameters: weights of the model, adapters included.
+        trained: those that train.
+        layout: of micro-batches, as far as can be known before the run's first pairs.
+        reason: why not the other one; "" where there is nothing to say.
+        precision: of weights and products, in words.
+        checkpointing: whether activations are computed again.
+        memory: bytes of the device.
+        usable: bytes of it that are planned with.
+        lengths: tokens of a pair, its prompt once, by share of the pairs.
+        pairs: of an optimizer step, over all ranks.
+        asked: what the run needs as it is configured.
+        longest: what the longest pair alone needs.
+        budget: the most ``max_micro_batch_tokens`` that fits; 0 where no pair does.
+        whole: input tokens of a rank's share of the longest step.
+        splits: ways to get the wanted pairs a step, the largest micro-batches first.
+        remedies: what to turn on where it does not fit, the cheapest first; each with those before.
+    """
+
+    parameters: int
+    trained: int
+    layout: Layout
+    reason: str
+    precision: str
+    checkpointing: bool
+    memory: int
+    usable: int
+    lengths: dict[str, int]
+    pairs: int
+    asked: Estimate
+    longest: Estimate
+    budget: int
+    whole: int
+    splits: tuple[Split, ...]
+    remedies: tuple[Remedy, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the run can do its steps, cut as small as it takes."""
+        return self.longest.fits
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; bytes throughout."""
+        return {**asdict(self), "fits": self.fits}
+
+
+class Planner:
+    """Predicts a run's memory under its own setting and under others.
+
+    Args:
+        model: what will be trained, on any device, ``meta`` included; it is neither run nor
+            changed.
+        args: the run's options.
+        lengths: of its training pairs.
+        adapter: a ``peft.PeftConfig`` that will be put on the model; None if it has its own.
+        ranks: processes that share a step.
+        device: kind of device that it is planned for; None: that of ``args``.
+
+    Raises:
+        ModelError: CP306 for a model whose code cannot run without data.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: CPOConfig,
+        lengths: Lengths,
+        *,
+        adapter: Any = None,
+        ranks: int = 1,
+        device: str | None = None,
+    ) -> None:
+        """Find the layout that the run will use."""
+        self.model, self.args, self.lengths, self.ranks = model, args, lengths, ranks
+        self.device = args.device.type if device is None else device
+        self._known: list[tuple[Setting, bool, Demand]] = []
+        autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+        self.reason = self._why_padded() or ""
+        self.setting = Setting(
+            layout="padded" if self.reason else "shared",
+            autocast=autocast,
+            checkpointing=_checkpointing(args),
+            adapter=adapter,
+            stochastic=args.stochastic_rounding,
+        )
+        if self.setting.layout == "shared":
+            try:
+                self.demand(self.setting)
+            except ModelError as error:  # the trainer too would fall back
+                self.reason = error.message
+                self.setting = replace(self.setting, layout="padded")
+
+    def demand(self, setting: Setting, *, accumulates: bool = True) -> Demand:
+        """Memory as a function of tokens.
+
+        Args:
+            setting: how the run is set.
+            accumulates: a step has more than one micro-batch.
+
+        Raises:
+            ModelError: CP306 for a model whose code cannot run without data.
+        """
+        for known, accumulated, demand in self._known:
+            if (known, accumulated) == (setting, accumulates):
+                return demand
+        try:
+            demand = self._rehearsed(setting, accumulates)
+        except Exception as error:  # whatever a model's own code may raise
+            try:  # a loop over experts asks where each token went; one product for all does not
+                demand = self._rehearsed(setting, accumulates, experts="grouped_mm")
+            except Exception:
+                line = next(iter(str(error).splitlines()), "")
+                raise ModelError(
+                    "CP306",
+                    f"{type(self.model).__name__} does not run without data, so that its memory "
+                    f"cannot be planned: {type(error).__name__}: {line}",
+                ) from error
+        self._known.append((setting, accumulates, demand))
+        return demand
+
+    def estimate(self, pairs: int | None, usable: int, *, accumulates: bool = True) -> Estimate:
+        """What the run needs with its heaviest micro-batch of so many pairs.
+
+        Args:
+            pairs: of the micro-batch; None: as the run is configured.
+            usable: bytes that may be used.
+            accumulates: a step has more than one micro-batch.
+        """
+        layout, most = self.setting.layout, self.args.max_micro_batch_tokens
+        if pairs is None:
+            pairs = min(self.args.per_device_train_batch_size, len(self.lengths))
+            tokens = self.lengths.heaviest(pairs, layout)
+            if most is not None:  # then pairs are cut by tokens alone
+                step = pairs * self.args.gradient_accumulation_steps
+                whole = self.lengths.heaviest(step, layout)
+                tokens = min(whole, max(most, self.lengths.heaviest(1, layout)))
+                pairs = max(1, tokens * step // whole)
+                accumulates = tokens < whole
+        else:
+            tokens = self.lengths.heaviest(pairs, layout)
+        demand = self.demand(self.setting, accumulates=accumulates)
+        parts, held = demand.parts(tokens), demand.holdings
+        peak = demand.peak(tokens)
+        return Estimate(
+            pairs=pairs,
+            tokens=tokens,
+            weights=held.weights,
+            optimizer=held.optimizer,
+            buckets=held.buckets,
+            gradients=parts.gradients,
+            activations=parts.activations,
+            head=parts.head,
+            passing=parts.passing,
+            peak=peak,
+            fits=peak <= usable,
+        )
+
+    def asked(self, usable: int) -> Estimate:
+        """What the run needs as it is configured."""
+        several = self.args.gradient_accumulation_steps > 1
+        return self.estimate(None, usable, accumulates=several)
+
+    def budget(self, usable: int, setting: Setting | None = None) -> int:
+        """Most tokens of a micro-batch that fit, its longest pair alone included; 0 for none."""
+        setting = setting or self.setting
+        budget = self.demand(setting).budget(usable)
+        return budget if budget >= self.lengths.heaviest(1, setting.layout) else 0
+
+    def splits(self, pairs: int, usable: int) -> Iterator[Split]:
+        """Every way to make a step of so many pairs, the largest micro-batches first.
+
+        Args:
+            pairs: of a step, over all ranks.
+            usable: bytes that may be used.
+        """
+        share, rest = divmod(pairs, self.ranks)
+        for per_device in range(share, 0, -1) if not rest else ():
+            if share % per_device == 0:
+                times = share // per_device
+                found = self.estimate(per_device, usable, accumulates=times > 1)
+                yield Split(per_device, times, self.ranks, found.tokens, found.peak, found.fits)
+
+    def remedies(self, usable: int) -> Iterator[Remedy]:
+        """What to turn on where the run does not fit, the cheapest first, until it does."""
+        asked = self.asked(usable)
+        if asked.fits:
+            return
+        setting = self.setting
+        best = self._alone(setting)
+        budget = self.budget(usable)
+        if budget:
+            line = f"max_micro_batch_tokens: {budget}"
+            yield Remedy(line, "nothing: the same step, cut smaller", best, budget, True)
+            return
+        for line, cost, changes in self._changes():
+            changed = replace(setting, **changes)
+            try:
+                peak, budget = self._alone(changed), self.budget(usable, changed)
+            except ModelError:
+                continue
+            if peak >= best:  # autocast keeps copies of weights, which may outweigh its gain
+                continue
+            setting, best = changed, peak
+            yield Remedy(line, cost, peak, budget, budget > 0)
+            if budget:
+                return
+        room = self.demand(setting).budget(usable)
+        if room >= FEWEST_TOKENS:
+            length = room // 2  # a pair is its completions and its prompt, once or twice
+            yield Remedy(f"max_length: {length}", "cuts the longest pairs", usable, room, True)
+
+    def plan(self, memory: int, usable: int, pairs: int | None = None) -> Plan:
+        """The whole plan.
+
+        Args:
+            memory: bytes of the device.
+            usable: bytes of it to plan with.
+            pairs: wanted of a step over all ranks; None: what the options make of the ranks.
+        """
+        args = self.args
+        if pairs is None:
+            pairs = args.per_device_train_batch_size * args.gradient_accumulation_steps * self.ranks
+        held = self.demand(self.setting).holdings
+        return Plan(
+            parameters=held.parameters,
+            trained=held.trained,
+            layout=self.setting.layout,
+            reason=self.reason,
+            precision=self._precision(),
+            checkpointing=self.setting.checkpointing is not None,
+            memory=memory,
+            usable=usable,
+            lengths=self.lengths.quantiles(),
+            pairs=pairs,
+            asked=self.asked(usable),
+            longest=self.estimate(1, usable),
+            budget=self.budget(usable),
+            whole=self.lengths.heaviest(max(1, pairs // self.ranks), self.setting.layout),
+            splits=tuple(self.splits(pairs, usable)),
+            remedies=tuple(self.remedies(usable)),
+        )
+
+    def _why_padded(self) -> str | None:
+        if self.args.layout == "padded":
+            return "as asked for"
+        reason = why_not_shared(self.model)
+        if reason is not None and reason.startswith("dropout is on") and self.args.disable_dropout:
+            reason = None  # the trainer turns it off before it asks
+        if reason is None and self.args.layout == "auto" and self.device != "cpu":
+            reason = "sharing has been measured on CPUs only"
+        return reason
+
+    def _rehearsed(self, setting: Setting, accumulates: bool, experts: str | None = None) -> Demand:
+        mode, model, dtype = fake_mode(), self.model, setting.dtype
+        if setting.adapter is not None:
+            model, dtype = adapted(model, setting.adapter, dtype), None
+        twin: Any = twin_of(model, mode, dtype)
+        if experts is not None:
+            twin.set_experts_implementation(experts)
+        optim = str(getattr(self.args.optim, "value", self.args.optim))
+        held = holdings_of(twin, optim=optim, stochastic=setting.stochastic, ranks=self.ranks)
+        way = Way(setting.layout, setting.autocast, setting.checkpointing, accumulates)
+        shape = self.lengths.long(setting.layout)
+        with quiet_fakes():
+            small, large = (rehearse(twin, mode, [shape] * pairs, way) for pairs in REHEARSED)
+        return Demand(held, small, large, 0 if self.device == "cpu" else EXTRA)
+
+    def _alone(self, setting: Setting) -> int:
+        """Peak of the longest pair alone."""
+        longest = self.lengths.longest(setting.layout)
+        return self.demand(setting).peak(tokens_of([longest], setting.layout))
+
+    def _changes(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """What can be turned on, the cheapest first: line, cost, and the change of a setting."""
+        now = self.setting
+        if self.args.layout == "padded" and self.device == "cpu" and not why_not_shared(self.model):
+            yield "layout: shared", "nothing: the same step, prompts once", {"layout": "shared"}
+        if now.checkpointing is None:
+            cost = "the same step, about a fifth slower"
+            yield "gradient_checkpointing: true", cost, {"checkpointing": {}}
+        if now.autocast is None and not now.stochastic:
+            yield "bf16: true", "products in 16 bits", {"autocast": torch.bfloat16}
+        whole = now.adapter is None and not hasattr(self.model, "peft_config")
+        if not now.stochastic and whole:
+            changes = {"stochastic": True, "dtype": torch.bfloat16}
+            yield "stochastic_rounding: true", "weights in 16 bits; needs torchao", changes
+        if whole and find_spec("peft") is not None:
+            from peft import LoraConfig
+
+            adapter = LoraConfig(task_type="CAUSAL_LM", r=LORA_RANK, target_modules="all-linear")
+            cost = "trains an adapter alone, of weights in 16 bits"
+            changes = {"adapter": adapter, "stochastic": False, "dtype": torch.bfloat16}
+            yield f"lora_r: {LORA_RANK}", cost, changes
+
+    def _precision(self) -> str:
+        kinds = {weight.dtype for weight in self.model.parameters() if weight.is_floating_point()}
+        names = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+        if self.setting.autocast is None:
+            return f"{names} weights"
+        products = str(self.setting.autocast).removeprefix("torch.")
+        return f"{names} weights, {products} products"
+
+
+FEWEST_TOKENS = 16
+"""Budget below which no length is worth a recommendation."""
+
+EXTRA = BYTES_PER_LOGIT * (LOGITS_ELSEWHERE - LOGITS_PER_TILE["cpu"])
+"""Bytes by which the head's tiles on an accelerator are larger than on a CPU, at most."""
+
+
+def _checkpointing(args: CPOConfig) -> Mapping[str, Any] | None:
+    return dict(args.gradient_checkpointing_kwargs or {}) if args.gradient_checkpointing else None

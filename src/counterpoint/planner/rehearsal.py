@@ -1,0 +1,172 @@
+"""A micro-batch's forward and backward without data: what is held at every moment of it.
+
+It runs what the trainer runs, layout, autocast, checkpointing and head included, on a twin whose
+tensors have shapes only: no arithmetic, no memory, a second for a large model. What it cannot
+show are buffers inside of operations. Fake tensors pose as a CPU's; an accelerator keeps nearly
+the same, apart from the head's larger tiles (``demand``).
+
+Not here: what lasts from step to step (``holdings``), conclusions (``demand``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from counterpoint.forward.head import Head, find_head
+from counterpoint.forward.pair_forward import trunk
+from counterpoint.forward.shared_attention import shared_attention
+from counterpoint.planner.ledger import Ledger
+from counterpoint.planner.shapes import Layout, Shape, batch_of, tokens_of
+from counterpoint.records import PairBatch
+
+SEGMENTS = 24
+"""Parts of the backward, each of which gets a line of its own: as many as many models' layers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a micro-batch is computed.
+
+    Args:
+        layout: of its rows.
+        autocast: dtype of products, where it is not that of the weights.
+        checkpointing: arguments of activation checkpointing; None: off.
+        accumulates: gradients of the step's earlier micro-batches are there already.
+    """
+
+    layout: Layout
+    autocast: torch.dtype | None = None
+    checkpointing: Mapping[str, Any] | None = None
+    accumulates: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Bytes held at a moment, by what they are held for.
+
+    Args:
+        gradients: of weights, as far as they are there.
+        activations: what the trunk's forward left, copies of weights for autocast included.
+        head: hidden states, tiles of logits and results of the output head.
+        passing: what the backward has at hand.
+    """
+
+    gradients: int = 0
+    activations: int = 0
+    head: int = 0
+    passing: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.gradients + self.activations + self.head + self.passing
+
+
+PARTS = tuple(field.name for field in fields(Parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What was held, weights and optimizer not counted.
+
+    Args:
+        tokens: input tokens of the micro-batch, padding included.
+        stages: the most of the trunk's forward, of the head, and of each part of the backward.
+    """
+
+    tokens: int
+    stages: tuple[Parts, ...]
+
+    @property
+    def peak(self) -> Parts:
+        """The most of all."""
+        return max(self.stages, key=lambda parts: parts.total)
+
+
+def rehearse(
+    twin: nn.Module, mode: AbstractContextManager[Any], shapes: Sequence[Shape], way: Way
+) -> Rehearsal:
+    """Go through a micro-batch.
+
+    Args:
+        twin: from ``twin_of``; afterwards it checkpoints its activations, if that is the way.
+        mode: that the twin belongs to; with ``nullcontext()`` and a real model it all happens.
+        shapes: of the micro-batch's pairs.
+        way: how it is computed.
+
+    Raises:
+        Exception: whatever a model raises whose code asks for the values of its tensors.
+    """
+    batch, head = batch_of(shapes, way.layout), find_head(twin)
+    trained = [weight for weight in twin.parameters() if weight.requires_grad]
+    twin.train()
+    if way.checkpointing is not None:
+        _checkpoint(twin, way.checkpointing)
+    ledger = Ledger("gradients", there=[*twin.parameters(), *twin.buffers()])
+    sharing = shared_attention(twin) if way.layout == "shared" else nullcontext()
+    with mode, ledger, sharing:
+        for weight in trained:
+            weight.grad = torch.empty_like(weight) if way.accumulates else None
+        begin = len(ledger.entries)
+        ledger.kind = "activations"
+        starts = [begin]
+        logps = _forward(twin, head, batch, way, ledger, starts)
+        logps.sum().backward()  # type: ignore[no-untyped-call]
+    ledger.rename((w.grad for w in trained if w.grad is not None), "gradients")
+    del logps
+    line = ledger.held()
+    for weight in trained:
+        weight.grad = None
+    return Rehearsal(tokens_of(shapes, way.layout), tuple(_stages(line, starts)))
+
+
+def _forward(
+    twin: nn.Module,
+    head: Head,
+    batch: PairBatch,
+    way: Way,
+    ledger: Ledger,
+    starts: list[int],
+) -> Tensor:
+    """Log-probabilities; notes when the head begins, and when the trunk's backward does."""
+
+    def turn(kind: str) -> None:
+        ledger.kind = kind
+        starts.append(len(ledger.entries))
+
+    with torch.autocast("cpu", dtype=way.autocast, enabled=way.autocast is not None):
+        states, _ = trunk(twin, head, batch)
+        turn("head")
+        if states.requires_grad:
+            states.register_hook(lambda _: turn("passing"))  # type: ignore[no-untyped-call]
+        rows = states.flatten(0, 1).index_select(0, batch.target_source)
+        logps, _ = head.token_logps(rows, batch.target_ids)
+    return logps
+
+
+def _checkpoint(twin: Any, keywords: Mapping[str, Any]) -> None:
+    # the newer name of two; older releases have the other alone
+    enable = getattr(twin, "activation_checkpointing_enable", None)
+    (enable or twin.gradient_checkpointing_enable)(dict(keywords) or None)
+
+
+def _stages(line: list[dict[str, int]], starts: list[int]) -> list[Parts]:
+    """The most held between the starts, the last stretch in ``SEGMENTS``."""
+    forward, head, *rest = starts
+    back = rest[0] if rest else len(line)
+    ends = [back + (len(line) - back) * n // SEGMENTS for n in range(SEGMENTS + 1)]
+    bounds = [(forward, head), (head, back), *pairwise(ends)]
+    nothing = line[forward - 1] if forward else {}
+    return [_most(line[start:end] or [nothing]) for start, end in bounds]
+
+
+def _most(line: list[dict[str, int]]) -> Parts:
+    most = max(line, key=lambda held: sum(held.values()))
+    return Parts(**{name: most.get(name, 0) for name in PARTS})

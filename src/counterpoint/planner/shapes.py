@@ -1,0 +1,119 @@
+"""Pairs as lengths alone: what memory depends on.
+
+Not here: the tokens themselves (``data``), and what lengths say of preferences (``doctor``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+from datasets import Dataset
+
+from counterpoint.data.batching import padded_tokens, shared_tokens
+from counterpoint.data.collate import collate_padded, collate_shared
+from counterpoint.data.counts import PARTS
+from counterpoint.records import PairBatch, TokenPair
+
+Layout = Literal["padded", "shared"]
+
+LONG = 0.1
+"""Share of the pairs, the longest, whose mean length stands for those of a full micro-batch."""
+
+AT_ONCE = 10_000
+"""Pairs whose tokens are looked at together."""
+
+
+class Shape(NamedTuple):
+    """Tokens of a pair."""
+
+    prompt: int
+    chosen: int
+    rejected: int
+
+    @property
+    def pair(self) -> TokenPair:
+        """A pair of this shape; what its tokens are means nothing."""
+        return TokenPair([0] * self.prompt, [0] * self.chosen, [0] * self.rejected, row=0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lengths:
+    """Tokens of all pairs of a data set.
+
+    Args:
+        parts: of each pair its prompt, chosen and rejected completion, at least one row.
+    """
+
+    parts: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, pairs: Dataset | Iterable[TokenPair]) -> Lengths:
+        """Those of prepared pairs, or of pairs of tokens."""
+        if isinstance(pairs, Dataset):
+            return cls(np.concatenate([*_lengths(pairs)]))
+        rows = [(len(pair.prompt), len(pair.chosen), len(pair.rejected)) for pair in pairs]
+        return cls(np.asarray(rows, dtype=np.int64).reshape(-1, len(PARTS)))
+
+    def within(self, max_length: int, max_completion_length: int | None = None) -> Lengths:
+        """The same where no prompt and completion together hold more tokens than these.
+
+        Whichever of them is cut, the longest a pair can be is the same.
+        """
+        most = max_length if max_completion_length is None else max_completion_length
+        prompt = np.minimum(self.parts[:, :1], max_length - 1)
+        completions = np.minimum(self.parts[:, 1:], np.minimum(max_length - prompt, most))
+        return Lengths(np.concatenate([prompt, completions], 1))
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.parts)
+
+    def longest(self, layout: Layout) -> Shape:
+        """The pair of most input tokens."""
+        return Shape(*(int(n) for n in self.parts[self._order(layout)[0]]))
+
+    def heaviest(self, pairs: int, layout: Layout) -> int:
+        """Input tokens of the heaviest micro-batch that so many pairs can make."""
+        heaviest = self.parts[self._order(layout)[:pairs]]
+        return tokens_of([Shape(*(int(n) for n in row)) for row in heaviest], layout)
+
+    def long(self, layout: Layout) -> Shape:
+        """What a pair of a full micro-batch is like: micro-batches are of like lengths."""
+        few = max(1, round(LONG * len(self)))
+        mean = np.ceil(self.parts[self._order(layout)[:few]].mean(0))
+        return Shape(*(int(n) for n in mean))
+
+    def quantiles(self) -> dict[str, int]:
+        """Tokens of a pair, its prompt once: half of the pairs, and so on, have no more."""
+        whole = self.parts.sum(1)
+        shares = {"50%": 0.5, "90%": 0.9, "99%": 0.99, "longest": 1.0}
+        return {name: int(np.quantile(whole, share)) for name, share in shares.items()}
+
+    def _order(self, layout: Layout) -> npt.NDArray[np.int64]:
+        prompt, chosen, rejected = self.parts.T
+        either = chosen + rejected if layout == "shared" else np.maximum(chosen, rejected)
+        return np.argsort(-(prompt + either), kind="stable")
+
+
+def _lengths(pairs: Dataset) -> Iterator[npt.NDArray[np.int64]]:
+    """A part at a time, so that no copy is made of all tokens."""
+    for table in pairs.with_format("arrow").iter(AT_ONCE):
+        columns = [pc.list_value_length(table.column(f"{part}_ids")) for part in PARTS]
+        yield np.stack([column.to_numpy() for column in columns], 1).astype(np.int64)
+
+
+def tokens_of(shapes: Sequence[Shape], layout: Layout) -> int:
+    """Input tokens of a micro-batch, padding included."""
+    count = shared_tokens if layout == "shared" else padded_tokens
+    return count([shape.pair for shape in shapes])
+
+
+def batch_of(shapes: Sequence[Shape], layout: Layout) -> PairBatch:
+    """A micro-batch of pairs of these shapes."""
+    pairs = [shape.pair for shape in shapes]
+    return collate_shared(pairs) if layout == "shared" else collate_padded(pairs, pad_id=0)

@@ -1,0 +1,87 @@
+"""A rehearsal without data holds what the same work holds with data."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+
+from counterpoint.planner.rehearsal import Way, rehearse
+from counterpoint.planner.shapes import Shape
+from counterpoint.planner.twin import fake_mode, twin_of
+
+SHAPES = [Shape(9, 7, 8), Shape(5, 3, 2)]
+WAYS = {
+    "shared": Way("shared"),
+    "padded": Way("padded"),
+    "bf16": Way("shared", autocast=torch.bfloat16),
+    "checkpointing": Way("shared", checkpointing={}),
+    "accumulating": Way("padded", accumulates=True),
+    "all": Way("shared", torch.bfloat16, {"use_reentrant": False}, accumulates=True),
+}
+
+
+def faked(model, way, shapes=SHAPES):
+    mode = fake_mode()
+    return rehearse(twin_of(model, mode), mode, shapes, way)
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3", "llama", "phi3", "olmo2", "mistral"])
+def test_a_rehearsal_holds_what_the_real_work_holds(kind, way, models):
+    model = models(kind)
+    rehearsed = faked(model, way)
+    real = rehearse(model, nullcontext(), SHAPES, way)
+    assert rehearsed.tokens == real.tokens
+    # a real run that is watched adds gradients up in new memory, an unwatched one in place
+    assert rehearsed.peak.total == pytest.approx(real.peak.total, rel=0.02)
+    for ours, theirs in zip(rehearsed.stages[:2], real.stages[:2], strict=True):
+        assert ours.total == pytest.approx(theirs.total, rel=0.02)
+
+
+def test_experts_as_one_product_are_rehearsed_in_float32_as_in_16_bits(models):
+    model = models("qwen3_moe")
+    model.set_experts_implementation("grouped_mm")
+    real = rehearse(model, nullcontext(), SHAPES, Way("shared"))
+    assert faked(model, Way("shared")).peak.total == pytest.approx(real.peak.total, rel=0.02)
+    half = faked(model.bfloat16(), Way("shared"))
+    assert half.peak.total < real.peak.total
+
+
+def test_a_model_is_as_it_was_after_its_twin_has_been_rehearsed(models):
+    model = models("qwen2").eval()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    faked(model, WAYS["all"])
+    assert not model.training
+    assert not model.is_gradient_checkpointing
+    assert all(weight.grad is None for weight in model.parameters())
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_checkpointing_holds_fewer_activations_and_accumulating_more_gradients(models):
+    model = models("qwen2", num_hidden_layers=6)
+    shapes = [Shape(60, 30, 30)] * 4
+    plain = faked(model, Way("shared"), shapes)
+    again = faked(model, Way("shared", checkpointing={}), shapes)
+    added = faked(model, Way("shared", accumulates=True), shapes)
+    assert again.peak.total < plain.peak.total
+    assert again.stages[0].activations < plain.stages[0].activations / 2
+    assert added.peak.total > plain.peak.total
+    weights = sum(weight.nbytes for weight in model.parameters())
+    assert added.stages[0].gradients == weights
+    assert plain.stages[0].gradients == 0
+
+
+def test_autocast_keeps_a_copy_of_the_matrices_in_half_the_bytes(models):
+    model = models("qwen2", hidden_size=128, intermediate_size=256)
+    few = [Shape(1, 1, 1)]
+    plain, cast = (
+        faked(model, replace(WAYS["shared"], autocast=dtype), few)
+        for dtype in (None, torch.bfloat16)
+    )
+    matrices = sum(w.numel() for w in model.model.layers.parameters() if w.dim() == 2)
+    more = cast.stages[0].activations - plain.stages[0].activations
+    head = model.lm_head.weight.numel()  # cast as well, though it works on no rows
+    assert 2 * matrices < more <= 2 * (matrices + head) + 2**14
