@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
@@ -149,6 +149,8 @@ def test_the_texts_of_tokens_join_to_the_text(before: str, text: str) -> None:
 
 
 @given(st.binary(max_size=12))
+@example(b"\x80\x80\x80\xc2\x80")  # a character that begins where an earlier one could end
+@example(b"a\xc2\x80\x80\x80\x80\xe9\xb1\xbc")
 def test_tokens_that_end_inside_characters_never_lose_a_byte_of_text(raw: bytes) -> None:
     # every byte is a token of this vocabulary, so that any bytes can be written
     letters = dict(zip(range(256), map(_letter, range(256)), strict=True))

@@ -182,13 +182,17 @@ def texts_of(
     for place, number in enumerate(ids):
         pending.append(number)
         text = _added(pending, context, tokenizer)
-        last = place == len(ids) - 1 or len(pending) == LONGEST_CHARACTER
-        stable = text if last else text.rstrip(INCOMPLETE)
+        stable = text if place == len(ids) - 1 else text.rstrip(INCOMPLETE)
         texts.append(stable[len(known) :])
+        known = stable
         if stable == text:
             context, pending, known = [*context, *pending][-CONTEXT:], [], ""
-        else:
-            known = stable
+        elif len(pending) == LONGEST_CHARACTER:
+            # a character is no longer: the first token ends none, the last may begin one
+            first = _added(pending[:1], context, tokenizer)
+            texts[place + 1 - LONGEST_CHARACTER] = first
+            known = known.removeprefix(first) if known.startswith(first) else ""
+            context, pending = [*context, pending[0]][-CONTEXT:], pending[1:]
     return texts
 
 
