@@ -10,14 +10,15 @@ Not here: what lasts from step to step (``holdings``), conclusions (``demand``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel, masking_utils
 
 from counterpoint.forward.head import Head, find_head
 from counterpoint.forward.pair_forward import trunk
@@ -111,7 +112,7 @@ def rehearse(
         _checkpoint(twin, way.checkpointing)
     ledger = Ledger("gradients", there=[*twin.parameters(), *twin.buffers()])
     sharing = shared_attention(twin) if way.layout == "shared" else nullcontext()
-    with mode, ledger, sharing:
+    with mode, ledger, sharing, _nothing_read():
         for weight in trained:
             weight.grad = torch.empty_like(weight) if way.accumulates else None
         begin = len(ledger.entries)
@@ -149,6 +150,27 @@ def _forward(
         rows = states.flatten(0, 1).index_select(0, batch.target_source)
         logps, _ = head.token_logps(rows, batch.target_ids)
     return logps
+
+
+@contextmanager
+def _nothing_read() -> Iterator[None]:
+    """What transformers asks of the values of rows without a mask, answered for it.
+
+    Their positions do not jump, so that no row holds several sequences; and the warning of old
+    models that rows may be padded is not wanted.
+    """
+    asked = (
+        (masking_utils, "find_packed_sequence_indices"),
+        (PreTrainedModel, "warn_if_padding_and_no_attention_mask"),
+    )
+    own = [getattr(place, name) for place, name in asked]
+    for place, name in asked:
+        setattr(place, name, lambda *args: None)
+    try:
+        yield
+    finally:
+        for (place, name), function in zip(asked, own, strict=True):
+            setattr(place, name, function)
 
 
 def _checkpoint(twin: Any, keywords: Mapping[str, Any]) -> None:
