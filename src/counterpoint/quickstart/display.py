@@ -1,22 +1,17 @@
-"""What the quickstart shows while it runs: lines, a progress display, and no other voices.
+"""What the quickstart shows while it runs: lines, and a progress display.
 
 The progress display is one line that rewrites itself on a terminal, and a few lines elsewhere.
 Nothing is wider than ``WIDTH`` columns, except the name of a folder that is.
 
-Not here: what the lines say (``run``, ``table``).
+Not here: what the lines say (``run``, ``table``), and silencing the libraries (``trainer.alone``).
 """
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import datasets
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.utils import logging as transformers_logging
 
 WIDTH = 80
 BAR = 18
@@ -85,22 +80,3 @@ class Progress(TrainerCallback):
 def _steps(state: TrainerState) -> str:
     total = str(state.max_steps)
     return f"{state.global_step:>{len(total)}}/{total}"
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No bars of the libraries, and of Counterpoint's own log only warnings."""
-    logger = logging.getLogger("counterpoint")
-    level = logger.level
-    bars = (transformers_logging.is_progress_bar_enabled(), datasets.are_progress_bars_disabled())
-    logger.setLevel(logging.WARNING)
-    transformers_logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if bars[0]:
-            transformers_logging.enable_progress_bar()
-        if not bars[1]:
-            datasets.enable_progress_bars()

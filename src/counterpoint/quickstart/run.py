@@ -10,27 +10,26 @@ Not here: the task (``task``), the comparison (``supervised``), the table (``tab
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from transformers import PrinterCallback
 
 from counterpoint.config import CPOConfig
 from counterpoint.errors import SetupError
-from counterpoint.quickstart.display import Progress, quiet, say
+from counterpoint.quickstart.display import Progress, say
 from counterpoint.quickstart.supervised import train_supervised
 from counterpoint.quickstart.table import Outcome, examples, judge, table
 from counterpoint.quickstart.task import PERFECT, Pair, held_out_numbers, preference_pairs
 from counterpoint.quickstart.translate import BASE, load_base, translate
 from counterpoint.runlog import check_writable, versions
+from counterpoint.trainer.alone import one_thread, quiet
 from counterpoint.trainer.trainer import CPOTrainer
 
 STEPS = 120
@@ -95,7 +94,7 @@ def run(
     check_writable(output_dir)
     folder = _vacant(Path(output_dir))
     options = training_options(folder, seed=seed, steps=steps)
-    with quiet(), _one_thread():
+    with quiet(logging.WARNING), one_thread():
         say(INTRODUCTION)
         model, tokenizer = load_base()
         say(f"1  model and tokenizer   {model.num_parameters():,} parameters, in the package")
@@ -157,20 +156,6 @@ def training_options(folder: Path, *, seed: int, steps: int) -> dict[str, Any]:
         "use_cpu": True,
         "seed": seed,
     }
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one core: for a model this small a second mostly waits, on a busy machine long.
-
-    It also makes the numbers independent of how many cores there are.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _vacant(wanted: Path) -> Path:

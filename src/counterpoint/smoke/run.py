@@ -17,16 +17,12 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
-import torch
 from torch import nn
 from transformers import PretrainedConfig
-from transformers.utils import logging as transformers_logging
 
 from counterpoint.config import CPOConfig
 from counterpoint.doctor.of_batch import steps_of
@@ -37,6 +33,7 @@ from counterpoint.smoke.real import Measured, measure
 from counterpoint.smoke.report import Check, SmokeReport
 from counterpoint.smoke.rows import own_pairs, shortened
 from counterpoint.smoke.twin import twin_of, weights_outside_vocabulary
+from counterpoint.trainer.alone import one_thread, quiet
 from counterpoint.trainer.setup import prepare_tokenizer
 
 PAIRS = 24
@@ -92,13 +89,13 @@ def smoke(
             "torchrun or accelerate launch.",
         )
     started = time.perf_counter()
-    with _quiet(), tempfile.TemporaryDirectory(prefix="counterpoint-smoke-") as place:
+    with quiet(logging.ERROR), tempfile.TemporaryDirectory(prefix="counterpoint-smoke-") as place:
         folder = Path(place)
         mini = _miniature(run, folder)
         twin = _in_words(mini)
         begun(twin)
         made = []
-        with _one_thread():
+        with one_thread():
             for check in _checks(mini):
                 made.append(check)
                 told(check)
@@ -171,33 +168,3 @@ def _real(run: Subject, model: nn.Module, folder: Path, steps: int) -> Measured:
         steps=steps,
         run_steps=plan.total,
     )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one core: threads gain little on a twin, and lose much on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Nothing from the libraries nor from the trainer's own log; the report says it all."""
-    logger = logging.getLogger("counterpoint")
-    level = logger.level
-    bars = (transformers_logging.is_progress_bar_enabled(), datasets.are_progress_bars_disabled())
-    logger.setLevel(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if bars[0]:
-            transformers_logging.enable_progress_bar()
-        if not bars[1]:
-            datasets.enable_progress_bars()
