@@ -123,6 +123,16 @@ def test_a_row_that_no_table_can_hold_does_not_hide_the_others() -> None:
     assert errors == [("CP202", ()), ("CP202", (0,)), ("CP203", (31,))]
 
 
+def test_a_set_whose_every_row_the_tokenizer_refuses_is_refused(
+    chatml_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    rows = [{"prompt": "too long " * 99, "chosen": " a", "rejected": " b"}]
+    args = CPOConfig(output_dir="unused", max_length=8, use_cpu=True)
+    found = examine(args, tokenizer=chatml_tokenizer, train_dataset=rows).findings
+    assert {"CP204", "CP209"} <= {one.code for one in found}
+    assert "CW901" not in {one.code for one in found}
+
+
 def test_splits_without_a_training_set_are_a_finding() -> None:
     import datasets
 

@@ -340,5 +340,5 @@ def _shortest(table: pa.Table, lengths: Lengths) -> list[TokenIds]:
     """Of the first rows a few short ones: cheap to run, and not chosen for being odd."""
     first = np.argsort(lengths[:AT_ONCE], kind="stable")
     middle = sorted(int(place) for place in first[len(first) // 4 :][:SAMPLES])
-    rows = table.take(middle).to_pylist()
+    rows = table.take(pa.array(middle, pa.int64())).to_pylist()  # of none, the type is not seen
     return [(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) for row in rows]
