@@ -309,7 +309,7 @@ def test_a_tokenizer_may_come_from_elsewhere(workshop: Path, command: Command) -
 @pytest.mark.parametrize("name", [field.name for field in fields(RunOptions)])
 def test_every_option_of_the_run_is_read_by_the_code_that_runs_it(name: str) -> None:
     folder = Path(counterpoint.cli.__file__).parent
-    code = "".join((folder / f"{part}.py").read_text() for part in ("train", "adapter"))
+    code = "".join((folder / f"{part}.py").read_text() for part in ("train", "parts", "adapter"))
     assert re.search(rf"\brun\.{name}\b", code)
 
 

@@ -136,9 +136,14 @@ def _planner(request: Request, options: PlanOptions) -> Any:
 
     from counterpoint.cli.adapter import adapter_config
     from counterpoint.cli.hub import hub_or_cache
-    from counterpoint.cli.train import hide_token, merge_model_options, names_of
+    from counterpoint.cli.parts import (
+        hide_token,
+        load_own_tokenizer,
+        merge_model_options,
+        names_of,
+    )
     from counterpoint.planner.plan import Planner
-    from counterpoint.trainer.loading import load_config, load_tokenizer, random_model
+    from counterpoint.trainer.loading import load_config, random_model
     from counterpoint.trainer.setup import disable_dropout, prepare_tokenizer
 
     quiet_bars()
@@ -147,14 +152,7 @@ def _planner(request: Request, options: PlanOptions) -> Any:
     with hub_or_cache(names_of(run)):
         merge_model_options(run, config)
         described = load_config(str(run.model), config, from_scratch=True)
-        tokenizer = prepare_tokenizer(
-            load_tokenizer(
-                run.tokenizer or str(run.model),
-                config,
-                of_model=run.tokenizer is None,
-                chat_template=run.chat_template,
-            )
-        )
+        tokenizer = prepare_tokenizer(load_own_tokenizer(run, config))
         lengths = _lengths(request, tokenizer)
     keywords: Any = dict(config.model_init_kwargs or {})  # type: ignore[arg-type]
     # frozen weights keep the precision of their files
@@ -178,7 +176,7 @@ def _planner(request: Request, options: PlanOptions) -> Any:
 def _lengths(request: Request, tokenizer: Any) -> Lengths:
     from itertools import islice
 
-    from counterpoint.cli.train import train_rows
+    from counterpoint.cli.parts import train_rows
     from counterpoint.data.prepare import PrepareOptions, iter_pairs, prepare
     from counterpoint.planner.shapes import Lengths
 

@@ -3,7 +3,7 @@
 It takes the options of ``train``. Of the model only its configuration and tokenizer are needed,
 unless steps of the real one are asked for. Nothing is written but into a folder that vanishes.
 
-Not here: what is tried (``smoke.run``), loading (``train``).
+Not here: what is tried (``smoke.run``), loading (``parts``).
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def smoke(words: list[str]) -> int:
 
 def _try(request: Request, options: SmokeOptions) -> int:
     from counterpoint.cli.hub import hub_or_cache
-    from counterpoint.cli.train import call, hide_token, load_parts, load_weights
+    from counterpoint.cli.parts import call, hide_token, load_parts, load_weights
     from counterpoint.smoke.report import Check, head
     from counterpoint.smoke.run import Subject, smoke
 

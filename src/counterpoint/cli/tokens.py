@@ -91,21 +91,29 @@ def tokens(words: list[str]) -> None:
 
 
 def _show(request: Request, options: TokensOptions) -> None:
+    from counterpoint.cli.hub import hub_or_cache
+    from counterpoint.cli.parts import (
+        hide_token,
+        load_own_tokenizer,
+        merge_model_options,
+        names_of,
+        open_rows,
+    )
     from counterpoint.data import formats
+    from counterpoint.data.prepare import PrepareOptions
     from counterpoint.data.row_tokens import tokens_of_row
-    from counterpoint.data.sources import load, pick_split
     from counterpoint.data.tokenize import PairTokenizer
-    from counterpoint.trainer.feed import Feed
+    from counterpoint.trainer.setup import prepare_tokenizer
 
     quiet_bars()
-    run, tokenizer = request.run, _tokenizer(request)
-    limits, pair_tokenizer = (
-        Feed(request.config, tokenizer).options.limits,
-        PairTokenizer(tokenizer),
-    )
-    sources: Any = run.dataset[0] if len(run.dataset) == 1 else run.dataset
+    run, config = request.run, request.config
+    hide_token(config)
+    with hub_or_cache(names_of(run)):
+        merge_model_options(run, config)
+        tokenizer = prepare_tokenizer(load_own_tokenizer(run, config))
+        rows = open_rows(run)
+    limits, pair_tokenizer = PrepareOptions.of(config).limits, PairTokenizer(tokenizer)
     name = " ".join(run.dataset)
-    rows = pick_split(load(sources, split=run.dataset_split, streaming=run.streaming))
     if rows.column_names is not None:
         formats.check_columns(rows.column_names, name=name)
     width = terminal_width()
@@ -120,22 +128,6 @@ def _show(request: Request, options: TokensOptions) -> None:
             _write(f"{draw(found, name=name, width=width, color=_colored(options.color))}\n")
     if not options.json:
         _write(LEGEND)
-
-
-def _tokenizer(request: Request) -> Any:
-    from counterpoint.trainer.loading import load_tokenizer
-
-    run, config = request.run, request.config
-    if config.hub_token:
-        os.environ["HF_TOKEN"] = config.hub_token
-    if run.revision:
-        config.model_init_kwargs = {"revision": run.revision}
-    return load_tokenizer(
-        run.tokenizer or str(run.model),
-        config,
-        of_model=run.tokenizer is None,
-        chat_template=run.chat_template,
-    )
 
 
 def _picked(

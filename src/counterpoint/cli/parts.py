@@ -1,0 +1,238 @@
+"""What a run is made of, loaded by the names that its options give: model, tokenizer, rows.
+
+Each command takes what it needs: ``train`` and ``doctor`` all of it, ``smoke`` no weights,
+``plan`` and ``tokens`` neither weights nor evaluation sets.
+
+Not here: how options are read (``settings``), how a model or a file is loaded (``trainer.loading``,
+``data.sources``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from counterpoint.cli.adapter import adapter_config
+from counterpoint.cli.hub import hub_or_cache
+from counterpoint.cli.run_options import RunOptions
+from counterpoint.cli.settings import Request
+from counterpoint.config import CPOConfig
+from counterpoint.data.sources import load, pick_split
+from counterpoint.errors import ConfigError, DataError
+from counterpoint.trainer.loading import load_config, load_model, load_tokenizer, random_model
+
+EVAL_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
+_NAMED = re.compile(r"([A-Za-z_][\w-]*)=(.+)")
+
+
+@dataclass(slots=True)
+class Parts:
+    """What a run is made of; None for what could not be loaded, or was not asked for.
+
+    Args:
+        model: with its weights, not adapted.
+        model_config: of the model.
+        tokenizer: of the model, or the one given.
+        train_rows: raw rows to train on.
+        eval_rows: raw rows to evaluate on, or a dict of named sets.
+        adapter: a ``peft.LoraConfig``.
+    """
+
+    model: Any = None
+    model_config: Any = None
+    tokenizer: Any = None
+    train_rows: Any = None
+    eval_rows: Any = None
+    adapter: Any = None
+
+
+Attempt = Callable[..., Any]
+"""Calls a function with its arguments; a strict one lets errors pass."""
+
+
+def call(function: Callable[..., Any], *facts: Any, **more: Any) -> Any:
+    """The strict ``Attempt``."""
+    return function(*facts, **more)
+
+
+def load_parts(request: Request, attempt: Attempt, *, weights: bool = True) -> Parts:
+    """Load everything that a run is made of.
+
+    Args:
+        request: options read and checked.
+        attempt: how to call what may fail.
+        weights: False leaves the model to ``load_weights``.
+    """
+    with hub_or_cache(attempt(names_of, request.run) or ()):
+        parts = _load_parts(request.run, request.config, attempt)
+        if weights and parts.model_config is not None:
+            parts.model = attempt(load_weights, request, parts.model_config)
+    if weights:
+        request.config.model_init_kwargs = None  # the trainer refuses them beside a loaded model
+    return parts
+
+
+def load_weights(request: Request, model_config: Any) -> Any:
+    """The model itself, by the ``model_init_kwargs`` that ``load_parts`` has made.
+
+    Args:
+        request: options read and checked.
+        model_config: of the model, from ``load_parts``.
+    """
+    run, config = request.run, request.config
+    if run.from_scratch:
+        return random_model(str(run.model), config, model_config)
+    return load_model(str(run.model), config, adapted=run.lora_r is not None)
+
+
+def _load_parts(run: RunOptions, config: CPOConfig, attempt: Attempt) -> Parts:
+    source = str(run.model)
+    attempt(merge_model_options, run, config)
+    return Parts(
+        model_config=attempt(load_config, source, config, from_scratch=run.from_scratch),
+        tokenizer=attempt(load_own_tokenizer, run, config),
+        adapter=attempt(adapter_config, run),
+        train_rows=attempt(train_rows, run, config),
+        eval_rows=attempt(_eval_sets, run),
+    )
+
+
+def load_own_tokenizer(run: RunOptions, config: CPOConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer that a run names, or its model's.
+
+    Args:
+        run: names it.
+        config: after ``merge_model_options``, which says the revision.
+
+    Raises:
+        ModelError: CP301 where there is none.
+        SetupError: CP502 where it needs a package that is missing.
+    """
+    return load_tokenizer(
+        run.tokenizer or str(run.model),
+        config,
+        of_model=run.tokenizer is None,
+        chat_template=run.chat_template,
+    )
+
+
+def names_of(run: RunOptions) -> list[str]:
+    """All that may have to come from the hub."""
+    named = _named_sets(run.eval_dataset)
+    evals = named.values() if isinstance(named, Mapping) else named
+    return [str(run.model), *([run.tokenizer] if run.tokenizer else []), *run.dataset, *evals]
+
+
+def hide_token(config: CPOConfig) -> None:
+    """Hand the hub's token on where its client looks for it, out of what a run saves.
+
+    Args:
+        config: loses its ``hub_token``.
+    """
+    if config.hub_token:
+        os.environ["HF_TOKEN"] = config.hub_token
+        config.hub_token = None
+
+
+def merge_model_options(run: RunOptions, config: CPOConfig) -> None:
+    """Put revision, dtype and attention among the keywords that load a model.
+
+    Raises:
+        ConfigError: CP104 for what is given twice.
+    """
+    given = config.model_init_kwargs
+    keywords = dict(given) if isinstance(given, Mapping) else {}
+    own = {
+        "revision": run.revision,
+        "dtype": run.dtype,
+        "attn_implementation": run.attn_implementation,
+    }
+    for name, value in own.items():
+        if value is None:
+            continue
+        if name in keywords:
+            raise ConfigError(
+                "CP104", f"{name} is given as an option and in model_init_kwargs; drop one."
+            )
+        keywords[name] = value
+    config.model_init_kwargs = keywords
+
+
+# Data
+
+
+def train_rows(run: RunOptions, config: CPOConfig) -> Any:
+    """The raw rows to train on.
+
+    Raises:
+        ConfigError: CP107 for a stream without ``max_steps``.
+        DataError: CP2xx for what cannot be read.
+    """
+    rows = open_rows(run)
+    if not hasattr(rows, "__len__") and config.max_steps <= 0:
+        raise ConfigError(
+            "CP107", "max_steps is missing: a streamed data set does not say how long it is."
+        )
+    return rows
+
+
+def open_rows(run: RunOptions) -> Any:
+    """The raw rows that a run names, of whatever length.
+
+    Raises:
+        DataError: CP2xx for what cannot be read.
+    """
+    return pick_split(load(_sources(run.dataset), split=run.dataset_split, streaming=run.streaming))
+
+
+def _sources(names: list[str]) -> str | list[str]:
+    return names[0] if len(names) == 1 else names
+
+
+def _eval_sets(run: RunOptions) -> Any:
+    if not run.eval_dataset:
+        return None
+    named = _named_sets(run.eval_dataset)
+    if isinstance(named, Mapping):
+        return {name: _open_eval([source], run) for name, source in named.items()}
+    return _open_eval(named, run)
+
+
+def _named_sets(given: list[str] | dict[str, str]) -> list[str] | dict[str, str]:
+    """``name=path`` words or a mapping of YAML, as a mapping; sets without names as they are."""
+    if isinstance(given, Mapping):
+        wrong = [name for name, source in given.items() if not isinstance(source, str)]
+        if wrong:
+            raise ConfigError("CP103", f"eval_dataset: {wrong[0]} should be a file or a hub id.")
+        return dict(given)
+    parts = [None if Path(word).exists() else _NAMED.fullmatch(word) for word in given]
+    named = {part[1]: part[2] for part in parts if part}
+    if not named:
+        return given
+    if len(named) != len(given):
+        raise ConfigError(
+            "CP103",
+            f"eval_dataset={' '.join(given)} should be name=path with a different name for each "
+            "set, or paths without names.",
+        )
+    return named
+
+
+def _open_eval(sources: list[str], run: RunOptions) -> Any:
+    data = load(_sources(sources), split=run.eval_dataset_split)
+    if not isinstance(data, Mapping) or len(data) == 1:
+        return pick_split(data)
+    for split in EVAL_SPLITS:
+        if split in data:
+            return data[split]
+    raise DataError(
+        "CP211",
+        f"eval_dataset {' '.join(sources)} has the splits {', '.join(data)}; say which one with "
+        "eval_dataset_split.",
+    )
