@@ -1,6 +1,6 @@
 """Law 1: a step is a function of its set of pairs, whatever the cut and the order.
 
-TRL 1.16 is at 0.19 to 0.58 where these tests ask for 1e-6; see benchmarks/splits.py.
+TRL 1.16 is at 0.1 to 0.7 where these tests ask for 1e-6: benchmarks/differences.py.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from counterpoint.errors import ModelError
 from tests.steps import OBJECTIVES, distance, random_pairs, train_watched
 
 SPLITS = [(8, 1), (4, 2), (2, 4), (1, 8), (3, 3)]
@@ -175,3 +176,48 @@ def test_a_short_last_step_is_divided_by_what_it_holds(models, chatml_tokenizer,
     )
     assert len(steps) == 2
     assert distance(steps[1], alone[0]) <= 1e-12
+
+
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0] * 4,
+    "original_max_position_embeddings": 16,
+    "factor": 32.0,
+}
+
+
+@pytest.mark.parametrize("layout", ["shared", "padded"])
+def test_a_long_neighbour_does_not_change_what_a_pair_is_worth(
+    layout, models, chatml_tokenizer, tmp_path: Path
+):
+    """Rows of up to 25 tokens, past 16 of which the model turns all of a batch's positions."""
+    pairs = random_pairs(8)
+    pictures = []
+    for micro_batch, accumulation in SPLITS:
+        steps, _ = train_watched(
+            models("llama", rope_parameters=LONGROPE),
+            chatml_tokenizer,
+            pairs,
+            tmp_path,
+            per_device_train_batch_size=micro_batch,
+            gradient_accumulation_steps=accumulation,
+            layout=layout,
+        )
+        pictures += steps
+    assert max(distance(pictures[0], other) for other in pictures[1:]) <= LIMITS[torch.float32]
+
+
+def test_positions_that_no_cut_makes_a_function_of_the_pairs_are_refused(
+    models, chatml_tokenizer, tmp_path: Path
+):
+    dynamic = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+
+    def train(context: int) -> None:
+        model = models("llama", rope_parameters=dynamic, max_position_embeddings=context)
+        train_watched(model, chatml_tokenizer, random_pairs(8), tmp_path)
+
+    with pytest.raises(ModelError, match=r"CP306 row \d+ has \d+ tokens, and past 16 "):
+        train(16)
+    train(64)

@@ -147,6 +147,11 @@ def length(pair: TokenPair) -> int:
     return len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
 
 
+def longest_row(pair: TokenPair) -> int:
+    """Tokens of the prompt with the longer completion."""
+    return len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
+
+
 def shared_tokens(pairs: Sequence[TokenPair]) -> int:
     """Input tokens of the shared layout."""
     return sum(map(length, pairs))
@@ -154,5 +159,4 @@ def shared_tokens(pairs: Sequence[TokenPair]) -> int:
 
 def padded_tokens(pairs: Sequence[TokenPair]) -> int:
     """Input tokens of the padded layout, padding included."""
-    longest = max(len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in pairs)
-    return 2 * len(pairs) * longest
+    return 2 * len(pairs) * max(map(longest_row, pairs))

@@ -17,11 +17,12 @@ import torch
 from torch import nn
 
 from counterpoint.config import CPOConfig
-from counterpoint.data.batching import cut, length, padded_tokens, shared_tokens
+from counterpoint.data.batching import cut, length, longest_row, padded_tokens, shared_tokens
 from counterpoint.data.collate import collate_padded, collate_shared
-from counterpoint.errors import ConfigError
+from counterpoint.errors import ConfigError, ModelError
 from counterpoint.forward.head import Head, find_head, prove_head
 from counterpoint.forward.layout import layouts_disagree, why_not_shared
+from counterpoint.forward.rotary import long_rows
 from counterpoint.forward.shared_attention import shared_attention
 from counterpoint.records import PairBatch, TokenPair
 from counterpoint.runlog import logger
@@ -57,6 +58,7 @@ class Assembly:
         vocab_size = embedding_rows(model)
         self._padded = partial(collate_padded, pad_id=pad_id, vocab_size=vocab_size)
         self._shared = partial(collate_shared, vocab_size=vocab_size)
+        self._long_rows = long_rows(model)
         self._head: Head | None = None
         self._layout: str | None = None
 
@@ -79,16 +81,36 @@ class Assembly:
             pairs: at least one.
             most_tokens: most input tokens of a batch, or None.
             most_pairs: most pairs of a batch where ``most_tokens`` is None.
+
+        Raises:
+            ModelError: CP306 for a pair that would change what its neighbours are worth.
         """
         self._settle(pairs)
         shared = self._layout == "shared"
-        parts = cut(
-            pairs,
-            most_pairs=most_pairs,
-            most_tokens=most_tokens,
-            tokens_of=shared_tokens if shared else padded_tokens,
+        tokens_of = shared_tokens if shared else padded_tokens
+        cut_group = partial(
+            cut, most_pairs=most_pairs, most_tokens=most_tokens, tokens_of=tokens_of
         )
+        parts = [part for group in self._groups(pairs) for part in cut_group(group)]
+        parts.sort(key=tokens_of, reverse=True)
         return [self._on_device((self._shared if shared else self._padded)(part)) for part in parts]
+
+    def _groups(self, pairs: Sequence[TokenPair]) -> list[list[TokenPair]]:
+        """Pairs that may share a batch; all of them, with nearly all models."""
+        rows = self._long_rows
+        if rows is None:
+            return [list(pairs)]
+        short = [pair for pair in pairs if longest_row(pair) <= rows.context]
+        long = [pair for pair in pairs if longest_row(pair) > rows.context]
+        if long and not rows.separable:
+            raise ModelError(
+                "CP306",
+                f"row {long[0].row} has {longest_row(long[0])} tokens, and past {rows.context} "
+                "this model's dynamic rotary positions depend on the longest row so far: a step "
+                f"would not be a function of its pairs. Set max_length={rows.context} or lower, or "
+                "another rope_type (yarn, linear) in the model's config.",
+            )
+        return [group for group in (short, long) if group]
 
     def running(self) -> AbstractContextManager[None]:
         """To be open around forward and backward of ``micro_batches``."""
