@@ -103,6 +103,7 @@ def test_what_cannot_share_trains_padded_and_says_why(
     kind, models, chatml_tokenizer, tmp_path: Path, caplog
 ):
     truth, _ = gradient(models, chatml_tokenizer, tmp_path, kind, layout="padded")
+    caplog.clear()
     with caplog.at_level(logging.INFO, logger="counterpoint"):
         found, _ = gradient(models, chatml_tokenizer, tmp_path, kind)
     reason = {**REASONS, **FOUND}[kind]

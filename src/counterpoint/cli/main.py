@@ -7,12 +7,14 @@ Not here: what the subcommands do (``train``, ``doctor``, ``quickstart.run``).
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from difflib import get_close_matches
+from functools import partial
 
 from counterpoint._version import __version__
 from counterpoint.cli.manners import complain, quiet_libraries, terminal_width
@@ -153,11 +155,11 @@ def _dispatch(words: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "doctor": _doctor,
-        "plan": _plan,
-        "smoke": _smoke,
-        "tokens": _tokens,
-        "init": _init,
-        "pairs": _pairs,
+        "plan": partial(_small, "plan"),
+        "smoke": partial(_small, "smoke"),
+        "tokens": partial(_small, "tokens"),
+        "init": partial(_small, "init"),
+        "pairs": partial(_small, "pairs"),
         "quickstart": _quickstart,
     }
     if first not in commands:
@@ -191,45 +193,13 @@ def _train(words: list[str]) -> int:
     return DONE
 
 
-def _plan(words: list[str]) -> int:
-    from counterpoint.cli.plan import plan, plan_help
-
+def _small(name: str, words: list[str]) -> int:
+    """A command that is a module: its ``name(words)`` does it, its ``name_help()`` explains it."""
+    module = importlib.import_module(f"counterpoint.cli.{name}")
     if any(word in ("-h", "--help") for word in words):
-        sys.stdout.write(plan_help())
+        sys.stdout.write(getattr(module, f"{name}_help")())
         return DONE
-    return plan(words)
-
-
-def _tokens(words: list[str]) -> int:
-    if any(word in ("-h", "--help") for word in words):
-        from counterpoint.cli.tokens import tokens_help
-
-        sys.stdout.write(tokens_help())
-        return DONE
-    from counterpoint.cli.tokens import tokens
-
-    tokens(words)
-    return DONE
-
-
-def _init(words: list[str]) -> int:
-    from counterpoint.cli.init import init, init_help
-
-    if any(word in ("-h", "--help") for word in words):
-        sys.stdout.write(init_help())
-        return DONE
-    init(words)
-    return DONE
-
-
-def _pairs(words: list[str]) -> int:
-    from counterpoint.cli.pairs import pairs, pairs_help
-
-    if any(word in ("-h", "--help") for word in words):
-        sys.stdout.write(pairs_help())
-        return DONE
-    pairs(words)
-    return DONE
+    return getattr(module, name)(words) or DONE
 
 
 def _doctor(words: list[str]) -> int:
@@ -243,15 +213,6 @@ def _doctor(words: list[str]) -> int:
     from counterpoint.cli.doctor import doctor
 
     return doctor([word for word in words if word != "--json"], as_json=as_json)
-
-
-def _smoke(words: list[str]) -> int:
-    from counterpoint.cli.smoke import smoke, smoke_help
-
-    if any(word in ("-h", "--help") for word in words):
-        sys.stdout.write(smoke_help())
-        return DONE
-    return smoke(words)
 
 
 def _explain_code(words: list[str]) -> int:

@@ -23,7 +23,7 @@ from counterpoint.doctor.of_objective import of_reward
 from counterpoint.doctor.survey import TokenFacts, TokenIds
 from counterpoint.errors import ModelError
 from counterpoint.forward.head import find_head
-from counterpoint.forward.layout import why_not_shared
+from counterpoint.forward.layout import why_padded
 from counterpoint.rounding import held_share
 
 MOST_HELD = 0.1
@@ -263,17 +263,12 @@ def _dropout(model: nn.Module, args: CPOConfig, peft_config: Any) -> Iterator[Fi
 
 
 def _layout(model: nn.Module, args: CPOConfig) -> Iterator[Finding]:
-    reason = why_not_shared(model)
-    if reason is not None and reason.startswith("dropout is on") and args.disable_dropout:
-        reason = None  # the trainer turns it off before it asks
-    if args.layout == "padded":
-        layout = "padded, as asked for"
-    elif reason is not None:
-        layout = f"padded, since {reason}"
-    elif args.layout == "auto" and args.device.type != "cpu":
-        layout = "padded, since sharing has been measured on CPUs only"
-    else:
-        layout = "shared, if it agrees with padded on the first pairs"
+    # the trainer turns dropout off, if it does, before it asks
+    stays = not args.disable_dropout
+    reason = why_padded(model, args.layout, args.device.type, dropout_stays=stays)
+    layout = "shared, if it agrees with padded on the first pairs"
+    if reason is not None:
+        layout = f"padded: {reason}"
     if args.layout == "shared" and reason is not None:
         yield find("CP104", f"layout='shared' is not possible: {reason}.", fix="layout: auto")
     attention = getattr(model.config, "_attn_implementation", None)

@@ -35,11 +35,12 @@ NARROW_TOLERANCE = 5e-2
 """The same for weights in 16 bits, whose rounding alone makes a percent; a wrong mask makes ten."""
 
 
-def why_not_shared(model: nn.Module) -> str | None:
+def why_not_shared(model: nn.Module, *, dropout_stays: bool = True) -> str | None:
     """What forbids a model to share prompts, in words; None if nothing known does.
 
     Args:
         model: unwrapped from distributed training; PEFT-wrapped or plain.
+        dropout_stays: False for a model whose dropout will be turned off before it trains.
     """
     inner: Any = model
     if any(getattr(c, "is_prompt_learning", False) for c in _adapters(inner)):
@@ -54,9 +55,31 @@ def why_not_shared(model: nn.Module) -> str | None:
     strange = set(getattr(config, "layer_types", None) or ()) - PLAIN_LAYERS
     if strange:
         return f"it has layers of kind {', '.join(sorted(strange))}"
-    if _dropout(inner):
+    if dropout_stays and _dropout(inner):
         return "dropout is on, and would fall on a shared prompt once instead of twice"
     return None
+
+
+def why_padded(
+    model: nn.Module, wanted: str, device: str, *, dropout_stays: bool = True
+) -> str | None:
+    """Why a run's batches are padded, as far as it is known before any is computed.
+
+    Args:
+        model: as for ``why_not_shared``.
+        wanted: the option ``layout``.
+        device: kind of device that the run is on.
+        dropout_stays: as for ``why_not_shared``.
+
+    Returns:
+        None where only ``layouts_disagree`` can still say so.
+    """
+    if wanted == "padded":
+        return "as asked for"
+    reason = why_not_shared(model, dropout_stays=dropout_stays)
+    if reason is None and wanted == "auto" and device != "cpu":
+        reason = "sharing has been measured on CPUs only; layout='shared' turns it on"
+    return reason
 
 
 def layouts_disagree(

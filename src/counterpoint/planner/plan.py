@@ -19,7 +19,7 @@ from torch import nn
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ModelError
 from counterpoint.forward.affine_logps import LOGITS_ELSEWHERE, LOGITS_PER_TILE
-from counterpoint.forward.layout import why_not_shared
+from counterpoint.forward.layout import why_not_shared, why_padded
 from counterpoint.planner.demand import Demand
 from counterpoint.planner.holdings import holdings_of
 from counterpoint.planner.rehearsal import Way, rehearse
@@ -208,7 +208,10 @@ class Planner:
         self.device = args.device.type if device is None else device
         self._known: list[tuple[Setting, bool, Demand]] = []
         autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-        self.reason = self._why_padded() or ""
+        # the trainer turns dropout off, if it does, before it asks
+        stays = not args.disable_dropout
+        why = why_padded(model, args.layout, self.device, dropout_stays=stays)
+        self.reason = why or ""
         self.setting = Setting(
             layout="padded" if self.reason else "shared",
             autocast=autocast,
@@ -372,16 +375,6 @@ class Planner:
             splits=tuple(self.splits(pairs, usable)),
             remedies=tuple(self.remedies(usable)),
         )
-
-    def _why_padded(self) -> str | None:
-        if self.args.layout == "padded":
-            return "as asked for"
-        reason = why_not_shared(self.model)
-        if reason is not None and reason.startswith("dropout is on") and self.args.disable_dropout:
-            reason = None  # the trainer turns it off before it asks
-        if reason is None and self.args.layout == "auto" and self.device != "cpu":
-            reason = "sharing has been measured on CPUs only"
-        return reason
 
     def _rehearsed(self, setting: Setting, accumulates: bool, experts: str | None = None) -> Demand:
         mode, model, dtype = fake_mode(), self.model, setting.dtype

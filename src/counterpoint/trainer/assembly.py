@@ -21,7 +21,7 @@ from counterpoint.data.batching import cut, length, longest_row, padded_tokens, 
 from counterpoint.data.collate import collate_padded, collate_shared
 from counterpoint.errors import ConfigError, ModelError
 from counterpoint.forward.head import Head, find_head, prove_head
-from counterpoint.forward.layout import layouts_disagree, why_not_shared
+from counterpoint.forward.layout import layouts_disagree, why_padded
 from counterpoint.forward.rotary import long_rows
 from counterpoint.forward.shared_attention import shared_attention
 from counterpoint.records import PairBatch, TokenPair
@@ -128,12 +128,8 @@ class Assembly:
             return
         self._head = head = self._proved_head(pairs[0])
         wanted = self.args.layout
-        if wanted == "padded":
-            self._layout = "padded"
-            return
-        reason = why_not_shared(self.model) or self._disproof(head, pairs)
-        if reason is None and wanted == "auto" and self.args.device.type != "cpu":
-            reason = "sharing has been measured on CPUs only; layout='shared' turns it on"
+        reason = why_padded(self.model, wanted, self.args.device.type)
+        reason = reason or self._disproof(head, pairs)
         if reason and wanted == "shared":
             raise ConfigError("CP104", f"layout='shared' is not possible: {reason}.")
         self._layout = "padded" if reason else "shared"
