@@ -14,8 +14,10 @@ import hashlib
 import inspect
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +31,8 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 from counterpoint import CounterpointError, CPOConfig, CPOTrainer
 from counterpoint.config import REFUSED
-from counterpoint.data.prepare import PrepareOptions, prepare
+from counterpoint.data.collate import collate_padded
+from counterpoint.data.prepare import PrepareOptions, prepare, to_pair
 from counterpoint.trainer.assembly import Assembly
 from counterpoint.trainer.feed import Feed
 from counterpoint.trainer.loading import load_config, load_model
@@ -97,7 +100,8 @@ class Run:
             compute_metrics=lambda prediction: {"rewards": len(prediction.predictions)},
         )
         hook = model.get_input_embeddings().register_forward_hook(self._count)
-        layer = model.model.layers[0].mlp.register_forward_hook(self._count_layer)
+        # before: a recomputation ends as soon as it has what the backward pass needs
+        layer = model.model.layers[0].mlp.register_forward_pre_hook(self._count_layer)
         self.layer_passes = 0
         self.error = None
         try:
@@ -234,7 +238,7 @@ def processes(bench: Bench, options: dict[str, Any]) -> list[Any]:
 
 def precision(bench: Bench, options: dict[str, Any]) -> torch.dtype:
     make_model(vocab_size=64).save_pretrained(bench.folder / "model")
-    return load_model(str(bench.folder / "model"), bench.args(options)).dtype
+    return load_model(str(bench.folder / "model"), bench.args(options), adapted=False).dtype
 
 
 def strange_config(bench: Bench, options: dict[str, Any]) -> str:
@@ -250,12 +254,13 @@ def strange_config(bench: Bench, options: dict[str, Any]) -> str:
         "class StrangeConfig(PretrainedConfig):\n    model_type = 'strange'\n"
         "class Strange(PreTrainedModel):\n    config_class = StrangeConfig\n"
     )
+    args = bench.args(options)
     with pytest.MonkeyPatch.context() as patch:
         module = "transformers.dynamic_module_utils.HF_MODULES_CACHE"
         patch.setattr(module, str(bench.folder / "modules"))
-        patch.setattr("sys.path", list(__import__("sys").path))
+        patch.setattr("sys.path", list(sys.path))
         try:
-            return type(load_config(str(folder), bench.args(options))).__name__
+            return type(load_config(str(folder), args, from_scratch=True)).__name__
         except CounterpointError as error:
             return error.code
 
@@ -282,24 +287,18 @@ def dealt(bench: Bench, options: dict[str, Any]) -> list[list[int]]:
     return [list(window) for window in sampler]
 
 
-class OnDevice:
-    """A batch that remembers what was done with it."""
-
-    pinned = False
-
-    def pin_memory(self) -> OnDevice:
-        self.pinned = True
-        return self
-
-    def to(self, *_: Any, **__: Any) -> OnDevice:
-        return self
-
-
 def pinned(bench: Bench, options: dict[str, Any]) -> bool:
+    """Whether a batch for CUDA is copied from page-locked memory; no such device is needed."""
     args = CPOConfig(output_dir="o", **options)  # use_cpu would turn it off
     device = SimpleNamespace(type="cuda")
     chosen = SimpleNamespace(device=device, dataloader_pin_memory=args.dataloader_pin_memory)
-    return Assembly._on_device(SimpleNamespace(args=chosen), OnDevice()).pinned
+    batch = collate_padded([to_pair(PAIRS[0])], pad_id=0, vocab_size=640)
+    calls: list[bool] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(batch), "pin_memory", lambda self: calls.append(True) or self)
+        patch.setattr(type(batch), "to", lambda self, *_, **__: self)
+        Assembly._on_device(SimpleNamespace(args=chosen), batch)
+    return bool(calls)
 
 
 @dataclass(frozen=True)
@@ -534,6 +533,7 @@ def calls(tree: ast.AST, owner: str) -> set[str]:
     }
 
 
+@cache
 def silenced() -> set[str]:
     """Methods of transformers' trainer that none of ours comes to call."""
     theirs, ours = methods(Trainer), methods(CPOTrainer)
@@ -554,6 +554,7 @@ def silenced() -> set[str]:
     return dead
 
 
+@cache
 def read_by_transformers() -> set[str]:
     """Options that are read by transformers in a run of ours."""
     passed_over = {"_validate_args", *silenced()}
