@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import is_torch_bf16_gpu_available
 
 from counterpoint.errors import ConfigError
@@ -38,6 +39,11 @@ ADAMW = ("adamw_torch", "adamw_torch_fused")
 
 REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
     {
+        "accelerator_config": (
+            None,
+            "pairs are dealt to ranks and micro-batches here, so that a step stays the same "
+            "function of its pairs; gradient_accumulation_steps accumulates",
+        ),
         "auto_find_batch_size": (
             False,
             "it would change how many pairs make a step; lower per_device_train_batch_size and "
@@ -48,8 +54,34 @@ REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
             "a step is the same function of its pairs on any number of ranks, always",
         ),
         "batch_eval_metrics": (False, "metrics are running sums already"),
+        "bf16_full_eval": (
+            False,
+            "it would cast the weights themselves; an evaluation computes in bf16 where training "
+            "does",
+        ),
+        "dataloader_in_order": (
+            True,
+            "a step would be made of whichever pairs were ready first",
+        ),
         "deepspeed": (None, "sharded engines are not supported yet; use DDP through torchrun"),
+        "eval_accumulation_steps": (
+            None,
+            "two numbers a pair are all that an evaluation keeps; lower "
+            "per_device_eval_batch_size or set max_micro_batch_tokens to save memory",
+        ),
+        "eval_do_concat_batches": (
+            True,
+            "compute_metrics gets the rewards of a whole set as one array, in the order of its "
+            "rows",
+        ),
+        "eval_use_gather_object": (False, "what ranks hand each other are sums and rewards only"),
+        "fp16_full_eval": (
+            False,
+            "it would cast the weights themselves; an evaluation computes in fp16 where training "
+            "does",
+        ),
         "fsdp": (None, "sharded engines are not supported yet; use DDP through torchrun"),
+        "fsdp_config": (None, "sharded engines are not supported yet; use DDP through torchrun"),
         "generate_during_eval": (
             False,
             "evaluation computes log-probabilities only; generate from the saved model instead",
@@ -62,14 +94,47 @@ REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
             "it smooths over the vocabulary, which no preference loss does; label_smoothing "
             "smooths over the preference",
         ),
+        "length_column_name": ("length", "pairs are never chosen by length"),
         "logging_nan_inf_filter": (
             False,
             "it hides non-finite losses; nonfinite='raise' or 'skip' deals with them",
+        ),
+        "neftune_noise_alpha": (
+            None,
+            "its noise depends on how far a batch is padded, so that a step would depend on how "
+            "it is cut",
         ),
         "parallelism_config": (None, "only data parallelism is supported yet"),
     }
 )
 """Option -> (the value that passes, why any other is refused)."""
+
+_OF_FSDP = {"min_num_params": 0, "xla": False, "xla_fsdp_v2": False, "xla_fsdp_grad_ckpt": False}
+"""What older releases of transformers make of an ``fsdp_config`` that nobody gave."""
+
+
+def is_refused(name: str, value: Any) -> bool:
+    """Whether an option of ``REFUSED`` is refused with a value.
+
+    Args:
+        name: one of ``REFUSED``.
+        value: as given, or as transformers has resolved it.
+    """
+    passing = REFUSED[name][0]
+    if name == "accelerator_config":
+        value = _other_than(AcceleratorConfig().to_dict(), value)
+    elif name == "fsdp_config":
+        value = _other_than(_OF_FSDP, value)
+    off = value is None or value is False or value in ([], {}, "")
+    return bool(value != passing and (passing or not off))
+
+
+def _other_than(defaults: Mapping[str, Any], value: Any) -> Any:
+    """What a nested option says beyond its defaults; a file's name as it is."""
+    given = value.to_dict() if isinstance(value, AcceleratorConfig) else value
+    if not isinstance(given, Mapping):
+        return given
+    return {key: part for key, part in given.items() if part != defaults.get(key)}
 
 
 def _at_least_zero(x: float) -> bool:
@@ -299,8 +364,8 @@ class CPOConfig(TrainingArguments):
 
     def _check_refused(self) -> None:
         for name, (passing, reason) in REFUSED.items():
-            value = getattr(self, name)
-            if value != passing and not (value is False or value in ([], {}, "")):
+            value = getattr(self, name, passing)  # releases of transformers differ in options
+            if is_refused(name, value):
                 raise ConfigError("CP105", f"{name}={value!r} is refused: {reason}.")
         if self.train_sampling_strategy not in ("random", "sequential"):
             raise ConfigError(
@@ -354,6 +419,12 @@ class CPOConfig(TrainingArguments):
                 "CP104",
                 f"stochastic_rounding brings its own AdamW, so that optim={self.optim!r} would "
                 "not be used; leave one of them out.",
+            )
+        if self.stochastic_rounding and self.optim_args:
+            raise ConfigError(
+                "CP104",
+                f"stochastic_rounding brings its own AdamW, so that optim_args={self.optim_args!r} "
+                "would not be used; leave one of them out.",
             )
         longest = 512 if self.max_length is None else self.max_length
         if self.max_completion_length is not None and self.max_completion_length >= longest:

@@ -179,7 +179,6 @@ def test_runs_without_a_folder_get_one_each(
         ("--warmup_steps -1", "warmup_steps"),
         ("--eval_strategy steps --eval_steps 2.5", "must be an integer"),
         ("--dataloader_prefetch_factor 2", "dataloader_num_workers"),
-        ("--accelerator_config missing.json", "missing.json"),
     ],
 )
 def test_what_transformers_refuses_is_a_coded_error(words: str, why: str) -> None:

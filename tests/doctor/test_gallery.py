@@ -324,7 +324,6 @@ UNUSED: list[tuple[str, Any, dict[str, Any]]] = [
     ("gradient_checkpointing_kwargs", {"a": 1}, {"gradient_checkpointing": False}),
     ("data_seed", 3, {"train_sampling_strategy": "sequential"}),
     ("remove_unused_columns", False, {}),
-    ("length_column_name", "long", {}),
     ("adam_beta1", 0.8, {"optim": "sgd"}),
     ("adam_beta2", 0.9, {"optim": "sgd"}),
     ("adam_epsilon", 1e-6, {"optim": "sgd"}),

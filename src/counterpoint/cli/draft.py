@@ -17,7 +17,7 @@ from counterpoint.cli.given import Given, Scalar, Setting, plain
 from counterpoint.cli.old_names import OLD_NAMES, renamed
 from counterpoint.cli.options import options
 from counterpoint.cli.run_file import Line, printable
-from counterpoint.config import RANGES, REFUSED
+from counterpoint.config import RANGES, REFUSED, is_refused
 from counterpoint.errors import ConfigError
 from counterpoint.runlog import is_secret
 
@@ -180,10 +180,8 @@ def _says_nothing(setting: Setting) -> bool:
 
 def _refusal(option: str, value: Any) -> str | None:
     """Why an option is not written with this value; None where it is."""
-    if option in REFUSED:
-        passing, reason = REFUSED[option]
-        if value != passing and not (value is False or value in ([], {}, "")):
-            return reason
+    if option in REFUSED and is_refused(option, value):
+        return REFUSED[option][1]
     holds, wanted = RANGES.get(option, (lambda number: True, ""))
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return f"it should be {wanted}" if is_number and not holds(value) else None

@@ -139,6 +139,7 @@ def _consulted(request: Request) -> Parts:
 def check_run(request: Request, attempt: Attempt) -> None:
     """What is asked of folders and evaluation, before anything slow is loaded."""
     config = request.config
+    attempt(_check_task, config)
     attempt(_check_evaluation, request.run, config)
     attempt(check_writable, config.output_dir)
     attempt(_checkpoint, config)
@@ -159,6 +160,15 @@ def _build(parts: Parts, config: CPOConfig) -> CPOTrainer:
 
 
 # Evaluation
+
+
+def _check_task(config: CPOConfig) -> None:
+    if config.do_predict:  # meant for scripts, as do_train is, which asks for what is done anyway
+        raise ConfigError(
+            "CP105",
+            "do_predict=True is refused: the command trains and evaluates. CPOTrainer.predict "
+            "gives the metrics of a test set.",
+        )
 
 
 def _check_evaluation(run: RunOptions, config: CPOConfig) -> None:

@@ -172,7 +172,6 @@ UNUSED: dict[str, _Reason] = {
         lambda a, e: a.train_sampling_strategy == "sequential", "rows are taken in their order"
     ),
     "remove_unused_columns": _when(lambda a, e: True, "columns are chosen by their meaning"),
-    "length_column_name": _when(lambda a, e: True, "steps are never made by length"),
     **{
         name: _when(lambda a, e: "adam" not in a.optim, "the optimizer is not of Adam's kind")
         for name in _OF_ADAM

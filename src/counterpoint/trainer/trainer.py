@@ -138,8 +138,8 @@ class CPOTrainer(Trainer):
         self._feed = Feed(args, tokenizer)
         prepared_model = None if model is None else ready(model)
         train_pairs = self._feed.train_pairs(train_dataset)
-        if train_pairs is not None and not hasattr(train_pairs, "__len__") and args.max_steps <= 0:
-            raise ConfigError("CP107", "a streamed train_dataset has no length: set max_steps.")
+        if train_pairs is not None and not hasattr(train_pairs, "__len__"):
+            _check_stream(args)
         eval_pairs = self._feed.pairs(eval_dataset, "eval")
         if prepared_model is not None:
             balancing_weight(prepared_model, args)
@@ -409,7 +409,9 @@ class CPOTrainer(Trainer):
                 )
         metrics, pairs = evaluation.metrics()
         predictions = None
-        if self.compute_metrics is not None:
+        if prediction_loss_only is None:
+            prediction_loss_only = self.args.prediction_loss_only
+        if self.compute_metrics is not None and not prediction_loss_only:
             predictions = evaluation.rewards()
             labels = np.zeros(len(predictions), dtype=np.int64)
             metrics |= self.compute_metrics(EvalPrediction(predictions, labels))
@@ -527,6 +529,19 @@ def _loaded(model: nn.Module | str | None, args: CPOConfig, *, adapted: bool) ->
     return model
 
 
+def _check_stream(args: CPOConfig) -> None:
+    """Refuse what cannot be done with a streamed training set."""
+    if args.max_steps <= 0:
+        raise ConfigError("CP107", "a streamed train_dataset has no length: set max_steps.")
+    for name in ("dataloader_num_workers", "dataloader_drop_last"):
+        if getattr(args, name):
+            raise ConfigError(
+                "CP104",
+                f"{name}={getattr(args, name)} does nothing with a streamed train_dataset, which "
+                "the training process reads in its order to its end; leave it out.",
+            )
+
+
 def _own_tokenizer(model: nn.Module, args: CPOConfig) -> Any:
     """The tokenizer that lies beside a model's weights."""
     source = str(getattr(model.config, "_name_or_path", ""))
@@ -569,6 +584,8 @@ def _checked_args(args: CPOConfig | None, data_collator: Any, preprocess: Any) -
             f"Launch with torchrun --nproc-per-node={args.n_gpu}, or show it one GPU with "
             "CUDA_VISIBLE_DEVICES=0.",
         )
+    if not args.remove_unused_columns:  # as TRL sets it itself, so that many scripts say it
+        logger().info("remove_unused_columns=False changes nothing: columns go by their meaning")
     # nothing but DDP's default; buffers of a language model are constants, and a rank that begins
     # a step again could not broadcast them a second time
     args.ddp_broadcast_buffers = bool(args.ddp_broadcast_buffers)

@@ -1,0 +1,588 @@
+"""Every option changes something that can be seen, or is refused; none is read by nothing.
+
+Options that Counterpoint reads are tried: a run with the option and one without must differ in
+what the option is for. Options that transformers reads are looked up in its source: in a method
+that a ``CPOTrainer`` still runs, since one that is overridden reads nothing.
+
+Not here: the flags of the command (``tests/cli/test_every_flag.py``).
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from datasets import Dataset
+from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
+
+from counterpoint import CounterpointError, CPOConfig, CPOTrainer
+from counterpoint.config import REFUSED
+from counterpoint.data.collate import collate_padded
+from counterpoint.data.prepare import PrepareOptions, prepare, to_pair
+from counterpoint.trainer.assembly import Assembly
+from counterpoint.trainer.feed import Feed
+from counterpoint.trainer.loading import load_config, load_model
+from tests.models_on_the_spot import make_model
+from tests.steps import GradientCamera, random_pairs
+
+PAIRS = random_pairs(8)
+TEXTS = [
+    {"prompt": f"What is {n} and {n} and {n}?", "chosen": f" It is {3 * n}.", "rejected": f" {n}."}
+    for n in range(4)
+]
+
+BASE: dict[str, Any] = {
+    "num_train_epochs": 1,
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 4,
+    "learning_rate": 1e-2,
+    "lr_scheduler_type": "constant",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "logging_steps": 1,
+    "use_cpu": True,
+}
+"""Options of the runs that are compared, on both sides."""
+
+
+class Bench:
+    """Where options are tried."""
+
+    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.folder, self.tokenizer = folder, tokenizer
+        self._runs: dict[str, Run] = {}
+
+    def args(self, options: dict[str, Any]) -> CPOConfig:
+        return CPOConfig(output_dir=str(self.folder / "out"), **{**BASE, **options})
+
+    def run(self, options: dict[str, Any]) -> Run:
+        """A run on eight pairs, done once for each set of options."""
+        key = repr(sorted(options.items()))
+        if key not in self._runs:
+            self._runs[key] = Run(self, dict(options))
+        return self._runs[key]
+
+
+class Run:
+    """A model trained and evaluated, and what there is to see of it.
+
+    ``model`` among the options is a kind of model, with ``model_changes`` to its config.
+    """
+
+    def __init__(self, bench: Bench, options: dict[str, Any]) -> None:
+        model = make_model(options.pop("model", "qwen2"), **options.pop("model_changes", {}))
+        model.to(options.pop("dtype", torch.float32))
+        if options.pop("poisoned", False):
+            torch.nn.init.constant_(model.get_output_embeddings().weight, float("nan"))
+        camera, said, self.passes = GradientCamera(), Listener(), 0
+        logging.getLogger("counterpoint").addHandler(said)
+        self.trainer = CPOTrainer(
+            model=model,
+            args=bench.args(options),
+            train_dataset=PAIRS,
+            eval_dataset=PAIRS,
+            processing_class=bench.tokenizer,
+            callbacks=[camera],
+            compute_metrics=lambda prediction: {"rewards": len(prediction.predictions)},
+        )
+        hook = model.get_input_embeddings().register_forward_hook(self._count)
+        # before: a recomputation ends as soon as it has what the backward pass needs
+        layer = model.model.layers[0].mlp.register_forward_pre_hook(self._count_layer)
+        self.layer_passes = 0
+        self.error = None
+        try:
+            self.trainer.train()
+        except CounterpointError as error:
+            self.error = error.code
+        self.train_passes, self.train_layer_passes = self.passes, self.layer_passes
+        self.passes = 0
+        self.evaluation = {} if self.error else self.trainer.evaluate()
+        logging.getLogger("counterpoint").removeHandler(said)
+        hook.remove()
+        layer.remove()
+        self.said, self.gradients = said.lines, digest(camera.pictures)
+        self.weights = digest([model.state_dict()])
+        self.described = json.loads((bench.folder / "out" / "run.json").read_text())
+
+    def _count(self, *_: Any) -> None:
+        self.passes += 1
+
+    def _count_layer(self, *_: Any) -> None:
+        self.layer_passes += 1
+
+
+class Listener(logging.Handler):
+    """Keeps what the run says to people."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def digest(parts: Iterable[dict[str, torch.Tensor]]) -> str:
+    """One word for many tensors."""
+    found = hashlib.sha256()
+    for part in parts:
+        for name in sorted(part):
+            found.update(name.encode() + part[name].detach().float().numpy().tobytes())
+    return found.hexdigest()
+
+
+# What can be seen of an option
+
+Look = Callable[[Bench, dict[str, Any]], Any]
+
+
+def gradients(bench: Bench, options: dict[str, Any]) -> str:
+    return bench.run(options).gradients
+
+
+def weights(bench: Bench, options: dict[str, Any]) -> str:
+    return bench.run(options).weights
+
+
+def logged_steps(bench: Bench, options: dict[str, Any]) -> list[int]:
+    return [line["step"] for line in bench.run(options).trainer.state.log_history]
+
+
+def logged_names(bench: Bench, options: dict[str, Any]) -> set[str]:
+    return {name for line in bench.run(options).trainer.state.log_history for name in line}
+
+
+def train_passes(bench: Bench, options: dict[str, Any]) -> int:
+    return bench.run(options).train_passes
+
+
+def layer_passes(bench: Bench, options: dict[str, Any]) -> int:
+    return bench.run(options).train_layer_passes
+
+
+def eval_passes(bench: Bench, options: dict[str, Any]) -> int:
+    return bench.run(options).passes
+
+
+def evaluation(bench: Bench, options: dict[str, Any]) -> set[str]:
+    return set(bench.run(options).evaluation)
+
+
+def layout(bench: Bench, options: dict[str, Any]) -> Any:
+    return bench.run(options).described["layout"]
+
+
+def outcome(bench: Bench, options: dict[str, Any]) -> Any:
+    run = bench.run(options)
+    return run.error, run.described["skipped_steps"]
+
+
+def said(bench: Bench, options: dict[str, Any]) -> list[str]:
+    return bench.run(options).said
+
+
+def of_ddp(bench: Bench, options: dict[str, Any]) -> bool:
+    return bench.run(options).trainer.accelerator.ddp_handler.broadcast_buffers
+
+
+def optimizer(bench: Bench, options: dict[str, Any]) -> type[Any]:
+    pytest.importorskip("torchao")
+    return type(bench.run(options).trainer.optimizer.optimizer)
+
+
+def emptied_caches(bench: Bench, options: dict[str, Any]) -> int:
+    calls: list[bool] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.trainer.clear_device_cache", lambda *_: calls.append(True))
+        bench.run(options)
+    return len(calls)
+
+
+def rows(bench: Bench, options: dict[str, Any]) -> Any:
+    """The tokens of four rows, or the code with which they are refused."""
+    texts = [*TEXTS, {**TEXTS[0], "chosen": ""}] if options.pop("broken", False) else TEXTS
+    try:
+        found = prepare(texts, bench.tokenizer, PrepareOptions.of(bench.args(options)), name="t")
+    except CounterpointError as error:
+        return error.code
+    return list(found.pairs)
+
+
+def processes(bench: Bench, options: dict[str, Any]) -> list[Any]:
+    asked: list[Any] = []
+    whole = Dataset.map
+
+    def spied(self: Dataset, *facts: Any, **more: Any) -> Dataset:
+        asked.append(more.pop("num_proc", None))
+        return whole(self, *facts, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Dataset, "map", spied)
+        prepare(TEXTS, bench.tokenizer, PrepareOptions.of(bench.args(options)), name="t")
+    return asked
+
+
+def precision(bench: Bench, options: dict[str, Any]) -> torch.dtype:
+    make_model(vocab_size=64).save_pretrained(bench.folder / "model")
+    return load_model(str(bench.folder / "model"), bench.args(options), adapted=False).dtype
+
+
+def strange_config(bench: Bench, options: dict[str, Any]) -> str:
+    """The kind of a model that comes with its own code, or the code of the refusal."""
+    folder = bench.folder / "strange"
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(
+        '{"model_type": "strange", "architectures": ["StrangeForCausalLM"], "auto_map": '
+        '{"AutoConfig": "strange.StrangeConfig", "AutoModelForCausalLM": "strange.Strange"}}'
+    )
+    (folder / "strange.py").write_text(
+        "from transformers import PretrainedConfig, PreTrainedModel\n"
+        "class StrangeConfig(PretrainedConfig):\n    model_type = 'strange'\n"
+        "class Strange(PreTrainedModel):\n    config_class = StrangeConfig\n"
+    )
+    args = bench.args(options)
+    with pytest.MonkeyPatch.context() as patch:
+        module = "transformers.dynamic_module_utils.HF_MODULES_CACHE"
+        patch.setattr(module, str(bench.folder / "modules"))
+        patch.setattr("sys.path", list(sys.path))
+        try:
+            return type(load_config(str(folder), args, from_scratch=True)).__name__
+        except CounterpointError as error:
+            return error.code
+
+
+def loader(bench: Bench, options: dict[str, Any]) -> Any:
+    args = bench.args(options)
+    made = Feed(args, bench.tokenizer).loader(PAIRS, "t", micro_batch=3, train=True)
+    context = made.multiprocessing_context
+    return (
+        made.num_workers,
+        made.persistent_workers,
+        made.prefetch_factor,
+        context and context.get_start_method(),
+    )
+
+
+def dealt(bench: Bench, options: dict[str, Any]) -> list[list[int]]:
+    """The rows of the windows of an epoch."""
+    sampler = (
+        Feed(bench.args(options), bench.tokenizer)
+        .loader(PAIRS, "t", micro_batch=3, train=True)
+        .batch_sampler
+    )
+    return [list(window) for window in sampler]
+
+
+def pinned(bench: Bench, options: dict[str, Any]) -> bool:
+    """Whether a batch for CUDA is copied from page-locked memory; no such device is needed."""
+    args = CPOConfig(output_dir="o", **options)  # use_cpu would turn it off
+    device = SimpleNamespace(type="cuda")
+    chosen = SimpleNamespace(device=device, dataloader_pin_memory=args.dataloader_pin_memory)
+    batch = collate_padded([to_pair(PAIRS[0])], pad_id=0, vocab_size=640)
+    calls: list[bool] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(batch), "pin_memory", lambda self: calls.append(True) or self)
+        patch.setattr(type(batch), "to", lambda self, *_, **__: self)
+        Assembly._on_device(SimpleNamespace(args=chosen), batch)
+    return bool(calls)
+
+
+@dataclass(frozen=True)
+class Row:
+    """An option with a value that is not its default, and where that is seen.
+
+    Args:
+        look: what is seen of a run.
+        value: that the option gets on one side.
+        base: options of both sides.
+    """
+
+    look: Look
+    value: Any
+    base: dict[str, Any]
+
+
+def row(look: Look, value: Any, **base: Any) -> Row:
+    return Row(look, value, base)
+
+
+TRIED: dict[str, Row] = {
+    # TRL's, and of TrainingArguments what TRL changes
+    "learning_rate": row(weights, 0.1),
+    "logging_steps": row(logged_steps, 2),
+    "gradient_checkpointing": row(layer_passes, False),
+    "bf16": row(gradients, True),
+    "max_length": row(rows, 12),
+    "max_completion_length": row(rows, 3),
+    "beta": row(gradients, 0.3),
+    "label_smoothing": row(gradients, 0.1),
+    "loss_type": row(gradients, "hinge"),
+    "disable_dropout": row(gradients, False, model_changes={"attention_dropout": 0.3}),
+    "cpo_alpha": row(gradients, 0.5),
+    "simpo_gamma": row(gradients, 2.0, loss_type="simpo"),
+    "alpha": row(gradients, 0.01),
+    "model_init_kwargs": row(precision, {"dtype": "bfloat16"}),
+    "trust_remote_code": row(strange_config, True),
+    "dataset_num_proc": row(processes, 2),
+    # Counterpoint's
+    "gamma_beta_ratio": row(gradients, 8.0, loss_type="simpo"),
+    "nll_reduction": row(gradients, "sequence_sum"),
+    "truncation": row(rows, "prompt_start", max_length=16),
+    "invalid_rows": row(rows, "drop", broken=True),
+    "nonfinite": row(outcome, "skip", poisoned=True),
+    "layout": row(layout, "padded"),
+    "max_micro_batch_tokens": row(train_passes, 40),
+    "stochastic_rounding": row(optimizer, True, dtype=torch.bfloat16),
+    "router_aux_loss_coef": row(gradients, 5.0, model="mixtral"),
+    # of TrainingArguments, read by Counterpoint in place of transformers
+    "per_device_train_batch_size": row(gradients, 2),
+    "per_device_eval_batch_size": row(eval_passes, 2),
+    "gradient_accumulation_steps": row(gradients, 2),
+    "seed": row(gradients, 1),
+    "data_seed": row(gradients, 1),
+    "train_sampling_strategy": row(gradients, "sequential"),
+    "dataloader_drop_last": row(dealt, True),
+    "dataloader_num_workers": row(loader, 1),
+    "dataloader_persistent_workers": row(loader, True, dataloader_num_workers=1),
+    "dataloader_prefetch_factor": row(loader, 5, dataloader_num_workers=1),
+    "dataloader_multiprocessing_context": row(loader, "spawn", dataloader_num_workers=1),
+    "dataloader_pin_memory": row(pinned, False),
+    "include_num_input_tokens_seen": row(logged_names, "all"),
+    "ddp_broadcast_buffers": row(of_ddp, True),
+    "prediction_loss_only": row(evaluation, True),
+    "remove_unused_columns": row(said, False),
+    "torch_empty_cache_steps": row(emptied_caches, 1),
+}
+"""Options that Counterpoint reads, or that reach transformers by way of what it overrides."""
+
+ELSEWHERE = {
+    "do_train": "not read by any trainer: for scripts; the command does it anyway",
+    "do_predict": "not read by any trainer: for scripts; the command refuses it",
+    "local_rank": "not read by any trainer: what a launcher of old says to scripts",
+}
+"""Options that are no trainer's to read, TRL's neither."""
+
+RESOLVED = {
+    "tf32": "switched by TrainingArguments itself",
+    "torch_compile": "turned into torch_compile_backend by TrainingArguments itself",
+}
+"""Options whose only reader is the constructor that they are given to."""
+
+BY_OTHER_NAMES = {
+    "eval_steps": 'getattr(args, f"{step_kind}_steps")',
+    "save_steps": 'getattr(args, f"{step_kind}_steps")',
+    "activation_checkpointing": "getattr(self, old)",
+    "gradient_checkpointing_kwargs": "getattr(self, old)",
+}
+"""Options that transformers reads by a name that it puts together."""
+
+ASKED: dict[str, Any] = {
+    "accelerator_config": {"split_batches": True},
+    "auto_find_batch_size": True,
+    "average_tokens_across_devices": False,
+    "batch_eval_metrics": True,
+    "bf16_full_eval": True,
+    "dataloader_in_order": False,
+    "deepspeed": "ds.json",
+    "eval_accumulation_steps": 4,
+    "eval_do_concat_batches": False,
+    "eval_use_gather_object": True,
+    "fp16_full_eval": True,
+    "fsdp": "full_shard",
+    "fsdp_config": {"xla": True},
+    "generate_during_eval": True,
+    "include_for_metrics": ["inputs"],
+    "is_encoder_decoder": True,
+    "label_names": ["labels"],
+    "label_smoothing_factor": 0.1,
+    "length_column_name": "size",
+    "logging_nan_inf_filter": True,
+    "neftune_noise_alpha": 5.0,
+    "parallelism_config": object(),
+}
+"""Of each refused option, a value that asks for something."""
+
+KNOWN = {field.name for field in fields(CPOConfig)}
+
+
+@pytest.fixture(scope="module")
+def bench(
+    tmp_path_factory: pytest.TempPathFactory, gpt2_tokenizer: PreTrainedTokenizerFast
+) -> Bench:
+    return Bench(tmp_path_factory.mktemp("bench"), gpt2_tokenizer)
+
+
+def test_no_option_is_without_a_row() -> None:
+    of_transformers = {field.name for field in fields(TrainingArguments)}
+    assert {*TRIED, *REFUSED} >= KNOWN - of_transformers
+    assert {*TRIED} & {*REFUSED} == set()
+
+
+@pytest.mark.parametrize("name", sorted(TRIED))
+def test_an_option_changes_what_it_is_for(bench: Bench, name: str) -> None:
+    if name not in KNOWN:
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    one = TRIED[name]
+    assert one.look(bench, {**one.base, name: one.value}) != one.look(bench, dict(one.base))
+
+
+def test_what_is_seen_is_the_same_where_the_options_are(tmp_path: Path, bench: Bench) -> None:
+    """Or else any two runs would differ, whatever was changed."""
+    again = Bench(tmp_path, bench.tokenizer)
+    looks = {one.look for one in TRIED.values()} - {strange_config, precision, optimizer}
+    assert {look.__name__: look(again, {}) for look in looks} == {
+        look.__name__: look(bench, {}) for look in looks
+    }
+
+
+def test_every_refused_option_is_asked_for_below() -> None:
+    assert set(ASKED) == set(REFUSED)
+
+
+@pytest.mark.parametrize("name", sorted(ASKED))
+def test_a_refused_option_is_refused_and_its_default_is_not(name: str) -> None:
+    if name not in KNOWN:
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    with pytest.raises(CounterpointError, match=rf"^CP105 {name}="):
+        CPOConfig(output_dir="o", use_cpu=True, **{name: ASKED[name]})
+    CPOConfig(output_dir="o", use_cpu=True, **{name: REFUSED[name][0]})
+
+
+def test_what_transformers_makes_of_the_defaults_passes_again() -> None:
+    resolved = CPOConfig(output_dir="o", use_cpu=True)
+    again = {name: getattr(resolved, name) for name in REFUSED if name in KNOWN}
+    CPOConfig(output_dir="o", use_cpu=True, **again)
+    plain = {"split_batches": False, "even_batches": True, "use_seedable_sampler": True}
+    CPOConfig(output_dir="o", use_cpu=True, accelerator_config=plain)
+
+
+@pytest.mark.parametrize("name", ["dataloader_num_workers", "dataloader_drop_last"])
+def test_what_a_stream_cannot_do_is_refused(bench: Bench, name: str) -> None:
+    with pytest.raises(CounterpointError, match=rf"^CP104 {name}="):
+        CPOTrainer(
+            model=make_model(),
+            args=bench.args({name: 1, "max_steps": 1}),
+            train_dataset=PAIRS.to_iterable_dataset(),
+            processing_class=bench.tokenizer,
+        )
+
+
+# What transformers reads
+
+
+def test_every_other_option_is_read_by_code_that_still_runs() -> None:
+    rest = KNOWN - {*TRIED, *REFUSED, *ELSEWHERE, *RESOLVED, *BY_OTHER_NAMES}
+    assert rest - read_by_transformers() == set()
+
+
+def test_an_option_that_no_trainer_reads_is_not_called_read_by_one() -> None:
+    """Were it read one day, its row would be a lie."""
+    assert {*ELSEWHERE, *RESOLVED, "prediction_loss_only"} & read_by_transformers() == set()
+
+
+@pytest.mark.parametrize("name", sorted(BY_OTHER_NAMES))
+def test_an_option_read_by_another_name_is_read_so(name: str) -> None:
+    if name not in KNOWN:
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    folder = Path(transformers.__file__).parent
+    text = "".join(
+        (folder / file).read_text() for file in ("training_args.py", "trainer_callback.py")
+    )
+    assert BY_OTHER_NAMES[name] in text
+
+
+def methods(kind: type[Any]) -> dict[str, ast.FunctionDef]:
+    """The methods that a class itself defines, as trees."""
+    module = ast.parse(inspect.getsource(import_module(kind.__module__)))
+    own = next(n for n in module.body if isinstance(n, ast.ClassDef) and n.name == kind.__name__)
+    return {node.name: node for node in own.body if isinstance(node, ast.FunctionDef)}
+
+
+def names_read(tree: ast.AST, owners: tuple[str, ...]) -> set[str]:
+    """Options read as attributes of something of one of these names."""
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Load)
+        and node.attr in KNOWN
+        and ast.unparse(node.value).rpartition(".")[2] in owners
+    }
+
+
+def calls(tree: ast.AST, owner: str) -> set[str]:
+    """Attributes of ``self`` or ``super()`` in some code."""
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == owner
+    }
+
+
+@cache
+def silenced() -> set[str]:
+    """Methods of transformers' trainer that none of ours comes to call."""
+    theirs, ours = methods(Trainer), methods(CPOTrainer)
+    kept = {name for node in ours.values() for name in calls(node, "super()")}
+    kept |= {name for node in ours.values() for name in calls(node, "Trainer")}
+    kept |= {name for node in ours.values() for name in calls(node, "self")} - set(ours)
+    callers = {
+        name: {other for other, node in theirs.items() if name in calls(node, "self")} - {name}
+        for name in theirs
+    }
+    dead = (set(ours) & set(theirs)) - kept
+    while more := {
+        name
+        for name in set(theirs) - dead - kept - set(ours)
+        if callers[name] and callers[name] <= dead
+    }:
+        dead |= more
+    return dead
+
+
+@cache
+def read_by_transformers() -> set[str]:
+    """Options that are read by transformers in a run of ours."""
+    passed_over = {"_validate_args", *silenced()}
+    found: set[str] = set()
+    for name, node in methods(Trainer).items():
+        if name not in passed_over:
+            found |= names_read(node, ("args",))
+    for name, node in methods(TrainingArguments).items():
+        # setters of groups of options read nothing, and the constructor reads everything once
+        if not name.startswith("set_") and name not in ("__post_init__", "_validate_args"):
+            found |= names_read(node, ("self",))
+    folder = Path(transformers.__file__).parent
+    parts = ["trainer_callback.py", "trainer_optimizer.py", "integrations/integration_utils.py"]
+    for path in (folder / part for part in parts):
+        if path.is_file():  # releases of transformers differ in files
+            found |= names_read(ast.parse(path.read_text(encoding="utf-8")), ("args",))
+    return found
+
+
+def test_the_methods_that_are_overridden_whole_are_known() -> None:
+    """A new one may be what an option was for; then the option needs a row."""
+    assert {
+        "compute_loss",
+        "evaluation_loop",
+        "get_batch_samples",
+        "get_train_dataloader",
+        "prediction_step",
+        "_get_dataloader",
+        "_get_train_sampler",
+    } <= silenced()
+    assert {"training_step", "_save", "log", "create_optimizer", "train"} & silenced() == set()
