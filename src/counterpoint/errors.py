@@ -57,6 +57,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP504": "a folder that already holds a different run",
         "CP505": "memory that ran out where cutting the step again does not help",
         "CP506": "an output file that is there already",
+        "CP507": "a folder that holds no run",
     }
 )
 

@@ -1,12 +1,15 @@
 """The run directory: what a run writes about itself, and where.
 
-    run.json        what was trained: objective, options, data counts, versions; written at the
-                    start, whole or not at all
-    metrics.jsonl   one JSON object a line for every log line, appended as it happens
+    run.json         what was trained: objective, options, data counts, versions; written at the
+                     start, whole or not at all
+    metrics.jsonl    every log line
+    alarms.jsonl     every alarm that was raised
+    movement.jsonl   how far each parameter has moved, now and then
+    samples.jsonl    texts that the model wrote
 
-Plain JSON, readable while it is written. Not here: weights and checkpoints (transformers writes
-them into the same folder), and anything secret: options with "token" or "key" in their name are
-left out.
+The streams are appended to as things happen, one JSON object a line, and can be read meanwhile.
+Not here: weights and checkpoints (transformers writes them into the same folder), and anything
+secret: options with "token" or "key" in their name are left out.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,7 +30,9 @@ from counterpoint._version import __version__
 from counterpoint.errors import SetupError
 
 RUN_FILE = "run.json"
-METRICS_FILE = "metrics.jsonl"
+METRICS, ALARMS, MOVEMENT, SAMPLES = STREAMS = ("metrics", "alarms", "movement", "samples")
+"""The streams of a run; each is a file of that name, ending in .jsonl."""
+
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "peft")
 
 
@@ -79,6 +86,86 @@ def versions() -> dict[str, str]:
     return found
 
 
+def stream_file(folder: str | Path, stream: str) -> Path:
+    """Where a stream of a run lies.
+
+    Args:
+        folder: the run directory.
+        stream: one of ``STREAMS``.
+    """
+    return Path(folder) / f"{stream}.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Something that goes wrong while a run goes on.
+
+    Args:
+        code: a key of the doctor's table, CW4xx.
+        step: optimizer step at which it was seen.
+        since: optimizer step at which it began, <= step.
+        seen: what was seen, with values.
+        fix: a line of configuration to paste; "" where there is none.
+    """
+
+    code: str
+    step: int
+    since: int
+    seen: str
+    fix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run directory, as far as it is written.
+
+    Args:
+        folder: where it was read.
+        facts: of ``run.json``; empty where there is none.
+        metrics: log lines, in the order they were written, each with its "step" and "time".
+        alarms: what was raised.
+        movement: looks at the parameters.
+        samples: texts that the model wrote.
+    """
+
+    folder: Path
+    facts: Mapping[str, Any]
+    metrics: tuple[Mapping[str, Any], ...]
+    alarms: tuple[Mapping[str, Any], ...]
+    movement: tuple[Mapping[str, Any], ...]
+    samples: tuple[Mapping[str, Any], ...]
+
+
+def read_run(folder: str | Path) -> Run:
+    """Read a run directory, also while it is written.
+
+    Args:
+        folder: the run directory.
+
+    Raises:
+        SetupError: CP507 where there is no run, or its ``run.json`` cannot be read.
+    """
+    path = Path(folder)
+    try:
+        facts = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SetupError(
+            "CP507", f"{path} holds no run: its {RUN_FILE} cannot be read ({error})."
+        ) from error
+    streams = {stream: tuple(_lines(stream_file(path, stream))) for stream in STREAMS}
+    return Run(path, facts, **streams)
+
+
+def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The whole lines of a stream; one that is being written is left for the next time."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as stream:
+        for line in stream:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
 class RunLog:
     """Writes a run's own files; one writer a run, the main process.
 
@@ -111,11 +198,18 @@ class RunLog:
             staged.unlink(missing_ok=True)
             raise
 
-    def append(self, entry: Mapping[str, Any]) -> None:
-        """Append one line to ``metrics.jsonl``."""
+    def append(self, stream: str, entry: Mapping[str, Any] | Alarm) -> None:
+        """Append one line to a stream, with the "time" in seconds since 1970.
+
+        Args:
+            stream: one of ``STREAMS``.
+            entry: JSON-ready.
+        """
+        content = asdict(entry) if isinstance(entry, Alarm) else _without_secrets(entry)
+        line = json.dumps({**content, "time": round(time.time(), 3)}, default=str)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / METRICS_FILE).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(dict(entry), default=str) + "\n")
+        with stream_file(self.folder, stream).open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
 
 
 def is_secret(name: str) -> bool:

@@ -4,7 +4,7 @@ Options that Counterpoint reads are tried: a run with the option and one without
 what the option is for. Options that transformers reads are looked up in its source: in a method
 that a ``CPOTrainer`` still runs, since one that is overridden reads nothing.
 
-Not here: the flags of the command (``tests/cli/test_every_flag.py``).
+Not here: what each flag of the command is read into (``tests/cli``).
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from counterpoint.config import CPOConfig
 from counterpoint.doctor import examine
 from counterpoint.doctor.findings import Finding, Report, from_error
 from counterpoint.errors import ConfigError, CounterpointError, SetupError
-from counterpoint.runlog import METRICS_FILE, RUN_FILE, check_writable
+from counterpoint.runlog import METRICS, RUN_FILE, STREAMS, check_writable, stream_file
 from counterpoint.trainer.trainer import CPOTrainer
 
 REQUEST_FILE = "train.yaml"
@@ -83,7 +83,8 @@ def train(request: Request) -> None:
     if run.eval_dataset and config.eval_strategy == IntervalStrategy.NO:
         say("evaluating once, at the end, since eval_strategy is no")
         trainer.evaluate()
-    say(f"model in {config.output_dir}, its run in {RUN_FILE} and {METRICS_FILE} there")
+    metrics = stream_file(config.output_dir, METRICS).name
+    say(f"model in {config.output_dir}, its run in {RUN_FILE} and {metrics} there")
 
 
 def consult(request: Request) -> tuple[Report, Parts]:
@@ -243,8 +244,8 @@ def _clear(folder: Path, keep: bool) -> None:
     for path in folder.iterdir():
         if path.is_dir() and _CHECKPOINT.fullmatch(path.name):
             shutil.rmtree(path)
-    for name in (RUN_FILE, METRICS_FILE):
-        (folder / name).unlink(missing_ok=True)
+    for path in (folder / RUN_FILE, *(stream_file(folder, stream) for stream in STREAMS)):
+        path.unlink(missing_ok=True)
 
 
 def _write_request(request: Request) -> None:

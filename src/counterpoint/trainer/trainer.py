@@ -36,7 +36,7 @@ from counterpoint.forward.router import RouterSums, add_sums, balancing_loss, ro
 from counterpoint.losses.objective import Objective, sum_totals
 from counterpoint.metrics import MetricSums, means, pair_means
 from counterpoint.records import LossTerms, PairBatch, StepTotals, TokenPair
-from counterpoint.runlog import RunLog, check_writable, logger
+from counterpoint.runlog import ALARMS, METRICS, Alarm, RunLog, check_writable, logger
 from counterpoint.trainer.assembly import Assembly
 from counterpoint.trainer.evaluation_pass import EvaluationPass
 from counterpoint.trainer.feed import Feed
@@ -452,7 +452,13 @@ class CPOTrainer(Trainer):
                 logs["skipped_steps"] = self._skipped_steps
         super().log(logs, start_time)
         if self.is_world_process_zero():
-            self.run_log.append(self.state.log_history[-1])
+            self.run_log.append(METRICS, self.state.log_history[-1])
+
+    def sound(self, alarm: Alarm) -> None:
+        """Say an alarm and write it to the run log; see docs/diagnoses.md for its code."""
+        if self.is_world_process_zero():
+            logger().warning("step %d: %s %s", alarm.step, alarm.code, alarm.seen)
+            self.run_log.append(ALARMS, alarm)
 
     def floating_point_ops(self, inputs: Share) -> int:
         """Six operations a parameter and input token, embeddings left out, as transformers."""
