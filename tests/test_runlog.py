@@ -60,5 +60,5 @@ def test_no_stream_keeps_what_is_called_a_secret(log: RunLog) -> None:
 def test_a_folder_without_a_run_is_a_coded_error(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / RUN_FILE).write_text(content)
-    with pytest.raises(SetupError, match="^CP507 "):
+    with pytest.raises(SetupError, match=r"^CP507 "):
         read_run(tmp_path)
