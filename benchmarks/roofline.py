@@ -206,7 +206,6 @@ def main() -> None:
         step.put_between(step.ROOT / "docs" / "speed.md", "roofline", table(results["rows"]))
         return
     step.need_data()
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         step.tokenizer_for(32000).save_pretrained(Path(folder) / "tokenizer")
         for name in options.rows:
@@ -214,10 +213,9 @@ def main() -> None:
             for _ in range(options.rounds):
                 for precision, of in runs.items():
                     of.append(step.in_own_process(__file__, precision, name, folder))
-            rows.append(summary(name, runs))
-            print(table(rows[-1:]).splitlines()[-1], flush=True)
-    content = {"machine": step.machine(), "rounds": options.rounds, "rows": rows}
-    step.write_results(options.into / "roofline.json", content)
+            row = {**summary(name, runs), "rounds": options.rounds, "machine": step.machine()}
+            step.keep(row, options.into / "roofline.json", WORK)
+            print(table([row]).splitlines()[-1], flush=True)
 
 
 if __name__ == "__main__":
