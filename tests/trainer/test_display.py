@@ -123,7 +123,7 @@ def test_a_terminal_shows_one_panel_and_whatever_was_said_above_it(
     bars = [line for line in lines if re.search("[━─]", line)]
     assert len(bars) == 1
     assert bars[0].startswith("4/4  ━━")
-    assert re.search(r"━ 100%  in \d:\d\d$", bars[0])
+    assert re.search(r"━ 100%  .*in \d:\d\d$", bars[0])
     after = lines[lines.index(bars[0]) + 1 :]
     assert after[0].startswith("loss ")
     assert any(line.startswith("CW421 since step 4: chosen falls") for line in after)
@@ -236,12 +236,17 @@ def test_no_line_of_the_panel_is_wider_than_it_may_be(alarms: int) -> None:
 
 
 def test_the_panel_says_what_there_is_to_know() -> None:
-    [bar, numbers] = [line.plain for line in panel(VIEW, 119, 1240.0)]
     # 240 steps in 240 seconds, 1,660 to go
-    assert re.fullmatch(r"340/2,000  ━{10}─{50}  17%  27:40 left", bar)
-    assert numbers == (
-        "loss 0.6123  accuracy 71%  margin 0.0342  chosen -1,245  12.3 pairs/s  4,321 tokens/s"
-    )
+    assert [line.plain for line in panel(VIEW, 79, 1240.0)] == [
+        "340/2,000  ━━━──────────────────  17%  12.3 pairs/s  4,321 tokens/s  27:40 left",
+        "loss 0.6123  accuracy 71%  margin 0.0342  chosen -1,245",
+    ]
+    assert [line.plain for line in panel(VIEW, 39, 1240.0)] == [
+        "340/2,000  ━──────────  17%  27:40 left",
+        "loss 0.6123  accuracy 71%",
+        "margin 0.0342  chosen -1,245",
+        "12.3 pairs/s  4,321 tokens/s",
+    ]
 
 
 def test_a_terminal_without_unicode_gets_ascii() -> None:
@@ -266,4 +271,6 @@ def test_a_named_sets_line_has_its_name_and_numbers() -> None:
         "eval_hard_samples_per_second": 3.0,
         "epoch": 1.0,
     }
-    assert plain_line(VIEW, logs) == "step 340/2,000  eval_hard  loss 0.7  accuracy 62%  bleu 31.25"
+    assert (
+        plain_line(VIEW, logs) == "step 340/2,000  eval_hard  loss 0.7000  accuracy 62%  bleu 31.25"
+    )

@@ -25,11 +25,15 @@ from rich.text import Text
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import CallbackHandler
+from transformers.utils import logging as transformers_logging
 
 from counterpoint.runlog import Alarm
 
 PLAIN_WIDTH = 80
-WIDEST_BAR = 60
+WIDEST_BAR = 40
+WIDTH_FOR_SPEEDS = 72
+"""Columns from which pairs and tokens a second have room beside the bar."""
+
 SHOWN_ALARMS = 3
 """Most alarms in view; a later one of the same code takes the place of the earlier."""
 
@@ -83,6 +87,7 @@ class TrainingDisplay(TrainerCallback):
         self._live: Live | None = None
         self._moved: list[tuple[logging.StreamHandler[Any], TextIO]] = []
         self._drawn = 0.0
+        self._bars = True
 
     def __enter__(self) -> TrainingDisplay:
         """Nothing is shown before there is something to show."""
@@ -181,6 +186,8 @@ class TrainingDisplay(TrainerCallback):
             for handler, stream in self._moved:
                 handler.setStream(stream)
             live.stop()
+            if self._bars:
+                transformers_logging.enable_progress_bar()
         self._view, self._moved = View(), []
 
     # ---- drawing ----
@@ -192,6 +199,8 @@ class TrainingDisplay(TrainerCallback):
         console = Console(file=stream, highlight=False, force_jupyter=False)
         if console.is_dumb_terminal or not console.is_terminal:
             return
+        self._bars = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()  # it would tear the panel with every save
         usual = (sys.stdout, sys.stderr)
         self._live = Live(
             self._panel(console),
@@ -250,11 +259,16 @@ def panel(view: View, width: int, now: float, *, ascii_only: bool = False) -> li
         now: seconds of ``time.monotonic``.
         ascii_only: draw with ASCII alone.
     """
-    lines = [] if not view.since else [_bar(view, width, now, ascii_only)]
+    parts, speeds = _parts(view.numbers), _speeds(view.numbers)
+    lines = []
+    if view.since:
+        beside = width >= WIDTH_FOR_SPEEDS
+        lines.append(_bar(view, width, now, speeds if beside else [], ascii_only))
+        parts += [] if beside else speeds
     if view.evaluated is not None:
         of = "" if view.to_evaluate is None else f" of {view.to_evaluate:,}"
         lines.append(Text(f"evaluating, batch {view.evaluated:,}{of}", style="cyan"))
-    lines += [Text(line) for line in _wrapped(_parts(view.numbers), width)]
+    lines += [Text(line) for line in _wrapped(parts, width)]
     alarms = list(view.alarms.values())[-SHOWN_ALARMS:]
     lines += [Text(f"{a.code} since step {a.since:,}: {a.seen}", style="yellow") for a in alarms]
     for line in lines:
@@ -273,17 +287,17 @@ def plain_line(view: View, numbers: Mapping[str, float], now: float | None = Non
     begin = f"step {view.step:,}/{view.steps:,}" if view.steps else f"step {view.step:,}"
     if "loss" in numbers:
         left = _left(view, now) if now is not None else ""
-        parts = _parts(numbers, accuracy="acc")
+        parts = [*_parts(numbers, accuracy="acc"), *_speeds(numbers)]
         return _fitting([begin, *parts], [f"{left} left"] if left else [])
     return _fitting([f"{begin}  {_name_of(numbers)}", *_others(numbers)], [])
 
 
-def _bar(view: View, width: int, now: float, ascii_only: bool) -> Text:
+def _bar(view: View, width: int, now: float, beside: list[str], ascii_only: bool) -> Text:
     counted = f"{view.step:,}/{view.steps:,}" if view.steps else f"step {view.step:,}"
     share = view.step / view.steps if view.steps else 0.0
     done = view.steps and view.step >= view.steps
     time_left = f"in {_clock(now - view.since)}" if done else f"{_left(view, now) or '-:--'} left"
-    end = f" {share:4.0%}  {time_left}"
+    end = "  ".join([f" {share:4.0%}", *beside, time_left])
     room = min(WIDEST_BAR, width - len(counted) - len(end) - 2)
     if room < 5:
         return Text(f"{counted} {end}")
@@ -302,11 +316,12 @@ def _parts(numbers: Mapping[str, float], accuracy: str = "accuracy") -> list[str
         "rewards/margins": ("margin", _number),
         "logps/chosen": ("chosen", _number),
     }
-    found = [f"{word} {show(numbers[k])}" for k, (word, show) in words.items() if k in numbers]
-    for unit in ("pairs", "tokens"):
-        if f"{unit}_per_second" in numbers:
-            found.append(f"{_rate(numbers[f'{unit}_per_second'])} {unit}/s")
-    return found
+    return [f"{word} {show(numbers[k])}" for k, (word, show) in words.items() if k in numbers]
+
+
+def _speeds(numbers: Mapping[str, float]) -> list[str]:
+    found = {unit: numbers.get(f"{unit}_per_second") for unit in ("pairs", "tokens")}
+    return [f"{_rate(x)} {unit}/s" for unit, x in found.items() if x is not None]
 
 
 def _name_of(numbers: Mapping[str, float]) -> str:
@@ -365,7 +380,12 @@ def _clock(seconds: float) -> str:
 
 
 def _number(x: float) -> str:
-    return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.4g}"
+    """In few columns, and always as many of the same size."""
+    size = abs(x)
+    if size < 0.001:
+        return f"{x:.1e}" if x else "0"
+    places = 4 if size < 1 else 3 if size < 10 else 2 if size < 1000 else 0
+    return f"{x:,.{places}f}"
 
 
 def _rate(x: float) -> str:

@@ -46,11 +46,11 @@ def without_secrets(args: CPOConfig) -> Iterator[None]:
         args: a secret among them, at any depth, is ``Withheld`` meanwhile.
     """
     before, mask = dict(vars(args)), Mask()
-    vars(args).update({name: _withheld(value, mask, name) for name, value in before.items()})
+    args.__dict__.update({name: _withheld(value, mask, name) for name, value in before.items()})
     try:
         yield
     finally:
-        vars(args).update(before)
+        args.__dict__.update(before)
 
 
 def _withheld(value: Any, mask: Mask, name: str) -> Any:
