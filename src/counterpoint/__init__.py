@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         NonFiniteError,
         SetupError,
     )
+    from counterpoint.trainer.display import TrainingDisplay
     from counterpoint.trainer.trainer import CPOTrainer
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "NonFiniteError",
     "PairRules",
     "SetupError",
+    "TrainingDisplay",
     "__version__",
     "pairs_from_scored",
 ]
@@ -49,6 +51,7 @@ _HOMES = {
     "NonFiniteError": "counterpoint.errors",
     "PairRules": "counterpoint.data.pair_rules",
     "SetupError": "counterpoint.errors",
+    "TrainingDisplay": "counterpoint.trainer.display",
     "pairs_from_scored": "counterpoint.data.scored",
 }
 

@@ -24,6 +24,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import is_torch_bf16_gpu_available
 
 from counterpoint.errors import ConfigError
+from counterpoint.masking import Mask
 
 LOSS_TYPES = ("sigmoid", "hinge", "ipo", "simpo", "alphapo", "orpo", "repo")
 SMOOTHABLE = ("sigmoid", "simpo", "alphapo")
@@ -327,6 +328,11 @@ class CPOConfig(TrainingArguments):
         if isinstance(self.model_init_kwargs, str):
             self.model_init_kwargs = _parse_dict("model_init_kwargs", self.model_init_kwargs)
         super().__post_init__()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as JSON-ready values, without secrets: run log and trackers get these."""
+        mask = Mask()
+        return {name: mask.of(value) for name, value in super().to_dict().items()}
 
     @property
     def gamma(self) -> float:

@@ -84,6 +84,7 @@ def test_the_public_names_are_these_and_are_listed() -> None:
         "NonFiniteError",
         "PairRules",
         "SetupError",
+        "TrainingDisplay",
         "__version__",
         "pairs_from_scored",
     ]

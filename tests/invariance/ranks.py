@@ -120,8 +120,9 @@ def as_stream(pairs: Dataset) -> Any:
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, float]:
-    timing = ("runtime", "per_second", "epoch")
-    return {k: float(v) for k, v in line.items() if not any(word in k for word in timing)}
+    from tests.steps import untimed
+
+    return {k: float(v) for k, v in untimed(line).items() if k != "epoch"}
 
 
 def flat(gradients: list[dict[str, Tensor]]) -> dict[str, Tensor]:

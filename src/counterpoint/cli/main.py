@@ -19,6 +19,7 @@ from functools import partial
 from counterpoint._version import __version__
 from counterpoint.cli.manners import complain, quiet_libraries, terminal_width
 from counterpoint.errors import ConfigError, CounterpointError
+from counterpoint.masking import masked
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -273,7 +274,7 @@ def _take_debug(words: list[str]) -> tuple[list[str], bool]:
 
 def _show_trace(debug: bool) -> None:
     if debug:
-        traceback.print_exc()
+        sys.stderr.write(masked(traceback.format_exc()))
 
 
 def _explain(error: Exception, debug: bool) -> str:

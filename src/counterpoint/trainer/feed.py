@@ -142,7 +142,7 @@ class Feed:
     def _stream(self, pairs: Any, name: str) -> Prepared:
         known = self._prepared.get(name)
         if known is None or known.pairs is not pairs:
-            return Prepared(pairs, PrepareCounts(name), self.options)
+            return Prepared(pairs, self.options.counts(name), self.options)
         return known
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
@@ -34,17 +34,23 @@ from counterpoint.errors import ConfigError, DataError, ModelError, SetupError
 from counterpoint.forward.pair_forward import PairOutput, pair_forward, trunk_router_sums
 from counterpoint.forward.router import RouterSums, add_sums, balancing_loss, router_top_k
 from counterpoint.losses.objective import Objective, sum_totals
+from counterpoint.masking import keep_secrets
 from counterpoint.metrics import MetricSums, means, pair_means
 from counterpoint.records import LossTerms, PairBatch, StepTotals, TokenPair
 from counterpoint.runlog import ALARMS, METRICS, Alarm, RunLog, check_writable, logger
 from counterpoint.trainer.assembly import Assembly
+from counterpoint.trainer.display import TrainingDisplay, watch_alone
+from counterpoint.trainer.environment import environment
 from counterpoint.trainer.evaluation_pass import EvaluationPass
 from counterpoint.trainer.feed import Feed
 from counterpoint.trainer.fitting import fitting_budget
 from counterpoint.trainer.guard import StepGuard, non_finite_error
 from counterpoint.trainer.loading import load_config, load_model, load_tokenizer
+from counterpoint.trainer.pace import COUNTED, Pace
 from counterpoint.trainer.precision import Rounding, stochastic_adamw, warn_of_rounding
+from counterpoint.trainer.recording import Beginning, told_to_its_end
 from counterpoint.trainer.recut import Share, TokenBudget
+from counterpoint.trainer.saved_options import without_secrets
 from counterpoint.trainer.setup import (
     announce,
     balancing_weight,
@@ -52,6 +58,7 @@ from counterpoint.trainer.setup import (
     prepare_model,
     prepare_tokenizer,
 )
+from counterpoint.trainer.trackers import check_trackers
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +176,12 @@ class CPOTrainer(Trainer):
         self._loss_before_step: Tensor | None = None
         self._balancing_weight = balancing_weight(self.model, args)
         self._top_k = router_top_k(self.model.config) if self._balancing_weight else None
-        self.run_log = RunLog(args.output_dir)
+        self.run_log = RunLog(args.output_dir, writes=self.is_world_process_zero())
+        self._pace = Pace(args.device)
+        self._environment: dict[str, Any] | None = None
+        self._recorded = False
+        for callback in (Beginning(self.run_log), self._pace):
+            self.add_callback(callback)
 
     # ---- data ----
 
@@ -235,6 +247,7 @@ class CPOTrainer(Trainer):
             return [], None
         self._loss_before_step = self._tr_loss.clone()
         pairs = [pair for window in windows for pair in window]
+        self._pace.count(pairs)
         share = self._share(pairs, self._train_batch_size, self._budget, ranks=self.args.world_size)
         totals = sum_totals([self.objective.totals(batch) for batch in share])
         router = None
@@ -434,31 +447,63 @@ class CPOTrainer(Trainer):
         if self._budget.tokens is None and self.train_dataset is not None:
             self._budget.tokens = fitting_budget(self.model, self.args, self.train_dataset)
         self._describe()
-        output = super().train(*args, **kwargs)
-        # a stream's counts are known only now, and what other ranks found to fit
-        if self.args.world_size > 1:
-            self._budget.agree(self.args.device)
-            self._eval_budget.agree(self.args.device)
-        self._describe()
+        with self.recorded():
+            output = super().train(*args, **kwargs)
+            # a stream's counts are known only now, and what other ranks found to fit
+            if self.args.world_size > 1:
+                self._budget.agree(self.args.device)
+                self._eval_budget.agree(self.args.device)
         return output
+
+    def recorded(self) -> AbstractContextManager[None]:
+        """Within it a training may be followed by more that belongs to it, such as saving.
+
+        ``run.json`` tells how it ends: finished, stopped before its last step, interrupted, or
+        failed with which error. ``train`` alone does the same.
+        """
+        if self._recorded:
+            return nullcontext()
+        return self._recording()
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        self._recorded = True
+        with ExitStack() as stack:
+            stack.callback(setattr, self, "_recorded", False)
+            stack.enter_context(told_to_its_end(self.run_log, lambda: self.state))
+            stack.callback(self._describe)
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, TrainingDisplay):
+                    stack.enter_context(callback)
+            yield
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics of the steps since the last line, and write the line to the run log."""
         if "loss" in logs:
             del logs["loss"]  # transformers counts skipped steps; ours are of applied ones
-            found = means(self._train_sums.read())
+            sums = self._train_sums.read(self._pace.counts(), self.args.device)
+            pace = self._pace.metrics({name: sums.pop(name)[0] for name in COUNTED})
+            found = means(sums)
             logs = {name: found.pop(name) for name in ("loss",) if name in found} | logs | found
+            logs |= pace
             if self._skipped_steps:
                 logs["skipped_steps"] = self._skipped_steps
         super().log(logs, start_time)
-        if self.is_world_process_zero():
-            self.run_log.append(METRICS, self.state.log_history[-1])
+        self.run_log.append(METRICS, self.state.log_history[-1])
 
     def sound(self, alarm: Alarm) -> None:
         """Say an alarm and write it to the run log; see docs/diagnoses.md for its code."""
         if self.is_world_process_zero():
             logger().warning("step %d: %s %s", alarm.step, alarm.code, alarm.seen)
-            self.run_log.append(ALARMS, alarm)
+        self.run_log.append(ALARMS, alarm)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TrainingDisplay):
+                callback.sound(alarm)
+
+    def add_callback(self, callback: Any) -> None:
+        """Add a callback; a ``TrainingDisplay`` takes the place of transformers' own display."""
+        super().add_callback(callback)
+        watch_alone(self.callback_handler)
 
     def floating_point_ops(self, inputs: Share) -> int:
         """Six operations a parameter and input token, embeddings left out, as transformers."""
@@ -480,12 +525,14 @@ class CPOTrainer(Trainer):
         return inputs  # on the device since get_batch_samples
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save the model; transformers pickles the options beside it, which must hold no token."""
-        token, self.args.hub_token = self.args.hub_token, None
-        try:
+        """Save the model; transformers pickles the options beside it, which hold no secret then."""
+        with without_secrets(self.args):
             super()._save(output_dir, state_dict)
-        finally:
-            self.args.hub_token = token
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # pickles the options a second time, into what is uploaded
+        with without_secrets(self.args):
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def _budget_lowered(self) -> None:
         if self.is_in_train:  # an evaluation alone leaves the files of a run as they are
@@ -494,6 +541,8 @@ class CPOTrainer(Trainer):
     def _describe(self) -> None:
         if not self.is_world_process_zero():
             return
+        if self._environment is None:
+            self._environment = environment()
         self.run_log.describe(
             {
                 "objective": self.objective.formula(),
@@ -510,6 +559,7 @@ class CPOTrainer(Trainer):
                 "rounding": None if self._rounding is None else asdict(self._rounding),
                 "data": {name: counts.as_dict() for name, counts in self._feed.counts().items()},
                 "options": self.args.to_dict(),
+                "environment": self._environment,
             }
         )
 
@@ -575,6 +625,8 @@ def _checked_args(args: CPOConfig | None, data_collator: Any, preprocess: Any) -
             "preprocess_logits_for_metrics is refused: logits exist only in chunks and are "
             "never kept; compute_metrics gets each pair's rewards.",
         )
+    check_trackers(args)
+    keep_secrets(vars(args))
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1 and args.world_size == 1:
         raise SetupError(

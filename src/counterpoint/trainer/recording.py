@@ -1,0 +1,47 @@
+"""When a training begins and how it ends, told to the run log.
+
+Not here: what the run log makes of it (``runlog``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import TrainerCallback, TrainerState
+
+from counterpoint.runlog import RunLog
+
+
+class Beginning(TrainerCallback):
+    """Tells that a training begins, or goes on from the step of a checkpoint."""
+
+    def __init__(self, run_log: RunLog) -> None:
+        """Nothing is told yet."""
+        self._run_log = run_log
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """What a checkpoint holds is read by now."""
+        if state.global_step:
+            self._run_log.resumed(state.global_step)
+        else:
+            self._run_log.begun()
+
+
+@contextmanager
+def told_to_its_end(run_log: RunLog, state: Callable[[], TrainerState]) -> Iterator[None]:
+    """Tell how what is done within ends.
+
+    Args:
+        run_log: of the run.
+        state: gives the training's state, which a training makes anew.
+    """
+    try:
+        yield
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+        run_log.ended("interrupted" if interrupted else "failed", state().global_step, error)
+        raise
+    now = state()
+    run_log.ended("finished" if now.global_step >= now.max_steps else "stopped", now.global_step)
