@@ -236,7 +236,12 @@ def _without_secret_words(words: list[str]) -> list[str]:
 
 def _without_secrets(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(k): _without_secrets(v) for k, v in value.items() if not is_secret(str(k))}
+        return {
+            str(k): _without_secrets(v)
+            for k, v in value.items()
+            # numbers of a tensor whose name ends in query_key_value.weight are no secret
+            if not is_secret(str(k)) or ("." in str(k) and isinstance(v, Mapping))
+        }
     if isinstance(value, list | tuple):
         return [_without_secrets(v) for v in value]
     return value

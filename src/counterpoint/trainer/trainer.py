@@ -35,8 +35,9 @@ from counterpoint.forward.pair_forward import PairOutput, pair_forward, trunk_ro
 from counterpoint.forward.router import RouterSums, add_sums, balancing_loss, router_top_k
 from counterpoint.losses.objective import Objective, sum_totals
 from counterpoint.metrics import MetricSums, means, pair_means
+from counterpoint.monitor.callback import Monitor
 from counterpoint.records import LossTerms, PairBatch, StepTotals, TokenPair
-from counterpoint.runlog import ALARMS, METRICS, Alarm, RunLog, check_writable, logger
+from counterpoint.runlog import ALARMS, METRICS, MOVEMENT, Alarm, RunLog, check_writable, logger
 from counterpoint.trainer.assembly import Assembly
 from counterpoint.trainer.evaluation_pass import EvaluationPass
 from counterpoint.trainer.feed import Feed
@@ -170,6 +171,11 @@ class CPOTrainer(Trainer):
         self._balancing_weight = balancing_weight(self.model, args)
         self._top_k = router_top_k(self.model.config) if self._balancing_weight else None
         self.run_log = RunLog(args.output_dir)
+        self.monitor: Monitor | None = None
+        if args.monitor_steps:
+            write = partial(self.run_log.append, MOVEMENT)
+            self.monitor = Monitor(args.monitor_steps, write, self.sound)
+            self.add_callback(self.monitor)
 
     # ---- data ----
 
