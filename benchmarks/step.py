@@ -209,6 +209,9 @@ def trainer_of(side: str, work: dict[str, Any], folder: Path) -> Any:
     else:
         from counterpoint import CPOConfig, CPOTrainer
 
+        # its looks are close together in the few steps of a benchmark; see monitor.py
+        work = {**work, "options": {"monitor_steps": 0, **work.get("options", {})}}
+
     torch.manual_seed(0)
     config = dict(work["model"])
     config = CONFIG_MAPPING[config.pop("model_type")](**config)

@@ -130,6 +130,7 @@ SUBJECTS = {
     "1": ("Options and steps", "选项与步数"),
     "2": ("Data", "数据"),
     "3": ("Tokenizer and model", "分词器与模型"),
+    "4": ("While training: alarms", "训练之中：警报"),
     "5": ("Machine", "机器"),
     "9": ("The doctor itself", "医生自身"),
 }

@@ -166,6 +166,7 @@ RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = MappingProxyType(
         "max_completion_length": (_whole_from_one, "a whole number, at least 1"),
         "dataset_num_proc": (_whole_from_one, "a whole number, at least 1"),
         "max_micro_batch_tokens": (_whole_from_one, "a whole number, at least 1"),
+        "monitor_steps": (lambda x: x >= 0 and x == int(x), "a whole number, at least 0 (0: off)"),
         "per_device_train_batch_size": (_whole_from_one, "a whole number, at least 1"),
         "per_device_eval_batch_size": (_whole_from_one, "a whole number, at least 1"),
         "gradient_accumulation_steps": (_whole_from_one, "a whole number, at least 1"),
@@ -311,6 +312,11 @@ class CPOConfig(TrainingArguments):
         None,
         "Counterpoint: weight of a mixture-of-experts model's load-balancing loss, >= 0; None: "
         "what the model's config says; 0: off.",
+    )
+    monitor_steps: int = _option(
+        50,
+        "Counterpoint: optimizer steps between two looks at how far the weights have moved, >= 0; "
+        "closer together at first; 0: none. See docs/monitor.md.",
     )
 
     def __post_init__(self) -> None:

@@ -90,7 +90,7 @@ class Mask:
             return {
                 self.text(str(key)): self.of(part)
                 for key, part in value.items()
-                if not (isinstance(part, str | list | tuple | Mapping) and is_secret(str(key)))
+                if not (_holds_text(part) and is_secret(str(key))) or _is_tensors(str(key), part)
             }
         if isinstance(value, list | tuple):
             parts = (self.of(part) for part in value)
@@ -111,6 +111,15 @@ class Mask:
             hide_next = secret and not equals
             shown.append(self.text(word))
         return shown
+
+
+def _holds_text(part: Any) -> bool:
+    return isinstance(part, str | list | tuple | Mapping)
+
+
+def _is_tensors(name: str, part: Any) -> bool:
+    """Whether these are numbers of a tensor: ``h.0.query_key_value.weight`` is no secret."""
+    return "." in name and isinstance(part, Mapping)
 
 
 def masked(text: str) -> str:

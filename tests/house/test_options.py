@@ -195,6 +195,10 @@ def said(bench: Bench, options: dict[str, Any]) -> list[str]:
     return bench.run(options).said
 
 
+def looks(bench: Bench, options: dict[str, Any]) -> bool:
+    return bench.run(options).trainer.monitor is not None
+
+
 def of_ddp(bench: Bench, options: dict[str, Any]) -> bool:
     return bench.run(options).trainer.accelerator.ddp_handler.broadcast_buffers
 
@@ -348,6 +352,7 @@ TRIED: dict[str, Row] = {
     "max_micro_batch_tokens": row(train_passes, 40),
     "stochastic_rounding": row(optimizer, True, dtype=torch.bfloat16),
     "router_aux_loss_coef": row(gradients, 5.0, model="mixtral"),
+    "monitor_steps": row(looks, 0),
     # of TrainingArguments, read by Counterpoint in place of transformers
     "per_device_train_batch_size": row(gradients, 2),
     "per_device_eval_batch_size": row(eval_passes, 2),

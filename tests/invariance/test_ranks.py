@@ -73,6 +73,21 @@ def test_two_ranks_take_the_steps_of_one(name: str, two_ranks, tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["sigmoid", "experts", "short last step"])
+def test_the_first_rank_sees_the_weights_move_as_one_process_does(name: str, two_ranks, tmp_path):
+    folder, _ = two_ranks
+    run_case(CASES[name], tmp_path, ranks=1)
+    looks = [
+        [json.loads(line) for line in (path / "movement.jsonl").read_text().splitlines()]
+        for path in (tmp_path, folder / f"run-{list(CASES).index(name)}")
+    ]
+    for one, other in zip(*looks, strict=True):
+        assert one["tensors"].keys() == other["tensors"].keys()
+        for tensor, numbers in one["tensors"].items():
+            assert other["tensors"][tensor] == pytest.approx(numbers, rel=2e-3)
+
+
+@pytest.mark.slow
 def test_a_bad_pair_of_one_rank_stops_every_rank_with_the_same_words(two_ranks):
     folder, _ = two_ranks
     messages = [(folder / f"stopped-{rank}").read_text() for rank in range(RANKS)]

@@ -47,6 +47,8 @@ commands:
                  or from a script or file of TRL, LLaMA-Factory or Axolotl
   pairs SCORED ... --out PAIRS.jsonl [--option value ...]
                  make preference pairs of scored candidates
+  diff BEFORE AFTER [--all] [--json]
+                 say how two saved models or adapters differ
   quickstart [--output_dir DIR] [--seed N]
                  train a tiny translation model in about a minute: no network, no GPU
 
@@ -67,7 +69,7 @@ exit codes:
   2    it cannot be done as asked; the line on stderr starts with a code, see docs/errors.md
   130  interrupted with Ctrl-C
   (doctor: 0 nothing found, 1 warnings, 2 errors; smoke: 1 a check failed;
-  plan: 0 it fits, 1 it does not)
+  plan: 0 it fits, 1 it does not; diff: 1 the two are the same)
 """
 
 DOCTOR_HELP = """\
@@ -161,6 +163,7 @@ def _dispatch(words: list[str]) -> int:
         "tokens": partial(_small, "tokens"),
         "init": partial(_small, "init"),
         "pairs": partial(_small, "pairs"),
+        "diff": partial(_small, "diff"),
         "quickstart": _quickstart,
     }
     if first not in commands:

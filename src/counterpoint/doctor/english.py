@@ -439,6 +439,39 @@ _MACHINE: dict[str, tuple[str, str, str]] = {
     ),
 }
 
+_MOVEMENT: dict[str, tuple[str, str, str]] = {
+    "CW411": (
+        "nothing that should train moves",
+        "The run costs what training costs and leaves the model as it was, while the loss is "
+        "logged as if nothing were wrong.",
+        "Raise the learning rate; see that the schedule leaves 0, and that an optimizer of your "
+        "own holds the parameters that the model has now.",
+    ),
+    "CW412": (
+        "an adapter that is byte for byte what it was",
+        "Of these modules nothing is learnt: what would be saved is what training began with.",
+        "See that the model runs them and that nothing cuts them off from the loss, or leave them "
+        "out of the adapter's target modules.",
+    ),
+    "CW413": (
+        "a tensor that should train and never has a gradient",
+        "The loss does not depend on it, or something on the way detaches it: it stays as it is.",
+        "Look for detach(), no_grad() or .data behind it, and freeze it if it is meant to stay.",
+    ),
+    "CW414": (
+        "weights stuck by their precision",
+        "Their updates are below half a unit in the last place and round away, step after step.",
+        "Keep the weights in float32, set stochastic_rounding, or raise the learning rate.",
+    ),
+    "CW415": (
+        "a frozen tensor that changed",
+        "What is frozen is taken for the model that everybody has: an adapter trained beside it "
+        "no longer fits that model.",
+        "Find what writes to it (an edit in place, a callback, an adapter that is merged and "
+        "unmerged, memory shared with a tensor that trains), or unfreeze it.",
+    ),
+}
+
 ENGLISH: Mapping[str, tuple[str, str, str]] = MappingProxyType(
     {
         **{code: (CODES[code], *texts) for code, texts in _ERRORS.items()},
@@ -446,6 +479,7 @@ ENGLISH: Mapping[str, tuple[str, str, str]] = MappingProxyType(
         **_DATA,
         **_MODEL,
         **_MACHINE,
+        **_MOVEMENT,
     }
 )
 """Code -> (title, why, what to do)."""

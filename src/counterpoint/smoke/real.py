@@ -36,6 +36,7 @@ NOTHING_KEPT: dict[str, Any] = {
     "resume_from_checkpoint": None,
     "hub_token": None,
     "model_init_kwargs": None,
+    "monitor_steps": 0,
     "disable_tqdm": True,
 }
 """Options that leave of a run only its steps."""

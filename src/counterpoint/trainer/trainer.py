@@ -36,8 +36,9 @@ from counterpoint.forward.router import RouterSums, add_sums, balancing_loss, ro
 from counterpoint.losses.objective import Objective, sum_totals
 from counterpoint.masking import keep_secrets
 from counterpoint.metrics import MetricSums, means, pair_means
+from counterpoint.monitor.callback import Monitor
 from counterpoint.records import LossTerms, PairBatch, StepTotals, TokenPair
-from counterpoint.runlog import ALARMS, METRICS, Alarm, RunLog, check_writable, logger
+from counterpoint.runlog import ALARMS, METRICS, MOVEMENT, Alarm, RunLog, check_writable, logger
 from counterpoint.trainer.assembly import Assembly
 from counterpoint.trainer.display import TrainingDisplay, watch_alone
 from counterpoint.trainer.environment import environment
@@ -182,6 +183,11 @@ class CPOTrainer(Trainer):
         self._recorded = False
         for callback in (Beginning(self.run_log), self._pace):
             self.add_callback(callback)
+        self.monitor: Monitor | None = None
+        if args.monitor_steps:
+            write = partial(self.run_log.append, MOVEMENT)
+            self.monitor = Monitor(args.monitor_steps, write, self.sound)
+            self.add_callback(self.monitor)
 
     # ---- data ----
 
