@@ -33,6 +33,7 @@ NLL_REDUCTIONS = ("token_mean", "sequence_sum")
 TRUNCATIONS = ("completion_end", "prompt_start", "prompt_end", "drop")
 INVALID_ROWS = ("raise", "drop")
 NONFINITE = ("raise", "skip")
+ON_ALARM = ("warn", "stop")
 LAYOUTS = ("auto", "shared", "padded")
 ADAMW = ("adamw_torch", "adamw_torch_fused")
 """Names of the plain AdamW, which an option may replace by a variant."""
@@ -311,6 +312,12 @@ class CPOConfig(TrainingArguments):
         "Counterpoint: weight of a mixture-of-experts model's load-balancing loss, >= 0; None: "
         "what the model's config says; 0: off.",
     )
+    on_alarm: str = _option(
+        "warn",
+        "Counterpoint: what an alarm does (docs/alarms.md): it is said and written to the run's "
+        "alarms.jsonl, or it also ends the run after the step, with a checkpoint and error CP402.",
+        ON_ALARM,
+    )
 
     def __post_init__(self) -> None:
         """Resolve what depends on other options or the machine, refuse what cannot be meant."""
@@ -344,6 +351,7 @@ class CPOConfig(TrainingArguments):
             "truncation": TRUNCATIONS,
             "invalid_rows": INVALID_ROWS,
             "nonfinite": NONFINITE,
+            "on_alarm": ON_ALARM,
             "layout": LAYOUTS,
         }
         for name, allowed in choices.items():

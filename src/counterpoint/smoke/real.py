@@ -37,6 +37,7 @@ NOTHING_KEPT: dict[str, Any] = {
     "hub_token": None,
     "model_init_kwargs": None,
     "disable_tqdm": True,
+    "on_alarm": "warn",
 }
 """Options that leave of a run only its steps."""
 
