@@ -74,7 +74,7 @@ def test_a_change_of_ten_deviations_is_seen_in_three_lines() -> None:
 
 def test_the_fewer_lines_tell_the_noise_the_more_of_it_a_change_must_pass() -> None:
     # Student's t at 1e-6, one-sided, of 100 / 3 and of 20 degrees of freedom
-    assert sure(100) == pytest.approx(5.72, rel=0.03)
-    assert sure(60) == pytest.approx(6.61, rel=0.03)
+    assert sure(100) == pytest.approx(5.741, rel=2e-3)
+    assert sure(60) == pytest.approx(6.597, rel=3e-3)
     assert sure(10**6) == pytest.approx(GAUSSIAN, rel=1e-4)
     assert sorted(map(sure, range(4, 200)), reverse=True) == list(map(sure, range(4, 200)))

@@ -40,15 +40,19 @@ def trainer(
 
 
 class Sounds(TrainerCallback):
-    """Sounds an alarm at some event of a step."""
+    """Sounds an alarm once a run, at some event of a step."""
 
     def __init__(self, event: str, step: int = 3, code: str = "CW421") -> None:
         self.trainer: CPOTrainer | None = None
-        self._step, self._code = step, code
+        self._step, self._code, self._done = step, code, False
         setattr(self, event, self._sound)
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._done = False
+
     def _sound(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self._step:
+        if state.global_step == self._step and not self._done:
+            self._done = True
             self.trainer.sound(Alarm(self._code, self._step, 1, "seen.", "beta: 1"))
 
 
@@ -180,7 +184,7 @@ def test_the_alarms_of_log_lines_reach_the_run_and_its_error(
         run.train()
     alarms = read_run(tmp_path).alarms
     assert alarms[0]["code"] in str(caught.value)
-    assert alarms[0]["since"] < alarms[0]["step"] == run.state.global_step < 12 * STEPS
+    assert alarms[0]["since"] <= alarms[0]["step"] == run.state.global_step < 12 * STEPS
     state = tmp_path / f"checkpoint-{run.state.global_step}" / "trainer_state.json"
     assert json.loads(state.read_text())["global_step"] == run.state.global_step
 

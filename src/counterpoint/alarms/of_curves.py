@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from counterpoint.alarms.curve import GAUSSIAN, LEAST, LEVEL, Curve, noise, sure
+from counterpoint.alarms.curve import GAUSSIAN, LEAST, Curve, noise, sure
 from counterpoint.alarms.remedies import Facts, clip, halve_the_rate, hold_the_chosen
 from counterpoint.runlog import Alarm
 
@@ -31,6 +31,9 @@ NEAR = 9
 
 SPIKE = 2.0
 """Factor over the usual value from which a line is a spike, however quiet the curve was."""
+
+POOLED = 20
+"""Last lines of which an accuracy is taken: few, so that a turn of it shows."""
 
 RISING = 2.0
 """Standard deviations by which an accuracy that improves is above where it began."""
@@ -107,19 +110,20 @@ def below_chance(start: Share, recent: Sequence[Share], step: int) -> Alarm | No
     """CW424: rejected is preferred more often than a coin would have it, and it gets no better.
 
     The bound is the coin's own: 0.5 - ``GAUSSIAN`` / (2 sqrt(pairs)), 0.41 for 640 pairs. A model
-    may well begin below chance, where the better completion is the longer or the rarer one;
-    while it rises from there nothing is wrong.
+    may well begin below chance, where the better completion is the longer or the rarer one; it
+    is given ``POOLED`` lines, and while it rises from there nothing is wrong.
 
     Args:
         start: of the first lines.
         recent: the last lines, none of the warm-up.
         step: of the last line.
     """
-    if len(recent) < LEVEL:
+    if len(recent) < POOLED:
         return None
     now = pooled(recent)
     rate, first = now.preferred / now.pairs, start.preferred / start.pairs
-    chance = math.sqrt(0.25 / now.pairs + 0.25 / start.pairs)
+    both = (now.preferred + start.preferred) / (now.pairs + start.pairs)
+    chance = math.sqrt(both * (1 - both) * (1 / now.pairs + 1 / start.pairs))
     if from_chance(now) > -GAUSSIAN or rate - first > RISING * chance:
         return None
     seen = f"chosen was preferred in {rate:.1%} of the last {now.pairs:,} pairs, {first:.1%} of"
@@ -129,7 +133,9 @@ def below_chance(start: Share, recent: Sequence[Share], step: int) -> Alarm | No
 def spike(curve: Curve, value: float) -> float | None:
     """How many times the usual value the next line is, if that is no chance.
 
-    Values are compared as logarithms, in which losses and norms of few pairs are spread evenly.
+    Values are compared as logarithms, in which losses and norms of few pairs are spread evenly. A
+    spike must also be above every level that the run has had: once nearly all pairs are won, a
+    single hard one is many times almost nothing, and no harm.
 
     Args:
         curve: the lines before, of a metric that is not negative.
@@ -139,7 +145,7 @@ def spike(curve: Curve, value: float) -> float | None:
         None for a usual value.
     """
     logs = [math.log(before) for before in curve.last if before > 0]
-    if len(logs) < LEAST or value <= 0:
+    if len(logs) < LEAST or value <= curve.peak:
         return None
     above = math.log(value) - median(logs[-NEAR:])
     return math.exp(above) if above > max(math.log(SPIKE), sure(len(logs)) * noise(logs)) else None

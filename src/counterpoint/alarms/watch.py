@@ -16,12 +16,9 @@ from typing import Any
 
 from counterpoint.alarms import of_curves
 from counterpoint.alarms.curve import LEVEL, Curve
-from counterpoint.alarms.of_curves import Share, pooled
+from counterpoint.alarms.of_curves import POOLED, Share, pooled
 from counterpoint.alarms.remedies import Facts
 from counterpoint.runlog import Alarm
-
-POOLED = 20
-"""Last lines of which an accuracy is taken: few, so that a turn of it shows."""
 
 REST = 10
 """Lines in a row without it that end an episode; evaluations likewise."""
