@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ModelError,
         NonFiniteError,
         SetupError,
+        TrainingError,
     )
     from counterpoint.trainer.display import TrainingDisplay
     from counterpoint.trainer.trainer import CPOTrainer
@@ -37,6 +38,7 @@ __all__ = [
     "PairRules",
     "SetupError",
     "TrainingDisplay",
+    "TrainingError",
     "__version__",
     "pairs_from_scored",
 ]
@@ -52,6 +54,7 @@ _HOMES = {
     "PairRules": "counterpoint.data.pair_rules",
     "SetupError": "counterpoint.errors",
     "TrainingDisplay": "counterpoint.trainer.display",
+    "TrainingError": "counterpoint.errors",
     "pairs_from_scored": "counterpoint.data.scored",
 }
 

@@ -34,6 +34,7 @@ NLL_REDUCTIONS = ("token_mean", "sequence_sum")
 TRUNCATIONS = ("completion_end", "prompt_start", "prompt_end", "drop")
 INVALID_ROWS = ("raise", "drop")
 NONFINITE = ("raise", "skip")
+ON_ALARM = ("warn", "stop")
 LAYOUTS = ("auto", "shared", "padded")
 ADAMW = ("adamw_torch", "adamw_torch_fused")
 """Names of the plain AdamW, which an option may replace by a variant."""
@@ -318,6 +319,12 @@ class CPOConfig(TrainingArguments):
         "Counterpoint: optimizer steps between two looks at how far the weights have moved, >= 0; "
         "closer together at first; 0: none. See docs/monitor.md.",
     )
+    on_alarm: str = _option(
+        "warn",
+        "Counterpoint: what an alarm does (docs/alarms.md): it is said and written to the run's "
+        "alarms.jsonl, or it also ends the run after the step, with a checkpoint and error CP402.",
+        ON_ALARM,
+    )
 
     def __post_init__(self) -> None:
         """Resolve what depends on other options or the machine, refuse what cannot be meant."""
@@ -356,6 +363,7 @@ class CPOConfig(TrainingArguments):
             "truncation": TRUNCATIONS,
             "invalid_rows": INVALID_ROWS,
             "nonfinite": NONFINITE,
+            "on_alarm": ON_ALARM,
             "layout": LAYOUTS,
         }
         for name, allowed in choices.items():

@@ -50,6 +50,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP309": "a model of which no tiny twin can be made",
         # 4: while training
         "CP401": "a loss or gradient that is not finite",
+        "CP402": "a run that was stopped by an alarm",
         # 5: the machine and its packages
         "CP501": "an output folder that cannot be written",
         "CP502": "a package that is not installed",
@@ -96,8 +97,12 @@ class ModelError(CounterpointError, ValueError):
     """CP3xx: a model or tokenizer that cannot be trained as given."""
 
 
-class NonFiniteError(CounterpointError, ArithmeticError):
-    """CP4xx: a step that must not reach the weights."""
+class TrainingError(CounterpointError, RuntimeError):
+    """CP4xx: a run that does not go on."""
+
+
+class NonFiniteError(TrainingError, ArithmeticError):
+    """CP401: a step that must not reach the weights."""
 
 
 class SetupError(CounterpointError, RuntimeError):

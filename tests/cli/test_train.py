@@ -90,6 +90,21 @@ def test_the_command_trains_what_the_library_trains(workshop: Path, command: Com
     assert same(weights("out"), weights("by_hand"))
 
 
+def test_an_alarm_ends_the_command_with_its_code_and_a_checkpoint_to_go_on_from(
+    workshop: Path, command: Command
+) -> None:
+    path = write_run(learning_rate=1.0, max_steps=60, on_alarm="stop")
+    said = command("train", path)
+    assert said.code == 2
+    found = re.search(r"CP402 stopped after step (\d+) by CW42\d", said.err)
+    assert found, said.err
+    assert Path(f"out/checkpoint-{found[1]}/trainer_state.json").is_file()
+    assert not Path("out/model.safetensors").exists()
+    again = command("train", path, "--resume_from_checkpoint", "latest", "--on_alarm", "warn")
+    assert again.code == 0, again.err
+    assert log()[-2]["step"] == 60
+
+
 def test_a_run_is_repeated_from_the_options_it_wrote(workshop: Path, command: Command) -> None:
     path = write_run(model="bare", from_scratch=True)
     assert command("train", path, "--beta", "0.3", "--seed", "7").code == 0

@@ -85,6 +85,7 @@ def test_the_public_names_are_these_and_are_listed() -> None:
         "PairRules",
         "SetupError",
         "TrainingDisplay",
+        "TrainingError",
         "__version__",
         "pairs_from_scored",
     ]
@@ -129,6 +130,7 @@ def test_a_code_belongs_to_the_class_it_is_raised_with(path: Path) -> None:
         "DataError": "2",
         "ModelError": "3",
         "NonFiniteError": "4",
+        "TrainingError": "4",
         "SetupError": "5",
     }
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -193,6 +195,7 @@ OWN_OPTIONS: dict[str, Any] = {
     "stochastic_rounding": False,
     "router_aux_loss_coef": None,
     "monitor_steps": 50,
+    "on_alarm": "warn",
 }
 """Frozen: a script that sets none of them computes the same in every release of a major version."""
 
@@ -207,6 +210,7 @@ COUNTERPOINTS_OWN = {
     "stochastic_rounding",
     "router_aux_loss_coef",
     "monitor_steps",
+    "on_alarm",
 }
 
 # TRL hides non-finite losses from the log; here they stop the run.

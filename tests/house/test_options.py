@@ -353,6 +353,7 @@ TRIED: dict[str, Row] = {
     "stochastic_rounding": row(optimizer, True, dtype=torch.bfloat16),
     "router_aux_loss_coef": row(gradients, 5.0, model="mixtral"),
     "monitor_steps": row(looks, 0),
+    "on_alarm": row(outcome, "stop", learning_rate=1.0, num_train_epochs=20),
     # of TrainingArguments, read by Counterpoint in place of transformers
     "per_device_train_batch_size": row(gradients, 2),
     "per_device_eval_batch_size": row(eval_passes, 2),

@@ -113,6 +113,36 @@ def stopped_by_a_bad_pair(folder: Path, ranks: int) -> str:
     return "trained"
 
 
+def stopped_by_an_alarm(folder: Path, rank: int) -> str:
+    """Train with an alarm that the last rank alone sounds at step 1; where and how it ended."""
+    from transformers import TrainerCallback
+
+    from counterpoint import CPOTrainer, TrainingError
+    from counterpoint.runlog import Alarm
+
+    class Sounds(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if rank == 1 and state.global_step == 1:
+                trainers[-1].sound(Alarm("CW421", 1, 1, "seen by one."))
+
+    trainers: list[CPOTrainer] = []
+    whole = CPOTrainer.__init__
+
+    def with_callback(self: CPOTrainer, *args: Any, **kwargs: Any) -> None:
+        whole(self, *args, **kwargs)
+        trainers.append(self)
+        self.add_callback(Sounds())
+
+    CPOTrainer.__init__ = with_callback
+    try:
+        run_case({"objective": "sigmoid", "pairs": 24, "on_alarm": "stop"}, folder, 2)
+    except TrainingError as error:
+        return f"{trainers[-1].state.global_step} {error}"
+    finally:
+        CPOTrainer.__init__ = whole
+    return "trained"
+
+
 def as_stream(pairs: Dataset) -> Any:
     """Prepared pairs as the streaming set that ``prepare`` would give."""
     extra = {"cut_prompt": 0, "cut_chosen": 0, "cut_rejected": 0, "boundary": 0}
@@ -143,6 +173,7 @@ def main(folder: Path) -> None:
             save_file(flat(result.pop("gradients")), folder / f"{number}.safetensors")
             seen[name] = result
     (folder / f"stopped-{rank}").write_text(stopped_by_a_bad_pair(folder / "bad", ranks))
+    (folder / f"alarm-{rank}").write_text(stopped_by_an_alarm(folder / "alarm", rank))
     if rank == 0:
         (folder / "seen.json").write_text(json.dumps(seen))
     torch.distributed.destroy_process_group()

@@ -96,6 +96,15 @@ def test_a_bad_pair_of_one_rank_stops_every_rank_with_the_same_words(two_ranks):
 
 
 @pytest.mark.slow
+def test_an_alarm_that_one_rank_hears_ends_the_run_on_every_rank_at_the_same_step(two_ranks):
+    folder, _ = two_ranks
+    messages = [(folder / f"alarm-{rank}").read_text() for rank in range(RANKS)]
+    assert messages[0] == messages[1]
+    assert messages[0].startswith("1 CP402 stopped after step 1 by CW421, ")
+    assert (folder / "alarm" / "checkpoint-1").is_dir()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if "memory" in case])
 def test_what_one_rank_found_to_fit_is_written_down(name: str, two_ranks):
     folder, _ = two_ranks

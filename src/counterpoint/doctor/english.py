@@ -409,6 +409,72 @@ _MODEL: dict[str, tuple[str, str, str]] = {
     ),
 }
 
+_ALARMS: dict[str, tuple[str, str, str]] = {
+    "CW421": (
+        "the chosen completions lose likelihood while the margin grows",
+        "The loss sees the difference only: it may push both completions down, the rejected one "
+        "further, and what gains are texts that nobody chose.",
+        "Raise cpo_alpha, which holds the chosen completions; or lower the learning rate or beta.",
+    ),
+    "CW422": (
+        "the NLL of the chosen completions far above its start",
+        "The model forgets how to write what is preferred, and the preference gains nothing by it.",
+        "Lower the learning rate; if it is low already, look at the data from where it began.",
+    ),
+    "CW423": (
+        "a margin that has collapsed",
+        "What was learnt of the preference is being lost again.",
+        "Lower the learning rate, and go on from a checkpoint before the collapse.",
+    ),
+    "CW424": (
+        "training accuracy below chance, and not rising",
+        "The model prefers the rejected completions and does not learn otherwise: the rate is too "
+        "low for it, or sums of log-probabilities measure length.",
+        "Compare a few rows by eye; then raise the learning rate, or use a loss that takes means "
+        "over tokens, as simpo does.",
+    ),
+    "CW425": (
+        "a spike in the loss",
+        "A few such steps can undo many good ones; often they hold broken rows, or the learning "
+        "rate is too high.",
+        "Lower the learning rate, and look at the rows of the steps around it.",
+    ),
+    "CW426": (
+        "a spike in the norm of the gradient",
+        "Unclipped it moves the weights further than all steps around it; clipped, that step "
+        "follows one pair alone.",
+        "Clip with max_grad_norm near the usual norm, or lower the learning rate.",
+    ),
+    "CW427": (
+        "training pairs and evaluation pairs that contradict each other",
+        "What the model learns to prefer is what the evaluation set rejects: in one of the two, "
+        "chosen and rejected are probably swapped.",
+        "Read a few rows of both, and swap the columns of the one that is wrong.",
+    ),
+    "CW428": (
+        "a loss above where it began",
+        "Training makes its own objective worse: it diverges.",
+        "Lower the learning rate, or lengthen the warm-up.",
+    ),
+    "CW431": (
+        "samples that repeat themselves",
+        "The usual end of a preference loss without enough to hold it: repetition, then gibberish.",
+        "Go back to an earlier checkpoint; raise cpo_alpha or lower the learning rate.",
+    ),
+    "CW432": (
+        "samples that are empty",
+        "The model ends its turn at once; short completions win where sums are compared.",
+        "Go back to an earlier checkpoint, lower the learning rate, and look at the lengths of "
+        "chosen and rejected.",
+    ),
+    "CW433": (
+        "samples that run away in length",
+        "The model has learnt that longer is better, or no longer writes its end.",
+        "Balance lengths in the data, see that completions end with EOS, or lower the learning "
+        "rate.",
+    ),
+}
+
 _MACHINE: dict[str, tuple[str, str, str]] = {
     "CW501": (
         "a precision that this device does not suit",
@@ -478,6 +544,7 @@ ENGLISH: Mapping[str, tuple[str, str, str]] = MappingProxyType(
         **_OPTIONS,
         **_DATA,
         **_MODEL,
+        **_ALARMS,
         **_MACHINE,
         **_MOVEMENT,
     }

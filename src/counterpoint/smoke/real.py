@@ -38,6 +38,7 @@ NOTHING_KEPT: dict[str, Any] = {
     "model_init_kwargs": None,
     "monitor_steps": 0,
     "disable_tqdm": True,
+    "on_alarm": "warn",
 }
 """Options that leave of a run only its steps."""
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerState
 
+from counterpoint.errors import CounterpointError
 from counterpoint.runlog import RunLog
 
 
@@ -40,8 +41,15 @@ def told_to_its_end(run_log: RunLog, state: Callable[[], TrainerState]) -> Itera
     try:
         yield
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-        run_log.ended("interrupted" if interrupted else "failed", state().global_step, error)
+        run_log.ended(_state_after(error), state().global_step, error)
         raise
     now = state()
     run_log.ended("finished" if now.global_step >= now.max_steps else "stopped", now.global_step)
+
+
+def _state_after(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "interrupted"
+    # an alarm ends a run as it was asked to
+    by_alarm = isinstance(error, CounterpointError) and error.code == "CP402"
+    return "stopped" if by_alarm else "failed"

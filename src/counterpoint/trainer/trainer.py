@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, set_seed
 
+from counterpoint.alarms.watch import Watch
 from counterpoint.config import CPOConfig
 from counterpoint.data.batching import PairLoader
 from counterpoint.errors import ConfigError, DataError, ModelError, SetupError
@@ -59,6 +60,7 @@ from counterpoint.trainer.setup import (
     prepare_model,
     prepare_tokenizer,
 )
+from counterpoint.trainer.sounding import agreed, alarm_facts, ends_a_run, in_words, stopped_error
 from counterpoint.trainer.trackers import check_trackers
 
 
@@ -173,6 +175,9 @@ class CPOTrainer(Trainer):
         self._eval_budget = TokenBudget(args.max_micro_batch_tokens, self._budget_lowered)
         self._assembled: Assembly | None = None
         self._skipped_steps = 0
+        self._watch: Watch | None = None
+        self._ending: Alarm | None = None
+        self._saved_step = 0
         self._rounding: Rounding | None = None
         self._loss_before_step: Tensor | None = None
         self._balancing_weight = balancing_weight(self.model, args)
@@ -452,6 +457,7 @@ class CPOTrainer(Trainer):
                 logger().info("%s", counts.summary())
         if self._budget.tokens is None and self.train_dataset is not None:
             self._budget.tokens = fitting_budget(self.model, self.args, self.train_dataset)
+        self._watch, self._ending, self._saved_step = None, None, 0
         self._describe()
         with self.recorded():
             output = super().train(*args, **kwargs)
@@ -459,6 +465,8 @@ class CPOTrainer(Trainer):
             if self.args.world_size > 1:
                 self._budget.agree(self.args.device)
                 self._eval_budget.agree(self.args.device)
+            if self._ending is not None:
+                raise stopped_error(self._ending, self.state.global_step, self.args.output_dir)
         return output
 
     def recorded(self) -> AbstractContextManager[None]:
@@ -496,20 +504,49 @@ class CPOTrainer(Trainer):
                 logs["skipped_steps"] = self._skipped_steps
         super().log(logs, start_time)
         self.run_log.append(METRICS, self.state.log_history[-1])
+        if self.is_in_train:
+            if self._watch is None:  # a resumed run reads its old lines again
+                self._watch = Watch(alarm_facts(self.args, self.state.max_steps))
+            for alarm in self._watch.catch_up(self.state.log_history):
+                self.sound(alarm)
 
     def sound(self, alarm: Alarm) -> None:
-        """Say an alarm and write it to the run log; see docs/diagnoses.md for its code."""
+        """Say an alarm, write it to the run log, and end the run if ``on_alarm`` says so.
+
+        Args:
+            alarm: its code is in docs/diagnoses.md. One that only some ranks sound ends the run
+                on all of them, after this step.
+        """
         if self.is_world_process_zero():
-            logger().warning("step %d: %s %s", alarm.step, alarm.code, alarm.seen)
+            logger().warning("%s", in_words(alarm))
         self.run_log.append(ALARMS, alarm)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TrainingDisplay):
                 callback.sound(alarm)
+        if self.is_in_train and ends_a_run(alarm, self.args) and self._ending is None:
+            self._ending = alarm
 
     def add_callback(self, callback: Any) -> None:
         """Add a callback; a ``TrainingDisplay`` takes the place of transformers' own display."""
         super().add_callback(callback)
         watch_alone(self.callback_handler)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Log, evaluate, save; then end a run that an alarm has ended, with a checkpoint."""
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self.args.on_alarm == "warn":
+            return
+        self._ending = agreed(self._ending, self.args.world_size, self.args.device)
+        if self._ending is None:
+            return
+        if self._saved_step != self.state.global_step:
+            self.control.should_save = True
+            super()._maybe_log_save_evaluate(*args, **kwargs)  # which has only this left to do
+        self.control.should_training_stop = True
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        self._saved_step = self.state.global_step
 
     def floating_point_ops(self, inputs: Share) -> int:
         """Six operations a parameter and input token, embeddings left out, as transformers."""
