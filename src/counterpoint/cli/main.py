@@ -19,6 +19,7 @@ from functools import partial
 from counterpoint._version import __version__
 from counterpoint.cli.manners import complain, quiet_libraries, terminal_width
 from counterpoint.errors import ConfigError, CounterpointError
+from counterpoint.floors import check_floors
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -46,6 +47,8 @@ commands:
                  or from a script or file of TRL, LLaMA-Factory or Axolotl
   pairs SCORED ... --out PAIRS.jsonl [--option value ...]
                  make preference pairs of scored candidates
+  replay FILE [--model M]
+                 do a step that was not finite again, and say what broke first
   quickstart [--output_dir DIR] [--seed N]
                  train a tiny translation model in about a minute: no network, no GPU
 
@@ -66,7 +69,7 @@ exit codes:
   2    it cannot be done as asked; the line on stderr starts with a code, see docs/errors.md
   130  interrupted with Ctrl-C
   (doctor: 0 nothing found, 1 warnings, 2 errors; smoke: 1 a check failed;
-  plan: 0 it fits, 1 it does not)
+  plan: 0 it fits, 1 it does not; replay: 1 everything is finite this time)
 """
 
 DOCTOR_HELP = """\
@@ -160,12 +163,14 @@ def _dispatch(words: list[str]) -> int:
         "tokens": partial(_small, "tokens"),
         "init": partial(_small, "init"),
         "pairs": partial(_small, "pairs"),
+        "replay": partial(_small, "replay"),
         "quickstart": _quickstart,
     }
     if first not in commands:
         near = get_close_matches(first, commands, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(commands)}."
         raise ConfigError("CP101", f"{first} is no command; {hint} See counterpoint --help.")
+    check_floors()
     return commands[first](rest)
 
 
