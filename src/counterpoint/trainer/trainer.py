@@ -44,6 +44,7 @@ from counterpoint.trainer.fitting import fitting_budget
 from counterpoint.trainer.guard import StepGuard, non_finite_error
 from counterpoint.trainer.loading import load_config, load_model, load_tokenizer
 from counterpoint.trainer.precision import Rounding, stochastic_adamw, warn_of_rounding
+from counterpoint.trainer.recorder import StepRecorder
 from counterpoint.trainer.recut import Share, TokenBudget
 from counterpoint.trainer.setup import (
     announce,
@@ -161,6 +162,7 @@ class CPOTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.accelerator.gradient_accumulation_steps = 1
         self._train_sums, self._guard = MetricSums(), StepGuard()
+        self._recorder = StepRecorder(args, self.objective)
         self._budget = TokenBudget(args.max_micro_batch_tokens, self._budget_lowered)
         self._eval_budget = TokenBudget(args.max_micro_batch_tokens, self._budget_lowered)
         self._assembled: Assembly | None = None
@@ -299,12 +301,14 @@ class CPOTrainer(Trainer):
                 # one micro-batch was to be the whole step, but did not fit
                 router = self._router_of_share(share, self._top_k)
             step = replace(step, micro_batches=len(share), router=router)
+        self._recorder.begin(step and step.totals, step and step.router)
         total = torch.zeros((), device=self.args.device)
         with self._assembly().running():
             for batch in share:
                 last = batch is share.batches[-1]
                 if self.args.world_size > 1 and (last or self.args.ddp_broadcast_buffers):
                     share.commit()
+                self._recorder.watch(batch)
                 with nullcontext() if last else self.accelerator.no_sync(model):
                     total += super().training_step(model, batch, step)
         return total
@@ -374,8 +378,17 @@ class CPOTrainer(Trainer):
         if problem is None:
             self._train_sums.apply()
             return norm
-        error = non_finite_error(problem, self.state.global_step + 1, self.args.alpha)
         self._discard_step(model)
+        step = self.state.global_step + 1
+        where = self._recorder.keep(
+            problem,
+            step,
+            self.model,
+            self._assembly().head,
+            top_k=self._top_k,
+            balancing_weight=self._balancing_weight,
+        )
+        error = non_finite_error(problem.seen, step, self.args.alpha, where)
         if self.args.nonfinite == "raise":
             raise error
         self._tr_loss.copy_(self._loss_before_step)
