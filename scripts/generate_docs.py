@@ -29,7 +29,7 @@ ERROR_CLASSES = {
     "1": (errors.ConfigError, "What was asked for"),
     "2": (errors.DataError, "The data"),
     "3": (errors.ModelError, "Model and tokenizer"),
-    "4": (errors.NonFiniteError, "While training"),
+    "4": (errors.TrainingError, "While training"),
     "5": (errors.SetupError, "The machine and its packages"),
 }
 

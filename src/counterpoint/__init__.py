@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ModelError,
         NonFiniteError,
         SetupError,
+        TrainingError,
     )
     from counterpoint.trainer.trainer import CPOTrainer
 
@@ -36,6 +37,7 @@ __all__ = [
     "NonFiniteError",
     "PairRules",
     "SetupError",
+    "TrainingError",
     "__version__",
     "pairs_from_scored",
 ]
@@ -50,6 +52,7 @@ _HOMES = {
     "NonFiniteError": "counterpoint.errors",
     "PairRules": "counterpoint.data.pair_rules",
     "SetupError": "counterpoint.errors",
+    "TrainingError": "counterpoint.errors",
     "pairs_from_scored": "counterpoint.data.scored",
 }
 

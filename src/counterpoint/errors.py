@@ -56,6 +56,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP311": "a model that brings code of its own",
         # 4: while training
         "CP401": "a loss or gradient that is not finite",
+        "CP404": "another process of the run that is gone",
         # 5: the machine and its packages
         "CP501": "an output folder that cannot be written",
         "CP502": "a package that is missing or too old",
@@ -102,8 +103,12 @@ class ModelError(CounterpointError, ValueError):
     """CP3xx: a model or tokenizer that cannot be trained as given."""
 
 
-class NonFiniteError(CounterpointError, ArithmeticError):
-    """CP4xx: a step that must not reach the weights."""
+class TrainingError(CounterpointError, RuntimeError):
+    """CP4xx: a run that does not go on."""
+
+
+class NonFiniteError(TrainingError, ArithmeticError):
+    """CP401: a step that must not reach the weights."""
 
 
 class SetupError(CounterpointError, RuntimeError):

@@ -84,6 +84,7 @@ def test_the_public_names_are_these_and_are_listed() -> None:
         "NonFiniteError",
         "PairRules",
         "SetupError",
+        "TrainingError",
         "__version__",
         "pairs_from_scored",
     ]
@@ -128,6 +129,7 @@ def test_a_code_belongs_to_the_class_it_is_raised_with(path: Path) -> None:
         "DataError": "2",
         "ModelError": "3",
         "NonFiniteError": "4",
+        "TrainingError": "4",
         "SetupError": "5",
     }
     tree = ast.parse(path.read_text(encoding="utf-8"))

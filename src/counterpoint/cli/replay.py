@@ -197,11 +197,13 @@ def _last_checkpoint(folder: Path, step: int) -> tuple[int, Path] | None:
 
 
 def _load(source: str, step: Replay, options: ReplayOptions) -> nn.Module:
-    from counterpoint.trainer.loading import is_adapter, load_adapted, load_config, load_model
+    from counterpoint.trainer.adapters import is_adapter, load_adapted
+    from counterpoint.trainer.loading import load_config, load_model
 
     config = _config(step, options)
-    if is_adapter(Path(source)):
-        return load_adapted(Path(source), config)
+    if is_adapter(source):
+        adapted: nn.Module = load_adapted(source, config)
+        return adapted
     load_config(source, config)
     return load_model(source, config, adapted=False)
 
@@ -278,14 +280,10 @@ def _report(
 
 def _sizes(step: Replay) -> str:
     """How much of the step the file holds."""
-    pairs, parts, settings = (
-        sum(map(len, step.micro_batches)),
-        len(step.micro_batches),
-        step.settings,
-    )
-    text = f"{pairs} pair{'s' if pairs != 1 else ''} in {parts} of {settings.micro_batches} micro-batch"
-    text += "es" if settings.micro_batches != 1 else ""
-    return text if settings.ranks == 1 else f"{text} of one of {settings.ranks} ranks"
+    pairs, parts, whole = sum(map(len, step.micro_batches)), len(step.micro_batches), step.settings
+    few, several = "s" if pairs != 1 else "", "es" if whole.micro_batches != 1 else ""
+    text = f"{pairs} pair{few} in {parts} of {whole.micro_batches} micro-batch{several}"
+    return text if whole.ranks == 1 else f"{text} of one of {whole.ranks} ranks"
 
 
 def _list(culprits: Sequence[Culprit], tokenizer: Any, width: int) -> Iterator[str]:

@@ -18,7 +18,7 @@ from counterpoint.errors import DataError
 from counterpoint.records import Message, PreferenceRow
 
 MOST_SECONDS = 10.0
-"""Of computing, for the three texts of a row; an ordinary template takes a millisecond."""
+"""Of computing, for one text; an ordinary template takes a millisecond."""
 
 MOST_RENDERED = 2**24
 """Characters of one text."""
@@ -81,17 +81,11 @@ def _through_template(
         )
     opened = prompt[-1]["role"] == "assistant"
     ending = {"continue_final_message": True} if opened else {"add_generation_prompt": True}
-    try:
-        with bounded_time(MOST_SECONDS):
-            rendered = Rendered(
-                _apply(row, prompt, tokenizer, **ending),
-                _apply(row, [*prompt, *row.chosen], tokenizer),
-                _apply(row, [*prompt, *row.rejected], tokenizer),
-            )
-    except OutOfTime as error:
-        raise _cut_short(
-            row, f"was not done after {MOST_SECONDS:g} seconds of computing"
-        ) from error
+    rendered = Rendered(
+        _apply(row, prompt, tokenizer, **ending),
+        _apply(row, [*prompt, *row.chosen], tokenizer),
+        _apply(row, [*prompt, *row.rejected], tokenizer),
+    )
     if rendered.chosen == rendered.rejected:
         raise DataError(
             "CP213",
@@ -116,7 +110,14 @@ def _apply(
 ) -> str:
     options: dict[str, Any] = {**(row.template_kwargs or {}), **ending}
     try:
-        text = tokenizer.apply_chat_template(messages, tools=row.tools, tokenize=False, **options)
+        with bounded_time(MOST_SECONDS):
+            text = tokenizer.apply_chat_template(
+                messages, tools=row.tools, tokenize=False, **options
+            )
+    except OutOfTime as error:
+        raise _cut_short(
+            row, f"was not done after {MOST_SECONDS:g} seconds of computing"
+        ) from error
     except MemoryError as error:
         raise _cut_short(row, "wants more memory than there should be in a text") from error
     except Exception as error:  # a template is a program of the model's author: anything goes

@@ -17,7 +17,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -173,44 +172,18 @@ def load_model(source: str, args: CPOConfig, *, adapted: bool) -> PreTrainedMode
     return model
 
 
-def load_adapted(folder: Path, args: CPOConfig) -> nn.Module:
-    """A saved adapter on the base model that it names, ready to be trained on.
+def refuse_pickled_adapter(folder: Path, args: CPOConfig) -> None:
+    """Refuse an adapter without safetensors: PEFT would read its pickle without a word.
 
     Args:
-        folder: with adapter_config.json and the adapter's weights.
-        args: as for ``load_model``.
+        folder: of the adapter.
+        args: ``allow_pickle`` is used.
 
     Raises:
-        ModelError: CP301, CP310 or CP311 as for a model; CP307 for an adapter that does not fit.
-        SetupError: CP502 where peft is not installed.
+        ModelError: CP310.
     """
     if not (folder / "adapter_model.safetensors").is_file() and not args.allow_pickle:
         raise _is_pickled(folder)
-    try:
-        base = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))
-        base = str(base["base_model_name_or_path"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        why = f"{folder / _ADAPTER} names no base model: {_line(error)}"
-        raise ModelError("CP301", why) from error
-    load_config(base, args)
-    model = load_model(base, args, adapted=True)
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise SetupError(
-            "CP502", "an adapter needs the package peft: pip install 'counterpoint[peft]'"
-        ) from error
-    try:
-        adapted: nn.Module = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
-    except Exception as error:
-        text = f"the adapter in {folder} does not fit {base}: {_line(error)}"
-        raise ModelError("CP307", text) from error
-    return adapted
-
-
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds a saved adapter, and so no model of its own."""
-    return (folder / _ADAPTER).is_file()
 
 
 def random_model(source: str, args: CPOConfig, config: PretrainedConfig) -> PreTrainedModel:

@@ -43,6 +43,7 @@ from counterpoint.trainer.feed import Feed
 from counterpoint.trainer.fitting import fitting_budget
 from counterpoint.trainer.guard import StepGuard, non_finite_error
 from counterpoint.trainer.loading import load_config, load_model, load_tokenizer
+from counterpoint.trainer.lost_rank import lost_rank_named
 from counterpoint.trainer.precision import Rounding, stochastic_adamw, warn_of_rounding
 from counterpoint.trainer.recorder import StepRecorder
 from counterpoint.trainer.recut import Share, TokenBudget
@@ -447,7 +448,8 @@ class CPOTrainer(Trainer):
         if self._budget.tokens is None and self.train_dataset is not None:
             self._budget.tokens = fitting_budget(self.model, self.args, self.train_dataset)
         self._describe()
-        output = super().train(*args, **kwargs)
+        with lost_rank_named(self.args.output_dir):
+            output = super().train(*args, **kwargs)
         # a stream's counts are known only now, and what other ranks found to fit
         if self.args.world_size > 1:
             self._budget.agree(self.args.device)
