@@ -16,7 +16,6 @@ import pytest
 
 from tests.cli.conftest import pattern
 
-
 __all__ = ["pattern"]
 
 ROOT = Path(__file__).parents[2]
