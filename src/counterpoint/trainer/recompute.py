@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from counterpoint.data.collate import collate_padded, collate_shared
 from counterpoint.forward.head import Head
 from counterpoint.forward.pair_forward import trunk
-from counterpoint.forward.router import balancing_loss
+from counterpoint.forward.router import RouterSums, balancing_loss
 from counterpoint.forward.shared_attention import shared_attention
 from counterpoint.forward.token_logps import dense_token_logps
 from counterpoint.records import LossTerms, PairBatch, PairLogps, StepTotals, exact_dtype
@@ -117,14 +117,19 @@ def _of_batch(replay: Replay, model: nn.Module, head: Head, batch: PairBatch) ->
     totals = StepTotals(replay.totals.weight.to(sums), replay.totals.nll.to(sums))
     loss = replay.objective.share(terms, batch.weight, totals)
     if router is not None and settings.balancing_weight:
-        step = replay.router
-        loss = loss + settings.balancing_weight * balancing_loss(router, step or router)
+        step = _on(sums, replay.router) if replay.router is not None else router
+        loss = loss + settings.balancing_weight * balancing_loss(router, step)
     tokens = [*_of_tokens(token_logps, batch)]
     # what a layer gives is of no account where it did no harm: a mask may well be infinite
     found = [*(layers if tokens else ()), *tokens, *_of_terms(terms, batch)]
     if not torch.isfinite(loss):
         found.append(_culprit(loss, "loss", "of the micro-batch"))
     return found + _of_gradients(model, loss)
+
+
+def _on(like: Tensor, sums: RouterSums) -> RouterSums:
+    """Sums on the device and in the precision of a tensor."""
+    return RouterSums(sums.sent.to(like), sums.probability.to(like), sums.tokens.to(like))
 
 
 @contextmanager
