@@ -236,16 +236,16 @@ def test_a_row_too_large_is_refused_alone_and_the_others_are_kept(
 def test_a_file_that_unpacks_without_end_is_cut_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, opener: Any
 ) -> None:
-    monkeypatch.setattr(files, "ALWAYS_READ", 2**20)
+    monkeypatch.setattr(files, "ALWAYS_READ", 2**16)
+    monkeypatch.setattr(files, "MOST_GROWTH", 20)
     path = tmp_path / f"bomb.{kind}.{'gz' if opener is gzip.open else 'xz'}"
     line = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
     start = {"jsonl": "", "json": "[", "csv": "prompt,chosen,rejected\n"}[kind]
     line = {"jsonl": line, "json": line.replace("\n", ","), "csv": "a,b,c\n"}[kind]
     with opener(path, "wt") as file:
         file.write(start)
-        for _ in range(40):
-            file.write(line * 10_000)
-    with pytest.raises(DataError, match=r"CP210 .*unpacks to more than 200 times its size"):
+        file.write(line * 20_000)
+    with pytest.raises(DataError, match=r"CP210 .*unpacks to more than 20 times its size"):
         load(path)
 
 
@@ -282,12 +282,14 @@ def test_a_cell_nested_to_any_depth_is_a_refused_row(
             assert encoded["problem"][0] == "" or encoded["problem"][0].startswith("CP2")
 
 
-def test_a_deep_row_of_a_list_is_refused_with_its_number() -> None:
+def test_a_deep_row_of_a_list_is_refused_with_its_number(
+    chatml_tokenizer: PreTrainedTokenizerFast,
+) -> None:
     deep: Any = []
     for _ in range(5000):
         deep = [deep]
     with pytest.raises(DataError, match=r"CP202 .*row 1, field chosen"):
-        prepare([ROW, {**ROW, "chosen": deep}], None)  # type: ignore[arg-type]
+        prepare([ROW, {**ROW, "chosen": deep}], chatml_tokenizer)
 
 
 # Templates that do not end
@@ -398,7 +400,8 @@ def test_a_looping_template_ends_the_run_in_one_line_though_rows_are_dropped(
         ("x: " + "y" * 2**20, "larger than 1 MiB"),
         ("beta: " + "9" * 100_000, "should be"),
         ("max_steps: 1e999999999", "should be"),
-        ("model_init_kwargs: {a: " + "9" * 10_000 + "}", "should be"),
+        ("model_init_kwargs: {a: " + "9" * 10_000 + "}", "are missing"),
+        ("lora_target_modules: {a: " + "9" * 10_000 + "}", "should be"),
         ("beta: !!python/object/apply:os.mkdir [out]", "tag"),
     ],
 )  # fmt: skip

@@ -297,15 +297,19 @@ def _list(culprits: Sequence[Culprit], tokenizer: Any, width: int) -> Iterator[s
 
 def _place(one: Culprit, tokenizer: Any) -> str:
     """What a culprit is, in words."""
-    row = "" if one.row is None else "filler, " if one.row < 0 else f"row {one.row}, "
+    where = [] if one.row is None else ["filler" if one.row < 0 else f"row {one.row}"]
     if one.token is not None and one.token_id is not None:
         text = f" {tokenizer.decode([one.token_id])!r}" if tokenizer is not None else ""
-        return f"{row}{one.name} token {one.token}{text} (id {one.token_id}): log-probability"
-    if one.term == "loss":
-        return f"{row}{one.name} loss" if one.row is not None else "loss of the micro-batch"
-    if one.row is not None:
-        return f"{row}{one.name + ' ' if one.name else ''}{one.term}"
-    return f"{one.term} {one.name}" if one.term != "gradient" else f"gradient of {one.name}"
+        where.append(f"{one.part} token {one.token}{text} (id {one.token_id})")
+    elif one.part:
+        where.append(one.part)
+    what = {
+        "parameter": one.name,
+        "layer": f"output of {one.name}",
+        "loss": f"{one.name} loss" if where else "loss of the micro-batch",
+        "gradient": f"gradient of {one.name}",
+    }.get(one.term, one.term)
+    return f"{', '.join(where)}: {what}" if where else what
 
 
 def _tokenizer(model: nn.Module) -> Any:

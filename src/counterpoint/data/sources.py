@@ -119,9 +119,16 @@ def _column(values: list[Any], field: Any, name: str) -> pa.Array:
         try:
             texts.append(_as_json(value))
         except (TypeError, ValueError, RecursionError) as error:
-            text = f"{name}, row {row}, field {field}: {ascii(value)[:60]} is no data: {error}."
+            text = f"{name}, row {row}, field {field}: {_shown(value)} is no data: {error}."
             raise DataError("CP202", text) from error
     return pa.ExtensionArray.from_storage(pa.json_(), pa.array(texts, pa.string()))
+
+
+def _shown(value: Any) -> str:
+    try:
+        return ascii(value)[:60]
+    except RecursionError:
+        return f"a {type(value).__name__} nested too deeply"
 
 
 def _as_json(value: Any) -> str | None:

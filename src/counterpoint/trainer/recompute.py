@@ -10,8 +10,10 @@ Not here: what the step is made of (``replay``), and what is done about it.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +25,14 @@ from counterpoint.forward.pair_forward import trunk
 from counterpoint.forward.router import RouterSums, balancing_loss
 from counterpoint.forward.shared_attention import shared_attention
 from counterpoint.forward.token_logps import dense_token_logps
-from counterpoint.records import LossTerms, PairBatch, PairLogps, StepTotals, exact_dtype
+from counterpoint.records import (
+    LossTerms,
+    PairBatch,
+    PairLogps,
+    StepTotals,
+    TokenPair,
+    exact_dtype,
+)
 from counterpoint.trainer.replay import Culprit, Replay
 
 MOST = 100
@@ -56,7 +65,7 @@ def culprits_of(
         if replay.generators:
             restore_generators(replay.generators[number])
         with sharing:
-            found += _of_batch(replay, model, head, batch.to(device))
+            found += _of_batch(replay, model, head, batch.to(device), pairs)
     return tuple(found)
 
 
@@ -94,11 +103,14 @@ def _of_data(replay: Replay) -> Iterator[Culprit]:
 # The step
 
 
-def _of_batch(replay: Replay, model: nn.Module, head: Head, batch: PairBatch) -> list[Culprit]:
+def _of_batch(
+    replay: Replay, model: nn.Module, head: Head, batch: PairBatch, pairs: Sequence[TokenPair]
+) -> list[Culprit]:
     settings = replay.settings
     kind = batch.input_ids.device.type
     mixed = getattr(torch, settings.autocast) if settings.autocast else None
-    with torch.autocast(kind, mixed) if mixed else nullcontext(), _watched_layers(model) as layers:
+    watching = _watched_layers(model, batch, pairs)
+    with torch.autocast(kind, mixed) if mixed else nullcontext(), watching as layers:
         states, router = trunk(model, head, batch, settings.top_k or None)
         rows = states.flatten(0, 1).index_select(0, batch.target_source)
         to_logps = dense_token_logps if head.dense else head.token_logps
@@ -106,12 +118,12 @@ def _of_batch(replay: Replay, model: nn.Module, head: Head, batch: PairBatch) ->
     sums = torch.segment_reduce(
         token_logps.to(exact_dtype(kind)), "sum", lengths=batch.target_counts, unsafe=True
     )
-    pairs = len(batch)
+    half = len(batch)
     logps = PairLogps(
-        chosen=sums[:pairs],
-        rejected=sums[pairs:],
-        chosen_tokens=batch.target_counts[:pairs],
-        rejected_tokens=batch.target_counts[pairs:],
+        chosen=sums[:half],
+        rejected=sums[half:],
+        chosen_tokens=batch.target_counts[:half],
+        rejected_tokens=batch.target_counts[half:],
     )
     terms = replay.objective(logps, batch.margin)
     totals = StepTotals(replay.totals.weight.to(sums), replay.totals.nll.to(sums))
@@ -133,16 +145,20 @@ def _on(like: Tensor, sums: RouterSums) -> RouterSums:
 
 
 @contextmanager
-def _watched_layers(model: nn.Module) -> Iterator[list[Culprit]]:
-    """The first layer whose output is not finite, once one was."""
+def _watched_layers(
+    model: nn.Module, batch: PairBatch, pairs: Sequence[TokenPair]
+) -> Iterator[list[Culprit]]:
+    """The first layer whose output is not finite, once one was, and its first such token."""
     found: list[Culprit] = []
     handles = []
 
     def watch(name: str) -> Any:
         def look(module: nn.Module, inputs: Any, output: Any) -> None:
             tensor = output[0] if isinstance(output, tuple) and output else output
-            if not found and isinstance(tensor, Tensor) and tensor.is_floating_point():
-                found.extend(_of_tensor(tensor.detach(), "layer", name))
+            if found or not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+                return
+            for one in _of_tensor(tensor.detach(), "layer", name):
+                found.append(_at_token(one, tensor.detach(), batch, pairs))
 
         return look
 
@@ -154,6 +170,38 @@ def _watched_layers(model: nn.Module) -> Iterator[list[Culprit]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _at_token(
+    one: Culprit, output: Tensor, batch: PairBatch, pairs: Sequence[TokenPair]
+) -> Culprit:
+    """A layer's culprit with its first token, where the output has one entry a token."""
+    if output.dim() < 3 or output.shape[:2] != batch.input_ids.shape:
+        return one
+    bad = ~torch.isfinite(output.flatten(2)).all(-1)
+    row, position = bad.nonzero()[0].tolist()
+    number, part, token = _part_of(row, position, batch, pairs)
+    token_id = int(batch.input_ids[row, position])
+    return replace(one, row=pairs[number].row, part=part, token=token, token_id=token_id)
+
+
+def _part_of(
+    row: int, position: int, batch: PairBatch, pairs: Sequence[TokenPair]
+) -> tuple[int, str, int]:
+    """Which pair a place of the model's input is of, which part of it, and where in that."""
+    number, start = row % len(pairs), 0
+    sides = ("chosen",) if row < len(pairs) else ("rejected",)
+    if batch.layout == "shared":
+        ends = [segment.start for segment in batch.segments]
+        number = bisect_right(ends, position) - 1
+        start, sides = ends[number], ("chosen", "rejected")
+    left = position - start
+    for part in ("prompt", *sides):
+        length = len(getattr(pairs[number], part))
+        if left < length:
+            return number, part, left
+        left -= length
+    return number, "padding", left
 
 
 def _of_tokens(token_logps: Tensor, batch: PairBatch) -> Iterator[Culprit]:
@@ -169,7 +217,7 @@ def _of_tokens(token_logps: Tensor, batch: PairBatch) -> Iterator[Culprit]:
             first = int(bad[0])
             yield Culprit(
                 "log-probability",
-                "chosen" if sequence < len(batch) else "rejected",
+                part="chosen" if sequence < len(batch) else "rejected",
                 row=rows[sequence % len(batch)],
                 token=first,
                 token_id=int(ids[first]),
@@ -182,14 +230,15 @@ def _of_tokens(token_logps: Tensor, batch: PairBatch) -> Iterator[Culprit]:
 def _of_terms(terms: LossTerms, batch: PairBatch) -> Iterator[Culprit]:
     """Rewards and losses of each pair."""
     named = (
-        ("reward", "chosen", terms.chosen_rewards),
-        ("reward", "rejected", terms.rejected_rewards),
-        ("loss", "preference", terms.preference),
-        ("loss", "NLL", terms.nll),
+        ("reward", "", "chosen", terms.chosen_rewards),
+        ("reward", "", "rejected", terms.rejected_rewards),
+        ("loss", "preference", "", terms.preference),
+        ("loss", "NLL", "", terms.nll),
     )
-    for term, name, values in named:
+    for term, name, part, values in named:
         for row, value in zip(batch.row_ids.tolist(), values.detach(), strict=True):
-            yield from _of_tensor(value, term, name, row)
+            for one in _of_tensor(value, term, name, row):
+                yield replace(one, part=part)
 
 
 def _of_gradients(model: nn.Module, loss: Tensor) -> list[Culprit]:
@@ -227,7 +276,7 @@ def _of_tensor(
 def _culprit(values: Tensor, term: str, name: str, row: int | None = None) -> Culprit:
     bad = ~torch.isfinite(values)
     first = values[bad].flatten()[0]
-    return Culprit(term, name, row, None, None, _word(first), int(bad.sum()), values.numel())
+    return Culprit(term, name, row, value=_word(first), count=int(bad.sum()), total=values.numel())
 
 
 def _word(value: Tensor) -> str:

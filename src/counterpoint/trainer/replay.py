@@ -94,9 +94,10 @@ class Culprit:
     Args:
         term: "parameter", "weight", "margin", "layer", "log-probability", "reward", "loss" or
             "gradient".
-        name: of the parameter or layer; the side of a token or reward; which loss.
+        name: of the parameter or layer, or which loss.
         row: number of the pair's row; None for what is of no single pair.
-        token: its place in the completion, from 0; None for what is no token.
+        part: of the pair: "prompt", "chosen", "rejected", or "padding" behind them.
+        token: its place in that part, from 0; None for what is no token.
         token_id: its id.
         value: "nan", "inf" or "-inf"; the first one of several.
         count: how many values are not finite.
@@ -106,6 +107,7 @@ class Culprit:
     term: str
     name: str = ""
     row: int | None = None
+    part: str = ""
     token: int | None = None
     token_id: int | None = None
     value: str = "nan"
