@@ -205,7 +205,8 @@ def _load(source: str, step: Replay, options: ReplayOptions) -> nn.Module:
         adapted: nn.Module = load_adapted(source, config)
         return adapted
     load_config(source, config)
-    return load_model(source, config, adapted=False)
+    model: nn.Module = load_model(source, config, adapted=False)
+    return model
 
 
 def _config(step: Replay, options: ReplayOptions) -> CPOConfig:

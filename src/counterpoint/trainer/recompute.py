@@ -58,13 +58,11 @@ def culprits_of(
     found = [*_of_parameters(model), *_of_data(replay)]
     model.train()
     for number, pairs in enumerate(replay.micro_batches):
-        if replay.settings.layout == "shared":
-            batch, sharing = collate_shared(pairs), shared_attention(model)
-        else:
-            batch, sharing = collate_padded(pairs, pad_id=0), nullcontext()
+        shared = replay.settings.layout == "shared"
+        batch = collate_shared(pairs) if shared else collate_padded(pairs, pad_id=0)
         if replay.generators:
             restore_generators(replay.generators[number])
-        with sharing:
+        with shared_attention(model) if shared else nullcontext():
             found += _of_batch(replay, model, head, batch.to(device), pairs)
     return tuple(found)
 
@@ -190,11 +188,11 @@ def _part_of(
 ) -> tuple[int, str, int]:
     """Which pair a place of the model's input is of, which part of it, and where in that."""
     number, start = row % len(pairs), 0
-    sides = ("chosen",) if row < len(pairs) else ("rejected",)
+    sides = ["chosen"] if row < len(pairs) else ["rejected"]
     if batch.layout == "shared":
         ends = [segment.start for segment in batch.segments]
         number = bisect_right(ends, position) - 1
-        start, sides = ends[number], ("chosen", "rejected")
+        start, sides = ends[number], ["chosen", "rejected"]
     left = position - start
     for part in ("prompt", *sides):
         length = len(getattr(pairs[number], part))
@@ -209,7 +207,9 @@ def _of_tokens(token_logps: Tensor, batch: PairBatch) -> Iterator[Culprit]:
     counts = batch.target_counts.tolist()
     rows = batch.row_ids.tolist()
     with torch.no_grad():
-        parts = zip(token_logps.split(counts), batch.target_ids.split(counts), strict=True)
+        parts = zip(
+            torch.split(token_logps, counts), torch.split(batch.target_ids, counts), strict=True
+        )
         for sequence, (values, ids) in enumerate(parts):
             bad = (~torch.isfinite(values)).nonzero()[:, 0]
             if not len(bad):
@@ -252,9 +252,10 @@ def _of_gradients(model: nn.Module, loss: Tensor) -> list[Culprit]:
 
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            handles.append(parameter.register_post_accumulate_grad_hook(watch(name)))
+            register: Any = parameter.register_post_accumulate_grad_hook
+            handles.append(register(watch(name)))
     try:
-        loss.backward()
+        torch.autograd.backward(loss)
     finally:
         for handle in handles:
             handle.remove()

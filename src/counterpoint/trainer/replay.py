@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -242,15 +243,21 @@ def _batches(tensors: Mapping[str, Tensor]) -> tuple[tuple[TokenPair, ...], ...]
     # a completion without a token, or whose only token nothing predicts, is no pair
     sizes = lengths.reshape(count, 3)
     _check(bool((sizes[:, 1:] >= 1 + (sizes[:, :1] == 0).long()).all()), "a completion is empty")
-    parts = [part.tolist() for part in ids.split(lengths.tolist())]
+    flat, ends = ids.tolist(), lengths.cumsum(0).tolist()
+    parts = [flat[a:b] for a, b in pairwise([0, *ends])]
     pairs = [
         TokenPair(
-            *parts[3 * n : 3 * n + 3], row=row, weight=float(weight[n]), margin=float(margin[n])
+            prompt=parts[3 * n],
+            chosen=parts[3 * n + 1],
+            rejected=parts[3 * n + 2],
+            row=row,
+            weight=float(weight[n]),
+            margin=float(margin[n]),
         )
         for n, row in enumerate(rows.tolist())
     ]
-    ends = cut.cumsum(0).tolist()
-    return tuple(tuple(pairs[a:b]) for a, b in zip([0, *ends], ends, strict=False))
+    cuts = [0, *cut.cumsum(0).tolist()]
+    return tuple(tuple(pairs[a:b]) for a, b in pairwise(cuts))
 
 
 def _router(tensors: Mapping[str, Tensor]) -> RouterSums | None:

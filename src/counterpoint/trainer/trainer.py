@@ -302,7 +302,7 @@ class CPOTrainer(Trainer):
                 # one micro-batch was to be the whole step, but did not fit
                 router = self._router_of_share(share, self._top_k)
             step = replace(step, micro_batches=len(share), router=router)
-        self._recorder.begin(step and step.totals, step and step.router)
+        self._recorder.begin(*((None, None) if step is None else (step.totals, step.router)))
         total = torch.zeros((), device=self.args.device)
         with self._assembly().running():
             for batch in share:
