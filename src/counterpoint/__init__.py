@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from counterpoint._version import __version__
+from counterpoint.floors import check_floors
 
 if TYPE_CHECKING:
     from counterpoint.config import CPOConfig
@@ -64,6 +65,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         msg = f"module 'counterpoint' has no attribute {name!r}"
         raise AttributeError(msg)
+    if _HOMES[name] != "counterpoint.errors":
+        check_floors()
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

@@ -289,6 +289,11 @@ class CPOConfig(TrainingArguments):
         "skip the update; it never reaches the weights.",
         NONFINITE,
     )
+    allow_pickle: bool = _option(
+        False,
+        "Counterpoint: read a model's weights from pickles (pytorch_model.bin) where it has no "
+        "safetensors. Only tensors are taken from them, but readers of pickles have had holes.",
+    )
     layout: str = _option(
         "auto",
         "Counterpoint: run each prompt once for both completions (shared) or once for each "

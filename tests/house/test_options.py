@@ -245,6 +245,18 @@ def precision(bench: Bench, options: dict[str, Any]) -> torch.dtype:
     return load_model(str(bench.folder / "model"), bench.args(options), adapted=False).dtype
 
 
+def pickled_model(bench: Bench, options: dict[str, Any]) -> str:
+    """The precision of a model whose weights are a pickle, or the code of the refusal."""
+    folder, model = bench.folder / "pickled", make_model(vocab_size=64)
+    model.config.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    try:
+        load_config(str(folder), bench.args(options))
+        return str(load_model(str(folder), bench.args(options), adapted=False).dtype)
+    except CounterpointError as error:
+        return error.code
+
+
 def strange_config(bench: Bench, options: dict[str, Any]) -> str:
     """The kind of a model that comes with its own code, or the code of the refusal."""
     folder = bench.folder / "strange"
@@ -347,6 +359,7 @@ TRIED: dict[str, Row] = {
     "nll_reduction": row(gradients, "sequence_sum"),
     "truncation": row(rows, "prompt_start", max_length=16),
     "invalid_rows": row(rows, "drop", broken=True),
+    "allow_pickle": row(pickled_model, True),
     "nonfinite": row(outcome, "skip", poisoned=True),
     "layout": row(layout, "padded"),
     "max_micro_batch_tokens": row(train_passes, 40),

@@ -19,6 +19,7 @@ from functools import partial
 from counterpoint._version import __version__
 from counterpoint.cli.manners import complain, quiet_libraries, terminal_width
 from counterpoint.errors import ConfigError, CounterpointError
+from counterpoint.floors import check_floors
 from counterpoint.masking import masked
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -49,6 +50,8 @@ commands:
                  make preference pairs of scored candidates
   diff BEFORE AFTER [--all] [--json]
                  say how two saved models or adapters differ
+  replay FILE [--model M]
+                 do a step that was not finite again, and say what broke first
   quickstart [--output_dir DIR] [--seed N]
                  train a tiny translation model in about a minute: no network, no GPU
 
@@ -69,7 +72,8 @@ exit codes:
   2    it cannot be done as asked; the line on stderr starts with a code, see docs/errors.md
   130  interrupted with Ctrl-C
   (doctor: 0 nothing found, 1 warnings, 2 errors; smoke: 1 a check failed;
-  plan: 0 it fits, 1 it does not; diff: 1 the two are the same)
+  plan: 0 it fits, 1 it does not; diff: 1 the two are the same;
+  replay: 1 everything is finite this time)
 """
 
 DOCTOR_HELP = """\
@@ -164,12 +168,14 @@ def _dispatch(words: list[str]) -> int:
         "init": partial(_small, "init"),
         "pairs": partial(_small, "pairs"),
         "diff": partial(_small, "diff"),
+        "replay": partial(_small, "replay"),
         "quickstart": _quickstart,
     }
     if first not in commands:
         near = get_close_matches(first, commands, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(commands)}."
         raise ConfigError("CP101", f"{first} is no command; {hint} See counterpoint --help.")
+    check_floors()
     return commands[first](rest)
 
 

@@ -33,6 +33,7 @@ OF_THE_DATA = (
     "invalid_rows",
     "dataset_num_proc",
     "trust_remote_code",
+    "allow_pickle",
     "model_init_kwargs",
     "use_cpu",
     "max_steps",

@@ -78,6 +78,18 @@ _ERRORS: dict[str, tuple[str, str]] = {
         "Log-probability needs a token before the first one that is scored.",
         "Give the row a prompt, or use a tokenizer with a BOS token.",
     ),
+    "CP216": (
+        "No model reads so long a text, and preparing it takes memory and hours.",
+        "Cut or remove the rows.",
+    ),
+    "CP217": (
+        "A template is a program; one that never ends would hold the run for ever.",
+        "Look at the template, or give another with chat_template.",
+    ),
+    "CP218": (
+        "A folder from elsewhere could make the run read any file of this machine.",
+        "Name the file itself, or copy it into the folder.",
+    ),
     "CP301": ("There is nothing to train.", "Correct the name, or complete the folder."),
     "CP302": (
         "Without it no completion learns to end, and generation never stops.",
@@ -101,8 +113,19 @@ _ERRORS: dict[str, tuple[str, str]] = {
         "One such weight makes every loss NaN.",
         "Download or convert the model again; a conversion to float16 overflows above 65,504.",
     ),
+    "CP310": (
+        "A pickle is a program that runs when it is opened.",
+        "Save the weights as safetensors, or set allow_pickle if you trust whoever made them.",
+    ),
+    "CP311": (
+        "The code would run with all your rights.",
+        "Read it, then set trust_remote_code; or use a model that transformers knows.",
+    ),
     "CP501": ("Nothing of the run could be kept.", "Choose another output_dir."),
-    "CP502": ("The option cannot work without it.", "Install it with the command named."),
+    "CP502": (
+        "The run cannot work, or is not safe, without it.",
+        "Install it with the command named.",
+    ),
     "CP504": (
         "The logs and checkpoints of two runs would mix.",
         "Choose another output_dir, resume, or overwrite.",

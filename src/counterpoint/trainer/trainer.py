@@ -48,8 +48,10 @@ from counterpoint.trainer.feed import Feed
 from counterpoint.trainer.fitting import fitting_budget
 from counterpoint.trainer.guard import StepGuard, non_finite_error
 from counterpoint.trainer.loading import load_config, load_model, load_tokenizer
+from counterpoint.trainer.lost_rank import lost_rank_named
 from counterpoint.trainer.pace import COUNTED, Pace
 from counterpoint.trainer.precision import Rounding, stochastic_adamw, warn_of_rounding
+from counterpoint.trainer.recorder import StepRecorder
 from counterpoint.trainer.recording import Beginning, told_to_its_end
 from counterpoint.trainer.recut import Share, TokenBudget
 from counterpoint.trainer.saved_options import without_secrets
@@ -171,6 +173,7 @@ class CPOTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.accelerator.gradient_accumulation_steps = 1
         self._train_sums, self._guard = MetricSums(), StepGuard()
+        self._recorder = StepRecorder(args, self.objective)
         self._budget = TokenBudget(args.max_micro_batch_tokens, self._budget_lowered)
         self._eval_budget = TokenBudget(args.max_micro_batch_tokens, self._budget_lowered)
         self._assembled: Assembly | None = None
@@ -323,12 +326,14 @@ class CPOTrainer(Trainer):
                 # one micro-batch was to be the whole step, but did not fit
                 router = self._router_of_share(share, self._top_k)
             step = replace(step, micro_batches=len(share), router=router)
+        self._recorder.begin(*((None, None) if step is None else (step.totals, step.router)))
         total = torch.zeros((), device=self.args.device)
         with self._assembly().running():
             for batch in share:
                 last = batch is share.batches[-1]
                 if self.args.world_size > 1 and (last or self.args.ddp_broadcast_buffers):
                     share.commit()
+                self._recorder.watch(batch)
                 with nullcontext() if last else self.accelerator.no_sync(model):
                     total += super().training_step(model, batch, step)
         return total
@@ -398,8 +403,17 @@ class CPOTrainer(Trainer):
         if problem is None:
             self._train_sums.apply()
             return norm
-        error = non_finite_error(problem, self.state.global_step + 1, self.args.alpha)
         self._discard_step(model)
+        step = self.state.global_step + 1
+        where = self._recorder.keep(
+            problem,
+            step,
+            self.model,
+            self._assembly().head,
+            top_k=self._top_k,
+            balancing_weight=self._balancing_weight,
+        )
+        error = non_finite_error(problem.seen, step, self.args.alpha, where)
         if self.args.nonfinite == "raise":
             raise error
         self._tr_loss.copy_(self._loss_before_step)
@@ -460,7 +474,8 @@ class CPOTrainer(Trainer):
         self._watch, self._ending, self._saved_step = None, None, 0
         self._describe()
         with self.recorded():
-            output = super().train(*args, **kwargs)
+            with lost_rank_named(self.args.output_dir):
+                output = super().train(*args, **kwargs)
             # a stream's counts are known only now, and what other ranks found to fit
             if self.args.world_size > 1:
                 self._budget.agree(self.args.device)
