@@ -190,6 +190,9 @@ OWN_OPTIONS: dict[str, Any] = {
     "layout": "auto",
     "max_micro_batch_tokens": None,
     "stochastic_rounding": False,
+    "eval_samples": 8,
+    "eval_sample_tokens": 128,
+    "eval_sample_temperature": 0.0,
     "router_aux_loss_coef": None,
 }
 """Frozen: a script that sets none of them computes the same in every release of a major version."""
@@ -203,6 +206,9 @@ COUNTERPOINTS_OWN = {
     "layout",
     "max_micro_batch_tokens",
     "stochastic_rounding",
+    "eval_samples",
+    "eval_sample_tokens",
+    "eval_sample_temperature",
     "router_aux_loss_coef",
 }
 
