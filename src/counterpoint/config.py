@@ -68,7 +68,7 @@ REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
         "deepspeed": (None, "sharded engines are not supported yet; use DDP through torchrun"),
         "eval_accumulation_steps": (
             None,
-            "two numbers a pair are all that an evaluation keeps; lower "
+            "a few numbers a pair are all that an evaluation keeps; lower "
             "per_device_eval_batch_size or set max_micro_batch_tokens to save memory",
         ),
         "eval_do_concat_batches": (
@@ -76,7 +76,10 @@ REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
             "compute_metrics gets the rewards of a whole set as one array, in the order of its "
             "rows",
         ),
-        "eval_use_gather_object": (False, "what ranks hand each other are sums and rewards only"),
+        "eval_use_gather_object": (
+            False,
+            "what ranks hand each other are sums and a few numbers a pair only",
+        ),
         "fp16_full_eval": (
             False,
             "it would cast the weights themselves; an evaluation computes in fp16 where training "
@@ -84,10 +87,6 @@ REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
         ),
         "fsdp": (None, "sharded engines are not supported yet; use DDP through torchrun"),
         "fsdp_config": (None, "sharded engines are not supported yet; use DDP through torchrun"),
-        "generate_during_eval": (
-            False,
-            "evaluation computes log-probabilities only; generate from the saved model instead",
-        ),
         "include_for_metrics": ([], "there are no inputs or losses to pass to compute_metrics"),
         "is_encoder_decoder": (None, "only decoder-only language models are supported yet"),
         "label_names": (None, "the labels are the completions' tokens"),
@@ -168,6 +167,9 @@ RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = MappingProxyType(
         "dataset_num_proc": (_whole_from_one, "a whole number, at least 1"),
         "max_micro_batch_tokens": (_whole_from_one, "a whole number, at least 1"),
         "monitor_steps": (lambda x: x >= 0 and x == int(x), "a whole number, at least 0 (0: off)"),
+        "eval_samples": (_whole_from_one, "a whole number, at least 1"),
+        "eval_sample_tokens": (_whole_from_one, "a whole number, at least 1"),
+        "eval_sample_temperature": (_at_least_zero, "a finite number, at least 0"),
         "per_device_train_batch_size": (_whole_from_one, "a whole number, at least 1"),
         "per_device_eval_batch_size": (_whole_from_one, "a whole number, at least 1"),
         "gradient_accumulation_steps": (_whole_from_one, "a whole number, at least 1"),
@@ -183,6 +185,9 @@ UNSET_ALLOWED = (
     "dataset_num_proc",
     "max_micro_batch_tokens",
 )
+
+SAMPLING = ("eval_samples", "eval_sample_tokens", "eval_sample_temperature")
+"""Options that only say how ``generate_during_eval`` writes."""
 
 
 def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -251,7 +256,12 @@ class CPOConfig(TrainingArguments):
     alpha: float = _option(
         0.0, "Shape of AlphaPO's reward, (1 - p^-alpha) / alpha; 0: the log-probability itself."
     )
-    generate_during_eval: bool = _option(False, "Refused: evaluation does not generate yet.")
+    generate_during_eval: bool = _option(
+        False,
+        "At each evaluation, and before the first step, let the model write to a few prompts of "
+        "each evaluation set: into samples.jsonl, their statistics among the metrics; no tracker "
+        "is needed.",
+    )
     is_encoder_decoder: bool | None = _option(
         None, "Refused if True: encoder-decoder models are not supported yet."
     )
@@ -313,6 +323,19 @@ class CPOConfig(TrainingArguments):
         "Counterpoint: train bfloat16 weights, and round AdamW's updates up or down at random, "
         "so that small ones arrive on average; 12 bytes a weight where float32 takes 16. Needs "
         "counterpoint[torchao]; see docs/precision.md.",
+    )
+    eval_samples: int = _option(
+        8,
+        "Counterpoint: most prompts of each evaluation set that generate_during_eval writes to, "
+        ">= 1; the same ones each time.",
+    )
+    eval_sample_tokens: int = _option(
+        128, "Counterpoint: most tokens that generate_during_eval writes to a prompt, >= 1."
+    )
+    eval_sample_temperature: float = _option(
+        0.0,
+        "Counterpoint: temperature at which generate_during_eval samples a second text for each "
+        "prompt, >= 0, seeded by seed; 0: the greedy one only.",
     )
     router_aux_loss_coef: float | None = _option(
         None,
@@ -451,6 +474,7 @@ class CPOConfig(TrainingArguments):
                 f"stochastic_rounding brings its own AdamW, so that optim_args={self.optim_args!r} "
                 "would not be used; leave one of them out.",
             )
+        self._check_samples()
         longest = 512 if self.max_length is None else self.max_length
         if self.max_completion_length is not None and self.max_completion_length >= longest:
             raise ConfigError(
@@ -458,6 +482,17 @@ class CPOConfig(TrainingArguments):
                 f"max_completion_length={self.max_completion_length} leaves no room for a prompt "
                 f"within max_length={longest}.",
             )
+
+    def _check_samples(self) -> None:
+        if self.generate_during_eval:
+            return
+        for name in SAMPLING:
+            if getattr(self, name) != self.__dataclass_fields__[name].default:
+                raise ConfigError(
+                    "CP104",
+                    f"{name}={getattr(self, name)} would do nothing without "
+                    "generate_during_eval=True; add that, or leave it out.",
+                )
 
     def _resolve_precision(self) -> None:
         gpu = is_torch_bf16_gpu_available()

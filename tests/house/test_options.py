@@ -33,6 +33,7 @@ from counterpoint import CounterpointError, CPOConfig, CPOTrainer
 from counterpoint.config import REFUSED
 from counterpoint.data.collate import collate_padded
 from counterpoint.data.prepare import PrepareOptions, prepare, to_pair
+from counterpoint.runlog import SAMPLES, stream_file
 from counterpoint.trainer.assembly import Assembly
 from counterpoint.trainer.feed import Feed
 from counterpoint.trainer.loading import load_config, load_model
@@ -111,6 +112,9 @@ class Run:
         self.train_passes, self.train_layer_passes = self.passes, self.layer_passes
         self.passes = 0
         self.evaluation = {} if self.error else self.trainer.evaluate()
+        written = stream_file(bench.folder / "out", SAMPLES)
+        self.written = written.read_text().splitlines() if written.is_file() else []
+        written.unlink(missing_ok=True)
         logging.getLogger("counterpoint").removeHandler(said)
         hook.remove()
         layer.remove()
@@ -180,6 +184,11 @@ def eval_passes(bench: Bench, options: dict[str, Any]) -> int:
 
 def evaluation(bench: Bench, options: dict[str, Any]) -> set[str]:
     return set(bench.run(options).evaluation)
+
+
+def written(bench: Bench, options: dict[str, Any]) -> list[tuple[str, int]]:
+    lines = map(json.loads, bench.run(options).written)
+    return [(line["kind"], line["tokens"]) for line in lines]
 
 
 def layout(bench: Bench, options: dict[str, Any]) -> Any:
@@ -354,6 +363,7 @@ TRIED: dict[str, Row] = {
     "model_init_kwargs": row(precision, {"dtype": "bfloat16"}),
     "trust_remote_code": row(strange_config, True),
     "dataset_num_proc": row(processes, 2),
+    "generate_during_eval": row(evaluation, True),
     # Counterpoint's
     "gamma_beta_ratio": row(gradients, 8.0, loss_type="simpo"),
     "nll_reduction": row(gradients, "sequence_sum"),
@@ -364,6 +374,9 @@ TRIED: dict[str, Row] = {
     "layout": row(layout, "padded"),
     "max_micro_batch_tokens": row(train_passes, 40),
     "stochastic_rounding": row(optimizer, True, dtype=torch.bfloat16),
+    "eval_samples": row(written, 2, generate_during_eval=True),
+    "eval_sample_tokens": row(written, 2, generate_during_eval=True),
+    "eval_sample_temperature": row(written, 1.0, generate_during_eval=True),
     "router_aux_loss_coef": row(gradients, 5.0, model="mixtral"),
     "monitor_steps": row(looks, 0),
     "on_alarm": row(outcome, "stop", learning_rate=1.0, num_train_epochs=20),
@@ -423,7 +436,6 @@ ASKED: dict[str, Any] = {
     "fp16_full_eval": True,
     "fsdp": "full_shard",
     "fsdp_config": {"xla": True},
-    "generate_during_eval": True,
     "include_for_metrics": ["inputs"],
     "is_encoder_decoder": True,
     "label_names": ["labels"],

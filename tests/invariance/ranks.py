@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,13 @@ CASES: dict[str, dict[str, Any]] = {
         for where in ("forward", "backward")
     },
     "buffers broadcast": {"objective": "sigmoid", "pairs": 16, "ddp_broadcast_buffers": True},
+    "writing": {
+        "objective": "sigmoid",
+        "generate_during_eval": True,
+        "eval_samples": 5,
+        "eval_sample_tokens": 6,
+        "eval_sample_temperature": 1.0,
+    },
     "experts do not fit": {
         "objective": "sigmoid",
         "kind": "qwen3_moe",
@@ -61,6 +69,7 @@ STEP_PAIRS = 8
 
 def run_case(case: dict[str, Any], folder: Path, ranks: int) -> dict[str, Any]:
     """Train one case on this rank; gradients of each step, log lines, an evaluation."""
+    from counterpoint.runlog import read_run
     from tests.models_on_the_spot import make_model
     from tests.small_memory import SmallMemory
     from tests.steps import OBJECTIVES, random_pairs, train_watched
@@ -95,10 +104,14 @@ def run_case(case: dict[str, Any], folder: Path, ranks: int) -> dict[str, Any]:
     )
     assert memory is None or memory.failed, "nothing ran out of memory"
     evaluated = trainer.evaluate(held_out)
+    scores = trainer.measure(held_out).scores()
+    written = [] if ranks > 1 and trainer.args.process_index else read_run(folder).samples
     return {
         "gradients": steps,
         "logs": [_numbers(line) for line in trainer.state.log_history if "loss" in line],
         "evaluated": _numbers(evaluated),
+        "scores": {f.name: getattr(scores, f.name).tolist() for f in fields(scores)},
+        "written": [[line["kind"], line["completion"]] for line in written],
     }
 
 

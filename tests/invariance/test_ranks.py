@@ -70,6 +70,11 @@ def test_two_ranks_take_the_steps_of_one(name: str, two_ranks, tmp_path: Path):
     for one, other in zip(alone["logs"], seen[name]["logs"], strict=True):
         assert other == pytest.approx(one, rel=1e-6)
     assert seen[name]["evaluated"] == pytest.approx(alone["evaluated"], rel=1e-6)
+    assert seen[name]["scores"].keys() == alone["scores"].keys()
+    for column, values in alone["scores"].items():
+        assert seen[name]["scores"][column] == pytest.approx(values, rel=1e-6), column
+    assert seen[name]["written"] == alone["written"]
+    assert len(alone["written"]) == (2 * 5 if name == "writing" else 0)
 
 
 @pytest.mark.slow

@@ -40,6 +40,8 @@ commands:
                  say what a run needs in memory, and how to cut its steps to fit
   smoke [CONFIG.yaml] [--real N] [--option value ...] [--json]
                  try the whole run in miniature, on a tiny twin of the model; options as for train
+  evaluate MODEL --dataset FILE_OR_HUB ... [--base BASE] [--generate N] [--json]
+                 say how often a model prefers the chosen, by how much, and what it writes
   tokens [CONFIG.yaml] [--row N ...] [--option value ...]
                  show rows as they are trained: tokens, boundary, cuts, what carries loss
   init --preset NAME --model M --dataset D [--out run.yaml]
@@ -164,6 +166,7 @@ def _dispatch(words: list[str]) -> int:
         "doctor": _doctor,
         "plan": partial(_small, "plan"),
         "smoke": partial(_small, "smoke"),
+        "evaluate": partial(_small, "evaluate"),
         "tokens": partial(_small, "tokens"),
         "init": partial(_small, "init"),
         "pairs": partial(_small, "pairs"),

@@ -99,7 +99,7 @@ def _load_parts(run: RunOptions, config: CPOConfig, attempt: Attempt) -> Parts:
         tokenizer=attempt(load_own_tokenizer, run, config),
         adapter=attempt(adapter_config, run),
         train_rows=attempt(train_rows, run, config),
-        eval_rows=attempt(_eval_sets, run),
+        eval_rows=attempt(eval_sets, run),
     )
 
 
@@ -201,7 +201,13 @@ def _sources(names: list[str]) -> str | list[str]:
     return names[0] if len(names) == 1 else names
 
 
-def _eval_sets(run: RunOptions) -> Any:
+def eval_sets(run: RunOptions) -> Any:
+    """The raw rows to evaluate on: of one set, of several by name, or None.
+
+    Raises:
+        ConfigError: CP103 for names that cannot be meant.
+        DataError: CP2xx for what cannot be read.
+    """
     if not run.eval_dataset:
         return None
     named = _named_sets(run.eval_dataset)

@@ -60,18 +60,27 @@ def render(row: PreferenceRow, tokenizer: PreTrainedTokenizerBase) -> Rendered:
             the template refuses the row or renders both completions the same; CP217 if it takes
             too long or makes too much of it.
     """
+    prompt = render_prompt(row, tokenizer)
     if isinstance(row.prompt, str):
-        texts = row.prompt, f"{row.prompt}{row.chosen}", f"{row.prompt}{row.rejected}"
-        rendered = Rendered(*texts)
+        rendered = Rendered(prompt, f"{prompt}{row.chosen}", f"{prompt}{row.rejected}")
     else:
-        rendered = _through_template(row, row.prompt, tokenizer)
+        rendered = _with_completions(row, row.prompt, prompt, tokenizer)
     _check_unicode(rendered, row.row)
     return rendered
 
 
-def _through_template(
-    row: PreferenceRow, prompt: list[Message], tokenizer: PreTrainedTokenizerBase
-) -> Rendered:
+def render_prompt(row: PreferenceRow, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The prompt of a row as text, up to where the assistant begins to speak.
+
+    Args:
+        row: its completions are not looked at.
+        tokenizer: as for ``render``.
+
+    Raises:
+        DataError: CP208 without a chat template; CP213 if the template refuses the row.
+    """
+    if isinstance(row.prompt, str):
+        return row.prompt
     if not tokenizer.chat_template:
         raise DataError(
             "CP208",
@@ -79,12 +88,21 @@ def _through_template(
             "tokenizer.chat_template, use the model's instruction-tuned tokenizer, or give "
             "prompt, chosen and rejected as text.",
         )
-    opened = prompt[-1]["role"] == "assistant"
+    opened = row.prompt[-1]["role"] == "assistant"
     ending = {"continue_final_message": True} if opened else {"add_generation_prompt": True}
+    return _apply(row, row.prompt, tokenizer, **ending)
+
+
+def _with_completions(
+    row: PreferenceRow,
+    messages: list[Message],
+    prompt: str,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Rendered:
     rendered = Rendered(
-        _apply(row, prompt, tokenizer, **ending),
-        _apply(row, [*prompt, *row.chosen], tokenizer),
-        _apply(row, [*prompt, *row.rejected], tokenizer),
+        prompt,
+        _apply(row, [*messages, *row.chosen], tokenizer),
+        _apply(row, [*messages, *row.rejected], tokenizer),
     )
     if rendered.chosen == rendered.rejected:
         raise DataError(

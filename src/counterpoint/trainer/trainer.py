@@ -6,7 +6,8 @@ function of its set of pairs; a step that does not fit in memory is cut and done
 (``training_step``); a non-finite step never reaches the weights (``_get_grad_norm``); and
 evaluation adds up sums instead of averaging batches (``evaluation_loop``).
 
-Not here: the arithmetic of any of it, saving and resuming (transformers), sampling text.
+Not here: the arithmetic of any of it, saving and resuming (transformers), what samples are like
+(``evaluation``).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from counterpoint.alarms.watch import Watch
 from counterpoint.config import CPOConfig
 from counterpoint.data.batching import PairLoader
 from counterpoint.errors import ConfigError, DataError, ModelError, SetupError
+from counterpoint.evaluation.preferences import accuracy_interval
 from counterpoint.forward.pair_forward import PairOutput, pair_forward, trunk_router_sums
 from counterpoint.forward.router import RouterSums, add_sums, balancing_loss, router_top_k
 from counterpoint.losses.objective import Objective, sum_totals
@@ -39,7 +41,16 @@ from counterpoint.masking import keep_secrets
 from counterpoint.metrics import MetricSums, means, pair_means
 from counterpoint.monitor.callback import Monitor
 from counterpoint.records import LossTerms, PairBatch, StepTotals, TokenPair
-from counterpoint.runlog import ALARMS, METRICS, MOVEMENT, Alarm, RunLog, check_writable, logger
+from counterpoint.runlog import (
+    ALARMS,
+    METRICS,
+    MOVEMENT,
+    SAMPLES,
+    Alarm,
+    RunLog,
+    check_writable,
+    logger,
+)
 from counterpoint.trainer.assembly import Assembly
 from counterpoint.trainer.display import TrainingDisplay, watch_alone
 from counterpoint.trainer.environment import environment
@@ -54,6 +65,7 @@ from counterpoint.trainer.precision import Rounding, stochastic_adamw, warn_of_r
 from counterpoint.trainer.recorder import StepRecorder
 from counterpoint.trainer.recording import Beginning, told_to_its_end
 from counterpoint.trainer.recut import Share, TokenBudget
+from counterpoint.trainer.samples import SamplesBefore, decodings, sample, sample_metrics
 from counterpoint.trainer.saved_options import without_secrets
 from counterpoint.trainer.setup import (
     announce,
@@ -196,6 +208,8 @@ class CPOTrainer(Trainer):
             write = partial(self.run_log.append, MOVEMENT)
             self.monitor = Monitor(args.monitor_steps, write, self.sound)
             self.add_callback(self.monitor)
+        if args.generate_during_eval and eval_pairs is not None:
+            self.add_callback(SamplesBefore(self._write_samples))
 
     # ---- data ----
 
@@ -221,12 +235,14 @@ class CPOTrainer(Trainer):
         return self._loader(self._feed.pairs(test_dataset, "test"), "test", train=False)
 
     def _loader(self, pairs: Any, name: str, *, train: bool) -> PairLoader:
-        return self._feed.loader(
+        loader = self._feed.loader(
             pairs,
             name,
             micro_batch=self._train_batch_size if train else self.args.eval_batch_size,
             train=train,
         )
+        loader.pairs = pairs
+        return loader
 
     # ---- the optimizer ----
 
@@ -432,11 +448,49 @@ class CPOTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """One pass over a set: its loss is the objective of the whole set, however it is cut."""
+        evaluation = self._pass(dataloader)
+        metrics, pairs = evaluation.metrics()
+        scores = evaluation.scores()
+        accuracy = accuracy_interval(scores)
+        metrics |= {
+            "rewards/accuracies_low": accuracy.low,
+            "rewards/accuracies_high": accuracy.high,
+        }
+        predictions = None
+        if prediction_loss_only is None:
+            prediction_loss_only = self.args.prediction_loss_only
+        if self.compute_metrics is not None and not prediction_loss_only:
+            predictions = np.stack([scores.chosen_rewards, scores.rejected_rewards], axis=1)
+            labels = np.zeros(len(predictions), dtype=np.int64)
+            metrics |= self.compute_metrics(EvalPrediction(predictions, labels))
+        if self.args.generate_during_eval:
+            metrics |= self._sampled(dataloader.pairs, metric_key_prefix)
+        prefix = f"{metric_key_prefix}_"
+        named = {k if k.startswith(prefix) else prefix + k: v for k, v in metrics.items()}
+        return EvalLoopOutput(predictions, None, named, pairs)
+
+    def measure(self, dataset: Any, name: str = "test") -> EvaluationPass:
+        """What the model says of every pair of a set, for statistics; no gradient is paid for.
+
+        Args:
+            dataset: raw or prepared rows.
+            name: the set's name in messages.
+
+        Returns:
+            The pass, with its ``metrics`` and the ``scores`` of each pair, over all ranks.
+
+        Raises:
+            DataError: CP2xx for rows that are not pairs.
+        """
+        return self._pass(self._loader(self._feed.pairs(dataset, name), name, train=False))
+
+    def _pass(self, dataloader: PairLoader) -> EvaluationPass:
         self.model.eval()
         self.callback_handler.eval_dataloader = dataloader
         evaluation = EvaluationPass(self.objective, self._balancing_weight)
         with torch.no_grad():
             for pairs in dataloader:
+                evaluation.note(pairs)
                 share = self._share(pairs, self.args.eval_batch_size, self._eval_budget)
                 # counted when all of it is there, so that nothing is counted twice
                 outputs = share.fitted(partial(self._outputs, share))
@@ -445,17 +499,28 @@ class CPOTrainer(Trainer):
                 self.control = self.callback_handler.on_prediction_step(
                     self.args, self.state, self.control
                 )
-        metrics, pairs = evaluation.metrics()
-        predictions = None
-        if prediction_loss_only is None:
-            prediction_loss_only = self.args.prediction_loss_only
-        if self.compute_metrics is not None and not prediction_loss_only:
-            predictions = evaluation.rewards()
-            labels = np.zeros(len(predictions), dtype=np.int64)
-            metrics |= self.compute_metrics(EvalPrediction(predictions, labels))
-        prefix = f"{metric_key_prefix}_"
-        named = {k if k.startswith(prefix) else prefix + k: v for k, v in metrics.items()}
-        return EvalLoopOutput(predictions, None, named, pairs)
+        return evaluation
+
+    def _write_samples(self) -> None:
+        """Write to a few prompts of each evaluation set, and log what the texts are like."""
+        several = isinstance(self.eval_dataset, dict)
+        sets = self.eval_dataset if several else {"": self.eval_dataset}
+        found: dict[str, float] = {}
+        for name, pairs in sets.items():
+            prefix = f"eval_{name}" if name else "eval"
+            found |= {f"{prefix}_{k}": v for k, v in self._sampled(pairs, prefix).items()}
+        self.log(found)
+
+    def _sampled(self, pairs: Any, name: str) -> dict[str, float]:
+        """Samples of one set, written to the run log; their statistics."""
+        few = self._feed.some(pairs, self.args.eval_samples)
+        with self.accelerator.autocast():
+            written = sample(self.model, self.processing_class, few, decodings(self.args))
+        if self.is_world_process_zero():
+            for one in written:
+                entry = {"step": self.state.global_step, "set": name, **one.as_entry()}
+                self.run_log.append(SAMPLES, entry)
+        return dict(sample_metrics(written))
 
     def _outputs(self, share: Share) -> list[PairOutput]:
         with self._assembly().running():
