@@ -46,6 +46,12 @@ commands:
                  or from a script or file of TRL, LLaMA-Factory or Axolotl
   pairs SCORED ... --out PAIRS.jsonl [--option value ...]
                  make preference pairs of scored candidates
+  report RUN [--out FILE]
+                 write a run's report: one HTML file that opens offline
+  compare RUN RUN ... [--out FILE]
+                 write what differs between runs, and their curves side by side
+  watch RUN [--port N]
+                 serve a run's report on this machine while training goes on
   quickstart [--output_dir DIR] [--seed N]
                  train a tiny translation model in about a minute: no network, no GPU
 
@@ -160,6 +166,9 @@ def _dispatch(words: list[str]) -> int:
         "tokens": partial(_small, "tokens"),
         "init": partial(_small, "init"),
         "pairs": partial(_small, "pairs"),
+        "report": partial(_small, "report"),
+        "compare": partial(_small, "compare"),
+        "watch": partial(_small, "watch"),
         "quickstart": _quickstart,
     }
     if first not in commands:

@@ -18,6 +18,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,8 +37,10 @@ from counterpoint.forward.router import RouterSums, add_sums, balancing_loss, ro
 from counterpoint.losses.objective import Objective, sum_totals
 from counterpoint.metrics import MetricSums, means, pair_means
 from counterpoint.records import LossTerms, PairBatch, StepTotals, TokenPair
+from counterpoint.report.card import CARD, may_write
 from counterpoint.runlog import ALARMS, METRICS, Alarm, RunLog, check_writable, logger
 from counterpoint.trainer.assembly import Assembly
+from counterpoint.trainer.card import about_model, hub_datasets, write_card
 from counterpoint.trainer.evaluation_pass import EvaluationPass
 from counterpoint.trainer.feed import Feed
 from counterpoint.trainer.fitting import fitting_budget
@@ -136,6 +139,7 @@ class CPOTrainer(Trainer):
             nll_reduction=args.nll_reduction,
         )
         self._feed = Feed(args, tokenizer)
+        self._hub_datasets = hub_datasets(train_dataset)
         prepared_model = None if model is None else ready(model)
         train_pairs = self._feed.train_pairs(train_dataset)
         if train_pairs is not None and not hasattr(train_pairs, "__len__"):
@@ -487,6 +491,32 @@ class CPOTrainer(Trainer):
         finally:
             self.args.hub_token = token
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model and, beside the weights, a card of it (README.md)."""
+        folder = Path(output_dir or self.args.output_dir)
+        # asked before: PEFT writes a card of its own, which ours replaces; a user's own stays
+        ours = may_write(folder / CARD)
+        super().save_model(output_dir, _internal_call)
+        if ours and self.is_world_process_zero():
+            self._write_card(folder)
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,  # noqa: A002 - transformers' name
+        tags: str | list[str] | None = None,
+        **_: Any,
+    ) -> None:
+        """Write the card of ``save_model`` anew, with what a push to the hub adds."""
+        folder = Path(self.args.output_dir)
+        if self.is_world_process_zero() and may_write(folder / CARD):
+            more = [tags] if isinstance(tags, str) else list(tags or ())
+            self._write_card(folder, tags=more, language=language or "", license_=license or "")
+
+    def _write_card(self, folder: Path, **more: Any) -> None:
+        about = about_model(self.model, folder, self._hub_datasets, **more)
+        write_card(folder, self.run_log.folder, self.state.log_history, about)
+
     def _budget_lowered(self) -> None:
         if self.is_in_train:  # an evaluation alone leaves the files of a run as they are
             self._describe()
@@ -510,6 +540,7 @@ class CPOTrainer(Trainer):
                 "rounding": None if self._rounding is None else asdict(self._rounding),
                 "data": {name: counts.as_dict() for name, counts in self._feed.counts().items()},
                 "options": self.args.to_dict(),
+                "changed": list(self.args.changed),
             }
         )
 
