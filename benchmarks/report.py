@@ -3,7 +3,7 @@
     python benchmarks/report.py          into results/report.json: two minutes
     python benchmarks/report.py --docs   the table of docs/report.md
 
-Runs are made on the spot (``tests/report/runs.py``): 24 layers, two evaluation sets, alarms, samples.
+Runs are made on the spot (``tests/report/runs.py``): 24 layers, two evaluation sets, samples.
 Opening is from the start of the navigation to the last of the charts, in a headless Chromium of the
 system with an empty cache; the median of five, with least and most.
 

@@ -27,13 +27,13 @@ BLANK = """() => [...document.querySelectorAll('.plot')].filter((place) => {
     for (const child of node.children) search(child);
   };
   search(place);
-  // axes alone cover some thousands of pixels less than a chart with lines
   return !canvases.some((canvas) => {
     if (!canvas.width || !canvas.height) return false;
     const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
     const colours = new Set();
     for (let at = 0; at < pixels.length; at += 4) {
-      if (pixels[at + 3] > 200) colours.add(pixels.slice(at, at + 3).join());
+      const [red, green, blue] = [pixels[at], pixels[at + 1], pixels[at + 2]];
+      if (pixels[at + 3] > 200) colours.add((red << 16) | (green << 8) | blue);
     }
     return colours.size > 3;
   });

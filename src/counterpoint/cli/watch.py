@@ -63,9 +63,9 @@ def watch(words: list[str]) -> None:
     from counterpoint.report.watching import server_of
 
     server, address = server_of(folder, options.port)
-    say(f"{folder} at {address} (Ctrl-C ends it)")
     try:
         with server:
+            say(f"{folder} at {address} (Ctrl-C ends it)")
             server.serve_forever()
     except KeyboardInterrupt:
         say("ended")  # the usual way, and no failure

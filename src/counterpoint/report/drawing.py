@@ -311,6 +311,7 @@ def _line(figure: Figure, line: Line) -> Any:
 
 
 def _mark(figure: Figure, alarms: Any) -> None:
+    from bokeh.core.properties import value
     from bokeh.models import HoverTool, LabelSet
 
     strip = figure.vstrip("since", "step", source=alarms, line_color=None, fill_alpha=0.09)
@@ -328,7 +329,7 @@ def _mark(figure: Figure, alarms: Any) -> None:
             x_offset=3,
             text="number",
             source=alarms,
-            text_font=_FONT,
+            text_font=value(_FONT),  # a word alone would name a column
             text_font_size="11px",
             text_font_style="bold",
             **_coloured(text_color="alarm"),

@@ -26,19 +26,19 @@ Content = str | Markup | None | Iterable["Content"]
 """What an element may hold: text, markup, nothing, or several of these."""
 
 
-def element(name: str, *content: Content, **attributes: Any) -> Markup:
+def element(tag: str, /, *content: Content, **attributes: Any) -> Markup:
     """One element.
 
     Args:
-        name: of the tag.
+        tag: its name.
         content: text is escaped; None is left out; a list is each of its parts.
         attributes: a trailing underscore is dropped and others become dashes (``class_``,
             ``aria_label``); True stands alone, False, None and "" are left out.
     """
     written = "".join(_attribute(key, value) for key, value in attributes.items())
-    if name in _VOID:
-        return Markup(f"<{name}{written}>")
-    return Markup(f"<{name}{written}>{join(content)}</{name}>")
+    if tag in _VOID:
+        return Markup(f"<{tag}{written}>")
+    return Markup(f"<{tag}{written}>{join(content)}</{tag}>")
 
 
 def join(content: Content) -> Markup:

@@ -28,7 +28,11 @@
       }
       if (Object.keys(changes).length) model.setv(changes);
     }
-    document.getElementById("theme").textContent = isDark() ? "Light" : "Dark";
+    offer();
+  }
+
+  function offer() {
+    document.getElementById("theme").textContent = isDark() ? "Light colours" : "Dark colours";
   }
 
   const wanted = remembered.get();
@@ -140,7 +144,9 @@
     if (Object.keys(data.places).length) {
       await Bokeh.embed.embed_items({ report: data.document }, [item]);
     }
-    paint();
+    // charts come in the light theme's colours
+    if (isDark()) paint();
+    offer();
     // a finger scrolls the page; to zoom, a tool has to be chosen
     if (matchMedia("(pointer: coarse)").matches) {
       for (const model of models()) if (model.toolbar) model.toolbar.active_drag = null;

@@ -231,7 +231,7 @@ def _top_bar(live: bool) -> list[Content]:
     return [
         element("span", "Counterpoint", class_="brand"),
         element("span", "following", id="live", class_="live", role="status") if live else None,
-        element("button", "Dark", type="button", id="theme", aria_label="Light or dark colours"),
+        element("button", "Dark colours", type="button", id="theme"),
     ]
 
 
