@@ -296,7 +296,7 @@ def _line(figure: Figure, line: Line) -> Any:
     source = _source(line.key, _line_columns(line))
     colours = _coloured(line_color=line.role)
     drawn = figure.line(
-        "step", "y", source=source, line_width=1.8, line_dash=line.dash, name=line.label
+        "step", "y", source=source, line_width=1.6, line_dash=line.dash, name=line.label
     )
     drawn.glyph.update(**colours)
     # a toggle of the legend finds its line by this

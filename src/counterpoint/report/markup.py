@@ -58,7 +58,7 @@ def table(
     """A table whose first column names its rows.
 
     Args:
-        head: titles of the columns.
+        head: titles of the columns; all of them "" for a table without titles.
         rows: cells, as many as there are titles; the first is the row's name.
         label: what the table is, for those who do not see it.
         class_: further classes.
@@ -71,8 +71,9 @@ def table(
         )
         for row in rows
     ]
-    titles = element("tr", [element("th", title, scope="col") for title in head])
-    inner = element("table", element("thead", titles), element("tbody", body), class_=class_)
+    titles = [element("th", title, scope="col") for title in head]
+    above = element("thead", element("tr", titles)) if any(head) else None
+    inner = element("table", above, element("tbody", body), class_=class_)
     # a wide table scrolls alone, not the page; by keyboard too
     return element("div", inner, class_="scroll", tabindex="0", role="region", aria_label=label)
 

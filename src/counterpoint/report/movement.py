@@ -132,13 +132,13 @@ def _row_of(name: str, group: str) -> str:
 
 
 def _rows(looks: Iterable[Look]) -> list[str]:
-    """Embeddings on top, then the layers, then whatever comes after them."""
+    """Embeddings on top, then the layers, then whatever comes after them, the head last."""
     found = dict.fromkeys(row for look in looks for row in _by_row([look]))
 
     def place(row: str) -> tuple[int, int, str]:
         if row.startswith("layer "):
             return 1, int(row.split()[1]), row
-        return (0 if row == "embeddings" else 2), 0, row
+        return (0 if row == "embeddings" else 3 if row == "head" else 2), 0, row
 
     return sorted(found, key=place)
 

@@ -251,7 +251,7 @@ def _alarm(kind: story.AlarmKind) -> Markup:
         element(
             "h3",
             element("span", str(kind.number), class_="number"),
-            kind.meaning.title.capitalize(),
+            kind.meaning.title[:1].upper() + kind.meaning.title[1:],
             element("code", kind.code),
         ),
         element("p", f"{when}.", class_="when"),
