@@ -165,8 +165,8 @@ def read_stream(folder: str | Path, stream: str) -> Iterator[Mapping[str, Any]]:
     path = stream_file(folder, stream)
     if not path.is_file():
         return
-    with path.open(encoding="utf-8") as stream:
-        for line in stream:
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
             if line.endswith("\n"):
                 yield json.loads(line)
 

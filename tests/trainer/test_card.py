@@ -74,7 +74,7 @@ def test_an_adapters_card_is_ours_and_not_pefts(build: Any, tmp_path: Path) -> N
 
 def test_a_card_of_the_users_own_stays(build: Any, tmp_path: Path) -> None:
     trainer = build()
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run").mkdir(exist_ok=True)
     (tmp_path / "run" / "README.md").write_text("mine")
     trainer.save_model()
     trainer.create_model_card(tags="more")

@@ -91,11 +91,8 @@ def draw(charts: Sequence[Chart], marks: Sequence[Mark] = (), *, axis: str = "st
     alarms = _source(ALARMS, alarm_columns(marks))
     places = {}
     for chart in charts:
-        if isinstance(chart, Histogram):
-            figure = _histogram(chart)
-        else:
-            lines = isinstance(chart, LineChart)
-            figure = _lines(chart, steps) if lines else _heat_map(chart, steps)
+        figure = _figure_of(chart, steps)
+        if not isinstance(chart, Histogram):
             figure.xaxis.axis_label = axis
             if marks:
                 _mark(figure, alarms)
@@ -265,6 +262,12 @@ def _figure(height: int, **more: Any) -> Figure:
     made.xgrid.grid_line_color = None
     made.ygrid.update(**_coloured(grid_line_color="grid"))
     return made
+
+
+def _figure_of(chart: Chart, steps: Any) -> Figure:
+    if isinstance(chart, Histogram):
+        return _histogram(chart)
+    return _lines(chart, steps) if isinstance(chart, LineChart) else _heat_map(chart, steps)
 
 
 def _format_axes(figure: Figure) -> None:

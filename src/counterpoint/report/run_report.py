@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from counterpoint.report import story
-from counterpoint.report.charts import Chart
+from counterpoint.report.charts import Chart, number
 from counterpoint.report.curves import TRAINING, SeriesTable, line_charts, read_series
 from counterpoint.report.data_audit import audit, histograms
 from counterpoint.report.drawing import Mark, columns, draw, scales, shape
@@ -314,7 +314,7 @@ def _speed(run: Run, series: SeriesTable, charts: Sequence[Markup], parts: Parts
         one = series.get((TRAINING, metric))
         known = [] if one is None else [value for value in one.values if isfinite(value)]
         if known:
-            rows.append((label, story.number(summary(known))))
+            rows.append((label, number(summary(known))))
     return [
         parts.keep(
             "speed",

@@ -115,9 +115,9 @@ def alarm_kinds(alarms: Sequence[Mapping[str, Any]]) -> tuple[AlarmKind, ...]:
 
 def last_step(run: Run) -> int:
     """The last step of which anything is known; 0 before the first."""
-    steps = [line["step"] for line in run.metrics if isinstance(line.get("step"), int)]
+    steps = [int(line["step"]) for line in run.metrics if isinstance(line.get("step"), int)]
     ended = run.facts.get("ended") or {}
-    return max([*steps, int(ended.get("step") or 0), 0])
+    return max([*steps, int(ended.get("step") or 0)])
 
 
 def state_of(run: Run, now: float | None = None) -> str:
