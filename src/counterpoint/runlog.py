@@ -152,21 +152,16 @@ def read_run(folder: str | Path) -> Run:
         raise SetupError(
             "CP507", f"{path} holds no run: its {RUN_FILE} cannot be read ({error})."
         ) from error
-    return Run(path, facts, **{stream: tuple(read_stream(path, stream)) for stream in STREAMS})
+    streams = {stream: tuple(_lines(stream_file(path, stream))) for stream in STREAMS}
+    return Run(path, facts, **streams)
 
 
-def read_stream(folder: str | Path, stream: str) -> Iterator[Mapping[str, Any]]:
-    """The whole lines of a stream; one that is being written is left for the next time.
-
-    Args:
-        folder: the run directory.
-        stream: one of ``STREAMS``.
-    """
-    path = stream_file(folder, stream)
+def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The whole lines of a stream; one that is being written is left for the next time."""
     if not path.is_file():
         return
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
+    with path.open(encoding="utf-8") as stream:
+        for line in stream:
             if line.endswith("\n"):
                 yield json.loads(line)
 

@@ -221,7 +221,13 @@ def evaluation_line(name: str, step: int, steps: int, rng: random.Random) -> dic
     metrics = {key: value for key, value in line.items() if key.startswith(kept)}
     shift = 0.05 if name == "helpful" else 0.12
     metrics["loss"] += shift
-    metrics["rewards/accuracies"] -= shift / 2
+    accuracy = metrics["rewards/accuracies"] = metrics["rewards/accuracies"] - shift / 2
+    metrics |= {
+        "rewards/accuracies_low": accuracy - 0.03,
+        "rewards/accuracies_high": accuracy + 0.03,
+        "samples/length": 60 - 20 * step / steps,
+        "samples/repetition": 0.02,
+    }
     extra = {"runtime": 41.2, "samples_per_second": 48.0, "steps_per_second": 6.0}
     named = {f"eval_{name}_{key}": value for key, value in {**metrics, **extra}.items()}
     return {**named, "epoch": line["epoch"], "step": step}
@@ -260,8 +266,14 @@ def look(number: int, looks: int, steps: int, layers: int, rng: random.Random) -
             key: sum(one[key] or 0.0 for one in members) / len(members)
             for key in ("moved", "update", "stuck", "grad_norm")
         }
-    since = number * width
-    return {"step": since + width, "since": since, "groups": groups, "tensors": tensors}
+    last = number * width
+    return {
+        "step": last + width,
+        "since": 0,
+        "last": last,
+        "groups": groups,
+        "tensors": tensors,
+    }
 
 
 def sample(prompt: str, step: int, rng: random.Random) -> dict[str, Any]:
@@ -270,6 +282,7 @@ def sample(prompt: str, step: int, rng: random.Random) -> dict[str, Any]:
     before, after = RAMBLING[place % len(RAMBLING)], PLAIN[place % len(PLAIN)]
     return {
         "step": step,
+        "set": "eval_helpful",
         "kind": "greedy",
         "prompt": prompt,
         "completion": after if step else before,

@@ -88,6 +88,22 @@ def test_chosen_and_rejected_keep_their_colours_over_the_sets() -> None:
     ]
 
 
+def test_an_interval_lies_around_its_line_and_has_no_chart_of_its_own() -> None:
+    ends = {"eval_rewards/accuracies_low": 0.4, "eval_rewards/accuracies_high": 0.6}
+    lines = [{"step": 1, "eval_rewards/accuracies": 0.5, **ends}]
+    [line] = chart(lines, "accuracies").lines
+    assert (line.low, line.y, line.high) == ((0.4,), (0.5,), (0.6,))
+    assert [panel.key for panel in panels_of(read_series(lines))] == ["accuracies"]
+    # where the interval is not known everywhere, none is drawn
+    [line] = chart([*lines, {"step": 2, "eval_rewards/accuracies": 0.7}], "accuracies").lines
+    assert (line.low, line.high) == ((), ())
+
+
+def test_one_set_alone_is_not_named_in_every_legend() -> None:
+    lines = [{"step": 1, "logps/chosen": -1.0, "logps/rejected": -2.0}]
+    assert [line.label for line in chart(lines, "logps").lines] == ["chosen", "rejected"]
+
+
 def test_a_metric_that_nobody_foresaw_has_a_chart_of_its_own() -> None:
     table = read_series([{"step": 1, "loss": 1.0, "multiplier/nll": 0.3}])
     assert [panel.title for panel in panels_of(table)] == ["Loss", "multiplier/nll"]

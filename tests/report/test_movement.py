@@ -13,9 +13,9 @@ def tensor(group: str = "mlp", update: float = 1e-4, **more: object) -> dict[str
     return {"group": group, "moved": 1.0, "update": update, "stuck": 0.0, "trainable": True, **more}
 
 
-def look(step: int, since: int = 0, **tensors: dict[str, object]) -> dict[str, object]:
+def look(step: int, last: int = 0, **tensors: dict[str, object]) -> dict[str, object]:
     named = {name.replace("__", "."): one for name, one in tensors.items()}
-    return {"step": step, "since": since, "groups": {}, "tensors": named}
+    return {"step": step, "since": 0, "last": last, "groups": {}, "tensors": named}
 
 
 @pytest.mark.parametrize(

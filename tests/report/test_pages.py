@@ -241,3 +241,17 @@ def test_a_comparison_begins_with_the_differences_and_marks_the_best(tmp_path: P
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     runs = [Run(tmp_path / name / "cpo", {}, (), (), (), ()) for name in ("a", "b", "b")]
     assert names_of(runs) == ["a/cpo", "b/cpo", "b/cpo (3)"]
+
+
+def test_losses_of_different_objectives_are_not_ranked(tmp_path: Path) -> None:
+    alike = [read_run(write_run(tmp_path / str(seed), steps=50, seed=seed)) for seed in (0, 1)]
+    other = read_run(write_run(tmp_path / "other", steps=50, seed=1, objective="loss = 1"))
+    row = re.compile(r"<span>Loss <small>helpful</small></span></th>(.*?)</tr>")
+
+    def marked(runs: list[Run]) -> bool:
+        found = row.search(comparison(runs))
+        assert found
+        return "best" in found[1]
+
+    assert marked(alike)
+    assert not marked([alike[0], other])

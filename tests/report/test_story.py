@@ -62,6 +62,15 @@ def test_a_failed_run_says_its_error_whatever_else_there_is() -> None:
     assert found.sentence == "CP401 loss is nan 1 alarm before that."
 
 
+def test_an_error_of_the_run_log_is_its_code_and_what_was_seen() -> None:
+    error = {"code": "CP401", "seen": "loss is nan"}
+    failed = run(facts={"ended": {"state": "failed", "step": 20, "error": error}})
+    assert verdict(failed, NOW).sentence == "CP401 loss is nan"
+    error = {"code": None, "seen": "ValueError: no"}
+    failed = run(facts={"ended": {"state": "failed", "step": 20, "error": error}})
+    assert verdict(failed, NOW).sentence == "ValueError: no"
+
+
 def test_a_run_that_an_alarm_stopped_says_so() -> None:
     facts = {"ended": {"state": "stopped", "step": 20}}
     found = verdict(run(facts=facts, alarms=(alarm("CW101", 20),)), NOW)

@@ -202,7 +202,7 @@ def _results(series: SeriesTable) -> Iterator[str]:
     rows = []
     for panel in panels_of(series):
         for metric, label in panel.metrics.items():
-            if panel.part != "curves" or metric == "learning_rate":
+            if panel.part == "speed" or metric == "learning_rate":
                 continue
             last = [
                 one.values[-1] if (one := series.get((name, metric))) else None for name in sets

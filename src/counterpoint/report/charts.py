@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -33,6 +33,8 @@ class Line:
         dash: how it is drawn.
         marks: draw each point, for lines of few of them.
         axes: other values of ``x`` to choose, by their names: pairs seen, hours.
+        low: lower ends of the values' intervals, as many as there are values, or none.
+        high: upper ends.
     """
 
     key: str
@@ -43,6 +45,8 @@ class Line:
     dash: Dash = "solid"
     marks: bool = False
     axes: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,15 +190,13 @@ def thin(line: Line, most: int = POINTS) -> Line:
     def pick(values: tuple[float, ...]) -> tuple[float, ...]:
         return tuple(values[place] for place in places)
 
-    return Line(
-        line.key,
-        line.label,
-        line.role,
-        pick(line.x),
-        pick(line.y),
-        line.dash,
-        line.marks,
-        {name: pick(values) for name, values in line.axes.items()},
+    return replace(
+        line,
+        x=pick(line.x),
+        y=pick(line.y),
+        axes={name: pick(values) for name, values in line.axes.items()},
+        low=pick(line.low) if line.low else (),
+        high=pick(line.high) if line.high else (),
     )
 
 

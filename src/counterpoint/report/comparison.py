@@ -212,16 +212,19 @@ def _general(run: Run) -> dict[str, Any]:
 
 def _results(named: Sequence[_Named]) -> list[Content]:
     rows = []
-    panels = _panels(named)
+    panels = [one for one in _panels(named) if one.part != "speed" and one.key != "learning_rate"]
     sets = list(dict.fromkeys(name for one in named for name in sets_of(one.series)))
-    for set_name in sets:
+    # losses of different objectives say nothing of each other
+    one_objective = len({one.run.facts.get("objective") for one in named}) == 1
+    for set_name in sorted(sets, key=lambda name: name == TRAINING):
         for panel in panels:
+            best = panel.best if one_objective or panel.key != "loss" else None
             for metric, label in panel.metrics.items():
                 last = [_last(one.series.get((set_name, metric))) for one in named]
-                if panel.part == "curves" and any(value is not None for value in last):
+                if any(value is not None for value in last):
                     title = f"{panel.title}{f', {label}' if label else ''}"
                     name = [title, " ", element("small", set_name)]
-                    rows.append([element("span", name), *_marked(last, panel.best)])
+                    rows.append([element("span", name), *_marked(last, best)])
     rows.append(["Alarms", *_marked([float(len(one.run.alarms)) for one in named], "least")])
     head = ["last value", *(_swatched(one.name, place) for place, one in enumerate(named))]
     return [

@@ -25,7 +25,7 @@ _NO_METRICS = frozenset(
 )
 _NO_EVALUATION = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
-_CURVE, _SPEED = "curves", "speed"
+_CURVE, _SPEED, _SAMPLES = "curves", "speed", "samples"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Panel:
         title: of the chart.
         unit: of its values.
         metrics: name in the log -> label.
-        part: of the page, "curves" or "speed".
+        part: of the page: "curves", "speed" or "samples".
         note: how to read it.
         best: whether more is better, or less; None where neither is.
         log: logarithmic scale.
@@ -90,12 +90,33 @@ PANELS = (
     Panel("tokens", "Tokens a second", "tokens", {"tokens_per_second": ""}, part=_SPEED),
     Panel("seconds", "Seconds a step", "seconds", {"step_seconds": ""}, part=_SPEED),
     Panel("memory", "Peak memory", "MB", {"memory_mb": ""}, part=_SPEED),
+    *(
+        Panel(
+            f"samples-{name}",
+            title,
+            unit,
+            {f"samples/{name}": "greedy", f"samples/sampled_{name}": "sampled"},
+            part=_SAMPLES,
+        )
+        for name, title, unit in (
+            ("length", "Length of samples", "tokens"),
+            ("repetition", "Repetition in samples", "share"),
+            ("ended", "Samples that ended", "share"),
+            ("empty", "Samples that are empty", "share"),
+            ("exact_match", "Exact matches", "share"),
+            ("distinct_1", "Distinct tokens", "share"),
+            ("distinct_2", "Distinct pairs of tokens", "share"),
+        )
+    ),
 )
 """The charts of a run, in their order."""
 
 _KNOWN = tuple(
     sorted((metric for panel in PANELS for metric in panel.metrics), key=len, reverse=True)
 )
+_ENDS = ("_low", "_high")
+"""With these a metric's name is that of the ends of its interval."""
+
 MOST_MARKS = 40
 """Points of an evaluation's line up to which each is marked."""
 
@@ -183,7 +204,7 @@ def sets_of(table: SeriesTable) -> tuple[str, ...]:
 
 def panels_of(table: SeriesTable) -> tuple[Panel, ...]:
     """The charts for what was logged: those of ``PANELS``, then one for each other metric."""
-    others = [metric for _, metric in table if metric not in _KNOWN]
+    others = [metric for _, metric in table if metric not in _KNOWN and not metric.endswith(_ENDS)]
     extra = [
         # its name may hold what no element's id can
         Panel(f"other-{zlib.crc32(metric.encode()):08x}", metric, "", {metric: ""})
@@ -198,7 +219,7 @@ def line_charts(table: SeriesTable, part: str) -> tuple[LineChart, ...]:
 
     Args:
         table: from ``read_series``.
-        part: "curves" or "speed".
+        part: "curves", "speed" or "samples".
     """
     return tuple(_chart(panel, table) for panel in panels_of(table) if panel.part == part)
 
@@ -216,14 +237,28 @@ def _chart(panel: Panel, table: SeriesTable) -> LineChart:
                 thin(
                     Line(
                         key=f"{panel.key}/{name}/{metric}",
-                        label=f"{label}, {name}" if label else name,
+                        label=_label(label, name, alone=len(sets_of(table)) == 1),
                         role=role,
                         x=series.steps,
                         y=series.values,
                         dash=DASHES[number_of_set % len(DASHES)],
                         marks=len(series.steps) <= (2 if name == TRAINING else MOST_MARKS),
+                        low=_end(table, name, f"{metric}_low", series),
+                        high=_end(table, name, f"{metric}_high", series),
                     )
                 )
             )
     log = panel.log and all(y > 0 for line in lines for y in line.y if not math.isnan(y))
     return LineChart(panel.key, panel.title, panel.unit, tuple(lines), log, panel.note)
+
+
+def _label(label: str, name: str, *, alone: bool) -> str:
+    if alone and label:
+        return label
+    return f"{label}, {name}" if label else name
+
+
+def _end(table: SeriesTable, name: str, metric: str, series: Series) -> tuple[float, ...]:
+    """One end of the interval of each value; none where it was not logged beside every one."""
+    found = table.get((name, metric))
+    return found.values if found is not None and found.steps == series.steps else ()

@@ -31,6 +31,7 @@ def audit(data: Mapping[str, Account]) -> Markup:
         ["dropped", *(_dropped(data[name]) for name in sets)],
         ["tokens", *(_by_part(data[name].get("tokens")) for name in sets)],
         ["cut", *(_cuts(data[name]) for name in sets)],
+        ["limits", *(_limits(data[name].get("limits")) for name in sets)],
         ["equal after cutting", *(_whole(data[name].get("same_rows")) for name in sets)],
         ["digest", *(_digest(data[name].get("digest")) for name in sets)],
     ]
@@ -98,6 +99,12 @@ def _cuts(account: Account) -> Content:
         if rows.get(part)
     ]
     return "; ".join(told) or "nothing"
+
+
+def _limits(limits: Mapping[str, Any] | None) -> str | None:
+    """What may be cut, and how: the reason of every cut."""
+    told = [f"{name} {value}" for name, value in (limits or {}).items() if value is not None]
+    return ", ".join(told) or None
 
 
 def _digest(value: Any) -> Content:

@@ -148,8 +148,8 @@ def shape(charts: Sequence[Chart], marks: Sequence[Mark] = ()) -> str:
     described: list[Any] = [bool(marks)]
     for chart in charts:
         if isinstance(chart, LineChart):
-            # a line of few points is drawn with marks
-            lines = [(line.key, line.marks) for line in chart.lines]
+            # a line of few points is drawn with marks, one with intervals with a band
+            lines = [(line.key, line.marks, bool(line.low)) for line in chart.lines]
             described.append([chart.key, chart.log, lines])
         elif isinstance(chart, HeatMap):
             described.append([chart.key, chart.rows])
@@ -170,10 +170,16 @@ def alarm_columns(marks: Sequence[Mark]) -> Columns:
 
 def _line_columns(line: Line) -> Columns:
     other = {name: np.array(values, dtype=np.float32) for name, values in line.axes.items()}
+    ends = {
+        name: np.array(values, dtype=np.float32)
+        for name, values in (("low", line.low), ("high", line.high))
+        if line.low and line.high
+    }
     return {
         "step": np.array(line.x, dtype=np.int32),
         "y": np.array(line.y, dtype=np.float32),
         **other,
+        **ends,
     }
 
 
@@ -298,6 +304,11 @@ def _lines(chart: LineChart, steps: Any) -> Figure:
 def _line(figure: Figure, line: Line) -> Any:
     source = _source(line.key, _line_columns(line))
     colours = _coloured(line_color=line.role)
+    if line.low and line.high:
+        band = figure.varea("step", "low", "high", source=source, fill_alpha=0.15)
+        band.glyph.update(**_coloured(fill_color=line.role))
+        band.tags = [f"line={line.key}"]
+        band.nonselection_glyph = band.muted_glyph = None
     drawn = figure.line(
         "step", "y", source=source, line_width=1.6, line_dash=line.dash, name=line.label
     )

@@ -20,13 +20,14 @@ COLUMNS = 100
 
 TITLES: Mapping[str, str] = {
     "moved": "weights that moved",
+    "moved_last": "since the look before",
     "update": "relative change",
     "stuck": "stuck by precision",
     "grad_norm": "gradient norm",
 }
 """What the numbers of a look are called."""
 
-_SHARES = frozenset({"moved", "stuck"})
+_SHARES = frozenset({"moved", "moved_last", "stuck"})
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|blocks|block|h)\.(\d+)(?:\.|$)")
 
 Look = Mapping[str, Any]
@@ -159,7 +160,7 @@ def _bundles(looks: Sequence[Look]) -> Iterator[tuple[Sequence[Look], float, flo
     previous = 0
     for first in range(0, len(looks), width):
         bundle = looks[first : first + width]
-        left, right = bundle[0].get("since", previous), bundle[-1]["step"]
+        left, right = bundle[0].get("last", previous), bundle[-1]["step"]
         if right > left:  # a look before the first step stands for no step
             yield bundle, float(left), float(right)
         previous = right

@@ -39,7 +39,7 @@ _SPEEDS: tuple[tuple[str, str, Callable[[list[float]], float]], ...] = (
 )
 _TOLD = frozenset(
     {"objective", "options", "changed", "data", "environment", "versions", "command", "started"}
-    | {"ended", "model"}
+    | {"ended", "model", "resumed"}
 )
 """Facts of ``run.json`` that have a place of their own."""
 
@@ -127,7 +127,7 @@ def run_page(run: Run, *, now: float | None = None) -> Page:
     series = read_series(run.metrics)
     kinds = story.alarm_kinds(run.alarms)
     data: Mapping[str, Any] = run.facts.get("data") or {}
-    curves, speed = line_charts(series, "curves"), line_charts(series, "speed")
+    curves, written, speed = (line_charts(series, part) for part in ("curves", "samples", "speed"))
     lengths = histograms(data)
     heat, groups = heat_map(run.movement), group_chart(run.movement)
     figure = partial(chart_figure, parts=parts)
@@ -141,7 +141,14 @@ def run_page(run: Run, *, now: float | None = None) -> Page:
         ),
         Section("curves", "Curves", _curves([figure(one) for one in curves])),
         Section("movement", "What moved", _movement(run, heat, groups, parts), "Movement"),
-        Section("samples", "Samples", parts.keep("samples", before_and_after(run.samples))),
+        Section(
+            "samples",
+            "Samples",
+            [
+                parts.keep("samples", before_and_after(run.samples)),
+                element("div", [figure(one) for one in written], class_="charts"),
+            ],
+        ),
         Section(
             "speed",
             "Speed and memory",
@@ -158,6 +165,7 @@ def run_page(run: Run, *, now: float | None = None) -> Page:
             *lengths,
             *curves,
             *(chart for chart in (heat, groups) if chart is not None),
+            *written,
             *speed,
         ),
         marks=marks_of(kinds),
@@ -331,6 +339,10 @@ def _environment(run: Run) -> list[Content]:
     rows: list[tuple[str, Content]] = []
     if facts.get("started"):
         rows.append(("started", story.moment(facts["started"])))
+    for resume in facts.get("resumed") or ():
+        rows.append(
+            ("taken up again", f"at step {resume['step']:,}, {story.moment(resume['time'])}")
+        )
     if (facts.get("ended") or {}).get("time"):
         rows.append(("ended", story.moment(facts["ended"]["time"])))
     rows += _flat(facts.get("environment") or {})

@@ -30,9 +30,9 @@ def before_and_after(samples: Sequence[Sample]) -> list[Content]:
     """
     if not samples:
         return [element("p", "The run wrote no samples.", class_="none")]
-    by_prompt: dict[tuple[str, str], list[Sample]] = {}
+    by_prompt: dict[tuple[str, ...], list[Sample]] = {}
     for sample in samples:
-        key = str(sample.get("prompt", "")), str(sample.get("kind", ""))
+        key = tuple(str(sample.get(part, "")) for part in ("set", "prompt", "kind"))
         by_prompt.setdefault(key, []).append(sample)
     groups = [sorted(group, key=lambda one: one.get("step", 0)) for group in by_prompt.values()]
     shown = [_group(group) for group in groups[:MOST]]
@@ -55,6 +55,7 @@ def _group(group: Sequence[Sample]) -> Markup:
     return element(
         "article",
         element("p", _cut(first.get("prompt")), class_="text prompt"),
+        element("p", _set_of(first), class_="hint") if _set_of(first) else None,
         element(
             "div",
             [_side(sample) for sample in sides],
@@ -63,6 +64,11 @@ def _group(group: Sequence[Sample]) -> Markup:
         ),
         class_="sample",
     )
+
+
+def _set_of(sample: Sample) -> str:
+    """The name of the evaluation set that a prompt is from; "" for the only one."""
+    return str(sample.get("set") or "").removeprefix("eval").removeprefix("_")
 
 
 def _side(sample: Sample) -> Markup:

@@ -162,7 +162,7 @@ def state_in_words(run: Run, now: float | None = None) -> str:
 def verdict(run: Run, now: float | None = None) -> Verdict:
     """Whether the run is sound, and what that rests on."""
     state, kinds = state_of(run, now), alarm_kinds(run.alarms)
-    error = str((run.facts.get("ended") or {}).get("error") or "")
+    error = _told((run.facts.get("ended") or {}).get("error"))
     steps = count(last_step(run), "step")
     raised = count(len(run.alarms), "alarm")
     if state == "failed":
@@ -192,6 +192,13 @@ def verdict(run: Run, now: float | None = None) -> Verdict:
     if state == "running":
         return Verdict("good", "Healthy so far", f"No alarm in {steps}.")
     return Verdict("good", "Healthy", f"No alarm was raised in {steps}.")
+
+
+def _told(error: Any) -> str:
+    """An error as the run log keeps it, a code and what was seen, in a sentence."""
+    if isinstance(error, Mapping):
+        return " ".join(str(error[part]) for part in ("code", "seen") if error.get(part))
+    return str(error or "")
 
 
 _FIGURES = (

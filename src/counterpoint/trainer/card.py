@@ -5,14 +5,14 @@ Not here: what the card says (``report.card``).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from counterpoint.errors import SetupError
 from counterpoint.report.card import CARD, About, hub_id, model_card
-from counterpoint.runlog import ALARMS, RUN_FILE, Run, read_stream
+from counterpoint.runlog import Run, read_run
 
 _HUB_FILE = re.compile(r"hf://datasets/([^/@]+/[^/@]+)@")
 
@@ -42,7 +42,7 @@ def about_model(
 
     Args:
         model: as trained.
-        folder: where it is saved, which names it.
+        folder: the one that names it.
         datasets: hub ids of the data.
         tags: further tags.
         language: of the hub, as "en".
@@ -63,21 +63,16 @@ def about_model(
     )
 
 
-def write_card(
-    folder: Path, run_folder: Path, metrics: Sequence[Mapping[str, Any]], about: About
-) -> None:
+def write_card(folder: Path, run_folder: Path, about: About) -> None:
     """Write the card beside the weights.
 
     Args:
         folder: of the weights.
         run_folder: of the run that made them; need not hold a run.
-        metrics: its log lines, so that they are not read back.
         about: what its files do not say.
     """
     try:
-        facts = json.loads((run_folder / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # a model can be saved without having been trained
-        facts = {}
-    alarms = tuple(read_stream(run_folder, ALARMS))
-    run = Run(run_folder, facts, tuple(metrics), alarms, (), ())
+        run = read_run(run_folder)
+    except SetupError:  # a model can be saved without having been trained
+        run = Run(run_folder, {}, (), (), (), ())
     (folder / CARD).write_text(model_card(run, about), encoding="utf-8")

@@ -480,17 +480,6 @@ class CPOTrainer(Trainer):
             )
         self.state.num_input_tokens_seen += int(self.accelerator.gather(seen).sum())
 
-    def _prepare_inputs(self, inputs: PairBatch) -> PairBatch:
-        return inputs  # on the device since get_batch_samples
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save the model; transformers pickles the options beside it, which must hold no token."""
-        token, self.args.hub_token = self.args.hub_token, None
-        try:
-            super()._save(output_dir, state_dict)
-        finally:
-            self.args.hub_token = token
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model and, beside the weights, a card of it (README.md)."""
         folder = Path(output_dir or self.args.output_dir)
@@ -514,8 +503,23 @@ class CPOTrainer(Trainer):
             self._write_card(folder, tags=more, language=language or "", license_=license or "")
 
     def _write_card(self, folder: Path, **more: Any) -> None:
-        about = about_model(self.model, folder, self._hub_datasets, **more)
-        write_card(folder, self.run_log.folder, self.state.log_history, about)
+        run_folder = self.run_log.folder
+        # a checkpoint lies in the run's folder, perhaps under a name that it will not keep
+        within = run_folder.resolve() in folder.resolve().parents
+        named = run_folder if within else folder
+        about = about_model(self.model, named, self._hub_datasets, **more)
+        write_card(folder, run_folder, about)
+
+    def _prepare_inputs(self, inputs: PairBatch) -> PairBatch:
+        return inputs  # on the device since get_batch_samples
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Save the model; transformers pickles the options beside it, which must hold no token."""
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token
 
     def _budget_lowered(self) -> None:
         if self.is_in_train:  # an evaluation alone leaves the files of a run as they are
