@@ -13,8 +13,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -356,6 +356,9 @@ class CPOConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Resolve what depends on other options or the machine, refuse what cannot be meant."""
+        self._changed = tuple(
+            name for name, value in _defaults(self) if getattr(self, name) != value
+        )
         self._check_choices()
         self._check_ranges()
         self._check_refused()
@@ -374,6 +377,11 @@ class CPOConfig(TrainingArguments):
         """The options as JSON-ready values, without secrets: run log and trackers get these."""
         mask = Mask()
         return {name: mask.of(value) for name, value in super().to_dict().items()}
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """Options that were made with another value than their defaults."""
+        return self._changed
 
     @property
     def gamma(self) -> float:
@@ -509,6 +517,14 @@ class CPOConfig(TrainingArguments):
             new = old.replace("gradient", "activation")
             if hasattr(self, new) and getattr(self, new) is None:
                 setattr(self, new, getattr(self, old))
+
+
+def _defaults(config: CPOConfig) -> Iterator[tuple[str, Any]]:
+    """Every option with the value that it has when nobody gives one."""
+    for option in fields(config):
+        if option.init:
+            made = option.default_factory
+            yield option.name, option.default if made is MISSING else made()
 
 
 def _has_accelerator() -> bool:

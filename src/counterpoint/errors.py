@@ -66,6 +66,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP505": "memory that ran out where cutting the step again does not help",
         "CP506": "an output file that is there already",
         "CP507": "a folder that holds no run",
+        "CP508": "a port that cannot be listened on",
     }
 )
 

@@ -54,6 +54,12 @@ commands:
                  say how two saved models or adapters differ
   replay FILE [--model M]
                  do a step that was not finite again, and say what broke first
+  report RUN [--out FILE]
+                 write a run's report: one HTML file that opens offline
+  compare RUN RUN ... [--out FILE]
+                 write what differs between runs, and their curves side by side
+  watch RUN [--port N]
+                 serve a run's report on this machine while training goes on
   quickstart [--output_dir DIR] [--seed N]
                  train a tiny translation model in about a minute: no network, no GPU
 
@@ -172,6 +178,9 @@ def _dispatch(words: list[str]) -> int:
         "pairs": partial(_small, "pairs"),
         "diff": partial(_small, "diff"),
         "replay": partial(_small, "replay"),
+        "report": partial(_small, "report"),
+        "compare": partial(_small, "compare"),
+        "watch": partial(_small, "watch"),
         "quickstart": _quickstart,
     }
     if first not in commands:

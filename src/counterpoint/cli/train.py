@@ -10,6 +10,7 @@ loaded (``parts``), what the doctor looks for (``doctor``).
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -90,6 +91,7 @@ def train(request: Request) -> None:
             trainer.evaluate()
     metrics = stream_file(config.output_dir, METRICS).name
     say(f"model in {config.output_dir}, its run in {RUN_FILE} and {metrics} there")
+    say(f"to look at it: counterpoint report {shlex.quote(str(config.output_dir))}")
 
 
 def consult(request: Request) -> tuple[Report, Parts]:

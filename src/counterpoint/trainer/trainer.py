@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ from counterpoint.masking import keep_secrets
 from counterpoint.metrics import MetricSums, means, pair_means
 from counterpoint.monitor.callback import Monitor
 from counterpoint.records import LossTerms, PairBatch, StepTotals, TokenPair
+from counterpoint.report.card import CARD, may_write
 from counterpoint.runlog import (
     ALARMS,
     METRICS,
@@ -52,6 +54,7 @@ from counterpoint.runlog import (
     logger,
 )
 from counterpoint.trainer.assembly import Assembly
+from counterpoint.trainer.card import about_model, hub_datasets, write_card
 from counterpoint.trainer.display import TrainingDisplay, watch_alone
 from counterpoint.trainer.environment import environment
 from counterpoint.trainer.evaluation_pass import EvaluationPass
@@ -160,6 +163,7 @@ class CPOTrainer(Trainer):
             nll_reduction=args.nll_reduction,
         )
         self._feed = Feed(args, tokenizer)
+        self._hub_datasets = hub_datasets(train_dataset)
         prepared_model = None if model is None else ready(model)
         train_pairs = self._feed.train_pairs(train_dataset)
         if train_pairs is not None and not hasattr(train_pairs, "__len__"):
@@ -644,6 +648,36 @@ class CPOTrainer(Trainer):
             )
         self.state.num_input_tokens_seen += int(self.accelerator.gather(seen).sum())
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model and, beside the weights, a card of it (README.md)."""
+        folder = Path(output_dir or self.args.output_dir)
+        # asked before: PEFT writes a card of its own, which ours replaces; a user's own stays
+        ours = may_write(folder / CARD)
+        super().save_model(output_dir, _internal_call)
+        if ours and self.is_world_process_zero():
+            self._write_card(folder)
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,  # noqa: A002 - transformers' name
+        tags: str | list[str] | None = None,
+        **_: Any,
+    ) -> None:
+        """Write the card of ``save_model`` anew, with what a push to the hub adds."""
+        folder = Path(self.args.output_dir)
+        if self.is_world_process_zero() and may_write(folder / CARD):
+            more = [tags] if isinstance(tags, str) else list(tags or ())
+            self._write_card(folder, tags=more, language=language or "", license_=license or "")
+
+    def _write_card(self, folder: Path, **more: Any) -> None:
+        run_folder = self.run_log.folder
+        # a checkpoint lies in the run's folder, perhaps under a name that it will not keep
+        within = run_folder.resolve() in folder.resolve().parents
+        named = run_folder if within else folder
+        about = about_model(self.model, named, self._hub_datasets, **more)
+        write_card(folder, run_folder, about)
+
     def _prepare_inputs(self, inputs: PairBatch) -> PairBatch:
         return inputs  # on the device since get_batch_samples
 
@@ -683,6 +717,7 @@ class CPOTrainer(Trainer):
                 "data": {name: counts.as_dict() for name, counts in self._feed.counts().items()},
                 "options": self.args.to_dict(),
                 "environment": self._environment,
+                "changed": list(self.args.changed),
             }
         )
 
