@@ -15,7 +15,7 @@ DEV := $(VENV)/.counterpoint-dev
 test check golden: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check bench docs golden constraints clean
+.PHONY: help quickstart test check bench docs site golden constraints clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | \
@@ -45,6 +45,11 @@ bench: $(DEV) ## every script of benchmarks/, then the tables of the docs
 docs: $(DEV) ## write docs/options.md and docs/errors.md from the code
 	$(BIN)/python scripts/generate_docs.py
 
+site: $(DEV) ## the documentation as a site, in build/site; every link and anchor must hold
+	$(BIN)/sphinx-build --builder html --conf-dir docs --fail-on-warning --keep-going --nitpicky \
+		--quiet . build/site
+	@echo "build/site/index.html"
+
 golden: $(DEV) ## record the golden losses anew; say why in the commit
 	$(BIN)/python -m tests.house.golden
 
@@ -71,5 +76,6 @@ $(RUNTIME): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 
 $(DEV): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(PIP) install --quiet --upgrade 'pip>=25.1'  # the first that knows --group
-	$(PIP) install --quiet -c $(CONSTRAINTS) --group dev --group trl -e '.[peft,torchao,report]'
+	$(PIP) install --quiet -c $(CONSTRAINTS) --group dev --group docs --group trl \
+		-e '.[peft,torchao,report,evaluate]'
 	@touch $@ $(RUNTIME)

@@ -1,6 +1,6 @@
 """Write the pages of docs/ that the code says, or check that they are up to date.
 
-Options, error codes, presets, and the doctor's diagnoses in two languages.
+Options, error codes, presets, what can be imported, and the doctor's diagnoses in two languages.
 
     python scripts/generate_docs.py            write them
     python scripts/generate_docs.py --check    exit 1 where they differ from what it would write
@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
 from pathlib import Path
+
+from api_page import api_page
 
 from counterpoint import errors
 from counterpoint.cli.help import kind, show, show_default, summary
@@ -218,6 +220,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "presets.md": presets_page,
     "diagnoses.md": diagnoses_page,
     "diagnoses.zh-CN.md": diagnoses_page_zh,
+    "api.md": api_page,
 }
 
 
