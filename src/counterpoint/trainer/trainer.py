@@ -47,7 +47,6 @@ from counterpoint.runlog import (
     ALARMS,
     METRICS,
     MOVEMENT,
-    SAMPLES,
     Alarm,
     RunLog,
     check_writable,
@@ -68,7 +67,13 @@ from counterpoint.trainer.precision import Rounding, stochastic_adamw, warn_of_r
 from counterpoint.trainer.recorder import StepRecorder
 from counterpoint.trainer.recording import Beginning, told_to_its_end
 from counterpoint.trainer.recut import Share, TokenBudget
-from counterpoint.trainer.samples import SamplesBefore, decodings, sample, sample_metrics
+from counterpoint.trainer.samples import (
+    SampleLooks,
+    SamplesBefore,
+    decodings,
+    sample,
+    sample_metrics,
+)
 from counterpoint.trainer.saved_options import without_secrets
 from counterpoint.trainer.setup import (
     announce,
@@ -123,6 +128,9 @@ class CPOTrainer(Trainer):
     """
 
     control: TrainerControl
+    _watch: Watch | None = None
+    _ending: Alarm | None = None
+    _saved_step = 0
     loss_is_scaled_for_ga = True  # shares of a step are divided by the step's totals already
 
     def __init__(  # noqa: PLR0913 - TRL's constructor, in TRL's order
@@ -141,11 +149,7 @@ class CPOTrainer(Trainer):
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
     ) -> None:
         """Check and prepare everything; nothing is written before all of it is sound."""
-        args = _checked_args(args, data_collator, preprocess_logits_for_metrics)
-        if args.stochastic_rounding and optimizers[0] is not None:
-            raise ConfigError(
-                "CP104", "stochastic_rounding brings its own optimizer, but optimizers has one."
-            )
+        args = _checked_args(args, data_collator, preprocess_logits_for_metrics, optimizers[0])
         check_writable(args.output_dir)
         set_seed(args.seed)  # an adapter starts from random weights
         model = _loaded(model, args, adapted=peft_config is not None)
@@ -166,8 +170,7 @@ class CPOTrainer(Trainer):
         self._hub_datasets = hub_datasets(train_dataset)
         prepared_model = None if model is None else ready(model)
         train_pairs = self._feed.train_pairs(train_dataset)
-        if train_pairs is not None and not hasattr(train_pairs, "__len__"):
-            _check_stream(args)
+        _check_stream(train_pairs, args)
         eval_pairs = self._feed.pairs(eval_dataset, "eval")
         if prepared_model is not None:
             balancing_weight(prepared_model, args)
@@ -194,26 +197,33 @@ class CPOTrainer(Trainer):
         self._eval_budget = TokenBudget(args.max_micro_batch_tokens, self._budget_lowered)
         self._assembled: Assembly | None = None
         self._skipped_steps = 0
-        self._watch: Watch | None = None
-        self._ending: Alarm | None = None
-        self._saved_step = 0
         self._rounding: Rounding | None = None
         self._loss_before_step: Tensor | None = None
         self._balancing_weight = balancing_weight(self.model, args)
         self._top_k = router_top_k(self.model.config) if self._balancing_weight else None
         self.run_log = RunLog(args.output_dir, writes=self.is_world_process_zero())
-        self._pace = Pace(args.device)
         self._environment: dict[str, Any] | None = None
         self._recorded = False
-        for callback in (Beginning(self.run_log), self._pace):
+        self._looks = SampleLooks(self.run_log)
+        self._pace = Pace(args.device)
+        self.monitor = self._made_monitor()
+        self._add_watchers()
+
+    def _made_monitor(self) -> Monitor | None:
+        if not self.args.monitor_steps:
+            return None
+        write = partial(self.run_log.append, MOVEMENT)
+        return Monitor(self.args.monitor_steps, write, self.sound)
+
+    def _add_watchers(self) -> None:
+        """The callbacks that are the trainer's own."""
+        own: list[Any] = [Beginning(self.run_log), self._pace]
+        if self.monitor is not None:
+            own.append(self.monitor)
+        if self.args.generate_during_eval and self.eval_dataset is not None:
+            own.append(SamplesBefore(self._write_samples))
+        for callback in own:
             self.add_callback(callback)
-        self.monitor: Monitor | None = None
-        if args.monitor_steps:
-            write = partial(self.run_log.append, MOVEMENT)
-            self.monitor = Monitor(args.monitor_steps, write, self.sound)
-            self.add_callback(self.monitor)
-        if args.generate_during_eval and eval_pairs is not None:
-            self.add_callback(SamplesBefore(self._write_samples))
 
     # ---- data ----
 
@@ -516,14 +526,15 @@ class CPOTrainer(Trainer):
         self.log(found)
 
     def _sampled(self, pairs: Any, name: str) -> dict[str, float]:
-        """Samples of one set, written to the run log; their statistics."""
+        """Samples of one set, written to the run log and judged; their statistics."""
         few = self._feed.some(pairs, self.args.eval_samples)
         with self.accelerator.autocast():
             written = sample(self.model, self.processing_class, few, decodings(self.args))
-        if self.is_world_process_zero():
-            for one in written:
-                entry = {"step": self.state.global_step, "set": name, **one.as_entry()}
-                self.run_log.append(SAMPLES, entry)
+        step, facts = self.state.global_step, alarm_facts(self.args, self.state.max_steps)
+        alarms = self._looks.add(step, name, written, facts)
+        if self.is_in_train:
+            for alarm in alarms:
+                self.sound(alarm)
         return dict(sample_metrics(written))
 
     def _outputs(self, share: Share) -> list[PairOutput]:
@@ -541,6 +552,7 @@ class CPOTrainer(Trainer):
         if self._budget.tokens is None and self.train_dataset is not None:
             self._budget.tokens = fitting_budget(self.model, self.args, self.train_dataset)
         self._watch, self._ending, self._saved_step = None, None, 0
+        self._looks = SampleLooks(self.run_log)
         self._describe()
         with self.recorded():
             with lost_rank_named(self.args.output_dir):
@@ -743,8 +755,10 @@ def _loaded(model: nn.Module | str | None, args: CPOConfig, *, adapted: bool) ->
     return model
 
 
-def _check_stream(args: CPOConfig) -> None:
-    """Refuse what cannot be done with a streamed training set."""
+def _check_stream(pairs: Any, args: CPOConfig) -> None:
+    """Refuse what cannot be done with a training set, if it is streamed."""
+    if pairs is None or hasattr(pairs, "__len__"):
+        return
     if args.max_steps <= 0:
         raise ConfigError("CP107", "a streamed train_dataset has no length: set max_steps.")
     for name in ("dataloader_num_workers", "dataloader_drop_last"):
@@ -766,7 +780,9 @@ def _own_tokenizer(model: nn.Module, args: CPOConfig) -> Any:
     return load_tokenizer(source, args)
 
 
-def _checked_args(args: CPOConfig | None, data_collator: Any, preprocess: Any) -> CPOConfig:
+def _checked_args(
+    args: CPOConfig | None, data_collator: Any, preprocess: Any, optimizer: Any
+) -> CPOConfig:
     if args is None:
         args = CPOConfig(output_dir="tmp_trainer")
     if not isinstance(args, CPOConfig):
@@ -782,6 +798,10 @@ def _checked_args(args: CPOConfig | None, data_collator: Any, preprocess: Any) -
             "CP105",
             "preprocess_logits_for_metrics is refused: logits exist only in chunks and are "
             "never kept; compute_metrics gets each pair's rewards.",
+        )
+    if args.stochastic_rounding and optimizer is not None:
+        raise ConfigError(
+            "CP104", "stochastic_rounding brings its own optimizer, but optimizers has one."
         )
     check_trackers(args)
     keep_secrets(vars(args))
