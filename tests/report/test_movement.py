@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from counterpoint.report.movement import COLUMNS, group_chart, heat_map, in_words, last_look
+from counterpoint.report.movement import CELLS, COLUMNS, group_chart, heat_map, in_words, last_look
 
 
 def tensor(group: str = "mlp", update: float = 1e-4, **more: object) -> dict[str, object]:
@@ -67,6 +67,15 @@ def test_many_looks_share_columns_and_no_step_is_left_out() -> None:
     assert (edges[0][0], edges[-1][1]) == (0, 1000)
     assert all(one[1] == other[0] for one, other in itertools.pairwise(edges))
     assert {cell.value for cell in found.cells} == {0.5}
+
+
+def test_a_deep_model_has_fewer_columns_and_all_of_its_rows() -> None:
+    tensors = {f"layers.{n}.w": tensor() for n in range(120)}
+    found = heat_map([look(n + 1, n, **tensors) for n in range(200)])
+    assert found is not None
+    assert len(found.rows) == 120
+    assert len(found.cells) <= CELLS
+    assert {cell.row for cell in found.cells} == set(range(120))
 
 
 def test_without_a_look_there_is_no_chart() -> None:

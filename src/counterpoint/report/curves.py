@@ -60,7 +60,7 @@ PANELS = (
         "NLL of the chosen",
         "nats a token",
         {"nll_loss": ""},
-        note="Above its start, the model unlearns the chosen completions.",
+        note="Where it rises, the chosen completions become less likely than they were.",
         best="least",
     ),
     Panel(

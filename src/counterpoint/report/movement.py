@@ -15,8 +15,9 @@ from counterpoint.report.charts import Cell, HeatMap, Line, LineChart, number, t
 from counterpoint.report.palette import SERIES
 
 GROUPS = ("embeddings", "attention", "mlp", "norms", "head", "adapters", "other")
-COLUMNS = 100
-"""Most columns of the heat map; looks beyond are taken together, by their means."""
+COLUMNS, LEAST_COLUMNS, CELLS = 100, 20, 3000
+"""Most columns of the heat map, and most cells, so that a page stays small; looks beyond are taken
+together, by their means. ``LEAST_COLUMNS`` are there however many rows there are."""
 
 TITLES: Mapping[str, str] = {
     "moved": "weights that moved",
@@ -46,7 +47,7 @@ def heat_map(looks: Sequence[Look]) -> HeatMap | None:
     places = {row: place for place, row in enumerate(rows)}
     cells = [
         cell
-        for bundle, left, right in _bundles(looks)
+        for bundle, left, right in _bundles(looks, max(LEAST_COLUMNS, CELLS // len(rows)))
         for row, tensors in _by_row(bundle).items()
         if (cell := _cell(places[row], left, right, tensors)) is not None
     ]
@@ -154,9 +155,9 @@ def _by_row(looks: Iterable[Look]) -> dict[str, list[Mapping[str, Any]]]:
     return found
 
 
-def _bundles(looks: Sequence[Look]) -> Iterator[tuple[Sequence[Look], float, float]]:
-    """Looks next to each other, few enough together for a column each; and their steps."""
-    width = math.ceil(len(looks) / COLUMNS)
+def _bundles(looks: Sequence[Look], most: int) -> Iterator[tuple[Sequence[Look], float, float]]:
+    """Looks next to each other, taken together for at most so many columns; and their steps."""
+    width = math.ceil(len(looks) / min(most, COLUMNS))
     previous = 0
     for first in range(0, len(looks), width):
         bundle = looks[first : first + width]
