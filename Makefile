@@ -46,8 +46,8 @@ docs: $(DEV) ## write docs/options.md and docs/errors.md from the code
 	$(BIN)/python scripts/generate_docs.py
 
 site: $(DEV) ## the documentation as a site, in build/site; every link and anchor must hold
-	$(BIN)/sphinx-build --builder html --conf-dir docs --fail-on-warning --keep-going --nitpicky \
-		--quiet . build/site
+	$(BIN)/sphinx-build --builder html --conf-dir docs --fresh-env --write-all --fail-on-warning \
+		--keep-going --nitpicky --quiet . build/site
 	@echo "build/site/index.html"
 
 golden: $(DEV) ## record the golden losses anew; say why in the commit

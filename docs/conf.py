@@ -40,15 +40,23 @@ html_show_copyright = False
 html_show_sphinx = False
 
 
+def drawn(formula: str, *, as_block: bool = False) -> str:
+    """A formula as MathML."""
+    # the macron that docutils takes lies within the letter, where no font for formulas is there
+    bar, better = '<mo stretchy="false">\N{MODIFIER LETTER MACRON}</mo>', "<mo>\N{MACRON}</mo>"
+    made = tex2mathml(formula, as_block=as_block)
+    return made.replace(bar, better).replace('<mover accent="true">', "<mover>")
+
+
 def draw_inline(writer: Any, node: Any) -> None:
     """A formula within a line."""
-    writer.body.append(tex2mathml(node.astext()))
+    writer.body.append(drawn(node.astext()))
     raise SkipNode
 
 
 def draw_block(writer: Any, node: Any) -> None:
     """A formula on lines of its own."""
-    writer.body.append(f'<div class="formula">{tex2mathml(node.astext(), as_block=True)}</div>')
+    writer.body.append(f'<div class="formula">{drawn(node.astext(), as_block=True)}</div>')
     raise SkipNode
 
 
