@@ -175,12 +175,7 @@ class Watch:
     def _norms(self, gradients: list[Tensor | None]) -> Float[Tensor, " tensors"]:
         device = self._sample.device
         none = torch.zeros((), device=device)
-        norms = [
-            none
-            if gradient is None
-            else torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32).to(device)
-            for gradient in gradients
-        ]
+        norms = [none if gradient is None else _norm(gradient).to(none) for gradient in gradients]
         return torch.stack(norms) if norms else none.new_zeros(0)
 
     def _changed(self, tensors: Mapping[str, Tensor]) -> Float[Tensor, " tensors"]:
@@ -259,3 +254,9 @@ def _weights_by_group(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     for name, tensor in tensors.items():
         found[group_of(name)] = found.get(group_of(name), 0) + tensor.numel()
     return found
+
+
+def _norm(gradient: Tensor) -> Float[Tensor, ""]:
+    # squares of 16-bit gradients would overflow or vanish
+    wide = torch.promote_types(gradient.dtype, torch.float32)
+    return torch.linalg.vector_norm(gradient.detach(), dtype=wide)
