@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import alarms
 import compiling
 import gpu
 import growth
@@ -30,6 +31,7 @@ SHOWN: dict[tuple[str, str], Callable[[Any], str]] = {
     (SPEED, "preparing"): preparing.table,
     (SPEED, "compiling"): compiling.table,
     (SPEED, "gpu"): gpu.page,
+    ("docs/alarms.md", "alarms"): alarms.table,
     ("docs/planning.md", "planner"): lambda results: planner.table(results["rows"]),
     ("docs/monitor.md", "monitor"): lambda results: monitor.table(results["rows"]),
 }

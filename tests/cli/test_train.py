@@ -23,8 +23,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import counterpoint.cli
 from counterpoint import CPOConfig, CPOTrainer
+from counterpoint.alarms.watch import Watch
 from counterpoint.cli.run_options import RunOptions
 from counterpoint.cli.train import CPOTrainer as Used
+from counterpoint.runlog import Alarm
 from counterpoint.trainer.loading import load_model, load_tokenizer, random_model
 from tests.cli.conftest import PAIRS, Command, tree, write_pairs
 
@@ -97,18 +99,20 @@ def test_the_command_trains_what_the_library_trains(workshop: Path, command: Com
 
 
 def test_an_alarm_ends_the_command_with_its_code_and_a_checkpoint_to_go_on_from(
-    workshop: Path, command: Command
+    workshop: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_run(learning_rate=1.0, max_steps=60, on_alarm="stop")
+    alarm = Alarm("CW425", 2, 2, "a loss of 9.")
+    spiked = lambda self, entry: (alarm,) if entry["step"] == 2 else ()  # noqa: E731
+    monkeypatch.setattr(Watch, "observe", spiked)
+    path = write_run(on_alarm="stop")
     said = command("train", path)
     assert said.code == 2
-    found = re.search(r"CP402 stopped after step (\d+) by CW42\d", said.err)
-    assert found, said.err
-    assert Path(f"out/checkpoint-{found[1]}/trainer_state.json").is_file()
+    assert "CP402 stopped after step 2 by CW425, a spike in the loss: a loss of 9." in said.err
+    assert Path("out/checkpoint-2/trainer_state.json").is_file()
     assert not Path("out/model.safetensors").exists()
-    again = command("train", path, "--resume_from_checkpoint", "latest", "--on_alarm", "warn")
-    assert again.code == 0, again.err
-    assert log()[-2]["step"] == 60
+    again = command("train", path, "--resume_from_checkpoint", "latest")
+    assert again.code == 0, again.err  # the alarm was heard before the checkpoint
+    assert [line["step"] for line in log() if "loss" in line] == [1, 2, 3]
 
 
 def test_a_run_is_repeated_from_the_options_it_wrote(workshop: Path, command: Command) -> None:

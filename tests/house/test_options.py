@@ -33,7 +33,7 @@ from counterpoint import CounterpointError, CPOConfig, CPOTrainer
 from counterpoint.config import REFUSED
 from counterpoint.data.collate import collate_padded
 from counterpoint.data.prepare import PrepareOptions, prepare, to_pair
-from counterpoint.runlog import SAMPLES, stream_file
+from counterpoint.runlog import SAMPLES, Alarm, stream_file
 from counterpoint.trainer.assembly import Assembly
 from counterpoint.trainer.feed import Feed
 from counterpoint.trainer.loading import load_config, load_model
@@ -87,6 +87,9 @@ class Run:
     def __init__(self, bench: Bench, options: dict[str, Any]) -> None:
         model = make_model(options.pop("model", "qwen2"), **options.pop("model_changes", {}))
         model.to(options.pop("dtype", torch.float32))
+        alarm = (
+            Alarm("CW421", 1, 1, "sounded by the test.") if options.pop("alarm", False) else None
+        )
         if options.pop("poisoned", False):
             torch.nn.init.constant_(model.get_output_embeddings().weight, float("nan"))
         camera, said, self.passes = GradientCamera(), Listener(), 0
@@ -100,6 +103,8 @@ class Run:
             callbacks=[camera],
             compute_metrics=lambda prediction: {"rewards": len(prediction.predictions)},
         )
+        if alarm:
+            camera.on_step_begin = lambda *_, **__: self.trainer.sound(alarm)
         hook = model.get_input_embeddings().register_forward_hook(self._count)
         # before: a recomputation ends as soon as it has what the backward pass needs
         layer = model.model.layers[0].mlp.register_forward_pre_hook(self._count_layer)
@@ -379,7 +384,7 @@ TRIED: dict[str, Row] = {
     "eval_sample_temperature": row(written, 1.0, generate_during_eval=True),
     "router_aux_loss_coef": row(gradients, 5.0, model="mixtral"),
     "monitor_steps": row(looks, 0),
-    "on_alarm": row(outcome, "stop", learning_rate=1.0, num_train_epochs=20),
+    "on_alarm": row(outcome, "stop", alarm=True),
     # of TrainingArguments, read by Counterpoint in place of transformers
     "per_device_train_batch_size": row(gradients, 2),
     "per_device_eval_batch_size": row(eval_passes, 2),

@@ -107,6 +107,8 @@ def test_an_alarm_that_one_rank_hears_ends_the_run_on_every_rank_at_the_same_ste
     assert messages[0] == messages[1]
     assert messages[0].startswith("1 CP402 stopped after step 1 by CW421, ")
     assert (folder / "alarm" / "checkpoint-1").is_dir()
+    (line,) = (folder / "alarm" / "alarms.jsonl").read_text().splitlines()
+    assert json.loads(line)["seen"] == "seen by one."
 
 
 @pytest.mark.slow

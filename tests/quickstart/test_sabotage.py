@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from transformers import PrinterCallback, TrainerCallback
 
-from counterpoint import CPOConfig, CPOTrainer
-from counterpoint.quickstart.run import STEP_PAIRS, STEPS, training_options
+from counterpoint import CPOConfig, CPOTrainer, TrainingError
+from counterpoint.quickstart.run import RUN_FOLDER, STEP_PAIRS, STEPS, training_options
 from counterpoint.quickstart.task import Pair, preference_pairs
 from counterpoint.quickstart.translate import load_base
 from counterpoint.runlog import Run, read_run
@@ -149,7 +149,18 @@ def test_a_healthy_run_raises_no_alarm(name: str, tmp_path: Path) -> None:
     assert run.metrics[-1]["step"] == HEALTHY[name].steps
 
 
-@pytest.mark.parametrize("name", SABOTAGES)
+def test_a_run_that_an_alarm_may_stop_ends_before_the_damage_is_done(tmp_path: Path) -> None:
+    """The margin rises all along; it is the chosen completions that are lost."""
+    run = SABOTAGES["alpha 0"]
+    stopping = replace(run, steps=4 * run.steps, options={**run.options, "on_alarm": "stop"})
+    with pytest.raises(TrainingError, match=r"^CP402 stopped after step \d+ by CW421, "):
+        train(tmp_path, stopping)
+    (alarm,) = read_run(tmp_path / RUN_FOLDER).alarms
+    assert alarm["step"] <= run.steps
+    assert (tmp_path / RUN_FOLDER / f"checkpoint-{alarm['step']}").is_dir()
+
+
+@pytest.mark.parametrize("name", [name for name in SABOTAGES if name != "alpha 0"])
 def test_a_sabotage_raises_its_alarm(name: str, tmp_path: Path) -> None:
     spoiled = SABOTAGES[name]
     alarms = train(tmp_path, spoiled).alarms

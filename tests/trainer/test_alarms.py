@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -172,21 +171,6 @@ def test_a_trainer_that_was_stopped_trains_again(models, chatml_tokenizer, tmp_p
     for _ in range(2):
         with pytest.raises(TrainingError, match="stopped after step 3"):
             run.train()
-
-
-def test_the_alarms_of_log_lines_reach_the_run_and_its_error(
-    models, chatml_tokenizer, tmp_path: Path
-):
-    """At a rate of 1 a model forgets everything within a few steps."""
-    options = {"learning_rate": 1.0, "num_train_epochs": 12, "max_steps": -1}
-    run = trainer(models, chatml_tokenizer, tmp_path, on_alarm="stop", **options)
-    with pytest.raises(TrainingError, match=r"CP402 stopped after step \d+ by CW42\d") as caught:
-        run.train()
-    alarms = read_run(tmp_path).alarms
-    assert alarms[0]["code"] in str(caught.value)
-    assert alarms[0]["since"] <= alarms[0]["step"] == run.state.global_step < 12 * STEPS
-    state = tmp_path / f"checkpoint-{run.state.global_step}" / "trainer_state.json"
-    assert json.loads(state.read_text())["global_step"] == run.state.global_step
 
 
 def test_an_evaluation_outside_of_training_sounds_nothing(

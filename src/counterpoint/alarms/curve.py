@@ -24,32 +24,47 @@ LEAST = 2 * LEVEL
 WINDOW = 100
 """Lines that are remembered on either side: they tell the noise within an eighth."""
 
-CHANCE = 1e-6
-"""Probability of a false alarm at a single look: one or two in a hundred runs of 10,000 looks."""
+CHANCE = 0.01
+"""Probability of a false alarm, about, of one check of one curve in a whole run.
 
-GAUSSIAN = NormalDist().inv_cdf(1 - CHANCE)
-"""Standard deviations that Gaussian noise passes so seldom: 4.75."""
+It is spent unevenly: the look at line n may err with probability ``CHANCE`` / n². The sum over
+all lines is 1.6 times ``CHANCE``, so that a long run is as safe as a short one, and a short one
+is not held to the caution of a long one.
+"""
 
 _TO_DEVIATION = 1.4826
 """Median absolute deviation -> standard deviation, for Gaussian noise."""
 
 
-def sure(lines: int) -> float:
-    """Standard deviations from which a difference is no chance, if they are read off few lines.
+def gaussian(look: int) -> float:
+    """Standard deviations that Gaussian noise passes by chance too seldom to matter.
 
-    That is the quantile of Student's t for ``CHANCE`` (Wallace's approximation, which here errs
-    upwards). A deviation from the median of absolute ones is worth a third as many degrees of
-    freedom as it has lines; simulated tails of 6 to 100 lines agree within a tenth.
+    Args:
+        look: number of the look, from 1; see ``CHANCE``.
+
+    Returns:
+        3.7 at the tenth look, 4.8 at the hundredth, 5.6 at the thousandth.
+    """
+    return -NormalDist().inv_cdf(CHANCE / look**2)
+
+
+def sure(lines: int, look: int) -> float:
+    """The same where the deviation is itself only read off some lines, and known the less for it.
+
+    That is Student's t (Wallace's approximation, which here errs upwards). A median of absolute
+    deviations is worth a third as many degrees of freedom as it has lines; simulated tails of 6 to
+    100 lines agree within a tenth.
 
     Args:
         lines: that the deviation was read off, at least 4.
+        look: number of the look, from 1.
 
     Returns:
-        89 for ten lines, 16 for twenty, 5.7 for a hundred; 4.75 for ever more.
+        For as many looks as lines: 20 at the tenth, 9.4 at the twentieth, 5.7 at the hundredth.
     """
     freedom = lines / 3
     shrunk = (freedom - 5 / 6) / (freedom - 2 / 3 + 0.1 / freedom) ** 2
-    return math.sqrt(freedom * math.expm1(GAUSSIAN**2 * shrunk))
+    return math.sqrt(freedom * math.expm1(gaussian(look) ** 2 * shrunk))
 
 
 def spread(values: Sequence[float]) -> float:
@@ -137,7 +152,7 @@ class Curve:
         """By how much two levels of the curve can differ by chance."""
         # medians of three lines have 0.45 times the variance of one, so that the difference of
         # two has 0.95 times the deviation of a line
-        return sure(len(self._last)) * self.noise if self.known else math.inf
+        return sure(len(self._last), self.count) * self.noise if self.known else math.inf
 
     @property
     def has_risen(self) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from counterpoint.alarms.curve import GAUSSIAN, LEAST, Curve, noise, sure
+from counterpoint.alarms.curve import LEAST, Curve, gaussian, noise, sure
 from counterpoint.alarms.remedies import Facts, clip, halve_the_rate, hold_the_chosen
 from counterpoint.runlog import Alarm
 
@@ -29,8 +29,12 @@ it by several; chance is excluded apart from this.
 NEAR = 9
 """Lines before one whose median is its usual value: few, so that no drift lies between them."""
 
-SPIKE = 2.0
-"""Factor over the usual value from which a line is a spike, however quiet the curve was."""
+LOSS_SPIKE, NORM_SPIKE = 2.0, 10.0
+"""Factors over the usual value from which a line is a spike, however quiet the curve was.
+
+Norms of small steps differ by factors of a few as single pairs are won and lost, and clipping at
+1, the default, takes that away.
+"""
 
 POOLED = 20
 """Last lines of which an accuracy is taken: few, so that a turn of it shows."""
@@ -106,16 +110,17 @@ def lost_margin(margin: Curve, facts: Facts, step: int) -> Alarm | None:
     return Alarm("CW423", step, margin.peak_step, f"{seen}.", halve_the_rate(facts))
 
 
-def below_chance(start: Share, recent: Sequence[Share], step: int) -> Alarm | None:
+def below_chance(start: Share, recent: Sequence[Share], look: int, step: int) -> Alarm | None:
     """CW424: rejected is preferred more often than a coin would have it, and it gets no better.
 
-    The bound is the coin's own: 0.5 - ``GAUSSIAN`` / (2 sqrt(pairs)), 0.41 for 640 pairs. A model
+    The bound is the coin's own (``from_chance``), at the hundredth look 0.41 for 640 pairs. A model
     may well begin below chance, where the better completion is the longer or the rarer one; it
     is given ``POOLED`` lines, and while it rises from there nothing is wrong.
 
     Args:
         start: of the first lines.
         recent: the last lines, none of the warm-up.
+        look: number of the line.
         step: of the last line.
     """
     if len(recent) < POOLED:
@@ -124,13 +129,13 @@ def below_chance(start: Share, recent: Sequence[Share], step: int) -> Alarm | No
     rate, first = now.preferred / now.pairs, start.preferred / start.pairs
     both = (now.preferred + start.preferred) / (now.pairs + start.pairs)
     chance = math.sqrt(both * (1 - both) * (1 / now.pairs + 1 / start.pairs))
-    if from_chance(now) > -GAUSSIAN or rate - first > RISING * chance:
+    if from_chance(now) > -gaussian(look) or rate - first > RISING * chance:
         return None
     seen = f"chosen was preferred in {rate:.1%} of the last {now.pairs:,} pairs, {first:.1%} of"
     return Alarm("CW424", step, recent[0].step, f"{seen} the first {start.pairs:,}.")
 
 
-def spike(curve: Curve, value: float) -> float | None:
+def spike(curve: Curve, value: float, least: float) -> float | None:
     """How many times the usual value the next line is, if that is no chance.
 
     Values are compared as logarithms, in which losses and norms of few pairs are spread evenly. A
@@ -140,6 +145,7 @@ def spike(curve: Curve, value: float) -> float | None:
     Args:
         curve: the lines before, of a metric that is not negative.
         value: the next line.
+        least: factor over the usual value from which it may be one.
 
     Returns:
         None for a usual value.
@@ -148,7 +154,8 @@ def spike(curve: Curve, value: float) -> float | None:
     if len(logs) < LEAST or value <= curve.peak:
         return None
     above = math.log(value) - median(logs[-NEAR:])
-    return math.exp(above) if above > max(math.log(SPIKE), sure(len(logs)) * noise(logs)) else None
+    chance = sure(len(logs), curve.count) * noise(logs)
+    return math.exp(above) if above > max(math.log(least), chance) else None
 
 
 def loss_spike(loss: Curve, value: float, facts: Facts, step: int) -> Alarm | None:
@@ -160,7 +167,7 @@ def loss_spike(loss: Curve, value: float, facts: Facts, step: int) -> Alarm | No
         facts: of the run.
         step: of the line.
     """
-    times = spike(loss, value)
+    times = spike(loss, value, LOSS_SPIKE)
     if times is None:
         return None
     seen = f"a loss of {value:.3g}, {times:.3g} times that of the lines before."
@@ -176,7 +183,7 @@ def gradient_spike(norm: Curve, value: float, facts: Facts, step: int) -> Alarm 
         facts: of the run.
         step: of the line.
     """
-    times = spike(norm, value)
+    times = spike(norm, value, NORM_SPIKE)
     if times is None:
         return None
     seen = f"a gradient of norm {value:.3g}, {times:.3g} times that of the lines before."
@@ -194,9 +201,11 @@ def disagreement(train: Sequence[Share], held_out: Sequence[Share], name: str) -
         held_out: every evaluation of the set so far, the latest last.
         name: of the set, "eval" if it is the only one.
     """
-    if not train or max(from_chance(held_out[-1]), -from_chance(pooled(train))) > -GAUSSIAN:
+    if not train:
         return None
     now, seen = held_out[-1], pooled(train)
+    if min(from_chance(seen), -from_chance(now)) < gaussian(len(held_out)):
+        return None
     best = max(held_out, key=lambda share: share.preferred / share.pairs)
     return Alarm(
         "CW427",

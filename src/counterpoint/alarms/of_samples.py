@@ -59,7 +59,7 @@ def degenerate(
 
 def _found(before: Sequence[Sample], now: Sequence[Sample], facts: Facts | None) -> Iterable[Alarm]:
     earlier = {_of_what(one): one for one in before}
-    both = [(earlier[what], one) for one in now if (what := _of_what(one)) in earlier]
+    both = [(earlier[_of_what(one)], one) for one in now if _of_what(one) in earlier]
     for code, worse, what in _CHECKS:
         went = [now for then, now in both if worse(then, now)]
         came = sum(worse(now, then) for then, now in both)
@@ -89,7 +89,8 @@ def by_chance(went: int, came: int) -> float:
         came: that came right.
     """
     both = went + came
-    return sum(comb(both, k) for k in range(went, both + 1)) / 2**both
+    ways: int = sum(comb(both, k) for k in range(went, both + 1))
+    return ways / (1 << both)
 
 
 def _repeats(then: Sample, now: Sample) -> bool:

@@ -98,7 +98,8 @@ class Watch:
             return None
         self._recent.append(share)
         working = [one for one in self._recent if one.step > self._facts.warmup_steps]
-        return of_curves.below_chance(pooled(self._first), working, share.step)
+        look = self._curves["loss"].count
+        return of_curves.below_chance(pooled(self._first), working, look, share.step)
 
     def _of_evaluation(
         self, entry: Mapping[str, Any], name: str, key: str

@@ -610,17 +610,20 @@ class CPOTrainer(Trainer):
         """Say an alarm, write it to the run log, and end the run if ``on_alarm`` says so.
 
         Args:
-            alarm: its code is in docs/diagnoses.md. One that only some ranks sound ends the run
-                on all of them, after this step.
+            alarm: its code is in docs/diagnoses.md. It is to be sounded on the main process, or
+                on all; the run ends on all of them, after this step.
         """
+        self._write_alarm(alarm)
+        if self.is_in_train and ends_a_run(alarm, self.args) and self._ending is None:
+            self._ending = alarm
+
+    def _write_alarm(self, alarm: Alarm) -> None:
         if self.is_world_process_zero():
             logger().warning("%s", in_words(alarm))
         self.run_log.append(ALARMS, alarm)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TrainingDisplay):
                 callback.sound(alarm)
-        if self.is_in_train and ends_a_run(alarm, self.args) and self._ending is None:
-            self._ending = alarm
 
     def add_callback(self, callback: Any) -> None:
         """Add a callback; a ``TrainingDisplay`` takes the place of transformers' own display."""
@@ -632,9 +635,12 @@ class CPOTrainer(Trainer):
         super()._maybe_log_save_evaluate(*args, **kwargs)
         if self.args.on_alarm == "warn":
             return
-        self._ending = agreed(self._ending, self.args.world_size, self.args.device)
+        own = self._ending
+        self._ending = agreed(own, self.args.world_size, self.args.device)
         if self._ending is None:
             return
+        if own is None:  # heard elsewhere
+            self._write_alarm(self._ending)
         if self._saved_step != self.state.global_step:
             self.control.should_save = True
             super()._maybe_log_save_evaluate(*args, **kwargs)  # which has only this left to do
