@@ -58,6 +58,14 @@ def test_no_stream_keeps_what_is_called_a_secret(log: RunLog) -> None:
     assert not any("hf_canary" in path.read_text() for path in log.folder.iterdir())
 
 
+def test_what_is_said_of_a_run_holds_no_secret_whoever_writes_it_down(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MY_API_KEY", "canary-of-mine")
+    counterpoint.runlog.logger().warning("the key is %s", "canary-of-mine")
+    assert caplog.messages == ["the key is ***"]
+
+
 @pytest.mark.parametrize("content", [None, "{", ""])
 def test_a_folder_without_a_run_is_a_coded_error(tmp_path: Path, content: str | None) -> None:
     if content is not None:

@@ -273,6 +273,17 @@ def test_a_chat_template_from_a_file_makes_conversations_trainable(
     assert AutoTokenizer.from_pretrained("out").chat_template == template
 
 
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_loaded(
+    workshop: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("counterpoint.trainer.trackers.find_spec", lambda module: None)
+    said = command("train", write_run(model="nowhere", report_to="wandb", doctor=False))
+    assert said.code == 2
+    assert "CP502 report_to=wandb " in said.err
+    assert said.err.endswith("pip install wandb\n")
+    assert not Path("out").exists()
+
+
 def test_nothing_of_the_libraries_reaches_the_terminal(workshop: Path) -> None:
     write_run(model="bare", from_scratch=True, gradient_checkpointing=True, doctor=False)
     done = subprocess.run(

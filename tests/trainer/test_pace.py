@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -87,10 +88,6 @@ def test_a_training_counts_each_pair_and_each_token_once_in_every_layout(
     assert counted == pytest.approx({"pairs": 10, "tokens": tokens})
 
 
-def test_the_peak_of_memory_is_that_of_the_process() -> None:
-    before = peak_memory(CPU)
-    assert 50e6 < before < 1e12
-    size = 64 * 2**20
-    held = torch.ones(before // 4 + size, dtype=torch.float32)
-    assert peak_memory(CPU) >= before + size
-    del held
+def test_the_peak_of_memory_is_that_of_the_process_in_bytes() -> None:
+    held = psutil.Process().memory_info().rss
+    assert 0.9 * held <= peak_memory(CPU) <= psutil.virtual_memory().total

@@ -30,6 +30,12 @@ class PairDigest:
         names = [*IDS, *(f"{name} lengths" for name in IDS), *NUMBERS]
         self._columns = {name: hashlib.blake2b(digest_size=20) for name in names}
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both are of equal pairs in equal order."""
+        return isinstance(other, PairDigest) and self.hexdigest() == other.hexdigest()
+
+    __hash__ = None  # type: ignore[assignment] # it grows
+
     def add_row(self, record: Mapping[str, Any]) -> None:
         """Take one prepared row."""
         for name in IDS:
@@ -57,4 +63,4 @@ class PairDigest:
 
     def _add(self, name: str, values: Any, dtype: str) -> None:
         # a byte order that does not depend on the machine
-        self._columns[name].update(np.ascontiguousarray(values, dtype=dtype).tobytes())
+        self._columns[name].update(np.ascontiguousarray(values, dtype=dtype).data)

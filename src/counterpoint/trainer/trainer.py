@@ -176,6 +176,7 @@ class CPOTrainer(Trainer):
             balancing_weight(prepared_model, args)
             for pairs in (train_pairs, eval_pairs):
                 self._feed.check_ids(pairs, embedding_rows(prepared_model))
+        self.run_log = RunLog(args.output_dir, writes=args.process_index == 0)
         super().__init__(
             model=prepared_model,
             args=args,
@@ -183,7 +184,7 @@ class CPOTrainer(Trainer):
             eval_dataset=eval_pairs,
             processing_class=tokenizer,
             model_init=None if model_init is None else _then(model_init, ready),
-            callbacks=callbacks,
+            callbacks=[Beginning(self.run_log), *(callbacks or [])],
             optimizers=optimizers,
             compute_metrics=compute_metrics,
         )
@@ -201,7 +202,6 @@ class CPOTrainer(Trainer):
         self._loss_before_step: Tensor | None = None
         self._balancing_weight = balancing_weight(self.model, args)
         self._top_k = router_top_k(self.model.config) if self._balancing_weight else None
-        self.run_log = RunLog(args.output_dir, writes=self.is_world_process_zero())
         self._environment: dict[str, Any] | None = None
         self._recorded = False
         self._looks = SampleLooks(self.run_log)
@@ -217,11 +217,12 @@ class CPOTrainer(Trainer):
 
     def _add_watchers(self) -> None:
         """The callbacks that are the trainer's own."""
-        own: list[Any] = [Beginning(self.run_log), self._pace]
+        own: list[Any] = []
         if self.monitor is not None:
             own.append(self.monitor)
         if self.args.generate_during_eval and self.eval_dataset is not None:
             own.append(SamplesBefore(self._write_samples))
+        own.append(self._pace)  # after those that evaluate, whose time is not a step's
         for callback in own:
             self.add_callback(callback)
 
