@@ -13,6 +13,7 @@ import growth
 import planner
 import preparing
 import pytest
+import report
 import roofline
 import sharing
 import step
@@ -29,6 +30,7 @@ SHOWN: dict[tuple[str, str], Callable[[Any], str]] = {
     (SPEED, "preparing"): preparing.table,
     (SPEED, "compiling"): compiling.table,
     (SPEED, "gpu"): gpu.page,
+    ("docs/report.md", "report"): report.table,
     ("docs/planning.md", "planner"): lambda results: planner.table(results["rows"]),
 }
 
