@@ -15,6 +15,7 @@ import monitor
 import planner
 import preparing
 import pytest
+import report
 import roofline
 import sharing
 import step
@@ -32,6 +33,7 @@ SHOWN: dict[tuple[str, str], Callable[[Any], str]] = {
     (SPEED, "compiling"): compiling.table,
     (SPEED, "gpu"): gpu.page,
     ("docs/alarms.md", "alarms"): alarms.table,
+    ("docs/report.md", "report"): report.table,
     ("docs/planning.md", "planner"): lambda results: planner.table(results["rows"]),
     ("docs/monitor.md", "monitor"): lambda results: monitor.table(results["rows"]),
 }

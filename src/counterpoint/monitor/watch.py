@@ -259,4 +259,5 @@ def _weights_by_group(tensors: Mapping[str, Tensor]) -> dict[str, int]:
 def _norm(gradient: Tensor) -> Float[Tensor, ""]:
     # squares of 16-bit gradients would overflow or vanish
     wide = torch.promote_types(gradient.dtype, torch.float32)
-    return torch.linalg.vector_norm(gradient.detach(), dtype=wide)
+    norm: Tensor = torch.linalg.vector_norm(gradient.detach(), dtype=wide)
+    return norm
