@@ -95,6 +95,18 @@ def test_a_perfect_share_is_bounded_by_what_chance_could_have_hidden():
     assert few.low**5 == pytest.approx(0.025)
 
 
+def test_a_few_pairs_that_all_turned_prove_little():
+    """Three of three may hide seven in ten that would not have; three hundred hide hardly any."""
+    for count, clear in ((3, False), (300, True)):
+        wrong, right = (mean(np.full(count, x), is_share=True) for x in (0.0, 1.0))
+        bootstrap = Bootstrap(np.arange(count), PLAN)
+        won = bootstrap.differences({"it": wrong}, {"it": right})["it"]
+        assert (won.value, won.high, won.low > 0) == (1, 1, clear)
+        assert won.low == pytest.approx(1 - 2 * (1 - 0.025 ** (1 / count)))
+        lost = bootstrap.differences({"it": right}, {"it": wrong})["it"]
+        assert (lost.value, lost.low, lost.high) == pytest.approx((-1, -1, -won.low))
+
+
 def test_a_part_of_the_pairs_is_drawn_with_all_of_them():
     """A bin that some draws leave empty counts the others; one of no pair has no interval."""
     inside = np.array([1.0, 0.0, 0.0, 0.0])

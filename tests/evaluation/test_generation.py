@@ -16,6 +16,7 @@ from counterpoint.evaluation.texts import Completion, repetition
 from tests.models_on_the_spot import NEED_EAGER
 
 SOME = Decoding(most_tokens=8, batch=4)
+ALONE = replace(SOME, batch=1)
 
 
 def prompts(count: int = 7, *, longest: int = 15, seed: int = 0) -> list[Prompt]:
@@ -28,6 +29,15 @@ def prompts(count: int = 7, *, longest: int = 15, seed: int = 0) -> list[Prompt]
 
 def tokens(completions: list[Completion]) -> list[tuple[int, ...]]:
     return [completion.ids for completion in completions]
+
+
+def widths_of(model: torch.nn.Module) -> list[tuple[int, int]]:
+    """Rows and tokens of each forward pass from now on."""
+    seen: list[tuple[int, int]] = []
+    model.get_input_embeddings().register_forward_hook(
+        lambda module, inputs, output: seen.append(tuple(inputs[0].shape))
+    )
+    return seen
 
 
 def one_minded(models, token: int):
@@ -46,16 +56,26 @@ def tokenizer(llama_tokenizer):
     return own
 
 
-@pytest.mark.parametrize(
-    "kind", ["qwen2", "llama", "gemma2", "gpt2", "mistral", "gemma3", "opt", "qwen3_moe", "bloom"]
-)
+@pytest.mark.parametrize("kind", ["qwen2", "llama", "gemma2", "gpt2", "mistral", "opt", "mamba"])
 def test_prompts_of_unlike_lengths_are_continued_as_if_each_were_alone(models, tokenizer, kind):
     # transformers' eager attention takes its softmax in fp32, where a mask of fp64 is -inf
-    model, some = models(kind).to(torch.float32 if kind in NEED_EAGER else torch.float64), prompts()
+    model = models(kind).to(torch.float32 if kind in NEED_EAGER else torch.float64)
+    widths = widths_of(model)
+    together = complete(model, tokenizer, prompts(), replace(SOME, batch=7))
+    assert any(rows == 7 for rows, _ in widths)
+    assert tokens(together) == tokens(complete(model, tokenizer, prompts(), ALONE))
+    assert len(set(tokens(together))) > 1
+
+
+@pytest.mark.parametrize("kind", ["bart", "deepseek_v32"])
+def test_a_model_that_sees_padding_gets_none(models, tokenizer, kind):
+    """Bart's decoder counts positions from the padding on; an indexer picks tokens of it."""
+    model, some = models(kind), [*prompts(), *prompts(seed=1)]
+    widths = widths_of(model)
     together = complete(model, tokenizer, some, replace(SOME, batch=7))
-    alone = complete(model, tokenizer, some, replace(SOME, batch=1))
-    assert tokens(together) == tokens(alone)
-    assert len(set(tokens(alone))) > 1
+    # one forward pass a batch has more than one token: four trials, then two prompts a length
+    assert [rows for rows, width in widths if width > 1][-6:] == [2] * 6
+    assert tokens(together) == tokens(complete(model, tokenizer, some, ALONE))
 
 
 def test_a_greedy_text_is_the_likeliest_token_after_token(models, tokenizer):
@@ -148,14 +168,10 @@ def test_after_the_prompt_one_token_at_a_time_also_with_checkpointed_activations
     # newer releases of transformers renamed it
     getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     model.config.use_cache = False  # as a trainer leaves it
-    widths: list[int] = []
-    hook = model.get_input_embeddings().register_forward_hook(
-        lambda module, inputs, output: widths.append(inputs[0].shape[1])
-    )
+    widths = widths_of(model)
     complete(model, tokenizer, [Prompt((1, 5, 9))], replace(SOME, most_tokens=4))
-    hook.remove()
-    assert widths[0] == 3
-    assert set(widths[1:]) == {1}
+    assert widths[0] == (1, 3)
+    assert set(widths[1:]) == {(1, 1)}
     assert model.training
 
 

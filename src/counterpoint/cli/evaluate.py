@@ -357,6 +357,8 @@ class _Findings:
         yield f"intervals: {self.plan.resamples:,} draws,"
         yield f"  {SOURCE}"
         yield from (f"{name}: {signature}" for name, signature in self.signatures.items())
+        if "bleu" in self.metrics and self.texts[AFTER] and "bleu" not in self.signatures:
+            yield "BLEU is left out: no reference has four words in a row"
 
     def _cut_alike(self, name: str) -> bool:
         before, after = aligned(self.sides[BEFORE].scores[name], self.sides[AFTER].scores[name])

@@ -7,7 +7,8 @@
 3. Two models are compared on the same draws (the paired bootstrap; Koehn 2004 for translation),
    which leaves out what makes a pair hard for both.
 4. A share of exactly 0 or 1 has no spread to draw from; its other end is the exact binomial one
-   over prompts (Clopper and Pearson 1934).
+   over prompts (Clopper and Pearson 1934). Where a share goes from one to the other, as many
+   prompts as that end allows may have gone the other way.
 
 Not here: which ratios are of interest (``preferences``).
 """
@@ -125,14 +126,17 @@ class Bootstrap:
             after: the same statistics of the same pairs and another model.
         """
         one, other = self._draws(before), self._draws(after)
-        with np.errstate(all="ignore"):
-            return {
-                name: Estimate(
-                    after[name].value - before[name].value,
-                    *self._interval(other[name] - one[name]),
-                )
-                for name in before
-            }
+        found = {}
+        for name, ratio in after.items():
+            with np.errstate(all="ignore"):
+                value = ratio.value - before[name].value
+                draws = other[name] - one[name]
+            found[name] = Estimate(value, *self._interval(draws))
+            if ratio.is_share and abs(value) == 1:
+                end = 2 * self._least(ratio) - 1
+                ends = (end, value) if value > 0 else (value, -end)
+                found[name] = Estimate(value, *ends)
+        return found
 
     def _draws(self, ratios: Mapping[str, Ratio]) -> dict[str, Numbers]:
         columns = [column for ratio in ratios.values() for column in (ratio.top, ratio.bottom)]
@@ -162,6 +166,10 @@ class Bootstrap:
     def _bounded(self, ratio: Ratio, found: Estimate) -> Estimate:
         if not ratio.is_share or found.value not in (0.0, 1.0):
             return found
+        least = self._least(ratio)
+        return Estimate(0.0, 0.0, 1 - least) if found.value == 0 else Estimate(1.0, least, 1.0)
+
+    def _least(self, ratio: Ratio) -> float:
+        """The least share of which so many prompts, all of them right, are not too unlikely."""
         counting = len(np.unique(self._prompt[ratio.bottom > 0]))
-        reach = ((1 - self.plan.level) / 2) ** (1 / counting)
-        return Estimate(0.0, 0.0, 1 - reach) if found.value == 0 else Estimate(1.0, reach, 1.0)
+        return float(((1 - self.plan.level) / 2) ** (1 / counting))

@@ -1,7 +1,8 @@
 """A model writes: greedy or sampled completions of prompts, the same wherever it is asked.
 
 1. Prompts are sorted by length and padded on the left under a mask, so that each is continued as
-   if it were alone.
+   if it were alone. A few models see padding through its mask; that is tried on three prompts,
+   and such a model gets batches of one length.
 2. Which prompts are written to together, and with what seed, depends on the prompts and the
    decoding alone: ranks deal whole batches among themselves, and the texts are those of one rank.
 3. Nothing is left behind: neither mode nor random state nor configuration of the model. A run
@@ -14,9 +15,11 @@ Not here: what the texts are like (``texts``), which prompts (``trainer.samples`
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -27,6 +30,17 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from counterpoint.errors import DataError
 from counterpoint.evaluation.texts import Completion
 from counterpoint.runlog import logger
+
+Ids = Sequence[int]
+
+TRIED = 4
+"""Tokens after which padding is taken for unseen: some models see it only through their cache."""
+
+SEEN = {torch.float32: 1e-3, torch.float64: 1e-3}
+"""Probability, by the weights' dtype, above which padding has changed the next token."""
+
+SEEN_IN_16_BITS = 0.1
+"""The same for weights in 16 bits, whose rounding alone makes a percent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,59 +99,103 @@ def complete(
         DataError: CP204 for a prompt that fills the model's positions.
     """
     limit = _room(model, prompts, decoding.most_tokens)
-    order = sorted(range(len(prompts)), key=lambda place: (len(prompts[place].ids), place))
-    batches = [
-        order[start : start + decoding.batch] for start in range(0, len(order), decoding.batch)
-    ]
+    writer = _Writer(model, tokenizer, decoding, limit)
     rank, ranks = _rank()
     written: dict[int, list[int]] = {}
-    ends = _ends(model, tokenizer)
     with _untouched(model):
-        for number, places in enumerate(batches):
+        for number, places in enumerate(writer.batches([prompt.ids for prompt in prompts])):
             if number % ranks == rank:
                 torch.manual_seed(decoding.seed + number)
-                ids = [prompts[place].ids for place in places]
-                new = _write(model, ids, decoding, limit, ends, int(tokenizer.pad_token_id))
+                new = writer.write([prompts[place].ids for place in places])
                 written.update(zip(places, new, strict=True))
     written = _gathered(written, ranks)
     return [
-        _completion(tokenizer, prompt, written[place], decoding.kind, ends)
+        _completion(tokenizer, prompt, written[place], decoding.kind, writer.ends)
         for place, prompt in enumerate(prompts)
     ]
 
 
-def _write(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    decoding: Decoding,
-    limit: int,
-    ends: list[int],
-    pad: int,
-) -> list[list[int]]:
-    """New tokens of each prompt, the one that ends them and padding included."""
-    device = model.device
-    width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), pad, device=device)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
-        mask[row, width - len(prompt) :] = 1
-    config = GenerationConfig(
-        max_new_tokens=limit,
-        do_sample=decoding.temperature > 0,
-        temperature=decoding.temperature or 1.0,
-        top_p=decoding.top_p,
-        top_k=0 if decoding.temperature else 50,  # 50, unused, is what greedy may stand beside
-        num_beams=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        use_cache=True,
-        eos_token_id=ends,
-        pad_token_id=pad,
-    )
-    output: Tensor = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-    new: list[list[int]] = output[:, width:].tolist()
-    return new
+class _Writer:
+    """A model with what it takes to let it write."""
+
+    def __init__(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, decoding: Decoding, limit: int
+    ) -> None:
+        self.model, self.decoding = model, decoding
+        self.pad, self.ends = int(tokenizer.pad_token_id), _ends(model, tokenizer)
+        self._config = GenerationConfig(
+            max_new_tokens=limit,
+            do_sample=decoding.temperature > 0,
+            temperature=decoding.temperature or 1.0,
+            top_p=decoding.top_p,
+            top_k=0 if decoding.temperature else 50,  # 50, unused, may stand beside greedy
+            num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            use_cache=True,
+            eos_token_id=self.ends,
+            pad_token_id=self.pad,
+        )
+
+    def batches(self, prompts: Sequence[Ids]) -> list[list[int]]:
+        """Places of the prompts that are written to at once."""
+        order = sorted(range(len(prompts)), key=lambda place: (len(prompts[place]), place))
+        groups = [order]
+        tried = [prompts[order[place]] for place in (0, len(order) // 2, -1)] if order else []
+        if self._sees_padding(tried):
+            logger().info("this model sees padding through its mask: one length a batch")
+            lengths = groupby(order, key=lambda place: len(prompts[place]))
+            groups = [list(group) for _, group in lengths]
+        size = self.decoding.batch
+        return [
+            group[start : start + size] for group in groups for start in range(0, len(group), size)
+        ]
+
+    def write(self, prompts: Sequence[Ids]) -> list[list[int]]:
+        """New tokens of each prompt, the one that ends them and padding included."""
+        ids, mask = self._padded(prompts)
+        output: Tensor = self.model.generate(
+            input_ids=ids, attention_mask=mask, generation_config=self._config
+        )
+        new: list[list[int]] = output[:, ids.shape[1] :].tolist()
+        return new
+
+    def _sees_padding(self, prompts: Sequence[Ids]) -> bool:
+        """Whether some prompts are followed by something else together than each alone."""
+        if len({len(prompt) for prompt in prompts}) < 2:
+            return False
+        together = zip(*self._tried(prompts), strict=True)
+        for prompt, (ids, probabilities) in zip(prompts, together, strict=True):
+            own_ids, own = (batch[0] for batch in self._tried([prompt]))
+            steps = min(len(own), len(probabilities))
+            # where the tokens part, what follows them is no longer comparable
+            same = (own_ids[:steps] == ids[:steps]).int().cumprod(dim=0)
+            steps = min(steps, int(same.sum()) + 1)
+            # the probability that a token drawn from one would not have been drawn from the other
+            distance = (own[:steps] - probabilities[:steps]).abs().sum(dim=1).max() / 2
+            # a comparison with NaN is false, hence the negation
+            if not distance <= SEEN.get(next(self.model.parameters()).dtype, SEEN_IN_16_BITS):
+                return True
+        return False
+
+    def _tried(self, prompts: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+        """The likeliest tokens after each prompt, and the probabilities of every token there."""
+        ids, mask = self._padded(prompts)
+        config = copy.deepcopy(self._config)
+        config.update(max_new_tokens=TRIED, output_logits=True, return_dict_in_generate=True)
+        config.update(do_sample=False, temperature=1.0, top_p=1.0, top_k=50)
+        output = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        probabilities = torch.softmax(torch.stack(output.logits, dim=1).float(), dim=-1)
+        return output.sequences[:, ids.shape[1] :], probabilities
+
+    def _padded(self, prompts: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+        device, width = self.model.device, max(map(len, prompts))
+        ids = torch.full((len(prompts), width), self.pad, device=device)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
+            mask[row, width - len(prompt) :] = 1
+        return ids, mask
 
 
 def _completion(

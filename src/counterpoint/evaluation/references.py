@@ -1,7 +1,9 @@
 """BLEU and chrF of texts with references, through sacrebleu, whose numbers others can repeat.
 
 Each score comes with sacrebleu's signature, which names its version and settings (Post 2018,
-arXiv:1804.08771); chrF is that of Popović 2015. This module alone imports sacrebleu.
+arXiv:1804.08771); chrF is that of Popović 2015. BLEU counts four words in a row; where the
+references have none, they would themselves get 0, and it is left out. This module alone imports
+sacrebleu.
 
 Not here: the exact match (``texts``), which needs nothing.
 """
@@ -17,6 +19,9 @@ from counterpoint.errors import SetupError
 METRICS = ("bleu", "chrf")
 BLEU_TOKENIZERS = ("13a", "zh", "char", "intl")
 """How BLEU cuts texts into words: 13a for most languages, zh for Chinese, char for characters."""
+
+LEAST_OF_ITSELF = 99.9
+"""What a score must give the references themselves, but for rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ def reference_scores(
     metrics: Sequence[str] = METRICS,
     bleu_tokenizer: str = "13a",
 ) -> dict[str, ReferenceScore]:
-    """Scores of a corpus, one reference a text.
+    """Scores of a corpus, one reference a text; without those that cannot judge it.
 
     Args:
         texts: what was written, at least one.
@@ -74,6 +79,8 @@ def reference_scores(
     found = {}
     for name in metrics:
         metric = BLEU(tokenize=bleu_tokenizer) if name == "bleu" else CHRF()
+        if metric.corpus_score(list(references), [list(references)]).score < LEAST_OF_ITSELF:
+            continue
         score = metric.corpus_score(list(texts), [list(references)])
         found[name] = ReferenceScore(float(score.score), str(metric.get_signature()))
     return found

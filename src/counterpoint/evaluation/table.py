@@ -29,7 +29,7 @@ LABELS: Mapping[str, str] = {
     "ended": "ended by itself",
     "empty": "empty",
     "repetition": "repeated 4-grams",
-    "distinct_1": "distinct words (tokens)",
+    "distinct_1": "distinct tokens",
     "distinct_2": "distinct pairs of tokens",
     "exact_match": "exact match",
     "bleu": "BLEU",
@@ -142,7 +142,7 @@ def number(value: float) -> str:
     """Three to four digits that count, as short as they can be written."""
     size = abs(value)
     if size and not 0.0005 <= size < 1000:  # also where it is no number
-        return f"{value:.3g}"
+        return f"{value:.1e}"
     return f"{value:.{3 if size < 10 else 2 if size < 100 else 1}f}"
 
 
