@@ -76,5 +76,6 @@ $(RUNTIME): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 
 $(DEV): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(PIP) install --quiet --upgrade 'pip>=25.1'  # the first that knows --group
-	$(PIP) install --quiet -c $(CONSTRAINTS) --group dev --group docs --group trl -e '.[peft,torchao]'
+	$(PIP) install --quiet -c $(CONSTRAINTS) --group dev --group docs --group trl \
+		-e '.[peft,torchao,report,evaluate]'
 	@touch $@ $(RUNTIME)

@@ -38,7 +38,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from importlib.util import find_spec
@@ -209,6 +209,9 @@ def trainer_of(side: str, work: dict[str, Any], folder: Path) -> Any:
     else:
         from counterpoint import CPOConfig, CPOTrainer
 
+        # its looks are close together in the few steps of a benchmark; see monitor.py
+        work = {**work, "options": {"monitor_steps": 0, **work.get("options", {})}}
+
     torch.manual_seed(0)
     config = dict(work["model"])
     config = CONFIG_MAPPING[config.pop("model_type")](**config)
@@ -368,11 +371,11 @@ def compare(row: str, rounds: int, folder: Path) -> dict[str, Any]:
     return result
 
 
-def keep(result: dict[str, Any], path: Path) -> None:
-    """Put one row into the results; the others stay."""
+def keep(result: Mapping[str, Any], path: Path, order: Iterable[str] = tuple(WORK)) -> None:
+    """Put one row into a script's results, which stand in the order of its rows; others stay."""
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     by_name = {row["row"]: row for row in [*rows, result]}
-    write_results(path, {"rows": [by_name[name] for name in WORK if name in by_name]})
+    write_results(path, {"rows": [by_name[name] for name in order if name in by_name]})
 
 
 def write_results(path: Path, content: dict[str, Any]) -> None:

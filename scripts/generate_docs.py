@@ -31,7 +31,7 @@ ERROR_CLASSES = {
     "1": (errors.ConfigError, "What was asked for"),
     "2": (errors.DataError, "The data"),
     "3": (errors.ModelError, "Model and tokenizer"),
-    "4": (errors.NonFiniteError, "While training"),
+    "4": (errors.TrainingError, "While training"),
     "5": (errors.SetupError, "The machine and its packages"),
 }
 
@@ -132,6 +132,7 @@ SUBJECTS = {
     "1": ("Options and steps", "选项与步数"),
     "2": ("Data", "数据"),
     "3": ("Tokenizer and model", "分词器与模型"),
+    "4": ("While training: alarms", "训练之中：警报"),
     "5": ("Machine", "机器"),
     "9": ("The doctor itself", "医生自身"),
 }
@@ -146,7 +147,8 @@ def diagnoses_page() -> str:
         "What `counterpoint doctor CONFIG.yaml` can find, and `counterpoint train` before it "
         "trains (unless `--doctor off`). `counterpoint doctor --explain CODE` shows one of them, "
         "`--json` all that were found, for machines. From Python: "
-        "`counterpoint.doctor.examine`.\n",
+        "`counterpoint.doctor.examine`. Alarms of a run that is under way have their codes here "
+        "too; [alarms.md](alarms.md) says when they sound.\n",
         "Errors (`CP`) refuse to train, warnings (`CW`) do not, notes (`CN`) only tell. The exit "
         "code is 2 with errors, 1 with warnings, else 0. A code never changes its meaning.\n",
         *_diagnoses(TABLE, 0, ("Code", "Severity", "What is so", "Why it matters", "What to do")),
@@ -162,7 +164,7 @@ def diagnoses_page_zh() -> str:
         "[English](diagnoses.md)\n",
         "`counterpoint doctor CONFIG.yaml` 能发现的问题；`counterpoint train` 在训练之前也会检查"
         "（除非 `--doctor off`）。`counterpoint doctor --explain CODE` 解释一个代码，`--json` "
-        "供程序读取。\n",
+        "供程序读取。训练进行中发出的警报，其代码也在这里；何时发出见 [alarms.md](alarms.md)。\n",
         "错误（`CP`）拒绝训练，警告（`CW`）不拒绝，说明（`CN`）只是告知。有错误时退出码为 2，"
         "有警告时为 1，否则为 0。代码的含义永不改变。\n",
         *_diagnoses(TABLE_ZH, 1, ("代码", "级别", "情况", "为什么重要", "怎么办")),

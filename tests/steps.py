@@ -51,6 +51,15 @@ def random_pairs(count: int, *, seed: int = 0, weighted: bool = True) -> Dataset
     return Dataset.from_list(rows)
 
 
+TIMING = ("runtime", "per_second", "step_seconds", "memory_mb")
+"""What a name has that tells of the machine and not of the step."""
+
+
+def untimed(line: dict[str, Any]) -> dict[str, Any]:
+    """A log line without what differs from run to run."""
+    return {k: v for k, v in line.items() if not any(word in k for word in TIMING)}
+
+
 class GradientCamera(TrainerCallback):
     """Takes a picture of the gradient of every step, just before the weights move."""
 

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from counterpoint._version import __version__
+from counterpoint.floors import check_floors
 
 if TYPE_CHECKING:
     from counterpoint.config import CPOConfig
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
         ModelError,
         NonFiniteError,
         SetupError,
+        TrainingError,
     )
+    from counterpoint.trainer.display import TrainingDisplay
     from counterpoint.trainer.trainer import CPOTrainer
 
 __all__ = [
@@ -35,6 +38,8 @@ __all__ = [
     "NonFiniteError",
     "PairRules",
     "SetupError",
+    "TrainingDisplay",
+    "TrainingError",
     "__version__",
     "pairs_from_scored",
 ]
@@ -49,6 +54,8 @@ _HOMES = {
     "NonFiniteError": "counterpoint.errors",
     "PairRules": "counterpoint.data.pair_rules",
     "SetupError": "counterpoint.errors",
+    "TrainingDisplay": "counterpoint.trainer.display",
+    "TrainingError": "counterpoint.errors",
     "pairs_from_scored": "counterpoint.data.scored",
 }
 
@@ -58,6 +65,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         msg = f"module 'counterpoint' has no attribute {name!r}"
         raise AttributeError(msg)
+    if _HOMES[name] != "counterpoint.errors":
+        check_floors()
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -24,6 +24,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import is_torch_bf16_gpu_available
 
 from counterpoint.errors import ConfigError
+from counterpoint.masking import Mask
 
 LOSS_TYPES = ("sigmoid", "hinge", "ipo", "simpo", "alphapo", "orpo", "repo")
 SMOOTHABLE = ("sigmoid", "simpo", "alphapo")
@@ -33,6 +34,7 @@ NLL_REDUCTIONS = ("token_mean", "sequence_sum")
 TRUNCATIONS = ("completion_end", "prompt_start", "prompt_end", "drop")
 INVALID_ROWS = ("raise", "drop")
 NONFINITE = ("raise", "skip")
+ON_ALARM = ("warn", "stop")
 LAYOUTS = ("auto", "shared", "padded")
 ADAMW = ("adamw_torch", "adamw_torch_fused")
 """Names of the plain AdamW, which an option may replace by a variant."""
@@ -66,7 +68,7 @@ REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
         "deepspeed": (None, "sharded engines are not supported yet; use DDP through torchrun"),
         "eval_accumulation_steps": (
             None,
-            "two numbers a pair are all that an evaluation keeps; lower "
+            "a few numbers a pair are all that an evaluation keeps; lower "
             "per_device_eval_batch_size or set max_micro_batch_tokens to save memory",
         ),
         "eval_do_concat_batches": (
@@ -74,7 +76,10 @@ REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
             "compute_metrics gets the rewards of a whole set as one array, in the order of its "
             "rows",
         ),
-        "eval_use_gather_object": (False, "what ranks hand each other are sums and rewards only"),
+        "eval_use_gather_object": (
+            False,
+            "what ranks hand each other are sums and a few numbers a pair only",
+        ),
         "fp16_full_eval": (
             False,
             "it would cast the weights themselves; an evaluation computes in fp16 where training "
@@ -82,10 +87,6 @@ REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
         ),
         "fsdp": (None, "sharded engines are not supported yet; use DDP through torchrun"),
         "fsdp_config": (None, "sharded engines are not supported yet; use DDP through torchrun"),
-        "generate_during_eval": (
-            False,
-            "evaluation computes log-probabilities only; generate from the saved model instead",
-        ),
         "include_for_metrics": ([], "there are no inputs or losses to pass to compute_metrics"),
         "is_encoder_decoder": (None, "only decoder-only language models are supported yet"),
         "label_names": (None, "the labels are the completions' tokens"),
@@ -165,6 +166,10 @@ RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = MappingProxyType(
         "max_completion_length": (_whole_from_one, "a whole number, at least 1"),
         "dataset_num_proc": (_whole_from_one, "a whole number, at least 1"),
         "max_micro_batch_tokens": (_whole_from_one, "a whole number, at least 1"),
+        "monitor_steps": (lambda x: x >= 0 and x == int(x), "a whole number, at least 0 (0: off)"),
+        "eval_samples": (_whole_from_one, "a whole number, at least 1"),
+        "eval_sample_tokens": (_whole_from_one, "a whole number, at least 1"),
+        "eval_sample_temperature": (_at_least_zero, "a finite number, at least 0"),
         "per_device_train_batch_size": (_whole_from_one, "a whole number, at least 1"),
         "per_device_eval_batch_size": (_whole_from_one, "a whole number, at least 1"),
         "gradient_accumulation_steps": (_whole_from_one, "a whole number, at least 1"),
@@ -180,6 +185,9 @@ UNSET_ALLOWED = (
     "dataset_num_proc",
     "max_micro_batch_tokens",
 )
+
+SAMPLING = ("eval_samples", "eval_sample_tokens", "eval_sample_temperature")
+"""Options that only say how ``generate_during_eval`` writes."""
 
 
 def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -248,7 +256,12 @@ class CPOConfig(TrainingArguments):
     alpha: float = _option(
         0.0, "Shape of AlphaPO's reward, (1 - p^-alpha) / alpha; 0: the log-probability itself."
     )
-    generate_during_eval: bool = _option(False, "Refused: evaluation does not generate yet.")
+    generate_during_eval: bool = _option(
+        False,
+        "At each evaluation, and before the first step, let the model write to a few prompts of "
+        "each evaluation set: into samples.jsonl, their statistics among the metrics; no tracker "
+        "is needed.",
+    )
     is_encoder_decoder: bool | None = _option(
         None, "Refused if True: encoder-decoder models are not supported yet."
     )
@@ -286,6 +299,11 @@ class CPOConfig(TrainingArguments):
         "skip the update; it never reaches the weights.",
         NONFINITE,
     )
+    allow_pickle: bool = _option(
+        False,
+        "Counterpoint: read a model's weights from pickles (pytorch_model.bin) where it has no "
+        "safetensors. Only tensors are taken from them, but readers of pickles have had holes.",
+    )
     layout: str = _option(
         "auto",
         "Counterpoint: run each prompt once for both completions (shared) or once for each "
@@ -306,14 +324,41 @@ class CPOConfig(TrainingArguments):
         "so that small ones arrive on average; 12 bytes a weight where float32 takes 16. Needs "
         "counterpoint[torchao]; see docs/precision.md.",
     )
+    eval_samples: int = _option(
+        8,
+        "Counterpoint: most prompts of each evaluation set that generate_during_eval writes to, "
+        ">= 1; the same ones each time.",
+    )
+    eval_sample_tokens: int = _option(
+        128, "Counterpoint: most tokens that generate_during_eval writes to a prompt, >= 1."
+    )
+    eval_sample_temperature: float = _option(
+        0.0,
+        "Counterpoint: temperature at which generate_during_eval samples a second text for each "
+        "prompt, >= 0, seeded by seed; 0: the greedy one only.",
+    )
     router_aux_loss_coef: float | None = _option(
         None,
         "Counterpoint: weight of a mixture-of-experts model's load-balancing loss, >= 0; None: "
         "what the model's config says; 0: off.",
     )
+    monitor_steps: int = _option(
+        50,
+        "Counterpoint: optimizer steps between two looks at how far the weights have moved, >= 0; "
+        "closer together at first; 0: none. See docs/monitor.md.",
+    )
+    on_alarm: str = _option(
+        "warn",
+        "Counterpoint: what an alarm does (docs/alarms.md): it is said and written to the run's "
+        "alarms.jsonl, or it also ends the run after the step, with a checkpoint and error CP402.",
+        ON_ALARM,
+    )
 
     def __post_init__(self) -> None:
         """Resolve what depends on other options or the machine, refuse what cannot be meant."""
+        self._changed = tuple(
+            name for name, value in _defaults(self) if getattr(self, name) != value
+        )
         self._check_choices()
         self._check_ranges()
         self._check_refused()
@@ -327,6 +372,16 @@ class CPOConfig(TrainingArguments):
         if isinstance(self.model_init_kwargs, str):
             self.model_init_kwargs = _parse_dict("model_init_kwargs", self.model_init_kwargs)
         super().__post_init__()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as JSON-ready values, without secrets: run log and trackers get these."""
+        mask = Mask()
+        return {name: mask.of(value) for name, value in super().to_dict().items()}
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """Options that were made with another value than their defaults."""
+        return self._changed
 
     @property
     def gamma(self) -> float:
@@ -344,6 +399,7 @@ class CPOConfig(TrainingArguments):
             "truncation": TRUNCATIONS,
             "invalid_rows": INVALID_ROWS,
             "nonfinite": NONFINITE,
+            "on_alarm": ON_ALARM,
             "layout": LAYOUTS,
         }
         for name, allowed in choices.items():
@@ -426,6 +482,7 @@ class CPOConfig(TrainingArguments):
                 f"stochastic_rounding brings its own AdamW, so that optim_args={self.optim_args!r} "
                 "would not be used; leave one of them out.",
             )
+        self._check_samples()
         longest = 512 if self.max_length is None else self.max_length
         if self.max_completion_length is not None and self.max_completion_length >= longest:
             raise ConfigError(
@@ -433,6 +490,17 @@ class CPOConfig(TrainingArguments):
                 f"max_completion_length={self.max_completion_length} leaves no room for a prompt "
                 f"within max_length={longest}.",
             )
+
+    def _check_samples(self) -> None:
+        if self.generate_during_eval:
+            return
+        for name in SAMPLING:
+            if getattr(self, name) != self.__dataclass_fields__[name].default:
+                raise ConfigError(
+                    "CP104",
+                    f"{name}={getattr(self, name)} would do nothing without "
+                    "generate_during_eval=True; add that, or leave it out.",
+                )
 
     def _resolve_precision(self) -> None:
         gpu = is_torch_bf16_gpu_available()
@@ -449,6 +517,14 @@ class CPOConfig(TrainingArguments):
             new = old.replace("gradient", "activation")
             if hasattr(self, new) and getattr(self, new) is None:
                 setattr(self, new, getattr(self, old))
+
+
+def _defaults(config: CPOConfig) -> Iterator[tuple[str, Any]]:
+    """Every option with the value that it has when nobody gives one."""
+    for option in fields(config):
+        if option.init:
+            made = option.default_factory
+            yield option.name, option.default if made is MISSING else made()
 
 
 def _has_accelerator() -> bool:

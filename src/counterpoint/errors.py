@@ -22,6 +22,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP105": "an option of transformers or TRL that would do nothing or harm here",
         "CP106": "a configuration file that cannot be read",
         "CP107": "a required option is missing",
+        "CP110": "a replay file that cannot be read",
         # 2: the data
         "CP201": "a column is missing",
         "CP202": "a field is null, of the wrong type or of an unknown shape",
@@ -38,6 +39,9 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP213": "a chat template that fails on a row",
         "CP214": "a completion without a token that a prompt token predicts",
         "CP215": "a candidate's score that is not a usable number",
+        "CP216": "a row too large to be one",
+        "CP217": "a chat template that does not come to an end",
+        "CP218": "a data set that reaches outside its folder",
         # 3: model and tokenizer
         "CP301": "a model or tokenizer that cannot be loaded",
         "CP302": "a tokenizer without an end-of-sequence token",
@@ -48,16 +52,21 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP307": "an adapter that does not fit the model",
         "CP308": "a weight that is not finite",
         "CP309": "a model of which no tiny twin can be made",
+        "CP310": "weights that are pickled",
+        "CP311": "a model that brings code of its own",
         # 4: while training
         "CP401": "a loss or gradient that is not finite",
+        "CP402": "a run that was stopped by an alarm",
+        "CP404": "another process of the run that is gone",
         # 5: the machine and its packages
         "CP501": "an output folder that cannot be written",
-        "CP502": "a package that is not installed",
+        "CP502": "a package that is missing or too old",
         "CP503": "a way of launching that would change the result",
         "CP504": "a folder that already holds a different run",
         "CP505": "memory that ran out where cutting the step again does not help",
         "CP506": "an output file that is there already",
         "CP507": "a folder that holds no run",
+        "CP508": "a port that cannot be listened on",
     }
 )
 
@@ -96,8 +105,12 @@ class ModelError(CounterpointError, ValueError):
     """CP3xx: a model or tokenizer that cannot be trained as given."""
 
 
-class NonFiniteError(CounterpointError, ArithmeticError):
-    """CP4xx: a step that must not reach the weights."""
+class TrainingError(CounterpointError, RuntimeError):
+    """CP4xx: a run that does not go on."""
+
+
+class NonFiniteError(TrainingError, ArithmeticError):
+    """CP401: a step that must not reach the weights."""
 
 
 class SetupError(CounterpointError, RuntimeError):

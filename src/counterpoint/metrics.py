@@ -85,16 +85,29 @@ class MetricSums:
         """The step was skipped: its sums count nowhere."""
         self._pending = {}
 
-    def read(self) -> dict[str, tuple[float, float]]:
+    def read(
+        self, own: Mapping[str, int] | None = None, device: torch.device | str = "cpu"
+    ) -> dict[str, tuple[float, float]]:
         """Sum and count of each metric over all ranks since the last call; then starts anew.
 
         Every rank must call it with the same metrics.
+
+        Args:
+            own: numbers that this rank has counted itself, to be added up in the same reduction;
+                each comes back twice, as sum and as count.
+            device: where the metrics are.
         """
-        if not self._applied:
-            return {}
-        names = list(self._applied)
-        sums = torch.stack([self._applied[name] for name in names])
+        exact = exact_dtype(device)
+        # filled in on the device: a copy from the host would wait for it
+        entries = self._applied | {
+            name: torch.full((2,), number, dtype=exact, device=device)
+            for name, number in (own or {}).items()
+        }
         self._applied = {}
+        if not entries:
+            return {}
+        names = list(entries)
+        sums = torch.stack(list(entries.values()))
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(sums)
         return {

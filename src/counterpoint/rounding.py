@@ -3,8 +3,7 @@
 A bfloat16 weight has 8 bits of precision; a step below half a unit in its last place leaves it
 where it is, however often it is made.
 
-Not here: what is said about it (``doctor``, ``trainer.precision``), and optimizers that lose
-nothing.
+Not here: what is said about it (``doctor``, ``trainer.precision``, ``monitor``).
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, bfloat16
+from torch.optim import Optimizer
 
 CHUNK = 2**22
 """Weights looked at in one go: bounds the memory of the count."""
@@ -47,3 +47,23 @@ def held_share(weights: Iterable[Tensor], step: float) -> float:
         for part in weight.detach().flatten().split(CHUNK):  # type: ignore[no-untyped-call]
             stuck += int(held(part, step).sum())
     return stuck / total if total else 0.0
+
+
+def rounds_to_nearest(optimizer: Optimizer) -> dict[Tensor, bool]:
+    """Of each weight that an optimizer holds, whether it loses updates that are too small.
+
+    Args:
+        optimizer: of any kind, wrapped by accelerate or not.
+
+    Returns:
+        False for weights that are rounded at random, or whose rounding errors are kept.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)
+    stochastic = bool(getattr(inner, "bf16_stochastic_round", False))
+    found: dict[Tensor, bool] = {}
+    for group in optimizer.param_groups:
+        # AnyPrecisionAdamW's name for it, and optimi's, whose None means wherever it is needed
+        kept = group.get("use_kahan_summation") or group.get("kahan_sum", False) is not False
+        for weight in group["params"]:
+            found[weight] = not (kept or (stochastic and weight.dtype is bfloat16))
+    return found

@@ -1,19 +1,27 @@
 """The run directory: what a run writes about itself, and where.
 
-    run.json         what was trained: objective, options, data counts, versions; written at the
-                     start, whole or not at all
+    run.json         what was trained: objective, options, data, environment, how it ended; written
+                     at the start and whenever something of it changes, whole or not at all
     metrics.jsonl    every log line
     alarms.jsonl     every alarm that was raised
     movement.jsonl   how far each parameter has moved, now and then
     samples.jsonl    texts that the model wrote
 
 The streams are appended to as things happen, one JSON object a line, and can be read meanwhile.
+Where training begins anew or goes on from a checkpoint a *mark* says so, and ``read_run`` leaves
+out what it overrides: a step that was done twice is read once.
+
+A disk that is full does not end a training. What cannot be written is kept, one warning says so,
+and the next line that can be written brings it along; at the end a warning counts what is lost.
+
 Not here: weights and checkpoints (transformers writes them into the same folder), and anything
-secret: options with "token" or "key" in their name are left out.
+secret (``masking``).
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
 import os
@@ -27,13 +35,22 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint._version import __version__
-from counterpoint.errors import SetupError
+from counterpoint.errors import CounterpointError, SetupError
+from counterpoint.masking import Mask, MaskingFilter
 
 RUN_FILE = "run.json"
 METRICS, ALARMS, MOVEMENT, SAMPLES = STREAMS = ("metrics", "alarms", "movement", "samples")
 """The streams of a run; each is a file of that name, ending in .jsonl."""
 
+MARK, BEGUN, RESUMED = "mark", "begun", "resumed"
+"""The key that a mark has and no other line, and its two values."""
+
+_BLOCK = 2**16
+
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "peft")
+
+
+_MASKING = MaskingFilter()
 
 
 def logger() -> logging.Logger:
@@ -42,7 +59,9 @@ def logger() -> logging.Logger:
     if not log.handlers and not logging.getLogger().handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.addFilter(_MASKING)  # a logger's filter does not see what its children say
         log.addHandler(handler)
+    log.addFilter(_MASKING)
     if log.level == logging.NOTSET:
         # of several ranks one speaks; all of them warn
         first = os.environ.get("RANK", "0") == "0"
@@ -142,8 +161,11 @@ def read_run(folder: str | Path) -> Run:
     Args:
         folder: the run directory.
 
+    Returns:
+        Each step once, as it was done last.
+
     Raises:
-        SetupError: CP507 where there is no run, or its ``run.json`` cannot be read.
+        SetupError: CP507 where there is no run, or its ``run.json`` or a line cannot be read.
     """
     path = Path(folder)
     try:
@@ -152,18 +174,49 @@ def read_run(folder: str | Path) -> Run:
         raise SetupError(
             "CP507", f"{path} holds no run: its {RUN_FILE} cannot be read ({error})."
         ) from error
-    streams = {stream: tuple(_lines(stream_file(path, stream))) for stream in STREAMS}
+    streams = {stream: tuple(_that_count(_lines(stream_file(path, stream)))) for stream in STREAMS}
     return Run(path, facts, **streams)
 
 
-def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
+Placed = tuple[int, Mapping[str, Any]]
+"""A line of a stream, and the byte at which it begins."""
+
+
+def _lines(path: Path) -> Iterator[Placed]:
     """The whole lines of a stream; one that is being written is left for the next time."""
     if not path.is_file():
         return
-    with path.open(encoding="utf-8") as stream:
-        for line in stream:
-            if line.endswith("\n"):
-                yield json.loads(line)
+    begin = 0
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if line.endswith(b"\n"):
+                try:
+                    yield begin, json.loads(line)
+                except ValueError as error:
+                    raise SetupError(
+                        "CP507", f"{path} line {number} is no line of a run ({error})."
+                    ) from error
+            begin += len(line)
+
+
+def _that_count(lines: Iterator[Placed]) -> Iterator[Mapping[str, Any]]:
+    """The lines of a stream without its marks and what they override."""
+    kept: list[Placed] = []
+    for begin, line in lines:
+        if MARK in line:
+            kept = [(at, one) for at, one in kept if _still_counts(at, one, line)]
+        else:
+            kept.append((begin, line))
+    return (line for _, line in kept)
+
+
+def _still_counts(begin: int, line: Mapping[str, Any], mark: Mapping[str, Any]) -> bool:
+    """Whether a line counts after a later mark."""
+    if mark[MARK] == BEGUN:
+        return bool(begin >= mark["from"])
+    if "to" in mark:
+        return bool(begin < mark["to"])
+    return bool(line.get("step", 0) <= mark["step"])
 
 
 class RunLog:
@@ -171,72 +224,242 @@ class RunLog:
 
     Args:
         folder: the run directory; created with the first file.
+        writes: False for the other ranks, whose calls do nothing.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        """Nothing is written yet."""
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, *, writes: bool = True) -> None:
+        """Look at what an earlier run left in the folder; nothing is written yet."""
+        self.folder, self.writes = Path(folder), writes
+        self._earlier = _course_of(self.folder)
+        self._from = self._whole_sizes()
+        self._course: dict[str, Any] = {"started": None, "resumed": [], "ended": None}
+        self._facts: Mapping[str, Any] = {}
+        self._described = self._warned = False
+        self._held: list[tuple[str, str]] = []
+        self._mended: set[str] = set()
+        self._resumed_at: int | None = None
 
     def describe(self, facts: Mapping[str, Any]) -> None:
-        """Write ``run.json`` with the facts, the versions and the command line.
+        """Write ``run.json`` with the facts, the course of the run, versions and command line.
 
         Args:
             facts: JSON-ready; secrets are left out at any depth.
+
+        Raises:
+            OSError: where it cannot be written the first time; later a warning says so.
         """
-        content = {
-            **_without_secrets(facts),
-            "versions": versions(),
-            "command": _without_secret_words(sys.argv),
-        }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        target = self.folder / RUN_FILE
-        staged = target.with_suffix(".json.part")
-        try:
-            staged.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-            staged.replace(target)
-        except OSError:
-            staged.unlink(missing_ok=True)
-            raise
+        self._facts = facts
+        self._write_facts()
 
     def append(self, stream: str, entry: Mapping[str, Any] | Alarm) -> None:
         """Append one line to a stream, with the "time" in seconds since 1970.
 
+        What cannot be written is kept for the next call.
+
         Args:
             stream: one of ``STREAMS``.
-            entry: JSON-ready.
+            entry: JSON-ready, with its "step".
         """
-        content = asdict(entry) if isinstance(entry, Alarm) else _without_secrets(entry)
-        line = json.dumps({**content, "time": round(time.time(), 3)}, default=str)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with stream_file(self.folder, stream).open("a", encoding="utf-8") as file:
-            file.write(f"{line}\n")
+        self._resumed_at = None
+        self._hold(stream, asdict(entry) if isinstance(entry, Alarm) else entry)
+        self._write_held()
+
+    # ---- the course of a run ----
+
+    def begun(self) -> None:
+        """Training begins at step 0: what an earlier one left in the streams counts no more."""
+        if self._resumed_at == 0:  # it is known already
+            return
+        for stream, begin in self._from.items():
+            if begin:
+                self._mark(stream, {MARK: BEGUN, "step": 0, "from": begin})
+        self._go_on({"started": _now(), "resumed": [], "ended": None})
+
+    def resumed(self, step: int, lengths: Mapping[str, int] | None = None) -> None:
+        """Training goes on from a checkpoint: what was written beyond it counts no more.
+
+        Args:
+            step: optimizer step of the checkpoint, at least 0; saying it twice marks it once.
+            lengths: of the streams when the checkpoint was written, from ``lengths``. Of a stream
+                that is not in it lines of later steps count no more.
+        """
+        if step == self._resumed_at:
+            return
+        now = _now()
+        known = lengths or {}
+        for stream in STREAMS:
+            to = {"to": known[stream]} if stream in known else {}
+            self._mark(stream, {MARK: RESUMED, "step": step, **to})
+        so_far = self._course if self._course["started"] is not None else self._earlier
+        resumes = [*so_far.get("resumed", []), {"step": step, "time": now}]
+        self._go_on({"started": so_far.get("started", now), "resumed": resumes, "ended": None})
+        self._resumed_at = step
+
+    def lengths(self) -> dict[str, int]:
+        """Bytes of each stream as it stands, brought to the disk: what a checkpoint remembers."""
+        self._write_held()
+        for stream in STREAMS:
+            path = stream_file(self.folder, stream)
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        return self._whole_sizes()
+
+    def ended(self, state: str, step: int, error: BaseException | None = None) -> None:
+        """Training is over; ``run.json`` says how.
+
+        Args:
+            state: "finished", "stopped" before its last step, "interrupted" or "failed".
+            step: optimizer steps that were done.
+            error: what ended it, if anything did.
+        """
+        end = {"state": state, "step": step, "time": _now()}
+        told = {} if error is None else {"error": _told(error)}
+        self._go_on({**self._course, "ended": end | told})
+        self._from = self._whole_sizes()  # whatever comes now belongs to the next training
+        if self._held:
+            logger().warning(
+                "%d lines of the run's log could not be written and are lost: %s",
+                len(self._held),
+                self.folder,
+            )
+
+    def _go_on(self, course: dict[str, Any]) -> None:
+        self._course = course
+        self._write_held()
+        if self._described:
+            self._write_facts()
+
+    # ---- writing ----
+
+    def _whole_sizes(self) -> dict[str, int]:
+        return {stream: _whole_size(stream_file(self.folder, stream)) for stream in STREAMS}
+
+    def _write_facts(self) -> None:
+        if not self.writes:
+            return
+        mask = Mask()
+        content = {
+            **mask.of({**self._facts, **self._course}),
+            "versions": versions(),
+            "command": mask.words(sys.argv),
+        }
+        target = self.folder / RUN_FILE
+        staged = target.with_suffix(".json.part")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            staged.write_text(_json(content, mask, indent=2) + "\n", encoding="utf-8")
+            staged.replace(target)
+        except OSError as error:
+            _remove(staged)
+            if not self._described:
+                raise
+            self._warn(error)
+        self._described = True
+
+    def _mark(self, stream: str, mark: Mapping[str, Any]) -> None:
+        """Hold a mark, where there is something that it could override."""
+        held = any(name == stream for name, _ in self._held)
+        if held or _whole_size(stream_file(self.folder, stream)):
+            self._hold(stream, mark)
+
+    def _hold(self, stream: str, content: Mapping[str, Any]) -> None:
+        if self.writes:
+            mask = Mask()
+            self._held.append((stream, _json({**mask.of(content), "time": _now()}, mask)))
+
+    def _write_held(self) -> None:
+        """Write what is held, as far as the disk lets it."""
+        try:
+            while self._held:
+                stream, line = self._held[0]
+                self.folder.mkdir(parents=True, exist_ok=True)
+                path = stream_file(self.folder, stream)
+                if stream not in self._mended:
+                    _mend(path)
+                    self._mended.add(stream)
+                _append(path, f"{line}\n".encode())
+                del self._held[0]
+        except OSError as error:
+            self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            logger().warning(
+                "%s cannot be written: %s. Training goes on; the lines of its log are kept in "
+                "memory and written as soon as that is possible.",
+                self.folder,
+                error.strerror or error,
+            )
+        self._warned = True
 
 
-def is_secret(name: str) -> bool:
-    """Whether the value of an option of this name is nobody's business."""
-    words = name.lower().replace("-", "_").split("_")
-    return any(word in words for word in ("token", "key", "secret", "password"))
+def _now() -> float:
+    return round(time.time(), 3)
 
 
-def _without_secret_words(words: list[str]) -> list[str]:
-    """A command line, values of secret options masked: ``--hub_token x`` and ``--hub_token=x``."""
-    shown: list[str] = []
-    hide_next = False
-    for word in words:
-        name, equals, _ = word.partition("=")
-        secret = word.startswith("-") and is_secret(name.lstrip("-"))
-        if hide_next and not word.startswith("-"):
-            word = "***"
-        elif secret and equals:
-            word = f"{name}=***"
-        hide_next = secret and not equals
-        shown.append(word)
-    return shown
+def _whole_size(path: Path) -> int:
+    """Bytes of a stream's whole lines; what a killed process left of its last one is not one."""
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            begin = max(0, end - _BLOCK)
+            file.seek(begin)
+            found = file.read(end - begin).rfind(b"\n")
+            if found >= 0:
+                return begin + found + 1
+            end = begin
+    return 0
 
 
-def _without_secrets(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _without_secrets(v) for k, v in value.items() if not is_secret(str(k))}
-    if isinstance(value, list | tuple):
-        return [_without_secrets(v) for v in value]
-    return value
+def _course_of(folder: Path) -> Mapping[str, Any]:
+    """When a run was started and where it was taken up again, as its ``run.json`` says."""
+    try:
+        found = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {name: found[name] for name in ("started", "resumed") if found.get(name)}
+
+
+def _told(error: BaseException) -> dict[str, str | None]:
+    """The code of an error, if it has one, and one line for people."""
+    if isinstance(error, CounterpointError):
+        return {"code": error.code, "seen": " ".join(error.message.split())}
+    line = next(iter(str(error).strip().splitlines()), "")
+    name = type(error).__name__
+    return {"code": None, "seen": f"{name}: {line}" if line else name}
+
+
+def _json(content: Mapping[str, Any], mask: Mask, indent: int | None = None) -> str:
+    def plain(value: Any) -> Any:
+        """A number of some library as a number, anything else as text."""
+        number = value.item() if hasattr(value, "item") else None
+        return number if isinstance(number, bool | int | float) else mask.text(str(value))
+
+    return json.dumps(content, indent=indent, default=plain)
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Append a whole line or nothing."""
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(end)
+            raise
+
+
+def _mend(path: Path) -> None:
+    """Cut off what is no whole line."""
+    if path.is_file() and path.stat().st_size > _whole_size(path):
+        os.truncate(path, _whole_size(path))
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from typing import Any
 import compiling
 import gpu
 import growth
+import monitor
 import planner
 import preparing
 import pytest
@@ -30,6 +31,11 @@ SHOWN: dict[tuple[str, str], Callable[[Any], str]] = {
     (SPEED, "compiling"): compiling.table,
     (SPEED, "gpu"): gpu.page,
     ("docs/planning.md", "planner"): lambda results: planner.table(results["rows"]),
+    ("docs/monitor.md", "monitor"): lambda results: monitor.table(results["rows"]),
+}
+MONITORED: dict[str, Callable[[Any], str]] = {
+    "look": monitor.look_shown,
+    "diff": monitor.diff_shown,
 }
 
 
@@ -41,6 +47,14 @@ def test_a_table_holds_what_was_measured(page, name):
         pytest.skip("not measured yet")
     results = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
     assert shown == SHOWN[page, name](results), f"run python benchmarks/{name}.py --docs"
+
+
+@pytest.mark.parametrize("name", MONITORED)
+def test_the_monitors_example_is_what_was_seen(name):
+    text = (ROOT / "docs" / "monitor.md").read_text(encoding="utf-8")
+    shown = text.split(f"<!-- {name}: begin -->\n")[1].split(f"\n<!-- {name}: end -->")[0]
+    results = json.loads((ROOT / "benchmarks" / "results" / "monitor.json").read_text())
+    assert shown == MONITORED[name](results["example"]), "run python benchmarks/monitor.py --docs"
 
 
 def test_what_stands_outside_the_marks_stays(tmp_path):

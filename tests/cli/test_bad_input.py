@@ -220,7 +220,7 @@ GALLERY: list[tuple[str, Spoil, str, str, str]] = [
     ),
     ("no weights", nothing, "--model bare", "CP301", "add --from_scratch"),
     ("an adapter for a model", adapter, "--model adapter", "CP301", "holds a LoRA adapter"),
-    ("pickled weights", pickled, "", "CP301", "as pickles"),
+    ("pickled weights", pickled, "", "CP310", "as pickles"),
     ("a missing shard", sharded, "", "CP301", "lacks 1 of 2 files of weights"),
     ("cut weights", cut("model/model.safetensors", 100), "", "CP301", "SafetensorError"),
     ("a missing weight", less_weights, "", "CP301", "lacks 1 of its weights (model.norm.weight)"),

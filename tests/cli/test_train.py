@@ -59,6 +59,12 @@ def log(folder: str = "out") -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+SAID_LAST = [
+    "model in out, its run in run.json and metrics.jsonl there",
+    "to look at it: counterpoint report out",
+]
+
+
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     """Whether two sets of weights are equal bit for bit."""
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
@@ -67,7 +73,7 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 def test_a_model_is_trained_saved_and_loads_again(workshop: Path, command: Command) -> None:
     said = command("train", write_run())
     assert said.code == 0, said.err
-    assert said.out.splitlines()[-1] == "model in out, its run in run.json and metrics.jsonl there"
+    assert said.out.splitlines()[-2:] == SAID_LAST
     before, after = weights("model"), weights("out")
     unmoved = [name for name in after if torch.equal(before[name], after[name])]
     assert unmoved == []
@@ -88,6 +94,21 @@ def test_the_command_trains_what_the_library_trains(workshop: Path, command: Com
     trainer.train()
     trainer.save_model()
     assert same(weights("out"), weights("by_hand"))
+
+
+def test_an_alarm_ends_the_command_with_its_code_and_a_checkpoint_to_go_on_from(
+    workshop: Path, command: Command
+) -> None:
+    path = write_run(learning_rate=1.0, max_steps=60, on_alarm="stop")
+    said = command("train", path)
+    assert said.code == 2
+    found = re.search(r"CP402 stopped after step (\d+) by CW42\d", said.err)
+    assert found, said.err
+    assert Path(f"out/checkpoint-{found[1]}/trainer_state.json").is_file()
+    assert not Path("out/model.safetensors").exists()
+    again = command("train", path, "--resume_from_checkpoint", "latest", "--on_alarm", "warn")
+    assert again.code == 0, again.err
+    assert log()[-2]["step"] == 60
 
 
 def test_a_run_is_repeated_from_the_options_it_wrote(workshop: Path, command: Command) -> None:
@@ -258,7 +279,7 @@ def test_nothing_of_the_libraries_reaches_the_terminal(workshop: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stdout.splitlines() if not line.startswith("{")]
-    assert said == ["model in out, its run in run.json and metrics.jsonl there"]
+    assert said == SAID_LAST
     chatter = re.compile(r"warn|deprecat|transformers|it/s|%\||site-packages", re.IGNORECASE)
     assert [line for line in done.stderr.splitlines() if chatter.search(line)] == []
     assert "gap  = 0.1 * (r(chosen) - r(rejected))" in done.stderr

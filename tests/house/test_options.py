@@ -33,6 +33,7 @@ from counterpoint import CounterpointError, CPOConfig, CPOTrainer
 from counterpoint.config import REFUSED
 from counterpoint.data.collate import collate_padded
 from counterpoint.data.prepare import PrepareOptions, prepare, to_pair
+from counterpoint.runlog import SAMPLES, stream_file
 from counterpoint.trainer.assembly import Assembly
 from counterpoint.trainer.feed import Feed
 from counterpoint.trainer.loading import load_config, load_model
@@ -111,6 +112,9 @@ class Run:
         self.train_passes, self.train_layer_passes = self.passes, self.layer_passes
         self.passes = 0
         self.evaluation = {} if self.error else self.trainer.evaluate()
+        written = stream_file(bench.folder / "out", SAMPLES)
+        self.written = written.read_text().splitlines() if written.is_file() else []
+        written.unlink(missing_ok=True)
         logging.getLogger("counterpoint").removeHandler(said)
         hook.remove()
         layer.remove()
@@ -182,6 +186,11 @@ def evaluation(bench: Bench, options: dict[str, Any]) -> set[str]:
     return set(bench.run(options).evaluation)
 
 
+def written(bench: Bench, options: dict[str, Any]) -> list[tuple[str, int]]:
+    lines = map(json.loads, bench.run(options).written)
+    return [(line["kind"], line["tokens"]) for line in lines]
+
+
 def layout(bench: Bench, options: dict[str, Any]) -> Any:
     return bench.run(options).described["layout"]
 
@@ -193,6 +202,10 @@ def outcome(bench: Bench, options: dict[str, Any]) -> Any:
 
 def said(bench: Bench, options: dict[str, Any]) -> list[str]:
     return bench.run(options).said
+
+
+def looks(bench: Bench, options: dict[str, Any]) -> bool:
+    return bench.run(options).trainer.monitor is not None
 
 
 def of_ddp(bench: Bench, options: dict[str, Any]) -> bool:
@@ -239,6 +252,18 @@ def processes(bench: Bench, options: dict[str, Any]) -> list[Any]:
 def precision(bench: Bench, options: dict[str, Any]) -> torch.dtype:
     make_model(vocab_size=64).save_pretrained(bench.folder / "model")
     return load_model(str(bench.folder / "model"), bench.args(options), adapted=False).dtype
+
+
+def pickled_model(bench: Bench, options: dict[str, Any]) -> str:
+    """The precision of a model whose weights are a pickle, or the code of the refusal."""
+    folder, model = bench.folder / "pickled", make_model(vocab_size=64)
+    model.config.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    try:
+        load_config(str(folder), bench.args(options))
+        return str(load_model(str(folder), bench.args(options), adapted=False).dtype)
+    except CounterpointError as error:
+        return error.code
 
 
 def strange_config(bench: Bench, options: dict[str, Any]) -> str:
@@ -338,16 +363,23 @@ TRIED: dict[str, Row] = {
     "model_init_kwargs": row(precision, {"dtype": "bfloat16"}),
     "trust_remote_code": row(strange_config, True),
     "dataset_num_proc": row(processes, 2),
+    "generate_during_eval": row(evaluation, True),
     # Counterpoint's
     "gamma_beta_ratio": row(gradients, 8.0, loss_type="simpo"),
     "nll_reduction": row(gradients, "sequence_sum"),
     "truncation": row(rows, "prompt_start", max_length=16),
     "invalid_rows": row(rows, "drop", broken=True),
+    "allow_pickle": row(pickled_model, True),
     "nonfinite": row(outcome, "skip", poisoned=True),
     "layout": row(layout, "padded"),
     "max_micro_batch_tokens": row(train_passes, 40),
     "stochastic_rounding": row(optimizer, True, dtype=torch.bfloat16),
+    "eval_samples": row(written, 2, generate_during_eval=True),
+    "eval_sample_tokens": row(written, 2, generate_during_eval=True),
+    "eval_sample_temperature": row(written, 1.0, generate_during_eval=True),
     "router_aux_loss_coef": row(gradients, 5.0, model="mixtral"),
+    "monitor_steps": row(looks, 0),
+    "on_alarm": row(outcome, "stop", learning_rate=1.0, num_train_epochs=20),
     # of TrainingArguments, read by Counterpoint in place of transformers
     "per_device_train_batch_size": row(gradients, 2),
     "per_device_eval_batch_size": row(eval_passes, 2),
@@ -404,7 +436,6 @@ ASKED: dict[str, Any] = {
     "fp16_full_eval": True,
     "fsdp": "full_shard",
     "fsdp_config": {"xla": True},
-    "generate_during_eval": True,
     "include_for_metrics": ["inputs"],
     "is_encoder_decoder": True,
     "label_names": ["labels"],

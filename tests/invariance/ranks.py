@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,13 @@ CASES: dict[str, dict[str, Any]] = {
         for where in ("forward", "backward")
     },
     "buffers broadcast": {"objective": "sigmoid", "pairs": 16, "ddp_broadcast_buffers": True},
+    "writing": {
+        "objective": "sigmoid",
+        "generate_during_eval": True,
+        "eval_samples": 5,
+        "eval_sample_tokens": 6,
+        "eval_sample_temperature": 1.0,
+    },
     "experts do not fit": {
         "objective": "sigmoid",
         "kind": "qwen3_moe",
@@ -61,6 +69,7 @@ STEP_PAIRS = 8
 
 def run_case(case: dict[str, Any], folder: Path, ranks: int) -> dict[str, Any]:
     """Train one case on this rank; gradients of each step, log lines, an evaluation."""
+    from counterpoint.runlog import read_run
     from tests.models_on_the_spot import make_model
     from tests.small_memory import SmallMemory
     from tests.steps import OBJECTIVES, random_pairs, train_watched
@@ -95,10 +104,14 @@ def run_case(case: dict[str, Any], folder: Path, ranks: int) -> dict[str, Any]:
     )
     assert memory is None or memory.failed, "nothing ran out of memory"
     evaluated = trainer.evaluate(held_out)
+    scores = trainer.measure(held_out).scores()
+    written = [] if ranks > 1 and trainer.args.process_index else read_run(folder).samples
     return {
         "gradients": steps,
         "logs": [_numbers(line) for line in trainer.state.log_history if "loss" in line],
         "evaluated": _numbers(evaluated),
+        "scores": {f.name: getattr(scores, f.name).tolist() for f in fields(scores)},
+        "written": [[line["kind"], line["completion"]] for line in written],
     }
 
 
@@ -113,6 +126,36 @@ def stopped_by_a_bad_pair(folder: Path, ranks: int) -> str:
     return "trained"
 
 
+def stopped_by_an_alarm(folder: Path, rank: int) -> str:
+    """Train with an alarm that the last rank alone sounds at step 1; where and how it ended."""
+    from transformers import TrainerCallback
+
+    from counterpoint import CPOTrainer, TrainingError
+    from counterpoint.runlog import Alarm
+
+    class Sounds(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if rank == 1 and state.global_step == 1:
+                trainers[-1].sound(Alarm("CW421", 1, 1, "seen by one."))
+
+    trainers: list[CPOTrainer] = []
+    whole = CPOTrainer.__init__
+
+    def with_callback(self: CPOTrainer, *args: Any, **kwargs: Any) -> None:
+        whole(self, *args, **kwargs)
+        trainers.append(self)
+        self.add_callback(Sounds())
+
+    CPOTrainer.__init__ = with_callback
+    try:
+        run_case({"objective": "sigmoid", "pairs": 24, "on_alarm": "stop"}, folder, 2)
+    except TrainingError as error:
+        return f"{trainers[-1].state.global_step} {error}"
+    finally:
+        CPOTrainer.__init__ = whole
+    return "trained"
+
+
 def as_stream(pairs: Dataset) -> Any:
     """Prepared pairs as the streaming set that ``prepare`` would give."""
     extra = {"cut_prompt": 0, "cut_chosen": 0, "cut_rejected": 0, "boundary": 0}
@@ -120,8 +163,9 @@ def as_stream(pairs: Dataset) -> Any:
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, float]:
-    timing = ("runtime", "per_second", "epoch")
-    return {k: float(v) for k, v in line.items() if not any(word in k for word in timing)}
+    from tests.steps import untimed
+
+    return {k: float(v) for k, v in untimed(line).items() if k != "epoch"}
 
 
 def flat(gradients: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -142,6 +186,7 @@ def main(folder: Path) -> None:
             save_file(flat(result.pop("gradients")), folder / f"{number}.safetensors")
             seen[name] = result
     (folder / f"stopped-{rank}").write_text(stopped_by_a_bad_pair(folder / "bad", ranks))
+    (folder / f"alarm-{rank}").write_text(stopped_by_an_alarm(folder / "alarm", rank))
     if rank == 0:
         (folder / "seen.json").write_text(json.dumps(seen))
     torch.distributed.destroy_process_group()

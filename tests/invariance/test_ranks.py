@@ -70,6 +70,26 @@ def test_two_ranks_take_the_steps_of_one(name: str, two_ranks, tmp_path: Path):
     for one, other in zip(alone["logs"], seen[name]["logs"], strict=True):
         assert other == pytest.approx(one, rel=1e-6)
     assert seen[name]["evaluated"] == pytest.approx(alone["evaluated"], rel=1e-6)
+    assert seen[name]["scores"].keys() == alone["scores"].keys()
+    for column, values in alone["scores"].items():
+        assert seen[name]["scores"][column] == pytest.approx(values, rel=1e-6), column
+    assert seen[name]["written"] == alone["written"]
+    assert len(alone["written"]) == (2 * 5 if name == "writing" else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sigmoid", "experts", "short last step"])
+def test_the_first_rank_sees_the_weights_move_as_one_process_does(name: str, two_ranks, tmp_path):
+    folder, _ = two_ranks
+    run_case(CASES[name], tmp_path, ranks=1)
+    looks = [
+        [json.loads(line) for line in (path / "movement.jsonl").read_text().splitlines()]
+        for path in (tmp_path, folder / f"run-{list(CASES).index(name)}")
+    ]
+    for one, other in zip(*looks, strict=True):
+        assert one["tensors"].keys() == other["tensors"].keys()
+        for tensor, numbers in one["tensors"].items():
+            assert other["tensors"][tensor] == pytest.approx(numbers, rel=2e-3)
 
 
 @pytest.mark.slow
@@ -78,6 +98,15 @@ def test_a_bad_pair_of_one_rank_stops_every_rank_with_the_same_words(two_ranks):
     messages = [(folder / f"stopped-{rank}").read_text() for rank in range(RANKS)]
     assert messages[0] == messages[1]
     assert messages[0].startswith("CP401 step 1: the loss of row 7 is not finite.")
+
+
+@pytest.mark.slow
+def test_an_alarm_that_one_rank_hears_ends_the_run_on_every_rank_at_the_same_step(two_ranks):
+    folder, _ = two_ranks
+    messages = [(folder / f"alarm-{rank}").read_text() for rank in range(RANKS)]
+    assert messages[0] == messages[1]
+    assert messages[0].startswith("1 CP402 stopped after step 1 by CW421, ")
+    assert (folder / "alarm" / "checkpoint-1").is_dir()
 
 
 @pytest.mark.slow

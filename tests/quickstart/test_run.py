@@ -21,7 +21,7 @@ from counterpoint.quickstart.display import WIDTH, Progress
 from counterpoint.quickstart.run import QuickstartResult, run, training_options
 from counterpoint.quickstart.supervised import train_supervised
 from counterpoint.quickstart.table import Outcome, examples, judge, table
-from counterpoint.quickstart.task import german, held_out_numbers, preference_pairs
+from counterpoint.quickstart.task import english, german, held_out_numbers, preference_pairs
 from counterpoint.quickstart.translate import load_base, translate
 
 STEPS, HELD_OUT = 30, 60
@@ -60,6 +60,19 @@ def test_the_saved_model_translates_as_the_table_says(seen: Seen) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     numbers = held_out_numbers(HELD_OUT, seed=0)
     assert judge(numbers, translate(model, tokenizer, numbers)) == seen.result.cpo
+
+
+def test_the_held_out_pairs_are_of_numbers_that_the_training_has_not_seen(seen: Seen) -> None:
+    folder = seen.root / seen.result.folder
+    trained, held_out = (
+        [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+        for name in ("pairs.jsonl", "held-out.jsonl")
+    )
+    assert 0.5 * HELD_OUT < len(held_out) < HELD_OUT
+    assert not {row["prompt"] for row in held_out} & {row["prompt"] for row in trained}
+    right = {english(n) + " = ": german(n) for n in held_out_numbers(HELD_OUT, seed=0)}
+    assert all(row["reference"] == right[row["prompt"]] for row in held_out)
+    assert all(row["chosen"] != row["rejected"] for row in held_out)
 
 
 def test_what_is_said_has_five_steps_a_table_and_the_next_command(seen: Seen) -> None:

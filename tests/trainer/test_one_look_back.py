@@ -1,4 +1,4 @@
-"""A step reads back from the device once: whether all of it is finite.
+"""A step reads back from the device once: whether all of it is finite; the monitor's look, once.
 
 Counted on a CPU, where a value that is read leaves the same trace as on an accelerator.
 """
@@ -55,15 +55,22 @@ class Looks(TorchDispatchMode, TrainerCallback):
 
 
 @pytest.mark.parametrize(
-    ("layout", "reads"),
+    ("layout", "monitor_steps", "reads"),
     [
-        ("shared", 1),
+        ("shared", 0, 1),
         # without a mask transformers asks once a micro-batch whether positions jump
-        ("padded", 1 + 2),
+        ("padded", 0, 1 + 2),
+        ("shared", 1, 1 + 1),
     ],
 )
 def test_a_step_reads_one_value_back(
-    layout: str, reads: int, models: Any, chatml_tokenizer: Any, tmp_path: Path, monkeypatch: Any
+    layout: str,
+    monitor_steps: int,
+    reads: int,
+    models: Any,
+    chatml_tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: Any,
 ) -> None:
     args = CPOConfig(
         output_dir=str(tmp_path),
@@ -71,6 +78,7 @@ def test_a_step_reads_one_value_back(
         gradient_accumulation_steps=2,
         max_steps=3,
         layout=layout,
+        monitor_steps=monitor_steps,
         use_cpu=True,
         gradient_checkpointing=False,
         save_strategy="no",

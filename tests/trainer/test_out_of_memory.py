@@ -18,7 +18,7 @@ from counterpoint.data.collate import collate_shared
 from counterpoint.records import PairBatch, TokenPair
 from counterpoint.trainer.recut import Share, TokenBudget, is_out_of_memory
 from tests.small_memory import SmallMemory
-from tests.steps import distance, random_pairs, train_watched
+from tests.steps import distance, random_pairs, train_watched, untimed
 
 LIMITS = {torch.float32: 1e-6, torch.float64: 1e-12}
 FITS = 60
@@ -27,10 +27,6 @@ FITS = 60
 
 def warnings_of(caplog) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-
-
-def numbers(line: dict[str, Any]) -> dict[str, float]:
-    return {k: v for k, v in line.items() if "runtime" not in k and "per_second" not in k}
 
 
 def micro_batch_tokens(folder: Path) -> dict[str, int | None]:
@@ -63,7 +59,7 @@ def test_a_step_done_again_has_the_same_gradient_and_the_same_metrics(
             learning_rate=1e-30,
             **start,
         )
-        return steps, [numbers(line) for line in trainer.state.log_history if "loss" in line]
+        return steps, [untimed(line) for line in trainer.state.log_history if "loss" in line]
 
     calm, calm_lines = train(models("qwen2_tied").to(dtype))
     assert warnings_of(caplog) == []
@@ -153,7 +149,7 @@ def test_experts_are_balanced_over_a_step_that_was_done_again(
             gradient_accumulation_steps=8 // micro_batch,
             router_aux_loss_coef=1.0,
         )
-        return steps, numbers(trainer.state.log_history[0])
+        return steps, untimed(trainer.state.log_history[0])
 
     (calm,), calm_line = train(models("qwen3_moe").double())
     model = models("qwen3_moe").double()
@@ -287,7 +283,7 @@ def test_an_evaluation_done_again_counts_nothing_twice(
             learning_rate=1e-30,
         )
         trainer.compute_metrics = lambda seen: rewards.append(seen.predictions) or {}
-        return numbers(trainer.evaluate(random_pairs(20, seed=1)))
+        return untimed(trainer.evaluate(random_pairs(20, seed=1)))
 
     calm = evaluate(models("qwen3_moe").double())
     model = models("qwen3_moe").double()

@@ -127,6 +127,43 @@ def test_an_evaluation_is_of_the_whole_set_however_it_is_cut(build, models):
     assert results[0]["eval_loss"] == pytest.approx(expected.item(), rel=1e-12)
 
 
+def test_what_is_kept_of_each_pair_is_what_the_model_says_of_it(build, models):
+    """Against one pair at a time through all logits; whatever the batches are."""
+    held_out = random_pairs(7, seed=2)
+    model = models("qwen2").double().eval()
+    expected = {
+        side: [
+            completion_logps(model, row["prompt_ids"], row[f"{side}_ids"]).sum().item()
+            for row in held_out
+        ]
+        for side in ("chosen", "rejected")
+    }
+    for size, layout in ((1, "shared"), (3, "padded"), (7, "shared")):
+        options = {"per_device_eval_batch_size": size, "layout": layout, "beta": 0.3}
+        scores = build(model=models("qwen2").double(), options=options).measure(held_out).scores()
+        assert scores.rows.tolist() == list(range(7))
+        for side in ("chosen", "rejected"):
+            logps = getattr(scores, f"{side}_logps")
+            assert logps.tolist() == pytest.approx(expected[side], rel=1e-10)
+            rewards = getattr(scores, f"{side}_rewards")
+            assert rewards.tolist() == pytest.approx((0.3 * logps).tolist(), rel=1e-12)
+            tokens = [len(ids) for ids in held_out[f"{side}_ids"]]
+            assert getattr(scores, f"{side}_tokens").tolist() == tokens
+
+
+def test_pairs_of_one_prompt_are_known_as_such(build):
+    rows = [dict(TEXT[0]), dict(TEXT[1]), {**TEXT[0], "rejected": " Who knows?"}]
+    prompts = build().measure(rows).scores().prompts
+    assert prompts[0] == prompts[2] != prompts[1]
+
+
+def test_the_accuracy_of_an_evaluation_has_an_interval_around_it(build):
+    metrics = build(eval_dataset=TEXT).evaluate()
+    low, high = (metrics[f"eval_rewards/accuracies_{end}"] for end in ("low", "high"))
+    assert 0 <= low <= metrics["eval_rewards/accuracies"] <= high <= 1
+    assert low < high
+
+
 def test_experts_are_balanced_over_a_whole_evaluation_set(build, models):
     losses = []
     for size in (2, 7):

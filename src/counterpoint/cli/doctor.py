@@ -8,9 +8,7 @@ Not here: what is looked for (``doctor.examine``), loading (``train``).
 
 from __future__ import annotations
 
-import sys
-
-from counterpoint.cli.manners import quiet_bars, terminal_width
+from counterpoint.cli.manners import quiet_bars, say, terminal_width
 from counterpoint.cli.settings import read_request, read_what_can_be
 from counterpoint.cli.train import consult
 from counterpoint.doctor.findings import Finding, Report, from_error
@@ -29,8 +27,7 @@ def doctor(words: list[str], *, as_json: bool) -> int:
     """
     quiet_bars()
     report = _report(words)
-    sys.stdout.write(report.as_json() if as_json else report.as_table(terminal_width()))
-    sys.stdout.write("\n")
+    say(report.as_json() if as_json else report.as_table(terminal_width()))
     return report.exit_code
 
 

@@ -19,7 +19,7 @@ from counterpoint.cli.options import options
 from counterpoint.cli.run_file import Line, printable
 from counterpoint.config import RANGES, REFUSED, is_refused
 from counterpoint.errors import ConfigError
-from counterpoint.runlog import is_secret
+from counterpoint.masking import is_secret
 
 NO_OPTION = "there is no such option here"
 _NO_SECRETS = "a secret has no place in a file; set HF_TOKEN where you run"

@@ -18,6 +18,9 @@ SECRET = ("hub_token",)
 
 _WHOLE = re.compile(r"[-+]?[0-9]+")
 _NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_MOST_DIGITS = 1000
+"""Of a whole number; beyond, what looks like one is text, which no option takes for a number."""
+
 _NULL = ("", "~", "null", "Null", "NULL")
 _TRUE = ("true", "True", "TRUE")
 _FALSE = ("false", "False", "FALSE")
@@ -81,6 +84,8 @@ def _plain_word(text: str) -> Any:
         return None
     if text in _TRUE + _FALSE:
         return text in _TRUE
+    if len(text) > _MOST_DIGITS:
+        return text
     if _WHOLE.fullmatch(text):
         return int(text)
     return float(text) if _NUMBER.fullmatch(text) else text

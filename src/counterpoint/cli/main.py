@@ -19,6 +19,8 @@ from functools import partial
 from counterpoint._version import __version__
 from counterpoint.cli.manners import complain, quiet_libraries, terminal_width
 from counterpoint.errors import ConfigError, CounterpointError
+from counterpoint.floors import check_floors
+from counterpoint.masking import masked
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -38,6 +40,8 @@ commands:
                  say what a run needs in memory, and how to cut its steps to fit
   smoke [CONFIG.yaml] [--real N] [--option value ...] [--json]
                  try the whole run in miniature, on a tiny twin of the model; options as for train
+  evaluate MODEL --dataset FILE_OR_HUB ... [--base BASE] [--generate N] [--json]
+                 say how often a model prefers the chosen, by how much, and what it writes
   tokens [CONFIG.yaml] [--row N ...] [--option value ...]
                  show rows as they are trained: tokens, boundary, cuts, what carries loss
   init --preset NAME --model M --dataset D [--out run.yaml]
@@ -46,6 +50,16 @@ commands:
                  or from a script or file of TRL, LLaMA-Factory or Axolotl
   pairs SCORED ... --out PAIRS.jsonl [--option value ...]
                  make preference pairs of scored candidates
+  diff BEFORE AFTER [--all] [--json]
+                 say how two saved models or adapters differ
+  replay FILE [--model M]
+                 do a step that was not finite again, and say what broke first
+  report RUN [--out FILE]
+                 write a run's report: one HTML file that opens offline
+  compare RUN RUN ... [--out FILE]
+                 write what differs between runs, and their curves side by side
+  watch RUN [--port N]
+                 serve a run's report on this machine while training goes on
   quickstart [--output_dir DIR] [--seed N]
                  train a tiny translation model in about a minute: no network, no GPU
 
@@ -66,7 +80,8 @@ exit codes:
   2    it cannot be done as asked; the line on stderr starts with a code, see docs/errors.md
   130  interrupted with Ctrl-C
   (doctor: 0 nothing found, 1 warnings, 2 errors; smoke: 1 a check failed;
-  plan: 0 it fits, 1 it does not)
+  plan: 0 it fits, 1 it does not; diff: 1 the two are the same;
+  replay: 1 everything is finite this time)
 """
 
 DOCTOR_HELP = """\
@@ -157,15 +172,22 @@ def _dispatch(words: list[str]) -> int:
         "doctor": _doctor,
         "plan": partial(_small, "plan"),
         "smoke": partial(_small, "smoke"),
+        "evaluate": partial(_small, "evaluate"),
         "tokens": partial(_small, "tokens"),
         "init": partial(_small, "init"),
         "pairs": partial(_small, "pairs"),
+        "diff": partial(_small, "diff"),
+        "replay": partial(_small, "replay"),
+        "report": partial(_small, "report"),
+        "compare": partial(_small, "compare"),
+        "watch": partial(_small, "watch"),
         "quickstart": _quickstart,
     }
     if first not in commands:
         near = get_close_matches(first, commands, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(commands)}."
         raise ConfigError("CP101", f"{first} is no command; {hint} See counterpoint --help.")
+    check_floors()
     return commands[first](rest)
 
 
@@ -273,7 +295,7 @@ def _take_debug(words: list[str]) -> tuple[list[str], bool]:
 
 def _show_trace(debug: bool) -> None:
     if debug:
-        traceback.print_exc()
+        sys.stderr.write(masked(traceback.format_exc()))
 
 
 def _explain(error: Exception, debug: bool) -> str:

@@ -1,4 +1,4 @@
-"""How the command speaks: one line for an error, and nothing from the libraries below it.
+"""How the command speaks: one line for an error, no secret, nothing from the libraries below it.
 
 Not here: what the run itself says (``runlog.logger``) and the exit codes (``main``).
 """
@@ -12,6 +12,8 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from counterpoint.masking import masked
 
 CHATTY = (
     "transformers",
@@ -38,21 +40,21 @@ _VERBOSITY = {
 def say(text: str = "") -> None:
     """One line for the user, on standard output, from the first process only."""
     if is_first_process():
-        sys.stdout.write(f"{text}\n")
+        sys.stdout.write(f"{masked(text)}\n")
         sys.stdout.flush()
 
 
 def complain(text: str) -> None:
     """One line on standard error, whatever line breaks ``text`` has; names the rank if any."""
     rank = f" [rank {os.environ['RANK']}]" if "RANK" in os.environ else ""
-    sys.stderr.write(f"counterpoint{rank}: {' '.join(text.split())}\n")
+    sys.stderr.write(f"counterpoint{rank}: {' '.join(masked(text).split())}\n")
     sys.stderr.flush()
 
 
 def complain_all(text: str) -> None:
     """Several lines on standard error, as they are, from the first process only."""
     if is_first_process():
-        sys.stderr.write(f"{text}\n")
+        sys.stderr.write(f"{masked(text)}\n")
         sys.stderr.flush()
 
 

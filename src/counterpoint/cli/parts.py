@@ -99,7 +99,7 @@ def _load_parts(run: RunOptions, config: CPOConfig, attempt: Attempt) -> Parts:
         tokenizer=attempt(load_own_tokenizer, run, config),
         adapter=attempt(adapter_config, run),
         train_rows=attempt(train_rows, run, config),
-        eval_rows=attempt(_eval_sets, run),
+        eval_rows=attempt(eval_sets, run),
     )
 
 
@@ -144,8 +144,14 @@ def merge_model_options(run: RunOptions, config: CPOConfig) -> None:
     """Put revision, dtype and attention among the keywords that load a model.
 
     Raises:
-        ConfigError: CP104 for what is given twice.
+        ConfigError: CP104 for what is given twice, and for the revision of a folder.
     """
+    if run.revision is not None and Path(str(run.model)).is_dir():
+        raise ConfigError(
+            "CP104",
+            f"revision={run.revision} would do nothing: {run.model} is a folder, which has no "
+            "revisions. Name the model of the hub, or leave revision out.",
+        )
     given = config.model_init_kwargs
     keywords = dict(given) if isinstance(given, Mapping) else {}
     own = {
@@ -195,7 +201,13 @@ def _sources(names: list[str]) -> str | list[str]:
     return names[0] if len(names) == 1 else names
 
 
-def _eval_sets(run: RunOptions) -> Any:
+def eval_sets(run: RunOptions) -> Any:
+    """The raw rows to evaluate on: of one set, of several by name, or None.
+
+    Raises:
+        ConfigError: CP103 for names that cannot be meant.
+        DataError: CP2xx for what cannot be read.
+    """
     if not run.eval_dataset:
         return None
     named = _named_sets(run.eval_dataset)

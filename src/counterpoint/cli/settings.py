@@ -22,6 +22,7 @@ from counterpoint.cli.run_options import RunOptions
 from counterpoint.cli.yaml_file import read_config
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ConfigError, CounterpointError, SetupError
+from counterpoint.masking import keep_secrets
 
 OF_THE_DATA = (
     "output_dir",
@@ -32,6 +33,7 @@ OF_THE_DATA = (
     "invalid_rows",
     "dataset_num_proc",
     "trust_remote_code",
+    "allow_pickle",
     "model_init_kwargs",
     "use_cpu",
     "max_steps",
@@ -110,6 +112,7 @@ def read_values(argv: list[str]) -> dict[str, Any]:
 
 
 def _build(values: dict[str, Any]) -> Request:
+    keep_secrets(values)
     given = {name: value for name, value in values.items() if name not in SECRET}
     table = options()
     run = RunOptions(**{name: v for name, v in values.items() if table[name].group == RUN})

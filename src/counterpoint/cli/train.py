@@ -10,6 +10,7 @@ loaded (``parts``), what the doctor looks for (``doctor``).
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,7 +37,10 @@ from counterpoint.config import CPOConfig
 from counterpoint.doctor import examine
 from counterpoint.doctor.findings import Finding, Report, from_error
 from counterpoint.errors import ConfigError, CounterpointError, SetupError
+from counterpoint.masking import Mask
 from counterpoint.runlog import METRICS, RUN_FILE, STREAMS, check_writable, stream_file
+from counterpoint.trainer.display import TrainingDisplay
+from counterpoint.trainer.trackers import check_trackers
 from counterpoint.trainer.trainer import CPOTrainer
 
 REQUEST_FILE = "train.yaml"
@@ -72,19 +76,22 @@ def train(request: Request) -> None:
         else:
             check_run(request, call)
             parts = load_parts(request, call)
-        trainer = _build(parts, config)
+        display = TrainingDisplay()
+        trainer = _build(parts, config, display)
     resume = _checkpoint(config)
     if is_first_process():
         _clear(Path(config.output_dir), keep=resume is not None)
         _write_request(request)
-    with _saved_so_far(Path(config.output_dir)):
+    with _saved_so_far(Path(config.output_dir)), trainer.recorded():
         trainer.train(resume_from_checkpoint=resume)
         trainer.save_model()
     if run.eval_dataset and config.eval_strategy == IntervalStrategy.NO:
         say("evaluating once, at the end, since eval_strategy is no")
-        trainer.evaluate()
+        with display:
+            trainer.evaluate()
     metrics = stream_file(config.output_dir, METRICS).name
     say(f"model in {config.output_dir}, its run in {RUN_FILE} and {metrics} there")
+    say(f"to look at it: counterpoint report {shlex.quote(str(config.output_dir))}")
 
 
 def consult(request: Request) -> tuple[Report, Parts]:
@@ -142,13 +149,14 @@ def check_run(request: Request, attempt: Attempt) -> None:
     config = request.config
     attempt(_check_task, config)
     attempt(_check_evaluation, request.run, config)
+    attempt(check_trackers, config)
     attempt(check_writable, config.output_dir)
     attempt(_checkpoint, config)
     if is_first_process():
         attempt(_check_vacant, config, request.run.overwrite_output_dir)
 
 
-def _build(parts: Parts, config: CPOConfig) -> CPOTrainer:
+def _build(parts: Parts, config: CPOConfig, display: TrainingDisplay) -> CPOTrainer:
     """Everything else that can fail on what the user gave."""
     return CPOTrainer(
         model=parts.model,
@@ -157,6 +165,7 @@ def _build(parts: Parts, config: CPOConfig) -> CPOTrainer:
         eval_dataset=parts.eval_rows,
         processing_class=parts.tokenizer,
         peft_config=parts.adapter,
+        callbacks=[display],
     )
 
 
@@ -251,7 +260,8 @@ def _clear(folder: Path, keep: bool) -> None:
 def _write_request(request: Request) -> None:
     folder = Path(request.config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(dict(request.given), sort_keys=False, allow_unicode=True)
+    given = Mask().of(request.given)
+    text = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
     (folder / REQUEST_FILE).write_text(text, encoding="utf-8")
 
 

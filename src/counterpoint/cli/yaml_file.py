@@ -22,6 +22,9 @@ MOST_NODES = 10_000
 DEEPEST = 20
 """Lists and mappings inside each other."""
 
+MOST_BYTES = 2**20
+"""Of one file; a run's options take a few thousand."""
+
 _PLAIN_TAGS = frozenset(
     f"tag:yaml.org,2002:{kind}"
     for kind in ("null", "bool", "int", "float", "str", "timestamp", "value", "seq", "map")
@@ -94,7 +97,16 @@ def read_text(path: str) -> str:
         ConfigError: CP106 where there is none, or it is not UTF-8.
     """
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        with Path(path).open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise ConfigError(
+                "CP106",
+                f"{path} is larger than {MOST_BYTES // 2**20} MiB; is it a file of options?",
+            )
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except ConfigError:
+        raise
     except FileNotFoundError as error:
         raise ConfigError(
             "CP106", f"there is no file {path}. Flags begin with --, as in --model gpt2."
@@ -111,7 +123,7 @@ def read_text(path: str) -> str:
 
 def _compose(text: str, name: str) -> yaml.Node | None:
     try:
-        return yaml.compose(text, Loader=yaml.SafeLoader)
+        return yaml.compose(text, Loader=_Counting)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f" line {mark.line + 1}" if mark else ""
@@ -120,6 +132,25 @@ def _compose(text: str, name: str) -> yaml.Node | None:
     except (yaml.YAMLError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else "nested too deeply"
         raise ConfigError("CP106", f"{name} is not YAML: {reason}.") from error
+
+
+class _Counting(yaml.SafeLoader):
+    """Stops at more nodes, or deeper ones, than a file may hold, before all of it is parsed."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.nodes = self.depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.nodes += 1
+        self.depth += 1
+        if self.nodes > 2 * MOST_NODES or self.depth > 2 * DEEPEST:  # keys are nodes too
+            raise yaml.YAMLError(f"more than {MOST_NODES:,} values, or {DEEPEST} inside each other")
+        try:
+            found: yaml.Node | None = super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+        return found
 
 
 class _Reader:

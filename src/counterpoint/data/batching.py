@@ -97,6 +97,9 @@ class DealtStream(IterableDataset[list[TokenPair]]):
 class PairLoader(DataLoader[Any]):
     """A data loader whose sampler is told the epoch, as transformers' loop expects."""
 
+    pairs: Any = None
+    """The prepared set that it deals out."""
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration follows."""
         if isinstance(self.batch_sampler, StepSampler):

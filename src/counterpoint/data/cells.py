@@ -28,6 +28,10 @@ ROLES = {
 """Names of speakers in ShareGPT-shaped data -> the roles that chat templates know."""
 
 
+MOST_CHARACTERS = 4 * 2**20
+"""Characters of all of a row's texts: a million tokens, and more than any model reads."""
+
+
 def fail(code: str, row: int, field: str, text: str) -> NoReturn:
     """Refuse a row.
 
@@ -41,6 +45,29 @@ def fail(code: str, row: int, field: str, text: str) -> NoReturn:
         DataError: always.
     """
     raise DataError(code, f"row {row}, field {field}: {text}")
+
+
+def check_size(raw: Mapping[str, Any], row: int) -> None:
+    """Refuse a row whose texts are longer than ``MOST_CHARACTERS``, before any of it is read.
+
+    Raises:
+        DataError: CP216.
+    """
+    size, left = 0, [*raw.values()]
+    while left and size <= MOST_CHARACTERS:  # no recursion: a row may be nested to any depth
+        value = left.pop()
+        if isinstance(value, str):
+            size += len(value)
+        elif isinstance(value, Mapping):
+            left += value.values()
+        elif isinstance(value, list | tuple):
+            left += value
+    if size > MOST_CHARACTERS:
+        raise DataError(
+            "CP216",
+            f"row {row} holds more than {MOST_CHARACTERS:,} characters; no model reads so long a "
+            "text. Cut or remove the row.",
+        )
 
 
 def read_text(value: Any, row: int, field: str) -> Text:
@@ -71,7 +98,7 @@ def _json_messages(text: str) -> Any:
         return None
     try:
         parsed = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     turns = [parsed] if isinstance(parsed, dict) else parsed
     known = ({"role", "content"}, {"from", "value"}, {"role", "tool_calls"})
@@ -133,7 +160,7 @@ def _function_calls(text: str) -> list[Message]:
     """ShareGPT's JSON of one or more calls as ``tool_calls``; empty if it is something else."""
     try:
         parsed = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     calls = parsed if isinstance(parsed, list) else [parsed]
     if not all(isinstance(c, dict) and isinstance(c.get("name"), str) for c in calls):

@@ -1,5 +1,7 @@
 """Conversations become text through the tokenizer's chat template; text stays as it is.
 
+A template is a stranger's program: what it may take is bounded (``bounds``).
+
 Not here: tokens. Where the prompt ends is decided in token space (``tokenize``), so the three
 strings of a row need not be prefixes of each other.
 """
@@ -11,8 +13,18 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from counterpoint.data.bounds import OutOfTime, bounded_time
 from counterpoint.errors import DataError
 from counterpoint.records import Message, PreferenceRow
+
+MOST_SECONDS = 10.0
+"""Of computing, for one text; an ordinary template takes a millisecond."""
+
+MOST_RENDERED = 2**24
+"""Characters of one text."""
+
+MOST_SHOWN = 300
+"""Characters of a template's own error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +57,30 @@ def render(row: PreferenceRow, tokenizer: PreTrainedTokenizerBase) -> Rendered:
 
     Raises:
         DataError: CP202 for text that is not Unicode; CP208 without a chat template; CP213 if
-            the template refuses the row or renders both completions the same.
+            the template refuses the row or renders both completions the same; CP217 if it takes
+            too long or makes too much of it.
     """
+    prompt = render_prompt(row, tokenizer)
     if isinstance(row.prompt, str):
-        texts = row.prompt, f"{row.prompt}{row.chosen}", f"{row.prompt}{row.rejected}"
-        rendered = Rendered(*texts)
+        rendered = Rendered(prompt, f"{prompt}{row.chosen}", f"{prompt}{row.rejected}")
     else:
-        rendered = _through_template(row, row.prompt, tokenizer)
+        rendered = _with_completions(row, row.prompt, prompt, tokenizer)
     _check_unicode(rendered, row.row)
     return rendered
 
 
-def _through_template(
-    row: PreferenceRow, prompt: list[Message], tokenizer: PreTrainedTokenizerBase
-) -> Rendered:
+def render_prompt(row: PreferenceRow, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The prompt of a row as text, up to where the assistant begins to speak.
+
+    Args:
+        row: its completions are not looked at.
+        tokenizer: as for ``render``.
+
+    Raises:
+        DataError: CP208 without a chat template; CP213 if the template refuses the row.
+    """
+    if isinstance(row.prompt, str):
+        return row.prompt
     if not tokenizer.chat_template:
         raise DataError(
             "CP208",
@@ -66,12 +88,21 @@ def _through_template(
             "tokenizer.chat_template, use the model's instruction-tuned tokenizer, or give "
             "prompt, chosen and rejected as text.",
         )
-    opened = prompt[-1]["role"] == "assistant"
+    opened = row.prompt[-1]["role"] == "assistant"
     ending = {"continue_final_message": True} if opened else {"add_generation_prompt": True}
+    return _apply(row, row.prompt, tokenizer, **ending)
+
+
+def _with_completions(
+    row: PreferenceRow,
+    messages: list[Message],
+    prompt: str,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Rendered:
     rendered = Rendered(
-        _apply(row, prompt, tokenizer, **ending),
-        _apply(row, [*prompt, *row.chosen], tokenizer),
-        _apply(row, [*prompt, *row.rejected], tokenizer),
+        prompt,
+        _apply(row, [*messages, *row.chosen], tokenizer),
+        _apply(row, [*messages, *row.rejected], tokenizer),
     )
     if rendered.chosen == rendered.rejected:
         raise DataError(
@@ -97,12 +128,36 @@ def _apply(
 ) -> str:
     options: dict[str, Any] = {**(row.template_kwargs or {}), **ending}
     try:
-        text = tokenizer.apply_chat_template(messages, tools=row.tools, tokenize=False, **options)
+        with bounded_time(MOST_SECONDS):
+            text = tokenizer.apply_chat_template(
+                messages, tools=row.tools, tokenize=False, **options
+            )
+    except OutOfTime as error:
+        raise _cut_short(
+            row, f"was not done after {MOST_SECONDS:g} seconds of computing"
+        ) from error
+    except MemoryError as error:
+        raise _cut_short(row, "wants more memory than there should be in a text") from error
     except Exception as error:  # a template is a program of the model's author: anything goes
         roles = ", ".join(str(message["role"]) for message in messages)
         raise DataError(
             "CP213",
             f"row {row.row}: the chat template fails on turns of role {roles}: "
-            f"{type(error).__name__}: {error}. Change the row or the template.",
+            f"{type(error).__name__}: {_shortened(error)}. Change the row or the template.",
         ) from error
+    if len(text) > MOST_RENDERED:
+        raise _cut_short(row, f"makes {len(text):,} characters of it")
     return str(text)
+
+
+def _shortened(error: Exception) -> str:
+    text = str(error)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
+def _cut_short(row: PreferenceRow, what: str) -> DataError:
+    return DataError(
+        "CP217",
+        f"row {row.row}: the chat template {what}, and was stopped. It is a program that came with "
+        "the tokenizer: look at it before you go on, or give another with chat_template.",
+    )

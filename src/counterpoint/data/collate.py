@@ -11,6 +11,7 @@ Not here: which pairs make a batch (``sampler``), what the model does with it (`
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -116,6 +117,52 @@ def collate_shared(pairs: Sequence[TokenPair], *, vocab_size: int | None = None)
         row_ids=torch.tensor([p.row for p in pairs]),
         segments=tuple(segments),
     )
+
+
+def pairs_of(batch: PairBatch) -> list[TokenPair]:
+    """The pairs of a batch, in its order: ``collate_*`` of them is the batch again.
+
+    Args:
+        batch: in either layout, on any device.
+    """
+    rows, weight, margin = (x.tolist() for x in (batch.row_ids, batch.weight, batch.margin))
+    parts = _shared_parts(batch) if batch.layout == "shared" else _padded_parts(batch)
+    return [
+        TokenPair(*ids, row=rows[pair], weight=weight[pair], margin=margin[pair])
+        for pair, ids in enumerate(parts)
+    ]
+
+
+Parts = tuple[list[int], list[int], list[int]]
+"""Ids of a prompt and its two completions."""
+
+
+def _shared_parts(batch: PairBatch) -> list[Parts]:
+    ids = batch.input_ids.tolist()
+    found = []
+    for row, start, *lengths in batch.segments:
+        ends = np.cumsum([start, *lengths]).tolist()
+        prompt, chosen, rejected = (ids[row][a:b] for a, b in pairwise(ends))
+        found.append((prompt, chosen, rejected))
+    return found
+
+
+def _padded_parts(batch: PairBatch) -> list[Parts]:
+    width = batch.input_ids.shape[1]
+    texts = [
+        row[mask].tolist() for row, mask in zip(batch.input_ids, batch.attention_mask, strict=True)
+    ]
+    sources, counts = batch.target_source.tolist(), batch.target_counts.tolist()
+    starts = np.cumsum([0, *counts]).tolist()
+    found = []
+    for pair in range(len(batch)):
+        chosen, rejected = texts[pair], texts[pair + len(batch)]
+        before = sources[starts[pair]] - pair * width + 1
+        # an empty prompt and one of a single token look the same, unless the tokens differ
+        if chosen[:before] != rejected[:before]:
+            before = 0
+        found.append((chosen[:before], chosen[before:], rejected[before:]))
+    return found
 
 
 def beyond_embedding(token_id: int, vocab_size: int, row: int | None = None) -> ModelError:

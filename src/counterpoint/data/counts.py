@@ -10,7 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from counterpoint.data.pair_digest import PairDigest
+
 PARTS = ("prompt", "chosen", "rejected")
+
+CLASSES = 40
+"""Most classes of a histogram."""
 
 
 @dataclass
@@ -30,6 +35,9 @@ class PrepareCounts:
             since they merge with them or the chat template writes them otherwise.
         boundary_tokens: how many tokens that were.
         same_rows: kept rows whose two completions became equal by cutting; they teach nothing.
+        lengths: how many kept rows have a part of a length, in tokens after cutting.
+        digest: of the pairs that the kept rows became.
+        limits: what may be cut, and by which policy: the reason of every cut.
     """
 
     name: str
@@ -43,6 +51,11 @@ class PrepareCounts:
     boundary_rows: int = 0
     boundary_tokens: int = 0
     same_rows: int = 0
+    lengths: dict[str, Counter[int]] = field(
+        default_factory=lambda: {part: Counter() for part in PARTS}
+    )
+    digest: PairDigest = field(default_factory=PairDigest)
+    limits: Mapping[str, Any] = field(default_factory=dict)
 
     def drop(self, problem: str, rows: int = 1) -> None:
         """Count dropped rows under the code that ``problem``, an error's text, begins with."""
@@ -55,8 +68,10 @@ class PrepareCounts:
         """Count one kept row, given the columns of ``encode.COLUMNS``."""
         self.rows += 1
         self.kept += 1
+        self.digest.add_row(record)
         for part in PARTS:
             self.tokens[part] += len(record[f"{part}_ids"])
+            self.lengths[part][len(record[f"{part}_ids"])] += 1
             self.cut_rows[part] += record[f"cut_{part}"] > 0
             self.cut_tokens[part] += record[f"cut_{part}"]
         self.boundary_rows += record["boundary"] > 0
@@ -77,6 +92,9 @@ class PrepareCounts:
             "boundary_rows": self.boundary_rows,
             "boundary_tokens": self.boundary_tokens,
             "same_rows": self.same_rows,
+            "limits": dict(self.limits),
+            "digest": self.digest.hexdigest(),
+            "lengths": {part: histogram(self.lengths[part]) for part in PARTS},
         }
 
     def by_code(self) -> str:
@@ -108,3 +126,20 @@ class PrepareCounts:
                 "prompt's end belong to the completions"
             )
         return "\n".join(lines)
+
+
+def histogram(lengths: Mapping[int, int]) -> dict[str, list[int]]:
+    """Lengths in classes of equal width, from 0 to beyond the longest.
+
+    Args:
+        lengths: how often each length is there, in tokens.
+
+    Returns:
+        "edges", and one fewer "counts": class i holds lengths from edge i to below edge i + 1.
+    """
+    longest = max(lengths, default=0)
+    width = longest // CLASSES + 1
+    counts = [0] * (longest // width + 1)
+    for length, rows in lengths.items():
+        counts[length // width] += rows
+    return {"edges": [width * edge for edge in range(len(counts) + 1)], "counts": counts}

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from counterpoint.data.bounds import bounded_memory
 from counterpoint.data.chat import Rendered, render
 from counterpoint.data.formats import to_preference_row
 from counterpoint.data.tokenize import PairTokenizer, Tokens
@@ -38,7 +39,7 @@ COLUMNS = (
 )
 """The columns that ``encode_rows`` returns, one entry a row in each."""
 
-OF_THE_TOKENIZER = ("CP208",)
+OF_THE_TOKENIZER = ("CP208", "CP217")
 """Codes that blame the tokenizer; dropping rows would not help."""
 
 
@@ -78,24 +79,26 @@ def encode_rows(
         equal, and the problem, an error's text or "".
 
     Raises:
-        DataError: CP208 where messages meet a tokenizer without a chat template.
+        DataError: CP208 where messages meet a tokenizer without a chat template, CP217 where the
+            template does not end.
     """
     columns = {name: list(values) for name, values in batch.items()}
     good: list[tuple[PreferenceRow, Rendered]] = []
     records: list[dict[str, Any]] = []
     places: list[int] = []
-    for place, row in enumerate(rows):
-        raw = {name: values[place] for name, values in columns.items()}
-        try:
-            read = to_preference_row(raw, row)
-            good.append((read, render(read, tokenizer.tokenizer)))
-        except DataError as error:
-            if error.code in OF_THE_TOKENIZER:
-                raise
-            records.append(_problem(row, error))
-        else:
-            records.append({})
-            places.append(place)
+    with bounded_memory():
+        for place, row in enumerate(rows):
+            raw = {name: values[place] for name, values in columns.items()}
+            try:
+                read = to_preference_row(raw, row)
+                good.append((read, render(read, tokenizer.tokenizer)))
+            except DataError as error:
+                if error.code in OF_THE_TOKENIZER:
+                    raise
+                records.append(_problem(row, error))
+            else:
+                records.append({})
+                places.append(place)
     with _collector_paused():
         encoded = tokenizer([rendered for _, rendered in good])
     keep_first = tokenizer.bos is not None

@@ -4,6 +4,9 @@ JSON, JSON lines and CSV are read here, line by line, since no library's reader 
 A CSV cell stays the text that it is ("NA" and "null" are answers), but for ``weight`` and
 ``margin``.
 
+A file is not trusted: a line is read to ``LONGEST_LINE`` and no further, and a compressed file
+may not unpack to more than ``MOST_GROWTH`` times its size.
+
 Not here: finding files (``sources``), what columns mean (``formats``).
 """
 
@@ -28,6 +31,14 @@ from counterpoint.errors import DataError
 
 OPENERS: Mapping[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 """Suffix of a compressed file -> what opens it."""
+
+LONGEST_LINE = 32 * 2**20
+"""Bytes of one line of JSON or CSV; a row of so many holds no text that a model could read."""
+
+MOST_GROWTH, ALWAYS_READ = 200, 64 * 2**20
+"""Times the size of a compressed file, and bytes, that it may unpack to; the larger counts."""
+
+_UNBOUNDED = 2**62
 
 KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
@@ -73,13 +84,15 @@ def _open(path: Path) -> io.BufferedIOBase:
     return file
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _lines(path: Path, longest: int = LONGEST_LINE) -> Iterator[tuple[int, str]]:
     """Numbered lines from 1; whatever breaks on the way is said with its line."""
-    number = 0
+    number, left = 0, _most_bytes(path)
     with _open(path) as file:
         while True:
             try:
-                line = file.readline()
+                line = file.readline(min(longest, left) + 1)
+                _check_length(path, number + 1, len(line), longest, left)
+                left -= len(line)
                 text = line.decode("utf-8-sig" if number == 0 else "utf-8")
             except EOFError:
                 unreadable(path, number + 1, "the compressed data ends too early; the file is cut")
@@ -93,8 +106,31 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, text
 
 
+def _most_bytes(path: Path) -> int:
+    if path.suffix.lower() not in OPENERS:
+        return _UNBOUNDED
+    return max(ALWAYS_READ, MOST_GROWTH * path.stat().st_size)
+
+
+def _check_length(path: Path, number: int, length: int, longest: int, left: int) -> None:
+    if length > left:
+        unreadable(path, number, f"the file unpacks to more than {MOST_GROWTH} times its size")
+    if length > longest:
+        raise DataError(
+            "CP216",
+            f"{path}, line {number}: longer than {longest // 2**20} MiB; no model reads so long a "
+            "row. Cut or remove it.",
+        )
+
+
 def _first_character(path: Path) -> str:
-    return next((text.lstrip()[0] for _, text in _lines(path) if text.strip()), "")
+    """The first one that is no space; an array may well be a single line of any length."""
+    with _open(path) as file:
+        try:
+            start = file.read(2**16).decode("utf-8-sig", errors="replace").lstrip()
+        except (OSError, EOFError, zlib.error, lzma.LZMAError):
+            return ""  # the reader of lines says what is wrong, and where
+    return start[:1]
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -103,6 +139,8 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             row = json.loads(text)
+        except RecursionError:
+            unreadable(path, number, "nested too deeply to be a row")
         except ValueError as error:
             cut = "" if text.endswith("\n") else "; the file ends here and may be cut"
             unreadable(path, number, f"not JSON: {error}{cut}")
@@ -112,12 +150,16 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _json_array(path: Path) -> Iterator[dict[str, Any]]:
-    text = "".join(line for _, line in _lines(path))
+    text = "".join(line for _, line in _lines(path, _UNBOUNDED))
     try:
         rows = json.loads(text)
+    except RecursionError:
+        unreadable(path, None, "nested too deeply to be a list of rows")
     except json.JSONDecodeError as error:
         cut = "; the file ends there and may be cut" if error.pos >= len(text.rstrip()) else ""
         unreadable(path, error.lineno, f"not JSON: {error.msg}{cut}")
+    except ValueError as error:  # a number of thousands of digits
+        unreadable(path, None, f"not JSON: {error}")
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             kind = type(row).__name__
@@ -126,7 +168,7 @@ def _json_array(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _csv_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(LONGEST_LINE)
     reader = csv.reader((line for _, line in _lines(path)), delimiter=delimiter, strict=True)
     try:
         header = next(reader, None)

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from counterpoint.data.cells import (
+    check_size,
     fail,
     read_messages,
     read_number,
@@ -76,8 +77,18 @@ def to_preference_row(raw: Mapping[str, Any], row: int) -> PreferenceRow:
     Raises:
         DataError: CP201 a column is missing; CP202 a cell is null or of a wrong type; CP203 a
             blank completion; CP205 equal completions; CP206 differing or absent prompts; CP207
-            a completion that does not end with the assistant; CP212 an unusable number.
+            a completion that does not end with the assistant; CP212 an unusable number; CP216 a
+            row too large to be one.
     """
+    check_size(raw, row)
+    try:
+        return _to_preference_row(raw, row)
+    except RecursionError as error:
+        text = f"row {row}: values are nested too deeply. Remove the row."
+        raise DataError("CP202", text) from error
+
+
+def _to_preference_row(raw: Mapping[str, Any], row: int) -> PreferenceRow:
     chosen, rejected = _sides(raw, row)
     for field, side in (("chosen", chosen), ("rejected", rejected)):
         if isinstance(side, str) and not side.strip():

@@ -11,10 +11,11 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
@@ -102,6 +103,10 @@ class PrepareOptions:
         """The part that decides what becomes of a row, and so the cache's key."""
         return Limits(self.max_length, self.max_completion_length, self.truncation)
 
+    def counts(self, name: str) -> PrepareCounts:
+        """An account of a set that is prepared with these options, still empty."""
+        return PrepareCounts(name, limits=asdict(self.limits))
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -176,7 +181,8 @@ def iter_pairs(
         yield from (to_pair(record) for record in rows)
         return
     # a later pass over the stream sees the same rows, which must not be counted again
-    counts = PrepareCounts(prepared.counts.name) if prepared.counts.rows else prepared.counts
+    name = prepared.counts.name
+    counts = prepared.options.counts(name) if prepared.counts.rows else prepared.counts
     kept = 0
     for record in rows:
         problem = record["problem"]
@@ -185,11 +191,11 @@ def iter_pairs(
             kept += 1
             yield to_pair(record)
         elif prepared.options.invalid_rows == "raise" and not _is_policy(problem, prepared.options):
-            raise DataError(problem[:5], f"{counts.name}, {problem[6:]} {_ADVICE}")
+            raise DataError(problem[:5], f"{name}, {problem[6:]} {_ADVICE}")
         else:
             counts.drop(problem)
     if kept == 0:
-        raise _empty(counts.name, counts)
+        raise _empty(name, counts)
 
 
 def to_pair(record: Mapping[str, Any]) -> TokenPair:
@@ -238,7 +244,7 @@ def _prepare_stream(
         batch_size=STREAM_BATCH,
         fn_kwargs=_arguments(tokenizer, options),
     )
-    return Prepared(pairs.select_columns(list(COLUMNS)), PrepareCounts(name), options)
+    return Prepared(pairs.select_columns(list(COLUMNS)), options.counts(name), options)
 
 
 def encode_every_row(
@@ -310,7 +316,7 @@ def _progress_bars_off() -> Iterator[None]:
 
 def _account(encoded: Dataset, options: PrepareOptions, name: str) -> Prepared:
     """Count, raise or drop, and leave the pairs."""
-    counts = PrepareCounts(name)
+    counts = options.counts(name)
     table = encoded.data.table
     problems = table.column("problem").to_pylist()
     kept = [place for place, problem in enumerate(problems) if not problem]
@@ -323,8 +329,14 @@ def _account(encoded: Dataset, options: PrepareOptions, name: str) -> Prepared:
         raise _unusable(unusable, counts)
     if not kept:
         raise _empty(name, counts)
+    used = table
+    if len(kept) < len(problems):
+        used = table.filter(pa.array([not problem for problem in problems]))
+    counts.digest.add_table(used)
     for part in PARTS:
-        lengths = pc.list_value_length(table.column(f"{part}_ids"))
+        lengths = pc.list_value_length(used.column(f"{part}_ids"))
+        classes = pc.value_counts(lengths).to_pylist()
+        counts.lengths[part].update({each["values"]: each["counts"] for each in classes})
         cuts = table.column(f"cut_{part}")
         counts.tokens[part] = pc.sum(lengths).as_py()
         counts.cut_tokens[part] = pc.sum(cuts).as_py()

@@ -17,6 +17,7 @@ import datasets
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Json
 
+from counterpoint.data.enclosure import check_enclosed, check_saved
 from counterpoint.data.files import KINDS, OPENERS, kind_of, read_parquet, read_rows, unreadable
 from counterpoint.errors import DataError
 
@@ -53,7 +54,8 @@ def load(
         dict of them by split.
 
     Raises:
-        DataError: CP211 not found or no such split; CP210 unreadable; CP209 no rows.
+        DataError: CP211 not found or no such split; CP210 unreadable; CP209 no rows; CP218 a
+            folder that leads out of itself.
     """
     if not isinstance(source, str | Path):
         return _only_train(_from_files([_existing(path) for path in source], streaming), split)
@@ -116,10 +118,17 @@ def _column(values: list[Any], field: Any, name: str) -> pa.Array:
     for row, value in enumerate(values):
         try:
             texts.append(_as_json(value))
-        except (TypeError, ValueError) as error:
-            text = f"{name}, row {row}, field {field}: {ascii(value)[:60]} is no data: {error}."
+        except (TypeError, ValueError, RecursionError) as error:
+            text = f"{name}, row {row}, field {field}: {_shown(value)} is no data: {error}."
             raise DataError("CP202", text) from error
     return pa.ExtensionArray.from_storage(pa.json_(), pa.array(texts, pa.string()))
+
+
+def _shown(value: Any) -> str:
+    try:
+        return ascii(value)[:60]
+    except RecursionError:
+        return f"a {type(value).__name__} nested too deeply"
 
 
 def _as_json(value: Any) -> str | None:
@@ -215,9 +224,10 @@ def _from_folder(path: Path, split: str | None, streaming: bool) -> AnyDataset:
     saved = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
     if not saved:
         return _from_loose_files(path, split, streaming)
+    check_saved(path)
     try:
         data = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
         unreadable(path, None, f"a saved data set that does not open: {error}")
     if streaming:
         data = (
@@ -233,6 +243,7 @@ def _from_loose_files(path: Path, split: str | None, streaming: bool) -> AnyData
     found: dict[str, list[Path]] = {}
     for file in sorted(path.iterdir()):
         if file.is_file() and kind_of(file) is not None:
+            check_enclosed(file, path)
             named = re.match(r"(train|validation|valid|val|dev|test|eval)(?![a-z])", file.name)
             found.setdefault(named[1] if named else "train", []).append(file)
     if not found:

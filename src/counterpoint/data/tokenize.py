@@ -165,6 +165,17 @@ def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[lis
     return ids
 
 
+def prompt_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of a prompt on its own, with exactly one BOS where the tokenizer has one.
+
+    Args:
+        text: the prompt, as ``chat.render_prompt`` gives it.
+        tokenizer: fast or slow.
+    """
+    ids, bos = encode([text], tokenizer)[0], tokenizer.bos_token_id
+    return ids if bos is None else [bos, *_without_bos(ids, bos)]
+
+
 class _Ending:
     """Gives completions their one EOS; remembers which tails are white space."""
 

@@ -78,6 +78,18 @@ _ERRORS: dict[str, tuple[str, str]] = {
         "Log-probability needs a token before the first one that is scored.",
         "Give the row a prompt, or use a tokenizer with a BOS token.",
     ),
+    "CP216": (
+        "No model reads so long a text, and preparing it takes memory and hours.",
+        "Cut or remove the rows.",
+    ),
+    "CP217": (
+        "A template is a program; one that never ends would hold the run for ever.",
+        "Look at the template, or give another with chat_template.",
+    ),
+    "CP218": (
+        "A folder from elsewhere could make the run read any file of this machine.",
+        "Name the file itself, or copy it into the folder.",
+    ),
     "CP301": ("There is nothing to train.", "Correct the name, or complete the folder."),
     "CP302": (
         "Without it no completion learns to end, and generation never stops.",
@@ -101,8 +113,19 @@ _ERRORS: dict[str, tuple[str, str]] = {
         "One such weight makes every loss NaN.",
         "Download or convert the model again; a conversion to float16 overflows above 65,504.",
     ),
+    "CP310": (
+        "A pickle is a program that runs when it is opened.",
+        "Save the weights as safetensors, or set allow_pickle if you trust whoever made them.",
+    ),
+    "CP311": (
+        "The code would run with all your rights.",
+        "Read it, then set trust_remote_code; or use a model that transformers knows.",
+    ),
     "CP501": ("Nothing of the run could be kept.", "Choose another output_dir."),
-    "CP502": ("The option cannot work without it.", "Install it with the command named."),
+    "CP502": (
+        "The run cannot work, or is not safe, without it.",
+        "Install it with the command named.",
+    ),
     "CP504": (
         "The logs and checkpoints of two runs would mix.",
         "Choose another output_dir, resume, or overwrite.",
@@ -409,6 +432,72 @@ _MODEL: dict[str, tuple[str, str, str]] = {
     ),
 }
 
+_ALARMS: dict[str, tuple[str, str, str]] = {
+    "CW421": (
+        "the chosen completions lose likelihood while the margin grows",
+        "The loss sees the difference only: it may push both completions down, the rejected one "
+        "further, and what gains are texts that nobody chose.",
+        "Raise cpo_alpha, which holds the chosen completions; or lower the learning rate or beta.",
+    ),
+    "CW422": (
+        "the NLL of the chosen completions far above its start",
+        "The model forgets how to write what is preferred, and the preference gains nothing by it.",
+        "Lower the learning rate; if it is low already, look at the data from where it began.",
+    ),
+    "CW423": (
+        "a margin that has collapsed",
+        "What was learnt of the preference is being lost again.",
+        "Lower the learning rate, and go on from a checkpoint before the collapse.",
+    ),
+    "CW424": (
+        "training accuracy below chance, and not rising",
+        "The model prefers the rejected completions and does not learn otherwise: the rate is too "
+        "low for it, or sums of log-probabilities measure length.",
+        "Compare a few rows by eye; then raise the learning rate, or use a loss that takes means "
+        "over tokens, as simpo does.",
+    ),
+    "CW425": (
+        "a spike in the loss",
+        "A few such steps can undo many good ones; often they hold broken rows, or the learning "
+        "rate is too high.",
+        "Lower the learning rate, and look at the rows of the steps around it.",
+    ),
+    "CW426": (
+        "a spike in the norm of the gradient",
+        "Unclipped it moves the weights further than all steps around it; clipped, that step "
+        "follows one pair alone.",
+        "Clip with max_grad_norm near the usual norm, or lower the learning rate.",
+    ),
+    "CW427": (
+        "training pairs and evaluation pairs that contradict each other",
+        "What the model learns to prefer is what the evaluation set rejects: in one of the two, "
+        "chosen and rejected are probably swapped.",
+        "Read a few rows of both, and swap the columns of the one that is wrong.",
+    ),
+    "CW428": (
+        "a loss above where it began",
+        "Training makes its own objective worse: it diverges.",
+        "Lower the learning rate, or lengthen the warm-up.",
+    ),
+    "CW431": (
+        "samples that repeat themselves",
+        "The usual end of a preference loss without enough to hold it: repetition, then gibberish.",
+        "Go back to an earlier checkpoint; raise cpo_alpha or lower the learning rate.",
+    ),
+    "CW432": (
+        "samples that are empty",
+        "The model ends its turn at once; short completions win where sums are compared.",
+        "Go back to an earlier checkpoint, lower the learning rate, and look at the lengths of "
+        "chosen and rejected.",
+    ),
+    "CW433": (
+        "samples that run away in length",
+        "The model has learnt that longer is better, or no longer writes its end.",
+        "Balance lengths in the data, see that completions end with EOS, or lower the learning "
+        "rate.",
+    ),
+}
+
 _MACHINE: dict[str, tuple[str, str, str]] = {
     "CW501": (
         "a precision that this device does not suit",
@@ -439,13 +528,48 @@ _MACHINE: dict[str, tuple[str, str, str]] = {
     ),
 }
 
+_MOVEMENT: dict[str, tuple[str, str, str]] = {
+    "CW411": (
+        "nothing that should train moves",
+        "The run costs what training costs and leaves the model as it was, while the loss is "
+        "logged as if nothing were wrong.",
+        "Raise the learning rate; see that the schedule leaves 0, and that an optimizer of your "
+        "own holds the parameters that the model has now.",
+    ),
+    "CW412": (
+        "an adapter that is byte for byte what it was",
+        "Of these modules nothing is learnt: what would be saved is what training began with.",
+        "See that the model runs them and that nothing cuts them off from the loss, or leave them "
+        "out of the adapter's target modules.",
+    ),
+    "CW413": (
+        "a tensor that should train and never has a gradient",
+        "The loss does not depend on it, or something on the way detaches it: it stays as it is.",
+        "Look for detach(), no_grad() or .data behind it, and freeze it if it is meant to stay.",
+    ),
+    "CW414": (
+        "weights stuck by their precision",
+        "Their updates are below half a unit in the last place and round away, step after step.",
+        "Keep the weights in float32, set stochastic_rounding, or raise the learning rate.",
+    ),
+    "CW415": (
+        "a frozen tensor that changed",
+        "What is frozen is taken for the model that everybody has: an adapter trained beside it "
+        "no longer fits that model.",
+        "Find what writes to it (an edit in place, a callback, an adapter that is merged and "
+        "unmerged, memory shared with a tensor that trains), or unfreeze it.",
+    ),
+}
+
 ENGLISH: Mapping[str, tuple[str, str, str]] = MappingProxyType(
     {
         **{code: (CODES[code], *texts) for code, texts in _ERRORS.items()},
         **_OPTIONS,
         **_DATA,
         **_MODEL,
+        **_ALARMS,
         **_MACHINE,
+        **_MOVEMENT,
     }
 )
 """Code -> (title, why, what to do)."""

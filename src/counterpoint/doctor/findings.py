@@ -17,8 +17,8 @@ from counterpoint.errors import (
     CounterpointError,
     DataError,
     ModelError,
-    NonFiniteError,
     SetupError,
+    TrainingError,
 )
 
 Severity = Literal["error", "warning", "note"]
@@ -34,7 +34,7 @@ _CLASSES: dict[str, type[CounterpointError]] = {
     "1": ConfigError,
     "2": DataError,
     "3": ModelError,
-    "4": NonFiniteError,
+    "4": TrainingError,
     "5": SetupError,
 }
 

@@ -2,8 +2,8 @@
 
 The second letter of a code is its severity: ``CP`` an error (the same code under which the rest
 of Counterpoint refuses the same thing), ``CW`` a warning, ``CN`` a note. The first digit is the
-subject, as in ``errors``: 1 options, 2 data, 3 tokenizer and model, 5 machine, 9 the doctor
-itself; 4 is left to what happens while training. Codes never change their meaning.
+subject, as in ``errors``: 1 options, 2 data, 3 tokenizer and model, 4 alarms while training
+(``alarms``), 5 machine, 9 the doctor itself. Codes never change their meaning.
 
 docs/diagnoses.md and docs/diagnoses.zh-CN.md are generated from here.
 """

@@ -26,7 +26,14 @@ from counterpoint.errors import SetupError
 from counterpoint.quickstart.display import Progress, say
 from counterpoint.quickstart.supervised import train_supervised
 from counterpoint.quickstart.table import Outcome, examples, judge, table
-from counterpoint.quickstart.task import PERFECT, Pair, held_out_numbers, preference_pairs
+from counterpoint.quickstart.task import (
+    PERFECT,
+    Pair,
+    german,
+    held_out_numbers,
+    held_out_pairs,
+    preference_pairs,
+)
 from counterpoint.quickstart.translate import BASE, load_base, translate
 from counterpoint.runlog import check_writable, versions
 from counterpoint.trainer.alone import one_thread, quiet
@@ -39,6 +46,8 @@ HELD_OUT = 400
 
 BASE_FOLDER, RUN_FOLDER = "base", "cpo"
 DATA_FILE, CONFIG_FILE, RESULT_FILE = "pairs.jsonl", "train.yaml", "result.json"
+HELD_OUT_FILE = "held-out.jsonl"
+"""Pairs for held-out numbers, each with the right spelling as its reference."""
 
 INTRODUCTION = """\
 Counterpoint's quickstart: English number words into German, learnt from pairs
@@ -110,6 +119,7 @@ def run(
         for line in trainer.objective.formula().splitlines():
             say(f"     {line}")
         numbers = held_out_numbers(held_out, seed)
+        _write_held_out(folder, numbers, seed)
         translations = {"base": translate(model, tokenizer, numbers)}
         say("5  train                 twice from the same model, the same pairs and steps")
         supervised, _ = load_base()
@@ -181,6 +191,16 @@ def _write_inputs(folder: Path, options: dict[str, Any], pairs: list[Pair]) -> N
         stream.writelines(json.dumps(pair.row, ensure_ascii=False) + "\n" for pair in pairs)
     given = {"model": str(folder / BASE_FOLDER), "dataset": str(folder / DATA_FILE), **options}
     (folder / CONFIG_FILE).write_text(yaml.safe_dump(given, sort_keys=False), encoding="utf-8")
+
+
+def _write_held_out(folder: Path, numbers: list[int], seed: int) -> None:
+    """What ``counterpoint evaluate`` needs, which the run itself does not read."""
+    rows = (
+        {**pair.row, "reference": german(pair.chosen.number)}
+        for pair in held_out_pairs(numbers, seed)
+    )
+    with (folder / HELD_OUT_FILE).open("w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _train_cpo(trainer: CPOTrainer) -> None:

@@ -13,7 +13,7 @@ Not here: the tokenizer and the base model (scripts/train_quickstart_base.py), a
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import combinations
@@ -228,12 +228,23 @@ def preference_pairs(count: int, seed: int) -> list[Pair]:
     numbers = _numbers(rng, shortest=3, held_out=False)
     pairs: list[Pair] = []
     while len(pairs) < count:
-        number = next(numbers)
-        drawn = [_reference(rng, number), _reference(rng, number)]
-        better, worse = sorted(drawn, key=lambda reference: len(reference.flaws))
-        if len(better.flaws) < len(worse.flaws):
-            pairs.append(Pair(better, worse))
+        pair = _pair(rng, next(numbers))
+        if pair is not None:
+            pairs.append(pair)
     return pairs
+
+
+def held_out_pairs(numbers: Iterable[int], seed: int) -> list[Pair]:
+    """Pairs of references for held-out numbers, drawn as ``preference_pairs`` draws them.
+
+    Args:
+        numbers: each in [0, ``LIMIT``); one whose two references have equally many flaws is
+            passed over.
+        seed: the same seed gives the same pairs.
+    """
+    rng = random.Random(f"held-out pairs {seed}")
+    drawn = (_pair(rng, number) for number in numbers)
+    return [pair for pair in drawn if pair is not None]
 
 
 def _numbers(rng: random.Random, *, shortest: int, held_out: bool) -> Iterator[int]:
@@ -244,6 +255,12 @@ def _numbers(rng: random.Random, *, shortest: int, held_out: bool) -> Iterator[i
         number = low + int(rng.random() * (10**digits - low))
         if is_held_out(number) == held_out:
             yield number
+
+
+def _pair(rng: random.Random, number: int) -> Pair | None:
+    drawn = [_reference(rng, number), _reference(rng, number)]
+    better, worse = sorted(drawn, key=lambda reference: len(reference.flaws))
+    return Pair(better, worse) if len(better.flaws) < len(worse.flaws) else None
 
 
 def _reference(rng: random.Random, number: int) -> Reference:

@@ -36,7 +36,9 @@ NOTHING_KEPT: dict[str, Any] = {
     "resume_from_checkpoint": None,
     "hub_token": None,
     "model_init_kwargs": None,
+    "monitor_steps": 0,
     "disable_tqdm": True,
+    "on_alarm": "warn",
 }
 """Options that leave of a run only its steps."""
 

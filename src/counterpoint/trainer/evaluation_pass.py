@@ -1,22 +1,27 @@
 """One pass over an evaluation set, as sums: the loss is that of the whole set.
 
-Not here: the loop over batches (``trainer``), what the metrics are (``metrics``).
+Beside the sums a few numbers a pair are kept, for statistics over pairs.
+
+Not here: the loop over batches (``trainer``), what the metrics are (``metrics``), the statistics
+(``evaluation``).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from hashlib import blake2b
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from counterpoint.evaluation.scores import PairScores
 from counterpoint.forward.pair_forward import PairOutput
 from counterpoint.forward.router import RouterSums, add_sums, balancing_loss
 from counterpoint.losses.objective import Objective
 from counterpoint.metrics import MetricSums, means, pair_means
-from counterpoint.records import PairBatch
+from counterpoint.records import PairBatch, TokenPair
 
 PREFERENCE, NLL = "_preference", "_nll"
 
@@ -34,7 +39,14 @@ class EvaluationPass:
         self.objective, self.balancing_weight = objective, balancing_weight
         self._sums = MetricSums()
         self._router: list[RouterSums] = []
-        self._rewards: list[Tensor] = []
+        self._scores: list[Tensor] = []
+        self._prompts: dict[int, int] = {}
+
+    def note(self, pairs: Iterable[TokenPair]) -> None:
+        """Remember which rows share a prompt."""
+        for pair in pairs:
+            ids = np.asarray(pair.prompt, dtype=np.int64).tobytes()
+            self._prompts[pair.row] = int.from_bytes(blake2b(ids, digest_size=7).digest(), "big")
 
     def add(self, output: PairOutput, batch: PairBatch) -> None:
         """Take the forward pass of one batch; reads nothing back from the device."""
@@ -50,11 +62,17 @@ class EvaluationPass:
         self._sums.apply()
         if output.router is not None:
             self._router.append(output.router)
-        self._rewards.append(
-            torch.stack([batch.row_ids, terms.chosen_rewards, terms.rejected_rewards], 1)[
-                batch.counted
-            ]
-        )
+        logps = output.logps
+        kept = [
+            batch.row_ids,
+            terms.chosen_rewards,
+            terms.rejected_rewards,
+            logps.chosen.detach(),
+            logps.rejected.detach(),
+            logps.chosen_tokens,
+            logps.rejected_tokens,
+        ]
+        self._scores.append(torch.stack(kept, 1)[batch.counted])
 
     def metrics(self) -> tuple[dict[str, float], int]:
         """Metrics over all ranks, and how many pairs they are of."""
@@ -70,15 +88,30 @@ class EvaluationPass:
         pairs = int(sums["rewards/chosen"][1]) if sums else 0
         return {"loss": loss, **found}, pairs
 
-    def rewards(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Rewards ``[pairs, 2]`` of all ranks, chosen first, in the order of the rows."""
-        mine = torch.cat(self._rewards).double().cpu().numpy()
-        parts = [mine]
+    def scores(self) -> PairScores:
+        """What every pair of all ranks was given, in the order of the rows.
+
+        Every rank must call it; the rows of all batches must have been noted.
+        """
+        mine = torch.cat(self._scores).double().cpu().numpy()
+        prompts = np.array([self._prompts[int(row)] for row in mine[:, 0]], dtype=np.int64)
+        parts = [(mine, prompts)]
         if _distributed():
-            parts = [mine] * dist.get_world_size()
-            dist.all_gather_object(parts, mine)
-        every = np.concatenate(parts)
-        return every[every[:, 0].argsort(kind="stable"), 1:]
+            parts = [(mine, prompts)] * dist.get_world_size()
+            dist.all_gather_object(parts, (mine, prompts))
+        every = np.concatenate([numbers for numbers, _ in parts])
+        order = every[:, 0].argsort(kind="stable")
+        columns = every[order].T
+        return PairScores(
+            rows=columns[0].astype(np.int64),
+            prompts=np.concatenate([each for _, each in parts])[order],
+            chosen_rewards=columns[1],
+            rejected_rewards=columns[2],
+            chosen_logps=columns[3],
+            rejected_logps=columns[4],
+            chosen_tokens=columns[5].astype(np.int64),
+            rejected_tokens=columns[6].astype(np.int64),
+        )
 
     def _balance(self) -> float:
         sums = add_sums(self._router)

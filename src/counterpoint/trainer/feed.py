@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import pyarrow.compute as pc
@@ -27,6 +28,7 @@ from counterpoint.data.prepare import (
 )
 from counterpoint.data.sampler import StepSampler
 from counterpoint.data.sources import pick_split
+from counterpoint.records import TokenPair
 
 
 class Feed:
@@ -97,6 +99,26 @@ class Feed:
         """What became of the rows of each set; a stream's fill up while it is read."""
         return {name: prepared.counts for name, prepared in self._prepared.items()}
 
+    def some(self, pairs: Any, count: int) -> list[TokenPair]:
+        """A few pairs of a set, of different prompts and the same each time.
+
+        Args:
+            pairs: prepared pairs, from ``pairs``.
+            count: most pairs, at least 1.
+
+        Returns:
+            Pairs spread evenly over the set; of a stream its first ones.
+        """
+        if hasattr(pairs, "__len__"):
+            most = min(count, len(pairs))
+            places = [place * len(pairs) // most for place in range(most)]
+            found = KeyedPairs(pairs, to_pair).__getitems__(places)
+        else:
+            # counts of its own: the run's are of whole passes
+            fresh = Prepared(pairs, PrepareCounts("samples"), self.options)
+            found = list(islice(iter_pairs(fresh), count))
+        return list({tuple(pair.prompt): pair for pair in found}.values())
+
     def loader(self, pairs: Any, name: str, *, micro_batch: int, train: bool) -> PairLoader:
         """This rank's pairs, window by window.
 
@@ -142,7 +164,7 @@ class Feed:
     def _stream(self, pairs: Any, name: str) -> Prepared:
         known = self._prepared.get(name)
         if known is None or known.pairs is not pairs:
-            return Prepared(pairs, PrepareCounts(name), self.options)
+            return Prepared(pairs, self.options.counts(name), self.options)
         return known
 
 

@@ -9,6 +9,9 @@ Not here: what stopping or skipping means (``trainer``).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Int
@@ -17,8 +20,25 @@ from torch import Tensor
 from counterpoint.errors import NonFiniteError
 from counterpoint.records import FILLER_ROW, LossTerms, PairBatch
 
+Entry = TypeVar("Entry")
+
 SHOWN = 20
 """Most row numbers in a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotFinite:
+    """What a step's verdict says.
+
+    Args:
+        seen: in words, the same on every rank.
+        rows: this rank's pairs whose loss is not finite, by row number.
+        gradient: True where no loss of any rank is to blame, only the gradient.
+    """
+
+    seen: str
+    rows: frozenset[int]
+    gradient: bool
 
 
 class StepGuard:
@@ -38,7 +58,7 @@ class StepGuard:
         """The step is begun again: forget its verdicts."""
         self._rows, self._finite = [], []
 
-    def close(self, grad_norm: Tensor | float | None) -> str | None:
+    def close(self, grad_norm: Tensor | float | None) -> NotFinite | None:
         """End the step.
 
         Args:
@@ -46,7 +66,7 @@ class StepGuard:
                 float16, whose loss scaler expects overflow and skips it itself.
 
         Returns:
-            None for a finite step; else what was not finite, with the row numbers.
+            None for a finite step; else what was not.
         """
         rows, finite = torch.cat(self._rows), torch.cat(self._finite)
         self.discard()
@@ -59,16 +79,19 @@ class StepGuard:
             verdict = agreed.bool()
         if bool(verdict):
             return None
-        return _explain(_everywhere(rows[~finite].tolist()), _everywhere(rows.tolist()))
+        bad = rows[~finite].tolist()
+        of_all = everywhere(bad)
+        return NotFinite(_explain(of_all, everywhere(rows.tolist())), frozenset(bad), not of_all)
 
 
-def non_finite_error(what: str, step: int, alpha: float) -> NonFiniteError:
+def non_finite_error(what: str, step: int, alpha: float, replay: str) -> NonFiniteError:
     """The error of a step that must not be applied.
 
     Args:
-        what: from ``StepGuard.close``.
+        what: was seen, from ``StepGuard.close``.
         step: number of the optimizer step, from 1.
         alpha: AlphaPO's shape; its reward is the likeliest to overflow.
+        replay: where the step is kept, a sentence, or "".
 
     Returns:
         CP401, ready to raise.
@@ -82,7 +105,7 @@ def non_finite_error(what: str, step: int, alpha: float) -> NonFiniteError:
         )
     return NonFiniteError(
         "CP401",
-        f"step {step}: {what} The weights are as they were before the step.{hint} "
+        f"step {step}: {what} The weights are as they were before the step.{hint} {replay} "
         "nonfinite='skip' would leave such steps out.",
     )
 
@@ -100,12 +123,13 @@ def _name(rows: list[int]) -> str:
     return f"row{'s' if len(rows) > 1 else ''} {shown}{more}"
 
 
-def _everywhere(rows: list[int]) -> list[int]:
+def everywhere(mine: list[Entry]) -> list[Entry]:
+    """What all ranks have, in the order of ranks; every rank must call it."""
     if _ranks() == 1:
-        return rows
-    gathered: list[list[int]] = [[] for _ in range(_ranks())]
-    dist.all_gather_object(gathered, rows)
-    return [row for part in gathered for row in part]
+        return mine
+    gathered: list[list[Entry]] = [[] for _ in range(_ranks())]
+    dist.all_gather_object(gathered, mine)
+    return [entry for part in gathered for entry in part]
 
 
 def _ranks() -> int:

@@ -1,9 +1,10 @@
 """Models and tokenizers by name: a hub id or a folder; what cannot be trained is refused.
 
-1. Weights come from safetensors files only, and a weight that the files lack is an error: a
-   head that starts at random would train without a word.
-2. Each check that needs no weights is made before any weight is read.
-3. Full fine-tuning keeps float32 weights, whatever the files hold: a bfloat16 weight cannot take
+1. Weights come from safetensors files only, unless ``allow_pickle`` says otherwise, and a weight
+   that the files lack is an error: a head that starts at random would train without a word.
+2. What comes with a model is data: its code, and an adapter that it names, are refused.
+3. Each check that needs no weights is made before any weight is read.
+4. Full fine-tuning keeps float32 weights, whatever the files hold: a bfloat16 weight cannot take
    updates as small as a learning rate of 1e-6 makes, unless ``stochastic_rounding`` is on.
    ``bf16`` still computes in bfloat16.
 
@@ -26,12 +27,29 @@ from transformers import (
     set_seed,
 )
 from transformers.models.auto import modeling_auto
+from transformers.utils import find_adapter_config_file
 
 from counterpoint.config import CPOConfig
-from counterpoint.errors import ModelError, SetupError
+from counterpoint.errors import ConfigError, ModelError, SetupError
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_ADAPTER = "adapter_config.json"
+_NOT_PICKLED = "thus cannot be loaded with `safetensors`"
+_HAS_CODE = "custom code"
+"""What transformers says of a model without safetensors, and of one that brings code."""
+
+OURS = {
+    "trust_remote_code": "the option trust_remote_code",
+    "allow_all_kernels": "the option trust_remote_code",
+    "use_safetensors": "the option allow_pickle",
+    "weights_only": "the option allow_pickle",
+    "output_loading_info": "nobody: it is always looked at",
+    "adapter_kwargs": "lora_r, or a PEFT model from a script",
+    "state_dict": "a model's files",
+}
+"""Arguments of from_pretrained that are not ``model_init_kwargs``, and what gives them instead."""
+
 _VOCABULARIES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -52,17 +70,24 @@ def load_config(source: str, args: CPOConfig, *, from_scratch: bool = False) -> 
         from_scratch: the folder need not hold weights.
 
     Raises:
-        ModelError: CP301 for what is no model, CP306 for a kind that is not supported.
+        ModelError: CP301 for what is no model, CP306 for a kind that is not supported, CP310 for
+            pickled weights, CP311 for a model that brings code.
+        ConfigError: CP104 for ``model_init_kwargs`` that are not theirs to give.
     """
     folder = _folder(source, "model")
+    _check_keywords(args)
     if folder:
-        _check_model_folder(folder, from_scratch)
+        _check_model_folder(folder, from_scratch, args.allow_pickle)
     try:
+        if not folder and find_adapter_config_file(source, revision=_revision(args)):
+            raise _is_adapter(source)
         config = AutoConfig.from_pretrained(
             source, revision=_revision(args), trust_remote_code=args.trust_remote_code
         )
+    except ModelError:
+        raise
     except Exception as error:
-        raise ModelError("CP301", _why(source, "configuration", folder, error)) from error
+        raise _unloadable(source, "configuration", folder, error) from error
     reason = _unsupported(config)
     if reason:
         raise ModelError("CP306", f"{source} ({config.model_type}) {reason}")
@@ -96,7 +121,7 @@ def load_tokenizer(
     except ImportError as error:
         raise SetupError("CP502", f"the tokenizer of {source} needs it: {_line(error)}") from error
     except Exception as error:
-        raise ModelError("CP301", _why(source, "tokenizer", folder, error)) from error
+        raise _unloadable(source, "tokenizer", folder, error) from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ModelError("CP301", f"the tokenizer of {source} has no vocabulary.")
     if chat_template:
@@ -111,11 +136,13 @@ def load_model(source: str, args: CPOConfig, *, adapted: bool) -> PreTrainedMode
 
     Args:
         source: hub id or folder.
-        args: ``model_init_kwargs``, ``stochastic_rounding`` and ``trust_remote_code`` are used.
+        args: ``model_init_kwargs``, ``stochastic_rounding``, ``allow_pickle`` and
+            ``trust_remote_code`` are used.
         adapted: an adapter will be trained; the weights keep the precision of their files.
 
     Raises:
-        ModelError: CP301 where the weights cannot be read or are not all there.
+        ModelError: CP301 where the weights cannot be read or are not all there, CP310 where they
+            are pickled, CP311 where the model brings code.
         SetupError: CP502 where they need a package that is missing.
     """
     keywords = _keywords(args)
@@ -124,15 +151,16 @@ def load_model(source: str, args: CPOConfig, *, adapted: bool) -> PreTrainedMode
         model, report = AutoModelForCausalLM.from_pretrained(
             source,
             trust_remote_code=args.trust_remote_code,
-            use_safetensors=True,
+            # not False, which would prefer pickles; and tensors only, whatever the file
+            use_safetensors=None if args.allow_pickle else True,
+            weights_only=True,
             output_loading_info=True,
             **keywords,
         )
     except ImportError as error:
         raise SetupError("CP502", f"{source} needs it: {_line(error)}") from error
     except Exception as error:
-        folder = _folder(source, "model")
-        raise ModelError("CP301", _why(source, "weights", folder, error)) from error
+        raise _unloadable(source, "weights", _folder(source, "model"), error) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(
@@ -142,6 +170,20 @@ def load_model(source: str, args: CPOConfig, *, adapted: bool) -> PreTrainedMode
             "of another task, or an incomplete download?",
         )
     return model
+
+
+def refuse_pickled_adapter(folder: Path, args: CPOConfig) -> None:
+    """Refuse an adapter without safetensors: PEFT would read its pickle without a word.
+
+    Args:
+        folder: of the adapter.
+        args: ``allow_pickle`` is used.
+
+    Raises:
+        ModelError: CP310.
+    """
+    if not (folder / "adapter_model.safetensors").is_file() and not args.allow_pickle:
+        raise _is_pickled(folder)
 
 
 def random_model(source: str, args: CPOConfig, config: PretrainedConfig) -> PreTrainedModel:
@@ -185,13 +227,37 @@ def _folder(source: str, what: str) -> Path | None:
     return None
 
 
-def _check_model_folder(folder: Path, from_scratch: bool) -> None:
-    found = {path.name for path in folder.iterdir()}
-    if "adapter_config.json" in found and "config.json" not in found:
+def _check_keywords(args: CPOConfig) -> None:
+    keywords = _keywords(args)
+    for name, instead in OURS.items():
+        if name in keywords:
+            raise ConfigError(
+                "CP104",
+                f"model_init_kwargs holds {name}, which is given by {instead}.",
+            )
+    attention = keywords.get("attn_implementation")
+    named = attention.values() if isinstance(attention, dict) else [attention]
+    code = next((str(name) for name in named if "/" in str(name)), None)
+    if code and not args.trust_remote_code:
         raise ModelError(
-            "CP301",
-            f"{folder} holds a LoRA adapter, not a model; merge it into its base model first.",
+            "CP311",
+            f"attn_implementation={code} is code of the hub, which would run here with all your "
+            "rights. Take eager, sdpa or another of transformers' own, or set trust_remote_code if "
+            "you have read it.",
         )
+
+
+def _is_adapter(source: object) -> ModelError:
+    # transformers would load whichever base model it names, and put it on
+    return ModelError(
+        "CP301", f"{source} holds a LoRA adapter, not a model; merge it into its base model first."
+    )
+
+
+def _check_model_folder(folder: Path, from_scratch: bool, allow_pickle: bool) -> None:
+    found = {path.name for path in folder.iterdir()}
+    if _ADAPTER in found:
+        raise _is_adapter(folder)
     if "config.json" not in found:
         raise ModelError(
             "CP301",
@@ -203,16 +269,23 @@ def _check_model_folder(folder: Path, from_scratch: bool) -> None:
     if found.intersection(WEIGHTS):
         _check_shards(folder, found)
         return
-    if found.intersection(_PICKLES):
-        raise ModelError(
-            "CP301",
-            f"{folder} has its weights as pickles, which can run code when opened; save them as "
-            "safetensors with save_pretrained first.",
-        )
+    if found.intersection(PICKLES):
+        if allow_pickle:
+            return
+        raise _is_pickled(folder)
     raise ModelError(
         "CP301",
         f"{folder} has a config.json but no weights ({WEIGHTS[0]}); add --from_scratch to start "
         "from random weights.",
+    )
+
+
+def _is_pickled(source: object) -> ModelError:
+    return ModelError(
+        "CP310",
+        f"{source} has its weights as pickles, which can run code when opened; save them as "
+        "safetensors with save_pretrained first, or set allow_pickle (--allow_pickle) if you trust "
+        "whoever made them.",
     )
 
 
@@ -281,6 +354,19 @@ def _read_template(path: str) -> str:
         return Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ModelError("CP301", f"chat_template {path} cannot be read: {_line(error)}") from error
+
+
+def _unloadable(source: str, what: str, folder: Path | None, error: Exception) -> ModelError:
+    """The error of what a library could not load."""
+    if _NOT_PICKLED in str(error):
+        return _is_pickled(source)
+    if _HAS_CODE in str(error):
+        return ModelError(
+            "CP311",
+            f"the {what} of {source} comes with code of its own, which would run here with all "
+            "your rights. Read it; then set trust_remote_code (--trust_remote_code).",
+        )
+    return ModelError("CP301", _why(source, what, folder, error))
 
 
 def _why(source: str, what: str, folder: Path | None, error: Exception) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ConfigError, SetupError
-from counterpoint.rounding import CHUNK, held
+from counterpoint.rounding import CHUNK, held, rounds_to_nearest
 from counterpoint.runlog import logger
 
 HALF = (torch.bfloat16, torch.float16)
@@ -133,13 +133,9 @@ def _stochastic_class() -> type[torch.optim.Optimizer]:
 
 def _losing(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Tensor, float]]:
     """Half-precision weights that are rounded to nearest, and the learning rate of each."""
-    stochastic = bool(getattr(optimizer, "bf16_stochastic_round", False))
+    loses = rounds_to_nearest(optimizer)
     for group in optimizer.param_groups:
-        # AnyPrecisionAdamW's name for it, and optimi's, whose None means wherever it is needed
-        if group.get("use_kahan_summation") or group.get("kahan_sum", False) is not False:
-            continue
         rate = float(group.get("initial_lr", group["lr"]))  # a schedule has begun at 0 already
         for parameter in group["params"]:
-            kept = stochastic and parameter.dtype is torch.bfloat16
-            if parameter.requires_grad and parameter.dtype in HALF and not kept:
+            if parameter.requires_grad and parameter.dtype in HALF and loses[parameter]:
                 yield parameter, rate

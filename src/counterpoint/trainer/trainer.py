@@ -6,7 +6,8 @@ function of its set of pairs; a step that does not fit in memory is cut and done
 (``training_step``); a non-finite step never reaches the weights (``_get_grad_norm``); and
 evaluation adds up sums instead of averaging batches (``evaluation_loop``).
 
-Not here: the arithmetic of any of it, saving and resuming (transformers), sampling text.
+Not here: the arithmetic of any of it, saving and resuming (transformers), what samples are like
+(``evaluation``).
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,23 +30,51 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, set_seed
 
+from counterpoint.alarms.watch import Watch
 from counterpoint.config import CPOConfig
 from counterpoint.data.batching import PairLoader
 from counterpoint.errors import ConfigError, DataError, ModelError, SetupError
+from counterpoint.evaluation.preferences import accuracy_interval
 from counterpoint.forward.pair_forward import PairOutput, pair_forward, trunk_router_sums
 from counterpoint.forward.router import RouterSums, add_sums, balancing_loss, router_top_k
 from counterpoint.losses.objective import Objective, sum_totals
+from counterpoint.masking import keep_secrets
 from counterpoint.metrics import MetricSums, means, pair_means
+from counterpoint.monitor.callback import Monitor
 from counterpoint.records import LossTerms, PairBatch, StepTotals, TokenPair
-from counterpoint.runlog import ALARMS, METRICS, Alarm, RunLog, check_writable, logger
+from counterpoint.report.card import CARD, may_write
+from counterpoint.runlog import (
+    ALARMS,
+    METRICS,
+    MOVEMENT,
+    Alarm,
+    RunLog,
+    check_writable,
+    logger,
+)
 from counterpoint.trainer.assembly import Assembly
+from counterpoint.trainer.card import about_model, hub_datasets, write_card
+from counterpoint.trainer.display import TrainingDisplay, watch_alone
+from counterpoint.trainer.environment import environment
 from counterpoint.trainer.evaluation_pass import EvaluationPass
 from counterpoint.trainer.feed import Feed
 from counterpoint.trainer.fitting import fitting_budget
 from counterpoint.trainer.guard import StepGuard, non_finite_error
 from counterpoint.trainer.loading import load_config, load_model, load_tokenizer
+from counterpoint.trainer.lost_rank import lost_rank_named
+from counterpoint.trainer.pace import COUNTED, Pace
 from counterpoint.trainer.precision import Rounding, stochastic_adamw, warn_of_rounding
+from counterpoint.trainer.recorder import StepRecorder
+from counterpoint.trainer.recording import Beginning, told_to_its_end
 from counterpoint.trainer.recut import Share, TokenBudget
+from counterpoint.trainer.samples import (
+    SampleLooks,
+    SamplesBefore,
+    decodings,
+    sample,
+    sample_metrics,
+)
+from counterpoint.trainer.saved_options import without_secrets
 from counterpoint.trainer.setup import (
     announce,
     balancing_weight,
@@ -52,6 +82,8 @@ from counterpoint.trainer.setup import (
     prepare_model,
     prepare_tokenizer,
 )
+from counterpoint.trainer.sounding import agreed, alarm_facts, ends_a_run, in_words, stopped_error
+from counterpoint.trainer.trackers import check_trackers
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +128,9 @@ class CPOTrainer(Trainer):
     """
 
     control: TrainerControl
+    _watch: Watch | None = None
+    _ending: Alarm | None = None
+    _saved_step = 0
     loss_is_scaled_for_ga = True  # shares of a step are divided by the step's totals already
 
     def __init__(  # noqa: PLR0913 - TRL's constructor, in TRL's order
@@ -114,11 +149,7 @@ class CPOTrainer(Trainer):
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
     ) -> None:
         """Check and prepare everything; nothing is written before all of it is sound."""
-        args = _checked_args(args, data_collator, preprocess_logits_for_metrics)
-        if args.stochastic_rounding and optimizers[0] is not None:
-            raise ConfigError(
-                "CP104", "stochastic_rounding brings its own optimizer, but optimizers has one."
-            )
+        args = _checked_args(args, data_collator, preprocess_logits_for_metrics, optimizers[0])
         check_writable(args.output_dir)
         set_seed(args.seed)  # an adapter starts from random weights
         model = _loaded(model, args, adapted=peft_config is not None)
@@ -136,10 +167,10 @@ class CPOTrainer(Trainer):
             nll_reduction=args.nll_reduction,
         )
         self._feed = Feed(args, tokenizer)
+        self._hub_datasets = hub_datasets(train_dataset)
         prepared_model = None if model is None else ready(model)
         train_pairs = self._feed.train_pairs(train_dataset)
-        if train_pairs is not None and not hasattr(train_pairs, "__len__"):
-            _check_stream(args)
+        _check_stream(train_pairs, args)
         eval_pairs = self._feed.pairs(eval_dataset, "eval")
         if prepared_model is not None:
             balancing_weight(prepared_model, args)
@@ -161,6 +192,7 @@ class CPOTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.accelerator.gradient_accumulation_steps = 1
         self._train_sums, self._guard = MetricSums(), StepGuard()
+        self._recorder = StepRecorder(args, self.objective)
         self._budget = TokenBudget(args.max_micro_batch_tokens, self._budget_lowered)
         self._eval_budget = TokenBudget(args.max_micro_batch_tokens, self._budget_lowered)
         self._assembled: Assembly | None = None
@@ -169,7 +201,29 @@ class CPOTrainer(Trainer):
         self._loss_before_step: Tensor | None = None
         self._balancing_weight = balancing_weight(self.model, args)
         self._top_k = router_top_k(self.model.config) if self._balancing_weight else None
-        self.run_log = RunLog(args.output_dir)
+        self.run_log = RunLog(args.output_dir, writes=self.is_world_process_zero())
+        self._environment: dict[str, Any] | None = None
+        self._recorded = False
+        self._looks = SampleLooks(self.run_log)
+        self._pace = Pace(args.device)
+        self.monitor = self._made_monitor()
+        self._add_watchers()
+
+    def _made_monitor(self) -> Monitor | None:
+        if not self.args.monitor_steps:
+            return None
+        write = partial(self.run_log.append, MOVEMENT)
+        return Monitor(self.args.monitor_steps, write, self.sound)
+
+    def _add_watchers(self) -> None:
+        """The callbacks that are the trainer's own."""
+        own: list[Any] = [Beginning(self.run_log), self._pace]
+        if self.monitor is not None:
+            own.append(self.monitor)
+        if self.args.generate_during_eval and self.eval_dataset is not None:
+            own.append(SamplesBefore(self._write_samples))
+        for callback in own:
+            self.add_callback(callback)
 
     # ---- data ----
 
@@ -195,12 +249,14 @@ class CPOTrainer(Trainer):
         return self._loader(self._feed.pairs(test_dataset, "test"), "test", train=False)
 
     def _loader(self, pairs: Any, name: str, *, train: bool) -> PairLoader:
-        return self._feed.loader(
+        loader = self._feed.loader(
             pairs,
             name,
             micro_batch=self._train_batch_size if train else self.args.eval_batch_size,
             train=train,
         )
+        loader.pairs = pairs
+        return loader
 
     # ---- the optimizer ----
 
@@ -235,6 +291,7 @@ class CPOTrainer(Trainer):
             return [], None
         self._loss_before_step = self._tr_loss.clone()
         pairs = [pair for window in windows for pair in window]
+        self._pace.count(pairs)
         share = self._share(pairs, self._train_batch_size, self._budget, ranks=self.args.world_size)
         totals = sum_totals([self.objective.totals(batch) for batch in share])
         router = None
@@ -299,12 +356,14 @@ class CPOTrainer(Trainer):
                 # one micro-batch was to be the whole step, but did not fit
                 router = self._router_of_share(share, self._top_k)
             step = replace(step, micro_batches=len(share), router=router)
+        self._recorder.begin(*((None, None) if step is None else (step.totals, step.router)))
         total = torch.zeros((), device=self.args.device)
         with self._assembly().running():
             for batch in share:
                 last = batch is share.batches[-1]
                 if self.args.world_size > 1 and (last or self.args.ddp_broadcast_buffers):
                     share.commit()
+                self._recorder.watch(batch)
                 with nullcontext() if last else self.accelerator.no_sync(model):
                     total += super().training_step(model, batch, step)
         return total
@@ -374,8 +433,17 @@ class CPOTrainer(Trainer):
         if problem is None:
             self._train_sums.apply()
             return norm
-        error = non_finite_error(problem, self.state.global_step + 1, self.args.alpha)
         self._discard_step(model)
+        step = self.state.global_step + 1
+        where = self._recorder.keep(
+            problem,
+            step,
+            self.model,
+            self._assembly().head,
+            top_k=self._top_k,
+            balancing_weight=self._balancing_weight,
+        )
+        error = non_finite_error(problem.seen, step, self.args.alpha, where)
         if self.args.nonfinite == "raise":
             raise error
         self._tr_loss.copy_(self._loss_before_step)
@@ -394,11 +462,49 @@ class CPOTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """One pass over a set: its loss is the objective of the whole set, however it is cut."""
+        evaluation = self._pass(dataloader)
+        metrics, pairs = evaluation.metrics()
+        scores = evaluation.scores()
+        accuracy = accuracy_interval(scores)
+        metrics |= {
+            "rewards/accuracies_low": accuracy.low,
+            "rewards/accuracies_high": accuracy.high,
+        }
+        predictions = None
+        if prediction_loss_only is None:
+            prediction_loss_only = self.args.prediction_loss_only
+        if self.compute_metrics is not None and not prediction_loss_only:
+            predictions = np.stack([scores.chosen_rewards, scores.rejected_rewards], axis=1)
+            labels = np.zeros(len(predictions), dtype=np.int64)
+            metrics |= self.compute_metrics(EvalPrediction(predictions, labels))
+        if self.args.generate_during_eval:
+            metrics |= self._sampled(dataloader.pairs, metric_key_prefix)
+        prefix = f"{metric_key_prefix}_"
+        named = {k if k.startswith(prefix) else prefix + k: v for k, v in metrics.items()}
+        return EvalLoopOutput(predictions, None, named, pairs)
+
+    def measure(self, dataset: Any, name: str = "test") -> EvaluationPass:
+        """What the model says of every pair of a set, for statistics; no gradient is paid for.
+
+        Args:
+            dataset: raw or prepared rows.
+            name: the set's name in messages.
+
+        Returns:
+            The pass, with its ``metrics`` and the ``scores`` of each pair, over all ranks.
+
+        Raises:
+            DataError: CP2xx for rows that are not pairs.
+        """
+        return self._pass(self._loader(self._feed.pairs(dataset, name), name, train=False))
+
+    def _pass(self, dataloader: PairLoader) -> EvaluationPass:
         self.model.eval()
         self.callback_handler.eval_dataloader = dataloader
         evaluation = EvaluationPass(self.objective, self._balancing_weight)
         with torch.no_grad():
             for pairs in dataloader:
+                evaluation.note(pairs)
                 share = self._share(pairs, self.args.eval_batch_size, self._eval_budget)
                 # counted when all of it is there, so that nothing is counted twice
                 outputs = share.fitted(partial(self._outputs, share))
@@ -407,17 +513,29 @@ class CPOTrainer(Trainer):
                 self.control = self.callback_handler.on_prediction_step(
                     self.args, self.state, self.control
                 )
-        metrics, pairs = evaluation.metrics()
-        predictions = None
-        if prediction_loss_only is None:
-            prediction_loss_only = self.args.prediction_loss_only
-        if self.compute_metrics is not None and not prediction_loss_only:
-            predictions = evaluation.rewards()
-            labels = np.zeros(len(predictions), dtype=np.int64)
-            metrics |= self.compute_metrics(EvalPrediction(predictions, labels))
-        prefix = f"{metric_key_prefix}_"
-        named = {k if k.startswith(prefix) else prefix + k: v for k, v in metrics.items()}
-        return EvalLoopOutput(predictions, None, named, pairs)
+        return evaluation
+
+    def _write_samples(self) -> None:
+        """Write to a few prompts of each evaluation set, and log what the texts are like."""
+        several = isinstance(self.eval_dataset, dict)
+        sets = self.eval_dataset if several else {"": self.eval_dataset}
+        found: dict[str, float] = {}
+        for name, pairs in sets.items():
+            prefix = f"eval_{name}" if name else "eval"
+            found |= {f"{prefix}_{k}": v for k, v in self._sampled(pairs, prefix).items()}
+        self.log(found)
+
+    def _sampled(self, pairs: Any, name: str) -> dict[str, float]:
+        """Samples of one set, written to the run log and judged; their statistics."""
+        few = self._feed.some(pairs, self.args.eval_samples)
+        with self.accelerator.autocast():
+            written = sample(self.model, self.processing_class, few, decodings(self.args))
+        step, facts = self.state.global_step, alarm_facts(self.args, self.state.max_steps)
+        alarms = self._looks.add(step, name, written, facts)
+        if self.is_in_train:
+            for alarm in alarms:
+                self.sound(alarm)
+        return dict(sample_metrics(written))
 
     def _outputs(self, share: Share) -> list[PairOutput]:
         with self._assembly().running():
@@ -433,32 +551,98 @@ class CPOTrainer(Trainer):
                 logger().info("%s", counts.summary())
         if self._budget.tokens is None and self.train_dataset is not None:
             self._budget.tokens = fitting_budget(self.model, self.args, self.train_dataset)
+        self._watch, self._ending, self._saved_step = None, None, 0
+        self._looks = SampleLooks(self.run_log)
         self._describe()
-        output = super().train(*args, **kwargs)
-        # a stream's counts are known only now, and what other ranks found to fit
-        if self.args.world_size > 1:
-            self._budget.agree(self.args.device)
-            self._eval_budget.agree(self.args.device)
-        self._describe()
+        with self.recorded():
+            with lost_rank_named(self.args.output_dir):
+                output = super().train(*args, **kwargs)
+            # a stream's counts are known only now, and what other ranks found to fit
+            if self.args.world_size > 1:
+                self._budget.agree(self.args.device)
+                self._eval_budget.agree(self.args.device)
+            if self._ending is not None:
+                raise stopped_error(self._ending, self.state.global_step, self.args.output_dir)
         return output
+
+    def recorded(self) -> AbstractContextManager[None]:
+        """Within it a training may be followed by more that belongs to it, such as saving.
+
+        ``run.json`` tells how it ends: finished, stopped before its last step, interrupted, or
+        failed with which error. ``train`` alone does the same.
+        """
+        if self._recorded:
+            return nullcontext()
+        return self._recording()
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        self._recorded = True
+        with ExitStack() as stack:
+            stack.callback(setattr, self, "_recorded", False)
+            stack.enter_context(told_to_its_end(self.run_log, lambda: self.state))
+            stack.callback(self._describe)
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, TrainingDisplay):
+                    stack.enter_context(callback)
+            yield
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics of the steps since the last line, and write the line to the run log."""
         if "loss" in logs:
             del logs["loss"]  # transformers counts skipped steps; ours are of applied ones
-            found = means(self._train_sums.read())
+            sums = self._train_sums.read(self._pace.counts(), self.args.device)
+            pace = self._pace.metrics({name: sums.pop(name)[0] for name in COUNTED})
+            found = means(sums)
             logs = {name: found.pop(name) for name in ("loss",) if name in found} | logs | found
+            logs |= pace
             if self._skipped_steps:
                 logs["skipped_steps"] = self._skipped_steps
         super().log(logs, start_time)
-        if self.is_world_process_zero():
-            self.run_log.append(METRICS, self.state.log_history[-1])
+        self.run_log.append(METRICS, self.state.log_history[-1])
+        if self.is_in_train:
+            if self._watch is None:  # a resumed run reads its old lines again
+                self._watch = Watch(alarm_facts(self.args, self.state.max_steps))
+            for alarm in self._watch.catch_up(self.state.log_history):
+                self.sound(alarm)
 
     def sound(self, alarm: Alarm) -> None:
-        """Say an alarm and write it to the run log; see docs/diagnoses.md for its code."""
+        """Say an alarm, write it to the run log, and end the run if ``on_alarm`` says so.
+
+        Args:
+            alarm: its code is in docs/diagnoses.md. One that only some ranks sound ends the run
+                on all of them, after this step.
+        """
         if self.is_world_process_zero():
-            logger().warning("step %d: %s %s", alarm.step, alarm.code, alarm.seen)
-            self.run_log.append(ALARMS, alarm)
+            logger().warning("%s", in_words(alarm))
+        self.run_log.append(ALARMS, alarm)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TrainingDisplay):
+                callback.sound(alarm)
+        if self.is_in_train and ends_a_run(alarm, self.args) and self._ending is None:
+            self._ending = alarm
+
+    def add_callback(self, callback: Any) -> None:
+        """Add a callback; a ``TrainingDisplay`` takes the place of transformers' own display."""
+        super().add_callback(callback)
+        watch_alone(self.callback_handler)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Log, evaluate, save; then end a run that an alarm has ended, with a checkpoint."""
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self.args.on_alarm == "warn":
+            return
+        self._ending = agreed(self._ending, self.args.world_size, self.args.device)
+        if self._ending is None:
+            return
+        if self._saved_step != self.state.global_step:
+            self.control.should_save = True
+            super()._maybe_log_save_evaluate(*args, **kwargs)  # which has only this left to do
+        self.control.should_training_stop = True
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        self._saved_step = self.state.global_step
 
     def floating_point_ops(self, inputs: Share) -> int:
         """Six operations a parameter and input token, embeddings left out, as transformers."""
@@ -476,16 +660,48 @@ class CPOTrainer(Trainer):
             )
         self.state.num_input_tokens_seen += int(self.accelerator.gather(seen).sum())
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model and, beside the weights, a card of it (README.md)."""
+        folder = Path(output_dir or self.args.output_dir)
+        # asked before: PEFT writes a card of its own, which ours replaces; a user's own stays
+        ours = may_write(folder / CARD)
+        super().save_model(output_dir, _internal_call)
+        if ours and self.is_world_process_zero():
+            self._write_card(folder)
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,  # noqa: A002 - transformers' name
+        tags: str | list[str] | None = None,
+        **_: Any,
+    ) -> None:
+        """Write the card of ``save_model`` anew, with what a push to the hub adds."""
+        folder = Path(self.args.output_dir)
+        if self.is_world_process_zero() and may_write(folder / CARD):
+            more = [tags] if isinstance(tags, str) else list(tags or ())
+            self._write_card(folder, tags=more, language=language or "", license_=license or "")
+
+    def _write_card(self, folder: Path, **more: Any) -> None:
+        run_folder = self.run_log.folder
+        # a checkpoint lies in the run's folder, perhaps under a name that it will not keep
+        within = run_folder.resolve() in folder.resolve().parents
+        named = run_folder if within else folder
+        about = about_model(self.model, named, self._hub_datasets, **more)
+        write_card(folder, run_folder, about)
+
     def _prepare_inputs(self, inputs: PairBatch) -> PairBatch:
         return inputs  # on the device since get_batch_samples
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save the model; transformers pickles the options beside it, which must hold no token."""
-        token, self.args.hub_token = self.args.hub_token, None
-        try:
+        """Save the model; transformers pickles the options beside it, which hold no secret then."""
+        with without_secrets(self.args):
             super()._save(output_dir, state_dict)
-        finally:
-            self.args.hub_token = token
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # pickles the options a second time, into what is uploaded
+        with without_secrets(self.args):
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def _budget_lowered(self) -> None:
         if self.is_in_train:  # an evaluation alone leaves the files of a run as they are
@@ -494,6 +710,8 @@ class CPOTrainer(Trainer):
     def _describe(self) -> None:
         if not self.is_world_process_zero():
             return
+        if self._environment is None:
+            self._environment = environment()
         self.run_log.describe(
             {
                 "objective": self.objective.formula(),
@@ -510,6 +728,8 @@ class CPOTrainer(Trainer):
                 "rounding": None if self._rounding is None else asdict(self._rounding),
                 "data": {name: counts.as_dict() for name, counts in self._feed.counts().items()},
                 "options": self.args.to_dict(),
+                "environment": self._environment,
+                "changed": list(self.args.changed),
             }
         )
 
@@ -535,8 +755,10 @@ def _loaded(model: nn.Module | str | None, args: CPOConfig, *, adapted: bool) ->
     return model
 
 
-def _check_stream(args: CPOConfig) -> None:
-    """Refuse what cannot be done with a streamed training set."""
+def _check_stream(pairs: Any, args: CPOConfig) -> None:
+    """Refuse what cannot be done with a training set, if it is streamed."""
+    if pairs is None or hasattr(pairs, "__len__"):
+        return
     if args.max_steps <= 0:
         raise ConfigError("CP107", "a streamed train_dataset has no length: set max_steps.")
     for name in ("dataloader_num_workers", "dataloader_drop_last"):
@@ -558,7 +780,9 @@ def _own_tokenizer(model: nn.Module, args: CPOConfig) -> Any:
     return load_tokenizer(source, args)
 
 
-def _checked_args(args: CPOConfig | None, data_collator: Any, preprocess: Any) -> CPOConfig:
+def _checked_args(
+    args: CPOConfig | None, data_collator: Any, preprocess: Any, optimizer: Any
+) -> CPOConfig:
     if args is None:
         args = CPOConfig(output_dir="tmp_trainer")
     if not isinstance(args, CPOConfig):
@@ -575,6 +799,12 @@ def _checked_args(args: CPOConfig | None, data_collator: Any, preprocess: Any) -
             "preprocess_logits_for_metrics is refused: logits exist only in chunks and are "
             "never kept; compute_metrics gets each pair's rewards.",
         )
+    if args.stochastic_rounding and optimizer is not None:
+        raise ConfigError(
+            "CP104", "stochastic_rounding brings its own optimizer, but optimizers has one."
+        )
+    check_trackers(args)
+    keep_secrets(vars(args))
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1 and args.world_size == 1:
         raise SetupError(

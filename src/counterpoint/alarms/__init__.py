@@ -1,0 +1,11 @@
+"""The alarms of a run under way: what its log lines, evaluations and samples give away.
+
+    log line, evaluation ──watch──▶ Curve ... ──of_curves──▶ Alarm
+    samples              ──────────of_samples─────────────▶ Alarm
+
+Plain numbers in, alarms out: neither torch nor a model is needed. Thresholds are derived where
+they are written down, and docs/alarms.md lists them.
+
+Not here: what a code means (``doctor``), what an alarm does (``CPOTrainer.sound``), and what can
+only be seen in the parameters themselves.
+"""

@@ -1,0 +1,64 @@
+"""``counterpoint compare RUN RUN ...``: how runs differ, and their curves over each other.
+
+Not here: what the page says (``report.comparison``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from counterpoint.cli.flags import flags_help, flags_of, take_flags
+from counterpoint.cli.manners import say
+from counterpoint.cli.report import runs_of
+
+USAGE = """\
+usage: counterpoint compare RUN RUN ... [--out FILE]
+
+Writes one HTML file about several runs: first what differs between them (the
+objective, options, data, machine), then their last values with the best one
+marked, then their curves laid over each other, over steps, pairs or hours. It
+opens offline. Needs no torch; needs pip install 'counterpoint[report]'.
+
+examples:
+  counterpoint compare runs/first runs/second
+  counterpoint compare runs/* --out all.html
+
+options:
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class CompareOptions:
+    """What the command takes beside the runs; every field's help is its meaning."""
+
+    out: str = field(default="comparison.html", metadata={"help": "File to write."})
+
+
+def compare_help(width: int | None = None) -> str:
+    """The text of ``counterpoint compare --help``."""
+    return f"{USAGE}{flags_help(flags_of(CompareOptions), width)}\n"
+
+
+def compare(words: list[str]) -> None:
+    """Write the comparison of the runs that a command line names.
+
+    Args:
+        words: what follows ``counterpoint compare``.
+
+    Raises:
+        CounterpointError: with the code of what cannot be done.
+    """
+    flags = flags_of(CompareOptions)
+    values, others = take_flags(words, flags)
+    folders = runs_of(others, flags, "compare", least=2)
+    options = CompareOptions(**values)
+    from counterpoint.report.comparison import comparison
+    from counterpoint.report.writing import refuse_foreign, write_page
+    from counterpoint.runlog import read_run
+
+    path = Path(options.out)
+    runs = [read_run(folder) for folder in folders]
+    refuse_foreign(path)
+    size = write_page(path, comparison(runs))
+    say(f"comparison in {path} ({size / 1e6:.1f} MB)")

@@ -1,0 +1,173 @@
+"""``counterpoint diff``: what training, or whatever else, has done to saved weights.
+
+Not here: the comparison (``monitor.difference``), which files are read (``monitor.weight_files``).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from counterpoint.cli.flags import flags_help, flags_of, refuse_others, take_flags
+from counterpoint.cli.manners import terminal_width
+from counterpoint.errors import ConfigError
+
+if TYPE_CHECKING:
+    from counterpoint.monitor.difference import Difference
+
+USAGE = """\
+usage: counterpoint diff BEFORE AFTER [--all] [--json]
+
+Compares two saved models or adapters, every weight of them: what share has
+moved, the norm of the change over the norm of the weights, and the largest
+change; by group (embeddings, attention, mlp, norms, head, adapters, other) and
+by tensor, most changed first. Folders as save_pretrained writes them, shards
+and PEFT adapters too, or single safetensors files. No model is built.
+
+examples:
+  counterpoint diff counterpoint-quickstart/base counterpoint-quickstart/cpo
+  counterpoint diff runs/first/checkpoint-100 runs/first/checkpoint-200 --all
+
+exit codes:
+  0    compared; something differs
+  1    compared; the two are the same: whatever came between has done nothing
+  2    it cannot be done: a side is no model
+
+options:
+"""
+
+SHOWN = 10
+"""Names in a list, unless all are asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiffOptions:
+    """What the command takes beside two paths; every field's help is its meaning."""
+
+    all: bool = field(default=False, metadata={"help": f"Every tensor, not {SHOWN} of them."})
+    json: bool = field(default=False, metadata={"help": "All that was found, as JSON."})
+
+
+def diff_help(width: int | None = None) -> str:
+    """The text of ``counterpoint diff --help``."""
+    return f"{USAGE}{flags_help(flags_of(DiffOptions), width)}\n"
+
+
+def diff(words: list[str]) -> int:
+    """Compare the two models that a command line names, and show how they differ.
+
+    Args:
+        words: what follows ``counterpoint diff``.
+
+    Returns:
+        0 where something differs, 1 where nothing does.
+
+    Raises:
+        CounterpointError: CP1xx for words that mean nothing, CP301 for a side that is no model.
+    """
+    flags = flags_of(DiffOptions)
+    values, paths = take_flags(words, flags)
+    refuse_others(paths, flags, "diff")
+    if len(paths) != 2:
+        raise ConfigError(
+            "CP107" if len(paths) < 2 else "CP103",
+            f"diff compares two models, not {len(paths)}: counterpoint diff BEFORE AFTER.",
+        )
+    options = DiffOptions(**values)
+    # slow to import, and so after what the words alone can tell
+    from counterpoint.monitor.difference import compare
+    from counterpoint.monitor.weight_files import WeightFiles
+
+    before, after = (Path(path).expanduser() for path in paths)
+    with WeightFiles(before) as one, WeightFiles(after) as other:
+        found = compare(one, other)
+    if options.json:
+        content = {"before": str(before), "after": str(after), **found.as_dict()}
+        text = json.dumps(content, indent=2)
+    else:
+        text = "\n".join(lines(found, terminal_width(), shown=None if options.all else SHOWN))
+    sys.stdout.write(f"{text}\n")
+    return 1 if found.same else 0
+
+
+def lines(found: Difference, width: int, *, shown: int | None = SHOWN) -> Iterator[str]:
+    """The difference for people.
+
+    Args:
+        found: what was compared.
+        width: columns of the terminal, at least 60.
+        shown: most names of a list; None shows all.
+    """
+    if found.tensors:
+        yield from _groups(found)
+        yield ""
+        yield from _tensors(found, width, shown)
+    dtypes = {n: one.dtypes for n, one in found.tensors.items() if one.dtypes}
+    yield from _list("another dtype", [f"{n}  {a} -> {b}" for n, (a, b) in dtypes.items()], shown)
+    shapes = [f"{n}  {_shape(a)} -> {_shape(b)}" for n, (a, b) in found.shapes.items()]
+    yield from _list("another shape, not compared", shapes, shown)
+    for title, entries in (("only before", found.removed), ("only after", found.added)):
+        named = [f"{name}  {one.dtype} {_shape(one.shape)}" for name, one in entries.items()]
+        yield from _list(title, named, shown)
+    yield _verdict(found)
+
+
+def _groups(found: Difference) -> Iterator[str]:
+    yield f"{'group':<12}{'tensors':>9}{'weights':>17}{'moved':>10}{'update':>11}{'largest':>11}"
+    for group, one in found.groups().items():
+        counts = f"{one['tensors']:>9,}{one['weights']:>17,}"
+        yield f"{group:<12}{counts}{_numbers(one['moved'], one['update'], one['largest'])}"
+
+
+def _tensors(found: Difference, width: int, shown: int | None) -> Iterator[str]:
+    def size(name: str) -> float:
+        return found.tensors[name].update
+
+    names = sorted(found.tensors, key=size, reverse=True)[:shown]
+    space = width - 32
+    title = "tensor" if shown is None else f"tensor ({len(names)} of {len(found.tensors):,})"
+    yield f"{title:<{space}}{'moved':>10}{'update':>11}{'largest':>11}"
+    for name in names:
+        one = found.tensors[name]
+        # the end of a name tells more than its beginning
+        kept = name if len(name) < space else f"...{name[4 - space :]}"
+        yield f"{kept:<{space}}{_numbers(one.moved, one.update, one.largest)}"
+
+
+def _numbers(moved: float, *others: float | None) -> str:
+    shown = ["-" if other is None else f"{other:.3g}" for other in others]
+    return f"{_percent(moved):>10}" + "".join(f"{other:>11}" for other in shown)
+
+
+def _percent(share: float) -> str:
+    """A share of which neither end is reached by rounding."""
+    if 0 < share < 1e-4:
+        return "<0.01%"
+    if 0.9999 < share < 1:
+        return ">99.99%"
+    return f"{share:.2%}"
+
+
+def _list(title: str, named: Sequence[str], shown: int | None) -> Iterator[str]:
+    if not named:
+        return
+    yield ""
+    yield f"{title}: {len(named):,}"
+    yield from (f"  {line}" for line in named[:shown])
+    if shown is not None and len(named) > shown:
+        yield f"  and {len(named) - shown:,} more; --all names them"
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return "x".join(map(str, sizes)) or "one number"
+
+
+def _verdict(found: Difference) -> str:
+    if found.same:
+        return f"\nthe same: all {len(found.tensors):,} tensors hold the same values"
+    moved: list[Any] = [one for one in found.tensors.values() if one.moved]
+    return f"\n{len(moved):,} of the {len(found.tensors):,} tensors of both differ"

@@ -1,0 +1,449 @@
+"""``counterpoint evaluate``: how often a model prefers what people chose, and what it writes.
+
+The forward pass is the trainer's own, so that the numbers are those of an evaluation in training.
+
+Not here: flags (``evaluate_options``), statistics and tables (``evaluation``).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tempfile
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from counterpoint.cli.evaluate_options import OF_TRAIN, EvaluateOptions, of_run, read_evaluation
+from counterpoint.cli.flags import flags_help, flags_of, take_flags
+from counterpoint.cli.manners import is_first_process, quiet_bars, quiet_replicas
+from counterpoint.errors import ConfigError, DataError
+from counterpoint.evaluation import references, table, texts
+from counterpoint.evaluation.bootstrap import SOURCE, Resampling
+from counterpoint.evaluation.preferences import Comparison, Preferences, compare, judge
+from counterpoint.evaluation.scores import PairScores, aligned
+from counterpoint.evaluation.texts import Completion
+from counterpoint.runlog import check_writable, logger, versions
+from counterpoint.staged import refuse_taken, staged
+
+if TYPE_CHECKING:
+    from counterpoint.cli.settings import Request
+    from counterpoint.evaluation.generation import Decoding, Prompt
+    from counterpoint.records import TokenPair
+    from counterpoint.trainer.trainer import CPOTrainer
+
+USAGE = """\
+usage: counterpoint evaluate MODEL --dataset FILE_OR_HUB ... [--option value ...]
+       counterpoint evaluate MODEL --prompts FILE [--option value ...]
+
+Says how often a model prefers the chosen completion, with intervals, by how
+much, how likely it finds the chosen, and what length alone would explain. With
+--base it does so of two models and of their difference; with --generate or
+--prompts it lets them write. MODEL is a hub id, a folder with a model, or one
+with a PEFT adapter. Where it lies in a run's folder, the objective and the
+limits of length are those of the run; flags override them.
+
+examples:
+  counterpoint evaluate runs/first --dataset held-out.jsonl
+  counterpoint evaluate runs/first --dataset easy=a.jsonl hard=b.jsonl --json
+  counterpoint evaluate runs/first --base Qwen/Qwen2.5-0.5B --dataset test.jsonl \\
+      --generate 100 --out evaluated
+
+options:
+  --dataset  (list)
+      Required but with --prompts. Files, a folder or a hub id, as for train;
+      NAME=FILE for several sets, each with numbers of its own.
+  --split  (text)
+      Split to read; null: test, validation, or the only one there is.
+"""
+
+RESULT_FILE, TEXTS_FILE = "evaluation.json", "completions.jsonl"
+BEFORE, AFTER = "before", "after"
+OTHER_TOKENS = (
+    "  The two models cut these texts into different tokens: numbers a token, and",
+    "  rewards that are means over tokens, are of two measures. Accuracies are not.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What was found of one model.
+
+    Args:
+        objective: as a formula.
+        losses: of the objective, by set.
+        scores: of each pair, by set.
+        written: completions by set; greedy ones, then sampled ones.
+    """
+
+    objective: str
+    losses: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, PairScores] = field(default_factory=dict)
+    written: dict[str, list[Completion]] = field(default_factory=dict)
+
+
+def evaluate_help(width: int | None = None) -> str:
+    """The text of ``counterpoint evaluate --help``."""
+    shared = textwrap.fill(
+        f"and of counterpoint train, which explains them: {', '.join(OF_TRAIN)}", width or 80
+    )
+    return f"{USAGE}{flags_help(flags_of(EvaluateOptions), width)}\n\n{shared}\n"
+
+
+def evaluate(words: list[str]) -> None:
+    """Evaluate what a command line asks for, and say it on standard output.
+
+    Args:
+        words: what follows ``counterpoint evaluate``.
+
+    Raises:
+        CounterpointError: with the code of what cannot be done; then nothing is written.
+    """
+    if not words or words[0].startswith("-"):
+        raise ConfigError(
+            "CP107", "the model is missing; write counterpoint evaluate MODEL --dataset FILE."
+        )
+    source, *rest = words
+    values, others = take_flags(rest, flags_of(EvaluateOptions))
+    options = EvaluateOptions(**values)
+    _check_out(options)
+    metrics = _metrics(options)
+    quiet_bars()
+    quiet_replicas()
+    with tempfile.TemporaryDirectory(prefix="counterpoint-") as nowhere:
+        request = read_evaluation(source, others, nowhere)
+        if not request.run.eval_dataset and not options.prompts:
+            raise ConfigError(
+                "CP107", "dataset (--dataset FILE) is missing; or name --prompts to write to."
+            )
+        if of_run(source):
+            logger().info("objective and limits of length: those of the run of %s", source)
+        sides = {
+            who: _side(model, one, options)
+            for who, model, one in (
+                (BEFORE, options.base, _of_base(request)),
+                (AFTER, source, request),
+            )
+            if model is not None
+        }
+    if not is_first_process():
+        return
+    found = _Findings(sides, options, metrics)
+    content = {"model": source, "base": options.base, **found.as_dict()}
+    text = json.dumps(_json_ready(content), indent=1)
+    if options.out is not None:
+        _write(Path(options.out), text, sides, {BEFORE: options.base, AFTER: source})
+    _say(text if options.json else "\n".join(found.lines()))
+
+
+# One model
+
+
+def _of_base(request: Request) -> Request:
+    """The same of another model: a revision is a model's own."""
+    return replace(request, run=replace(request.run, revision=None))
+
+
+def _side(source: str, request: Request, options: EvaluateOptions) -> Side:
+    """Load a model, and let it judge every pair and write to every prompt."""
+    from counterpoint.cli.parts import eval_sets
+    from counterpoint.evaluation.generation import complete
+    from counterpoint.trainer.feed import Feed
+    from counterpoint.trainer.samples import prompts_of
+
+    trainer = _trainer(source, request)
+    tokenizer = trainer.processing_class
+    side = Side(trainer.objective.formula())
+    feed = Feed(request.config, tokenizer)
+    prompts: dict[str, list[Prompt]] = {}
+    for name, rows in _named(eval_sets(request.run), request):
+        pairs = feed.pairs(rows, name)
+        passed = trainer.measure(pairs, name)
+        side.losses[name] = passed.metrics()[0]["loss"]
+        side.scores[name] = passed.scores()
+        if options.generate:
+            some = feed.some(pairs, options.generate)
+            prompts[name] = _with_references(prompts_of(some, tokenizer), some, rows)
+    if options.prompts:
+        prompts["prompts"] = _read_prompts(options.prompts, tokenizer)
+    for counts in feed.counts().values():
+        logger().info("%s", counts.summary())
+    with trainer.accelerator.autocast():
+        for name, few in prompts.items():
+            side.written[name] = [
+                one
+                for way in _decodings(options, request.config.eval_batch_size)
+                for one in complete(trainer.model, tokenizer, few, way)
+            ]
+    return side
+
+
+def _trainer(source: str, request: Request) -> CPOTrainer:
+    """A trainer that only evaluates."""
+    from counterpoint.cli.hub import hub_or_cache
+    from counterpoint.cli.parts import hide_token, merge_model_options, names_of
+    from counterpoint.trainer.adapters import base_of, is_adapter, load_adapted
+    from counterpoint.trainer.loading import load_config, load_model, load_tokenizer
+    from counterpoint.trainer.trainer import CPOTrainer
+
+    run, config = request.run, request.config
+    hide_token(config)
+    adapter, given = is_adapter(source), config.model_init_kwargs
+    with hub_or_cache([source, *names_of(run)]):
+        merge_model_options(run, config)
+        if adapter:
+            model = load_adapted(source, config)
+        else:
+            load_config(source, config)
+            # weights that nobody trains keep the precision of their files
+            model = load_model(source, config, adapted=True)
+        own = source if not adapter or _has_tokenizer(source) else base_of(source)
+        tokenizer = load_tokenizer(
+            run.tokenizer or own,
+            config,
+            of_model=run.tokenizer is None,
+            chat_template=run.chat_template,
+        )
+    config.model_init_kwargs = None  # the trainer refuses them beside a loaded model
+    trainer = CPOTrainer(model=model, args=config, processing_class=tokenizer)
+    config.model_init_kwargs = given
+    return trainer
+
+
+def _has_tokenizer(folder: str) -> bool:
+    return (Path(folder).expanduser() / "tokenizer_config.json").is_file()
+
+
+def _named(sets: Any, request: Request) -> Iterator[tuple[str, Any]]:
+    """Each set with the name that it has in tables."""
+    if isinstance(sets, Mapping):
+        yield from sets.items()
+    elif sets is not None:
+        yield " ".join(Path(word).name for word in request.run.eval_dataset), sets
+
+
+def _with_references(prompts: list[Prompt], pairs: Sequence[TokenPair], rows: Any) -> list[Prompt]:
+    """The rows' own references in place of the chosen completions, where they have any."""
+    if "reference" not in (rows.column_names or ()):
+        return prompts
+    return [
+        replace(prompt, reference=_reference(rows[pair.row], pair.row))
+        for prompt, pair in zip(prompts, pairs, strict=True)
+    ]
+
+
+def _reference(row: Mapping[str, Any], number: int) -> str | None:
+    reference = row.get("reference")
+    if not isinstance(reference, str | None):
+        raise DataError(
+            "CP202",
+            f"row {number}: reference is of type {type(reference).__name__}; expected a text, or "
+            "none.",
+        )
+    return reference
+
+
+def _decodings(options: EvaluateOptions, batch: int) -> list[Decoding]:
+    from counterpoint.evaluation.generation import Decoding
+
+    greedy = Decoding(options.max_new_tokens, batch=batch)
+    if not options.temperature:
+        return [greedy]
+    sampled = Decoding(
+        options.max_new_tokens, options.temperature, options.top_p, options.seed, batch
+    )
+    return [greedy, sampled]
+
+
+def _read_prompts(sources: list[str], tokenizer: Any) -> list[Prompt]:
+    from counterpoint.data.chat import render_prompt
+    from counterpoint.data.sources import load, pick_split
+    from counterpoint.data.tokenize import prompt_ids
+    from counterpoint.evaluation.generation import Prompt
+    from counterpoint.records import PreferenceRow
+
+    rows = pick_split(load(sources[0] if len(sources) == 1 else sources))
+    found = []
+    for number, row in enumerate(rows):
+        prompt = row.get("prompt")
+        if not prompt or not isinstance(prompt, str | list):
+            raise DataError(
+                "CP202",
+                f"{' '.join(sources)}, row {number}: prompt is {str(prompt)[:40]!r}; expected a "
+                "text or a list of messages.",
+            )
+        text = render_prompt(PreferenceRow(prompt, "", "", number), tokenizer)
+        found.append(Prompt(tuple(prompt_ids(text, tokenizer)), _reference(row, number)))
+    return found
+
+
+# What comes of it
+
+
+class _Findings:
+    """The statistics of one model, or of two and their difference."""
+
+    def __init__(
+        self, sides: Mapping[str, Side], options: EvaluateOptions, metrics: Sequence[str]
+    ) -> None:
+        self.sides, self.metrics, self.options = sides, metrics, options
+        self.plan = Resampling(options.resamples, options.seed)
+        self.signatures: dict[str, str] = {}
+        self.judged: dict[str, dict[str, Preferences]] = {
+            who: {name: judge(scores, self.plan) for name, scores in side.scores.items()}
+            for who, side in sides.items()
+        }
+        self.compared: dict[str, Comparison] = {}
+        if BEFORE in sides:
+            before, after = sides[BEFORE].scores, sides[AFTER].scores
+            self.compared = {n: compare(before[n], after[n], self.plan) for n in after}
+        self.texts = {who: dict(self._text_statistics(side)) for who, side in sides.items()}
+
+    def _text_statistics(self, side: Side) -> Iterator[tuple[tuple[str, str], dict[str, float]]]:
+        for key, part in _by_kind(side).items():
+            found = texts.statistics(part)
+            with_one = [one for one in part if one.reference is not None]
+            if with_one and self.metrics:
+                scores = references.reference_scores(
+                    [one.text for one in with_one],
+                    [str(one.reference) for one in with_one],
+                    self.metrics,
+                    self.options.bleu_tokenizer,
+                )
+                found |= {name: score.value for name, score in scores.items()}
+                self.signatures |= {name: score.signature for name, score in scores.items()}
+            yield key, found
+
+    def as_dict(self) -> dict[str, Any]:
+        content: dict[str, Any] = {
+            "objective": self.sides[AFTER].objective,
+            "intervals": {"method": SOURCE, **asdict(self.plan)},
+            "signatures": self.signatures,
+            "versions": versions(),
+        }
+        for who, side in self.sides.items():
+            sets = {
+                name: {"loss": side.losses[name], **found.as_dict()}
+                for name, found in self.judged[who].items()
+            }
+            written: dict[str, Any] = {}
+            for (name, kind), values in self.texts[who].items():
+                written.setdefault(name, {})[kind] = values
+            content[who] = {"sets": sets, "texts": written}
+        if BEFORE in self.sides:
+            content["changes"] = {n: asdict(found) for n, found in self.compared.items()}
+        return content
+
+    def lines(self) -> Iterator[str]:
+        level = self.plan.level
+        yield from self.sides[AFTER].objective.splitlines()
+        yield ""
+        after = self.sides[AFTER]
+        for name, found in self.judged[AFTER].items():
+            yield from table.preference_table(name, found, after.losses[name], level)
+            yield ""
+            if name in self.compared:
+                yield from table.comparison_table(name, self.compared[name], level)
+                if not self._cut_alike(name):
+                    yield from OTHER_TOKENS
+                yield ""
+        for (name, kind), part in _by_kind(after).items():
+            yield from self._text_lines(name, kind, part)
+        if BEFORE in self.sides:
+            yield table.NOT_ZERO
+        yield f"intervals: {self.plan.resamples:,} draws,"
+        yield f"  {SOURCE}"
+        yield from (f"{name}: {signature}" for name, signature in self.signatures.items())
+
+    def _cut_alike(self, name: str) -> bool:
+        before, after = aligned(self.sides[BEFORE].scores[name], self.sides[AFTER].scores[name])
+        return bool((before.chosen_tokens == after.chosen_tokens).all())
+
+    def _text_lines(self, name: str, kind: str, part: list[Completion]) -> Iterator[str]:
+        values = self.texts[AFTER][name, kind]
+        title = f"{name}, {kind}: {len(part):,} prompts"
+        shown = {AFTER: part}
+        before = self.sides.get(BEFORE)
+        other = None if before is None else _by_kind(before)[name, kind]
+        if other is not None and [o.prompt for o in other] == [o.prompt for o in part]:
+            shown = {BEFORE: other, AFTER: part}
+            changes = texts.differences(other, part, self.plan)
+            yield from table.text_comparison_table(
+                title, self.texts[BEFORE][name, kind], values, changes, self.plan.level
+            )
+        else:
+            yield from table.text_table(title, values)
+        yield ""
+        yield from table.shown_texts(shown)
+
+
+def _by_kind(side: Side) -> dict[tuple[str, str], list[Completion]]:
+    """Completions by set and way of writing."""
+    found: dict[tuple[str, str], list[Completion]] = {}
+    for name, completions in side.written.items():
+        for one in completions:
+            found.setdefault((name, one.kind), []).append(one)
+    return found
+
+
+def _metrics(options: EvaluateOptions) -> list[str]:
+    """Scores against references that are to be computed."""
+    if options.metrics:
+        wanted = [name for name in options.metrics if name != "none"]
+        if wanted:
+            references.check_installed()
+        return wanted
+    if options.writes and not references.is_installed():
+        logger().info(
+            "BLEU and chrF are left out: sacrebleu is not installed "
+            "(pip install 'counterpoint[evaluate]')"
+        )
+        return []
+    return list(references.METRICS)
+
+
+# Files
+
+
+def _check_out(options: EvaluateOptions) -> None:
+    if options.out is None:
+        return
+    check_writable(options.out)
+    for name in (RESULT_FILE, TEXTS_FILE):
+        refuse_taken(Path(options.out) / name, overwrite=options.overwrite)
+
+
+def _write(
+    folder: Path, text: str, sides: Mapping[str, Side], models: Mapping[str, str | None]
+) -> None:
+    lines = [
+        json.dumps({"model": models[who], "set": name, **one.as_entry()}, ensure_ascii=False)
+        for who, side in sides.items()
+        for name, completions in side.written.items()
+        for one in completions
+    ]
+    (folder / TEXTS_FILE).unlink(missing_ok=True)
+    for name, content in ((RESULT_FILE, [text]), (TEXTS_FILE, lines)):
+        if content:
+            with staged(folder / name) as file:
+                file.write("".join(f"{line}\n" for line in content).encode())
+
+
+def _say(text: str) -> None:
+    """A text on standard output, whatever characters it can show."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(f"{text}\n".encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _json_ready(value: Any) -> Any:
+    """The same with null for numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {str(key): _json_ready(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_ready(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,336 @@
+"""``counterpoint replay``: a step that was not finite, done again, to see what broke first.
+
+The run wrote the step into its folder when it failed (``trainer.recorder``), with what was not
+finite then. Weights are not in the file: they are read from the run's last checkpoint before the
+step, else from the run as it began, or from ``--model``; where they are others than the step's,
+the outcome may be another, and that is said.
+
+Not here: the file (``trainer.replay``), the arithmetic (``trainer.recompute``).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from counterpoint.cli.flags import flags_help, flags_of, refuse_others, take_flags
+from counterpoint.cli.manners import quiet_bars, terminal_width
+from counterpoint.errors import ConfigError, CounterpointError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from counterpoint.config import CPOConfig
+    from counterpoint.trainer.replay import Culprit, Replay
+
+USAGE = """\
+usage: counterpoint replay FILE [--model M] [--option value ...]
+
+Does a step again that had a loss or gradient that is not finite, and says which
+row, which token and which term was the first. FILE is what the run wrote into
+its folder: replay-STEP.safetensors.
+
+examples:
+  counterpoint replay runs/first/replay-12.safetensors
+  counterpoint replay runs/first/replay-12.safetensors --model Qwen/Qwen2.5-0.5B
+
+options:
+"""
+
+SHOWN = 12
+"""Lines of a list."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayOptions:
+    """What the command takes beside the file; every field's help is its meaning."""
+
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "A model or a saved adapter, as a folder or a hub id. null: the run's last "
+            "checkpoint before the step, else the model that the run began with."
+        },
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run Python code that comes with the model."}
+    )
+    allow_pickle: bool = field(
+        default=False, metadata={"help": "Read weights that are pickles; see docs/security.md."}
+    )
+    json: bool = field(default=False, metadata={"help": "One JSON object instead of a text."})
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A model, and in words which one.
+
+    Args:
+        model: ready to be computed with.
+        name: where it is from.
+        remark: how it differs from the step's own.
+    """
+
+    model: nn.Module
+    name: str
+    remark: str
+
+
+def replay_help(width: int | None = None) -> str:
+    """The text of ``counterpoint replay --help``."""
+    closing = "\n\nexit codes: 0 something is not finite, 1 everything is finite this time\n"
+    return f"{USAGE}{flags_help(flags_of(ReplayOptions), width)}{closing}"
+
+
+def replay(words: list[str]) -> int:
+    """Do the step of a file again.
+
+    Args:
+        words: what follows ``counterpoint replay``.
+
+    Returns:
+        0 where something is not finite, 1 where everything is.
+
+    Raises:
+        CounterpointError: with the code of what cannot be done.
+    """
+    flags = flags_of(ReplayOptions)
+    values, others = take_flags(words, flags)
+    refuse_others(others, flags, "replay")
+    if len(others) != 1:
+        raise ConfigError(
+            "CP107", "FILE is missing: counterpoint replay takes one replay-STEP.safetensors."
+        )
+    options, path = ReplayOptions(**values), Path(others[0])
+    # slow to import, and so after what the words alone can tell
+    from counterpoint.trainer.replay import read_replay
+
+    quiet_bars()
+    step = read_replay(path)
+    weights = _weights(step, path.parent, options)
+    culprits = _again(step, weights.model)
+    if options.json:
+        sys.stdout.write(f"{json.dumps(_as_dict(step, weights, culprits))}\n")
+    else:
+        lines = _report(step, path, weights, culprits, _tokenizer(weights.model))
+        sys.stdout.write("\n".join(lines) + "\n")
+    return 0 if culprits else 1
+
+
+def _again(step: Replay, model: nn.Module) -> tuple[Culprit, ...]:
+    import torch
+
+    from counterpoint.forward.head import find_head, prove_head
+    from counterpoint.forward.layout import why_not_shared
+    from counterpoint.trainer.recompute import culprits_of
+    from counterpoint.trainer.setup import disable_dropout, embedding_rows
+
+    device = step.settings.device if _is_here(step.settings.device) else "cpu"
+    model.to(device)
+    if not step.settings.dropout:
+        disable_dropout(model)
+    if step.settings.checkpointing and getattr(model, "supports_gradient_checkpointing", False):
+        enable: Any = model.gradient_checkpointing_enable
+        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    _check_ids(step, embedding_rows(model))
+    if step.settings.layout == "shared" and (reason := why_not_shared(model)):
+        raise ConfigError("CP104", f"the step shared its prompts, but in this model {reason}.")
+    first = step.micro_batches[0][0]
+    ids = torch.tensor([[*first.prompt, *first.chosen][:16]], device=device)
+    return culprits_of(step, model, prove_head(model, find_head(model), ids), device=device)
+
+
+def _is_here(device: str) -> bool:
+    import torch
+
+    return device == "cuda" and torch.cuda.is_available()
+
+
+def _check_ids(step: Replay, known: int) -> None:
+    from counterpoint.data.collate import beyond_embedding
+
+    for pair in (pair for batch in step.micro_batches for pair in batch):
+        highest = max([*pair.prompt, *pair.chosen, *pair.rejected])
+        if highest >= known:
+            raise beyond_embedding(highest, known, pair.row)
+
+
+# Weights
+
+
+def _weights(step: Replay, folder: Path, options: ReplayOptions) -> Weights:
+    if options.model:
+        model = _load(options.model, step, options)
+        return Weights(model, options.model, "whether it is the step's own is for you to know")
+    last = _last_checkpoint(folder, step.step)
+    if last is not None:
+        number, path = last
+        between = step.step - 1 - number
+        later = f"{between} step{'s' if between != 1 else ''} before those of the step"
+        own = "the step's own, as the step began" if not between else later
+        return Weights(_load(str(path), step, options), str(path), own)
+    before = f"those that the run began with, {step.step - 1} steps before"
+    own = before if step.step > 1 else "the step's own: those that the run began with"
+    if (folder / "train.yaml").is_file():
+        return Weights(_as_begun(folder / "train.yaml"), f"as {folder / 'train.yaml'} says", own)
+    if not step.origin.model:
+        raise ConfigError(
+            "CP107",
+            f"--model is missing: {folder} holds no checkpoint before step {step.step}, and the "
+            f"{step.origin.kind} of the run was made in memory.",
+        )
+    return Weights(_load(step.origin.model, step, options), step.origin.model, own)
+
+
+def _last_checkpoint(folder: Path, step: int) -> tuple[int, Path] | None:
+    """The newest checkpoint that is older than a step, by the step it was saved after."""
+    found = {
+        int(number): path
+        for path in folder.glob("checkpoint-*")
+        if (number := path.name.removeprefix("checkpoint-")).isdecimal() and int(number) < step
+    }
+    return (max(found), found[max(found)]) if found else None
+
+
+def _load(source: str, step: Replay, options: ReplayOptions) -> nn.Module:
+    from counterpoint.trainer.adapters import is_adapter, load_adapted
+    from counterpoint.trainer.loading import load_config, load_model
+
+    config = _config(step, options)
+    if is_adapter(source):
+        adapted: nn.Module = load_adapted(source, config)
+        return adapted
+    load_config(source, config)
+    model: nn.Module = load_model(source, config, adapted=False)
+    return model
+
+
+def _config(step: Replay, options: ReplayOptions) -> CPOConfig:
+    from counterpoint.config import CPOConfig
+
+    keywords = {"dtype": step.origin.dtype}
+    if step.origin.attention:
+        keywords["attn_implementation"] = step.origin.attention
+    return CPOConfig(
+        output_dir="replay",
+        use_cpu=not _is_here(step.settings.device),
+        trust_remote_code=options.trust_remote_code,
+        allow_pickle=options.allow_pickle,
+        model_init_kwargs=keywords,
+    )
+
+
+def _as_begun(file: Path) -> nn.Module:
+    """The model as a run of the command began with it, its adapter included."""
+    from transformers import set_seed
+
+    from counterpoint.cli.adapter import adapter_config
+    from counterpoint.cli.parts import load_weights, merge_model_options
+    from counterpoint.cli.settings import read_request
+    from counterpoint.trainer.loading import load_config
+    from counterpoint.trainer.setup import adapt
+
+    request = read_request([str(file)])
+    run, config = request.run, request.config
+    merge_model_options(run, config)
+    described = load_config(str(run.model), config, from_scratch=run.from_scratch)
+    model: nn.Module = load_weights(request, described)
+    adapter = adapter_config(run)
+    if adapter is None:
+        return model
+    set_seed(config.seed)
+    return adapt(model, config, adapter)
+
+
+# What is shown
+
+
+def _report(
+    step: Replay, path: Path, weights: Weights, culprits: Sequence[Culprit], tokenizer: Any
+) -> Iterator[str]:
+    from counterpoint.doctor.wrap import wrap
+
+    width = min(80, terminal_width())
+    yield from wrap(f"{path}: step {step.step}, {_sizes(step)}, {step.objective.loss_type}", width)
+    yield from wrap(step.seen, width, "then  ", " " * 6)
+    if step.culprits:
+        yield ""
+        yield "not finite then, on the step's own weights, in the order of computing:"
+        yield from _list(step.culprits, tokenizer, width)
+    yield ""
+    yield from wrap(f"{weights.name}; {weights.remark}", width, "now   on ", " " * 9)
+    if culprits:
+        yield "not finite now:"
+        yield from _list(culprits, tokenizer, width)
+    else:
+        yield from wrap(
+            "Everything is finite on these weights: what went wrong came with those of the step"
+            if not step.culprits
+            else "Everything is finite on these weights; the list above is of the step's own.",
+            width,
+        )
+    first = (step.culprits or culprits)[:1]
+    for one in first:
+        yield ""
+        yield from wrap(f"{_place(one, tokenizer)}: {one.value}", width, "first ")
+
+
+def _sizes(step: Replay) -> str:
+    """How much of the step the file holds."""
+    pairs, parts, whole = sum(map(len, step.micro_batches)), len(step.micro_batches), step.settings
+    few, several = "s" if pairs != 1 else "", "es" if whole.micro_batches != 1 else ""
+    text = f"{pairs} pair{few} in {parts} of {whole.micro_batches} micro-batch{several}"
+    return text if whole.ranks == 1 else f"{text} of one of {whole.ranks} ranks"
+
+
+def _list(culprits: Sequence[Culprit], tokenizer: Any, width: int) -> Iterator[str]:
+    for one in culprits[:SHOWN]:
+        share = f"  ({one.count:,} of {one.total:,})" if one.total > 1 else ""
+        line = f"  {one.value:>5}  {_place(one, tokenizer)}{share}"
+        yield line if len(line) <= width else f"{line[: width - 3]}..."
+    if len(culprits) > SHOWN:
+        yield f"         and {len(culprits) - SHOWN} more"
+
+
+def _place(one: Culprit, tokenizer: Any) -> str:
+    """What a culprit is, in words."""
+    where = [] if one.row is None else ["filler" if one.row < 0 else f"row {one.row}"]
+    if one.token is not None and one.token_id is not None:
+        text = f" {tokenizer.decode([one.token_id])!r}" if tokenizer is not None else ""
+        where.append(f"{one.part} token {one.token}{text} (id {one.token_id})")
+    elif one.part:
+        where.append(one.part)
+    what = {
+        "parameter": one.name,
+        "layer": f"output of {one.name}",
+        "loss": f"{one.name} loss" if where else "loss of the micro-batch",
+        "gradient": f"gradient of {one.name}",
+    }.get(one.term, one.term)
+    return f"{', '.join(where)}: {what}" if where else what
+
+
+def _tokenizer(model: nn.Module) -> Any:
+    """The model's own, if it lies beside its weights; None: ids alone are shown."""
+    from counterpoint.config import CPOConfig
+    from counterpoint.trainer.loading import load_tokenizer
+
+    source = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+    try:
+        return load_tokenizer(source, CPOConfig(output_dir="replay", use_cpu=True))
+    except (CounterpointError, OSError, ValueError):
+        return None
+
+
+def _as_dict(step: Replay, weights: Weights, culprits: Sequence[Culprit]) -> dict[str, Any]:
+    return {
+        "step": step.step,
+        "seen": step.seen,
+        "rows": [pair.row for batch in step.micro_batches for pair in batch],
+        "then": [asdict(one) for one in step.culprits],
+        "weights": weights.name,
+        "now": [asdict(one) for one in culprits],
+    }

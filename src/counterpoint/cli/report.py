@@ -1,0 +1,101 @@
+"""``counterpoint report RUN``: what a run wrote, as one page to open in a browser.
+
+Not here: what the page says (``report``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from counterpoint.cli.flags import Flag, flags_help, flags_of, refuse_others, take_flags
+from counterpoint.cli.manners import say
+from counterpoint.errors import ConfigError
+
+USAGE = """\
+usage: counterpoint report RUN [--out FILE]
+
+Writes one HTML file about a run: whether it is sound, what was trained, its
+curves with the alarms on them, how far each layer moved, samples before and
+after, speed, memory and environment. It opens offline and asks no network for
+anything. RUN is the output_dir of a run; it may be going on still. Needs no
+torch; needs pip install 'counterpoint[report]'.
+
+examples:
+  counterpoint report runs/first
+  counterpoint report runs/first --out first.html
+
+options:
+"""
+
+REPORT = "report.html"
+"""The report's name in the run's folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportOptions:
+    """What the command takes beside the run; every field's help is its meaning."""
+
+    out: str | None = field(
+        default=None,
+        metadata={"help": f"File to write. null: {REPORT} in the run's folder."},
+    )
+
+
+def report_help(width: int | None = None) -> str:
+    """The text of ``counterpoint report --help``."""
+    return f"{USAGE}{flags_help(flags_of(ReportOptions), width)}\n"
+
+
+def report(words: list[str]) -> None:
+    """Write the report of the run that a command line names.
+
+    Args:
+        words: what follows ``counterpoint report``.
+
+    Raises:
+        CounterpointError: with the code of what cannot be done.
+    """
+    flags = flags_of(ReportOptions)
+    values, others = take_flags(words, flags)
+    [folder] = runs_of(others, flags, "report", most=1)
+    options = ReportOptions(**values)
+    from counterpoint.report.run_report import report as html_of
+    from counterpoint.report.writing import refuse_foreign, write_page
+    from counterpoint.runlog import read_run
+
+    path = folder / REPORT if options.out is None else Path(options.out)
+    run = read_run(folder)
+    refuse_foreign(path)
+    size = write_page(path, html_of(run))
+    say(f"report in {path} ({size / 1e6:.1f} MB)")
+
+
+def runs_of(
+    words: list[str],
+    flags: Mapping[str, Flag],
+    command: str,
+    *,
+    least: int = 1,
+    most: int | None = None,
+) -> list[Path]:
+    """The folders that a command line names.
+
+    Args:
+        words: of the command line, without the flags that were read.
+        flags: the command's, for the message about one that it does not have.
+        command: its name.
+        least: folders that are needed.
+        most: folders that are taken; None takes any number.
+
+    Raises:
+        ConfigError: CP101 for an unknown flag, CP103 for too many folders, CP107 for too few.
+    """
+    refuse_others(words, flags, command)
+    if len(words) < least:
+        wanted = "the folder of a run" if least == 1 else f"the folders of {least} runs or more"
+        raise ConfigError("CP107", f"counterpoint {command} needs {wanted}, its output_dir.")
+    if most is not None and len(words) > most:
+        raise ConfigError("CP103", f"counterpoint {command} takes one run, not {' '.join(words)}.")
+    return [Path(word) for word in words]

@@ -1,0 +1,85 @@
+"""What a stranger's template may take: so much of the processor, so much memory, and no more.
+
+A chat template is a program that comes with a model. transformers runs it in a sandbox, out of
+which it cannot reach; but it may loop for hours, or double a text until memory is gone.
+
+1. Time is counted while this process computes, so that a busy or sleeping machine changes nothing.
+2. Where the system has no such clock or limit (Windows; for memory macOS too), and in threads
+   other than the main one, nothing is bounded.
+
+Not here: native code, such as a tokenizer's: it is not interrupted before it returns.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+MOST_MEMORY = 2 * 2**30
+"""Bytes that rendering a batch of rows may add to what the process has."""
+
+_PAGES = Path("/proc/self/statm")
+
+
+class OutOfTime(BaseException):
+    """What was bounded took longer than it may; no ``except Exception`` on the way swallows it."""
+
+
+@contextmanager
+def bounded_time(seconds: float) -> Iterator[None]:
+    """Stop what takes more of the processor's time.
+
+    Args:
+        seconds: of computing, above 0.
+
+    Raises:
+        OutOfTime: from wherever the work was.
+    """
+    if (
+        not hasattr(signal, "setitimer")
+        or threading.current_thread() is not threading.main_thread()
+    ):
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+@contextmanager
+def bounded_memory(more: int = MOST_MEMORY) -> Iterator[None]:
+    """Let allocations beyond a bound fail with ``MemoryError``.
+
+    Args:
+        more: bytes, beyond the address space that the process has now.
+    """
+    if resource is None or not _PAGES.exists():
+        yield
+        return
+    now = int(_PAGES.read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    unlimited = resource.RLIM_INFINITY
+    bound = min(limit for limit in (now + more, soft, hard) if limit != unlimited)
+    resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

@@ -1,0 +1,227 @@
+"""A model writes: greedy or sampled completions of prompts, the same wherever it is asked.
+
+1. Prompts are sorted by length and padded on the left under a mask, so that each is continued as
+   if it were alone.
+2. Which prompts are written to together, and with what seed, depends on the prompts and the
+   decoding alone: ranks deal whole batches among themselves, and the texts are those of one rank.
+3. Nothing is left behind: neither mode nor random state nor configuration of the model. A run
+   with and one without trains the same weights.
+4. What the model's own files say of decoding (penalties, a temperature) is left aside, so that
+   greedy means greedy; only their end-of-sequence tokens count, beside the tokenizer's.
+
+Not here: what the texts are like (``texts``), which prompts (``trainer.samples``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from counterpoint.errors import DataError
+from counterpoint.evaluation.texts import Completion
+from counterpoint.runlog import logger
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What to write to.
+
+    Args:
+        ids: its tokens, at least one.
+        reference: what a good completion would be, or None.
+    """
+
+    ids: tuple[int, ...]
+    reference: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How to write.
+
+    Args:
+        most_tokens: of a completion, at least 1.
+        temperature: at least 0; 0 is greedy, 1 the model's own distribution.
+        top_p: share of probability, in (0, 1], of the likeliest tokens to sample from.
+        seed: of the samples, at least 0.
+        batch: prompts written to at once, at least 1; with the seed it decides the samples.
+    """
+
+    most_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    batch: int = 16
+
+    @property
+    def kind(self) -> str:
+        """Greedy or sampled."""
+        return "sampled" if self.temperature else "greedy"
+
+
+def complete(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    decoding: Decoding,
+) -> list[Completion]:
+    """What a model writes to each prompt, in their order; the same on every rank.
+
+    Args:
+        model: a causal language model with ``generate``, plain or PEFT-wrapped, unwrapped from
+            distributed training.
+        tokenizer: with EOS and pad token.
+        prompts: any number.
+        decoding: how to write.
+
+    Raises:
+        DataError: CP204 for a prompt that fills the model's positions.
+    """
+    limit = _room(model, prompts, decoding.most_tokens)
+    order = sorted(range(len(prompts)), key=lambda place: (len(prompts[place].ids), place))
+    batches = [
+        order[start : start + decoding.batch] for start in range(0, len(order), decoding.batch)
+    ]
+    rank, ranks = _rank()
+    written: dict[int, list[int]] = {}
+    ends = _ends(model, tokenizer)
+    with _untouched(model):
+        for number, places in enumerate(batches):
+            if number % ranks == rank:
+                torch.manual_seed(decoding.seed + number)
+                ids = [prompts[place].ids for place in places]
+                new = _write(model, ids, decoding, limit, ends, int(tokenizer.pad_token_id))
+                written.update(zip(places, new, strict=True))
+    written = _gathered(written, ranks)
+    return [
+        _completion(tokenizer, prompt, written[place], decoding.kind, ends)
+        for place, prompt in enumerate(prompts)
+    ]
+
+
+def _write(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    limit: int,
+    ends: list[int],
+    pad: int,
+) -> list[list[int]]:
+    """New tokens of each prompt, the one that ends them and padding included."""
+    device = model.device
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), pad, device=device)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
+        mask[row, width - len(prompt) :] = 1
+    config = GenerationConfig(
+        max_new_tokens=limit,
+        do_sample=decoding.temperature > 0,
+        temperature=decoding.temperature or 1.0,
+        top_p=decoding.top_p,
+        top_k=0 if decoding.temperature else 50,  # 50, unused, is what greedy may stand beside
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        use_cache=True,
+        eos_token_id=ends,
+        pad_token_id=pad,
+    )
+    output: Tensor = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    new: list[list[int]] = output[:, width:].tolist()
+    return new
+
+
+def _completion(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    new: list[int],
+    kind: str,
+    ends: list[int],
+) -> Completion:
+    end = next((place for place, token in enumerate(new) if token in ends), None)
+    ids = tuple(new[:end])
+    return Completion(
+        kind=kind,
+        prompt=text_of(tokenizer, prompt.ids),
+        text=text_of(tokenizer, ids),
+        reference=prompt.reference,
+        ids=ids,
+        ended=end is not None,
+    )
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Tokens as text, special ones left out."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends a turn: chat models name several."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    listed = own if isinstance(own, list) else [own]
+    return [int(one) for one in dict.fromkeys([tokenizer.eos_token_id, *listed]) if one is not None]
+
+
+def _room(model: Any, prompts: Sequence[Prompt], most_tokens: int) -> int:
+    """Tokens that may be written, the same for all prompts: no batch decides for its rows."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max((len(prompt.ids) for prompt in prompts), default=0)
+    if not positions or longest + most_tokens <= positions:
+        return most_tokens
+    if longest >= positions:
+        raise DataError(
+            "CP204",
+            f"a prompt takes {longest:,} tokens, and the model has {positions:,} positions, so "
+            "that nothing can be written. Leave it out, or shorten it.",
+        )
+    room = int(positions - longest)
+    logger().warning(
+        "texts end after %d tokens, not %d: a prompt takes %d of the model's %d positions",
+        room,
+        most_tokens,
+        longest,
+        positions,
+    )
+    return room
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Without gradient and dropout; modes and random state are as before in the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    device = next(model.parameters()).device
+    forked = [device] if device.type not in ("cpu", "mps") else []
+    of_mps = torch.mps.get_rng_state() if device.type == "mps" else None
+    model.eval()
+    try:
+        kind = device.type if forked else "cuda"  # with nothing to fork it is not looked at
+        with torch.no_grad(), torch.random.fork_rng(forked, device_type=kind):
+            yield
+    finally:
+        if of_mps is not None:
+            torch.mps.set_rng_state(of_mps)
+        for module, mode in modes:
+            module.training = mode
+
+
+def _rank() -> tuple[int, int]:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def _gathered(mine: dict[int, list[int]], ranks: int) -> dict[int, list[int]]:
+    if ranks == 1:
+        return mine
+    parts = [mine] * ranks
+    dist.all_gather_object(parts, mine)
+    return {place: new for part in parts for place, new in part.items()}

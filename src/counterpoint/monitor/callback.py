@@ -1,0 +1,136 @@
+"""The monitor as a callback of transformers' trainer: when to look, and whom to tell.
+
+Looks are close together at first (after steps 1, 2, 5, 10, 20, 50, ...), then ``monitor_steps``
+apart, and one is taken at the end. Rank 0 alone looks: the gradients it sees are those of all
+ranks, and so are the weights.
+
+Not here: what a look is (``watch``), what an alarm does (``trainer``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from transformers import TrainerCallback
+
+from counterpoint.monitor.judge import Judge
+from counterpoint.monitor.look import Look
+from counterpoint.monitor.watch import Watch
+from counterpoint.runlog import Alarm, logger
+
+EARLY = (1, 2, 5)
+"""Steps that are looked at whatever ``monitor_steps`` is, and ten, a hundred, ... times these."""
+
+
+def is_look(step: int, every: int) -> bool:
+    """Whether a step is looked at.
+
+    Args:
+        step: optimizer step, from 1.
+        every: steps between two looks, at least 1.
+    """
+    if step >= every:
+        return step % every == 0
+    digits = str(step)
+    return int(digits[0]) in EARLY and not digits[1:].strip("0")
+
+
+class Monitor(TrainerCallback):
+    """Looks at a run's parameters now and then, writes what it sees, and raises alarms.
+
+    Args:
+        every: steps between two looks, at least 1.
+        write: takes a look, ready for ``movement.jsonl``.
+        sound: takes an alarm.
+    """
+
+    def __init__(
+        self,
+        every: int,
+        write: Callable[[Mapping[str, Any]], None],
+        sound: Callable[[Alarm], None],
+    ) -> None:
+        """Nothing is looked at yet."""
+        self.every, self._write, self._sound = every, write, sound
+        self._watch: Watch | None = None
+        self._judge = Judge()
+        self._restored: Mapping[str, Any] | None = None
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, *, model: Any, optimizer: Any, **kwargs: Any
+    ) -> None:
+        """Take the start, or go on from the state of another process."""
+        self._watch, self._judge = None, Judge()
+        if not state.is_world_process_zero or not any(p.requires_grad for p in model.parameters()):
+            return
+        self._watch = Watch(model, optimizer, state.global_step)
+        restored, self._restored = self._restored, None
+        if restored is None:
+            return
+        if self._watch.restore(restored["facts"], restored["tensors"]):
+            self._judge = Judge(**restored["facts"]["judge"])
+        else:
+            logger().warning(
+                "the monitor's checkpoint is of other parameters than those that train now; "
+                "movement is counted from step %d on.",
+                state.global_step,
+            )
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See the gradients; after clipping, before the weights move."""
+        if self._watch is not None:
+            self._watch.before_step(look=self._looks(state))
+
+    def on_optimizer_step(
+        self, args: Any, state: Any, control: Any, *, optimizer: Any, **kwargs: Any
+    ) -> None:
+        """See what became of the weights."""
+        if self._watch is None:
+            return
+        look = self._watch.after_step(
+            state.global_step + 1,
+            look=self._looks(state),
+            skipped=bool(getattr(optimizer, "step_was_skipped", False)),
+            final=state.global_step + 1 >= state.max_steps,
+        )
+        if look is not None:
+            self._tell(look, self._watch)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look once more, where the run was ended before its last step."""
+        watch, self._watch = self._watch, None
+        # the best model's weights may be there again, which are not those of this step
+        if watch is None or watch.last == state.global_step or args.load_best_model_at_end:
+            return
+        self._tell(watch.look_back(state.global_step), watch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, to go on as if it had never stopped.
+
+        Returns:
+            "facts", ready for JSON, and "tensors", by name and on the CPU; both empty where
+            nothing is watched: before and after training, and on ranks other than 0.
+        """
+        if self._watch is None:
+            return {"facts": {}, "tensors": {}}
+        facts, tensors = self._watch.state()
+        return {"facts": {**facts, "judge": self._judge.state()}, "tensors": tensors}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a ``state_dict`` when training begins next.
+
+        Args:
+            state: of a run with the same parameters; one of others is passed over, with a
+                warning, and an empty one is none.
+        """
+        self._restored = state if state["facts"] else None
+
+    def _looks(self, state: Any) -> bool:
+        step = state.global_step + 1
+        return is_look(step, self.every) or step >= state.max_steps
+
+    def _tell(self, look: Look, watch: Watch) -> None:
+        self._write(look.as_dict())
+        for alarm in self._judge.judge(look, watch.unchanged):
+            self._sound(alarm)

@@ -1,0 +1,261 @@
+"""Keeps an eye on a model while it trains: what it was at the start, and how far that is gone.
+
+Of weights that train, a sample is kept and compared (``sample``); of what is frozen, a checksum of
+every byte (``checksum``). Whether a tensor ever had a gradient is asked at every step until it had
+one, which costs nothing once all have. A look reads from the device once.
+
+A step's gradients are there before the optimizer's step only, what it did is seen after it; so a
+look is in two halves, ``before_step`` and ``after_step``.
+
+Not here: when to look (``callback``), what is wrong with what is seen (``judge``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from counterpoint.monitor.checksum import checksum
+from counterpoint.monitor.groups import group_of
+from counterpoint.monitor.look import Look, TensorLook, count
+from counterpoint.monitor.sample import Sample
+from counterpoint.rounding import rounds_to_nearest
+
+Half = tuple[Tensor, Tensor, Tensor]
+"""What is seen before a step: samples of the weights and of their gradients, and the norms."""
+
+
+class Watch:
+    """A model under training, seen by one process.
+
+    Args:
+        model: whose named parameters are watched, each once; at least one of them trains.
+        optimizer: that moves them.
+        step: optimizer steps done before.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int = 0) -> None:
+        """Take what there is for the start."""
+        here = {n: p for n, p in model.named_parameters() if p.device.type != "meta"}
+        self.trained = {name: p for name, p in here.items() if p.requires_grad}
+        self.frozen = {name: p for name, p in here.items() if not p.requires_grad}
+        self._optimizer = optimizer
+        self._sample = Sample(self.trained)
+        self._start = self._last = self._sample.read(list(self.trained.values()))
+        self._sums = {name: checksum(p) for name, p in here.items()}
+        self._heard = torch.zeros(len(self.trained), device=self._sample.device)
+        self._silent = list(range(len(self.trained)))
+        self._rounds = rounds_to_nearest(optimizer)
+        self._unoptimized = tuple(n for n, p in self.trained.items() if p not in self._rounds)
+        self.since = self.last = self._unchanged_at = step
+        self._applied = self._full = 0
+        self._acting = False
+        self._half: Half | None = None
+
+    # ---- a step ----
+
+    def before_step(self, *, look: bool) -> None:
+        """The gradients are there and the weights are about to move.
+
+        Args:
+            look: whether the step is to be looked at.
+        """
+        gradients = [p.grad for p in self.trained.values()]
+        self._acting = any(gradient is not None for gradient in gradients)
+        wanted = range(len(gradients)) if look else self._silent
+        norms = self._norms([gradients[number] for number in wanted])
+        if look:
+            self._heard += norms
+            self._half = (self._read(), self._sample.read(gradients), norms)
+        elif self._silent:
+            self._heard[self._silent] += norms
+
+    def after_step(
+        self, step: int, *, look: bool, skipped: bool = False, final: bool = False
+    ) -> Look | None:
+        """The optimizer has made its step.
+
+        Args:
+            step: its number, from 1.
+            look: as it was said to ``before_step``.
+            skipped: whether the optimizer was kept from it, as by float16's loss scaler.
+            final: whether no further step comes.
+
+        Returns:
+            What is seen, if the step is to be looked at.
+        """
+        applied = self._acting and not skipped
+        self._applied += applied
+        self._full += applied and self._at_full_rate()
+        if not look:
+            return None
+        half, self._half = self._half, None
+        return self._look(step, None if skipped else half, final=final)
+
+    def look_back(self, step: int) -> Look:
+        """A look between two steps, where there are no gradients.
+
+        Args:
+            step: the last one that was done.
+        """
+        return self._look(step, None, final=True)
+
+    def unchanged(self, names: Collection[str]) -> set[str]:
+        """Those of some tensors whose every byte is that of the start; reads from the device."""
+        chosen = list(names)
+        every = {**self.trained, **self.frozen}
+        changed = self._changed({name: every[name] for name in chosen}).tolist()
+        return {name for name, other in zip(chosen, changed, strict=True) if not other}
+
+    def _look(self, step: int, half: Half | None, *, final: bool) -> Look:
+        for name in [name for name, p in self.frozen.items() if p.requires_grad]:
+            del self.frozen[name]  # thawed on purpose
+        after = self._read()
+        rows, norms, heard, changed = self._told(after, half)
+        names = list(self.trained)
+        self._silent = [number for number, norm in enumerate(heard) if norm == 0]
+        found = tuple(name for name, other in zip(self.frozen, changed, strict=True) if other)
+        rates = self._rates()
+        facts = zip(self.trained.items(), rows, self._sample.taken, norms, strict=True)
+        look = Look(
+            step=step,
+            since=self.since,
+            last=self.last,
+            applied=self._applied,
+            full=self._full,
+            learning_rate=max(rates.values()),
+            at_full_rate=half is not None and self._at_full_rate(),
+            final=final,
+            tensors={
+                name: TensorLook.of(
+                    tensor, row, taken=taken, norm=norm, loses=self._loses(tensor, rates)
+                )
+                for (name, tensor), row, taken, norm in facts
+            },
+            silent=tuple(names[number] for number in self._silent),
+            unoptimized=self._unoptimized,
+            frozen=_weights_by_group(self.frozen),
+            changed=found,
+            unchanged_at=self._unchanged_at,
+        )
+        self._last, self.last = after, step
+        if not found:
+            self._unchanged_at = step
+        return look
+
+    def _told(
+        self, after: Tensor, half: Half | None
+    ) -> tuple[list[list[float]], list[float], list[float], list[float]]:
+        """All that a look needs from the device, read in one go.
+
+        Returns:
+            Of each tensor that trains a row of ``count``, the norm of its gradient, and 0 if it
+            never had one; and of each frozen one, whether it has changed.
+        """
+        none = (after, torch.zeros_like(after), torch.full_like(self._heard, torch.nan))
+        before, gradients, norms = half or none
+        counts = count(self._start, self._last, before, after, gradients)
+        parts = [*counts.T, norms, self._heard, self._changed(self.frozen)]
+        told = iter(torch.cat([part.double() for part in parts]).tolist())
+        *columns, of_step, of_run, changed = (
+            [next(told) for _ in range(len(part))] for part in parts
+        )
+        return [list(row) for row in zip(*columns, strict=True)], of_step, of_run, changed
+
+    def _loses(self, tensor: Tensor, rates: Mapping[Tensor, float]) -> bool:
+        return self._rounds.get(tensor, False) and rates[tensor] > 0
+
+    def _read(self) -> Float[Tensor, "tensors entries"]:
+        return self._sample.read(list(self.trained.values()))
+
+    def _norms(self, gradients: list[Tensor | None]) -> Float[Tensor, " tensors"]:
+        device = self._sample.device
+        none = torch.zeros((), device=device)
+        norms = [
+            none
+            if gradient is None
+            else torch.linalg.vector_norm(gradient.detach(), dtype=torch.float32).to(device)
+            for gradient in gradients
+        ]
+        return torch.stack(norms) if norms else none.new_zeros(0)
+
+    def _changed(self, tensors: Mapping[str, Tensor]) -> Float[Tensor, " tensors"]:
+        """1 where the checksum is not that of the start."""
+        device = self._sample.device
+        flags = [(checksum(t) != self._sums[name]).to(device) for name, t in tensors.items()]
+        return torch.stack(flags).double() if flags else torch.zeros(0, device=device).double()
+
+    # ---- learning rates ----
+
+    def _rates(self) -> dict[Tensor, float]:
+        """The learning rate of each weight in this step."""
+        groups = self._optimizer.param_groups
+        return {weight: float(group["lr"]) for group in groups for weight in group["params"]}
+
+    def _at_full_rate(self) -> bool:
+        # a warm-up's and a decay's ends say nothing of what the run can do
+        return any(
+            float(group["lr"]) >= float(group.get("initial_lr", 0.0)) / 2
+            for group in self._optimizer.param_groups
+        )
+
+    # ---- resuming ----
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a later process needs to go on: facts for JSON, and tensors on the CPU."""
+        facts = {
+            "trained": list(self.trained),
+            "frozen": list(self.frozen),
+            "since": self.since,
+            "last": self.last,
+            "unchanged_at": self._unchanged_at,
+            "applied": self._applied,
+            "full": self._full,
+        }
+        sums = [self._sums[name] for name in (*self.trained, *self.frozen)]
+        tensors = {
+            "start": self._start.cpu(),
+            "looked": self._last.cpu(),
+            "heard": self._heard.cpu(),
+            "sums": torch.stack([one.cpu() for one in sums]),
+        }
+        return facts, tensors
+
+    def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
+        """Go on from another process's ``state``.
+
+        Returns:
+            False where that was of another model; then nothing is taken over.
+        """
+        names = [*self.trained, *self.frozen]
+        if facts["trained"] + facts["frozen"] != names:
+            return False
+        if tensors["start"].shape != self._start.shape:
+            return False
+        self._start, self._last, self._heard = (
+            tensors[name].to(like.device, like.dtype)
+            for name, like in (
+                ("start", self._start),
+                ("looked", self._start),
+                ("heard", self._heard),
+            )
+        )
+        self._sums = {
+            name: one.to(self._sums[name].device)
+            for name, one in zip(names, tensors["sums"], strict=True)
+        }
+        self.since, self.last = facts["since"], facts["last"]
+        self._unchanged_at = facts["unchanged_at"]
+        self._applied, self._full = facts["applied"], facts["full"]
+        return True
+
+
+def _weights_by_group(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        found[group_of(name)] = found.get(group_of(name), 0) + tensor.numel()
+    return found

@@ -1,0 +1,303 @@
+"""The model's card: what a hub and a reader want to know of weights, from the run that made them.
+
+The front matter is that of Hugging Face's hub. Nothing of the machine gets in: folders are reduced
+to names, options that hold a path are left out, and so are texts of the data.
+
+Not here: finding out what the card is told (the trainer), writing it beside the weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from counterpoint._version import __version__
+from counterpoint.report import story
+from counterpoint.report.charts import number
+from counterpoint.report.curves import SeriesTable, panels_of, read_series, sets_of
+from counterpoint.report.objective import chosen_options
+from counterpoint.runlog import Run
+
+CARD = "README.md"
+"""The card's name beside the weights."""
+
+OURS = "<!-- Written by Counterpoint, and written anew with every save. Remove this line to keep "
+"""How the mark begins by which a card of ours is known."""
+
+_MARK = f"{OURS}your own text. -->"
+
+PAPERS: Mapping[str, tuple[str, str, str, str]] = {
+    "sigmoid": (
+        "Contrastive Preference Optimization: Pushing the Boundaries of LLM Performance in "
+        "Machine Translation",
+        "Xu, Haoran and others",
+        "2024",
+        "2401.08417",
+    ),
+    "hinge": (
+        "SLiC-HF: Sequence Likelihood Calibration with Human Feedback",
+        "Zhao, Yao and others",
+        "2023",
+        "2305.10425",
+    ),
+    "ipo": (
+        "A General Theoretical Paradigm to Understand Learning from Human Preferences",
+        "Azar, Mohammad Gheshlaghi and others",
+        "2023",
+        "2310.12036",
+    ),
+    "simpo": (
+        "SimPO: Simple Preference Optimization with a Reference-Free Reward",
+        "Meng, Yu and Xia, Mengzhou and Chen, Danqi",
+        "2024",
+        "2405.14734",
+    ),
+    "alphapo": (
+        "AlphaPO: Reward Shape Matters for LLM Alignment",
+        "Gupta, Aman and others",
+        "2025",
+        "2501.03884",
+    ),
+    "orpo": (
+        "ORPO: Monolithic Preference Optimization without Reference Model",
+        "Hong, Jiwoo and Lee, Noah and Thorne, James",
+        "2024",
+        "2403.07691",
+    ),
+    "repo": (
+        "RePO: ReLU-based Preference Optimization",
+        "Wu, Junkang and others",
+        "2025",
+        "2503.07426",
+    ),
+}
+"""loss_type -> title, authors, year and arXiv number of its paper."""
+
+_HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+_LOCAL = re.compile(r"[/~.\\]|[A-Za-z]:[\\/]")
+_PRIVATE = frozenset(
+    {"output_dir", "logging_dir", "run_name", "resume_from_checkpoint", "push_to_hub"}
+    | {"hub_model_id", "hub_strategy", "hub_private_repo", "report_to", "disable_tqdm"}
+)
+"""Options that say where a run was written or shown, and nothing of what was trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a run's files do not say of its model.
+
+    Args:
+        name: what the model is to be called.
+        base: hub id or name of the model it was made from; "" where that is not known.
+        adapter: whether the weights are an adapter's.
+        datasets: hub ids of the data.
+        tags: further tags.
+        language: of the hub, as "en".
+        license: of the hub, as "apache-2.0".
+    """
+
+    name: str
+    base: str = ""
+    adapter: bool = False
+    datasets: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    language: str = ""
+    license: str = ""
+
+
+def may_write(path: Path) -> bool:
+    """Whether a card may be written: where there is none, or one that was written here.
+
+    Args:
+        path: of the card.
+    """
+    try:
+        return OURS in path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return True
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def hub_id(name: str) -> str:
+    """A model's or data set's id on the hub; "" where the name is that of a folder.
+
+    Args:
+        name: as it was given to load it.
+    """
+    return name if _HUB_ID.fullmatch(name) and not _LOCAL.match(name) else ""
+
+
+def model_card(run: Run, about: About) -> str:
+    """The card as Markdown.
+
+    Args:
+        run: its facts, metrics and alarms; the other streams are not looked at.
+        about: what these do not say.
+    """
+    series = read_series(run.metrics)
+    parts = [
+        f"---\n{_front_matter(run, about)}---\n",
+        f"{_MARK}\n",
+        f"# {_plain(about.name)}\n",
+        _summary(run, about),
+        *_objective(run),
+        *_results(series),
+        *_alarms(run),
+        *_data(run),
+        *_reproduction(run, about),
+        *_versions(run),
+        *_citation(run),
+    ]
+    return "\n".join(parts)
+
+
+def _front_matter(run: Run, about: About) -> str:
+    content: dict[str, Any] = {}
+    if hub_id(about.base):
+        content["base_model"] = about.base
+        content["base_model_relation"] = "adapter" if about.adapter else "finetune"
+    content["library_name"] = "peft" if about.adapter else "transformers"
+    content["pipeline_tag"] = "text-generation"
+    if about.language:
+        content["language"] = about.language
+    if about.license:
+        content["license"] = about.license
+    loss_type = str((run.facts.get("options") or {}).get("loss_type", ""))
+    tags = ["counterpoint", "preference-optimization", "cpo", loss_type, *about.tags]
+    if about.adapter:
+        tags.append("lora")
+    content["tags"] = [tag for tag in dict.fromkeys(tags) if tag and tag != "sigmoid"]
+    if about.datasets:
+        content["datasets"] = list(about.datasets)
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _summary(run: Run, about: About) -> str:
+    what = "An adapter for" if about.adapter else "Made from"
+    base = hub_id(about.base) or Path(about.base).name
+    linked = f"[{base}](https://huggingface.co/{base})" if hub_id(about.base) else f"`{base}`"
+    origin = f"{what} {linked}, trained" if base else "Trained"
+    steps = story.count(story.last_step(run), "step")
+    pairs = run.facts.get("step_pairs")
+    size = f" of {pairs:,} pairs" if isinstance(pairs, int) else ""
+    return (
+        f"{origin} on preference pairs with {story.method(run)} by Counterpoint: {steps}{size}.\n"
+    )
+
+
+def _objective(run: Run) -> Iterator[str]:
+    formula = str(run.facts.get("objective") or "")
+    if formula:
+        yield f"## What was minimised\n\n```text\n{formula}\n```\n"
+
+
+def _results(series: SeriesTable) -> Iterator[str]:
+    sets = sets_of(series)
+    rows = []
+    for panel in panels_of(series):
+        for metric, label in panel.metrics.items():
+            if panel.part == "speed" or metric == "learning_rate":
+                continue
+            last = [
+                one.values[-1] if (one := series.get((name, metric))) else None for name in sets
+            ]
+            rows.append([f"{panel.title}{f', {label}' if label else ''}", *map(number, last)])
+    if rows:
+        steps = ", ".join(
+            f"{name} at step {max(s.steps[-1] for (of, _), s in series.items() if of == name):,}"
+            for name in sets
+        )
+        yield f"## Results\n\n{_table(['last value', *sets], rows)}\n\n{_plain(steps)}.\n"
+
+
+def _alarms(run: Run) -> Iterator[str]:
+    if not run.metrics:
+        return
+    kinds = story.alarm_kinds(run.alarms)
+    if not kinds:
+        yield "## Alarms\n\nNone was raised while it trained.\n"
+        return
+    lines = [
+        f"- `{kind.code}` {_plain(kind.meaning.title)}: from step {kind.since[0]:,}, "
+        f"raised {story.count(len(kind.steps), 'time')}"
+        for kind in kinds
+    ]
+    yield "\n".join(["## Alarms\n", *lines, ""])
+
+
+def _data(run: Run) -> Iterator[str]:
+    data: Mapping[str, Mapping[str, Any]] = run.facts.get("data") or {}
+    rows = []
+    for name, account in data.items():
+        dropped = sum((account.get("dropped") or {}).values())
+        cut = sum((account.get("cut_tokens") or {}).values())
+        tokens = sum((account.get("tokens") or {}).values())
+        counts = [account.get("rows"), account.get("kept"), dropped, tokens, cut]
+        words = [f"{count:,}" if isinstance(count, int) else "–" for count in counts]
+        rows.append([name, *words, str(account.get("digest") or "–")[:16]])
+    if rows:
+        head = ["set", "rows", "kept", "dropped", "tokens", "cut tokens", "digest"]
+        yield f"## Data\n\n{_table(head, rows)}\n"
+
+
+def _reproduction(run: Run, about: About) -> Iterator[str]:
+    chosen = chosen_options(run.facts)
+    options = {k: v for k, v in chosen.items() if k not in _PRIVATE and not _holds_a_path(v)}
+    if not options:
+        return
+    given = {
+        "model": hub_id(about.base) or Path(about.base).name or "MODEL",
+        "dataset": about.datasets[0] if about.datasets else "PAIRS.jsonl",
+        **options,
+    }
+    text = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
+    yield (
+        f"## How to make it again\n\n`run.yaml`:\n\n```yaml\n{text}```\n\n"
+        f"```sh\npip install counterpoint=={__version__}\n"
+        "counterpoint train run.yaml --output_dir out\n```\n"
+    )
+
+
+def _versions(run: Run) -> Iterator[str]:
+    versions = run.facts.get("versions") or {}
+    if versions:
+        told = ", ".join(f"{name} {version}" for name, version in versions.items())
+        yield f"## Versions\n\n{_plain(told)}\n"
+
+
+def _citation(run: Run) -> Iterator[str]:
+    loss_type = str((run.facts.get("options") or {}).get("loss_type", ""))
+    if loss_type not in PAPERS:
+        return
+    title, authors, year, arxiv = PAPERS[loss_type]
+    yield (
+        f"## Citation\n\n```bibtex\n@misc{{{loss_type}{year},\n  title = {{{title}}},\n"
+        f"  author = {{{authors}}},\n  year = {{{year}}},\n  eprint = {{{arxiv}}},\n"
+        "  archivePrefix = {arXiv}\n}\n```\n"
+    )
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(_plain, line))} |" for line in lines)
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is: no tag, no link, no column."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
+
+
+def _holds_a_path(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(_LOCAL.match(value)) or "\\" in value or value.count("/") > 1
+    if isinstance(value, Mapping):
+        return any(map(_holds_a_path, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_holds_a_path, value))
+    return False

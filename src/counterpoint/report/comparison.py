@@ -1,0 +1,323 @@
+"""Several runs side by side: how they differ first, then their curves laid over each other.
+
+Not here: one run alone (``run_report``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from counterpoint.report import story
+from counterpoint.report.charts import DASHES, Line, LineChart, number, thin
+from counterpoint.report.curves import (
+    TRAINING,
+    Panel,
+    Series,
+    SeriesTable,
+    panels_of,
+    read_series,
+    sets_of,
+)
+from counterpoint.report.drawing import draw
+from counterpoint.report.markup import Content, Markup, element, plain_json, table
+from counterpoint.report.objective import typeset
+from counterpoint.report.page import Page, Parts, Section, chart_figure, render
+from counterpoint.report.palette import SERIES
+from counterpoint.report.run_report import name_of
+from counterpoint.runlog import Run
+
+AXES = {"step": "step", "pairs": "pairs seen", "hours": "hours"}
+"""What curves may be drawn over -> the axis's name."""
+
+_NO_MATTER = frozenset({"output_dir", "run_name", "logging_dir", "resume_from_checkpoint"})
+"""Options that differ between any two runs."""
+_GENERAL = ("environment", "versions", "model", "layout", "step_pairs", "rounding")
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A run with a name unlike the others', and its curves."""
+
+    name: str
+    run: Run
+    series: SeriesTable
+
+
+def comparison(runs: Sequence[Run], *, now: float | None = None) -> str:
+    """The comparison of runs as one HTML file.
+
+    Args:
+        runs: two or more.
+        now: seconds since 1970; None asks the clock.
+
+    Raises:
+        SetupError: CP502 where Bokeh is not installed.
+    """
+    page = comparison_page(runs, now=now)
+    return render(page, draw(page.charts))
+
+
+def comparison_page(runs: Sequence[Run], *, now: float | None = None) -> Page:
+    """The page of a comparison, before it is drawn.
+
+    Args:
+        runs: two or more.
+        now: seconds since 1970; None asks the clock.
+    """
+    named = [
+        _Named(name, run, read_series(run.metrics))
+        for name, run in zip(names_of(runs), runs, strict=True)
+    ]
+    parts = Parts()
+    curves = _charts(named)
+    charts = [chart_figure(chart, parts) for chart in curves]
+    sections = [
+        Section("differences", "What differs", _differences(named)),
+        Section("results", "Results", _results(named)),
+        Section("curves", "Curves", _curves(charts)),
+    ]
+    return Page(
+        title=f"{' and '.join(one.name for one in named)} · Counterpoint",
+        top=_top(named, now),
+        sections=sections,
+        charts=curves,
+        parts=parts.content,
+    )
+
+
+def names_of(runs: Sequence[Run]) -> list[str]:
+    """Names of runs, each unlike the others: with their parents' where they are alike."""
+    short = [name_of(run) for run in runs]
+    found = []
+    for place, run in enumerate(runs):
+        name = short[place]
+        if short.count(name) > 1:
+            name = f"{run.folder.resolve().parent.name}/{name}"
+        found.append(name if name not in found else f"{name} ({place + 1})")
+    return found
+
+
+# ---- the parts ----
+
+
+def _top(named: Sequence[_Named], now: float | None) -> list[Content]:
+    rows = []
+    for place, one in enumerate(named):
+        found = story.verdict(one.run, now)
+        rows.append(
+            [
+                _swatched(one.name, place),
+                story.method(one.run),
+                story.state_in_words(one.run, now),
+                story.duration(one.run) or "–",
+                element("td", f"{found.headline}. {found.sentence}"),
+            ]
+        )
+    return [
+        element("p", "Comparison", class_="kicker"),
+        element("h1", f"{len(named)} runs side by side"),
+        table(["run", "method", "state", "time", "verdict"], rows, label="The runs"),
+    ]
+
+
+def _swatched(name: str, place: int) -> Markup:
+    style = f"color:var(--{SERIES[place % len(SERIES)]})"
+    return element("span", element("span", class_="swatch", style=style), name)
+
+
+def _differences(named: Sequence[_Named]) -> list[Content]:
+    runs = [one.run for one in named]
+    objectives = [str(run.facts.get("objective") or "") for run in runs]
+    formulas = {
+        name: [dict(typeset(text)).get(name) for text in objectives]
+        for name in dict.fromkeys(name for text in objectives for name, _ in typeset(text))
+    }
+    options = differing([_options(run) for run in runs])
+    data = differing([_data(run) for run in runs])
+    machine = differing([_general(run) for run in runs])
+    return [
+        _block("Objective", {k: v for k, v in formulas.items() if len(set(v)) > 1}, named),
+        _block("Options", options, named),
+        _block("Data", data, named),
+        _block("Machine and versions", machine, named),
+    ]
+
+
+def _block(title: str, rows: Mapping[str, Sequence[Any]], named: Sequence[_Named]) -> list[Content]:
+    heading = element("h3", title, class_="above")
+    if not rows:
+        return [heading, element("p", "The same in all of them.", class_="none")]
+    body = [
+        [element("code", name), *(_told(value, values) for value in values)]
+        for name, values in rows.items()
+    ]
+    head = ["", *(_swatched(one.name, place) for place, one in enumerate(named))]
+    return [heading, table(head, body, label=f"{title}: what differs")]
+
+
+def _told(value: Any, values: Sequence[Any]) -> Markup:
+    """A value; marked where most of the runs have another."""
+    alike = sum(plain_json(value) == plain_json(other) for other in values)
+    shown = "–" if value is None else element("code", plain_json(value))
+    return element("td", shown, class_="apart" if alike * 2 <= len(values) > 2 else "")
+
+
+def differing(described: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """What is not the same in all of several descriptions.
+
+    Args:
+        described: names and values of each.
+
+    Returns:
+        Name -> its value in each, None where it has none; in the order of the first.
+    """
+    found = {}
+    for name in dict.fromkeys(name for one in described for name in one):
+        values = [one.get(name) for one in described]
+        if len({plain_json(value) for value in values}) > 1:
+            found[name] = values
+    return found
+
+
+def _options(run: Run) -> dict[str, Any]:
+    options: Mapping[str, Any] = run.facts.get("options") or {}
+    return {name: value for name, value in options.items() if name not in _NO_MATTER}
+
+
+def _data(run: Run) -> dict[str, Any]:
+    """Rows, cuts and digest of each set; not how its lengths are spread."""
+    data: Mapping[str, Any] = run.facts.get("data") or {}
+    wanted = ("digest", "rows", "kept", "dropped", "cut_rows", "cut_tokens", "tokens")
+    return {
+        f"{name}, {what.replace('_', ' ')}": account[what]
+        for name, account in data.items()
+        for what in wanted
+        if what in account
+    }
+
+
+def _general(run: Run) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in _GENERAL:
+        value = run.facts.get(name)
+        if isinstance(value, Mapping):
+            found |= {f"{name}, {key}": part for key, part in value.items()}
+        elif value is not None:
+            found[name] = value
+    return found
+
+
+def _results(named: Sequence[_Named]) -> list[Content]:
+    rows = []
+    panels = [one for one in _panels(named) if one.part != "speed" and one.key != "learning_rate"]
+    sets = list(dict.fromkeys(name for one in named for name in sets_of(one.series)))
+    # losses of different objectives say nothing of each other
+    one_objective = len({one.run.facts.get("objective") for one in named}) == 1
+    for set_name in sorted(sets, key=lambda name: name == TRAINING):
+        for panel in panels:
+            best = panel.best if one_objective or panel.key != "loss" else None
+            for metric, label in panel.metrics.items():
+                last = [_last(one.series.get((set_name, metric))) for one in named]
+                if any(value is not None for value in last):
+                    title = f"{panel.title}{f', {label}' if label else ''}"
+                    name = [title, " ", element("small", set_name)]
+                    rows.append([element("span", name), *_marked(last, best)])
+    rows.append(["Alarms", *_marked([float(len(one.run.alarms)) for one in named], "least")])
+    head = ["last value", *(_swatched(one.name, place) for place, one in enumerate(named))]
+    return [
+        element(
+            "p", "The best of each row is bold, where one can say what is better.", class_="hint"
+        ),
+        table(head, rows, label="Last values", class_="numbers"),
+    ]
+
+
+def _last(series: Series | None) -> float | None:
+    return None if series is None or math.isnan(series.values[-1]) else series.values[-1]
+
+
+def _marked(values: Sequence[float | None], best: str | None) -> list[Content]:
+    known = [value for value in values if value is not None]
+    top = None
+    # where all are alike, none is best
+    if best and len(set(known)) > 1:
+        top = min(known) if best == "least" else max(known)
+    return [
+        element("td", number(value), class_="best")
+        if value is not None and value == top
+        else number(value)
+        for value in values
+    ]
+
+
+def _panels(named: Sequence[_Named]) -> list[Panel]:
+    found = {panel.key: panel for one in named for panel in panels_of(one.series)}
+    return sorted(found.values(), key=lambda panel: panel.part)
+
+
+def _curves(charts: Sequence[Markup]) -> Content:
+    if not charts:
+        return element("p", "None of the runs has logged anything yet.", class_="none")
+    choices = [
+        element(
+            "label",
+            element(
+                "input",
+                type="radio",
+                name="axis",
+                value=axis,
+                data_label=name,
+                checked=axis == "step",
+            ),
+            f" {name}",
+        )
+        for axis, name in AXES.items()
+    ]
+    return [
+        element("fieldset", element("legend", "Drawn over"), choices, class_="chooser"),
+        element("div", charts, class_="charts"),
+    ]
+
+
+def _charts(named: Sequence[_Named]) -> tuple[LineChart, ...]:
+    charts = []
+    for panel in _panels(named):
+        for place, (metric, label) in enumerate(panel.metrics.items()):
+            lines = tuple(
+                thin(line)
+                for number_of_run, one in enumerate(named)
+                for line in _lines(one, number_of_run, f"{panel.key}-{place}", metric)
+            )
+            if lines:
+                title = f"{panel.title}{f', {label}' if label else ''}"
+                key = f"{panel.key}-{place}"
+                charts.append(LineChart(key, title, panel.unit, lines, panel.log, panel.note))
+    return tuple(charts)
+
+
+def _lines(one: _Named, place: int, chart: str, metric: str) -> list[Line]:
+    started = min((line["time"] for line in one.run.metrics if "time" in line), default=0.0)
+    pairs = one.run.facts.get("step_pairs") or 1
+    lines = []
+    for number_of_set, set_name in enumerate(sets_of(one.series)):
+        series = one.series.get((set_name, metric))
+        if series is None:
+            continue
+        lines.append(
+            Line(
+                key=f"{chart}/{place}/{set_name}",
+                label=one.name if set_name == TRAINING else f"{one.name}, {set_name}",
+                role=SERIES[place % len(SERIES)],
+                x=series.steps,
+                y=series.values,
+                dash=DASHES[number_of_set % len(DASHES)],
+                axes={
+                    "pairs": tuple(float(step * pairs) for step in series.steps),
+                    "hours": tuple((at - started) / 3600 for at in series.times),
+                },
+            )
+        )
+    return lines

@@ -1,0 +1,111 @@
+"""What became of the rows: the account of each data set, and the lengths of its pairs.
+
+Not here: making the account (``data.counts``), drawing (``drawing``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from counterpoint.doctor.table import TABLE
+from counterpoint.report.charts import Bars, Histogram
+from counterpoint.report.markup import Content, Markup, element, table
+
+PARTS = ("prompt", "chosen", "rejected")
+_ROLES = {"prompt": "series-6", "chosen": "series-1", "rejected": "series-2"}
+
+Account = Mapping[str, Any]
+
+
+def audit(data: Mapping[str, Account]) -> Markup:
+    """A table of the sets: rows read, kept, dropped and why, tokens, cuts, digest.
+
+    Args:
+        data: of ``run.json``: the account of each set by its name.
+    """
+    sets = list(data)
+    rows: list[list[Content]] = [
+        ["rows read", *(_whole(data[name].get("rows")) for name in sets)],
+        ["kept", *(_whole(data[name].get("kept")) for name in sets)],
+        ["dropped", *(_dropped(data[name]) for name in sets)],
+        ["tokens", *(_by_part(data[name].get("tokens")) for name in sets)],
+        ["cut", *(_cuts(data[name]) for name in sets)],
+        ["limits", *(_limits(data[name].get("limits")) for name in sets)],
+        ["equal after cutting", *(_whole(data[name].get("same_rows")) for name in sets)],
+        ["digest", *(_digest(data[name].get("digest")) for name in sets)],
+    ]
+    told = [row for row in rows if any(cell not in (None, "–") for cell in row[1:])]
+    return table(["", *sets], told, label="What became of the rows")
+
+
+def histograms(data: Mapping[str, Account]) -> tuple[Histogram, ...]:
+    """The lengths of each set's prompts and completions, where they were written down."""
+    found = []
+    for number, (name, account) in enumerate(data.items()):
+        bars = tuple(
+            Bars(f"lengths-{number}/{part}", part, _ROLES[part], edges, counts)
+            for part in PARTS
+            if (made := _histogram(account, part)) is not None
+            for edges, counts in [made]
+        )
+        if bars:
+            found.append(Histogram(f"lengths-{number}", f"Lengths, {name}", "tokens", bars))
+    return tuple(found)
+
+
+def _histogram(account: Account, part: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    given = (account.get("lengths") or {}).get(part) or {}
+    edges, counts = given.get("edges") or (), given.get("counts") or ()
+    if not counts or len(edges) != len(counts) + 1:
+        return None
+    return tuple(map(float, edges)), tuple(map(float, counts))
+
+
+def _whole(value: Any) -> str | None:
+    return f"{value:,}" if isinstance(value, int) else None
+
+
+def _dropped(account: Account) -> Content:
+    dropped: Mapping[str, int] = account.get("dropped") or {}
+    if not dropped:
+        return "none" if "rows" in account else None
+    examples: Mapping[str, str] = account.get("examples") or {}
+    return [
+        element(
+            "div",
+            f"{how_many:,} × {code}",
+            f" ({TABLE[code].title})" if code in TABLE else None,
+            element("br"),
+            element("small", examples[code]) if code in examples else None,
+        )
+        for code, how_many in dropped.items()
+    ]
+
+
+def _by_part(counts: Mapping[str, int] | None) -> Content:
+    if not counts:
+        return None
+    return ", ".join(f"{counts[part]:,} {part}" for part in PARTS if part in counts)
+
+
+def _cuts(account: Account) -> Content:
+    rows, tokens = account.get("cut_rows") or {}, account.get("cut_tokens") or {}
+    if not rows and not tokens:
+        return None
+    told = [
+        f"{tokens.get(part, 0):,} {part} tokens in {rows[part]:,} rows"
+        for part in PARTS
+        if rows.get(part)
+    ]
+    return "; ".join(told) or "nothing"
+
+
+def _limits(limits: Mapping[str, Any] | None) -> str | None:
+    """What may be cut, and how: the reason of every cut."""
+    told = [f"{name} {value}" for name, value in (limits or {}).items() if value is not None]
+    return ", ".join(told) or None
+
+
+def _digest(value: Any) -> Content:
+    return element("code", str(value)[:16], title=str(value)) if value else None

@@ -1,0 +1,428 @@
+"""Charts drawn with Bokeh: the only module that knows the plotting library.
+
+Colours are set twice: here those of the light theme, and in the page by what they mean, which a
+model's tags say ("line_color=series-1"); ``page.js`` follows them when the theme changes.
+
+Not here: what is drawn (``curves``, ``movement``, ``data_audit``), and the page around it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from counterpoint.errors import SetupError
+from counterpoint.report.charts import Chart, HeatMap, Histogram, Line, LineChart
+from counterpoint.report.palette import colour, shades
+
+if TYPE_CHECKING:
+    from bokeh.plotting import figure as Figure
+
+ALARMS = "alarms"
+"""Name of the source of the alarms, which every chart over steps draws."""
+
+_FONT = "ui-sans-serif, system-ui, sans-serif"
+_HEIGHT, _ROW, _AROUND, _TALLEST = 250, 15, 110, 900
+_MOST_NAMES = 40
+
+Columns = Mapping[str, Any]
+"""Columns of a source by their names; each an array, or a list of words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """An alarm on the axis of the steps.
+
+    Args:
+        since: step at which it began.
+        step: at which it was raised.
+        number: of its kind, as in the list of alarms.
+        text: what to say of it.
+    """
+
+    since: int
+    step: int
+    number: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """Charts, ready for BokehJS.
+
+    Args:
+        document: all of them, as JSON.
+        places: the id of each chart's model, and that of the element it goes into.
+    """
+
+    document: Mapping[str, Any]
+    places: Mapping[str, str]
+
+
+def place_of(chart: Chart) -> str:
+    """The id of the element that a chart goes into."""
+    return f"plot-{chart.key}"
+
+
+def draw(charts: Sequence[Chart], marks: Sequence[Mark] = (), *, axis: str = "step") -> Drawing:
+    """Draw charts that share their axis of steps.
+
+    Args:
+        charts: with keys unlike each other.
+        marks: alarms, for every chart over steps.
+        axis: name of the axis of steps.
+
+    Raises:
+        SetupError: CP502 where Bokeh is not installed.
+    """
+    check_installed()
+    from bokeh.document import Document
+    from bokeh.models import DataRange1d
+
+    document = Document()
+    steps = DataRange1d(range_padding=0.01, name="steps")
+    alarms = _source(ALARMS, alarm_columns(marks))
+    places = {}
+    for chart in charts:
+        figure = _figure_of(chart, steps)
+        if not isinstance(chart, Histogram):
+            figure.xaxis.axis_label = axis
+            if marks:
+                _mark(figure, alarms)
+        document.add_root(figure)
+        places[figure.id] = place_of(chart)
+    return Drawing(document.to_json(deferred=False), places)
+
+
+def check_installed() -> None:
+    """Refuse to draw without the plotting library.
+
+    Raises:
+        SetupError: CP502, with the command that installs it.
+    """
+    try:
+        importlib.import_module("bokeh")
+    except ImportError as error:
+        raise SetupError(
+            "CP502",
+            "a report needs the package bokeh, which is not installed: "
+            "pip install 'counterpoint[report]'",
+        ) from error
+
+
+def library() -> str:
+    """BokehJS, for a page that is to open without a network."""
+    check_installed()
+    from bokeh.resources import Resources
+
+    return "\n".join(Resources(mode="inline", components=["bokeh"]).js_raw)
+
+
+def columns(charts: Sequence[Chart], marks: Sequence[Mark] = ()) -> dict[str, Columns]:
+    """What every chart draws, by the names of its sources."""
+    found: dict[str, Columns] = {ALARMS: alarm_columns(marks)}
+    for chart in charts:
+        if isinstance(chart, LineChart):
+            found |= {line.key: _line_columns(line) for line in chart.lines}
+        elif isinstance(chart, HeatMap):
+            found[chart.key] = _cell_columns(chart)
+        else:
+            found |= {bars.key: _bar_columns(bars.edges, bars.counts) for bars in chart.bars}
+    return found
+
+
+def scales(charts: Sequence[Chart]) -> dict[str, tuple[float, float]]:
+    """The least and the greatest value of each heat map's scale."""
+    return {chart.key: _scale(chart) for chart in charts if isinstance(chart, HeatMap)}
+
+
+def shape(charts: Sequence[Chart], marks: Sequence[Mark] = ()) -> str:
+    """A word for which charts and lines there are: while it stays, new data fit into the page."""
+    described: list[Any] = [bool(marks)]
+    for chart in charts:
+        if isinstance(chart, LineChart):
+            # a line of few points is drawn with marks, one with intervals with a band
+            lines = [(line.key, line.marks, bool(line.low)) for line in chart.lines]
+            described.append([chart.key, chart.log, lines])
+        elif isinstance(chart, HeatMap):
+            described.append([chart.key, chart.rows])
+        else:
+            described.append([chart.key, [bars.key for bars in chart.bars]])
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
+
+
+def alarm_columns(marks: Sequence[Mark]) -> Columns:
+    """Alarms as columns."""
+    return {
+        "since": np.array([mark.since for mark in marks], dtype=np.int32),
+        "step": np.array([mark.step for mark in marks], dtype=np.int32),
+        "number": [str(mark.number) for mark in marks],
+        "text": [mark.text for mark in marks],
+    }
+
+
+def _line_columns(line: Line) -> Columns:
+    other = {name: np.array(values, dtype=np.float32) for name, values in line.axes.items()}
+    ends = {
+        name: np.array(values, dtype=np.float32)
+        for name, values in (("low", line.low), ("high", line.high))
+        if line.low and line.high
+    }
+    return {
+        "step": np.array(line.x, dtype=np.int32),
+        "y": np.array(line.y, dtype=np.float32),
+        **other,
+        **ends,
+    }
+
+
+def _cell_columns(chart: HeatMap) -> Columns:
+    cells = chart.cells
+    names = list(dict.fromkeys(name for cell in cells for name in cell.shown))
+    return {
+        "left": np.array([cell.left for cell in cells], dtype=np.int32),
+        "right": np.array([cell.right for cell in cells], dtype=np.int32),
+        "top": np.array([cell.row for cell in cells], dtype=np.int32),
+        "bottom": np.array([cell.row + 1 for cell in cells], dtype=np.int32),
+        "value": np.array([cell.value for cell in cells], dtype=np.float32),
+        "row": [chart.rows[cell.row] for cell in cells],
+        "shown": [
+            ", ".join(f"{name} {cell.shown[name]}" for name in names if name in cell.shown)
+            for cell in cells
+        ],
+    }
+
+
+def _bar_columns(edges: Sequence[float], counts: Sequence[float]) -> Columns:
+    return {
+        "left": np.array(edges[:-1], dtype=np.float32),
+        "right": np.array(edges[1:], dtype=np.float32),
+        "top": np.array(counts, dtype=np.float32),
+    }
+
+
+def _scale(chart: HeatMap) -> tuple[float, float]:
+    values = [cell.value for cell in chart.cells if cell.value > 0]
+    low, high = min(values, default=1e-9), max(values, default=1.0)
+    # a scale without a width has no colours
+    return (low, high) if high > low * 1.01 else (low / 3, high * 3)
+
+
+def _source(name: str, data: Columns) -> Any:
+    from bokeh.models import ColumnDataSource
+
+    return ColumnDataSource(data=dict(data), name=name)
+
+
+def _coloured(**roles: str) -> dict[str, Any]:
+    """Keywords for colours by what they mean, with the tags that say so."""
+    tags = [f"{attribute}={role}" for attribute, role in roles.items()]
+    return {attribute: colour(role) for attribute, role in roles.items()} | {"tags": tags}
+
+
+def _figure(height: int, **more: Any) -> Figure:
+    from bokeh.models import BoxZoomTool, PanTool, ResetTool, SaveTool, WheelZoomTool
+    from bokeh.plotting import figure
+
+    made = figure(
+        height=height,
+        sizing_mode="stretch_width",
+        tools=[
+            zoom := BoxZoomTool(dimensions="width"),
+            PanTool(dimensions="width"),
+            WheelZoomTool(dimensions="width"),
+            ResetTool(),
+            SaveTool(),
+        ],
+        active_drag=zoom,
+        active_scroll=None,  # the wheel is for the page
+        background_fill_color=None,
+        border_fill_color=None,
+        outline_line_color=None,
+        min_border_left=54,
+        min_border_right=12,
+        **more,
+    )
+    made.toolbar.autohide = True
+    made.toolbar.logo = None
+    for axis in made.axis:
+        axis.major_label_text_font = axis.axis_label_text_font = _FONT
+        axis.major_label_text_font_size = axis.axis_label_text_font_size = "12px"
+        axis.axis_label_text_font_style = "normal"
+        axis.minor_tick_line_color = None
+        axis.update(
+            **_coloured(
+                axis_line_color="rule",
+                major_tick_line_color="rule",
+                major_label_text_color="soft",
+                axis_label_text_color="soft",
+            )
+        )
+    made.xgrid.grid_line_color = None
+    made.ygrid.update(**_coloured(grid_line_color="grid"))
+    return made
+
+
+def _figure_of(chart: Chart, steps: Any) -> Figure:
+    if isinstance(chart, Histogram):
+        return _histogram(chart)
+    return _lines(chart, steps) if isinstance(chart, LineChart) else _heat_map(chart, steps)
+
+
+def _format_axes(figure: Figure) -> None:
+    from bokeh.models import NumeralTickFormatter, PrintfTickFormatter
+
+    figure.xaxis.formatter = NumeralTickFormatter(format="0,0.[00]")
+    figure.yaxis.formatter = PrintfTickFormatter(format="%.4g")
+
+
+def _lines(chart: LineChart, steps: Any) -> Figure:
+    from bokeh.models import HoverTool
+
+    figure = _figure(_HEIGHT, x_range=steps, y_axis_type="log" if chart.log else "linear")
+    _format_axes(figure)
+    drawn = [_line(figure, line) for line in chart.lines]
+    figure.add_tools(
+        HoverTool(
+            renderers=drawn,
+            mode="vline",
+            tooltips=[("$name", "@y{%.4g} at @step{0,0}")],
+            formatters={"@y": "printf"},
+            visible=False,
+        )
+    )
+    return figure
+
+
+def _line(figure: Figure, line: Line) -> Any:
+    source = _source(line.key, _line_columns(line))
+    colours = _coloured(line_color=line.role)
+    if line.low and line.high:
+        band = figure.varea("step", "low", "high", source=source, fill_alpha=0.15)
+        band.glyph.update(**_coloured(fill_color=line.role))
+        band.tags = [f"line={line.key}"]
+        band.nonselection_glyph = band.muted_glyph = None
+    drawn = figure.line(
+        "step", "y", source=source, line_width=1.6, line_dash=line.dash, name=line.label
+    )
+    drawn.glyph.update(**colours)
+    # a toggle of the legend finds its line by this
+    drawn.tags = [f"line={line.key}"]
+    drawn.nonselection_glyph = drawn.muted_glyph = None
+    if line.marks:
+        dots = figure.scatter("step", "y", source=source, size=6, name=line.label)
+        dots.glyph.update(**_coloured(line_color=line.role, fill_color="card"), line_width=1.6)
+        dots.tags = [f"line={line.key}"]
+        dots.nonselection_glyph = dots.muted_glyph = None
+    return drawn
+
+
+def _mark(figure: Figure, alarms: Any) -> None:
+    from bokeh.core.properties import value
+    from bokeh.models import HoverTool, LabelSet
+
+    strip = figure.vstrip("since", "step", source=alarms, line_color=None, fill_alpha=0.09)
+    strip.level = "underlay"
+    strip.glyph.update(**_coloured(fill_color="alarm"))
+    span = figure.vspan("step", source=alarms, line_width=1.5, line_dash=[5, 3])
+    span.glyph.update(**_coloured(line_color="alarm"))
+    for drawn in (strip, span):
+        drawn.nonselection_glyph = drawn.muted_glyph = None
+    figure.add_layout(
+        LabelSet(
+            x="step",
+            y=2,
+            y_units="screen",
+            x_offset=3,
+            text="number",
+            source=alarms,
+            text_font=value(_FONT),  # a word alone would name a column
+            text_font_size="11px",
+            text_font_style="bold",
+            **_coloured(text_color="alarm"),
+        )
+    )
+    figure.add_tools(
+        HoverTool(
+            renderers=[span],
+            tooltips=[("alarm @number", "@text")],
+            visible=False,
+        )
+    )
+
+
+def _heat_map(chart: HeatMap, steps: Any) -> Figure:
+    from bokeh.models import ColorBar, FixedTicker, HoverTool, LogColorMapper, Range1d
+
+    low, high = _scale(chart)
+    mapper = LogColorMapper(palette=list(shades()), low=low, high=high, name=f"{chart.key}/scale")
+    mapper.update(**_coloured(low_color="idle"))
+    mapper.tags = [*mapper.tags, "palette=heat"]
+    rows = len(chart.rows)
+    figure = _figure(
+        min(_TALLEST, _AROUND + _ROW * max(rows, 6)), x_range=steps, y_range=Range1d(rows, 0)
+    )
+    _format_axes(figure)
+    figure.ygrid.grid_line_color = None
+    every = math.ceil(rows / _MOST_NAMES)
+    named = range(0, rows, every)
+    figure.yaxis.ticker = FixedTicker(ticks=[row + 0.5 for row in named])
+    # a dollar sign would ask for a formula, and a formula for a network
+    names = {row + 0.5: chart.rows[row].replace("$", "") for row in named}
+    figure.yaxis.major_label_overrides = names
+    figure.yaxis.major_tick_line_color = None
+    cells = figure.quad(
+        source=_source(chart.key, _cell_columns(chart)),
+        fill_color={"field": "value", "transform": mapper},
+        line_color=None,
+    )
+    cells.nonselection_glyph = cells.muted_glyph = None
+    figure.add_tools(
+        HoverTool(
+            renderers=[cells],
+            tooltips=[("@row", "@value{%.3g}"), ("steps", "@left to @right"), ("", "@shown")],
+            formatters={"@value": "printf"},
+            visible=False,
+        )
+    )
+    bar = ColorBar(
+        color_mapper=mapper,
+        height=8,
+        padding=8,
+        background_fill_color=None,
+        major_label_text_font=_FONT,
+        major_label_text_font_size="11px",
+        **_coloured(major_label_text_color="soft", major_tick_line_color="rule"),
+    )
+    figure.add_layout(bar, "below")
+    return figure
+
+
+def _histogram(chart: Histogram) -> Figure:
+    from bokeh.models import HoverTool
+
+    figure = _figure(_HEIGHT)
+    _format_axes(figure)
+    figure.xaxis.axis_label = chart.unit
+    figure.y_range.start = 0
+    for bars in chart.bars:
+        source = _source(bars.key, _bar_columns(bars.edges, bars.counts))
+        drawn = figure.quad(source=source, bottom=0, fill_alpha=0.28, name=bars.label)
+        drawn.glyph.update(**_coloured(fill_color=bars.role, line_color=bars.role))
+        drawn.tags = [f"line={bars.key}"]
+        drawn.nonselection_glyph = drawn.muted_glyph = None
+        figure.add_tools(
+            HoverTool(
+                renderers=[drawn],
+                tooltips=[("$name", "@top{0,0} of @left{0,0} to @right{0,0}")],
+                visible=False,
+            )
+        )
+    return figure

@@ -1,0 +1,105 @@
+"""What was optimised, as a formula, and the options: those that were chosen, then all.
+
+Not here: making the formula (``losses.objective``), meanings of options (docs/options.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from counterpoint.report.markup import Content, Markup, element, folded, plain_json, table
+
+MATTER = (
+    "loss_type",
+    "beta",
+    "simpo_gamma",
+    "gamma_beta_ratio",
+    "alpha",
+    "cpo_alpha",
+    "nll_reduction",
+    "label_smoothing",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "max_steps",
+    "max_length",
+    "truncation",
+    "bf16",
+    "stochastic_rounding",
+    "seed",
+)
+"""Options shown first where a run did not say which ones were chosen."""
+
+_TYPESET = (
+    ("sigmoid(", "σ("),
+    (" * ", " · "),
+    (" - ", " − "),
+    ("-log", "−log"),
+    ("^2", "²"),
+    ("exp(-", "exp(−"),
+)
+
+
+def typeset(formula: str) -> tuple[tuple[str, str], ...]:
+    """A formula of the log, line by line: the name, and what it equals, with signs as printed.
+
+    Args:
+        formula: lines of "name = expression".
+    """
+    lines = []
+    for line in formula.splitlines():
+        name, _, expression = line.partition("=")
+        for written, printed in _TYPESET:
+            expression = expression.replace(written, printed)
+        lines.append((name.strip(), expression.strip()))
+    return tuple(lines)
+
+
+def formula_of(facts: Mapping[str, Any]) -> Markup:
+    """The objective of a run as a list of definitions."""
+    formula = str(facts.get("objective") or "")
+    if not formula:
+        return element("p", "The run did not write down its objective.", class_="none")
+    terms = [(element("dt", name), element("dd", value)) for name, value in typeset(formula)]
+    return element("dl", terms, class_="formula")
+
+
+def chosen_options(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a run set to something else than their defaults.
+
+    Where it did not say which those are, the options of ``MATTER``.
+    """
+    options: Mapping[str, Any] = facts.get("options") or {}
+    names = facts.get("changed", MATTER)
+    return {name: options[name] for name in names if name in options}
+
+
+def option_tables(facts: Mapping[str, Any]) -> list[Content]:
+    """The chosen options, and all of them to unfold."""
+    options: Mapping[str, Any] = facts.get("options") or {}
+    if not options:
+        return [element("p", "The run did not write down its options.", class_="none")]
+    chosen = chosen_options(facts)
+    title = "Options unlike their defaults" if "changed" in facts else "Options that matter"
+    return [
+        element("h3", title, class_="above"),
+        _table(chosen, title)
+        if chosen
+        else element("p", "None: every option has its default.", class_="none"),
+        folded(
+            ["All options", element("small", f"{len(options)}")],
+            _table(options, "All options"),
+        ),
+    ]
+
+
+def _table(options: Mapping[str, Any], label: str) -> Markup:
+    rows = [
+        (element("code", name), element("code", plain_json(value)))
+        for name, value in options.items()
+    ]
+    return table(["option", "value"], rows, label=label)

@@ -1,0 +1,382 @@
+"""The report of one run: its parts in their order, from the verdict to the environment.
+
+Not here: the page around them (``page``), drawing (``drawing``), several runs (``comparison``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from math import isfinite
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from counterpoint.report import story
+from counterpoint.report.charts import Chart, number
+from counterpoint.report.curves import TRAINING, SeriesTable, line_charts, read_series
+from counterpoint.report.data_audit import audit, histograms
+from counterpoint.report.drawing import Mark, columns, draw, scales, shape
+from counterpoint.report.markup import Content, Markup, element, folded, plain_json, table
+from counterpoint.report.movement import group_chart, heat_map, last_look
+from counterpoint.report.objective import formula_of, option_tables
+from counterpoint.report.page import Page, Parts, Section, chart_figure, render
+from counterpoint.report.samples import before_and_after
+from counterpoint.runlog import Run
+
+MOST_MARKS = 120
+"""Alarms drawn on the axis of the steps; the first of each kind always are."""
+
+_SIGNS = {"good": "✓", "warn": "!", "bad": "✕", "plain": "·"}
+_SPEEDS: tuple[tuple[str, str, Callable[[list[float]], float]], ...] = (
+    ("pairs_per_second", "pairs a second, median", median),
+    ("tokens_per_second", "tokens a second, median", median),
+    ("step_seconds", "seconds a step, median", median),
+    ("memory_mb", "peak memory, MB", max),
+)
+_TOLD = frozenset(
+    {"objective", "options", "changed", "data", "environment", "versions", "command", "started"}
+    | {"ended", "model", "resumed"}
+)
+"""Facts of ``run.json`` that have a place of their own."""
+
+
+def report(run: Run, *, now: float | None = None) -> str:
+    """The report of a run as one HTML file.
+
+    Args:
+        run: as far as it is written.
+        now: seconds since 1970; None asks the clock.
+
+    Raises:
+        SetupError: CP502 where Bokeh is not installed.
+    """
+    page = run_page(run, now=now)
+    return render(page, draw(page.charts, page.marks))
+
+
+def live_report(run: Run, version: str) -> str:
+    """The same, for a page that goes on asking for news; see ``news``.
+
+    Args:
+        run: as far as it is written.
+        version: of what was read.
+    """
+    page = run_page(run)
+    live = {
+        "version": version,
+        "shape": shape(page.charts, page.marks),
+        "state": story.state_in_words(run),
+    }
+    return render(page, draw(page.charts, page.marks), live=live)
+
+
+def news(run: Run, version: str) -> str:
+    """What is new in a run, as JSON for a page that follows it.
+
+    Args:
+        run: as far as it is written.
+        version: of what was read.
+
+    Returns:
+        The contents of the parts that change and the columns of every chart; "shape" says whether
+        they fit into the page that asks.
+    """
+    page = run_page(run)
+    sources = {
+        source: {name: _plain(values) for name, values in found.items()}
+        for source, found in columns(page.charts, page.marks).items()
+    }
+    return json.dumps(
+        {
+            "version": version,
+            "state": story.state_in_words(run),
+            "shape": shape(page.charts, page.marks),
+            "parts": page.parts,
+            "sources": sources,
+            "scales": scales(page.charts),
+        },
+        allow_nan=False,
+    )
+
+
+def _plain(values: Any) -> list[Any]:
+    """A column as JSON takes it: what is not finite is null."""
+    if isinstance(values, np.ndarray):
+        return [value if np.isfinite(value) else None for value in values.tolist()]
+    return list(values)
+
+
+def name_of(run: Run) -> str:
+    """What to call a run: its ``run_name``, else its folder's name."""
+    named = (run.facts.get("options") or {}).get("run_name")
+    return str(named or Path(run.folder).resolve().name)
+
+
+def run_page(run: Run, *, now: float | None = None) -> Page:
+    """The page of a run, before it is drawn.
+
+    Args:
+        run: as far as it is written.
+        now: seconds since 1970; None asks the clock.
+    """
+    parts = Parts()
+    series = read_series(run.metrics)
+    kinds = story.alarm_kinds(run.alarms)
+    data: Mapping[str, Any] = run.facts.get("data") or {}
+    curves, written, speed = (line_charts(series, part) for part in ("curves", "samples", "speed"))
+    lengths = histograms(data)
+    heat, groups = heat_map(run.movement), group_chart(run.movement)
+    figure = partial(chart_figure, parts=parts)
+    sections = [
+        Section("alarms", "Alarms", parts.keep("alarms", _alarms(run, kinds))),
+        Section(
+            "trained",
+            "What was trained",
+            _trained(run, [figure(one) for one in lengths]),
+            "Trained",
+        ),
+        Section("curves", "Curves", _curves([figure(one) for one in curves])),
+        Section("movement", "What moved", _movement(run, heat, groups, parts), "Movement"),
+        Section(
+            "samples",
+            "Samples",
+            [
+                parts.keep("samples", before_and_after(run.samples)),
+                element("div", [figure(one) for one in written], class_="charts"),
+            ],
+        ),
+        Section(
+            "speed",
+            "Speed and memory",
+            _speed(run, series, [figure(one) for one in speed], parts),
+            "Speed",
+        ),
+        Section("environment", "Environment", _environment(run)),
+    ]
+    return Page(
+        title=f"{name_of(run)} · Counterpoint",
+        top=_top(run, series, parts, now),
+        sections=sections,
+        charts=(
+            *lengths,
+            *curves,
+            *(chart for chart in (heat, groups) if chart is not None),
+            *written,
+            *speed,
+        ),
+        marks=marks_of(kinds),
+        parts=parts.content,
+    )
+
+
+def marks_of(kinds: Sequence[story.AlarmKind]) -> tuple[Mark, ...]:
+    """Alarms on the axis of the steps: the first of each kind, others as far as there is room."""
+    first, others = [], []
+    for kind in kinds:
+        text = f"{kind.code} {kind.meaning.title}"
+        raised = [
+            Mark(since, step, kind.number, text)
+            for since, step in zip(kind.since, kind.steps, strict=True)
+        ]
+        first.append(raised[0])
+        others += raised[1:]
+    room = max(0, MOST_MARKS - len(first))
+    every = max(1, -(-len(others) // room)) if room else len(others) + 1
+    return (*first, *others[::every])
+
+
+# ---- the parts ----
+
+
+def _top(run: Run, series: SeriesTable, parts: Parts, now: float | None) -> list[Content]:
+    found = story.verdict(run, now)
+    said = element(
+        "div",
+        element("span", _SIGNS[found.tone], class_="sign", aria_hidden="true"),
+        element("div", element("strong", found.headline), element("p", found.sentence)),
+        class_=f"verdict {found.tone}",
+        role="status",
+    )
+    shown = [
+        element(
+            "div",
+            element("dt", figure.label),
+            element("dd", figure.value),
+            element("dd", _before(figure), class_="before"),
+        )
+        for figure in story.figures(series)
+    ]
+    return [
+        element("p", story.method(run), class_="kicker"),
+        element("h1", name_of(run)),
+        parts.keep("lead", element("p", _lead(run, now), class_="lead")),
+        parts.keep("verdict", said),
+        parts.keep("figures", element("dl", shown, class_="figures") if shown else None),
+    ]
+
+
+def _before(figure: story.Figure) -> str:
+    told = [f"from {figure.before}" if figure.before else "", figure.set_name]
+    return ", ".join(one for one in told if one)
+
+
+def _lead(run: Run, now: float | None) -> str:
+    pairs = run.facts.get("step_pairs")
+    told = [
+        model_name(run),
+        story.state_in_words(run, now),
+        story.duration(run),
+        f"{pairs:,} pairs a step" if isinstance(pairs, int) else "",
+    ]
+    return " · ".join(one for one in told if one)
+
+
+def model_name(run: Run) -> str:
+    """The name of the model that was trained, without its folder; "" where it is not known."""
+    model = run.facts.get("model")
+    name = model.get("name") if isinstance(model, Mapping) else model
+    return Path(str(name)).name if name else ""
+
+
+def _alarms(run: Run, kinds: Sequence[story.AlarmKind]) -> Content:
+    if not kinds:
+        steps = story.count(story.last_step(run), "step")
+        return element("p", f"No alarm was raised in {steps}.", class_="none")
+    return element("ol", [_alarm(kind) for kind in kinds], class_="alarms")
+
+
+def _alarm(kind: story.AlarmKind) -> Markup:
+    began, raised = kind.since[0], kind.steps
+    when = f"Began at step {began:,}; raised at step {raised[0]:,}"
+    if len(raised) > 1:
+        when += f", {len(raised):,} times up to step {raised[-1]:,}"
+    return element(
+        "li",
+        element(
+            "h3",
+            element("span", str(kind.number), class_="number"),
+            kind.meaning.title[:1].upper() + kind.meaning.title[1:],
+            element("code", kind.code),
+        ),
+        element("p", f"{when}.", class_="when"),
+        element("p", kind.seen) if kind.seen else None,
+        element("p", element("b", "Why it matters. "), kind.meaning.why),
+        element("p", element("b", "What to do. "), kind.meaning.do),
+        element("pre", kind.fix, tabindex="0") if kind.fix else None,
+    )
+
+
+def _trained(run: Run, lengths: Sequence[Markup]) -> list[Content]:
+    data: Mapping[str, Any] = run.facts.get("data") or {}
+    return [
+        formula_of(run.facts),
+        option_tables(run.facts),
+        element("h3", "Data", class_="above"),
+        audit(data) if data else _none("The run wrote no account of its data."),
+        element("div", lengths, class_="charts")
+        if lengths
+        else (_none("The lengths of its pairs were not written down.") if data else None),
+    ]
+
+
+def _curves(charts: Sequence[Markup]) -> Content:
+    if not charts:
+        return _none("Nothing was logged yet.")
+    return [
+        element(
+            "p",
+            "Drag over a chart to look closer, at all of them at once; the button with the arrow "
+            "goes back. Of long lines the extremes are kept, so that no spike is lost.",
+            class_="hint",
+        ),
+        element("div", charts, class_="charts"),
+    ]
+
+
+def _movement(run: Run, heat: Chart | None, groups: Chart | None, parts: Parts) -> list[Content]:
+    if not run.movement:
+        return [_none("Nobody looked at how far the parameters moved.")]
+    titles, rows, step = last_look(run.movement)
+    charts = [
+        chart_figure(chart, parts, wide=True) for chart in (heat, groups) if chart is not None
+    ]
+    return [
+        element("div", charts, class_="charts"),
+        parts.keep(
+            "last-look",
+            element("h3", f"At step {step:,}", class_="above"),
+            table(titles, rows, label=f"Groups of parameters at step {step:,}", class_="numbers"),
+        ),
+    ]
+
+
+def _speed(run: Run, series: SeriesTable, charts: Sequence[Markup], parts: Parts) -> list[Content]:
+    rows: list[tuple[str, str]] = []
+    if story.duration(run):
+        rows.append(("run time", story.duration(run)))
+    for metric, label, summary in _SPEEDS:
+        one = series.get((TRAINING, metric))
+        known = [] if one is None else [value for value in one.values if isfinite(value)]
+        if known:
+            rows.append((label, number(summary(known))))
+    return [
+        parts.keep(
+            "speed",
+            table(["", ""], rows, label="Speed and memory", class_="numbers") if rows else None,
+        ),
+        element("div", charts, class_="charts")
+        if charts
+        else _none("The run logged neither speed nor memory."),
+    ]
+
+
+def _environment(run: Run) -> list[Content]:
+    facts = run.facts
+    rows: list[tuple[str, Content]] = []
+    if facts.get("started"):
+        rows.append(("started", story.moment(facts["started"])))
+    for resume in facts.get("resumed") or ():
+        rows.append(
+            ("taken up again", f"at step {resume['step']:,}, {story.moment(resume['time'])}")
+        )
+    if (facts.get("ended") or {}).get("time"):
+        rows.append(("ended", story.moment(facts["ended"]["time"])))
+    rows += _flat(facts.get("environment") or {})
+    versions = facts.get("versions") or {}
+    if versions:
+        rows.append(("versions", ", ".join(f"{k} {v}" for k, v in versions.items())))
+    if facts.get("command"):
+        rows.append(("command", element("code", " ".join(map(str, facts["command"])))))
+    others = {key: value for key, value in facts.items() if key not in _TOLD}
+    return [
+        table(["", ""], rows, label="Environment")
+        if rows
+        else _none("The run wrote nothing about its environment."),
+        folded(
+            "Everything else in run.json",
+            element("pre", json.dumps(others, indent=2, ensure_ascii=False), tabindex="0"),
+        )
+        if others
+        else None,
+    ]
+
+
+def _flat(facts: Mapping[str, Any], before: str = "") -> list[tuple[str, Content]]:
+    rows: list[tuple[str, Content]] = []
+    for key, value in facts.items():
+        name = f"{before}{str(key).replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{name}, ")
+        elif isinstance(value, list) and value and not isinstance(value[0], Mapping | list):
+            rows.append((name, ", ".join(map(str, value))))
+        elif value not in (None, "", [], {}):
+            rows.append((name, plain_json(value)))
+    return rows
+
+
+def _none(sentence: str) -> Markup:
+    return element("p", sentence, class_="none")

@@ -1,0 +1,103 @@
+"""Texts that the model wrote before and after, side by side.
+
+Not here: writing them (the trainer's evaluation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from counterpoint.report.markup import Content, Markup, element, folded
+
+SHOWN = 6
+"""Prompts that are shown at once; the others are folded."""
+MOST = 40
+"""Prompts in a report."""
+LONGEST = 3000
+"""Characters of a text in a report."""
+REPEATS = 0.3
+"""Share of repetition from which a text is marked."""
+
+Sample = Mapping[str, Any]
+
+
+def before_and_after(samples: Sequence[Sample]) -> list[Content]:
+    """Each prompt with its first and its last text, and its reference if there is one.
+
+    Args:
+        samples: lines of ``samples.jsonl``.
+    """
+    if not samples:
+        return [element("p", "The run wrote no samples.", class_="none")]
+    by_prompt: dict[tuple[str, ...], list[Sample]] = {}
+    for sample in samples:
+        key = tuple(str(sample.get(part, "")) for part in ("set", "prompt", "kind"))
+        by_prompt.setdefault(key, []).append(sample)
+    groups = [sorted(group, key=lambda one: one.get("step", 0)) for group in by_prompt.values()]
+    shown = [_group(group) for group in groups[:MOST]]
+    left_out = len(groups) - len(shown)
+    return [
+        shown[:SHOWN],
+        folded(["More", element("small", f"{len(shown) - SHOWN} prompts")], shown[SHOWN:])
+        if len(shown) > SHOWN
+        else None,
+        element("p", f"{left_out:,} more prompts are in samples.jsonl.", class_="hint")
+        if left_out
+        else None,
+    ]
+
+
+def _group(group: Sequence[Sample]) -> Markup:
+    first, last = group[0], group[-1]
+    sides = [first] if first is last else [first, last]
+    reference = last.get("reference")
+    return element(
+        "article",
+        element("p", _cut(first.get("prompt")), class_="text prompt"),
+        element("p", _set_of(first), class_="hint") if _set_of(first) else None,
+        element(
+            "div",
+            [_side(sample) for sample in sides],
+            _text("reference", reference) if reference else None,
+            class_="sides",
+        ),
+        class_="sample",
+    )
+
+
+def _set_of(sample: Sample) -> str:
+    """The name of the evaluation set that a prompt is from; "" for the only one."""
+    return str(sample.get("set") or "").removeprefix("eval").removeprefix("_")
+
+
+def _side(sample: Sample) -> Markup:
+    step = sample.get("step", 0)
+    when = f"after step {step:,}" if step else "before training"
+    told: list[Content] = [when]
+    if sample.get("kind"):
+        told.append(f", {sample['kind']}")
+    if sample.get("tokens") is not None:
+        told.append(f", {sample['tokens']:,} tokens")
+    repetition = sample.get("repetition") or 0
+    if repetition >= REPEATS:
+        told.append(element("span", f", {repetition:.0%} repetition", class_="flag"))
+    if sample.get("ended") is False:
+        told.append(element("span", ", did not end", class_="flag"))
+    return _text(told, sample.get("completion"))
+
+
+def _text(title: Content, text: Any) -> Markup:
+    return element(
+        "div",
+        element("h4", title),
+        element("p", _cut(text) or element("span", "(empty)", class_="flag"), class_="text"),
+        class_="side",
+    )
+
+
+def _cut(text: Any) -> str:
+    words = str(text or "")
+    if len(words) <= LONGEST:
+        return words
+    return f"{words[:LONGEST]} … ({len(words) - LONGEST:,} more characters)"

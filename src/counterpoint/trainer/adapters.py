@@ -1,0 +1,85 @@
+"""An adapter's folder as a model: its base model, and the adapter on it.
+
+Not here: new adapters (``setup``), models of one piece (``loading``).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from counterpoint.config import CPOConfig
+from counterpoint.errors import ModelError, SetupError
+from counterpoint.trainer.loading import load_config, load_model, refuse_pickled_adapter
+
+ADAPTER_FILE = "adapter_config.json"
+
+
+def is_adapter(source: str) -> bool:
+    """Whether a name is that of a folder that holds an adapter and no model.
+
+    Args:
+        source: hub id or folder.
+    """
+    folder = Path(source).expanduser()
+    return (folder / ADAPTER_FILE).is_file() and not (folder / "config.json").is_file()
+
+
+def base_of(source: str) -> str:
+    """The hub id or folder of the model that an adapter was made for.
+
+    Args:
+        source: the adapter's folder.
+
+    Raises:
+        ModelError: CP301 where its configuration does not say.
+    """
+    file = Path(source).expanduser() / ADAPTER_FILE
+    try:
+        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError("CP301", f"{file} names no base model: {error!r}.") from error
+    if not isinstance(base, str) or not base:
+        raise ModelError(
+            "CP301",
+            f"{file} has base_model_name_or_path={base!r}; write there the hub id or folder of "
+            "the model that the adapter was trained on.",
+        )
+    return base
+
+
+def load_adapted(source: str, args: CPOConfig) -> Any:
+    """An adapter on its base model, its weights ready to train on.
+
+    Args:
+        source: the adapter's folder.
+        args: as for ``loading.load_model``.
+
+    Returns:
+        A ``peft.PeftModel``.
+
+    Raises:
+        ModelError: CP301 where base or adapter cannot be loaded, CP307 where they do not fit,
+            CP310 for a pickled adapter.
+        SetupError: CP502 without PEFT.
+    """
+    base = base_of(source)
+    refuse_pickled_adapter(Path(source).expanduser(), args)
+    try:
+        import peft
+    except ImportError as error:
+        raise SetupError(
+            "CP502", f"{source} is an adapter and needs peft: pip install 'counterpoint[peft]'"
+        ) from error
+    load_config(base, args)
+    model = load_model(base, args, adapted=True)
+    try:
+        return peft.PeftModel.from_pretrained(
+            model, str(Path(source).expanduser()), is_trainable=True
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelError(
+            "CP307", f"the adapter {source} does not fit its base {base}: {line}"
+        ) from error

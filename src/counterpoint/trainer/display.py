@@ -1,0 +1,422 @@
+"""What is seen of a run while it trains: a live panel on a terminal, plain lines elsewhere.
+
+The panel has a bar with the time left, the numbers of the last log line, and the alarms; what is
+logged or printed meanwhile scrolls by above it. Nothing draws but the events of the training: no
+thread, so that worker processes can be forked at any time, and no hidden cursor to be missed
+after a crash. Elsewhere each log line is a line of at most ``PLAIN_WIDTH`` columns.
+
+Not here: which numbers there are (``metrics``, ``pace``), files (``runlog``).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+from transformers.trainer_callback import CallbackHandler
+from transformers.utils import logging as transformers_logging
+
+from counterpoint.runlog import Alarm
+
+PLAIN_WIDTH = 80
+WIDEST_BAR = 40
+WIDTH_FOR_SPEEDS = 72
+"""Columns from which pairs and tokens a second have room beside the bar."""
+
+SHOWN_ALARMS = 3
+"""Most alarms in view; a later one of the same code takes the place of the earlier."""
+
+SECONDS_A_DRAW = 0.2
+"""Between two drawings, unless something new has to be seen."""
+
+TRANSFORMERS_OWN = (PrinterCallback, ProgressCallback, DEFAULT_PROGRESS_CALLBACK)
+"""What transformers shows by itself."""
+
+
+@dataclass(slots=True)
+class View:
+    """What is known of a run at a moment, as far as it is shown.
+
+    Args:
+        step: optimizer steps done.
+        steps: of the whole run; 0 while that is not known.
+        first_step: where this process began.
+        since: time at which it began, in seconds of ``time.monotonic``.
+        numbers: of the last training log line.
+        evaluated: evaluation batches done; None while none is made.
+        to_evaluate: of how many; None where that is not known.
+        alarms: by code, the newest last.
+    """
+
+    step: int = 0
+    steps: int = 0
+    first_step: int = 0
+    since: float = 0.0
+    numbers: dict[str, float] = field(default_factory=dict)
+    evaluated: int | None = None
+    to_evaluate: int | None = None
+    alarms: dict[str, Alarm] = field(default_factory=dict)
+
+
+class TrainingDisplay(TrainerCallback):
+    """Shows how a training goes; in ``callbacks`` it takes the place of transformers' own display.
+
+    A live panel where standard error is a terminal and ``disable_tqdm`` is False, else lines. Of
+    several ranks the first one shows. Used as a context manager, or by ``CPOTrainer.train``, it
+    leaves the terminal in order however a training ends.
+
+    Args:
+        stream: where it is shown; None: standard error.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        """Nothing is shown yet."""
+        self._stream = stream
+        self._view = View()
+        self._live: Live | None = None
+        self._moved: list[tuple[logging.StreamHandler[Any], TextIO]] = []
+        self._drawn = 0.0
+        self._bars = True
+
+    def __enter__(self) -> TrainingDisplay:
+        """Nothing is shown before there is something to show."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the last panel where it is, and the terminal to others."""
+        self.close()
+
+    # ---- the events of a training ----
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Show the bar, empty or as full as the checkpoint that the run goes on from."""
+        now = time.monotonic()
+        self._view = View(state.global_step, state.max_steps, state.global_step, now)
+        self._open(args, state)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Move the bar."""
+        self._view.step = state.global_step
+        self._draw()
+
+    def on_substep_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Let the clock go on."""
+        self._draw()
+
+    def on_log(
+        self,
+        args: Any,
+        state: TrainerState,
+        control: Any,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Take over a training line's numbers; write the line of anything else."""
+        numbers = {k: v for k, v in (logs or {}).items() if isinstance(v, int | float)}
+        if not state.is_world_process_zero or "train_runtime" in numbers:
+            return
+        self._view.step, self._view.steps = state.global_step, state.max_steps
+        if "loss" in numbers:
+            self._view.numbers = numbers
+        if self._live is None:
+            self._write(plain_line(self._view, numbers, time.monotonic()))
+        elif "loss" in numbers:
+            self._draw(now=True)
+        else:
+            self._live.console.print(Text(plain_line(self._view, numbers)))
+
+    def on_prediction_step(
+        self,
+        args: Any,
+        state: TrainerState,
+        control: Any,
+        eval_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Count a batch of an evaluation."""
+        sized = hasattr(eval_dataloader, "__len__") and _has_length(eval_dataloader)
+        self._view.to_evaluate = len(eval_dataloader) if sized else None
+        self._view.evaluated = (self._view.evaluated or 0) + 1
+        if self._live is None:
+            self._open(args, state)
+        self._draw()
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """An evaluation is over."""
+        self._view.evaluated = None
+        if self._view.since:
+            self._draw(now=True)
+        else:
+            self.close()  # it was not part of a training
+
+    on_predict = on_evaluate
+
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Leave the last panel where it is."""
+        self.close()
+
+    def sound(self, alarm: Alarm) -> None:
+        """Keep an alarm in view."""
+        self._view.alarms.pop(alarm.code, None)
+        self._view.alarms[alarm.code] = alarm
+        self._draw(now=True)
+
+    def close(self) -> None:
+        """Stop drawing; may be called at any time, and twice."""
+        live, self._live = self._live, None
+        self._view.evaluated = None
+        if live is not None:
+            live.update(self._panel(live.console))
+            for handler, stream in self._moved:
+                handler.setStream(stream)
+            live.stop()
+            if self._bars:
+                transformers_logging.enable_progress_bar()
+        self._view, self._moved = View(), []
+
+    # ---- drawing ----
+
+    def _open(self, args: Any, state: TrainerState) -> None:
+        stream = self._stream or sys.stderr
+        if not state.is_world_process_zero or args.disable_tqdm or not stream.isatty():
+            return
+        console = Console(file=stream, highlight=False, force_jupyter=False)
+        if console.is_dumb_terminal or not console.is_terminal:
+            return
+        self._bars = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()  # it would tear the panel with every save
+        usual = (sys.stdout, sys.stderr)
+        self._live = Live(
+            self._panel(console),
+            console=console,
+            auto_refresh=False,
+            redirect_stdout=sys.stdout.isatty(),
+            redirect_stderr=sys.stderr.isatty(),
+        )
+        self._live.start(refresh=True)
+        console.show_cursor(True)
+        self._moved = [
+            (handler, handler.stream) for handler in _handlers() if handler.stream in usual
+        ]
+        for handler, before in self._moved:
+            handler.setStream(sys.stdout if before is usual[0] else sys.stderr)
+
+    def _draw(self, now: bool = False) -> None:
+        moment = time.monotonic()
+        if self._live is not None and (now or moment - self._drawn >= SECONDS_A_DRAW):
+            self._drawn = moment
+            self._live.update(self._panel(self._live.console), refresh=True)
+
+    def _panel(self, console: Console) -> Group:
+        width = _columns(console.file)
+        console.width = width  # as it is now; Rich would look at standard input's
+        plain = console.options.ascii_only
+        return Group(*panel(self._view, width - 1, time.monotonic(), ascii_only=plain))
+
+    def _write(self, text: str) -> None:
+        stream = self._stream or sys.stderr
+        stream.write(f"{text}\n")
+        stream.flush()
+
+
+def watch_alone(handler: CallbackHandler) -> None:
+    """Where a ``TrainingDisplay`` shows a run, let nothing of transformers do it too.
+
+    Args:
+        handler: of a trainer's callbacks.
+    """
+    if any(isinstance(callback, TrainingDisplay) for callback in handler.callbacks):
+        handler.callbacks = [
+            each for each in handler.callbacks if not isinstance(each, TRANSFORMERS_OWN)
+        ]
+
+
+# What is shown, as text
+
+
+def panel(view: View, width: int, now: float, *, ascii_only: bool = False) -> list[Text]:
+    """The lines of the live panel.
+
+    Args:
+        view: of the run.
+        width: columns that a line may have, at least 20.
+        now: seconds of ``time.monotonic``.
+        ascii_only: draw with ASCII alone.
+    """
+    parts, speeds = _parts(view.numbers), _speeds(view.numbers)
+    lines = []
+    if view.since:
+        beside = width >= WIDTH_FOR_SPEEDS
+        lines.append(_bar(view, width, now, speeds if beside else [], ascii_only))
+        parts += [] if beside else speeds
+    if view.evaluated is not None:
+        of = "" if view.to_evaluate is None else f" of {view.to_evaluate:,}"
+        lines.append(Text(f"evaluating, batch {view.evaluated:,}{of}", style="cyan"))
+    lines += [Text(line) for line in _wrapped(parts, width)]
+    alarms = list(view.alarms.values())[-SHOWN_ALARMS:]
+    lines += [Text(f"{a.code} since step {a.since:,}: {a.seen}", style="yellow") for a in alarms]
+    for line in lines:
+        line.truncate(width, overflow="crop" if ascii_only else "ellipsis")
+    return lines
+
+
+def plain_line(view: View, numbers: Mapping[str, float], now: float | None = None) -> str:
+    """A log line in at most ``PLAIN_WIDTH`` columns.
+
+    Args:
+        view: of the run.
+        numbers: of a training, of an evaluation, or any others.
+        now: seconds of ``time.monotonic``, to say how much time is left.
+    """
+    begin = f"step {view.step:,}/{view.steps:,}" if view.steps else f"step {view.step:,}"
+    if "loss" in numbers:
+        left = _left(view, now) if now is not None else ""
+        parts = [*_parts(numbers, accuracy="acc"), *_speeds(numbers)]
+        return _fitting([begin, *parts], [f"{left} left"] if left else [])
+    return _fitting([f"{begin}  {_name_of(numbers)}", *_others(numbers)], [])
+
+
+def _bar(view: View, width: int, now: float, beside: list[str], ascii_only: bool) -> Text:
+    counted = f"{view.step:,}/{view.steps:,}" if view.steps else f"step {view.step:,}"
+    share = view.step / view.steps if view.steps else 0.0
+    done = view.steps and view.step >= view.steps
+    time_left = f"in {_clock(now - view.since)}" if done else f"{_left(view, now) or '-:--'} left"
+    end = "  ".join([f" {share:4.0%}", *beside, time_left])
+    room = min(WIDEST_BAR, width - len(counted) - len(end) - 2)
+    if room < 5:
+        return Text(f"{counted} {end}")
+    full = int(room * share)
+    marks = "#-" if ascii_only else "━─"
+    return Text.assemble(
+        counted, "  ", (marks[0] * full, "green"), (marks[1] * (room - full), "dim"), end
+    )
+
+
+def _parts(numbers: Mapping[str, float], accuracy: str = "accuracy") -> list[str]:
+    """The numbers of a training line as people read them, the most telling first."""
+    words = {
+        "loss": ("loss", _number),
+        "rewards/accuracies": (accuracy, lambda x: f"{x:.0%}"),
+        "rewards/margins": ("margin", _number),
+        "logps/chosen": ("chosen", _number),
+    }
+    return [f"{word} {show(numbers[k])}" for k, (word, show) in words.items() if k in numbers]
+
+
+def _speeds(numbers: Mapping[str, float]) -> list[str]:
+    found = {unit: numbers.get(f"{unit}_per_second") for unit in ("pairs", "tokens")}
+    return [f"{_rate(x)} {unit}/s" for unit, x in found.items() if x is not None]
+
+
+def _name_of(numbers: Mapping[str, float]) -> str:
+    """What an evaluation's numbers are of: the text before their "_runtime"."""
+    names = [name.removesuffix("_runtime") for name in numbers if name.endswith("_runtime")]
+    return names[0] if names else ""
+
+
+def _others(numbers: Mapping[str, float]) -> list[str]:
+    """The numbers of an evaluation, or of whatever was logged, without a common beginning."""
+    name = _name_of(numbers)
+    own = {key.removeprefix(f"{name}_") if name else key: x for key, x in numbers.items()}
+    told = _parts(own)
+    untold = [
+        f"{key} {_number(x)}"
+        for key, x in own.items()
+        if "/" not in key and not key.endswith(("_second", "runtime", "loss")) and key != "epoch"
+    ]
+    return [*told, *untold]
+
+
+def _fitting(parts: Iterable[str], last: list[str]) -> str:
+    """Parts side by side as long as there is room, the last ones in any case."""
+    line, end = "", "".join(f"  {part}" for part in last)
+    for part in parts:
+        wider = f"{line}  {part}" if line else part
+        if len(wider) + len(end) > PLAIN_WIDTH:
+            break
+        line = wider
+    return (line + end)[:PLAIN_WIDTH]
+
+
+def _wrapped(parts: Iterable[str], width: int) -> list[str]:
+    lines: list[str] = []
+    for part in parts:
+        wider = f"{lines[-1]}  {part}" if lines else ""
+        if lines and len(wider) <= width:
+            lines[-1] = wider
+        else:
+            lines.append(part)
+    return lines
+
+
+def _left(view: View, now: float) -> str:
+    """Time to the last step, evaluations included, at the mean pace so far; "" if not known."""
+    done = view.step - view.first_step
+    if not (view.since and view.steps and done > 0):
+        return ""
+    return _clock((now - view.since) / done * (view.steps - view.step))
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _number(x: float) -> str:
+    """In few columns, and always as many of the same size."""
+    size = abs(x)
+    if size < 0.001:
+        return f"{x:.1e}" if x else "0"
+    places = 4 if size < 1 else 3 if size < 10 else 2 if size < 1000 else 0
+    return f"{x:,.{places}f}"
+
+
+def _rate(x: float) -> str:
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
+
+
+# The terminal
+
+
+def _columns(stream: Any) -> int:
+    try:
+        return max(20, os.get_terminal_size(stream.fileno()).columns)
+    except (OSError, ValueError, AttributeError):
+        return PLAIN_WIDTH
+
+
+def _handlers() -> Iterable[logging.StreamHandler[Any]]:
+    """Every handler of the process that writes to some stream."""
+    named = list(logging.root.manager.loggerDict.values())
+    loggers = [logging.root, *(one for one in named if isinstance(one, logging.Logger))]
+    found = {id(handler): handler for logger in loggers for handler in logger.handlers}
+    return [
+        handler
+        for handler in found.values()
+        if isinstance(handler, logging.StreamHandler)
+        and not isinstance(handler, logging.FileHandler)
+    ]
+
+
+def _has_length(loader: Any) -> bool:
+    try:
+        return len(loader) >= 0
+    except TypeError:  # of a stream
+        return False

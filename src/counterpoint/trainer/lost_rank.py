@@ -1,0 +1,66 @@
+"""Another rank is gone: what the libraries say of it becomes one error with a code.
+
+A rank that dies is noticed by the others in their next exchange: on gloo at once, since its
+connections close; on NCCL where its watchdog ends them, or earlier by the launcher, which ends
+all ranks when one fails.
+
+Not here: noticing it, starting the ranks again (``torchrun --max-restarts``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch.distributed as dist
+
+from counterpoint.errors import TrainingError
+
+SIGNS = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "connection refused",
+    "broken pipe",
+    "remote process exited",
+    "timed out waiting",
+    "watchdog caught collective operation timeout",
+    "ncclremoteerror",
+    "nccl communicator was aborted",
+    "failed to recv",
+    "failed to send",
+)
+"""What gloo, NCCL and the store of torch.distributed say of a peer that is gone, in lower case."""
+
+
+@contextmanager
+def lost_rank_named(folder: str) -> Iterator[None]:
+    """Raise CP404 in place of what a library says when another rank has gone.
+
+    Args:
+        folder: of the run, for the message.
+
+    Raises:
+        TrainingError: CP404.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost_rank(error):
+            raise
+        line = next(iter(str(error).strip().splitlines()), "")
+        raise TrainingError(
+            "CP404",
+            f"rank {dist.get_rank()} of {dist.get_world_size()} stops: another rank of the run is "
+            f"gone ({line[:160]}). Its own last lines, or the system's log, say why; what is saved "
+            f"is in {folder}.",
+        ) from error
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """Whether an error comes of another rank that is gone."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return False
+    text = str(error).lower()
+    # errors of ours, and of the models, are left as they are
+    from_there = isinstance(error, dist.DistError) or "gloo" in text or "nccl" in text
+    return from_there and any(sign in text for sign in SIGNS)

@@ -1,0 +1,55 @@
+"""When a training begins and how it ends, told to the run log.
+
+Not here: what the run log makes of it (``runlog``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import TrainerCallback, TrainerState
+
+from counterpoint.errors import CounterpointError
+from counterpoint.runlog import RunLog
+
+
+class Beginning(TrainerCallback):
+    """Tells that a training begins, or goes on from the step of a checkpoint."""
+
+    def __init__(self, run_log: RunLog) -> None:
+        """Nothing is told yet."""
+        self._run_log = run_log
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """What a checkpoint holds is read by now."""
+        if state.global_step:
+            self._run_log.resumed(state.global_step)
+        else:
+            self._run_log.begun()
+
+
+@contextmanager
+def told_to_its_end(run_log: RunLog, state: Callable[[], TrainerState]) -> Iterator[None]:
+    """Tell how what is done within ends.
+
+    Args:
+        run_log: of the run.
+        state: gives the training's state, which a training makes anew.
+    """
+    try:
+        yield
+    except BaseException as error:
+        run_log.ended(_state_after(error), state().global_step, error)
+        raise
+    now = state()
+    run_log.ended("finished" if now.global_step >= now.max_steps else "stopped", now.global_step)
+
+
+def _state_after(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "interrupted"
+    # an alarm ends a run as it was asked to
+    by_alarm = isinstance(error, CounterpointError) and error.code == "CP402"
+    return "stopped" if by_alarm else "failed"

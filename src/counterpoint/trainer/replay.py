@@ -1,0 +1,311 @@
+"""A step that was not finite, kept so that it can be done again: tensors, and JSON beside them.
+
+    replay-12.safetensors            of a run of one process
+    replay-12-rank-1.safetensors     of one rank of several
+
+The file holds the micro-batches to blame whole: the token ids of their pairs, weights, margins,
+row numbers, the denominators of the step, the objective, how it was computed, and the state of
+the random generators where there is dropout. No weights: those are the run's. Nothing in it is a
+pickle, and nothing in it is trusted when it is read.
+
+Not here: when one is written (``recorder``), what it says (``recompute``, ``cli.replay``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from counterpoint.errors import ConfigError
+from counterpoint.forward.router import RouterSums
+from counterpoint.losses.objective import LOSSES, Objective
+from counterpoint.records import StepTotals, TokenPair
+from counterpoint.staged import staged
+
+FORMAT = 1
+"""Raised with every change of what a file holds."""
+
+KEY = "counterpoint_replay"
+"""Of the metadata: all that is no tensor, as JSON."""
+
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the step was computed.
+
+    Args:
+        layout: "shared" or "padded".
+        autocast: dtype of mixed precision, "bfloat16" or "float16"; "" without.
+        device: kind of device.
+        checkpointing: whether activations were recomputed in the backward pass.
+        dropout: whether it was on.
+        micro_batches: of the whole step on this rank.
+        ranks: of the run.
+        top_k: experts a token was sent to, for a model whose experts are balanced; else 0.
+        balancing_weight: of the load-balancing loss.
+    """
+
+    layout: str
+    autocast: str
+    device: str
+    checkpointing: bool
+    dropout: bool
+    micro_batches: int
+    ranks: int
+    top_k: int
+    balancing_weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Which weights the step was computed on.
+
+    Args:
+        model: name or folder that the model was loaded from; "" for one made in memory.
+        kind: of the model, its class.
+        dtype: of its weights.
+        attention: its implementation of attention.
+        adapter: whether an adapter is trained.
+        checkpoint: name of the run's newest one when the step failed; "" where there was none.
+    """
+
+    model: str
+    kind: str
+    dtype: str
+    attention: str
+    adapter: bool
+    checkpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Culprit:
+    """Something that is not finite.
+
+    Args:
+        term: "parameter", "weight", "margin", "layer", "log-probability", "reward", "loss" or
+            "gradient".
+        name: of the parameter or layer, or which loss.
+        row: number of the pair's row; None for what is of no single pair.
+        part: of the pair: "prompt", "chosen", "rejected", or "padding" behind them.
+        token: its place in that part, from 0; None for what is no token.
+        token_id: its id.
+        value: "nan", "inf" or "-inf"; the first one of several.
+        count: how many values are not finite.
+        total: of how many.
+    """
+
+    term: str
+    name: str = ""
+    row: int | None = None
+    part: str = ""
+    token: int | None = None
+    token_id: int | None = None
+    value: str = "nan"
+    count: int = 1
+    total: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What it takes to do the step again, on the same weights.
+
+    Args:
+        step: number of the optimizer step, from 1.
+        seen: what was said of it then.
+        culprits: what was not finite then, in the order of the computation; empty if unknown.
+        micro_batches: the pairs of each micro-batch to blame.
+        totals: denominators of the whole step.
+        router: the step's load-balancing sums, if it has them.
+        objective: of the run.
+        settings: how it was computed.
+        origin: on which weights.
+        generators: states of the random generators before each micro-batch, by kind of device;
+            empty without dropout.
+    """
+
+    step: int
+    seen: str
+    culprits: tuple[Culprit, ...]
+    micro_batches: tuple[tuple[TokenPair, ...], ...]
+    totals: StepTotals
+    router: RouterSums | None
+    objective: Objective
+    settings: Settings
+    origin: Origin
+    generators: tuple[Mapping[str, Tensor], ...] = ()
+
+
+def write_replay(replay: Replay, path: Path) -> None:
+    """Write the file, whole or not at all.
+
+    Raises:
+        OSError: where the disk refuses.
+    """
+    pairs = [pair for batch in replay.micro_batches for pair in batch]
+    parts = [part for pair in pairs for part in (pair.prompt, pair.chosen, pair.rejected)]
+    tensors = {
+        "ids": torch.tensor([token for part in parts for token in part], dtype=torch.long),
+        "lengths": torch.tensor([len(part) for part in parts], dtype=torch.long),
+        "rows": torch.tensor([pair.row for pair in pairs], dtype=torch.long),
+        "weight": torch.tensor([pair.weight for pair in pairs], dtype=torch.float64),
+        "margin": torch.tensor([pair.margin for pair in pairs], dtype=torch.float64),
+        "cut": torch.tensor([len(batch) for batch in replay.micro_batches], dtype=torch.long),
+        "totals": torch.stack([replay.totals.weight, replay.totals.nll]).double().cpu(),
+    }
+    if replay.router is not None:
+        for field in fields(RouterSums):
+            value: Tensor = getattr(replay.router, field.name)
+            tensors[f"router/{field.name}"] = value.detach().double().cpu()
+    for number, states in enumerate(replay.generators):
+        tensors |= {f"generator/{number}/{kind}": state for kind, state in states.items()}
+    described = {
+        "format": FORMAT,
+        "step": replay.step,
+        "seen": replay.seen,
+        "culprits": [asdict(culprit) for culprit in replay.culprits],
+        "objective": asdict(replay.objective),
+        "settings": asdict(replay.settings),
+        "origin": asdict(replay.origin),
+    }
+    with staged(path) as file:
+        file.write(save(tensors, metadata={KEY: json.dumps(described)}))
+
+
+def read_replay(path: str | Path) -> Replay:
+    """Read a file of ``write_replay``; what is not as it should be is refused.
+
+    Raises:
+        ConfigError: CP110, with what is wrong.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise _broken(path, f"it cannot be opened: {error}") from error
+    if KEY not in metadata:
+        raise _broken(path, "it holds no step; counterpoint train writes such files")
+    try:
+        return _read(json.loads(metadata[KEY]), tensors)
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError, RuntimeError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise _broken(path, what) from error
+
+
+def _read(described: Any, tensors: Mapping[str, Tensor]) -> Replay:
+    _check(isinstance(described, dict), "its metadata is no object")
+    _check(described["format"] == FORMAT, f"its format is {described['format']!r}, not {FORMAT}")
+    step, seen = described["step"], described["seen"]
+    _check(isinstance(step, int) and step > 0, "its step is no number from 1")
+    objective = _made(Objective, described["objective"])
+    _check(objective.loss_type in LOSSES, f"there is no loss {objective.loss_type!r}")
+    settings = _made(Settings, described["settings"])
+    _check(settings.layout in ("shared", "padded"), f"there is no layout {settings.layout!r}")
+    _check(settings.autocast in ("", "bfloat16", "float16"), "its precision is none")
+    batches = _batches(tensors)
+    weight, nll = _typed(tensors["totals"], torch.float64, 2)
+    return Replay(
+        step=step,
+        seen=str(seen),
+        culprits=tuple(_made(Culprit, entry) for entry in described["culprits"]),
+        micro_batches=batches,
+        totals=StepTotals(weight=weight, nll=nll),
+        router=_router(tensors),
+        objective=objective,
+        settings=settings,
+        origin=_made(Origin, described["origin"]),
+        generators=_generators(tensors, len(batches)) if settings.dropout else (),
+    )
+
+
+def _batches(tensors: Mapping[str, Tensor]) -> tuple[tuple[TokenPair, ...], ...]:
+    rows = _typed(tensors["rows"], torch.long)
+    count = len(rows)
+    lengths = _typed(tensors["lengths"], torch.long, 3 * count)
+    cut = _typed(tensors["cut"], torch.long)
+    ids = _typed(tensors["ids"], torch.long)
+    weight, margin = (_typed(tensors[n], torch.float64, count) for n in ("weight", "margin"))
+    _check(count > 0, "it holds no pair")
+    _check(bool((lengths >= 0).all()) and int(lengths.sum()) == len(ids), "lengths and ids differ")
+    _check(bool((cut > 0).all()) and int(cut.sum()) == count, "its micro-batches hold other pairs")
+    _check(len(ids) > 0 and int(ids.min()) >= 0, "it has negative token ids")
+    # a completion without a token, or whose only token nothing predicts, is no pair
+    sizes = lengths.reshape(count, 3)
+    _check(bool((sizes[:, 1:] >= 1 + (sizes[:, :1] == 0).long()).all()), "a completion is empty")
+    flat, ends = ids.tolist(), lengths.cumsum(0).tolist()
+    parts = [flat[a:b] for a, b in pairwise([0, *ends])]
+    pairs = [
+        TokenPair(
+            prompt=parts[3 * n],
+            chosen=parts[3 * n + 1],
+            rejected=parts[3 * n + 2],
+            row=row,
+            weight=float(weight[n]),
+            margin=float(margin[n]),
+        )
+        for n, row in enumerate(rows.tolist())
+    ]
+    cuts = [0, *cut.cumsum(0).tolist()]
+    return tuple(tuple(pairs[a:b]) for a, b in pairwise(cuts))
+
+
+def _router(tensors: Mapping[str, Tensor]) -> RouterSums | None:
+    if "router/sent" not in tensors:
+        return None
+    return RouterSums(**{f.name: tensors[f"router/{f.name}"] for f in fields(RouterSums)})
+
+
+def _generators(tensors: Mapping[str, Tensor], batches: int) -> tuple[Mapping[str, Tensor], ...]:
+    states = []
+    for number in range(batches):
+        start = f"generator/{number}/"
+        found = {name[len(start) :]: state for name, state in tensors.items() if start in name}
+        states.append({kind: _typed(state, torch.uint8) for kind, state in found.items()})
+        _check("cpu" in found, f"it lacks the random state of micro-batch {number}")
+    return tuple(states)
+
+
+def _made(kind: type[Kind], values: Any) -> Kind:
+    """A dataclass of plain values, each of the type that its default or name says."""
+    _check(isinstance(values, dict), f"its {kind.__name__.lower()} is no object")
+    known = {field.name: str(field.type) for field in fields(kind)}  # type: ignore[arg-type]
+    _check(set(values) == set(known), f"its {kind.__name__.lower()} has other entries")
+    for name, value in values.items():
+        fits = any(_is(value, one.strip()) for one in known[name].split("|"))
+        _check(fits, f"{name} is {value!r}, which is not {known[name]}")
+    return kind(**values)
+
+
+def _is(value: Any, kind: str) -> bool:
+    if kind == "float":
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    named = {"str": str, "int": int, "bool": bool, "None": type(None)}
+    return type(value) is named[kind]
+
+
+def _typed(tensor: Tensor, dtype: torch.dtype, length: int | None = None) -> Tensor:
+    fits = tensor.dtype == dtype and tensor.dim() == 1 and length in (None, len(tensor))
+    _check(
+        fits, f"it holds a tensor of {tensor.dtype} and shape {tuple(tensor.shape)} out of place"
+    )
+    return tensor
+
+
+def _check(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ValueError(otherwise)
+
+
+def _broken(path: str | Path, why: str) -> ConfigError:
+    return ConfigError("CP110", f"{path} is no replay file, or a broken one: {why}.")

@@ -1,0 +1,137 @@
+"""What a run writes to a few prompts of its evaluation sets, before training and on the way.
+
+The prompts are the same each time, and so are the seeds, so that only the weights make a
+difference. The chosen completion stands as the reference.
+
+Not here: how texts are written and counted (``evaluation``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from counterpoint.alarms.of_samples import degenerate
+from counterpoint.alarms.remedies import Facts
+from counterpoint.config import CPOConfig
+from counterpoint.evaluation.generation import Decoding, Prompt, complete, text_of
+from counterpoint.evaluation.texts import Completion, statistics
+from counterpoint.records import TokenPair
+from counterpoint.runlog import SAMPLES, Alarm, RunLog, read_run
+
+
+class SamplesBefore(TrainerCallback):
+    """Has a run write before its first step, so that before and after can be compared.
+
+    Args:
+        write: writes to the run's prompts.
+    """
+
+    def __init__(self, write: Callable[[], None]) -> None:
+        """Nothing is written yet."""
+        self._write = write
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write, unless the run goes on from a checkpoint or begins with an evaluation."""
+        if state.global_step == 0 and not args.eval_on_start:
+            self._write()
+
+
+class SampleLooks:
+    """The looks at what a run writes: each is put into its log, and compared with the first.
+
+    Args:
+        run_log: of the run; rank 0 writes.
+    """
+
+    def __init__(self, run_log: RunLog) -> None:
+        """Nobody has looked yet."""
+        self._run_log = run_log
+        self._before: dict[str, list[Mapping[str, Any]]] = {}
+
+    def add(
+        self, step: int, name: str, written: Sequence[Completion], facts: Facts
+    ) -> tuple[Alarm, ...]:
+        """Write a look at one set down.
+
+        Args:
+            step: after which it was taken.
+            name: of the set.
+            written: to the set's prompts.
+            facts: of the run, for what an alarm advises.
+
+        Returns:
+            The alarms that begin with this look.
+        """
+        entries = [{"step": step, "set": name, **one.as_entry()} for one in written]
+        if step and name not in self._before:  # a run that goes on from a checkpoint
+            earlier = read_run(self._run_log.folder).samples
+            self._before[name] = [one for one in earlier if one["set"] == name]
+        before = self._before.setdefault(name, [])
+        for entry in entries:
+            self._run_log.append(SAMPLES, entry)
+        alarms = degenerate(before, entries, facts)
+        before += entries
+        return alarms
+
+
+def decodings(args: CPOConfig) -> list[Decoding]:
+    """How a run's samples are written: greedily, and sampled too at a temperature above 0.
+
+    Args:
+        args: the run's options.
+    """
+    most, batch = args.eval_sample_tokens, args.eval_batch_size
+    ways = [Decoding(most, batch=batch)]
+    if args.eval_sample_temperature > 0:
+        ways.append(Decoding(most, args.eval_sample_temperature, seed=args.seed, batch=batch))
+    return ways
+
+
+def prompts_of(pairs: Sequence[TokenPair], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    """The prompts of pairs, each with the chosen completion as reference.
+
+    Args:
+        pairs: any number.
+        tokenizer: that made them.
+    """
+    return [Prompt(tuple(pair.prompt), text_of(tokenizer, pair.chosen)) for pair in pairs]
+
+
+def sample(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[TokenPair],
+    ways: Sequence[Decoding],
+) -> list[Completion]:
+    """What a model writes to the prompts of pairs, in each of several ways.
+
+    Args:
+        model: unwrapped from distributed training.
+        tokenizer: with EOS and pad token.
+        pairs: any number.
+        ways: how to write.
+    """
+    prompts = prompts_of(pairs, tokenizer)
+    return [one for way in ways for one in complete(model, tokenizer, prompts, way)]
+
+
+def sample_metrics(completions: Sequence[Completion]) -> Mapping[str, float]:
+    """Statistics of samples by the names of a log line: ``samples/*``, and ``samples/sampled_*``.
+
+    Args:
+        completions: of one set.
+    """
+    kinds = {"": "greedy", "sampled_": "sampled"}
+    parts = {
+        prefix: [one for one in completions if one.kind == kind] for prefix, kind in kinds.items()
+    }
+    return {
+        f"samples/{prefix}{name}": value
+        for prefix, part in parts.items()
+        if part
+        for name, value in statistics(part).items()
+    }

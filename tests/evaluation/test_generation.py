@@ -1,0 +1,185 @@
+"""A model writes: each prompt as if alone, and nothing is left behind."""
+
+from __future__ import annotations
+
+import copy
+import random
+from dataclasses import replace
+
+import peft
+import pytest
+import torch
+
+from counterpoint import DataError
+from counterpoint.evaluation.generation import Decoding, Prompt, complete
+from counterpoint.evaluation.texts import Completion, repetition
+from tests.models_on_the_spot import NEED_EAGER
+
+SOME = Decoding(most_tokens=8, batch=4)
+
+
+def prompts(count: int = 7, *, longest: int = 15, seed: int = 0) -> list[Prompt]:
+    """Prompts of random ids and unlike lengths."""
+    rng = random.Random(seed)
+    lengths = [1 + (longest - 1) * n // max(count - 1, 1) for n in range(count)]
+    rng.shuffle(lengths)
+    return [Prompt(tuple(rng.randrange(3, 384) for _ in range(length))) for length in lengths]
+
+
+def tokens(completions: list[Completion]) -> list[tuple[int, ...]]:
+    return [completion.ids for completion in completions]
+
+
+def one_minded(models, token: int):
+    """A model that says one token whatever it is told."""
+    model = models("phi")
+    with torch.no_grad():
+        model.lm_head.bias[token] = 1e4
+    return model
+
+
+@pytest.fixture
+def tokenizer(llama_tokenizer):
+    """BOS 1, EOS 2, which pads too, as the trainer would have it."""
+    own = copy.deepcopy(llama_tokenizer)
+    own.pad_token = own.eos_token
+    return own
+
+
+@pytest.mark.parametrize(
+    "kind", ["qwen2", "llama", "gemma2", "gpt2", "mistral", "gemma3", "opt", "qwen3_moe", "bloom"]
+)
+def test_prompts_of_unlike_lengths_are_continued_as_if_each_were_alone(models, tokenizer, kind):
+    # transformers' eager attention takes its softmax in fp32, where a mask of fp64 is -inf
+    model, some = models(kind).to(torch.float32 if kind in NEED_EAGER else torch.float64), prompts()
+    together = complete(model, tokenizer, some, replace(SOME, batch=7))
+    alone = complete(model, tokenizer, some, replace(SOME, batch=1))
+    assert tokens(together) == tokens(alone)
+    assert len(set(tokens(alone))) > 1
+
+
+def test_a_greedy_text_is_the_likeliest_token_after_token(models, tokenizer):
+    """Against one forward pass a token, without cache, mask or padding."""
+    model, some = models("qwen2").double().eval(), prompts(3)
+    for prompt, completion in zip(some, complete(model, tokenizer, some, SOME), strict=True):
+        ids = list(prompt.ids)
+        for token in completion.ids:
+            with torch.no_grad():
+                assert int(model(torch.tensor([ids])).logits[0, -1].argmax()) == token
+            ids.append(token)
+
+
+def test_a_model_of_one_word_repeats_itself_and_never_ends(models, tokenizer):
+    found = complete(one_minded(models, 77), tokenizer, prompts(3), replace(SOME, most_tokens=23))
+    assert tokens(found) == [(77,) * 23] * 3
+    assert not any(one.ended for one in found)
+    assert repetition(found[0].ids) == pytest.approx(1 - 1 / 20)
+
+
+def test_a_model_that_ends_at_once_writes_nothing(models, tokenizer):
+    found = complete(one_minded(models, 2), tokenizer, prompts(3), SOME)
+    assert [(one.ids, one.text, one.ended) for one in found] == [((), "", True)] * 3
+
+
+def test_every_end_that_the_model_names_is_an_end(models, tokenizer):
+    model = one_minded(models, 77)
+    model.generation_config.eos_token_id = [2, 77]
+    assert [one.ended for one in complete(model, tokenizer, prompts(2), SOME)] == [True, True]
+
+
+def test_what_a_models_files_say_of_decoding_is_left_aside(models, tokenizer):
+    model = models("qwen2")
+    plain = tokens(complete(model, tokenizer, prompts(), SOME))
+    for name, value in {
+        "repetition_penalty": 5.0,
+        "do_sample": True,
+        "temperature": 9.0,
+        "top_k": 3,
+        "no_repeat_ngram_size": 1,
+    }.items():
+        setattr(model.generation_config, name, value)
+    assert tokens(complete(model, tokenizer, prompts(), SOME)) == plain
+    assert model.generation_config.repetition_penalty == 5.0
+
+
+def test_samples_are_those_of_their_seed(models, tokenizer):
+    model, hot = models("qwen2"), replace(SOME, temperature=1.5)
+    first = complete(model, tokenizer, prompts(), hot)
+    assert {one.kind for one in first} == {"sampled"}
+    assert tokens(complete(model, tokenizer, prompts(), hot)) == tokens(first)
+    assert tokens(complete(model, tokenizer, prompts(), replace(hot, seed=5))) != tokens(first)
+
+
+@pytest.mark.parametrize("change", [{"temperature": 1e-4}, {"temperature": 1.0, "top_p": 1e-6}])
+def test_cold_or_narrow_samples_are_greedy(models, tokenizer, change):
+    model = models("qwen2")
+    greedy = tokens(complete(model, tokenizer, prompts(), SOME))
+    assert tokens(complete(model, tokenizer, prompts(), replace(SOME, **change))) == greedy
+
+
+def test_samples_follow_the_models_own_distribution(models, tokenizer):
+    """First tokens of 4,000 samples against the softmax, by chi squared."""
+    model, prompt = models("qwen2", vocab_size=16, bos_token_id=0).eval(), Prompt((1, 5, 3))
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt.ids])).logits[0, -1].double()
+    expected = torch.softmax(logits / 3.0, 0) * 4000
+    way = Decoding(most_tokens=1, temperature=3.0, batch=4000)
+    # copies of one prompt; a text that ends at once has no token
+    found = complete(model, tokenizer, [prompt] * 4000, way)
+    firsts = torch.tensor([one.ids[0] if one.ids else 2 for one in found])
+    seen = torch.bincount(firsts, minlength=16).double()
+    # 15 degrees of freedom: 1 in 10^6 lies above 55
+    assert float(((seen - expected) ** 2 / expected).sum()) < 55
+
+
+def test_mode_and_random_state_are_as_before(models, tokenizer):
+    model = models("qwen2").train()
+    model.model.layers[0].eval()
+    modes = [module.training for module in model.modules()]
+    before = torch.get_rng_state()
+    complete(model, tokenizer, prompts(), replace(SOME, temperature=1.0))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [module.training for module in model.modules()] == modes
+    assert not any(p.grad is not None for p in model.parameters())
+
+
+def test_after_the_prompt_one_token_at_a_time_also_with_checkpointed_activations(models, tokenizer):
+    model = models("qwen2").train()
+    # newer releases of transformers renamed it
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    model.config.use_cache = False  # as a trainer leaves it
+    widths: list[int] = []
+    hook = model.get_input_embeddings().register_forward_hook(
+        lambda module, inputs, output: widths.append(inputs[0].shape[1])
+    )
+    complete(model, tokenizer, [Prompt((1, 5, 9))], replace(SOME, most_tokens=4))
+    hook.remove()
+    assert widths[0] == 3
+    assert set(widths[1:]) == {1}
+    assert model.training
+
+
+def test_an_adapter_writes_as_what_it_makes_of_its_model(models, tokenizer):
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"])
+    adapted = peft.get_peft_model(models("qwen2").double(), config)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 1)
+    written = tokens(complete(adapted, tokenizer, prompts(), SOME))
+    with adapted.disable_adapter():
+        assert tokens(complete(adapted, tokenizer, prompts(), SOME)) != written
+    merged = adapted.merge_and_unload()
+    assert tokens(complete(merged, tokenizer, prompts(), SOME)) == written
+
+
+def test_a_text_stops_where_the_models_positions_do(models, tokenizer):
+    model = models("gpt2", n_positions=16, max_position_embeddings=16)
+    found = complete(model, tokenizer, prompts(3, longest=12), replace(SOME, most_tokens=50))
+    assert max(len(one.ids) for one in found) == 4
+    with pytest.raises(DataError, match="CP204 a prompt takes 16 tokens"):
+        complete(model, tokenizer, prompts(3, longest=16), SOME)
+
+
+def test_no_prompt_makes_no_text(models, tokenizer):
+    assert complete(models("qwen2"), tokenizer, [], SOME) == []

@@ -1,0 +1,208 @@
+"""In a real browser every chart is drawn, in both themes, on a desk and on a telephone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("bokeh", reason="the extra [report] is not installed")
+
+from counterpoint.report.comparison import comparison
+from counterpoint.report.run_report import report
+from counterpoint.report.watching import server_of
+from counterpoint.runlog import METRICS, MOVEMENT, SAMPLES, RunLog, read_run
+from tests.report.runs import facts, write_run
+
+DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+BLANK = """() => [...document.querySelectorAll('.plot')].filter((place) => {
+  const canvases = [];
+  const search = (node) => {
+    if (node.tagName === 'CANVAS') canvases.push(node);
+    for (const child of node.shadowRoot?.children ?? []) search(child);
+    for (const child of node.children) search(child);
+  };
+  search(place);
+  return !canvases.some((canvas) => {
+    if (!canvas.width || !canvas.height) return false;
+    const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+    const colours = new Set();
+    for (let at = 0; at < pixels.length; at += 4) {
+      const [red, green, blue] = [pixels[at], pixels[at + 1], pixels[at + 2]];
+      if (pixels[at + 3] > 200) colours.add((red << 16) | (green << 8) | blue);
+    }
+    return colours.size > 3;
+  });
+}).map((place) => place.id)"""
+"""The charts without a pixel of their own."""
+
+UNDRAWN = """() => Bokeh.documents.flatMap((one) => one.roots())
+  .filter((root) => !Bokeh.index.get_by_id(root.id)).length"""
+
+
+class Visit:
+    """A page that is open, and what it said and asked for."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        page.on("console", lambda one: self.said.append(one.text) if one.type == "error" else None)
+        page.on("pageerror", lambda error: self.said.append(str(error)))
+        page.on("request", lambda request: self.asked.append(request.url))
+
+    def go(self, where: str) -> None:
+        self.page.goto(where)
+        self.page.wait_for_selector("html[data-drawn]", timeout=60_000)
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Any]:
+    """Open a page: with a size and a colour scheme."""
+    contexts = []
+
+    def open_page(where: str, **more: Any) -> Visit:
+        context = browser.new_context(**{"viewport": DESK, **more})
+        contexts.append(context)
+        visit = Visit(context.new_page())
+        visit.go(where)
+        return visit
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture(scope="module")
+def report_url(long_run: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("pages") / "report.html"
+    path.write_text(report(read_run(long_run)), encoding="utf-8")
+    return path.as_uri()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+def test_every_chart_is_drawn_and_nothing_is_asked_of_the_network(
+    visit: Any, report_url: str, scheme: str, size: dict[str, int]
+) -> None:
+    seen = visit(report_url, viewport=size, color_scheme=scheme)
+    assert seen.page.evaluate("document.querySelectorAll('.plot').length") >= 14
+    assert seen.page.evaluate(BLANK) == []
+    assert seen.page.evaluate(UNDRAWN) == 0
+    assert seen.said == []
+    assert [url for url in seen.asked if not url.startswith("data:")] == [report_url]
+    width = seen.page.evaluate("document.documentElement.scrollWidth")
+    assert width <= size["width"], "the page scrolls sideways"
+
+
+def ink_of_axes(page: Any) -> str:
+    return str(page.evaluate("Bokeh.documents[0].roots()[0].below[0].major_label_text_color"))
+
+
+def test_the_switch_changes_page_and_charts_and_is_remembered(visit: Any, report_url: str) -> None:
+    seen = visit(report_url, color_scheme="light")
+    paper = "getComputedStyle(document.body).backgroundColor"
+    light = seen.page.evaluate(paper), ink_of_axes(seen.page)
+    seen.page.click("#theme")
+    dark = seen.page.evaluate(paper), ink_of_axes(seen.page)
+    assert light[0] != dark[0]
+    assert light[1] != dark[1]
+    seen.go(report_url)
+    assert (seen.page.evaluate(paper), ink_of_axes(seen.page)) == dark
+    seen.page.click("#theme")
+    assert (seen.page.evaluate(paper), ink_of_axes(seen.page)) == light
+
+
+def test_a_name_of_the_legend_hides_its_line_and_shows_it_again(
+    visit: Any, report_url: str
+) -> None:
+    seen = visit(report_url)
+    key = seen.page.locator('.key[data-line="loss/helpful/loss"]')
+    hidden = """Bokeh.documents[0].all_models.size && [...Bokeh.documents[0].all_models]
+      .filter((m) => m.tags.includes('line=loss/helpful/loss') && m.type === 'GlyphRenderer')
+      .map((m) => m.visible)"""
+    assert set(seen.page.evaluate(hidden)) == {True}
+    key.click()
+    assert (set(seen.page.evaluate(hidden)), key.get_attribute("aria-pressed")) == (
+        {False},
+        "false",
+    )
+    key.click()
+    assert set(seen.page.evaluate(hidden)) == {True}
+
+
+def test_no_text_of_a_run_runs_as_a_script(visit: Any, tmp_path: Path) -> None:
+    text = "<script>window.hacked=1</script><img src=x onerror='window.hacked=1'>"
+    log = RunLog(tmp_path / "run")
+    log.describe(facts(options={"run_name": text}, objective=text))
+    log.append(METRICS, {"step": 1, text: 1.0, "loss": 1.0, f"eval_{text}_loss": 2.0})
+    tensor = {"group": text, "update": 1.0, "moved": 1.0, "trainable": True}
+    groups = {text: {"update": 1.0}}
+    log.append(MOVEMENT, {"step": 9, "groups": groups, "tensors": {text: tensor}})
+    log.append(SAMPLES, {"step": 0, "prompt": text, "completion": text})
+    path = tmp_path / "report.html"
+    path.write_text(report(read_run(tmp_path / "run")), encoding="utf-8")
+    seen = visit(path.as_uri())
+    # tooltips are written by the library: show one
+    place = seen.page.locator("#plot-movement")
+    place.scroll_into_view_if_needed()
+    box = place.bounding_box()
+    seen.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 40)
+    seen.page.wait_for_timeout(300)
+    assert seen.page.evaluate("window.hacked") is None
+    assert seen.said == []
+    assert seen.page.locator("img").count() == 0
+
+
+def test_two_runs_lie_over_each_other_and_can_be_drawn_over_pairs(
+    visit: Any, tmp_path: Path
+) -> None:
+    one = write_run(tmp_path / "first", steps=400, looks=0, samples=False)
+    other = write_run(tmp_path / "second", steps=200, looks=0, samples=False, seed=1, step_pairs=64)
+    path = tmp_path / "comparison.html"
+    path.write_text(comparison([read_run(one), read_run(other)]), encoding="utf-8")
+    seen = visit(path.as_uri())
+    assert seen.page.evaluate(BLANK) == []
+    steps = "Bokeh.documents[0].get_model_by_name('steps').end"
+    over_steps = seen.page.evaluate(steps)
+    seen.page.check("input[value=pairs]")
+    seen.page.wait_for_timeout(300)
+    assert 390 < over_steps < 420
+    assert 12_700 < seen.page.evaluate(steps) < 13_100
+    assert seen.said == []
+
+
+def test_a_page_that_follows_a_run_brings_in_what_is_new_and_stays_where_it_is(
+    visit: Any, tmp_path: Path
+) -> None:
+    folder = write_run(tmp_path / "run", steps=200, looks=3, ended={})
+    server, address = server_of(folder, 0)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        seen = visit(address)
+        seen.page.evaluate("scrollTo({top: 900, behavior: 'instant'}); window.kept = true")
+        place = "document.querySelector('#curves').getBoundingClientRect().top"
+        stood = seen.page.evaluate(place)
+        last = "Bokeh.documents[0].get_model_by_name('loss/training/loss').data.step.at(-1)"
+        assert seen.page.evaluate(last) == 200
+        RunLog(folder).append(METRICS, {"step": 210, "loss": 0.5, "grad_norm": 1.0})
+        seen.page.wait_for_function(f"() => {last} === 210", timeout=20_000)
+        # what stands above may have changed its height
+        assert seen.page.evaluate(place) == pytest.approx(stood, abs=1)
+        assert seen.page.evaluate("window.kept")
+        assert "step 210" in seen.page.inner_text("#part-lead")
+        # a metric that is new needs a chart that is not there: the page is loaded again
+        RunLog(folder).append(METRICS, {"step": 220, "something_new": 1.0})
+        seen.page.wait_for_function("() => window.kept === undefined", timeout=20_000)
+        seen.page.wait_for_selector("html[data-drawn]")
+        assert "something_new" in seen.page.inner_text("#curves")
+        assert seen.said == []
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -1,0 +1,59 @@
+"""Everything can be read in both themes: contrasts are those that WCAG asks for."""
+
+from __future__ import annotations
+
+import pytest
+
+from counterpoint.report.palette import (
+    BACKGROUNDS,
+    COLOURS,
+    SERIES,
+    TEXT,
+    Theme,
+    as_css,
+    colour,
+    contrast,
+    shades,
+)
+
+THEMES: tuple[Theme, ...] = ("light", "dark")
+
+
+def test_contrast_is_that_of_the_recommendation() -> None:
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#ffffff", "#ffffff") == 1
+    # the grey that is known as the darkest that fails on white, and the next that passes
+    assert contrast("#777777", "#ffffff") < 4.5 < contrast("#767676", "#ffffff")
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("name", TEXT)
+def test_text_stands_out_by_four_and_a_half(name: str, theme: Theme) -> None:
+    on = [contrast(colour(name, theme), colour(back, theme)) for back in BACKGROUNDS]
+    assert min(on) >= 4.5
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("name", [*SERIES, "alarm"])
+def test_lines_stand_out_by_three(name: str, theme: Theme) -> None:
+    on = [contrast(colour(name, theme), colour(back, theme)) for back in BACKGROUNDS]
+    assert min(on) >= 3
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_the_heat_scale_goes_one_way_from_the_background_to_the_ink(theme: Theme) -> None:
+    steps = [contrast(shade, colour("card", theme)) for shade in shades(theme)]
+    assert steps == sorted(steps)
+    assert steps[-1] > 10
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_what_did_not_move_looks_like_no_amount_of_movement(theme: Theme) -> None:
+    assert colour("idle", theme) not in shades(theme)
+
+
+def test_every_colour_is_in_the_style_of_both_themes() -> None:
+    css = as_css()
+    for name, (light, dark) in COLOURS.items():
+        assert css.count(f"--{name}:{light};") == 1
+        assert css.count(f"--{name}:{dark};") == 2
