@@ -54,6 +54,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP309": "a model of which no tiny twin can be made",
         "CP310": "weights that are pickled",
         "CP311": "a model that brings code of its own",
+        "CP312": "a tokenizer that gives up on a text",
         # 4: while training
         "CP401": "a loss or gradient that is not finite",
         "CP402": "a run that was stopped by an alarm",

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from transformers import PreTrainedTokenizerFast, TrainerCallback
+from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 
 from counterpoint import CPOConfig, CPOTrainer
 from tests.models_on_the_spot import make_model
@@ -90,6 +90,7 @@ def train(folder: Path, steps: int) -> Looks:
         ),
         callbacks=[looks],
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     return looks
 

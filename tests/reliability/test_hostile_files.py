@@ -385,6 +385,35 @@ def test_a_looping_template_ends_the_run_in_one_line_though_rows_are_dropped(
         assert tree(workshop) == before
 
 
+# Tokenizers
+
+
+def test_a_tokenizer_made_to_be_slow_is_an_error_with_a_code(
+    workshop: Path, command: Command
+) -> None:
+    """A regular expression that tries every way to split a run of letters."""
+    folder = workshop / "tokenizer"  # beside a config.json, transformers may know better
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (workshop / "model" / name).rename(folder / name)
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    slow = {"type": "Split", "pattern": {"Regex": "(x|xx)+$"}, "behavior": "Isolated"}
+    content["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [{**slow, "invert": False}, content["pre_tokenizer"]],
+    }
+    path.write_text(json.dumps(content))
+    write_pairs(workshop / "pairs.jsonl", [*PAIRS, {**ROW, "chosen": "x" * 60 + "y"}])
+    before = tree(workshop)
+    words = "--model model --tokenizer tokenizer --dataset pairs.jsonl --output_dir out"
+    answer = command("train", *words.split(), "--doctor", "off")
+    assert answer.code == 2
+    last = answer.err.splitlines()[-1]  # the library itself says that it panicked, before
+    assert last.startswith("counterpoint: CP312 the tokenizer gives up on one of ")
+    assert tree(workshop) == before
+
+
 # Configurations
 
 

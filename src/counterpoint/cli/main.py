@@ -18,6 +18,7 @@ from functools import partial
 
 from counterpoint._version import __version__
 from counterpoint.cli.manners import complain, quiet_libraries, terminal_width
+from counterpoint.data.bounds import panics_caught
 from counterpoint.errors import ConfigError, CounterpointError
 from counterpoint.floors import check_floors
 from counterpoint.masking import masked
@@ -134,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     words, debug = _take_debug(list(sys.argv[1:] if argv is None else argv))
     try:
-        with nullcontext() if debug else quiet_libraries():
+        with nullcontext() if debug else quiet_libraries(), panics_caught():
             code = _dispatch(words)
             sys.stdout.flush()
             return code

@@ -140,7 +140,7 @@ def build_config(values: dict[str, Any]) -> CPOConfig:
         return CPOConfig(**values)
     except CounterpointError:
         raise
-    except (ValueError, TypeError, NotImplementedError, OSError) as error:
+    except (ValueError, TypeError, OverflowError, NotImplementedError, OSError) as error:
         raise ConfigError("CP104", f"transformers refuses these options: {error}") from error
     except ImportError as error:
         raise SetupError("CP502", f"an option needs a package: {error}") from error

@@ -7,7 +7,11 @@ which it cannot reach; but it may loop for hours, or double a text until memory 
 2. Where the system has no such clock or limit (Windows; for memory macOS too), and in threads
    other than the main one, nothing is bounded.
 
-Not here: native code, such as a tokenizer's: it is not interrupted before it returns.
+A tokenizer's native code is not interrupted before it returns. Where it gives up by itself (a
+regular expression that was made to be slow is cut short there), it raises what no ``except
+Exception`` catches; ``panics_caught`` makes an error of that.
+
+Not here: what becomes of any of it (``chat``, ``tokenize``).
 """
 
 from __future__ import annotations
@@ -62,6 +66,21 @@ def bounded_time(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)
+
+
+class Panic(Exception):
+    """Native code of a library gave up."""
+
+
+@contextmanager
+def panics_caught() -> Iterator[None]:
+    """Raise ``Panic`` where Rust code panics: as it comes, it is no ``Exception``."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise Panic(str(error)) from error
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from counterpoint.data.bounds import Panic, panics_caught
 from counterpoint.data.chat import Rendered
 from counterpoint.data.pieces import may_be_cut, split
 from counterpoint.errors import ModelError
@@ -149,18 +150,30 @@ def end_of_sequence(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Ids of each text, no special tokens added, nothing cut or padded."""
+    """Ids of each text, no special tokens added, nothing cut or padded.
+
+    Raises:
+        ModelError: CP312 where the tokenizer's own code gives up.
+    """
     if not texts:
         return []
-    encoded = tokenizer(
-        list(texts),
-        add_special_tokens=False,
-        padding=False,
-        truncation=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
+    try:
+        with panics_caught():
+            encoded = tokenizer(
+                list(texts),
+                add_special_tokens=False,
+                padding=False,
+                truncation=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )
+    except Panic as error:
+        raise ModelError(
+            "CP312",
+            f"the tokenizer gives up on one of {len(texts):,} texts: {error}. Its files came with "
+            "the model: look at its regular expressions, or use another tokenizer.",
+        ) from error
     ids: list[list[int]] = encoded["input_ids"]
     return ids
 

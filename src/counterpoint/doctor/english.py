@@ -121,6 +121,10 @@ _ERRORS: dict[str, tuple[str, str]] = {
         "The code would run with all your rights.",
         "Read it, then set trust_remote_code; or use a model that transformers knows.",
     ),
+    "CP312": (
+        "No row with such a text can be trained on, and each costs seconds.",
+        "Look at the regular expressions in tokenizer.json, or use another tokenizer.",
+    ),
     "CP501": ("Nothing of the run could be kept.", "Choose another output_dir."),
     "CP502": (
         "The run cannot work, or is not safe, without it.",

@@ -30,6 +30,7 @@ from transformers.models.auto import modeling_auto
 from transformers.utils import find_adapter_config_file
 
 from counterpoint.config import CPOConfig
+from counterpoint.data.bounds import panics_caught
 from counterpoint.errors import ConfigError, ModelError, SetupError
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -113,11 +114,12 @@ def load_tokenizer(
     if folder:
         _check_tokenizer_folder(folder, of_model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source,
-            revision=_revision(args) if of_model else "main",
-            trust_remote_code=args.trust_remote_code,
-        )
+        with panics_caught():
+            tokenizer = AutoTokenizer.from_pretrained(
+                source,
+                revision=_revision(args) if of_model else "main",
+                trust_remote_code=args.trust_remote_code,
+            )
     except ImportError as error:
         raise SetupError("CP502", f"the tokenizer of {source} needs it: {_line(error)}") from error
     except Exception as error:
