@@ -39,26 +39,27 @@ GOAL = 2.0
 """Percent of a step, on average."""
 PAGE = step.ROOT / "docs" / "monitor.md"
 WORK: dict[str, dict[str, Any]] = {
-    "quickstart": {"name": "the quickstart's model, 32 pairs", "steps": 40, "runs": 5},
+    "quickstart": {"name": "the quickstart's model, 32 pairs", "steps": 40, "runs": 3},
     "weights": {
         "name": "Qwen3-shaped 34M, all weights, hh-rlhf, 8 pairs, fp32",
-        "steps": 8,
+        "steps": 6,
         "lora": False,
         "bf16": False,
     },
     "weights-bf16": {
         "name": "the same, bf16",
-        "steps": 8,
+        "steps": 6,
         "lora": False,
         "bf16": True,
     },
     "lora": {
         "name": "the same, LoRA of rank 8 on a frozen model, fp32",
-        "steps": 8,
+        "steps": 6,
         "lora": True,
         "bf16": False,
     },
 }
+EXAMPLE = "example"
 RUN_STEPS = 40
 
 
@@ -310,7 +311,8 @@ def worker(row: str, part: str, shared: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rows", nargs="+", choices=WORK, default=list(WORK))
+    parts = [*WORK, EXAMPLE]
+    parser.add_argument("--rows", nargs="+", choices=parts, default=parts, help="or the example")
     parser.add_argument("--into", type=Path, default=step.RESULTS, help="folder of the results")
     parser.add_argument("--docs", action="store_true", help="write the page, measure nothing")
     parser.add_argument("--worker", nargs=3, metavar=("ROW", "PART", "FOLDER"))
@@ -322,14 +324,24 @@ def main() -> None:
         write_docs()
         return
     step.need_data()
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         step.tokenizer_for(32000).save_pretrained(Path(folder) / "tokenizer")
         for row in options.rows:
-            rows.append(measure(row, options.rounds, Path(folder)))
-            print(table(rows[-1:]).splitlines()[-1], flush=True)
-    content = {"machine": step.machine(), "rounds": options.rounds, "rows": rows}
-    step.write_results(options.into / "monitor.json", {**content, "example": example()})
+            if row == EXAMPLE:
+                keep(options.into / "monitor.json", example=example())
+                continue
+            found = {**measure(row, options.rounds, Path(folder)), "machine": step.machine()}
+            keep(options.into / "monitor.json", row=found)
+            print(table([found]).splitlines()[-1], flush=True)
+
+
+def keep(path: Path, *, row: dict[str, Any] | None = None, **parts: Any) -> None:
+    """Put a part into the results; the others stay."""
+    content = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    if row is not None:
+        rows = {one["row"]: one for one in [*content["rows"], row]}
+        content["rows"] = [rows[name] for name in WORK if name in rows]
+    step.write_results(path, {**content, **parts})
 
 
 if __name__ == "__main__":
