@@ -183,7 +183,6 @@ def measure(row: str, rounds: int, folder: Path) -> dict[str, Any]:
     early = sum(is_look(n, EVERY) or n == QUICKSTART_STEPS for n in range(1, QUICKSTART_STEPS + 1))
     begun = result["start"]["median"]
     return {
-        "row": row,
         "name": WORK[row]["name"],
         "parameters": found[0]["parameters"],
         "trained": found[0]["trained"],
@@ -231,6 +230,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
+        if row.get("row") == EXAMPLE:
+            continue
         seconds = row["seconds"]
         cells = [
             row["name"],
@@ -251,8 +252,9 @@ def _seconds(one: dict[str, float]) -> str:
     )
 
 
-def look_shown(found: dict[str, Any]) -> str:
+def look_shown(rows: Sequence[dict[str, Any]]) -> str:
     """The example's look as docs/monitor.md shows it."""
+    found = next(row for row in rows if row["row"] == EXAMPLE)
     look = found["look"]
     lines = [
         f"The last of its looks, after steps {', '.join(map(str, found['steps']))}; alarms: "
@@ -276,18 +278,18 @@ def look_shown(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def diff_shown(found: dict[str, Any]) -> str:
+def diff_shown(rows: Sequence[dict[str, Any]]) -> str:
     """The example's difference as docs/monitor.md shows it."""
+    found = next(row for row in rows if row["row"] == EXAMPLE)
     words = "$ counterpoint diff counterpoint-quickstart/base counterpoint-quickstart/cpo"
     return f"```\n{words}\n{found['diff']}\n```"
 
 
 def write_docs() -> None:
     """Put the results into the page."""
-    found = json.loads((step.RESULTS / "monitor.json").read_text())
-    step.put_between(PAGE, "monitor", table(found["rows"]))
-    step.put_between(PAGE, "look", look_shown(found["example"]))
-    step.put_between(PAGE, "diff", diff_shown(found["example"]))
+    rows = json.loads((step.RESULTS / "monitor.json").read_text())["rows"]
+    for name, shown in (("monitor", table), ("look", look_shown), ("diff", diff_shown)):
+        step.put_between(PAGE, name, shown(rows))
 
 
 @contextmanager
@@ -328,20 +330,12 @@ def main() -> None:
         step.tokenizer_for(32000).save_pretrained(Path(folder) / "tokenizer")
         for row in options.rows:
             if row == EXAMPLE:
-                keep(options.into / "monitor.json", example=example())
-                continue
-            found = {**measure(row, options.rounds, Path(folder)), "machine": step.machine()}
-            keep(options.into / "monitor.json", row=found)
-            print(table([found]).splitlines()[-1], flush=True)
-
-
-def keep(path: Path, *, row: dict[str, Any] | None = None, **parts: Any) -> None:
-    """Put a part into the results; the others stay."""
-    content = json.loads(path.read_text()) if path.exists() else {"rows": []}
-    if row is not None:
-        rows = {one["row"]: one for one in [*content["rows"], row]}
-        content["rows"] = [rows[name] for name in WORK if name in rows]
-    step.write_results(path, {**content, **parts})
+                found = example()
+            else:
+                found = measure(row, options.rounds, Path(folder))
+                print(table([found]).splitlines()[-1], flush=True)
+            content = {"row": row, "machine": step.machine(), **found}
+            step.keep(content, options.into / "monitor.json", parts)
 
 
 if __name__ == "__main__":
