@@ -281,6 +281,14 @@ def test_other_ways_to_train_are_healthy(options, build, models):
     assert told(trained(build(models(), **options))) == []
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_weights_of_other_precisions_are_healthy(dtype, build, models):
+    model = models(num_hidden_layers=1).to(dtype)
+    run = trained(build(model, max_steps=4))
+    assert told(run) == []
+    assert run.movement[-1]["without_gradient"] == []
+
+
 def test_a_vocabulary_of_which_few_words_are_used_is_healthy(build, models):
     run = trained(build(models(vocab_size=20_000, num_hidden_layers=1)))
     assert told(run) == []

@@ -57,6 +57,7 @@ def test_a_step_done_again_has_the_same_gradient_and_the_same_metrics(
             layout=layout,
             num_train_epochs=3,
             learning_rate=1e-30,
+            monitor_steps=0,  # nothing is to move here
             **start,
         )
         return steps, [untimed(line) for line in trainer.state.log_history if "loss" in line]
@@ -281,6 +282,7 @@ def test_an_evaluation_done_again_counts_nothing_twice(
             per_device_train_batch_size=1,
             per_device_eval_batch_size=8,
             learning_rate=1e-30,
+            monitor_steps=0,  # nothing is to move here
         )
         trainer.compute_metrics = lambda seen: rewards.append(seen.predictions) or {}
         return untimed(trainer.evaluate(random_pairs(20, seed=1)))

@@ -47,7 +47,7 @@ class Watch:
         self._sample = Sample(self.trained)
         self._start = self._last = self._sample.read(list(self.trained.values()))
         self._sums = {name: checksum(p) for name, p in here.items()}
-        self._heard = torch.zeros(len(self.trained), device=self._sample.device)
+        self._heard = self._start.new_zeros(len(self.trained))
         self._silent = list(range(len(self.trained)))
         self._rounds = rounds_to_nearest(optimizer)
         self._unoptimized = tuple(n for n, p in self.trained.items() if p not in self._rounds)
@@ -173,9 +173,14 @@ class Watch:
         return self._sample.read(list(self.trained.values()))
 
     def _norms(self, gradients: list[Tensor | None]) -> Float[Tensor, " tensors"]:
-        device = self._sample.device
-        none = torch.zeros((), device=device)
-        norms = [none if gradient is None else _norm(gradient).to(none) for gradient in gradients]
+        device, dtype = self._sample.device, self._sample.dtype
+        none = torch.zeros((), device=device, dtype=dtype)
+        norms = [
+            none
+            if gradient is None
+            else torch.linalg.vector_norm(gradient.detach(), dtype=dtype).to(device)
+            for gradient in gradients
+        ]
         return torch.stack(norms) if norms else none.new_zeros(0)
 
     def _changed(self, tensors: Mapping[str, Tensor]) -> Float[Tensor, " tensors"]:
@@ -254,10 +259,3 @@ def _weights_by_group(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     for name, tensor in tensors.items():
         found[group_of(name)] = found.get(group_of(name), 0) + tensor.numel()
     return found
-
-
-def _norm(gradient: Tensor) -> Float[Tensor, ""]:
-    # squares of 16-bit gradients would overflow or vanish
-    wide = torch.promote_types(gradient.dtype, torch.float32)
-    norm: Tensor = torch.linalg.vector_norm(gradient.detach(), dtype=wide)
-    return norm
