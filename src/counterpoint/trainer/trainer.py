@@ -99,6 +99,10 @@ class CPOTrainer(Trainer):
 
     control: TrainerControl
     loss_is_scaled_for_ga = True  # shares of a step are divided by the step's totals already
+    # of the running training; ``train`` begins them anew
+    _watch: Watch | None = None
+    _ending: Alarm | None = None
+    _saved_step = 0
 
     def __init__(  # noqa: PLR0913 - TRL's constructor, in TRL's order
         self,
@@ -167,9 +171,6 @@ class CPOTrainer(Trainer):
         self._eval_budget = TokenBudget(args.max_micro_batch_tokens, self._budget_lowered)
         self._assembled: Assembly | None = None
         self._skipped_steps = 0
-        self._watch: Watch | None = None
-        self._ending: Alarm | None = None
-        self._saved_step = 0
         self._rounding: Rounding | None = None
         self._loss_before_step: Tensor | None = None
         self._balancing_weight = balancing_weight(self.model, args)
