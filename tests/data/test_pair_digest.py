@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from datasets import Dataset
 
 from counterpoint.data.counts import CLASSES, histogram
+from counterpoint.data.pair_digest import PairDigest, pairs_digest
 from counterpoint.data.prepare import Prepared, PrepareOptions, iter_pairs, prepare
 
 ROWS = [
@@ -86,11 +88,34 @@ def test_whatever_training_would_see_changes_it(
     assert digest(ready(changed)) != digest(ready())
 
 
+def test_the_digest_of_a_selection_is_that_of_its_rows(ready: Callable[..., Prepared]) -> None:
+    pairs = ready().pairs
+    assert pairs_digest(pairs) == digest(ready())
+    assert pairs_digest(pairs.select(range(3, 20))) == digest(ready(ROWS[3:20]))
+
+
+def test_an_account_that_goes_on_ends_like_an_unbroken_one_without_a_digest(
+    ready: Callable[..., Prepared],
+) -> None:
+    bad = {"prompt": "Same?", "chosen": " yes", "rejected": " yes"}
+    options = {"invalid_rows": "drop", "max_completion_length": 4}
+    whole = streamed(ready, [*ROWS, bad], **options).counts
+    begun = streamed(ready, ROWS[:9], **options).counts
+    rest = streamed(ready, [*ROWS[9:], bad], **options)
+    counts = rest.options.counts("the data set")
+    counts.load_state(json.loads(json.dumps(begun.state())))
+    for record in rest.pairs:
+        if record["problem"]:
+            counts.drop(record["problem"].replace("row 21", "row 30"))
+        else:
+            counts.keep(record)
+    assert counts.as_dict() == {**whole.as_dict(), "digest": None}
+
+
 def test_a_boundary_between_two_pairs_that_moves_changes_it(
     ready: Callable[..., Prepared],
 ) -> None:
     """The same ids in the same order, dealt otherwise to the rows."""
-    from counterpoint.data.pair_digest import PairDigest
 
     def of(first: list[int], second: list[int]) -> str:
         found = PairDigest()

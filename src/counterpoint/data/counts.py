@@ -36,7 +36,8 @@ class PrepareCounts:
         boundary_tokens: how many tokens that were.
         same_rows: kept rows whose two completions became equal by cutting; they teach nothing.
         lengths: how many kept rows have a part of a length, in tokens after cutting.
-        digest: of the pairs that the kept rows became.
+        digest: of the pairs that the kept rows became; None where they were not all seen, since
+            a run that goes on leaves out what it has read of a stream.
         limits: what may be cut, and by which policy: the reason of every cut.
     """
 
@@ -54,7 +55,7 @@ class PrepareCounts:
     lengths: dict[str, Counter[int]] = field(
         default_factory=lambda: {part: Counter() for part in PARTS}
     )
-    digest: PairDigest = field(default_factory=PairDigest)
+    digest: PairDigest | None = field(default_factory=PairDigest)
     limits: Mapping[str, Any] = field(default_factory=dict)
 
     def drop(self, problem: str, rows: int = 1) -> None:
@@ -68,7 +69,8 @@ class PrepareCounts:
         """Count one kept row, given the columns of ``encode.COLUMNS``."""
         self.rows += 1
         self.kept += 1
-        self.digest.add_row(record)
+        if self.digest is not None:
+            self.digest.add_row(record)
         for part in PARTS:
             self.tokens[part] += len(record[f"{part}_ids"])
             self.lengths[part][len(record[f"{part}_ids"])] += 1
@@ -93,9 +95,32 @@ class PrepareCounts:
             "boundary_tokens": self.boundary_tokens,
             "same_rows": self.same_rows,
             "limits": dict(self.limits),
-            "digest": self.digest.hexdigest(),
+            "digest": None if self.digest is None else self.digest.hexdigest(),
             "lengths": {part: histogram(self.lengths[part]) for part in PARTS},
         }
+
+    def state(self) -> dict[str, Any]:
+        """What a run that goes on must know, as plain JSON types."""
+        lengths = {p: {str(n): rows for n, rows in self.lengths[p].items()} for p in PARTS}
+        kept = {name: value for name, value in self.as_dict().items() if name != "digest"}
+        return {**kept, "lengths": lengths}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from it, with rows that come after those that were counted.
+
+        Args:
+            state: from ``state``.
+        """
+        for name in ("rows", "kept", "boundary_rows", "boundary_tokens", "same_rows"):
+            setattr(self, name, state[name])
+        for name in ("dropped", "cut_rows", "cut_tokens", "tokens"):
+            setattr(self, name, Counter(state[name]))
+        self.examples = dict(state["examples"])
+        self.lengths = {
+            part: Counter({int(n): rows for n, rows in state["lengths"][part].items()})
+            for part in PARTS
+        }
+        self.digest = None
 
     def by_code(self) -> str:
         """The dropped rows in words, most frequent code first: "5 x CP206, 4 x CP203"."""

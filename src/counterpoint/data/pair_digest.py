@@ -17,9 +17,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from datasets import Dataset
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 NUMBERS = ("weight", "margin")
+ROWS_AT_ONCE = 10_000
+
+
+def pairs_digest(pairs: Dataset) -> str:
+    """The digest of a prepared data set.
+
+    Args:
+        pairs: with the columns of ``prepare.PAIR_COLUMNS``; any selection of rows.
+    """
+    found, plain = PairDigest(), pairs.with_format("arrow")
+    for start in range(0, len(plain), ROWS_AT_ONCE):
+        found.add_table(plain[start : start + ROWS_AT_ONCE])
+    return found.hexdigest()
 
 
 class PairDigest:

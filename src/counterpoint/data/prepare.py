@@ -332,7 +332,8 @@ def _account(encoded: Dataset, options: PrepareOptions, name: str) -> Prepared:
     used = table
     if len(kept) < len(problems):
         used = table.filter(pa.array([not problem for problem in problems]))
-    counts.digest.add_table(used)
+    if counts.digest is not None:
+        counts.digest.add_table(used)
     for part in PARTS:
         lengths = pc.list_value_length(used.column(f"{part}_ids"))
         classes = pc.value_counts(lengths).to_pylist()
