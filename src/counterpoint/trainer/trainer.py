@@ -40,7 +40,7 @@ from counterpoint.records import LossTerms, PairBatch, StepTotals, TokenPair
 from counterpoint.report.card import CARD, may_write
 from counterpoint.runlog import ALARMS, METRICS, Alarm, RunLog, check_writable, logger
 from counterpoint.trainer.assembly import Assembly
-from counterpoint.trainer.card import about_model, hub_datasets, write_card
+from counterpoint.trainer.card import about_model, base_of, hub_datasets, write_card
 from counterpoint.trainer.evaluation_pass import EvaluationPass
 from counterpoint.trainer.feed import Feed
 from counterpoint.trainer.fitting import fitting_budget
@@ -531,6 +531,7 @@ class CPOTrainer(Trainer):
         self.run_log.describe(
             {
                 "objective": self.objective.formula(),
+                "model": base_of(self.model),
                 "step_pairs": self.args.train_batch_size
                 * self.args.gradient_accumulation_steps
                 * self.args.world_size,
