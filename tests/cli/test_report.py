@@ -80,6 +80,11 @@ def test_what_cannot_be_done_is_a_coded_line(
     assert said.err.count("\n") == 1
 
 
+def test_a_folder_of_runs_is_answered_with_their_names(run: Path, command: Command) -> None:
+    said = command("report", str(run.parent))
+    assert (said.code, f"look at {run}." in said.err) == (2, True)
+
+
 @pytest.mark.parametrize("words", [["report", "run"], ["watch", "run"]])
 def test_without_the_plotting_library_its_install_command_is_named(
     tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, words: list[str]

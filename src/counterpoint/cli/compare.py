@@ -11,6 +11,7 @@ from pathlib import Path
 from counterpoint.cli.flags import flags_help, flags_of, take_flags
 from counterpoint.cli.manners import say
 from counterpoint.cli.report import runs_of
+from counterpoint.runlog import read_run
 
 USAGE = """\
 usage: counterpoint compare RUN RUN ... [--out FILE]
@@ -55,7 +56,6 @@ def compare(words: list[str]) -> None:
     options = CompareOptions(**values)
     from counterpoint.report.comparison import comparison
     from counterpoint.report.writing import refuse_foreign, write_page
-    from counterpoint.runlog import read_run
 
     path = Path(options.out)
     runs = [read_run(folder) for folder in folders]

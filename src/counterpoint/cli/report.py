@@ -11,7 +11,8 @@ from pathlib import Path
 
 from counterpoint.cli.flags import Flag, flags_help, flags_of, refuse_others, take_flags
 from counterpoint.cli.manners import say
-from counterpoint.errors import ConfigError
+from counterpoint.errors import ConfigError, SetupError
+from counterpoint.runlog import RUN_FILE, read_run
 
 USAGE = """\
 usage: counterpoint report RUN [--out FILE]
@@ -63,7 +64,6 @@ def report(words: list[str]) -> None:
     options = ReportOptions(**values)
     from counterpoint.report.run_report import report as html_of
     from counterpoint.report.writing import refuse_foreign, write_page
-    from counterpoint.runlog import read_run
 
     path = folder / REPORT if options.out is None else Path(options.out)
     run = read_run(folder)
@@ -91,6 +91,7 @@ def runs_of(
 
     Raises:
         ConfigError: CP101 for an unknown flag, CP103 for too many folders, CP107 for too few.
+        SetupError: CP507 for a folder that holds no run, but whose folders do.
     """
     refuse_others(words, flags, command)
     if len(words) < least:
@@ -98,4 +99,10 @@ def runs_of(
         raise ConfigError("CP107", f"counterpoint {command} needs {wanted}, its output_dir.")
     if most is not None and len(words) > most:
         raise ConfigError("CP103", f"counterpoint {command} takes one run, not {' '.join(words)}.")
-    return [Path(word) for word in words]
+    folders = [Path(word) for word in words]
+    for folder in folders:
+        within = sorted(str(path.parent) for path in folder.glob(f"*/{RUN_FILE}"))
+        if within and not (folder / RUN_FILE).exists():
+            there = " and ".join(within[:3])
+            raise SetupError("CP507", f"{folder} itself holds no run; look at {there}.")
+    return folders

@@ -95,7 +95,7 @@ def last_look(looks: Sequence[Look]) -> tuple[tuple[str, ...], tuple[tuple[str, 
         Titles, rows of as many words, and the step.
     """
     looks = _once(looks)
-    groups: Mapping[str, Any] = looks[-1].get("groups", {})
+    groups: Mapping[str, Any] = looks[-1].get("groups") or {}
     numbers = [
         key
         for key in dict.fromkeys([*TITLES, *(key for one in groups.values() for key in one)])

@@ -298,7 +298,7 @@ def _curves(charts: Sequence[Markup]) -> Content:
 
 
 def _movement(run: Run, heat: Chart | None, groups: Chart | None, parts: Parts) -> list[Content]:
-    if not run.movement:
+    if heat is None and groups is None:
         return [_none("Nobody looked at how far the parameters moved.")]
     titles, rows, step = last_look(run.movement)
     charts = [

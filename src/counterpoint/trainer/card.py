@@ -29,6 +29,17 @@ def hub_datasets(dataset: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found[1] for file in files if (found := _HUB_FILE.match(file))))
 
 
+def base_of(model: Any) -> str:
+    """The hub id of what a model was loaded from, or the bare name of its folder; "" for neither.
+
+    Args:
+        model: with a ``config``, or None.
+    """
+    name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+    # what looks like an id may be a folder, and where that lies is nobody's business
+    return name if hub_id(name) and not Path(name).exists() else Path(name).name
+
+
 def about_model(
     model: Any,
     folder: Path,
@@ -48,13 +59,10 @@ def about_model(
         language: of the hub, as "en".
         license_: of the hub, as "apache-2.0".
     """
-    name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
-    # what looks like an id may be a folder, and a folder's name is the user's own
-    base = name if hub_id(name) and not Path(name).exists() else Path(name).name
     tags = (*(getattr(model, "model_tags", None) or ()), *tags)
     return About(
         name=folder.resolve().name,
-        base=base,
+        base=base_of(model),
         adapter=hasattr(model, "peft_config"),
         datasets=datasets,
         tags=tuple(dict.fromkeys(tags)),

@@ -53,7 +53,7 @@ from counterpoint.runlog import (
     logger,
 )
 from counterpoint.trainer.assembly import Assembly
-from counterpoint.trainer.card import about_model, hub_datasets, write_card
+from counterpoint.trainer.card import about_model, base_of, hub_datasets, write_card
 from counterpoint.trainer.display import TrainingDisplay, watch_alone
 from counterpoint.trainer.environment import environment
 from counterpoint.trainer.evaluation_pass import EvaluationPass
@@ -726,6 +726,7 @@ class CPOTrainer(Trainer):
         self.run_log.describe(
             {
                 "objective": self.objective.formula(),
+                "model": base_of(self.model),
                 "step_pairs": self.args.train_batch_size
                 * self.args.gradient_accumulation_steps
                 * self.args.world_size,
