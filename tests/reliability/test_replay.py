@@ -361,7 +361,7 @@ def test_the_command_says_what_broke_first_in_80_columns(workshop: Path, command
     assert max(map(len, lines)) <= 80
     assert re.search(r"^    nan  lm_head\.weight  \(1 of [\d,]+\)$", answer.out, re.MULTILINE)
     assert lines[-1] == "first lm_head.weight: nan"
-    assert "not finite now" in answer.out
+    assert "the same are not finite now" in answer.out
     assert "the step's own" in answer.out
 
 

@@ -41,8 +41,10 @@ examples:
 options:
 """
 
-SHOWN = 12
-"""Lines of a list."""
+SHOWN = 3
+"""Lines of a list for each kind of term."""
+
+_SEVERAL = {"loss": "losses", "log-probability": "log-probabilities"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +265,9 @@ def _report(
         yield from _list(step.culprits, tokenizer, width)
     yield ""
     yield from wrap(f"{weights.name}; {weights.remark}", width, "now   on ", " " * 9)
-    if culprits:
+    if culprits and culprits == step.culprits:
+        yield "the same are not finite now."
+    elif culprits:
         yield "not finite now:"
         yield from _list(culprits, tokenizer, width)
     else:
@@ -288,12 +292,18 @@ def _sizes(step: Replay) -> str:
 
 
 def _list(culprits: Sequence[Culprit], tokenizer: Any, width: int) -> Iterator[str]:
-    for one in culprits[:SHOWN]:
-        share = f"  ({one.count:,} of {one.total:,})" if one.total > 1 else ""
-        line = f"  {one.value:>5}  {_place(one, tokenizer)}{share}"
-        yield line if len(line) <= width else f"{line[: width - 3]}..."
-    if len(culprits) > SHOWN:
-        yield f"         and {len(culprits) - SHOWN} more"
+    """The first few of each kind, in the order of the computation."""
+    from counterpoint.doctor.wrap import wrap
+
+    for term in dict.fromkeys(one.term for one in culprits):
+        of_term = [one for one in culprits if one.term == term]
+        for one in of_term[:SHOWN]:
+            share = f"  ({one.count:,} of {one.total:,})" if one.total > 1 else ""
+            yield from wrap(
+                f"{_place(one, tokenizer)}{share}", width, f"  {one.value:>5}  ", " " * 9
+            )
+        if len(of_term) > SHOWN:
+            yield f"         and {len(of_term) - SHOWN:,} more {_SEVERAL.get(term, f'{term}s')}"
 
 
 def _place(one: Culprit, tokenizer: Any) -> str:
