@@ -726,13 +726,8 @@ OF_STRANGERS = {"CP216", "CP217", "CP218", "CP311", "CP312"}
 
 def test_every_code_has_a_run_that_has_it_and_one_that_has_not() -> None:
     here = {case.code for case in GALLERY} | NOT_IN_THE_GALLERY | ON_A_COMMAND_LINE
-<<<<<<< HEAD
-    before_training = {code for code in TABLE if code[2] != "4"}
-    assert here | {code for _, _, _, code, _ in REFUSED_BY_THE_COMMAND} == before_training
-=======
     here |= OF_STRANGERS | {code for _, _, _, code, _ in REFUSED_BY_THE_COMMAND}
-    assert here == set(TABLE)
->>>>>>> faults
+    assert here == {code for code in TABLE if code[2] != "4"}  # alarms have tests of their own
     assert len(GALLERY) >= 40
 
 

@@ -128,9 +128,6 @@ class CPOTrainer(Trainer):
     """
 
     control: TrainerControl
-    _watch: Watch | None = None
-    _ending: Alarm | None = None
-    _saved_step = 0
     loss_is_scaled_for_ga = True  # shares of a step are divided by the step's totals already
     # of the running training; ``train`` begins them anew
     _watch: Watch | None = None
