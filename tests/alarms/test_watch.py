@@ -232,7 +232,13 @@ def test_a_resumed_run_hears_nothing_twice_and_misses_nothing() -> None:
 
 
 def test_lines_without_metrics_are_passed_over() -> None:
-    assert codes([{"step": 9, "train_loss": 3.0}, {"step": 9, "learning_rate": 1e-6}]) == []
+    others: list[dict[str, float]] = [
+        {"step": 9, "train_loss": 3.0},
+        {"step": 9, "loss": 3.0, "rewards/margins": 1.0},
+        {"step": 9, "eval_rewards/accuracies": 0.0},
+        {"step": 9, "eval_samples/exact_match": 0.0},
+    ]
+    assert codes(others * 20) == []
 
 
 def test_the_line_to_paste_follows_from_the_runs_options() -> None:

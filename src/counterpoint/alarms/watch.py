@@ -65,10 +65,10 @@ class Watch:
         Args:
             entry: a log line or an evaluation, with its "step"; anything else is passed over.
         """
-        if "loss" in entry and MARGIN in entry:
+        if entry.keys() >= {"loss", MARGIN, NLL, ACCURACY}:
             return self._begun("train", self._of_line(entry))
         found = next((match for key in entry if (match := _EVALUATION.fullmatch(key))), None)
-        if found is None:
+        if found is None or found[0].removesuffix(ACCURACY) + NLL not in entry:
             return ()
         name = found["name"] or "eval"
         return self._begun(name, self._of_evaluation(entry, name, found[0]))
