@@ -231,6 +231,10 @@ def test_a_resumed_run_hears_nothing_twice_and_misses_nothing() -> None:
         assert again == [(n, alarm) for n, alarm in heard if n >= cut]
 
 
+def test_an_nll_without_end_is_no_line_of_its_curve() -> None:
+    assert codes(lines(nll_loss=lambda n: math.inf)) == []
+
+
 def test_lines_without_metrics_are_passed_over() -> None:
     others: list[dict[str, float]] = [
         {"step": 9, "train_loss": 3.0},
