@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from counterpoint.alarms.of_samples import CHANCE, by_chance, degenerate
+from counterpoint.alarms.of_samples import CHANCE, by_chance, degenerate, degenerate_in_run
 from counterpoint.alarms.remedies import Facts
+from counterpoint.runlog import SAMPLES, RunLog
 
 GOOD: dict[str, Any] = {"completion": "a good text", "tokens": 4, "ended": True, "repetition": 0.0}
 REPEATING = {"completion": "na na na na na", "tokens": 6, "repetition": 0.8}
@@ -81,6 +83,23 @@ def test_greedy_and_sampled_texts_of_a_prompt_are_compared_with_their_own_kind()
 
 def test_the_first_look_raises_nothing() -> None:
     assert codes([], look(0, *[REPEATING] * 9)) == []
+
+
+def test_a_run_is_compared_with_its_own_earlier_samples_of_the_same_set(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    assert degenerate_in_run(tmp_path, look(0, *[REPEATING] * 5)) == ()
+    log.describe({})
+    for name, change in (("eval_a", {}), ("eval_b", REPEATING)):
+        for sample in look(0, *[change] * 5):
+            log.append(SAMPLES, {**sample, "set": name})
+    now = {
+        name: [{**s, "set": name} for s in look(9, *[REPEATING] * 5)]
+        for name in ("eval_a", "eval_b")
+    }
+    for sample in now["eval_a"]:  # of this look, not of an earlier one
+        log.append(SAMPLES, sample)
+    assert [alarm.code for alarm in degenerate_in_run(tmp_path, now["eval_a"])] == ["CW431"]
+    assert degenerate_in_run(tmp_path, now["eval_b"]) == ()
 
 
 def test_the_sign_test_counts_tosses_of_a_coin() -> None:

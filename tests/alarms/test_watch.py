@@ -231,8 +231,18 @@ def test_a_resumed_run_hears_nothing_twice_and_misses_nothing() -> None:
         assert again == [(n, alarm) for n, alarm in heard if n >= cut]
 
 
+def test_an_nll_without_end_is_no_line_of_its_curve() -> None:
+    assert codes(lines(nll_loss=lambda n: math.inf)) == []
+
+
 def test_lines_without_metrics_are_passed_over() -> None:
-    assert codes([{"step": 9, "train_loss": 3.0}, {"step": 9, "learning_rate": 1e-6}]) == []
+    others: list[dict[str, float]] = [
+        {"step": 9, "train_loss": 3.0},
+        {"step": 9, "loss": 3.0, "rewards/margins": 1.0},
+        {"step": 9, "eval_rewards/accuracies": 0.0},
+        {"step": 9, "eval_samples/exact_match": 0.0},
+    ]
+    assert codes(others * 20) == []
 
 
 def test_the_line_to_paste_follows_from_the_runs_options() -> None:

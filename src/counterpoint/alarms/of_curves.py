@@ -151,7 +151,7 @@ def spike(curve: Curve, value: float, least: float) -> float | None:
         None for a usual value.
     """
     logs = [math.log(before) for before in curve.last if before > 0]
-    if len(logs) < LEAST or value <= curve.peak:
+    if len(logs) < LEAST or value <= max(0.0, curve.peak):
         return None
     above = math.log(value) - median(logs[-NEAR:])
     chance = sure(len(logs), curve.count) * noise(logs)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import comb
+from pathlib import Path
 from typing import Any
 
 from counterpoint.alarms.remedies import Facts, halve_the_rate, hold_the_chosen
-from counterpoint.runlog import Alarm
+from counterpoint.runlog import RUN_FILE, Alarm, read_run
 
 Sample = Mapping[str, Any]
 """A line of samples.jsonl: step, kind, prompt, completion, tokens, ended, repetition, maybe set."""
@@ -30,6 +31,25 @@ REPETITIVE = 0.5
 
 LONGER = 2.0
 """Factor by which a text has run away."""
+
+
+def degenerate_in_run(
+    folder: str | Path, samples_now: Sequence[Sample], facts: Facts | None = None
+) -> tuple[Alarm, ...]:
+    """``degenerate`` against the run's own earlier samples, as they lie in its directory.
+
+    So nothing has to be remembered, and a resumed run compares with its first look too.
+
+    Args:
+        folder: the run directory.
+        samples_now: of one look, all of one set; whether they are written already does not matter.
+        facts: of the run, for the line to paste.
+    """
+    if not samples_now or not (Path(folder) / RUN_FILE).is_file():
+        return ()
+    step, of = samples_now[0]["step"], samples_now[0].get("set")
+    earlier = [s for s in read_run(folder).samples if s["step"] < step and s.get("set") == of]
+    return degenerate(earlier, samples_now, facts)
 
 
 def degenerate(

@@ -65,18 +65,19 @@ class Watch:
         Args:
             entry: a log line or an evaluation, with its "step"; anything else is passed over.
         """
-        if "loss" in entry and MARGIN in entry:
-            return self._begun("train", self._of_line(entry))
+        if entry.keys() >= {"loss", MARGIN, NLL, ACCURACY}:
+            return self._begun("", self._of_line(entry))
         found = next((match for key in entry if (match := _EVALUATION.fullmatch(key))), None)
-        if found is None:
+        if found is None or found[0].removesuffix(ACCURACY) + NLL not in entry:
             return ()
         name = found["name"] or "eval"
         return self._begun(name, self._of_evaluation(entry, name, found[0]))
 
     def _of_line(self, entry: Mapping[str, Any]) -> Iterable[Alarm | None]:
         step, facts = int(entry["step"]), self._facts
-        skipped = int(entry.get("skipped_steps", 0))
-        pairs = facts.step_pairs * max(1, step - self._step - (skipped - self._skipped))
+        skipped = int(entry.get("skipped_steps", 0))  # since the run began or was resumed
+        new = max(0, skipped - self._skipped)
+        pairs = facts.step_pairs * max(1, step - self._step - new)
         self._step, self._skipped = step, skipped
         values = {name: float(entry[name]) for name in CURVES if name in entry}
         loss, norm, margin, nll = (self._curves[name] for name in CURVES)
@@ -87,7 +88,7 @@ class Watch:
             if math.isfinite(value):
                 self._curves[name].add(step, value)
         yield self._of_share(Share(step, float(entry[ACCURACY]) * pairs, pairs))
-        if margin.known:
+        if nll.known and margin.known:  # an NLL without end is no line of its curve
             yield of_curves.displacement(nll, margin, facts, step)
             yield of_curves.lost_margin(margin, facts, step)
             yield of_curves.divergence(loss, facts, step)
