@@ -54,8 +54,18 @@ def test_a_cell_is_the_mean_of_the_layers_tensors_that_train() -> None:
     found = heat_map([look(20, 10, **tensors)])
     assert found is not None
     [cell] = found.cells
-    assert (cell.left, cell.right, cell.value) == (10, 20, 2.0)
+    assert (cell.left, cell.right, cell.value) == (10, 20, pytest.approx(0.2))
     assert cell.shown["weights that moved"] == "75.00 %"
+
+
+def test_looks_far_apart_and_close_together_are_compared_by_the_step() -> None:
+    looks = [
+        look(1, 0, **{"layers.0.w": tensor(update=1e-4)}),
+        look(101, 1, **{"layers.0.w": tensor(update=1e-2)}),
+    ]
+    found = heat_map(looks)
+    assert found is not None
+    assert [cell.value for cell in found.cells] == pytest.approx([1e-4, 1e-4])
 
 
 def test_many_looks_share_columns_and_no_step_is_left_out() -> None:
@@ -84,9 +94,9 @@ def test_without_a_look_there_is_no_chart() -> None:
 
 
 def test_the_table_shows_every_number_of_the_last_look() -> None:
-    groups = {"head": {"update": 1e-3, "odd_one": 7}, "attention": {"update": 2e-3, "moved": 0.5}}
+    groups = {"head": {"update": 9e-3, "odd_one": 7}, "attention": {"update": 18e-3, "moved": 0.5}}
     titles, rows, step = last_look([{**look(9), "groups": groups}])
-    assert titles == ("parameters", "weights that moved", "relative change", "odd one")
+    assert titles == ("parameters", "weights that moved", "relative change a step", "odd one")
     assert rows == (("attention", "50.00 %", "0.002", "–"), ("head", "–", "0.001", "7"))
     assert step == 9
 

@@ -22,7 +22,7 @@ together, by their means. ``LEAST_COLUMNS`` are there however many rows there ar
 TITLES: Mapping[str, str] = {
     "moved": "weights that moved",
     "moved_last": "since the look before",
-    "update": "relative change",
+    "update": "relative change a step",
     "stuck": "stuck by precision",
     "grad_norm": "gradient norm",
 }
@@ -56,10 +56,10 @@ def heat_map(looks: Sequence[Look]) -> HeatMap | None:
     return HeatMap(
         key="movement",
         title="How far each layer moved",
-        unit="norm of the change since the look before, over the norm of the weights",
+        unit="norm of the change a step, over the norm of the weights",
         rows=tuple(rows),
         cells=tuple(cells),
-        note="Mean over the layer's tensors that train. Grey: nothing moved.",
+        note="Mean over the layer's tensors that train, from look to look. Grey: nothing moved.",
     )
 
 
@@ -78,7 +78,7 @@ def group_chart(looks: Sequence[Look]) -> LineChart | None:
     return LineChart(
         key="groups",
         title="Relative change by kind of parameter",
-        unit="norm of the change over norm of the weights",
+        unit="norm of the change a step, over the norm of the weights",
         lines=tuple(lines),
         log=True,
         note="",
@@ -123,9 +123,29 @@ def in_words(key: str, value: Any) -> str:
 
 
 def _once(looks: Sequence[Look]) -> list[Look]:
-    """Looks in the order of their steps; of two at one step the later."""
+    """Looks in the order of their steps, changes by the step; of two at one step the later."""
     by_step = {look["step"]: look for look in looks if isinstance(look.get("step"), int)}
-    return [by_step[step] for step in sorted(by_step)]
+    found: list[Look] = []
+    for step in sorted(by_step):
+        look = by_step[step]
+        last = look.get("last", found[-1]["step"] if found else 0)
+        # looks need not be evenly spaced
+        parts = {part: _a_step(look.get(part), step - last) for part in ("groups", "tensors")}
+        found.append({**look, "last": last, **parts})
+    return found
+
+
+def _a_step(numbers: Mapping[str, Look] | None, steps: int) -> dict[str, dict[str, Any]]:
+    """Numbers of a look by their names, the change divided by the steps that it took."""
+    return {
+        name: {
+            **one,
+            "update": one["update"] / steps
+            if steps > 0 and _is_number(one.get("update"))
+            else None,
+        }
+        for name, one in (numbers or {}).items()
+    }
 
 
 def _row_of(name: str, group: str) -> str:
@@ -158,13 +178,11 @@ def _by_row(looks: Iterable[Look]) -> dict[str, list[Mapping[str, Any]]]:
 def _bundles(looks: Sequence[Look], most: int) -> Iterator[tuple[Sequence[Look], float, float]]:
     """Looks next to each other, taken together for at most so many columns; and their steps."""
     width = math.ceil(len(looks) / min(most, COLUMNS))
-    previous = 0
     for first in range(0, len(looks), width):
         bundle = looks[first : first + width]
-        left, right = bundle[0].get("last", previous), bundle[-1]["step"]
+        left, right = bundle[0]["last"], bundle[-1]["step"]
         if right > left:  # a look before the first step stands for no step
             yield bundle, float(left), float(right)
-        previous = right
 
 
 def _cell(row: int, left: float, right: float, tensors: Sequence[Mapping[str, Any]]) -> Cell | None:
