@@ -160,7 +160,7 @@ def test_prompts_of_a_file_need_no_pairs(workshop: Path, command: Command):
     content = found(command("evaluate", "model", *words))
     assert content["after"]["sets"] == {}
     assert content["after"]["texts"]["prompts"]["greedy"]["exact_match"] == 0
-    assert "bleu" in content["after"]["texts"]["prompts"]["greedy"]
+    assert "chrf" in content["after"]["texts"]["prompts"]["greedy"]
 
 
 def test_without_sacrebleu_its_scores_are_left_out_with_a_word_unless_asked_for(
