@@ -86,6 +86,11 @@ REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
             False,
             "evaluation computes log-probabilities only; generate from the saved model instead",
         ),
+        "ignore_data_skip": (
+            False,
+            "a run goes on after the pairs that it has trained on, and finding its place reads "
+            "none of them",
+        ),
         "include_for_metrics": ([], "there are no inputs or losses to pass to compute_metrics"),
         "is_encoder_decoder": (None, "only decoder-only language models are supported yet"),
         "label_names": (None, "the labels are the completions' tokens"),
@@ -305,6 +310,11 @@ class CPOConfig(TrainingArguments):
         "Counterpoint: train bfloat16 weights, and round AdamW's updates up or down at random, "
         "so that small ones arrive on average; 12 bytes a weight where float32 takes 16. Needs "
         "counterpoint[torchao]; see docs/precision.md.",
+    )
+    resume_anyway: bool = _option(
+        False,
+        "Counterpoint: go on from a checkpoint though data, objective, model, steps or optimizer "
+        "differ from its own; they are named either way. See docs/reliability.md.",
     )
     router_aux_loss_coef: float | None = _option(
         None,

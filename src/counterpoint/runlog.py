@@ -211,6 +211,38 @@ class RunLog:
         with stream_file(self.folder, stream).open("a", encoding="utf-8") as file:
             file.write(f"{line}\n")
 
+    def lengths(self) -> dict[str, int]:
+        """Bytes of each stream as it stands, brought to the disk; what a checkpoint remembers."""
+        found = dict.fromkeys(STREAMS, 0)
+        for stream in STREAMS:
+            path = stream_file(self.folder, stream)
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+                    found[stream] = os.fstat(file.fileno()).st_size
+        return found
+
+    def resumed(self, step: int, lengths: Mapping[str, int]) -> None:
+        """A run goes on after a step: what was written since is written again, so take it away.
+
+        Args:
+            step: the last one that counts.
+            lengths: of the streams when it was done, from ``lengths``; of a stream that is not
+                in it, lines of later steps go.
+        """
+        for stream in STREAMS:
+            path = stream_file(self.folder, stream)
+            if not path.is_file():
+                continue
+            if stream in lengths:
+                # never longer: a file that lost its end keeps what there is
+                os.truncate(path, min(lengths[stream], path.stat().st_size))
+                continue
+            kept = [json.dumps(line) for line in _lines(path) if line.get("step", 0) <= step]
+            part = path.with_suffix(".part")
+            part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            part.replace(path)
+
 
 def is_secret(name: str) -> bool:
     """Whether the value of an option of this name is nobody's business."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import checkpoint
 import compiling
 import gpu
 import growth
@@ -29,6 +30,7 @@ SHOWN: dict[tuple[str, str], Callable[[Any], str]] = {
     (SPEED, "preparing"): preparing.table,
     (SPEED, "compiling"): compiling.table,
     (SPEED, "gpu"): gpu.page,
+    ("docs/reliability.md", "checkpoint"): checkpoint.table,
     ("docs/planning.md", "planner"): lambda results: planner.table(results["rows"]),
 }
 

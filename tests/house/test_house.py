@@ -190,6 +190,7 @@ OWN_OPTIONS: dict[str, Any] = {
     "layout": "auto",
     "max_micro_batch_tokens": None,
     "stochastic_rounding": False,
+    "resume_anyway": False,
     "router_aux_loss_coef": None,
 }
 """Frozen: a script that sets none of them computes the same in every release of a major version."""
@@ -203,6 +204,7 @@ COUNTERPOINTS_OWN = {
     "layout",
     "max_micro_batch_tokens",
     "stochastic_rounding",
+    "resume_anyway",
     "router_aux_loss_coef",
 }
 

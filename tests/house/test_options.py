@@ -36,6 +36,7 @@ from counterpoint.data.prepare import PrepareOptions, prepare, to_pair
 from counterpoint.trainer.assembly import Assembly
 from counterpoint.trainer.feed import Feed
 from counterpoint.trainer.loading import load_config, load_model
+from counterpoint.trainer.resumable import ResumableTrainer
 from tests.models_on_the_spot import make_model
 from tests.steps import GradientCamera, random_pairs
 
@@ -204,6 +205,31 @@ def optimizer(bench: Bench, options: dict[str, Any]) -> type[Any]:
     return type(bench.run(options).trainer.optimizer.optimizer)
 
 
+def saved(bench: Bench, options: dict[str, Any]) -> list[str]:
+    """Every file of two checkpoints."""
+    folder = bench.folder / f"saved-{options}"
+    args = bench.args({**options, "save_strategy": "steps", "save_steps": 1})
+    args.output_dir = str(folder)
+    CPOTrainer(make_model(), args, train_dataset=PAIRS, processing_class=bench.tokenizer).train()
+    return sorted(str(path.relative_to(folder)) for path in folder.glob("checkpoint-*/*"))
+
+
+def going_on(bench: Bench, options: dict[str, Any]) -> str:
+    """How it ends to go on with another beta: at a step, or with a code."""
+    folder = str(bench.folder / "going-on")
+    last: Any = None
+    for beta, resume in ((0.1, None), (0.2, "latest")):
+        changes = {"beta": beta, "max_steps": 1, "save_strategy": "steps", **options}
+        args = bench.args(changes)
+        args.output_dir = folder
+        last = CPOTrainer(make_model(), args, train_dataset=PAIRS, processing_class=bench.tokenizer)
+        try:
+            last.train(resume)
+        except CounterpointError as error:
+            return error.code
+    return f"step {last.state.global_step}"
+
+
 def emptied_caches(bench: Bench, options: dict[str, Any]) -> int:
     calls: list[bool] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -347,6 +373,7 @@ TRIED: dict[str, Row] = {
     "layout": row(layout, "padded"),
     "max_micro_batch_tokens": row(train_passes, 40),
     "stochastic_rounding": row(optimizer, True, dtype=torch.bfloat16),
+    "resume_anyway": row(going_on, True),
     "router_aux_loss_coef": row(gradients, 5.0, model="mixtral"),
     # of TrainingArguments, read by Counterpoint in place of transformers
     "per_device_train_batch_size": row(gradients, 2),
@@ -366,6 +393,8 @@ TRIED: dict[str, Row] = {
     "prediction_loss_only": row(evaluation, True),
     "remove_unused_columns": row(said, False),
     "torch_empty_cache_steps": row(emptied_caches, 1),
+    "save_total_limit": row(saved, 1),
+    "save_only_model": row(saved, True),
 }
 """Options that Counterpoint reads, or that reach transformers by way of what it overrides."""
 
@@ -405,6 +434,7 @@ ASKED: dict[str, Any] = {
     "fsdp": "full_shard",
     "fsdp_config": {"xla": True},
     "generate_during_eval": True,
+    "ignore_data_skip": True,
     "include_for_metrics": ["inputs"],
     "is_encoder_decoder": True,
     "label_names": ["labels"],
@@ -536,7 +566,7 @@ def calls(tree: ast.AST, owner: str) -> set[str]:
 @cache
 def silenced() -> set[str]:
     """Methods of transformers' trainer that none of ours comes to call."""
-    theirs, ours = methods(Trainer), methods(CPOTrainer)
+    theirs, ours = methods(Trainer), {**methods(ResumableTrainer), **methods(CPOTrainer)}
     kept = {name for node in ours.values() for name in calls(node, "super()")}
     kept |= {name for node in ours.values() for name in calls(node, "Trainer")}
     kept |= {name for node in ours.values() for name in calls(node, "self")} - set(ours)
@@ -585,4 +615,5 @@ def test_the_methods_that_are_overridden_whole_are_known() -> None:
         "_get_dataloader",
         "_get_train_sampler",
     } <= silenced()
-    assert {"training_step", "_save", "log", "create_optimizer", "train"} & silenced() == set()
+    assert {"_save", "_save_checkpoint", "_load_from_checkpoint"} <= silenced()
+    assert {"training_step", "log", "create_optimizer", "train"} & silenced() == set()
