@@ -115,6 +115,7 @@ TRIED: dict[str, Row] = {
 
 SAID: dict[str, list[str]] = {
     "doctor": ["--no_doctor"],
+    "resume": ["--resume", "auto"],
     "overwrite_output_dir": ["--overwrite_output_dir"],
 }
 """Options that say what is done with what is loaded."""

@@ -202,14 +202,13 @@ def test_a_full_disk_is_called_one_and_the_last_complete_checkpoint_named(
 
 
 def test_a_checkpoint_that_was_not_saved_to_its_end_is_not_gone_on_from(
-    workshop: Path, command: Command
+    workshop: Path, command: Command, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write_run(save_steps=1)
     assert command("train", path).code == 0
     Path("out/checkpoint-3/manifest.json").unlink()
-    said = command("train", path, "--resume_from_checkpoint", "latest")
-    assert said.code == 0
-    assert "not used: out/checkpoint-3 has no manifest.json" in said.err
+    assert command("train", path, "--resume_from_checkpoint", "latest").code == 0
+    assert "not used: out/checkpoint-3 has no manifest.json" in caplog.text
     assert [line["step"] for line in log() if "loss" in line] == [1, 2, 3]
 
 
@@ -367,10 +366,13 @@ def test_a_tokenizer_may_come_from_elsewhere(workshop: Path, command: Command) -
     assert command("train", write_run(tokenizer="words")).code == 0
 
 
+PARTS = ("train", "parts", "adapter", "settings")
+
+
 @pytest.mark.parametrize("name", [field.name for field in fields(RunOptions)])
 def test_every_option_of_the_run_is_read_by_the_code_that_runs_it(name: str) -> None:
     folder = Path(counterpoint.cli.__file__).parent
-    code = "".join((folder / f"{part}.py").read_text() for part in ("train", "parts", "adapter"))
+    code = "".join((folder / f"{part}.py").read_text() for part in PARTS)
     assert re.search(rf"\brun\.{name}\b", code)
 
 

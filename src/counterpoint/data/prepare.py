@@ -213,8 +213,10 @@ def iter_pairs(
 
 
 def _rows_after(prepared: Prepared, after: int) -> Iterable[Mapping[str, Any]]:
-    stream: Any = prepared.pairs
-    return stream.skip(after) if prepared.after is None else prepared.after(after)
+    if prepared.after is not None:
+        return prepared.after(after)
+    skipped: Iterable[Mapping[str, Any]] = prepared.pairs.skip(after)
+    return skipped
 
 
 def to_pair(record: Mapping[str, Any]) -> TokenPair:

@@ -37,7 +37,8 @@ def first_does(work: Callable[[], Result]) -> Result:
         return work()
     outcome = [_attempt(work) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(outcome, src=0)
-    return _settled(outcome[0], 0)
+    result: Result = _settled(outcome[0], 0)
+    return result
 
 
 def each_does(work: Callable[[], Result]) -> Result:

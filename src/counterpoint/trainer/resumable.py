@@ -583,6 +583,7 @@ def find_checkpoint(run: Path, wanted: str | Path | bool) -> tuple[Path, Manifes
             but none is whole.
     """
     word = str(wanted).lower()
+    folder = Path(str(wanted))
     if word in ("true", "latest", "auto"):
         found = last_good(run)
         if found is None and word != "auto":
@@ -590,7 +591,6 @@ def find_checkpoint(run: Path, wanted: str | Path | bool) -> tuple[Path, Manifes
                 "CP103", f"resume_from_checkpoint: {run} holds no complete checkpoint."
             )
         return found
-    folder = Path(wanted)
     if not folder.is_dir():
         raise ConfigError(
             "CP103",
