@@ -104,9 +104,9 @@ def killed_until_done(
     deaths.wrong += differences(whole / last, folder / last, checked=False)
     if lines(folder) != lines(whole):
         deaths.wrong.append("the streams")
-    for name in ("model.safetensors", "config.json"):
-        if (folder / name).read_bytes() != (whole / name).read_bytes():
-            deaths.wrong.append(f"the final {name}")
+    (final,) = whole.glob("*.safetensors")
+    if (folder / final.name).read_bytes() != final.read_bytes():
+        deaths.wrong.append(f"the final {final.name}")
     return deaths
 
 

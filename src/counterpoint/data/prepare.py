@@ -213,10 +213,9 @@ def iter_pairs(
 
 
 def _rows_after(prepared: Prepared, after: int) -> Iterable[Mapping[str, Any]]:
-    if prepared.after is not None:
-        return prepared.after(after)
-    skipped: Iterable[Mapping[str, Any]] = prepared.pairs.skip(after)
-    return skipped
+    without = prepared.pairs.skip if prepared.after is None else prepared.after
+    rest: Iterable[Mapping[str, Any]] = without(after)
+    return rest
 
 
 def to_pair(record: Mapping[str, Any]) -> TokenPair:
