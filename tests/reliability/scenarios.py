@@ -112,6 +112,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "a stream": {"stream": True, "max_steps": 7, "logging_steps": 2},
     "another optimizer": {"optim": "adafactor"},
     "bfloat16 weights and another optimizer": {"optim": "adafactor", "dtype": torch.bfloat16},
+    "a loss scaler that grows": {"scaler": True, "max_grad_norm": 0.0},
     "tokens counted": {"include_num_input_tokens_seen": "all"},
 }
 
@@ -149,7 +150,7 @@ def trainer_of(
     if rest.pop("stream", False):
         rows = Dataset.from_list(TEXT).to_iterable_dataset()
     callbacks = [make() for make in rest.pop("callbacks", [])]
-    unfrozen = rest.pop("unfrozen", None)
+    unfrozen, scaler = rest.pop("unfrozen", None), rest.pop("scaler", False)
     evaluated = random_pairs(3, seed=1) if rest.pop("evaluate", False) else None
     trainer = CPOTrainer(
         model=model,
@@ -174,6 +175,8 @@ def trainer_of(
         peft_config=peft_config,
         callbacks=callbacks,
     )
+    if scaler:  # what fp16 has on a GPU
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8, growth_interval=2)
     if unfrozen is not None:
         for name, parameter in trainer.model.named_parameters():
             if unfrozen in name:

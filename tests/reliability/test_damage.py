@@ -271,8 +271,18 @@ def test_the_oldest_go_but_never_the_newest_nor_the_best(
 ):
     for step in (1, 2, 3, 4):
         checkpoint(tmp_path, step)
-    rotate(tmp_path, limit, keep=[tmp_path / f"checkpoint-{step}" for step in keep])
+    newest = tmp_path / "checkpoint-4"
+    rotate(newest, limit, keep=[tmp_path / f"checkpoint-{step}" for step in keep])
     assert names(tmp_path) == [f"checkpoint-{step}" for step in left]
+
+
+def test_what_was_just_written_stays_though_others_have_later_steps(tmp_path: Path):
+    """A run that was begun anew in its folder, or gone on with from before a damaged one."""
+    for step in (1, 9, 8, 2):
+        checkpoint(tmp_path, step)
+    flip(tmp_path / "checkpoint-9" / "model")
+    rotate(tmp_path / "checkpoint-2", 2)
+    assert names(tmp_path) == ["checkpoint-1", "checkpoint-2"]
 
 
 def test_nothing_goes_while_the_newest_is_not_known_to_be_whole(tmp_path: Path):
@@ -280,7 +290,7 @@ def test_nothing_goes_while_the_newest_is_not_known_to_be_whole(tmp_path: Path):
         checkpoint(tmp_path, step)
     flip(tmp_path / "checkpoint-3" / "model")
     with pytest.raises(SetupError, match="CP512"):
-        rotate(tmp_path, 1)
+        rotate(tmp_path / "checkpoint-3", 1)
     assert len(checkpoints(tmp_path)) == 3
 
 

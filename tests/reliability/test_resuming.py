@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -55,6 +56,13 @@ def test_going_on_after_any_step_is_as_if_nothing_had_happened(name: str, tmp_pa
         assert again.training_loss == result.training_loss
         assert again.metrics["train_loss"] == result.metrics["train_loss"]
         shutil.rmtree(folder)
+
+
+def test_a_loss_scale_is_in_the_checkpoint(tmp_path: Path):
+    scenario = SCENARIOS["a loss scaler that grows"]
+    trainer_of(scenario, tmp_path / "run", max_steps=2).train()
+    state = json.loads((tmp_path / "run" / "checkpoint-2" / "run_state.json").read_text())
+    assert state["scaler"]["scale"] == 16.0
 
 
 def test_stochastic_rounding_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

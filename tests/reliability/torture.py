@@ -99,6 +99,8 @@ def _fill(disk: Path, whole: Path) -> str:
     process.join(300)
     if process.exitcode == 0:
         return "it was not full"
+    if "CP515" not in disk.with_suffix(".log").read_text():
+        return "it did not say CP515"
     if any(folder.glob(".*")):
         return f"left behind: {[path.name for path in folder.glob('.*')]}"
     every = checkpoints(folder) if folder.is_dir() else []

@@ -133,23 +133,26 @@ def _unnamed(path: Path) -> Path:
     return gone
 
 
-def rotate(run: Path, limit: int | None, *, keep: Iterable[Path] = ()) -> None:
+def rotate(newest: Path, limit: int | None, *, keep: Iterable[Path] = ()) -> None:
     """Remove the oldest checkpoints beyond a number, once the newest is known to be whole.
 
     Args:
-        run: the folder they lie in.
+        newest: that was just written; stays, whatever steps the others' names say.
         limit: how many may stay, at least 1; None or 0 keeps all.
-        keep: those that stay in any case, beside the newest.
+        keep: those that stay beside it.
 
     Raises:
         SetupError: CP512 where the newest is damaged; then none is removed.
     """
-    every = checkpoints(run)
+    every = checkpoints(newest.parent)
     if not limit or len(every) <= limit:
         return
-    verify(every[-1], step=step_of(every[-1]))
-    stay = {path.absolute() for path in (*keep, every[-1])}
-    old = [path for path in every if path.absolute() not in stay]
+    verify(newest, step=step_of(newest))
+    stay = {newest.absolute(), *(path.absolute() for path in keep)}
+    # of later steps: what a run left that has been gone on with from an earlier one, or begun anew
+    later = every[every.index(newest) + 1 :] if newest in every else []
+    others = [*later, *(path for path in every if path not in later)]
+    old = [path for path in others if path.absolute() not in stay]
     kept = len(every) - len(old)
     for path in old[: len(old) - max(0, limit - kept)]:
         remove(path)

@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_model
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer_callback import ExportableState
@@ -51,7 +52,7 @@ from counterpoint.checkpoint.manifest import Manifest, seal, verify
 from counterpoint.checkpoint.optimizer import load_named_state, named_state
 from counterpoint.checkpoint.randomness import random_state, set_random_state
 from counterpoint.checkpoint.tree import plain_io_errors, read_tree, write_tree
-from counterpoint.checkpoint.weights import load_weights, write_beside
+from counterpoint.checkpoint.weights import WEIGHTS, load_weights, write_beside
 from counterpoint.config import CPOConfig
 from counterpoint.data.batching import DealtStream
 from counterpoint.errors import ConfigError, SetupError
@@ -438,7 +439,7 @@ class ResumableTrainer(Trainer):
         try:
             patiently(partial(self._write, target))
             keep = [best] if self.state.best_global_step else []
-            first_does(partial(rotate, run, self.args.save_total_limit, keep=keep))
+            first_does(partial(rotate, target, self.args.save_total_limit, keep=keep))
         except OSError as error:
             raise not_saved(target, error) from error
         self._saved_step = self.state.global_step
@@ -552,8 +553,12 @@ class ResumableTrainer(Trainer):
 
         transformers would add a pickle of the options, which nothing needs in order to load.
         """
+        model = self._plain(self.model)
         with plain_io_errors():
-            self._plain(self.model).save_pretrained(str(folder), state_dict=state_dict)
+            if hasattr(model, "save_pretrained"):
+                model.save_pretrained(str(folder), state_dict=state_dict)
+            else:
+                save_model(model, str(folder / WEIGHTS))
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(str(folder))
             text = json.dumps(self.args.to_dict(), indent=2, default=str)
