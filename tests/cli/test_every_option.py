@@ -36,7 +36,7 @@ def parts(words: list[str]) -> Parts:
 
 
 def weights(words: list[str]) -> float:
-    return float(sum(p.double().sum() for p in parts(words).model.parameters()))
+    return float(sum(p.detach().double().sum() for p in parts(words).model.parameters()))
 
 
 def precision(words: list[str]) -> Any:

@@ -52,7 +52,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> int:
     return disk.calls
 
 
-@pytest.mark.parametrize("share", [0.52, 0.6, 0.7, 0.8, 0.9, 0.97])
+@pytest.mark.parametrize("share", [0.52, 0.6, 0.7, 0.8, 0.9, 0.94])
 def test_a_disk_that_fills_up_while_saving_leaves_the_last_checkpoint(
     a_run: Path, calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
 ):

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -73,7 +74,12 @@ def seal(folder: Path, *, step: int, resumable: bool, fingerprint: Mapping[str, 
     Raises:
         OSError: where the disk refuses.
     """
-    files = {name: _read_through(folder / name, sync=True) for name in sorted(_names(folder))}
+    names = sorted(_names(folder))
+    with ThreadPoolExecutor(1) as aside:  # the disk has its work while the processor has its own
+        synced = [aside.submit(sync_file, folder / name) for name in names]
+        files = {name: _read_through(folder / name) for name in names}
+        for one in synced:
+            one.result()
     manifest = Manifest(step, resumable, fingerprint, versions(), files)
     content = {"format": FORMAT, **asdict(manifest)}
     # no line end: that the last byte is missing could not be seen of it
@@ -199,10 +205,8 @@ def _problem(path: Path, file: File) -> str | None:
     return None
 
 
-def _read_through(path: Path, *, sync: bool = False) -> File:
+def _read_through(path: Path) -> File:
     with path.open("rb") as file:
-        if sync:
-            os.fsync(file.fileno())
         digest = hashlib.file_digest(file, "sha256")
         return File(file.tell(), digest.hexdigest())
 

@@ -23,7 +23,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from counterpoint.checkpoint.manifest import sync_file
 from counterpoint.errors import SetupError
 
 TENSOR, TUPLE, PAIRS = MARKS = ("__tensor__", "__tuple__", "__pairs__")
@@ -49,12 +48,9 @@ def write_tree(folder: Path, name: str, tree: Any) -> None:
     if encoder.tensors:
         with plain_io_errors():
             save_file(encoder.tensors, folder / f"{name}.safetensors")
-        sync_file(folder / f"{name}.safetensors")
     with (folder / f"{name}.json").open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=1)
         file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def read_tree(folder: Path, name: str) -> Any:
