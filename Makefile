@@ -12,10 +12,10 @@ RUNTIME := $(VENV)/.counterpoint-runtime
 DEV := $(VENV)/.counterpoint-dev
 
 # The tests' models are so small that a second thread only waits, forty times as long under load.
-test check golden: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
+test check torture golden: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check bench docs site golden constraints clean
+.PHONY: help quickstart test check torture bench docs site golden constraints clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | \
@@ -36,6 +36,9 @@ check: $(DEV) ## what CI runs: format, lint, types, imports, docs, every test
 	$(BIN)/python -m pytest
 	@echo "Long files and functions, to look at:"
 	@$(BIN)/python scripts/smells.py
+
+torture: $(DEV) ## kill runs hundreds of times, fill disks, and compare; takes long
+	$(BIN)/python -m tests.reliability.torture $(ARGS)
 
 bench: $(DEV) ## every script of benchmarks/, then the tables of the docs
 	@for script in benchmarks/*.py; do \

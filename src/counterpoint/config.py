@@ -87,6 +87,11 @@ REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
         ),
         "fsdp": (None, "sharded engines are not supported yet; use DDP through torchrun"),
         "fsdp_config": (None, "sharded engines are not supported yet; use DDP through torchrun"),
+        "ignore_data_skip": (
+            False,
+            "a run goes on after the pairs that it has trained on, and finding its place reads "
+            "none of them",
+        ),
         "include_for_metrics": ([], "there are no inputs or losses to pass to compute_metrics"),
         "is_encoder_decoder": (None, "only decoder-only language models are supported yet"),
         "label_names": (None, "the labels are the completions' tokens"),
@@ -336,6 +341,11 @@ class CPOConfig(TrainingArguments):
         0.0,
         "Counterpoint: temperature at which generate_during_eval samples a second text for each "
         "prompt, >= 0, seeded by seed; 0: the greedy one only.",
+    )
+    resume_anyway: bool = _option(
+        False,
+        "Counterpoint: go on from a checkpoint though data, objective, model, steps or optimizer "
+        "differ from its own; they are named either way. See docs/reliability.md.",
     )
     router_aux_loss_coef: float | None = _option(
         None,

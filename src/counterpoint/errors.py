@@ -68,6 +68,13 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP506": "an output file that is there already",
         "CP507": "a folder that holds no run",
         "CP508": "a port that cannot be listened on",
+        "CP511": "a folder that is no checkpoint, or one that was not written to its end",
+        "CP512": "a checkpoint with files that are missing, cut short or changed",
+        "CP513": "a checkpoint of a different experiment",
+        "CP514": "a checkpoint that does not fit: of the model alone, of another model or format",
+        "CP515": "a checkpoint that could not be saved",
+        "CP516": "a folder that another run writes in",
+        "CP517": "a state that cannot be saved without pickle",
     }
 )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import alarms
+import checkpoint
 import compiling
 import gpu
 import growth
@@ -34,6 +35,7 @@ SHOWN: dict[tuple[str, str], Callable[[Any], str]] = {
     (SPEED, "gpu"): gpu.page,
     ("docs/alarms.md", "alarms"): alarms.table,
     ("docs/report.md", "report"): report.table,
+    ("docs/reliability.md", "checkpoint"): checkpoint.table,
     ("docs/planning.md", "planner"): lambda results: planner.table(results["rows"]),
     ("docs/monitor.md", "monitor"): lambda results: monitor.table(results["rows"]),
 }

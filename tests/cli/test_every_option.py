@@ -36,7 +36,7 @@ def parts(words: list[str]) -> Parts:
 
 
 def weights(words: list[str]) -> float:
-    return float(sum(p.double().sum() for p in parts(words).model.parameters()))
+    return float(sum(p.detach().double().sum() for p in parts(words).model.parameters()))
 
 
 def precision(words: list[str]) -> Any:
@@ -115,6 +115,7 @@ TRIED: dict[str, Row] = {
 
 SAID: dict[str, list[str]] = {
     "doctor": ["--no_doctor"],
+    "resume": ["--resume", "auto"],
     "overwrite_output_dir": ["--overwrite_output_dir"],
 }
 """Options that say what is done with what is loaded."""

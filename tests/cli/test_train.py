@@ -194,7 +194,7 @@ def test_an_interrupted_run_says_what_is_saved_and_goes_on_from_there(
     assert said.code == 130
     assert said.err.endswith(
         "\ncounterpoint: interrupted. The last checkpoint is out/checkpoint-3; go on with "
-        "--resume_from_checkpoint latest.\n"
+        "--resume auto.\n"
     )
     assert (
         command("train", path, "--resume_from_checkpoint", "latest", "--max_steps", "5").code == 0
@@ -218,7 +218,7 @@ def test_a_full_disk_is_called_one_and_the_last_complete_checkpoint_named(
         raise error
 
     assert command("train", write_run(save_steps=1)).code == 0
-    Path("out/checkpoint-3/trainer_state.json").unlink()  # as if the disk had been full there
+    Path("out/checkpoint-3/manifest.json").unlink()  # as if the disk had been full there
     monkeypatch.setattr(Used, "train", full)
     said = command("train", "run.yaml", "--doctor", "off", "--resume_from_checkpoint", "latest")
     assert (said.code, said.err.count("\n")) == (1, 1)
@@ -227,13 +227,73 @@ def test_a_full_disk_is_called_one_and_the_last_complete_checkpoint_named(
 
 
 def test_a_checkpoint_that_was_not_saved_to_its_end_is_not_gone_on_from(
-    workshop: Path, command: Command
+    workshop: Path, command: Command, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write_run(save_steps=1)
     assert command("train", path).code == 0
-    Path("out/checkpoint-3/trainer_state.json").unlink()
+    Path("out/checkpoint-3/manifest.json").unlink()
     assert command("train", path, "--resume_from_checkpoint", "latest").code == 0
-    assert [line["step"] for line in log() if "loss" in line] == [1, 2, 3, 3]
+    assert "not used: out/checkpoint-3 has no manifest.json" in caplog.text
+    assert [line["step"] for line in log() if "loss" in line] == [1, 2, 3]
+
+
+def test_auto_begins_goes_on_and_ends_with_one_command_line(
+    workshop: Path, command: Command
+) -> None:
+    path = write_run(save_steps=1)
+    assert command("train", path, "--resume", "auto", "--max_steps", "2").code == 0
+    assert command("train", path, "--resume", "auto").code == 0
+    assert [line["step"] for line in log() if "loss" in line] == [1, 2, 3]
+    assert command("train", path, "--resume=auto").code == 0  # done already
+    assert [line["step"] for line in log() if "loss" in line] == [1, 2, 3]
+
+
+def test_auto_does_not_begin_among_files_of_others(workshop: Path, command: Command) -> None:
+    Path("out").mkdir()
+    Path("out/notes.txt").write_text("mine")
+    said = command("train", write_run(), "--resume", "auto")
+    assert said.code == 2
+    assert "CP504 out holds files (notes.txt) already" in said.err
+
+
+def test_auto_begins_anew_after_a_run_that_saved_nothing(workshop: Path, command: Command) -> None:
+    path = write_run(save_strategy="no")
+    for _ in range(2):
+        assert command("train", path, "--resume", "auto").code == 0
+    assert [line["step"] for line in log() if "loss" in line] == [1, 2, 3]
+
+
+def test_two_words_for_going_on_contradict_each_other(workshop: Path, command: Command) -> None:
+    words = ["--resume", "auto", "--resume_from_checkpoint", "latest"]
+    said = command("train", write_run(), *words)
+    assert (said.code, "CP104 resume and resume_from_checkpoint" in said.err) == (2, True)
+
+
+def test_another_experiment_is_refused_unless_it_is_meant(workshop: Path, command: Command) -> None:
+    assert command("train", write_run(save_steps=1)).code == 0
+    path = write_run(save_steps=1, beta=0.3, max_steps=4)
+    said = command("train", path, "--resume", "auto")
+    assert said.code == 2
+    assert (
+        "CP513 out/checkpoint-3 is of a different experiment: beta was 0.1 and is 0.3" in said.err
+    )
+    assert command("train", path, "--resume", "auto", "--resume-anyway").code == 0
+
+
+def test_a_disk_that_fills_up_while_saving_is_one_line(
+    workshop: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("counterpoint.trainer.resumable.begin", full)
+    said = command("train", write_run(save_steps=1), "--doctor", "off")
+    assert said.code == 1
+    last = said.err.splitlines()[-1]
+    assert last == (
+        "counterpoint: CP515 out/checkpoint-1 could not be saved: No space left on device. There "
+        "is none before it."
+    )
 
 
 def test_overwriting_a_run_leaves_nothing_of_the_old_one(workshop: Path, command: Command) -> None:
@@ -342,10 +402,13 @@ def test_a_tokenizer_may_come_from_elsewhere(workshop: Path, command: Command) -
     assert command("train", write_run(tokenizer="words")).code == 0
 
 
+PARTS = ("train", "parts", "adapter", "settings")
+
+
 @pytest.mark.parametrize("name", [field.name for field in fields(RunOptions)])
 def test_every_option_of_the_run_is_read_by_the_code_that_runs_it(name: str) -> None:
     folder = Path(counterpoint.cli.__file__).parent
-    code = "".join((folder / f"{part}.py").read_text() for part in ("train", "parts", "adapter"))
+    code = "".join((folder / f"{part}.py").read_text() for part in PARTS)
     assert re.search(rf"\brun\.{name}\b", code)
 
 

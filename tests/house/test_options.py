@@ -37,6 +37,7 @@ from counterpoint.runlog import SAMPLES, Alarm, stream_file
 from counterpoint.trainer.assembly import Assembly
 from counterpoint.trainer.feed import Feed
 from counterpoint.trainer.loading import load_config, load_model
+from counterpoint.trainer.resumable import ResumableTrainer
 from tests.models_on_the_spot import make_model
 from tests.steps import GradientCamera, random_pairs
 
@@ -222,6 +223,31 @@ def optimizer(bench: Bench, options: dict[str, Any]) -> type[Any]:
     return type(bench.run(options).trainer.optimizer.optimizer)
 
 
+def saved(bench: Bench, options: dict[str, Any]) -> list[str]:
+    """Every file of two checkpoints."""
+    folder = bench.folder / f"saved-{options}"
+    args = bench.args({**options, "save_strategy": "steps", "save_steps": 1})
+    args.output_dir = str(folder)
+    CPOTrainer(make_model(), args, train_dataset=PAIRS, processing_class=bench.tokenizer).train()
+    return sorted(str(path.relative_to(folder)) for path in folder.glob("checkpoint-*/*"))
+
+
+def going_on(bench: Bench, options: dict[str, Any]) -> str:
+    """How it ends to go on with another beta: at a step, or with a code."""
+    folder = str(bench.folder / "going-on")
+    last: Any = None
+    for beta, resume in ((0.1, None), (0.2, "latest")):
+        changes = {"beta": beta, "max_steps": 1, "save_strategy": "steps", **options}
+        args = bench.args(changes)
+        args.output_dir = folder
+        last = CPOTrainer(make_model(), args, train_dataset=PAIRS, processing_class=bench.tokenizer)
+        try:
+            last.train(resume)
+        except CounterpointError as error:
+            return error.code
+    return f"step {last.state.global_step}"
+
+
 def emptied_caches(bench: Bench, options: dict[str, Any]) -> int:
     calls: list[bool] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -382,6 +408,7 @@ TRIED: dict[str, Row] = {
     "eval_samples": row(written, 2, generate_during_eval=True),
     "eval_sample_tokens": row(written, 2, generate_during_eval=True),
     "eval_sample_temperature": row(written, 1.0, generate_during_eval=True),
+    "resume_anyway": row(going_on, True),
     "router_aux_loss_coef": row(gradients, 5.0, model="mixtral"),
     "monitor_steps": row(looks, 0),
     "on_alarm": row(outcome, "stop", alarm=True),
@@ -403,6 +430,8 @@ TRIED: dict[str, Row] = {
     "prediction_loss_only": row(evaluation, True),
     "remove_unused_columns": row(said, False),
     "torch_empty_cache_steps": row(emptied_caches, 1),
+    "save_total_limit": row(saved, 1),
+    "save_only_model": row(saved, True),
 }
 """Options that Counterpoint reads, or that reach transformers by way of what it overrides."""
 
@@ -441,6 +470,7 @@ ASKED: dict[str, Any] = {
     "fp16_full_eval": True,
     "fsdp": "full_shard",
     "fsdp_config": {"xla": True},
+    "ignore_data_skip": True,
     "include_for_metrics": ["inputs"],
     "is_encoder_decoder": True,
     "label_names": ["labels"],
@@ -572,7 +602,7 @@ def calls(tree: ast.AST, owner: str) -> set[str]:
 @cache
 def silenced() -> set[str]:
     """Methods of transformers' trainer that none of ours comes to call."""
-    theirs, ours = methods(Trainer), methods(CPOTrainer)
+    theirs, ours = methods(Trainer), {**methods(ResumableTrainer), **methods(CPOTrainer)}
     kept = {name for node in ours.values() for name in calls(node, "super()")}
     kept |= {name for node in ours.values() for name in calls(node, "Trainer")}
     kept |= {name for node in ours.values() for name in calls(node, "self")} - set(ours)
@@ -621,4 +651,5 @@ def test_the_methods_that_are_overridden_whole_are_known() -> None:
         "_get_dataloader",
         "_get_train_sampler",
     } <= silenced()
-    assert {"training_step", "_save", "log", "create_optimizer", "train"} & silenced() == set()
+    assert {"_save", "_save_checkpoint", "_load_from_checkpoint"} <= silenced()
+    assert {"training_step", "log", "create_optimizer", "train"} & silenced() == set()

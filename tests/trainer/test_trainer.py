@@ -357,7 +357,7 @@ def test_a_second_adapter_on_top_is_refused(build, models):
 def test_a_resumed_run_ends_where_an_unbroken_one_does(
     build, models, tmp_path: Path, streamed, step
 ):
-    """Within and across an epoch's end (step 5); through transformers' own checkpoints."""
+    """Within and across an epoch's end (step 5); ``tests/reliability`` has the other ways."""
 
     def rows():
         data = Dataset.from_list(TEXT)

@@ -25,6 +25,9 @@ from counterpoint.masking import masked
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
+WHILE_RUNNING = ("CP515",)
+"""Codes of what went wrong on the way, and not in what was asked for."""
+
 HELP = """\
 usage: counterpoint COMMAND ...
 
@@ -79,7 +82,8 @@ exit codes:
   0    done
   1    it failed while running: disk, memory, network, or a bug
   2    it cannot be done as asked; the line on stderr starts with a code, see docs/errors.md
-  130  interrupted with Ctrl-C
+  130  interrupted with Ctrl-C; train has saved a checkpoint after its step
+  143  the same, ended with SIGTERM
   (doctor: 0 nothing found, 1 warnings, 2 errors; smoke: 1 a check failed;
   plan: 0 it fits, 1 it does not; diff: 1 the two are the same;
   replay: 1 everything is finite this time)
@@ -142,11 +146,11 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         _show_trace(debug)
         complain(f"interrupted. {error}")
-        return INTERRUPTED
+        return getattr(error, "exit_code", INTERRUPTED)
     except CounterpointError as error:
         _show_trace(debug)
         complain(str(error))
-        return USAGE
+        return FAILED if error.code in WHILE_RUNNING else USAGE
     except BrokenPipeError:
         # The reader of our output went away, as head does; there is nobody left to tell.
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until exit

@@ -97,7 +97,6 @@ OLD_NAMES: Mapping[str, str] = MappingProxyType(
         "max_seq_length": "write max_length",
         "max_grad_value": "write max_grad_norm",
         "overwrite": "write overwrite_output_dir",
-        "resume": "write resume_from_checkpoint",
     }
 )
 

@@ -103,6 +103,11 @@ class RunOptions:
         "Let the doctor look at options, data, tokenizer and model before training: errors "
         "refuse, warnings are shown. off: the first mistake met ends the run.",
     )
+    resume: str | None = _option(
+        None,
+        "Go on from a checkpoint: auto, after the newest good one in output_dir, or from the "
+        "start where there is none; latest, which insists on one; or its folder.",
+    )
     overwrite_output_dir: bool = _option(
         False, "Train into a folder that already holds a run; its checkpoints are removed."
     )

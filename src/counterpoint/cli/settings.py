@@ -117,6 +117,12 @@ def _build(values: dict[str, Any]) -> Request:
     table = options()
     run = RunOptions(**{name: v for name, v in values.items() if table[name].group == RUN})
     rest = {name: v for name, v in values.items() if table[name].group != RUN}
+    if run.resume is not None:
+        if rest.get("resume_from_checkpoint") is not None:
+            raise ConfigError(
+                "CP104", "resume and resume_from_checkpoint say the same; give one of them."
+            )
+        rest["resume_from_checkpoint"] = run.resume
     if rest.get("output_dir") is None:
         rest["output_dir"] = _next_folder(run, rest)
     if rest.get("disable_tqdm") is None:

@@ -9,11 +9,10 @@ loaded (``parts``), what the doctor looks for (``doctor``).
 
 from __future__ import annotations
 
-import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,9 @@ import yaml
 from safetensors import SafetensorError
 from transformers.trainer_utils import IntervalStrategy
 
+from counterpoint.checkpoint.folder import checkpoints, finished, remove
+from counterpoint.checkpoint.lock import LOCK, locked
+from counterpoint.checkpoint.manifest import MANIFEST
 from counterpoint.cli.manners import (
     complain_all,
     is_first_process,
@@ -33,6 +35,7 @@ from counterpoint.cli.manners import (
 from counterpoint.cli.parts import Attempt, Parts, call, hide_token, load_parts
 from counterpoint.cli.run_options import RunOptions
 from counterpoint.cli.settings import Request
+from counterpoint.cli.signals import heeded
 from counterpoint.config import CPOConfig
 from counterpoint.doctor import examine
 from counterpoint.doctor.findings import Finding, Report, from_error
@@ -49,9 +52,9 @@ REQUEST_FILE = "train.yaml"
 UNTRAINED = ("CW322", "CW327")
 """The doctor's codes for a model that knows nothing yet."""
 
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_WRITTEN_LAST = "trainer_state.json"
-"""The file with which transformers ends a checkpoint."""
+WORDS = ("latest", "auto")
+"""For the newest good checkpoint; with auto, where there is none, the run starts anew."""
+
 _NO_ROOM = ("no space left", "os error 28", "quota exceeded", "inline_container", "streamwriter")
 """What is said of a full disk: by the system, by safetensors, by torch."""
 
@@ -78,12 +81,14 @@ def train(request: Request) -> None:
             parts = load_parts(request, call)
         display = TrainingDisplay()
         trainer = _build(parts, config, display)
-    resume = _checkpoint(config)
-    if is_first_process():
-        _clear(Path(config.output_dir), keep=resume is not None)
-        _write_request(request)
-    with _saved_so_far(Path(config.output_dir)), trainer.recorded():
-        trainer.train(resume_from_checkpoint=resume)
+    folder = Path(config.output_dir)
+    with _alone_in(folder), _saved_so_far(folder), trainer.recorded():
+        resume = _checkpoint(config)
+        if is_first_process():
+            _clear(folder, keep=resume is not None)
+            _write_request(request)
+        with heeded(trainer):
+            trainer.train(resume_from_checkpoint=resume)
         trainer.save_model()
     if run.eval_dataset and config.eval_strategy == IntervalStrategy.NO:
         say("evaluating once, at the end, since eval_strategy is no")
@@ -201,58 +206,59 @@ def _check_evaluation(run: RunOptions, config: CPOConfig) -> None:
 
 
 def _checkpoint(config: CPOConfig) -> str | None:
-    """The checkpoint to go on from; ``true`` and ``latest`` mean the folder's last one."""
-    wanted = config.resume_from_checkpoint
-    if not wanted or str(wanted).lower() == "false":
+    """The checkpoint to go on from, or the word for it; None to start anew.
+
+    What can be said of it without reading it; the trainer verifies it under its lock.
+    """
+    wanted = str(config.resume_from_checkpoint or "false")
+    if wanted.lower() == "false":
         return None
-    if str(wanted).lower() not in ("true", "latest"):
-        if not (Path(wanted) / _WRITTEN_LAST).is_file():
+    if wanted.lower() not in ("true", *WORDS):
+        if not (Path(wanted) / MANIFEST).is_file():
             raise ConfigError(
                 "CP103",
                 f"resume_from_checkpoint={wanted} is no checkpoint: it should be a folder with a "
-                f"{_WRITTEN_LAST}, or 'latest'.",
+                f"{MANIFEST}, or one of {', '.join(WORDS)}.",
             )
-        return str(wanted)
+        return wanted
     folder = Path(config.output_dir)
-    found = _last_checkpoint(folder)
-    if found is None:
-        raise ConfigError(
-            "CP103", f"resume_from_checkpoint: {folder} holds no complete checkpoint."
-        )
-    return str(found)
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was saved to its end."""
-    numbered = {
-        int(name[1]): path
-        for path in folder.glob("checkpoint-*")
-        if (name := _CHECKPOINT.fullmatch(path.name)) and (path / _WRITTEN_LAST).is_file()
-    }
-    return numbered[max(numbered)] if numbered else None
+    if checkpoints(folder):
+        return "latest"
+    if wanted.lower() == "auto":
+        return None
+    raise ConfigError("CP103", f"resume_from_checkpoint: {folder} holds no complete checkpoint.")
 
 
 def _check_vacant(config: CPOConfig, overwrite: bool) -> None:
     folder = Path(config.output_dir)
-    if overwrite or config.resume_from_checkpoint or not folder.is_dir():
+    resumed = str(config.resume_from_checkpoint or "false").lower()
+    if overwrite or not folder.is_dir() or resumed not in ("false", "auto"):
         return
-    found = sorted(path.name for path in folder.iterdir())
+    found = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
+    if resumed == "auto" and RUN_FILE in found:
+        return
     if found:
         what = "a run" if RUN_FILE in found else f"files ({', '.join(found[:3])})"
         raise SetupError(
             "CP504",
             f"{folder} holds {what} already. Choose another output_dir, go on with "
-            "--resume_from_checkpoint latest, or replace it with --overwrite_output_dir.",
+            "--resume auto, or replace it with --overwrite_output_dir.",
         )
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep another run out before anything of an old one is touched."""
+    with locked(folder) if is_first_process() else nullcontext():
+        yield
 
 
 def _clear(folder: Path, keep: bool) -> None:
     """Remove what would mix with the new run: an old one's checkpoints and log."""
     if keep or not folder.is_dir():
         return
-    for path in folder.iterdir():
-        if path.is_dir() and _CHECKPOINT.fullmatch(path.name):
-            shutil.rmtree(path)
+    for path in checkpoints(folder):
+        remove(path)
     for path in (folder / RUN_FILE, *(stream_file(folder, stream) for stream in STREAMS)):
         path.unlink(missing_ok=True)
 
@@ -283,8 +289,11 @@ def _saved_so_far(folder: Path) -> Iterator[None]:
     """Say what is saved when the user interrupts or the disk is full."""
     try:
         yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_what_is_saved(folder)) from None
+    except KeyboardInterrupt as error:
+        error.args = (_what_is_saved(folder),)
+        raise
+    except CounterpointError:
+        raise
     except (OSError, RuntimeError, SafetensorError) as error:
         if not any(sign in str(error).lower() for sign in _NO_ROOM):
             raise
@@ -296,7 +305,7 @@ def _saved_so_far(folder: Path) -> Iterator[None]:
 
 
 def _what_is_saved(folder: Path) -> str:
-    last = _last_checkpoint(folder)
-    if last is None:
+    saved = finished(folder)
+    if not saved:
         return f"No checkpoint was saved; the log is in {folder}."
-    return f"The last checkpoint is {last}; go on with --resume_from_checkpoint latest."
+    return f"The last checkpoint is {saved[-1]}; go on with --resume auto."

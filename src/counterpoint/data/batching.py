@@ -78,6 +78,9 @@ class DealtStream(IterableDataset[list[TokenPair]]):
     ) -> None:
         """Remember the plan; nothing is read yet."""
         self.pairs = pairs
+        self.done = 0
+        """Windows of the next pass that are not read again, but given empty: a run that goes on
+        counts them and throws them away. ``pairs`` then begins after them."""
         self.micro_batch, self.accumulation = micro_batch, accumulation
         self.ranks, self.rank = ranks, rank
 
@@ -85,6 +88,8 @@ class DealtStream(IterableDataset[list[TokenPair]]):
         """The windows of one pass over the stream."""
         step_pairs = self.micro_batch * self.accumulation * self.ranks
         pairs = iter(self.pairs())
+        yield from ([] for _ in range(self.done))
+        self.done = 0
         while step := list(islice(pairs, step_pairs)):
             mine = deal(
                 range(len(step)), micro_batch=self.micro_batch, ranks=self.ranks, rank=self.rank

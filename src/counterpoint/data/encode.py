@@ -64,6 +64,7 @@ def encode_rows(
     *,
     tokenizer: PairTokenizer,
     limits: Limits,
+    first_row: int = 0,
 ) -> dict[str, list[Any]]:
     """Encode a batch.
 
@@ -72,6 +73,7 @@ def encode_rows(
         rows: their numbers in the data set.
         tokenizer: knows the pieces of the batches before, and so is best used for all.
         limits: how long a pair may be.
+        first_row: number of the row that ``rows`` calls 0.
 
     Returns:
         ``COLUMNS``: ids of the three parts, weight, margin and number of each row, tokens cut
@@ -87,7 +89,7 @@ def encode_rows(
     records: list[dict[str, Any]] = []
     places: list[int] = []
     with bounded_memory():
-        for place, row in enumerate(rows):
+        for place, row in enumerate(row + first_row for row in rows):
             raw = {name: values[place] for name, values in columns.items()}
             try:
                 read = to_preference_row(raw, row)

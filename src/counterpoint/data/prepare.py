@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -108,6 +108,17 @@ class PrepareOptions:
         return PrepareCounts(name, limits=asdict(self.limits))
 
 
+@dataclass(slots=True)
+class Progress:
+    """How far a streaming set has been read in the running pass.
+
+    Args:
+        rows: read, usable or not.
+    """
+
+    rows: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A data set ready to be batched.
@@ -117,11 +128,15 @@ class Prepared:
             ``IterableDataset`` of ``encode.COLUMNS``, every row, to be read by ``iter_pairs``.
         counts: what became of the rows; for a streaming set it fills up while it is read.
         options: the options it was prepared with.
+        after: a streaming set without its first rows, which are not encoded.
+        progress: how far a streaming set has been read.
     """
 
     pairs: Dataset | IterableDataset
     counts: PrepareCounts
     options: PrepareOptions = field(default_factory=PrepareOptions)
+    after: Callable[[int], IterableDataset] | None = None
+    progress: Progress = field(default_factory=Progress)
 
 
 def prepare(
@@ -160,7 +175,7 @@ def prepare(
 
 
 def iter_pairs(
-    prepared: Prepared, *, rows: Iterable[Mapping[str, Any]] | None = None
+    prepared: Prepared, *, rows: Iterable[Mapping[str, Any]] | None = None, after: int = 0
 ) -> Iterator[TokenPair]:
     """Read pairs in order; of a streaming set, count each row and deal with the unusable.
 
@@ -168,6 +183,7 @@ def iter_pairs(
         prepared: what ``prepare`` returned; the first pass over a streaming set fills its counts.
         rows: other rows of the same columns to read instead, such as a shuffled or sharded
             view of ``prepared.pairs``.
+        after: rows of a streaming set that this pass has read already, and leaves out.
 
     Yields:
         One pair a usable row.
@@ -176,15 +192,19 @@ def iter_pairs(
         DataError: a row's own code if ``invalid_rows`` is "raise"; CP209 at the end of a
             streaming set of which no row was usable.
     """
-    rows = prepared.pairs if rows is None else rows
     if isinstance(prepared.pairs, Dataset):
-        yield from (to_pair(record) for record in rows)
+        yield from (to_pair(record) for record in (prepared.pairs if rows is None else rows))
         return
+    if rows is None:
+        rows = _rows_after(prepared, after) if after else prepared.pairs
     # a later pass over the stream sees the same rows, which must not be counted again
     name = prepared.counts.name
-    counts = prepared.options.counts(name) if prepared.counts.rows else prepared.counts
+    first_pass = prepared.counts.rows == after
+    counts = prepared.counts if first_pass else prepared.options.counts(name)
+    prepared.progress.rows = after
     kept = 0
     for record in rows:
+        prepared.progress.rows += 1
         problem = record["problem"]
         if not problem:
             counts.keep(record)
@@ -194,8 +214,14 @@ def iter_pairs(
             raise DataError(problem[:5], f"{name}, {problem[6:]} {_ADVICE}")
         else:
             counts.drop(problem)
-    if kept == 0:
+    if kept == 0 and not after:
         raise _empty(name, counts)
+
+
+def _rows_after(prepared: Prepared, after: int) -> Iterable[Mapping[str, Any]]:
+    without = prepared.pairs.skip if prepared.after is None else prepared.after
+    rest: Iterable[Mapping[str, Any]] = without(after)
+    return rest
 
 
 def to_pair(record: Mapping[str, Any]) -> TokenPair:
@@ -237,14 +263,20 @@ def _prepare_stream(
 ) -> Prepared:
     if dataset.column_names is not None:
         formats.check_columns(dataset.column_names, name=name)
-    pairs = dataset.with_format(None).map(
-        encode_rows,
-        with_indices=True,
-        batched=True,
-        batch_size=STREAM_BATCH,
-        fn_kwargs=_arguments(tokenizer, options),
-    )
-    return Prepared(pairs.select_columns(list(COLUMNS)), options.counts(name), options)
+    plain = dataset.with_format(None)
+    arguments = _arguments(tokenizer, options)
+
+    def after(rows: int) -> IterableDataset:
+        encoded = (plain.skip(rows) if rows else plain).map(
+            encode_rows,
+            with_indices=True,
+            batched=True,
+            batch_size=STREAM_BATCH,
+            fn_kwargs={**arguments, "first_row": rows},
+        )
+        return encoded.select_columns(list(COLUMNS))
+
+    return Prepared(after(0), options.counts(name), options, after)
 
 
 def encode_every_row(

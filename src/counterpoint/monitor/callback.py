@@ -65,16 +65,20 @@ class Monitor(TrainerCallback):
         if not state.is_world_process_zero or not any(p.requires_grad for p in model.parameters()):
             return
         self._watch = Watch(model, optimizer, state.global_step)
+        self._take_over(self._watch)
+
+    def _take_over(self, watch: Watch) -> None:
+        """Go on from the state of another process, if there is one."""
         restored, self._restored = self._restored, None
         if restored is None:
             return
-        if self._watch.restore(restored["facts"], restored["tensors"]):
+        if watch.restore(restored["facts"], restored["tensors"]):
             self._judge = Judge(**restored["facts"]["judge"])
         else:
             logger().warning(
                 "the monitor's checkpoint is of other parameters than those that train now; "
                 "movement is counted from step %d on.",
-                state.global_step,
+                watch.since,
             )
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -118,13 +122,15 @@ class Monitor(TrainerCallback):
         return {"facts": {**facts, "judge": self._judge.state()}, "tensors": tensors}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a ``state_dict`` when training begins next.
+        """Go on from a ``state_dict``, at once or when training begins next.
 
         Args:
             state: of a run with the same parameters; one of others is passed over, with a
                 warning, and an empty one is none.
         """
         self._restored = state if state["facts"] else None
+        if self._watch is not None:
+            self._take_over(self._watch)
 
     def _looks(self, state: Any) -> bool:
         step = state.global_step + 1

@@ -43,6 +43,7 @@ class Assembly:
         args: the run's options.
         pad_id: id that fills the ends of padded rows; any will do.
         autocast: the run's precision, as a context.
+        known_layout: what a run that is gone on with has used, if it has used one.
     """
 
     def __init__(
@@ -52,9 +53,11 @@ class Assembly:
         *,
         pad_id: int,
         autocast: Callable[[], AbstractContextManager[Any]],
+        known_layout: str | None = None,
     ) -> None:
         """Nothing is proved before there are pairs."""
         self.model, self.args, self.autocast = model, args, autocast
+        self._known_layout = known_layout
         vocab_size = embedding_rows(model)
         self._padded = partial(collate_padded, pad_id=pad_id, vocab_size=vocab_size)
         self._shared = partial(collate_shared, vocab_size=vocab_size)
@@ -129,6 +132,8 @@ class Assembly:
         self._head = head = self._proved_head(pairs[0])
         wanted = self.args.layout
         reason = why_padded(self.model, wanted, self.args.device.type)
+        if reason is None and wanted == "auto" and self._known_layout == "padded":
+            reason = "as before the checkpoint"
         reason = reason or self._disproof(head, pairs)
         if reason and wanted == "shared":
             raise ConfigError("CP104", f"layout='shared' is not possible: {reason}.")

@@ -5,12 +5,13 @@ Not here: what a row becomes (``data.prepare``) and which pairs make a step (``d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import pyarrow.compute as pc
+import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -44,6 +45,9 @@ class Feed:
         self.args, self.tokenizer = args, tokenizer
         self.options = PrepareOptions.of(args)
         self._prepared: dict[str, Prepared] = {}
+        self._reading: Prepared | None = None
+        self._done = 0
+        """Rows of the training stream that the next pass leaves out: a run that goes on."""
 
     def train_pairs(self, dataset: Any) -> Any:
         """Prepared training pairs of raw rows; of several splits, the one named train."""
@@ -135,9 +139,12 @@ class Feed:
             "ranks": args.world_size,
             "rank": args.process_index,
         }
+        # of its own: torch draws seeds of workers that draw nothing, which must not move dropout
+        generator = torch.Generator()
         if not hasattr(pairs, "__len__"):
-            read = partial(iter_pairs, self._stream(pairs, name))
-            return PairLoader(DealtStream(read, **share), batch_size=None)
+            stream = self._stream(pairs, name)
+            read = partial(self._read, stream) if train else partial(iter_pairs, stream)
+            return PairLoader(DealtStream(read, **share), batch_size=None, generator=generator)
         sampler = StepSampler(
             len(pairs),
             **share,
@@ -148,12 +155,41 @@ class Feed:
             KeyedPairs(pairs, to_pair),
             batch_sampler=sampler,
             collate_fn=list,
+            generator=generator,
             num_workers=args.dataloader_num_workers,
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
             # newer releases of transformers only
             multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None),
         )
+
+    def state(self) -> dict[str, Any]:
+        """What a run that goes on must know of the streams, as a tree of ``checkpoint.tree``.
+
+        Returns:
+            ``rows`` read of the running pass over the training stream, and the ``counts`` of each
+            stream; nothing of sets that are not streamed.
+        """
+        streams = {n: p for n, p in self._prepared.items() if not isinstance(p.pairs, Dataset)}
+        counts = {name: one.counts.state() for name, one in streams.items()}
+        return {"rows": self._reading.progress.rows if self._reading else 0, "counts": counts}
+
+    def load_state(self, state: Mapping[str, Any], *, within_pass: bool) -> None:
+        """Go on where a run was; see ``state``.
+
+        Args:
+            state: of the run.
+            within_pass: whether its pass over the training stream goes on, or a new one begins.
+        """
+        self._done = state["rows"] if within_pass else 0
+        for name, kept in state["counts"].items():
+            if name in self._prepared:
+                self._prepared[name].counts.load_state(kept)
+
+    def _read(self, stream: Prepared) -> Iterator[TokenPair]:
+        """The next pass over the training stream."""
+        self._reading, done, self._done = stream, self._done, 0
+        return iter_pairs(stream, after=done)
 
     def _seed(self) -> int | None:
         if self.args.train_sampling_strategy == "sequential":

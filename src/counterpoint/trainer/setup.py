@@ -8,16 +8,45 @@ Not here: loading by name (``loading``), data (``data.prepare``).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
+from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from counterpoint.checkpoint.fingerprint import Fingerprint, model_facts
 from counterpoint.config import CPOConfig
+from counterpoint.data.pair_digest import pairs_digest
 from counterpoint.errors import ConfigError, ModelError, SetupError
 from counterpoint.forward.router import router_top_k
+from counterpoint.losses.objective import Objective
 from counterpoint.runlog import logger
 from counterpoint.trainer.precision import check_stochastic_rounding
+
+OF_THE_EXPERIMENT = (
+    "seed",
+    "data_seed",
+    "train_sampling_strategy",
+    "dataloader_drop_last",
+    "optim",
+    "optim_args",
+    "stochastic_rounding",
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "bf16",
+    "fp16",
+    "disable_dropout",
+)
+"""Options that a run's numbers depend on at every step; how long it goes on is not among them."""
 
 
 def prepare_tokenizer(tokenizer: Any) -> PreTrainedTokenizerBase:
@@ -206,6 +235,38 @@ def balancing_weight(model: nn.Module, args: CPOConfig) -> float:
     if wanted is not None:
         return wanted
     return float(getattr(model.config, "router_aux_loss_coef", 0.0) or 0.0)
+
+
+def experiment(
+    args: CPOConfig, objective: Objective, model: nn.Module, sets: Mapping[str, Any]
+) -> Fingerprint:
+    """What makes a run this experiment and no other.
+
+    Args:
+        args: the run's options.
+        objective: of the run.
+        model: unwrapped.
+        sets: prepared pairs by name; of a stream only that it is one is known, of None nothing.
+    """
+    return {
+        **{f"data {n}": digest_of(pairs) for n, pairs in sets.items() if pairs is not None},
+        **asdict(objective),
+        "load balancing": balancing_weight(model, args),
+        **model_facts(model),
+        "pairs a step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "ranks": args.world_size,
+        **{name: _plain(getattr(args, name)) for name in OF_THE_EXPERIMENT},
+    }
+
+
+def digest_of(pairs: Any) -> str:
+    """The digest of prepared pairs; "a stream" for one."""
+    return pairs_digest(pairs) if isinstance(pairs, Dataset) else "a stream"
+
+
+def _plain(value: Any) -> Any:
+    """An option's value as JSON has it."""
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
 
 
 def announce(objective: str, args: CPOConfig, ranks: int) -> None:

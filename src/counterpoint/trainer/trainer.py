@@ -6,7 +6,7 @@ function of its set of pairs; a step that does not fit in memory is cut and done
 (``training_step``); a non-finite step never reaches the weights (``_get_grad_norm``); and
 evaluation adds up sums instead of averaging batches (``evaluation_loop``).
 
-Not here: the arithmetic of any of it, saving and resuming (transformers), what samples are like
+Not here: the arithmetic of any of it, saving and going on (``resumable``), what samples are like
 (``evaluation``).
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -31,6 +31,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, set_seed
 
 from counterpoint.alarms.watch import Watch
+from counterpoint.checkpoint.fingerprint import Fingerprint
 from counterpoint.config import CPOConfig
 from counterpoint.data.batching import PairLoader
 from counterpoint.errors import ConfigError, DataError, ModelError, SetupError
@@ -67,6 +68,7 @@ from counterpoint.trainer.precision import Rounding, stochastic_adamw, warn_of_r
 from counterpoint.trainer.recorder import StepRecorder
 from counterpoint.trainer.recording import Beginning, told_to_its_end
 from counterpoint.trainer.recut import Share, TokenBudget
+from counterpoint.trainer.resumable import ResumableTrainer
 from counterpoint.trainer.samples import (
     SampleLooks,
     SamplesBefore,
@@ -74,11 +76,11 @@ from counterpoint.trainer.samples import (
     sample,
     sample_metrics,
 )
-from counterpoint.trainer.saved_options import without_secrets
 from counterpoint.trainer.setup import (
     announce,
     balancing_weight,
     embedding_rows,
+    experiment,
     prepare_model,
     prepare_tokenizer,
 )
@@ -101,7 +103,7 @@ class StepDenominators:
     router: RouterSums | None = None
 
 
-class CPOTrainer(Trainer):
+class CPOTrainer(ResumableTrainer):
     """Trains a causal language model on preference pairs; TRL's ``CPOTrainer``, exact.
 
     Args:
@@ -132,7 +134,6 @@ class CPOTrainer(Trainer):
     # of the running training; ``train`` begins them anew
     _watch: Watch | None = None
     _ending: Alarm | None = None
-    _saved_step = 0
 
     def __init__(  # noqa: PLR0913 - TRL's constructor, in TRL's order
         self,
@@ -198,6 +199,7 @@ class CPOTrainer(Trainer):
         self._budget = TokenBudget(args.max_micro_batch_tokens, self._budget_lowered)
         self._eval_budget = TokenBudget(args.max_micro_batch_tokens, self._budget_lowered)
         self._assembled: Assembly | None = None
+        self._known_layout: str | None = None
         self._skipped_steps = 0
         self._rounding: Rounding | None = None
         self._loss_before_step: Tensor | None = None
@@ -290,11 +292,13 @@ class CPOTrainer(Trainer):
         """
         windows = list(islice(epoch_iterator, num_batches))
         if not windows:
+            self._restore_random()
             return [], None
         self._loss_before_step = self._tr_loss.clone()
         pairs = [pair for window in windows for pair in window]
         self._pace.count(pairs)
         share = self._share(pairs, self._train_batch_size, self._budget, ranks=self.args.world_size)
+        self._restore_random()  # after the proofs of a run's first pairs, before all that it draws
         totals = sum_totals([self.objective.totals(batch) for batch in share])
         router = None
         if self._top_k is not None and (len(share) > 1 or self.args.world_size > 1):
@@ -424,6 +428,7 @@ class CPOTrainer(Trainer):
                 # old models warn of the pad token where no mask is given
                 pad_id=0 if self.processing_class.pad_token_id else 1,
                 autocast=self.accelerator.autocast,
+                known_layout=self._known_layout,
             )
         return self._assembled
 
@@ -545,27 +550,72 @@ class CPOTrainer(Trainer):
 
     # ---- the run ----
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; see ``transformers.Trainer.train``. Writes ``run.json`` first."""
-        announce(self.objective.formula(), self.args, self.args.world_size)
-        for counts in self._feed.counts().values():
-            if counts.rows:
-                logger().info("%s", counts.summary())
-        if self._budget.tokens is None and self.train_dataset is not None:
-            self._budget.tokens = fitting_budget(self.model, self.args, self.train_dataset)
-        self._watch, self._ending, self._saved_step = None, None, 0
-        self._looks = SampleLooks(self.run_log)
-        self._describe()
-        with self.recorded():
-            with lost_rank_named(self.args.output_dir):
-                output = super().train(*args, **kwargs)
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; see ``transformers.Trainer.train``. Writes ``run.json`` first.
+
+        Args:
+            resume_from_checkpoint: a checkpoint to go on from; see ``going_on``.
+            args: transformers' further arguments.
+            kwargs: the same by name.
+        """
+        with self.going_on(resume_from_checkpoint) as checkpoint:
+            announce(self.objective.formula(), self.args, self.args.world_size)
+            for counts in self._feed.counts().values():
+                if counts.rows:
+                    logger().info("%s", counts.summary())
+            planned = checkpoint is not None or self._budget.tokens is not None
+            if not planned and self.train_dataset is not None:
+                self._budget.tokens = fitting_budget(self.model, self.args, self.train_dataset)
+            self._watch, self._ending = None, None
+            self._looks = SampleLooks(self.run_log)
+            self._describe()
+            with self.recorded():
+                return self._trained(checkpoint, *args, **kwargs)
+
+    def _trained(self, checkpoint: str | None, *args: Any, **kwargs: Any) -> Any:
+        with lost_rank_named(self.args.output_dir):
+            output = super().train(checkpoint, *args, **kwargs)
             # a stream's counts are known only now, and what other ranks found to fit
             if self.args.world_size > 1:
                 self._budget.agree(self.args.device)
                 self._eval_budget.agree(self.args.device)
-            if self._ending is not None:
-                raise stopped_error(self._ending, self.state.global_step, self.args.output_dir)
-        return output
+        if self._ending is not None:
+            raise stopped_error(self._ending, self.state.global_step, self.args.output_dir)
+        return output._replace(training_loss=self._mean_loss())
+
+    def fingerprint(self) -> Fingerprint:
+        """What makes this experiment this one; ``resume_anyway`` says what it is for."""
+        sets = {"train": self.train_dataset}
+        named = isinstance(self.eval_dataset, Mapping)
+        sets |= self.eval_dataset if named else {"eval": self.eval_dataset}
+        return experiment(
+            self.args, self.objective, self.accelerator.unwrap_model(self.model), sets
+        )
+
+    def shared_state(self) -> dict[str, Any]:
+        """Skipped steps, the layout that was proved, and where the streams are."""
+        layout = None if self._assembled is None else self._assembled.layout
+        return {"skipped_steps": self._skipped_steps, "layout": layout, "feed": self._feed.state()}
+
+    def load_shared_state(self, state: dict[str, Any]) -> None:
+        """Go on with them."""
+        self._skipped_steps = state["skipped_steps"]
+        self._known_layout = state["layout"]
+        self._feed.load_state(state["feed"], within_pass=self._place.steps > 0)
+
+    def rank_state(self) -> dict[str, Any]:
+        """The sums since the last log line, and what was learnt of this rank's memory."""
+        budgets = (self._budget, self._eval_budget)
+        return {
+            "sums": self._train_sums.state(),
+            "budgets": [{"tokens": b.tokens, "proved": b.proved} for b in budgets],
+        }
+
+    def load_rank_state(self, state: dict[str, Any]) -> None:
+        """Go on with them."""
+        self._train_sums.load_state(state["sums"], self.args.device)
+        for budget, kept in zip((self._budget, self._eval_budget), state["budgets"], strict=True):
+            budget.tokens, budget.proved = kept["tokens"], kept["proved"]
 
     def recorded(self) -> AbstractContextManager[None]:
         """Within it a training may be followed by more that belongs to it, such as saving.
@@ -591,6 +641,8 @@ class CPOTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics of the steps since the last line, and write the line to the run log."""
+        if "train_loss" in logs:  # which transformers divides by the steps of this call alone
+            logs["train_loss"] = self._mean_loss()
         if "loss" in logs:
             del logs["loss"]  # transformers counts skipped steps; ours are of applied ones
             sums = self._train_sums.read(self._pace.counts(), self.args.device)
@@ -648,10 +700,6 @@ class CPOTrainer(Trainer):
             super()._maybe_log_save_evaluate(*args, **kwargs)  # which has only this left to do
         self.control.should_training_stop = True
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        super()._save_checkpoint(*args, **kwargs)
-        self._saved_step = self.state.global_step
-
     def floating_point_ops(self, inputs: Share) -> int:
         """Six operations a parameter and input token, embeddings left out, as transformers."""
         tokens = sum(batch.input_ids.numel() for batch in inputs)
@@ -700,16 +748,6 @@ class CPOTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: PairBatch) -> PairBatch:
         return inputs  # on the device since get_batch_samples
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Save the model; transformers pickles the options beside it, which hold no secret then."""
-        with without_secrets(self.args):
-            super()._save(output_dir, state_dict)
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # pickles the options a second time, into what is uploaded
-        with without_secrets(self.args):
-            super()._push_from_checkpoint(checkpoint_folder)
 
     def _budget_lowered(self) -> None:
         if self.is_in_train:  # an evaluation alone leaves the files of a run as they are

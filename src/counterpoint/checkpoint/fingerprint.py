@@ -1,0 +1,57 @@
+"""Whether a checkpoint belongs to this experiment, and what differs if it does not.
+
+A fingerprint is a flat table of what makes two runs the same experiment: data, objective, model,
+how pairs make steps, optimizer. How long a run goes on, how often it logs and saves, and how its
+steps are cut into micro-batches are not in it: they may change on the way.
+
+Not here: the digest of the data (``data.pair_digest``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from torch import nn
+
+Value = str | int | float | bool | None
+Fingerprint = Mapping[str, Value]
+
+
+def model_facts(model: nn.Module) -> dict[str, Value]:
+    """What of a fingerprint a model gives: its kind, and the names and shapes of its weights.
+
+    Args:
+        model: unwrapped, ready to train.
+    """
+    lines = [
+        f"{name} {tuple(p.shape)} {p.dtype} {p.requires_grad}\n"
+        for name, p in model.named_parameters()
+    ]
+    digest = hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()[:16]
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    weights = sum(p.numel() for p in model.parameters())
+    return {
+        "model": type(model).__name__,
+        "weights": weights,
+        "weights that train": trained,
+        "names, shapes and precision of the weights": digest,
+    }
+
+
+def differences(then: Fingerprint, now: Fingerprint) -> list[str]:
+    """What differs between two fingerprints, each in words; what only one of them has does not.
+
+    Args:
+        then: that of a checkpoint; JSON has made lists of its tuples.
+        now: that of the run that would go on from it.
+    """
+    return [
+        f"{name} was {_shown(then[name])} and is {_shown(value)}"
+        for name, value in now.items()
+        if name in then and then[name] != value
+    ]
+
+
+def _shown(value: Value) -> str:
+    return "unknown" if value is None else str(value)

@@ -1,0 +1,216 @@
+"""The manifest of a checkpoint: what says that it is whole.
+
+``manifest.json`` names every file with its size and SHA-256, and carries a SHA-256 of itself. It
+is written last, when all that it names is on the disk; so a folder without one was never finished,
+and one whose files differ from it was damaged afterwards.
+
+Not here: what the files hold, and where the folder lies (``folder``). Knows no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from counterpoint.errors import SetupError
+from counterpoint.runlog import versions
+
+FORMAT = 1
+"""Version of the layout; raised when an older release could not read a checkpoint any more."""
+
+MANIFEST = "manifest.json"
+
+SHOWN = 4
+"""Most files that a message names."""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of a checkpoint.
+
+    Args:
+        size: in bytes.
+        sha256: of its content, in hexadecimal.
+    """
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a checkpoint consists of.
+
+    Args:
+        step: optimizer steps that were done.
+        resumable: whether a run can go on from it; False for one of the model alone.
+        fingerprint: of the experiment, see ``fingerprint``.
+        versions: of Python and the libraries that wrote it.
+        files: by name below the folder, with forward slashes.
+    """
+
+    step: int
+    resumable: bool
+    fingerprint: Mapping[str, Any]
+    versions: Mapping[str, str]
+    files: Mapping[str, File]
+
+
+def seal(folder: Path, *, step: int, resumable: bool, fingerprint: Mapping[str, Any]) -> Manifest:
+    """Bring every file of a folder to the disk, then write its manifest there.
+
+    Args:
+        folder: with all files of the checkpoint, and nothing else.
+        step: optimizer steps that were done.
+        resumable: whether a run can go on from it.
+        fingerprint: of the experiment; JSON-ready.
+
+    Raises:
+        OSError: where the disk refuses.
+    """
+    names = sorted(_names(folder))
+    with ThreadPoolExecutor(1) as aside:  # the disk has its work while the processor has its own
+        synced = [aside.submit(sync_file, folder / name) for name in names]
+        files = {name: _read_through(folder / name) for name in names}
+        for one in synced:
+            one.result()
+    manifest = Manifest(step, resumable, fingerprint, versions(), files)
+    content = {"format": FORMAT, **asdict(manifest)}
+    # no line end: that the last byte is missing could not be seen of it
+    text = json.dumps({**content, "sha256": _own_digest(content)}, indent=1)
+    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    for inner in [path for path in folder.rglob("*") if path.is_dir()]:
+        sync_folder(inner)
+    sync_folder(folder)
+    return manifest
+
+
+def verify(folder: Path, *, step: int | None = None) -> Manifest:
+    """Read a whole checkpoint and compare it with its manifest.
+
+    Args:
+        folder: of the checkpoint.
+        step: that its name says, if it says one.
+
+    Returns:
+        Its manifest; every file that it names is as it was written.
+
+    Raises:
+        SetupError: CP511 where there is no manifest, CP512 for files that are missing, cut short
+            or changed, each named; CP514 for a format of another release.
+    """
+    manifest = read_manifest(folder)
+    wrong = []
+    if step is not None and manifest.step != step:
+        wrong.append(f"{MANIFEST} is that of step {manifest.step}")
+    for name, file in manifest.files.items():
+        problem = _problem(folder / name, file)
+        if problem:
+            wrong.append(f"{name} {problem}")
+    if wrong:
+        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise SetupError("CP512", f"{folder} is damaged: {'; '.join(wrong[:SHOWN])}{more}.")
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint, sound in itself; its files are not looked at.
+
+    Args:
+        folder: of the checkpoint.
+
+    Raises:
+        SetupError: CP511, CP512 or CP514, as ``verify``.
+    """
+    path = folder / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SetupError(
+            "CP511",
+            f"{folder} has no {MANIFEST}: it is no checkpoint of Counterpoint, or was not "
+            "written to its end.",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise SetupError("CP512", f"{path} cannot be read: {error}.") from error
+    try:
+        content = json.loads(text)
+        own = content.pop("sha256")
+        version = content.pop("format")
+        if own != _own_digest({"format": version, **content}):
+            raise ValueError("its content is not what was written")
+        if version == FORMAT:
+            return _as_manifest(content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SetupError("CP512", f"{path} is damaged: {error}.") from error
+    raise SetupError(
+        "CP514",
+        f"{folder} has format {version}, but this release reads format {FORMAT}. Go on with the "
+        f"release that wrote it: counterpoint {content.get('versions', {}).get('counterpoint')}.",
+    )
+
+
+def sync_file(path: Path) -> None:
+    """Bring the content of a file to the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's own entries to the disk, renames among them."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _as_manifest(content: Mapping[str, Any]) -> Manifest:
+    files = {}
+    for name, file in content["files"].items():
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or ".." in parts:
+            raise ValueError(f"{name!r} lies outside the checkpoint")
+        files[name] = File(**file)
+    return Manifest(**{**content, "files": files})
+
+
+def _names(folder: Path) -> Iterator[str]:
+    for path in folder.rglob("*"):
+        if path.is_file() and path.name != MANIFEST:
+            yield path.relative_to(folder).as_posix()
+
+
+def _problem(path: Path, file: File) -> str | None:
+    """What is wrong with a file, in words that follow its name."""
+    try:
+        size = path.stat().st_size
+        if size != file.size:
+            return f"has {size:,} bytes instead of {file.size:,}"
+        if _read_through(path).sha256 != file.sha256:
+            return "has changed"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    return None
+
+
+def _read_through(path: Path) -> File:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return File(file.tell(), digest.hexdigest())
+
+
+def _own_digest(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

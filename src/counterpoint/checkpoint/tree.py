@@ -1,0 +1,143 @@
+"""Nested state as JSON, with its tensors in a safetensors file beside it. No pickle, either way.
+
+A tree is made of mappings, lists, tuples, tensors and JSON's own values. What comes back is equal
+to what was written, types included: floats to the last bit, tuples as tuples, keys as they were.
+Anything else is refused by its place in the tree, when it is written.
+
+Not here: what the state is of (``optimizer``, ``randomness``, ``trainer.resumable``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from counterpoint.errors import SetupError
+
+TENSOR, TUPLE, PAIRS = MARKS = ("__tensor__", "__tuple__", "__pairs__")
+"""Keys of the objects that stand for what JSON has no word for."""
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+def write_tree(folder: Path, name: str, tree: Any) -> None:
+    """Write a tree as ``NAME.json`` and, if it has tensors, ``NAME.safetensors``.
+
+    Args:
+        folder: that exists.
+        name: of the files.
+        tree: the state.
+
+    Raises:
+        SetupError: CP517 for a value that is neither data nor a tensor.
+        OSError: where the disk refuses.
+    """
+    encoder = _Encoder()
+    content = encoder.encoded(tree)
+    if encoder.tensors:
+        with plain_io_errors():
+            save_file(encoder.tensors, folder / f"{name}.safetensors")
+    with (folder / f"{name}.json").open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.write("\n")
+
+
+def read_tree(folder: Path, name: str) -> Any:
+    """What ``write_tree`` wrote, tensors on the CPU.
+
+    Args:
+        folder: a checkpoint that has been verified.
+        name: of the files.
+    """
+    content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    path = folder / f"{name}.safetensors"
+    return _decoded(content, load_file(path) if path.is_file() else {})
+
+
+@contextmanager
+def plain_io_errors() -> Iterator[None]:
+    """Let what libraries written in Rust say of the disk come as ``OSError``."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # of classes as plain as Exception itself
+        found = _OS_ERROR.search(str(error))
+        if found is None and not isinstance(error, SafetensorError):
+            raise
+        number = int(found[1]) if found else 0
+        raise OSError(number, os.strerror(number) if found else str(error)) from error
+
+
+class _Encoder:
+    """Takes a tree apart into what JSON can say, and its tensors by their place in the tree."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self._held: set[int] = set()
+
+    def encoded(self, value: Any, place: str = "") -> Any:
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if isinstance(value, Tensor):
+            return {TENSOR: self._put(value, place)}
+        if isinstance(value, list | tuple):
+            parts = [self.encoded(part, f"{place}.{n}") for n, part in enumerate(value)]
+            return parts if isinstance(value, list) else {TUPLE: parts}
+        if isinstance(value, Mapping):
+            pairs = [(key, self.encoded(part, f"{place}.{key}")) for key, part in value.items()]
+            if all(isinstance(key, str) and key not in MARKS for key in value):
+                return dict(pairs)
+            return {PAIRS: [[self.encoded(key, place), part] for key, part in pairs]}
+        if isinstance(value, np.generic):
+            return self.encoded(value.item(), place)
+        raise _unwritable(value, place, "which can be written neither as JSON nor as a tensor")
+
+    def _put(self, value: Tensor, place: str) -> str:
+        plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided
+        if not plain or value.is_complex():
+            raise _unwritable(value, place, f"of {value.dtype}, which is no plain tensor")
+        name = place.lstrip(".")
+        while name in self.tensors:  # keys with dots in them
+            name += "'"
+        tensor = value.detach().contiguous()
+        # safetensors refuses two names of one memory
+        if tensor.numel() and tensor.untyped_storage().data_ptr() in self._held:
+            tensor = tensor.clone()
+        self._held.add(tensor.untyped_storage().data_ptr())
+        self.tensors[name] = tensor
+        return name
+
+
+def _unwritable(value: Any, place: str, why: str) -> SetupError:
+    return SetupError(
+        "CP517",
+        f"the state at {place.lstrip('.')} is a {type(value).__qualname__}, {why}, and "
+        "checkpoints hold no pickle. Choose another optimizer, scheduler or callback, or set "
+        "save_strategy=no or save_only_model=True.",
+    )
+
+
+def _decoded(content: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(content, list):
+        return [_decoded(part, tensors) for part in content]
+    if not isinstance(content, dict):
+        return content
+    if content.keys() == {TENSOR}:
+        return tensors[content[TENSOR]]
+    if content.keys() == {TUPLE}:
+        return tuple(_decoded(part, tensors) for part in content[TUPLE])
+    if content.keys() == {PAIRS}:
+        return {_decoded(key, {}): _decoded(part, tensors) for key, part in content[PAIRS]}
+    return {key: _decoded(part, tensors) for key, part in content.items()}

@@ -1,0 +1,626 @@
+"""A transformers ``Trainer`` that can be killed anywhere and goes on bit for bit.
+
+What transformers does otherwise, and why it is replaced:
+
+1. It writes a checkpoint file by file into its final folder, and pickles most of it. Here a
+   checkpoint is staged, sealed and renamed (``checkpoint.folder``), as safetensors and JSON.
+2. It loads what it finds, skips weights under unknown names, and asks nothing of data or
+   objective. Here all of it is verified before any of it is loaded.
+3. Going on, it forgets sums since the last log line, the total of the loss, whether an epoch's end
+   was still to come, where a second pass over a stream was, and that training had been stopped; it
+   draws random numbers in the wrong order; and it evaluates once more. ``Place`` and the two
+   states below say all that.
+
+Not here: what a step is and what is logged (``trainer``), and signals (the command).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_model
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import SaveStrategy
+
+from counterpoint.checkpoint.fingerprint import Fingerprint, differences
+from counterpoint.checkpoint.folder import (
+    begin,
+    discard,
+    filled,
+    finished,
+    last_good,
+    publish,
+    rotate,
+    staging,
+    step_of,
+    tidy,
+)
+from counterpoint.checkpoint.lock import locked
+from counterpoint.checkpoint.manifest import Manifest, seal, verify
+from counterpoint.checkpoint.optimizer import load_named_state, named_state
+from counterpoint.checkpoint.randomness import random_state, set_random_state
+from counterpoint.checkpoint.tree import plain_io_errors, read_tree, write_tree
+from counterpoint.checkpoint.weights import WEIGHTS, load_weights, write_beside
+from counterpoint.config import CPOConfig
+from counterpoint.data.batching import DealtStream
+from counterpoint.errors import ConfigError, SetupError
+from counterpoint.runlog import STREAMS, RunLog, logger
+from counterpoint.trainer.ranks import each_does, first_does
+
+Result = TypeVar("Result")
+
+TRAINER_STATE = "trainer_state.json"
+"""transformers' own account of a run; its name is what its callbacks and the hub look for."""
+
+OPTIONS = "training_args.json"
+SHARED, OPTIMIZER = "run_state", "optimizer"
+
+PASSING = (errno.EINTR, errno.EAGAIN, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY)
+"""Errors of a disk that may be over a moment later, as on one across a network."""
+
+WAITS = (0.5, 2.0)
+"""Seconds before each further attempt to save."""
+
+
+class Place(TrainerCallback):
+    """Where in its epochs a run is; told by the training loop itself.
+
+    ``steps`` were done in epoch ``epoch``, and ``closed`` says that what comes at its end (log
+    line, evaluation) has come.
+    """
+
+    def __init__(self) -> None:
+        """Before the first step."""
+        self.epoch, self.steps, self.closed = 0, 0, False
+
+    def enter(self, epoch: int, steps: int) -> None:
+        """An epoch begins, or goes on after some of its steps."""
+        self.epoch, self.steps, self.closed = epoch, steps, False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A step was done; saving comes after."""
+        self.steps += 1
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What is done from here on belongs to the end of the epoch."""
+        self.closed = True
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the training.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        """Say nothing more yet."""
+        super().__init__()
+        self.exit_code = 128 + number
+        """What a shell reports of a process that a signal ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """A verified checkpoint that a run goes on from.
+
+    Args:
+        folder: where it lies.
+        manifest: as verified.
+        shared: what all ranks have in common.
+        rank: what this rank alone has; None where it had none.
+    """
+
+    folder: Path
+    manifest: Manifest
+    shared: dict[str, Any]
+    rank: dict[str, Any] | None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a callback had stopped the training before its last step."""
+        return bool(self.shared["place"]["stopped"])
+
+
+class ResumableTrainer(Trainer):
+    """What ``CPOTrainer`` adds to, and what it inherits of going on after a kill."""
+
+    args: CPOConfig
+    control: TrainerControl
+    run_log: RunLog
+
+    def __init__(self, *args: Any, callbacks: list[TrainerCallback] | None = None, **more: Any):
+        """Nothing is locked or written yet."""
+        self._place = Place()
+        self._resumption: Resumption | None = None
+        self._restored = self._random_pending = False
+        self._experiment: Fingerprint | None = None
+        self._asked_to_end = 0
+        self._saved_step: int | None = None
+        self.heeds_signals = False
+        """Whether ranks ask each other after every step whether a signal has come."""
+        self._last_norm: torch.Tensor | float | None = None
+        self._last_rate: float | None = None
+        super().__init__(*args, callbacks=[*(callbacks or []), self._place], **more)
+
+    # ---- what a subclass says of itself ----
+
+    def fingerprint(self) -> Fingerprint:
+        """What makes this experiment this one."""
+        return {}
+
+    def shared_state(self) -> dict[str, Any]:
+        """What all ranks have in common, beside what transformers keeps; a tree."""
+        return {}
+
+    def load_shared_state(self, state: dict[str, Any]) -> None:
+        """Take it back, before the first step."""
+
+    def rank_state(self) -> dict[str, Any]:
+        """What this rank alone has; a tree."""
+        return {}
+
+    def load_rank_state(self, state: dict[str, Any]) -> None:
+        """Take it back, before the first step."""
+
+    # ---- going on ----
+
+    @contextmanager
+    def going_on(self, wanted: str | Path | bool | None) -> Iterator[str | None]:
+        """Keep other runs out, and make ready to go on from a checkpoint.
+
+        Args:
+            wanted: a checkpoint's folder; True or "latest" for the newest good one of
+                ``output_dir``; "auto" for that or, where there is none, the start; None or False
+                for the start.
+
+        Yields:
+            What transformers' ``train`` takes: the checkpoint's folder, verified, or None.
+
+        Raises:
+            ConfigError: CP103 where there is no checkpoint to go on from.
+            SetupError: CP511 to CP514 for one that is not whole, of another experiment or of
+                another kind; CP516 where another run writes in ``output_dir``.
+        """
+        run = Path(self.args.output_dir)
+        with ExitStack() as stack:
+            first_does(lambda: stack.enter_context(locked(run)))
+            first_does(lambda: tidy(run))
+            self._restored, self._experiment = False, None
+            self._saved_step = None
+            self._resumption = self._found(run, wanted)
+            self._random_pending = self._resumption is not None
+            try:
+                yield None if self._resumption is None else str(self._resumption.folder)
+            finally:
+                self._resumption, self._random_pending, self._asked_to_end = None, False, 0
+
+    def _found(self, run: Path, wanted: str | Path | bool | None) -> Resumption | None:
+        if not wanted:
+            return None
+        found = first_does(partial(find_checkpoint, run, wanted))
+        if found is None:
+            # what a run wrote that was killed before its first checkpoint is written again
+            if self.is_world_process_zero():
+                self.run_log.resumed(0, dict.fromkeys(STREAMS, 0))
+            return None
+        folder, manifest = found
+        if not manifest.resumable:
+            raise SetupError(
+                "CP514",
+                f"{folder} holds the model alone (save_only_model), which a run cannot go on from. "
+                "Give it as the model of a new run.",
+            )
+        self._check_experiment(folder, manifest)
+        rank = f"rank-{self.args.process_index}"
+        resumption = Resumption(
+            folder,
+            manifest,
+            shared=read_tree(folder, SHARED),
+            rank=read_tree(folder, rank) if f"{rank}.json" in manifest.files else None,
+        )
+        if self.is_world_process_zero():
+            own = folder.resolve().parent == run.resolve()
+            self.run_log.resumed(manifest.step, resumption.shared["streams"] if own else {})
+        logger().info("going on after step %d, from %s", manifest.step, folder)
+        return resumption
+
+    def _this_experiment(self) -> Fingerprint:
+        """The fingerprint, found once a run: it goes through all of the data."""
+        if self._experiment is None:
+            self._experiment = self.fingerprint()
+        return self._experiment
+
+    def _check_experiment(self, folder: Path, manifest: Manifest) -> None:
+        different = differences(manifest.fingerprint, self._this_experiment())
+        if not different:
+            return
+        text = f"{folder} is of a different experiment: {'; '.join(different)}."
+        if self.args.resume_anyway:
+            logger().warning("resume_anyway: %s", text)
+            return
+        raise SetupError(
+            "CP513",
+            f"{text} Go on with the options and data it was made with, or with "
+            "resume_anyway=True if the difference is meant.",
+        )
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        """The epoch to go on in, and how many of its windows are done; by position."""
+        found: tuple[int, int] = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if self._resumption is None:
+            return found
+        best = self._resumption.folder.with_name(f"checkpoint-{self.state.best_global_step}")
+        if self.state.best_global_step and best.is_dir():
+            self.state.best_model_checkpoint = str(best)  # the run's folder may have been moved
+        place = self._resumption.shared["place"]
+        more = place["epoch"] + 1 < num_train_epochs and not self._is_over()
+        if place["closed"] and more:
+            return place["epoch"] + 1, 0
+        return place["epoch"], place["steps"] * self.args.gradient_accumulation_steps
+
+    def _is_over(self) -> bool:
+        """Whether the run that is gone on with had done its last step."""
+        stopped = self._resumption is not None and self._resumption.stopped
+        return stopped or self.state.global_step >= self.state.max_steps
+
+    def _run_epoch(self, **facts: Any) -> None:
+        """One epoch, or what was left of it."""
+        epoch = facts["epoch"]
+        steps = facts["steps_trained_in_current_epoch"] // self.args.gradient_accumulation_steps
+        going_on = self._resumption is not None and not self._restored
+        self._place.enter(epoch, steps if epoch == facts["epochs_trained"] else 0)
+        if not going_on or self._resumption is None:
+            super()._run_epoch(**facts)
+            return
+        self._restore(self._resumption)
+        place = self._resumption.shared["place"]
+        if place["closed"] and epoch == place["epoch"]:
+            self._restore_random()
+            self.control.should_training_stop = self._is_over()
+        elif not place["closed"] and (
+            self._is_over()
+            or place["epoch_stopped"]
+            or steps >= facts["num_update_steps_per_epoch"]
+        ):
+            self._restore_random()
+            self.control.should_training_stop = self._is_over()
+            self._end_epoch(facts)
+        else:
+            data = facts["train_dataloader"].dataset
+            if isinstance(data, DealtStream):
+                data.done = facts["steps_trained_in_current_epoch"]
+            if steps == 0:
+                self._restore_random()
+            super()._run_epoch(**facts)
+
+    def _end_epoch(self, facts: dict[str, Any]) -> None:
+        """What comes after an epoch's last step, which the checkpoint did not see any more."""
+        self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
+        self._maybe_log_save_evaluate(
+            self._tr_loss,
+            self._last_norm,
+            facts["model"],
+            facts["trial"],
+            facts["epoch"],
+            facts["ignore_keys_for_eval"],
+            facts["start_time"],
+            learning_rate=self._last_rate,
+        )
+
+    def _restore(self, resumption: Resumption) -> None:
+        """What the training loop has set to nothing by now, and what its callbacks have."""
+        shared, totals = resumption.shared, resumption.shared["totals"]
+        self._total_loss_scalar = totals["loss"]
+        self._globalstep_last_logged = totals["last_logged"]
+        self._last_norm, self._last_rate = totals["grad_norm"], totals["learning_rate"]
+        self.load_shared_state(shared["own"])
+        if resumption.rank is not None:
+            self._tr_loss.copy_(resumption.rank["loss"])
+            self.load_rank_state(resumption.rank["own"])
+        for callback, kept in self._kept_by_callbacks(shared["callbacks"]):
+            callback.load_state_dict(kept)
+        for callback, kept in self._exported(self.state.stateful_callbacks):
+            for name, value in kept.get("attributes", {}).items():
+                setattr(callback, name, value)
+        self._restored = True
+
+    def _restore_random(self) -> None:
+        """Go on drawing random numbers where the run stopped; once, just before the first step."""
+        if not self._random_pending:
+            return
+        self._random_pending = False
+        if self._resumption is not None and self._resumption.rank is not None:
+            set_random_state(self._resumption.rank["random"])
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Not when transformers would: by then something may have been drawn for the step."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The weights, all of them or an error."""
+        target = self.model if model is None else model
+        load_weights(self._plain(target), Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        best = Path(self.state.best_model_checkpoint)
+        first_does(lambda: verify(best, step=step_of(best)))
+        load_weights(self._plain(self.model), best)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or self._resumption is None:
+            return
+        saved = read_tree(Path(checkpoint), OPTIMIZER)
+        load_named_state(self.optimizer, self._plain(self.model), saved)
+        self.lr_scheduler.load_state_dict(self._resumption.shared["scheduler"])
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if self._resumption is not None and self._resumption.shared["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(self._resumption.shared["scaler"])
+
+    def _evaluate(
+        self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False
+    ) -> dict[str, float]:
+        """Evaluate; not at the start of a run that goes on, which did it when it started."""
+        if skip_scheduler and self._resumption is not None:
+            return {}
+        found: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        return found
+
+    # ---- saving ----
+
+    def _maybe_log_save_evaluate(
+        self,
+        tr_loss: torch.Tensor,
+        grad_norm: torch.Tensor | float | None,
+        *facts: Any,
+        learning_rate: float | None = None,
+    ) -> None:
+        """Remember what a log line at the end of the epoch would say of its last step."""
+        self._last_norm = grad_norm
+        self._last_rate = learning_rate
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *facts, learning_rate=learning_rate)
+        number = self._signal()
+        if number:
+            model, trial = facts[:2]
+            saves = self.args.save_strategy != SaveStrategy.NO
+            if saves and self._saved_step != self.state.global_step:
+                self._save_checkpoint(model, trial)
+            raise Interrupted(number)
+
+    def end_after_step(self, number: int) -> None:
+        """End the training after the running step, with a checkpoint unless save_strategy is no.
+
+        Training then raises ``Interrupted``. May be called in a signal handler. Of several ranks
+        each must be told, or each must have been once ``heeds_signals``.
+
+        Args:
+            number: of the signal that asks for it.
+        """
+        self._asked_to_end = number
+
+    def _signal(self) -> int:
+        """The number of a signal that has reached any rank; 0 for none."""
+        if self.args.world_size == 1 or not self.heeds_signals:
+            return self._asked_to_end
+        highest = torch.tensor(self._asked_to_end, device=self.args.device)
+        dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+        return int(highest)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint; it is there whole, or not at all."""
+        if self.hp_search_backend is None and trial is None:
+            self.store_flos()
+        run = Path(self._get_output_dir(trial))
+        target = run / f"checkpoint-{self.state.global_step}"
+        best = run / f"checkpoint-{self.state.best_global_step}"
+        if self.state.best_global_step and (best == target or best.is_dir()):
+            self.state.best_model_checkpoint = str(best)
+        try:
+            patiently(partial(self._write, target))
+            keep = [best] if self.state.best_global_step else []
+            first_does(partial(rotate, target, self.args.save_total_limit, keep=keep))
+        except OSError as error:
+            raise not_saved(target, error) from error
+        self._saved_step = self.state.global_step
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(target))
+
+    def _write(self, target: Path) -> None:
+        staged = staging(target)
+        try:
+            first_does(partial(begin, target))
+            each_does(partial(self._write_parts, staged))
+            first_does(partial(self._publish, target))
+        except BaseException:
+            if self.args.process_index == 0:
+                discard(target)
+            raise
+
+    def _write_parts(self, staged: Path) -> None:
+        """The files of this rank; it meets no other."""
+        whole = not self.args.save_only_model
+        if whole:
+            own = {"random": random_state(self.args.device), "loss": self._tr_loss}
+            write_tree(staged, f"rank-{self.args.process_index}", {**own, "own": self.rank_state()})
+        if not self.args.should_save:
+            return
+        self._write_model(staged)
+        if whole:
+            write_beside(staged, self._plain(self.model))
+            write_tree(staged, OPTIMIZER, named_state(self.optimizer, self._plain(self.model)))
+            write_tree(staged, SHARED, self._shared())
+        self._write_trainer_state(staged)
+
+    def _publish(self, target: Path) -> None:
+        seal(
+            staging(target),
+            step=self.state.global_step,
+            resumable=not self.args.save_only_model,
+            fingerprint=self._this_experiment(),
+        )
+        publish(target)
+
+    def _shared(self) -> dict[str, Any]:
+        scaler = getattr(self.accelerator, "scaler", None)
+        stopped = self.control.should_training_stop
+        norm = self._last_norm
+        return {
+            "place": {
+                "epoch": self._place.epoch,
+                "steps": self._place.steps,
+                "closed": self._place.closed,
+                "stopped": stopped and self.state.global_step < self.state.max_steps,
+                "epoch_stopped": self.control.should_epoch_stop,
+            },
+            "totals": {
+                "loss": self._total_loss_scalar,
+                "last_logged": self._globalstep_last_logged,
+                "grad_norm": norm if norm is None else float(norm),
+                "learning_rate": self._last_rate,
+            },
+            "scheduler": self.lr_scheduler.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "callbacks": self._states_of_callbacks(),
+            "streams": self.run_log.lengths(),
+            "own": self.shared_state(),
+        }
+
+    def _write_trainer_state(self, staged: Path) -> None:
+        kept: dict[str, Any] = {}
+        for callback in [*self.callback_handler.callbacks, self.control]:
+            if isinstance(callback, ExportableState):
+                kept.setdefault(type(callback).__name__, []).append(callback.state())
+        self.state.stateful_callbacks = {
+            name: states[0] if len(states) == 1 else states for name, states in kept.items()
+        }
+        self.state.save_to_json(str(staged / TRAINER_STATE))
+
+    def _states_of_callbacks(self) -> dict[str, list[Any]]:
+        """The states of callbacks that have one, by the names of their classes."""
+        states: dict[str, list[Any]] = {}
+        for callback in self.callback_handler.callbacks:
+            if hasattr(callback, "state_dict") and hasattr(callback, "load_state_dict"):
+                states.setdefault(type(callback).__name__, []).append(callback.state_dict())
+        return states
+
+    def _kept_by_callbacks(self, kept: dict[str, list[Any]]) -> Iterator[tuple[Any, Any]]:
+        """Callbacks beside their states; of those of one class in their order."""
+        left = {name: list(states) for name, states in kept.items()}
+        for callback in self.callback_handler.callbacks:
+            states = left.get(type(callback).__name__)
+            if states and hasattr(callback, "load_state_dict"):
+                yield callback, states.pop(0)
+
+    def _exported(self, kept: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+        """The same for callbacks with transformers' own way of keeping a state."""
+        left = {n: list(s) if isinstance(s, list) else [s] for n, s in kept.items()}
+        for callback in self.callback_handler.callbacks:
+            states = left.get(type(callback).__name__)
+            if states and isinstance(callback, ExportableState):
+                yield callback, states.pop(0)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Save the model; each of its files is there whole, or as it was before."""
+        if not self.args.should_save:
+            return
+        folder = Path(self.args.output_dir if output_dir is None else output_dir)
+        with filled(folder) as staged:
+            self._write_model(staged, state_dict)
+
+    def _write_model(self, folder: Path, state_dict: Any = None) -> None:
+        """The model as transformers and PEFT read it, its tokenizer, and the options as JSON.
+
+        transformers would add a pickle of the options, which nothing needs in order to load.
+        """
+        model = self._plain(self.model)
+        with plain_io_errors():
+            if hasattr(model, "save_pretrained"):
+                model.save_pretrained(str(folder), state_dict=state_dict)
+            else:
+                save_model(model, str(folder / WEIGHTS))
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(str(folder))
+            text = json.dumps(self.args.to_dict(), indent=2, default=str)
+            (folder / OPTIONS).write_text(f"{text}\n", encoding="utf-8")
+
+    def _plain(self, model: Any) -> Any:
+        return self.accelerator.unwrap_model(model, keep_torch_compile=False)
+
+    def _mean_loss(self) -> float:
+        """The mean loss of a step, of all steps of the run."""
+        return float(self._total_loss_scalar / max(self.state.global_step, 0.001))
+
+
+def find_checkpoint(run: Path, wanted: str | Path | bool) -> tuple[Path, Manifest] | None:
+    """The checkpoint that a run is to go on from, verified.
+
+    Args:
+        run: the run's folder.
+        wanted: as ``ResumableTrainer.train`` takes it.
+
+    Returns:
+        None where "auto" finds none.
+
+    Raises:
+        ConfigError: CP103 where there is none, or the named one is no folder.
+        SetupError: CP511 to CP514 for a named one that is not whole; CP512 where there are some
+            but none is whole.
+    """
+    word = str(wanted).lower()
+    folder = Path(str(wanted))
+    if word in ("true", "latest", "auto"):
+        found = last_good(run)
+        if found is None and word != "auto":
+            raise ConfigError(
+                "CP103", f"resume_from_checkpoint: {run} holds no complete checkpoint."
+            )
+        return found
+    if not folder.is_dir():
+        raise ConfigError(
+            "CP103",
+            f"resume_from_checkpoint={wanted} is no checkpoint: it should be a folder, or "
+            "'latest' or 'auto'.",
+        )
+    return folder, verify(folder, step=step_of(folder))
+
+
+def patiently(work: Callable[[], Result]) -> Result:
+    """Do something with a disk, again after a moment where its error is one that may pass."""
+    for wait in WAITS:
+        try:
+            return work()
+        except OSError as error:
+            if error.errno not in PASSING:
+                raise
+            logger().warning("%s; trying again in %g seconds", error, wait)
+            time.sleep(wait)
+    return work()
+
+
+def not_saved(target: Path, error: OSError) -> SetupError:
+    """The error of a checkpoint that could not be written."""
+    reason = error.strerror or str(error)
+    left = [path for path in finished(target.parent) if path != target]
+    last = f"The last one is {left[-1]}." if left else "There is none before it."
+    return SetupError("CP515", f"{target} could not be saved: {reason}. {last}")

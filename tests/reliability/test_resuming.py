@@ -1,0 +1,220 @@
+"""Law 4, the second half: a run that goes on is the run that was never broken, to the bit."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from counterpoint import ConfigError, SetupError
+from counterpoint.checkpoint.folder import checkpoints, last_good, step_of
+from counterpoint.runlog import read_run
+from counterpoint.trainer.resumable import ResumableTrainer
+from tests.reliability.scenarios import SCENARIOS, Counting, differences, lines, summary, trainer_of
+from tests.steps import random_pairs
+
+
+def broken_after(run: Path, step: int, folder: Path) -> Path:
+    """A copy of a run's folder as a kill after a step leaves it: streams as they were later."""
+    shutil.copytree(run, folder)
+    for path in checkpoints(folder):
+        if (step_of(path) or 0) > step:
+            shutil.rmtree(path)
+    return folder
+
+
+def weights(trainer: ResumableTrainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_going_on_after_any_step_is_as_if_nothing_had_happened(name: str, tmp_path: Path):
+    scenario = SCENARIOS[name]
+    unlimited = {"save_total_limit": None}
+    whole = trainer_of(scenario, tmp_path / "whole", **unlimited)
+    result = whole.train()
+    saved = checkpoints(tmp_path / "whole")
+    assert len(saved) >= 2
+    for checkpoint in saved:
+        step = step_of(checkpoint) or 0
+        folder = broken_after(tmp_path / "whole", step, tmp_path / f"after-{step}")
+        # another model, and every generator elsewhere
+        resumed = trainer_of(scenario, folder, drawn=9, **unlimited)
+        again = resumed.train(resume_from_checkpoint=True)
+        for one in checkpoints(tmp_path / "whole"):
+            assert differences(one, folder / one.name) == []
+        left, right = weights(whole), weights(resumed)
+        assert left.keys() == right.keys()
+        assert [n for n in left if not torch.equal(left[n], right[n])] == []
+        assert summary(resumed) == summary(whole)
+        assert lines(folder) == lines(tmp_path / "whole")
+        assert again.training_loss == result.training_loss
+        assert again.metrics["train_loss"] == result.metrics["train_loss"]
+        shutil.rmtree(folder)
+
+
+def test_a_loss_scale_is_in_the_checkpoint(tmp_path: Path):
+    scenario = SCENARIOS["a loss scaler that grows"]
+    trainer_of(scenario, tmp_path / "run", max_steps=2).train()
+    state = json.loads((tmp_path / "run" / "checkpoint-2" / "run_state.json").read_text())
+    assert state["scaler"]["scale"] == 16.0
+
+
+def test_stochastic_rounding_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("torchao")
+    monkeypatch.setattr("counterpoint.trainer.stochastic_adamw._compiles", lambda device: False)
+    scenario = {"dtype": torch.bfloat16, "stochastic_rounding": True}
+    trainer_of(scenario, tmp_path / "whole").train()
+    for step in (2, 3):
+        folder = broken_after(tmp_path / "whole", step, tmp_path / f"after-{step}")
+        trainer_of(scenario, folder, drawn=9).train(resume_from_checkpoint="latest")
+        last = "checkpoint-6"
+        assert differences(tmp_path / "whole" / last, folder / last) == []
+
+
+def test_a_run_killed_twice_is_still_the_unbroken_one(tmp_path: Path):
+    scenario = SCENARIOS["dropout and a schedule"]
+    trainer_of(scenario, tmp_path / "whole", save_steps=2).train()
+    folder = broken_after(tmp_path / "whole", 2, tmp_path / "again")
+
+    class Killed(Exception):
+        pass
+
+    class Killer(Counting):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 5:
+                raise Killed
+
+    with pytest.raises(Killed):
+        trainer_of(scenario, folder, drawn=5, save_steps=2, callbacks=[Killer]).train(True)
+    trainer_of(scenario, folder, drawn=9, save_steps=2).train("auto")
+    assert differences(tmp_path / "whole" / "checkpoint-6", folder / "checkpoint-6") == []
+    assert lines(folder) == lines(tmp_path / "whole")
+
+
+def test_auto_starts_where_there_is_nothing_to_go_on_from(tmp_path: Path):
+    trainer = trainer_of({}, tmp_path / "run", max_steps=1)
+    trainer.train(resume_from_checkpoint="auto")
+    assert trainer.state.global_step == 1
+
+
+@pytest.mark.parametrize("wanted", [True, "latest"])
+def test_insisting_on_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path, wanted):
+    with pytest.raises(ConfigError, match=r"CP103 .*holds no complete checkpoint"):
+        trainer_of({}, tmp_path / "run").train(resume_from_checkpoint=wanted)
+
+
+def test_a_stream_is_gone_on_with_without_encoding_what_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from counterpoint.data import prepare
+
+    scenario = SCENARIOS["a stream"]
+    trainer_of(scenario, tmp_path / "whole", max_steps=2).train()
+    seen: list[int] = []
+    original = prepare.encode_rows
+
+    def watched(batch: Any, rows: Any, **more: Any) -> Any:
+        seen.extend(row + more.get("first_row", 0) for row in rows)
+        return original(batch, rows, **more)
+
+    monkeypatch.setattr(prepare, "encode_rows", watched)
+    resumed = trainer_of(scenario, tmp_path / "whole", max_steps=3)
+    resumed.train(resume_from_checkpoint=True)
+    assert seen == [4]
+    assert resumed._feed.counts()["train"].rows == 5
+
+
+# Another experiment
+
+DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
+    "the objective": ({"loss_type": "hinge"}, "loss_type was sigmoid and is hinge"),
+    "its scale": ({"beta": 0.2}, r"beta was 0\.1 and is 0\.2"),
+    "the learning rate": ({"learning_rate": 1e-3}, r"learning_rate was 0\.01 and is 0\.001"),
+    "the pairs of a step": ({"gradient_accumulation_steps": 2}, "pairs a step was 2 and is 4"),
+    "the seed": ({"seed": 1}, "seed was 42 and is 1"),
+    "the optimizer": ({"optim": "adafactor"}, "optim was .*ADAMW.* and is .*ADAFACTOR"),
+    "the model": ({"kind": "llama"}, "model was Qwen2ForCausalLM and is LlamaForCausalLM"),
+    "its size": ({"model": {"intermediate_size": 64}}, "weights was .* and is "),
+    "what trains of it": ({"lora_dropout": 0.0}, "model was Qwen2ForCausalLM and is PeftModel"),
+}
+
+
+@pytest.fixture(scope="module")
+def a_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reliability") / "run"
+    trainer_of({}, folder, max_steps=2).train()
+    return folder
+
+
+@pytest.mark.parametrize("what", DIFFERENT)
+def test_another_experiment_is_refused_and_the_difference_named(a_run: Path, what: str):
+    changes, said = DIFFERENT[what]
+    before = {path: path.read_bytes() for path in a_run.rglob("*") if path.is_file()}
+    trainer = trainer_of({}, a_run, **{"max_steps": 3, **changes})
+    with pytest.raises(SetupError, match=f"CP513 .*{said}"):
+        trainer.train(resume_from_checkpoint=True)
+    assert {path: path.read_bytes() for path in a_run.rglob("*") if path.is_file()} == before
+
+
+def test_other_data_is_another_experiment(a_run: Path):
+    trainer = trainer_of({}, a_run, max_steps=3)
+    trainer.train_dataset = random_pairs(5, seed=3)
+    with pytest.raises(SetupError, match=r"CP513 .*data train was "):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_those_who_know_go_on_anyway(a_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    folder = broken_after(a_run, 2, tmp_path / "run")
+    trainer = trainer_of({}, folder, max_steps=3, beta=0.2, resume_anyway=True)
+    with caplog.at_level(logging.WARNING, "counterpoint"):
+        trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 3
+    assert "resume_anyway: " in caplog.text
+    assert "beta was 0.1 and is 0.2" in caplog.text
+
+
+def test_a_longer_run_a_rarer_log_and_another_cut_are_the_same_experiment(
+    a_run: Path, tmp_path: Path
+):
+    folder = broken_after(a_run, 2, tmp_path / "run")
+    changes = {"max_steps": 4, "logging_steps": 2, "max_micro_batch_tokens": 20, "save_steps": 4}
+    trainer = trainer_of({}, folder, **changes)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 4
+
+
+def test_the_model_alone_cannot_be_gone_on_from(tmp_path: Path):
+    trainer_of({}, tmp_path / "run", max_steps=1, save_only_model=True).train()
+    with pytest.raises(SetupError, match=r"CP514 .*the model alone"):
+        trainer_of({}, tmp_path / "run", max_steps=2).train(resume_from_checkpoint=True)
+
+
+def test_a_moved_run_still_knows_its_best_checkpoint(tmp_path: Path):
+    scenario = {**SCENARIOS["the best model"], "save_total_limit": None}
+    trainer_of(scenario, tmp_path / "run", max_steps=3).train()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    moved = trainer_of(scenario, tmp_path / "moved", max_steps=3)
+    moved.train(resume_from_checkpoint=True)
+    best = Path(str(moved.state.best_model_checkpoint))
+    assert best.parent == tmp_path / "moved"
+    assert best.is_dir()
+
+
+def test_the_end_of_the_last_line_that_was_being_written_is_taken_away(tmp_path: Path):
+    trainer_of({}, tmp_path / "run", max_steps=2).train()
+    whole = [line["step"] for line in read_run(tmp_path / "run").metrics]
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"loss": 0.3, "st')
+    trainer_of({}, tmp_path / "run", max_steps=3).train(resume_from_checkpoint=True)
+    steps = [line["step"] for line in read_run(tmp_path / "run").metrics]
+    assert (whole, steps) == ([1, 2, 2], [1, 2, 3, 3])
+
+
+def test_nothing_is_good_after_a_last_good_that_is_not_there(tmp_path: Path):
+    assert last_good(tmp_path) is None
