@@ -250,7 +250,9 @@ def look(number: int, looks: int, steps: int, layers: int, rng: random.Random) -
     for name, group in names.items():
         layer = int(name.split(".")[2]) if ".layers." in name else layers
         still = layer == 3
-        size = 3e-7 * width * math.exp(2.5 * layer / layers - 2 * number / looks + rng.gauss(0, 0.1))
+        size = (
+            3e-7 * width * math.exp(2.5 * layer / layers - 2 * number / looks + rng.gauss(0, 0.1))
+        )
         tensors[name] = {
             "group": group,
             "moved": 0.0 if still else 0.97 + 0.029 * number / looks,
