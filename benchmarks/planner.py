@@ -226,13 +226,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def keep(result: dict[str, Any], path: Path) -> None:
-    """Put one row into the results; the others stay."""
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
-    by_name = {row["row"]: row for row in [*rows, result]}
-    step.write_results(path, {"rows": [by_name[name] for name in WORK if name in by_name]})
-
-
 def write_docs() -> None:
     """Put the results between the markers of docs/planning.md."""
     rows = json.loads((step.RESULTS / "planner.json").read_text())["rows"]
@@ -260,7 +253,7 @@ def main() -> None:
         for row in options.rows:
             result = step.in_own_process(__file__, row, folder, env=GIVES_BACK)
             result["kept_peak"] = step.in_own_process(__file__, row, folder)["measured_peak"]
-            keep({**result, "machine": step.machine()}, options.into / "planner.json")
+            step.keep({**result, "machine": step.machine()}, options.into / "planner.json", WORK)
             print(line(result), flush=True)
 
 

@@ -38,7 +38,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from importlib.util import find_spec
@@ -368,11 +368,11 @@ def compare(row: str, rounds: int, folder: Path) -> dict[str, Any]:
     return result
 
 
-def keep(result: dict[str, Any], path: Path) -> None:
-    """Put one row into the results; the others stay."""
+def keep(result: Mapping[str, Any], path: Path, order: Iterable[str] = tuple(WORK)) -> None:
+    """Put one row into a script's results, which stand in the order of its rows; others stay."""
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     by_name = {row["row"]: row for row in [*rows, result]}
-    write_results(path, {"rows": [by_name[name] for name in WORK if name in by_name]})
+    write_results(path, {"rows": [by_name[name] for name in order if name in by_name]})
 
 
 def write_results(path: Path, content: dict[str, Any]) -> None:

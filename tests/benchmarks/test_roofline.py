@@ -54,10 +54,17 @@ def test_a_row_tells_medians_and_the_best_rate():
     runs = {
         "fp32": [{"parameters": 7, "seconds": [4.0, 6.0]}],
         "bf16": [
-            {"parameters": 7, "seconds": [2.0, 2.5], "flops": [8.0, 5.0], "matrix_rate": 10.0}
+            {
+                "parameters": 7,
+                "seconds": [2.0, 2.5],
+                "optimizer": [0.4, 0.5],
+                "flops": [8.0, 5.0],
+                "matrix_rate": 10.0,
+            }
         ],
     }
     row = roofline.summary("110m", runs)
     assert row["speed_ratio"] == pytest.approx(5 / 2.25)
     assert row["share"] == pytest.approx({"median": 0.3, "min": 0.2, "max": 0.4})
+    assert row["share_without_optimizer"] == pytest.approx((0.5 + 0.25) / 2)
     assert "30 % (20 to 40; goal 35 %: **missed**)" in roofline.table([row])

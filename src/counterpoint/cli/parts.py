@@ -144,8 +144,14 @@ def merge_model_options(run: RunOptions, config: CPOConfig) -> None:
     """Put revision, dtype and attention among the keywords that load a model.
 
     Raises:
-        ConfigError: CP104 for what is given twice.
+        ConfigError: CP104 for what is given twice, and for the revision of a folder.
     """
+    if run.revision is not None and Path(str(run.model)).is_dir():
+        raise ConfigError(
+            "CP104",
+            f"revision={run.revision} would do nothing: {run.model} is a folder, which has no "
+            "revisions. Name the model of the hub, or leave revision out.",
+        )
     given = config.model_init_kwargs
     keywords = dict(given) if isinstance(given, Mapping) else {}
     own = {
