@@ -84,7 +84,7 @@ class Difference:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """All of it, ready for JSON."""
         return {
             "same": self.same,
             "groups": self.groups(),
