@@ -47,13 +47,13 @@ WORK: dict[str, dict[str, Any]] = {
         "bf16": False,
     },
     "weights-bf16": {
-        "name": "the same, bf16",
+        "name": "the same model and pairs, bf16",
         "steps": 6,
         "lora": False,
         "bf16": True,
     },
     "lora": {
-        "name": "the same, LoRA of rank 8 on a frozen model, fp32",
+        "name": "the same model and pairs, frozen, with LoRA of rank 8, fp32",
         "steps": 6,
         "lora": True,
         "bf16": False,

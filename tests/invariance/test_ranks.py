@@ -88,8 +88,11 @@ def test_the_first_rank_sees_the_weights_move_as_one_process_does(name: str, two
     ]
     for one, other in zip(*looks, strict=True):
         assert one["tensors"].keys() == other["tensors"].keys()
-        for tensor, numbers in one["tensors"].items():
-            assert other["tensors"][tensor] == pytest.approx(numbers, rel=2e-3)
+        for tensor, found in one["tensors"].items():
+            numbers = {name: value for name, value in found.items() if isinstance(value, float)}
+            assert {n: other["tensors"][tensor][n] for n in numbers} == pytest.approx(
+                numbers, rel=2e-3
+            )
 
 
 @pytest.mark.slow
