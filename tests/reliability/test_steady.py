@@ -9,7 +9,7 @@ from tests.reliability.trials import TORTURE, trials
 
 
 def test_files_threads_and_objects_stay_as_many_over_a_run(tmp_path: Path) -> None:
-    steps = trials(300, 10_000)
+    steps = trials(200, 10_000)
     looks = train(tmp_path, steps)
     slopes = looks.slopes()
     late = [seen for step, seen in looks.seen if step > steps / 10]
