@@ -25,9 +25,6 @@ from tests.models_on_the_spot import make_model
 from tests.steps import random_pairs
 from tests.tokenizers_on_the_spot import byte_level
 
-LOOKS = 40
-"""Over a run."""
-
 
 class Looks(TrainerCallback):
     """What the process holds, as the run goes on."""
@@ -63,10 +60,10 @@ class Looks(TrainerCallback):
         }
 
 
-def train(folder: Path, steps: int) -> Looks:
-    """Train for some steps; what was seen."""
+def train(folder: Path, steps: int, times: int = 40) -> Looks:
+    """Train for some steps, and look some times; what was seen."""
     torch.set_num_threads(1)
-    looks = Looks(max(1, steps // LOOKS))
+    looks = Looks(max(1, steps // times))
     trainer = CPOTrainer(
         model=make_model("qwen2"),
         args=CPOConfig(

@@ -382,6 +382,33 @@ def test_on_weights_that_are_whole_it_says_that_nothing_is_wrong_there(
     assert found["now"][0]["name"] == "lm_head.weight"
 
 
+def test_weights_of_strangers_need_the_switches_here_too(workshop: Path, command: Command) -> None:
+    poison(workshop)
+    command(*TRAIN.split())
+    model = workshop / "model"
+    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    ask = ("replay", "out/replay-1.safetensors", "--model", "model")
+    assert command(*ask).err.startswith("counterpoint: CP310 ")
+    assert command(*ask, "--allow_pickle").code == 0
+    config = json.loads((model / "config.json").read_text())
+    config = {**config, "model_type": "odd", "auto_map": {"AutoConfig": "odd.Odd"}}
+    (model / "config.json").write_text(json.dumps(config))
+    assert command(*ask, "--allow_pickle").err.startswith("counterpoint: CP311 ")
+    trusting = command(*ask, "--allow_pickle", "--trust_remote_code")
+    assert "CP301" in trusting.err
+    assert "odd.py" in trusting.err  # it was looked for, to be run
+
+
+def test_an_adapter_is_replayed_on_the_base_that_it_names(workshop: Path, command: Command) -> None:
+    poison(workshop)
+    command(*TRAIN.split(), "--lora_r", "2", "--save_strategy", "no")
+    found = json.loads(command("replay", "out/replay-1.safetensors", "--json").out)
+    assert found["then"] == found["now"]
+    assert found["weights"] == "as out/train.yaml says"
+    assert found["then"][0]["name"] == "base_model.model.lm_head.weight"
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

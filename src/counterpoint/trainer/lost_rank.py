@@ -9,6 +9,7 @@ Not here: noticing it, starting the ranks again (``torchrun --max-restarts``).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -32,6 +33,10 @@ SIGNS = (
 """What gloo, NCCL and the store of torch.distributed say of a peer that is gone, in lower case."""
 
 
+_PLACE = re.compile(r"^\[[^\]]*\.(cc|cpp|h):\d+\] ")
+"""Where in a library's source an error was raised, which helps nobody here."""
+
+
 @contextmanager
 def lost_rank_named(folder: str) -> Iterator[None]:
     """Raise CP404 in place of what a library says when another rank has gone.
@@ -47,11 +52,11 @@ def lost_rank_named(folder: str) -> Iterator[None]:
     except RuntimeError as error:
         if not is_lost_rank(error):
             raise
-        line = next(iter(str(error).strip().splitlines()), "")
+        line = _PLACE.sub("", next(iter(str(error).strip().splitlines()), ""))
         raise TrainingError(
             "CP404",
             f"rank {dist.get_rank()} of {dist.get_world_size()} stops: another rank of the run is "
-            f"gone ({line[:160]}). Its own last lines, or the system's log, say why; what is saved "
+            f"gone ({line[:100]}). Its own last lines, or the system's log, say why; what is saved "
             f"is in {folder}.",
         ) from error
 

@@ -281,4 +281,4 @@ def _culprit(values: Tensor, term: str, name: str, row: int | None = None) -> Cu
 
 
 def _word(value: Tensor) -> str:
-    return str(float(value))
+    return str(float(value.detach()))
