@@ -20,7 +20,7 @@ import yaml
 from safetensors import SafetensorError
 from transformers.trainer_utils import IntervalStrategy
 
-from counterpoint.checkpoint.folder import checkpoints, finished, remove
+from counterpoint.checkpoint.folder import checkpoints, finished, remove, tidy
 from counterpoint.checkpoint.lock import LOCK, locked
 from counterpoint.checkpoint.manifest import MANIFEST
 from counterpoint.cli.manners import (
@@ -248,8 +248,10 @@ def _check_vacant(config: CPOConfig, overwrite: bool) -> None:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep another run out before anything of an old one is touched."""
+    """Keep another run out, and clear up after a killed one, before anything else is touched."""
     with locked(folder) if is_first_process() else nullcontext():
+        if is_first_process():
+            tidy(folder)
         yield
 
 

@@ -308,6 +308,8 @@ class ResumableTrainer(Trainer):
             self.control.should_training_stop = self._is_over()
             self._end_epoch(facts)
         else:
+            # older releases of transformers forget it for a loader that leaves out windows
+            facts["train_dataloader"].set_epoch(epoch)
             data = facts["train_dataloader"].dataset
             if isinstance(data, DealtStream):
                 data.done = facts["steps_trained_in_current_epoch"]
