@@ -85,6 +85,7 @@ FILES = (
     "rank-0.json",
     "rank-0.safetensors",
     "run_state.json",
+    "run_state.safetensors",
     "tokenizer.json",
     "tokenizer_config.json",
     "trainer_state.json",

@@ -94,7 +94,7 @@ def test_no_file_of_a_run_is_a_pickle(tmp_path: Path):
     trainer.train()
     trainer.save_model()
     kinds = {path.suffix for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert kinds == {".json", ".jsonl", ".safetensors"}
+    assert kinds == {".json", ".jsonl", ".md", ".safetensors"}
 
 
 def test_the_final_model_takes_its_place_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

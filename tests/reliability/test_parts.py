@@ -132,7 +132,6 @@ def _changed(column: str, value: object) -> Dataset:
         random_pairs(3).select([1, 0, 2]),
         _changed("weight", 0.123),
         _changed("margin", 0.5),
-        _changed("row", 77),
         _changed("chosen_ids", [5]),
     ],
 )

@@ -215,6 +215,7 @@ class Watch:
             "unchanged_at": self._unchanged_at,
             "applied": self._applied,
             "full": self._full,
+            "silent": list(self._silent),
         }
         sums = [self._sums[name] for name in (*self.trained, *self.frozen)]
         tensors = {
@@ -251,6 +252,7 @@ class Watch:
         self.since, self.last = facts["since"], facts["last"]
         self._unchanged_at = facts["unchanged_at"]
         self._applied, self._full = facts["applied"], facts["full"]
+        self._silent = list(facts["silent"])
         return True
 
 

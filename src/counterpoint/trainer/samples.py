@@ -14,13 +14,10 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from counterpoint.alarms.of_samples import degenerate
-from counterpoint.alarms.remedies import Facts
 from counterpoint.config import CPOConfig
 from counterpoint.evaluation.generation import Decoding, Prompt, complete, text_of
 from counterpoint.evaluation.texts import Completion, statistics
 from counterpoint.records import TokenPair
-from counterpoint.runlog import SAMPLES, Alarm, RunLog, read_run
 
 
 class SamplesBefore(TrainerCallback):
@@ -38,44 +35,6 @@ class SamplesBefore(TrainerCallback):
         """Write, unless the run goes on from a checkpoint or begins with an evaluation."""
         if state.global_step == 0 and not args.eval_on_start:
             self._write()
-
-
-class SampleLooks:
-    """The looks at what a run writes: each is put into its log, and compared with the first.
-
-    Args:
-        run_log: of the run; rank 0 writes.
-    """
-
-    def __init__(self, run_log: RunLog) -> None:
-        """Nobody has looked yet."""
-        self._run_log = run_log
-        self._before: dict[str, list[Mapping[str, Any]]] = {}
-
-    def add(
-        self, step: int, name: str, written: Sequence[Completion], facts: Facts
-    ) -> tuple[Alarm, ...]:
-        """Write a look at one set down.
-
-        Args:
-            step: after which it was taken.
-            name: of the set.
-            written: to the set's prompts.
-            facts: of the run, for what an alarm advises.
-
-        Returns:
-            The alarms that begin with this look.
-        """
-        entries = [{"step": step, "set": name, **one.as_entry()} for one in written]
-        if step and name not in self._before:  # a run that goes on from a checkpoint
-            earlier = read_run(self._run_log.folder).samples
-            self._before[name] = [one for one in earlier if one["set"] == name]
-        before = self._before.setdefault(name, [])
-        for entry in entries:
-            self._run_log.append(SAMPLES, entry)
-        alarms = degenerate(before, entries, facts)
-        before += entries
-        return alarms
 
 
 def decodings(args: CPOConfig) -> list[Decoding]:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, set_seed
 
+from counterpoint.alarms.of_samples import degenerate_in_run
 from counterpoint.alarms.watch import Watch
 from counterpoint.checkpoint.fingerprint import Fingerprint
 from counterpoint.config import CPOConfig
@@ -48,6 +49,7 @@ from counterpoint.runlog import (
     ALARMS,
     METRICS,
     MOVEMENT,
+    SAMPLES,
     Alarm,
     RunLog,
     check_writable,
@@ -70,12 +72,12 @@ from counterpoint.trainer.recording import Beginning, told_to_its_end
 from counterpoint.trainer.recut import Share, TokenBudget
 from counterpoint.trainer.resumable import ResumableTrainer
 from counterpoint.trainer.samples import (
-    SampleLooks,
     SamplesBefore,
     decodings,
     sample,
     sample_metrics,
 )
+from counterpoint.trainer.saved_options import without_secrets
 from counterpoint.trainer.setup import (
     announce,
     balancing_weight,
@@ -207,7 +209,6 @@ class CPOTrainer(ResumableTrainer):
         self._top_k = router_top_k(self.model.config) if self._balancing_weight else None
         self._environment: dict[str, Any] | None = None
         self._recorded = False
-        self._looks = SampleLooks(self.run_log)
         self._pace = Pace(args.device)
         self.monitor = self._made_monitor()
         self._add_watchers()
@@ -537,11 +538,14 @@ class CPOTrainer(ResumableTrainer):
         few = self._feed.some(pairs, self.args.eval_samples)
         with self.accelerator.autocast():
             written = sample(self.model, self.processing_class, few, decodings(self.args))
-        step, facts = self.state.global_step, alarm_facts(self.args, self.state.max_steps)
-        alarms = self._looks.add(step, name, written, facts)
-        if self.is_in_train:
-            for alarm in alarms:
+        about = {"step": self.state.global_step, "set": name}
+        entries = [{**about, **one.as_entry()} for one in written]
+        if self.is_in_train and self.is_world_process_zero():
+            facts = alarm_facts(self.args, self.state.max_steps)
+            for alarm in degenerate_in_run(self.run_log.folder, entries, facts):
                 self.sound(alarm)
+        for entry in entries:
+            self.run_log.append(SAMPLES, entry)
         return dict(sample_metrics(written))
 
     def _outputs(self, share: Share) -> list[PairOutput]:
@@ -567,7 +571,6 @@ class CPOTrainer(ResumableTrainer):
             if not planned and self.train_dataset is not None:
                 self._budget.tokens = fitting_budget(self.model, self.args, self.train_dataset)
             self._watch, self._ending = None, None
-            self._looks = SampleLooks(self.run_log)
             self._describe()
             with self.recorded():
                 return self._trained(checkpoint, *args, **kwargs)
@@ -748,6 +751,11 @@ class CPOTrainer(ResumableTrainer):
 
     def _prepare_inputs(self, inputs: PairBatch) -> PairBatch:
         return inputs  # on the device since get_batch_samples
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # transformers pickles the options into what it uploads
+        with without_secrets(self.args):
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def _budget_lowered(self) -> None:
         if self.is_in_train:  # an evaluation alone leaves the files of a run as they are
