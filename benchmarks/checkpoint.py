@@ -1,4 +1,4 @@
-"""Claim: a checkpoint that cannot be half there costs little more than transformers' own.
+"""Claim: what a checkpoint that cannot be half there costs, against transformers' own.
 
     python benchmarks/checkpoint.py            into results/checkpoint.json: some two minutes, 2 GB
     python benchmarks/checkpoint.py --docs     the table of docs/reliability.md, no more

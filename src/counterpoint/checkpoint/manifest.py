@@ -29,6 +29,9 @@ MANIFEST = "manifest.json"
 SHOWN = 4
 """Most files that a message names."""
 
+THREADS = 4
+"""Files that are read, or brought to the disk, at a time."""
+
 
 @dataclass(frozen=True, slots=True)
 class File:
@@ -75,11 +78,11 @@ def seal(folder: Path, *, step: int, resumable: bool, fingerprint: Mapping[str, 
         OSError: where the disk refuses.
     """
     names = sorted(_names(folder))
-    with ThreadPoolExecutor(1) as aside:  # the disk has its work while the processor has its own
-        synced = [aside.submit(sync_file, folder / name) for name in names]
-        files = {name: _read_through(folder / name) for name in names}
-        for one in synced:
-            one.result()
+    paths = [folder / name for name in names]
+    with ThreadPoolExecutor(THREADS) as pool:  # some wait for the disk, some use the processor
+        synced = pool.map(sync_file, paths)
+        files = dict(zip(names, pool.map(_read_through, paths), strict=True))
+        list(synced)  # raises what one of them raised
     manifest = Manifest(step, resumable, fingerprint, versions(), files)
     content = {"format": FORMAT, **asdict(manifest)}
     # no line end: that the last byte is missing could not be seen of it
@@ -112,10 +115,11 @@ def verify(folder: Path, *, step: int | None = None) -> Manifest:
     wrong = []
     if step is not None and manifest.step != step:
         wrong.append(f"{MANIFEST} is that of step {manifest.step}")
-    for name, file in manifest.files.items():
-        problem = _problem(folder / name, file)
-        if problem:
-            wrong.append(f"{name} {problem}")
+    with ThreadPoolExecutor(THREADS) as pool:
+        paths = [folder / name for name in manifest.files]
+        problems = pool.map(_problem, paths, manifest.files.values())
+        found = zip(manifest.files, problems, strict=True)
+        wrong += [f"{name} {problem}" for name, problem in found if problem]
     if wrong:
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise SetupError("CP512", f"{folder} is damaged: {'; '.join(wrong[:SHOWN])}{more}.")
