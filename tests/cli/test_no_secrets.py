@@ -73,7 +73,7 @@ def test_no_canary_is_in_any_file_of_a_run_nor_on_the_screen(
     assert_silent(said.err.encode(), "stderr")
     files = [path for path in Path("out").rglob("*") if path.is_file()]
     names = {path.name for path in files}
-    assert {"training_args.bin", "run.json", "train.yaml", "samples.jsonl"} <= names
+    assert {"training_args.json", "run.json", "train.yaml", "samples.jsonl"} <= names
     for path in files:
         assert_silent(path.read_bytes(), path)
     run = json.loads(Path("out/run.json").read_text())

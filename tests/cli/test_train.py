@@ -26,7 +26,7 @@ from counterpoint import CPOConfig, CPOTrainer
 from counterpoint.alarms.watch import Watch
 from counterpoint.cli.run_options import RunOptions
 from counterpoint.cli.train import CPOTrainer as Used
-from counterpoint.runlog import Alarm
+from counterpoint.runlog import Alarm, read_run
 from counterpoint.trainer.loading import load_model, load_tokenizer, random_model
 from tests.cli.conftest import PAIRS, Command, tree, write_pairs
 
@@ -56,9 +56,8 @@ def weights(folder: str) -> dict[str, Tensor]:
 
 
 def log(folder: str = "out") -> list[dict[str, Any]]:
-    """The log lines of a run."""
-    text = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    """The log lines of a run, those of a step done twice as it was done last."""
+    return [dict(line) for line in read_run(folder).metrics]
 
 
 SAID_LAST = [

@@ -56,6 +56,7 @@ from counterpoint.checkpoint.weights import WEIGHTS, load_weights, write_beside
 from counterpoint.config import CPOConfig
 from counterpoint.data.batching import DealtStream
 from counterpoint.errors import ConfigError, SetupError
+from counterpoint.masking import Mask
 from counterpoint.runlog import STREAMS, RunLog, logger
 from counterpoint.trainer.ranks import each_does, first_does
 
@@ -563,7 +564,7 @@ class ResumableTrainer(Trainer):
                 save_model(model, str(folder / WEIGHTS))
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(str(folder))
-            text = json.dumps(self.args.to_dict(), indent=2, default=str)
+            text = json.dumps(Mask().of(self.args.to_dict()), indent=2, default=str)
             (folder / OPTIONS).write_text(f"{text}\n", encoding="utf-8")
 
     def _plain(self, model: Any) -> Any:
