@@ -14,6 +14,9 @@ DEV := $(VENV)/.counterpoint-dev
 # The tests' models are so small that a second thread only waits, forty times as long under load.
 test check torture golden: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
 
+# Processes that share the tests: a core each.
+WORKERS ?= auto
+
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test check torture bench docs site golden constraints clean
 
@@ -33,12 +36,14 @@ check: $(DEV) ## what CI runs: format, lint, types, imports, docs, every test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/generate_docs.py --check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS)
 	@echo "Long files and functions, to look at:"
 	@$(BIN)/python scripts/smells.py
 
 torture: $(DEV) ## kill runs hundreds of times, fill disks, and compare; takes long
 	$(BIN)/python -m tests.reliability.torture $(ARGS)
+	$(BIN)/python -m tests.reliability.steady
+	COUNTERPOINT_TORTURE=1 $(BIN)/python -m pytest tests/reliability
 
 bench: $(DEV) ## every script of benchmarks/, then the tables of the docs
 	@for script in benchmarks/*.py; do \

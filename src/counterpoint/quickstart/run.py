@@ -248,6 +248,7 @@ def _show_result(result: QuickstartResult, steps: int, held_out: int, shown: lis
     folder = shlex.quote(str(result.folder))
     say(f"model and run  {result.model}")
     say(f"data, config   {result.folder}")
+    say(f"look at it     counterpoint report {shlex.quote(str(result.model))}")
     say("next, the same run with another loss")
     say(f"  counterpoint train {folder}/{CONFIG_FILE} \\")
     say("    --loss_type simpo --beta 5 --simpo_gamma 2.5 \\")
