@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from counterpoint.runlog import read_run
 from tests.cli.conftest import pattern
 from tests.reliability.trials import TORTURE
 
@@ -23,11 +24,11 @@ ROOT = Path(__file__).parents[2]
 WITHIN = 30.0
 """Seconds."""
 
-TRAIN = [
+COMMAND = [
     *("-m", "counterpoint", "train", "--model", "model", "--dataset", "pairs.jsonl"),
-    *("--output_dir", "out", "--max_steps", "100000", "--per_device_train_batch_size", "2"),
-    *("--logging_steps", "1", "--save_strategy", "no", "--doctor", "off"),
+    *("--per_device_train_batch_size", "2", "--logging_steps", "1", "--doctor", "off"),
 ]
+TRAIN = [*COMMAND, *("--output_dir", "out", "--max_steps", "100000", "--save_strategy", "no")]
 
 
 def free_port() -> int:
@@ -128,3 +129,44 @@ def test_under_torchrun_nothing_is_left_running(
     assert started[0].returncode != 0
     assert "Signal 9 (SIGKILL)" in err
     assert not [one for one in ranks if one.is_running() and one.status() != "zombie"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TORTURE, reason="three runs of two processes; make torture runs it")
+def test_torchrun_begins_again_where_the_killed_rank_left_and_ends_with_the_same_weights(
+    place: Path, started: list[subprocess.Popen[str]]
+) -> None:
+    def launched(folder: str, *launcher: str) -> subprocess.Popen[str]:
+        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", *launcher]
+        steps = ["--max_steps", "60", "--save_steps", "2", "--resume", "auto", "--use_cpu"]
+        process = subprocess.Popen(
+            [
+                *(sys.executable, *torchrun, "--master-port", str(free_port())),
+                *(*COMMAND, *steps, "--output_dir", folder),
+            ],
+            env=environment(),
+            cwd=place,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    whole = launched("whole")
+    _, err = whole.communicate(timeout=240)
+    assert whole.returncode == 0, err
+    broken, end = launched("out", "--max-restarts", "1"), time.monotonic() + 120
+    while not list((place / "out").glob("checkpoint-*/manifest.json")):
+        assert broken.poll() is None, broken.communicate()
+        assert time.monotonic() < end, "it saves nothing"
+        time.sleep(0.05)
+    ranks = psutil.Process(broken.pid).children()
+    next(one for one in ranks if one.environ().get("RANK") == "1").kill()
+    _, err = broken.communicate(timeout=240)
+    assert broken.returncode == 0, err
+    weights = [(place / run / "model.safetensors").read_bytes() for run in ("whole", "out")]
+    assert weights[0] == weights[1]
+    run = read_run(place / "out")
+    assert run.facts["resumed"][0]["step"] >= 2
+    assert [line["step"] for line in run.metrics if "loss" in line] == list(range(1, 61))
