@@ -42,6 +42,18 @@ RUN_FILE = "run.json"
 METRICS, ALARMS, MOVEMENT, SAMPLES = STREAMS = ("metrics", "alarms", "movement", "samples")
 """The streams of a run; each is a file of that name, ending in .jsonl."""
 
+OBJECTIVE_OPTIONS = (
+    "loss_type",
+    "beta",
+    "simpo_gamma",
+    "gamma_beta_ratio",
+    "alpha",
+    "cpo_alpha",
+    "nll_reduction",
+    "label_smoothing",
+)
+"""Options that say what is minimised."""
+
 MARK, BEGUN, RESUMED = "mark", "begun", "resumed"
 """The key that a mark has and no other line, and its two values."""
 

@@ -447,3 +447,18 @@ def test_a_bomb_in_a_configuration_is_cut_short(
     assert answer.err.count("\n") == 1
     assert tree(workshop) == before
     assert time.process_time() - began < 10
+
+
+@pytest.mark.skipif(bounds.resource is None, reason="no limit of memory on this system")
+def test_bounds_of_several_threads_leave_no_limit_behind() -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    first, second = bounds.bounded_memory(), bounds.bounded_memory()
+    first.__enter__()
+    second.__enter__()
+    assert resource.getrlimit(resource.RLIMIT_AS) != before
+    first.__exit__(None, None, None)
+    assert resource.getrlimit(resource.RLIMIT_AS) != before
+    second.__exit__(None, None, None)
+    assert resource.getrlimit(resource.RLIMIT_AS) == before

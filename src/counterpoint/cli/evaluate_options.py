@@ -15,20 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from counterpoint.errors import ConfigError
 from counterpoint.evaluation.references import BLEU_TOKENIZERS, METRICS
-from counterpoint.runlog import RUN_FILE, read_run
+from counterpoint.runlog import OBJECTIVE_OPTIONS, RUN_FILE, read_run
 
 if TYPE_CHECKING:
     from counterpoint.cli.settings import Request
 
 OBJECTIVE = (
-    "loss_type",
-    "beta",
-    "simpo_gamma",
-    "gamma_beta_ratio",
-    "alpha",
-    "cpo_alpha",
-    "nll_reduction",
-    "label_smoothing",
+    *OBJECTIVE_OPTIONS,
     "router_aux_loss_coef",
 )
 LENGTHS = ("max_length", "max_completion_length", "truncation")

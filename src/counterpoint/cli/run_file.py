@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from counterpoint.runlog import OBJECTIVE_OPTIONS
+
 WIDEST = 96
 """Columns of a line, but for values that are wider themselves."""
 
@@ -40,16 +42,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "use_rslora",
         "use_dora",
     ),
-    "Objective": (
-        "loss_type",
-        "beta",
-        "simpo_gamma",
-        "gamma_beta_ratio",
-        "alpha",
-        "cpo_alpha",
-        "nll_reduction",
-        "label_smoothing",
-    ),
+    "Objective": OBJECTIVE_OPTIONS,
     "Pairs and steps": (
         "max_length",
         "max_completion_length",

@@ -83,22 +83,53 @@ def panics_caught() -> Iterator[None]:
         raise Panic(str(error)) from error
 
 
+class _AddressSpace:
+    """The limit of the process, lowered as long as anybody needs it lowered.
+
+    Two threads that each put back what they found would leave the lower limit for good.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holders = 0
+        self._before = (0, 0)
+
+    def lower(self, more: int) -> None:
+        """Leave so many bytes beyond what the process has now, unless it is lowered already."""
+        with self._lock:
+            self._holders += 1
+            if self._holders > 1:
+                return
+            now = int(_PAGES.read_text().split()[0]) * resource.getpagesize()
+            self._before = soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+            unlimited = resource.RLIM_INFINITY
+            bound = min(limit for limit in (now + more, soft, hard) if limit != unlimited)
+            resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
+
+    def restore(self) -> None:
+        """The last one to leave puts back what the first one found."""
+        with self._lock:
+            self._holders -= 1
+            if self._holders == 0:
+                resource.setrlimit(resource.RLIMIT_AS, self._before)
+
+
+_ADDRESS_SPACE = _AddressSpace()
+
+
 @contextmanager
 def bounded_memory(more: int = MOST_MEMORY) -> Iterator[None]:
     """Let allocations beyond a bound fail with ``MemoryError``.
 
     Args:
-        more: bytes, beyond the address space that the process has now.
+        more: bytes, beyond the address space that the process has now; of several threads that
+            of the first one counts.
     """
     if resource is None or not _PAGES.exists():
         yield
         return
-    now = int(_PAGES.read_text().split()[0]) * resource.getpagesize()
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    unlimited = resource.RLIM_INFINITY
-    bound = min(limit for limit in (now + more, soft, hard) if limit != unlimited)
-    resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
+    _ADDRESS_SPACE.lower(more)
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        _ADDRESS_SPACE.restore()

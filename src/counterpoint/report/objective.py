@@ -9,16 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from counterpoint.report.markup import Content, Markup, element, folded, plain_json, table
+from counterpoint.runlog import OBJECTIVE_OPTIONS
 
 MATTER = (
-    "loss_type",
-    "beta",
-    "simpo_gamma",
-    "gamma_beta_ratio",
-    "alpha",
-    "cpo_alpha",
-    "nll_reduction",
-    "label_smoothing",
+    *OBJECTIVE_OPTIONS,
     "learning_rate",
     "lr_scheduler_type",
     "warmup_steps",
