@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import platform
 import sys
 import tempfile
@@ -27,12 +28,12 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from counterpoint import CPOConfig, CPOTrainer
-from counterpoint.quickstart.display import quiet
 from counterpoint.quickstart.run import HELD_OUT, STEP_PAIRS, STEPS, training_options
 from counterpoint.quickstart.supervised import train_supervised
 from counterpoint.quickstart.table import judge
 from counterpoint.quickstart.task import held_out_numbers, preference_pairs
 from counterpoint.quickstart.translate import load_base, translate
+from counterpoint.trainer.alone import quiet
 
 SEEDS = range(5, 10)
 RESULTS = Path(__file__).parent / "results" / "quickstart.json"
@@ -71,7 +72,7 @@ def measure(setting: dict[str, Any], seed: int) -> dict[str, float]:
     kind, steps = changes.pop("kind", "cpo"), changes.pop("steps", STEPS)
     rows = [pair.row for pair in preference_pairs(steps * STEP_PAIRS, seed)]
     numbers = held_out_numbers(HELD_OUT, seed)
-    with tempfile.TemporaryDirectory() as folder, quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet(logging.WARNING):
         model, tokenizer = load_base()
         begun = time.perf_counter()
         options = training_options(Path(folder), seed=seed, steps=steps) | changes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +71,8 @@ def test_what_stands_outside_the_marks_stays(tmp_path):
     assert page.read_text() == (
         "above\n<!-- a: begin -->\nnew\n<!-- a: end -->\nbelow <!-- b: begin -->\n"
     )
+
+
+@pytest.mark.parametrize("script", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")))
+def test_every_script_finds_what_it_imports(script):
+    assert callable(import_module(script).main)
