@@ -263,6 +263,11 @@ class RunLog:
         self._facts = facts
         self._write_facts()
 
+    @property
+    def described(self) -> bool:
+        """Whether ``run.json`` is of the training that this log is of."""
+        return self._described
+
     def append(self, stream: str, entry: Mapping[str, Any] | Alarm) -> None:
         """Append one line to a stream, with the "time" in seconds since 1970.
 

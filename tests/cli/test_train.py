@@ -270,9 +270,11 @@ def test_two_words_for_going_on_contradict_each_other(workshop: Path, command: C
 
 def test_another_experiment_is_refused_unless_it_is_meant(workshop: Path, command: Command) -> None:
     assert command("train", write_run(save_steps=1)).code == 0
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
     path = write_run(save_steps=1, beta=0.3, max_steps=4)
     said = command("train", path, "--resume", "auto")
     assert said.code == 2
+    assert before == {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
     assert (
         "CP513 out/checkpoint-3 is of a different experiment: beta was 0.1 and is 0.3" in said.err
     )

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 from safetensors import SafetensorError
+from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from counterpoint.checkpoint.folder import checkpoints, finished, remove, tidy
@@ -86,7 +87,7 @@ def train(request: Request) -> None:
         resume = _checkpoint(config)
         if is_first_process():
             _clear(folder, keep=resume is not None)
-            _write_request(request)
+            trainer.add_callback(_WrittenRequest(request))
         with heeded(trainer):
             trainer.train(resume_from_checkpoint=resume)
         trainer.save_model()
@@ -265,12 +266,18 @@ def _clear(folder: Path, keep: bool) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write_request(request: Request) -> None:
-    folder = Path(request.config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    given = Mask().of(request.given)
-    text = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
-    (folder / REQUEST_FILE).write_text(text, encoding="utf-8")
+class _WrittenRequest(TrainerCallback):
+    """Writes what was asked for when training begins: one that is refused changes no folder."""
+
+    def __init__(self, request: Request) -> None:
+        """Nothing is written yet."""
+        self._request = request
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Every check has passed by now."""
+        given = Mask().of(self._request.given)
+        text = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
+        (Path(args.output_dir) / REQUEST_FILE).write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -636,7 +636,7 @@ class CPOTrainer(ResumableTrainer):
         with ExitStack() as stack:
             stack.callback(setattr, self, "_recorded", False)
             stack.enter_context(told_to_its_end(self.run_log, lambda: self.state))
-            stack.callback(self._describe)
+            stack.callback(self._describe_again)
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, TrainingDisplay):
                     stack.enter_context(callback)
@@ -756,6 +756,10 @@ class CPOTrainer(ResumableTrainer):
         # transformers pickles the options into what it uploads
         with without_secrets(self.args):
             super()._push_from_checkpoint(checkpoint_folder)
+
+    def _describe_again(self) -> None:
+        if self.run_log.described:  # what is refused before it begins leaves a folder as it was
+            self._describe()
 
     def _budget_lowered(self) -> None:
         if self.is_in_train:  # an evaluation alone leaves the files of a run as they are
