@@ -50,7 +50,7 @@ bench: $(DEV) ## every script of benchmarks/, then the tables of the docs
 		echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 	@for script in benchmarks/*.py; do $(BIN)/python "$$script" --docs || exit 1; done
 
-docs: $(DEV) ## write docs/options.md and docs/errors.md from the code
+docs: $(DEV) ## write the pages of docs/ that the code says
 	$(BIN)/python scripts/generate_docs.py
 
 site: $(DEV) ## the documentation as a site, in build/site; every link and anchor must hold

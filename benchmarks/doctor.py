@@ -65,7 +65,11 @@ def seconds(**parts: Any) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=ROWS)
-    count = parser.parse_args().rows
+    parser.add_argument("--docs", action="store_true", help="no page has a table of it: do nothing")
+    options = parser.parse_args()
+    if options.docs:
+        return
+    count = options.rows
     os.environ["COUNTERPOINT_CACHE"] = "off"
     disable_progress_bars()
     train = varied(step.rows_of("hh", 2000), count)

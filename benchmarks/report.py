@@ -1,6 +1,6 @@
 """Claim: the report of a run of 2,000 steps opens in less than two seconds, one of 100,000 too.
 
-    python benchmarks/report.py          into results/report.json: two minutes
+    python benchmarks/report.py          into results/report.json: a minute
     python benchmarks/report.py --docs   the table of docs/report.md
 
 Runs are made on the spot (``tests/report/runs.py``): 24 layers, two evaluation sets, samples.

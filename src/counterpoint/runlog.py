@@ -14,7 +14,7 @@ out what it overrides: a step that was done twice is read once.
 A disk that is full does not end a training. What cannot be written is kept, one warning says so,
 and the next line that can be written brings it along; at the end a warning counts what is lost.
 
-Not here: weights and checkpoints (transformers writes them into the same folder), and anything
+Not here: weights and checkpoints (the trainer writes them into the same folder), and anything
 secret (``masking``).
 """
 
