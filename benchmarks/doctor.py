@@ -65,7 +65,7 @@ def seconds(**parts: Any) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=ROWS)
-    parser.add_argument("--docs", action="store_true", help="no page has a table of it: do nothing")
+    parser.add_argument("--docs", action="store_true", help="no page has a table: do nothing")
     options = parser.parse_args()
     if options.docs:
         return

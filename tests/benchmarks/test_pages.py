@@ -74,5 +74,8 @@ def test_what_stands_outside_the_marks_stays(tmp_path):
 
 
 @pytest.mark.parametrize("script", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")))
-def test_every_script_finds_what_it_imports(script):
+def test_every_script_finds_what_it_imports(script, monkeypatch):
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")  # it warns of itself when it is imported
+    if script in ("differences", "precision"):
+        pytest.importorskip("trl", reason="TRL is not installed")
     assert callable(import_module(script).main)

@@ -20,7 +20,6 @@ from dataclasses import dataclass, fields
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -275,9 +274,9 @@ def processes(bench: Bench, options: dict[str, Any]) -> list[Any]:
         asked.append(more.pop("num_proc", None))
         return whole(self, *facts, **more)
 
-    # rows that another look has prepared would not be asked for again
-    with TemporaryDirectory() as cache, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COUNTERPOINT_CACHE", cache)
+    with pytest.MonkeyPatch.context() as patch:
+        # rows that another look has prepared would not be asked for again
+        patch.setenv("COUNTERPOINT_CACHE", "off")
         patch.setattr(Dataset, "map", spied)
         prepare(TEXTS, bench.tokenizer, PrepareOptions.of(bench.args(options)), name="t")
     return asked
