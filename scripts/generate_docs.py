@@ -64,7 +64,8 @@ def errors_page() -> str:
         "Every error that a user can cause carries a code, which never changes its meaning. The "
         "message says what was seen, what was expected and what to do. In Python they are "
         "`counterpoint.CounterpointError` and its subclasses, with `.code` and `.message`; the "
-        "command prints one line and exits with 2 (with 1 for CP515, where a disk refused on the way).\n",
+        "command prints one line and exits with 2 (with 1 for CP515, where a disk refused on the "
+        "way).\n",
     ]
     for hundred, codes in groupby(errors.CODES, key=lambda code: code[2]):
         kind_of_error, title = ERROR_CLASSES[hundred]

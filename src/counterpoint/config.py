@@ -66,6 +66,11 @@ REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
             "a step would be made of whichever pairs were ready first",
         ),
         "deepspeed": (None, "sharded engines are not supported yet; use DDP through torchrun"),
+        "enable_jit_checkpoint": (
+            False,
+            "it would save in the middle of a step; counterpoint train saves after the step when "
+            "SIGTERM comes, and so does trainer.end_after_step in a script",
+        ),
         "eval_accumulation_steps": (
             None,
             "a few numbers a pair are all that an evaluation keeps; lower "
@@ -109,6 +114,15 @@ REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
             None,
             "its noise depends on how far a batch is padded, so that a step would depend on how "
             "it is cut",
+        ),
+        "restore_callback_states_from_checkpoint": (
+            False,
+            "a run that goes on gives callbacks their states back, always",
+        ),
+        "save_on_each_node": (
+            False,
+            "a checkpoint is one folder that all ranks write; put output_dir on a file system that "
+            "they share",
         ),
         "parallelism_config": (None, "only data parallelism is supported yet"),
     }

@@ -28,7 +28,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -39,6 +39,9 @@ from counterpoint.errors import CounterpointError, SetupError
 from counterpoint.masking import Mask, MaskingFilter
 
 RUN_FILE = "run.json"
+REQUEST_FILE = "train.yaml"
+"""The options a run was given, in its folder: ``counterpoint train`` takes it as it is."""
+
 METRICS, ALARMS, MOVEMENT, SAMPLES = STREAMS = ("metrics", "alarms", "movement", "samples")
 """The streams of a run; each is a file of that name, ending in .jsonl."""
 
@@ -167,11 +170,12 @@ class Run:
     samples: tuple[Mapping[str, Any], ...]
 
 
-def read_run(folder: str | Path) -> Run:
+def read_run(folder: str | Path, streams: Collection[str] = STREAMS) -> Run:
     """Read a run directory, also while it is written.
 
     Args:
         folder: the run directory.
+        streams: those of ``STREAMS`` to read; the others are left empty.
 
     Returns:
         Each step once, as it was done last.
@@ -186,8 +190,10 @@ def read_run(folder: str | Path) -> Run:
         raise SetupError(
             "CP507", f"{path} holds no run: its {RUN_FILE} cannot be read ({error})."
         ) from error
-    streams = {stream: tuple(_that_count(_lines(stream_file(path, stream)))) for stream in STREAMS}
-    return Run(path, facts, **streams)
+    found: dict[str, tuple[Mapping[str, Any], ...]] = dict.fromkeys(STREAMS, ())
+    for stream in streams:
+        found[stream] = tuple(_that_count(_lines(stream_file(path, stream))))
+    return Run(path, facts, **found)
 
 
 Placed = tuple[int, Mapping[str, Any]]
@@ -318,7 +324,7 @@ class RunLog:
         for stream in STREAMS:
             path = stream_file(self.folder, stream)
             if path.is_file():
-                with path.open("rb") as file:
+                with path.open("r+b") as file:
                     os.fsync(file.fileno())
         return self._whole_sizes()
 

@@ -166,7 +166,10 @@ def test_an_option_of_the_run_changes_what_is_done(
     beside = SAID["overwrite_output_dir"] if name == "doctor" else []
     with_it = command("train", *words, *beside, *SAID[name])
     without = command("train", *words, *beside)
-    assert (with_it.code, with_it.err) != (without.code, without.err)
+    if name == "doctor":
+        assert ("CW" in without.err, "CW" in with_it.err) == (True, False)
+    else:
+        assert (without.code, with_it.code) == (2, 0)
 
 
 OF_PLAN = {
@@ -188,9 +191,9 @@ def test_every_flag_of_a_small_command_changes_what_it_says(
 ) -> None:
     assert set(tried) == set(flags_of(kind))
     words = ["--model", "model", "--dataset", "pairs.jsonl", "--use_cpu"]
+    if name == "plan":
+        words += ["--memory", "2GiB"]  # the machine has another amount left each time
     plain = command(name, *words)
     assert plain.code == 0
     for flag, given in tried.items():
-        if flag == "memory":  # of the machine the plain call knows how much there is
-            assert command(name, *words, "--memory", "2GiB") != command(name, *words, *given)
         assert command(name, *words, *given) != plain, flag

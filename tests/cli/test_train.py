@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import counterpoint.cli
 from counterpoint import CPOConfig, CPOTrainer
 from counterpoint.alarms.watch import Watch
-from counterpoint.cli.run_options import RunOptions
 from counterpoint.cli.train import CPOTrainer as Used
 from counterpoint.runlog import Alarm, read_run
 from counterpoint.trainer.loading import load_model, load_tokenizer, random_model
@@ -401,16 +398,6 @@ def test_a_tokenizer_may_come_from_elsewhere(workshop: Path, command: Command) -
     args = CPOConfig(output_dir="o", use_cpu=True)
     assert load_tokenizer("words", args, of_model=False).eos_token == "<|endoftext|>"
     assert command("train", write_run(tokenizer="words")).code == 0
-
-
-PARTS = ("train", "parts", "adapter", "settings")
-
-
-@pytest.mark.parametrize("name", [field.name for field in fields(RunOptions)])
-def test_every_option_of_the_run_is_read_by_the_code_that_runs_it(name: str) -> None:
-    folder = Path(counterpoint.cli.__file__).parent
-    code = "".join((folder / f"{part}.py").read_text() for part in PARTS)
-    assert re.search(rf"\brun\.{name}\b", code)
 
 
 def test_processes_launched_on_cpus_train_one_model_without_being_told(workshop: Path) -> None:

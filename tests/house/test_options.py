@@ -466,6 +466,7 @@ ASKED: dict[str, Any] = {
     "bf16_full_eval": True,
     "dataloader_in_order": False,
     "deepspeed": "ds.json",
+    "enable_jit_checkpoint": True,
     "eval_accumulation_steps": 4,
     "eval_do_concat_batches": False,
     "eval_use_gather_object": True,
@@ -481,6 +482,8 @@ ASKED: dict[str, Any] = {
     "logging_nan_inf_filter": True,
     "neftune_noise_alpha": 5.0,
     "parallelism_config": object(),
+    "restore_callback_states_from_checkpoint": True,
+    "save_on_each_node": True,
 }
 """Of each refused option, a value that asks for something."""
 

@@ -61,7 +61,7 @@ def test_shards_are_read_one_after_another(tmp_path: Path):
 
 def test_weights_of_another_model_are_refused_by_name(tmp_path: Path):
     make_model("qwen2", intermediate_size=64).save_pretrained(tmp_path)
-    with pytest.raises(SetupError, match=r"CP514 .*mlp\.down_proj\.weight \(32, 64\)|CP514 "):
+    with pytest.raises(SetupError, match=r"CP514 .*mlp\.down_proj\.weight \(\(32, 64\)"):
         load_weights(make_model("qwen2"), tmp_path)
 
 

@@ -400,6 +400,17 @@ def test_weights_of_strangers_need_the_switches_here_too(workshop: Path, command
     assert "odd.py" in trusting.err  # it was looked for, to be run
 
 
+def test_a_file_beside_a_replay_turns_no_switch_on(workshop: Path, command: Command) -> None:
+    poison(workshop)
+    command(*TRAIN.split(), "--save_strategy", "no", "--allow_pickle")
+    model = workshop / "model"
+    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    assert "allow_pickle: true" in Path("out/train.yaml").read_text()
+    assert command("replay", "out/replay-1.safetensors").err.startswith("counterpoint: CP310 ")
+    assert command("replay", "out/replay-1.safetensors", "--allow_pickle").code == 0
+
+
 def test_an_adapter_is_replayed_on_the_base_that_it_names(workshop: Path, command: Command) -> None:
     poison(workshop)
     command(*TRAIN.split(), "--lora_r", "2", "--save_strategy", "no")

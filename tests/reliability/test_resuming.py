@@ -12,10 +12,17 @@ import pytest
 import torch
 
 from counterpoint import ConfigError, SetupError
-from counterpoint.checkpoint.folder import checkpoints, last_good, step_of
+from counterpoint.checkpoint.folder import FILLED, checkpoints, filled, last_good, step_of, tidy
 from counterpoint.runlog import read_run
 from counterpoint.trainer.resumable import ResumableTrainer
-from tests.reliability.scenarios import SCENARIOS, Counting, differences, lines, summary, trainer_of
+from tests.reliability.scenarios import (
+    SCENARIOS,
+    Counting,
+    differences,
+    lines,
+    summary,
+    trainer_of,
+)
 from tests.steps import random_pairs
 
 
@@ -204,6 +211,25 @@ def test_a_moved_run_still_knows_its_best_checkpoint(tmp_path: Path):
     best = Path(str(moved.state.best_model_checkpoint))
     assert best.parent == tmp_path / "moved"
     assert best.is_dir()
+
+
+def test_the_newest_checkpoint_stays_beside_the_best_with_a_limit_of_one(tmp_path: Path):
+    scenario = {**SCENARIOS["stopped early"], "save_total_limit": 1}
+    trainer = trainer_of(scenario, tmp_path / "run")
+    trainer.train()
+    assert trainer.state.best_global_step < trainer.state.global_step
+    newest = last_good(tmp_path / "run")
+    assert newest is not None
+    assert step_of(newest[0]) == trainer.state.global_step
+    assert trainer.args.save_total_limit == 1
+
+
+def test_what_a_save_left_when_it_was_killed_is_cleared_away(tmp_path: Path):
+    saving = filled(tmp_path)
+    (saving.__enter__() / "model.safetensors").write_bytes(b"half")  # and no code runs any more
+    assert list(tmp_path.iterdir()) == [tmp_path / FILLED]
+    tidy(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_end_of_the_last_line_that_was_being_written_is_taken_away(tmp_path: Path):

@@ -259,7 +259,6 @@ def look(number: int, looks: int, steps: int, layers: int, rng: random.Random) -
             "update": 0.0 if still else size,
             "stuck": 1.0 if still else 0.012,
             "grad_norm": None if still else math.exp(rng.gauss(-3, 0.3)),
-            "trainable": True,
         }
     groups = {}
     for group in dict.fromkeys(names.values()):

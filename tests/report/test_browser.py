@@ -140,7 +140,7 @@ def test_no_text_of_a_run_runs_as_a_script(visit: Any, tmp_path: Path) -> None:
     log = RunLog(tmp_path / "run")
     log.describe(facts(options={"run_name": text}, objective=text))
     log.append(METRICS, {"step": 1, text: 1.0, "loss": 1.0, f"eval_{text}_loss": 2.0})
-    tensor = {"group": text, "update": 1.0, "moved": 1.0, "trainable": True}
+    tensor = {"group": text, "update": 1.0, "moved": 1.0}
     groups = {text: {"update": 1.0}}
     log.append(MOVEMENT, {"step": 9, "groups": groups, "tensors": {text: tensor}})
     log.append(SAMPLES, {"step": 0, "prompt": text, "completion": text})

@@ -10,7 +10,7 @@ from counterpoint.report.movement import CELLS, COLUMNS, group_chart, heat_map, 
 
 
 def tensor(group: str = "mlp", update: float = 1e-4, **more: object) -> dict[str, object]:
-    return {"group": group, "moved": 1.0, "update": update, "stuck": 0.0, "trainable": True, **more}
+    return {"group": group, "moved": 1.0, "update": update, "stuck": 0.0, **more}
 
 
 def look(step: int, last: int = 0, **tensors: dict[str, object]) -> dict[str, object]:
@@ -45,11 +45,10 @@ def test_embeddings_are_on_top_layers_follow_in_order_and_the_head_is_last() -> 
     assert found.rows == ("embeddings", "layer 2", "layer 10", "head")
 
 
-def test_a_cell_is_the_mean_of_the_layers_tensors_that_train() -> None:
+def test_a_cell_is_the_mean_of_the_layers_tensors() -> None:
     tensors = {
         "layers.0.a": tensor(update=1.0, moved=0.5),
         "layers.0.b": tensor(update=3.0, moved=1.0),
-        "layers.0.c": tensor(update=0.0, trainable=False),
     }
     found = heat_map([look(20, 10, **tensors)])
     assert found is not None

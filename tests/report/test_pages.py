@@ -135,7 +135,7 @@ def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     )
     log.append(METRICS, {"step": 1, "loss": 1.0, HOSTILE: 2.0, f"eval_{HOSTILE}_loss": 3.0})
     log.append("alarms", {"code": HOSTILE, "step": 1, "since": 1, "seen": HOSTILE, "fix": HOSTILE})
-    tensor = {"group": HOSTILE, "update": 1.0, "moved": 1.0, "trainable": True}
+    tensor = {"group": HOSTILE, "update": 1.0, "moved": 1.0}
     log.append(
         "movement",
         {"step": 1, "groups": {HOSTILE: {"update": 1.0}}, "tensors": {HOSTILE: tensor}},

@@ -106,6 +106,16 @@ def test_a_stopped_run_ends_with_its_step_a_checkpoint_and_the_alarms_name(
     assert len(read_run(tmp_path).alarms) == 1
 
 
+def test_an_alarm_after_the_last_step_has_nothing_left_to_stop(
+    models, chatml_tokenizer, tmp_path: Path
+):
+    callback = Sounds("on_train_end", step=STEPS)
+    run = trainer(models, chatml_tokenizer, tmp_path, callback, on_alarm="stop")
+    callback.trainer = run
+    assert run.train().global_step == STEPS
+    assert [alarm["code"] for alarm in read_run(tmp_path).alarms] == ["CW421"]
+
+
 def test_a_step_that_is_saved_anyway_is_saved_once(
     models, chatml_tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

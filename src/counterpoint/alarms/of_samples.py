@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.alarms.remedies import Facts, halve_the_rate, hold_the_chosen
-from counterpoint.runlog import RUN_FILE, Alarm, read_run
+from counterpoint.errors import SetupError
+from counterpoint.runlog import RUN_FILE, SAMPLES, Alarm, logger, read_run
 
 Sample = Mapping[str, Any]
 """A line of samples.jsonl: step, kind, prompt, completion, tokens, ended, repetition, maybe set."""
@@ -44,11 +45,19 @@ def degenerate_in_run(
         folder: the run directory.
         samples_now: of one look, all of one set; whether they are written already does not matter.
         facts: of the run, for the line to paste.
+
+    Returns:
+        The alarms that begin now; none, with a warning, where the earlier samples cannot be read.
     """
     if not samples_now or not (Path(folder) / RUN_FILE).is_file():
         return ()
     step, of = samples_now[0]["step"], samples_now[0].get("set")
-    earlier = [s for s in read_run(folder).samples if s["step"] < step and s.get("set") == of]
+    try:
+        samples = read_run(folder, (SAMPLES,)).samples
+    except SetupError as error:  # a line that was spoilt from outside ends no training
+        logger().warning("samples are not compared with earlier ones: %s", error)
+        return ()
+    earlier = [s for s in samples if s["step"] < step and s.get("set") == of]
     return degenerate(earlier, samples_now, facts)
 
 

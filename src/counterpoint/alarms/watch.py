@@ -75,7 +75,7 @@ class Watch:
 
     def _of_line(self, entry: Mapping[str, Any]) -> Iterable[Alarm | None]:
         step, facts = int(entry["step"]), self._facts
-        skipped = int(entry.get("skipped_steps", 0))  # since the run began or was resumed
+        skipped = int(entry.get("skipped_steps", 0))  # since the run began
         new = max(0, skipped - self._skipped)
         pairs = facts.step_pairs * max(1, step - self._step - new)
         self._step, self._skipped = step, skipped

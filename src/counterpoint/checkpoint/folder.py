@@ -13,7 +13,6 @@ Not here: what says that a checkpoint is whole (``manifest``). Knows no torch.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -31,6 +30,9 @@ from counterpoint.errors import SetupError
 from counterpoint.runlog import logger
 
 _NAME = re.compile(r"checkpoint-(\d+)")
+FILLED = ".saving.part"
+"""Where the files of a final model wait to take their places."""
+
 _UNFINISHED = re.compile(r"\.(checkpoint-(\d+))\.(part|gone)")
 
 
@@ -169,7 +171,7 @@ def filled(folder: Path) -> Iterator[Path]:
         OSError: where the disk refuses; then what was in the folder is as it was, or new.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    staged = folder / f".{os.getpid()}.part"
+    staged = folder / FILLED
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir()
     try:
@@ -194,6 +196,7 @@ def tidy(run: Path) -> None:
     Args:
         run: the folder, which no other run writes in now.
     """
+    shutil.rmtree(run / FILLED, ignore_errors=True)
     for path in run.glob(".checkpoint-*"):
         found = _UNFINISHED.fullmatch(path.name)
         if found is None:

@@ -165,12 +165,14 @@ def read_manifest(folder: Path) -> Manifest:
 
 def sync_file(path: Path) -> None:
     """Bring the content of a file to the disk."""
-    with path.open("rb") as file:
+    with path.open("r+b") as file:  # Windows syncs only what it may write
         os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
     """Bring a folder's own entries to the disk, renames among them."""
+    if os.name == "nt":  # which opens no folders, and writes their entries itself
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from counterpoint.cli.evaluate_options import OF_TRAIN, EvaluateOptions, of_run, read_evaluation
+from counterpoint.cli.evaluate_options import OF_TRAIN, EvaluateOptions, read_evaluation
 from counterpoint.cli.flags import flags_help, flags_of, take_flags
 from counterpoint.cli.manners import is_first_process, quiet_bars, quiet_replicas
 from counterpoint.errors import ConfigError, DataError
@@ -119,8 +119,6 @@ def evaluate(words: list[str]) -> None:
             raise ConfigError(
                 "CP107", "dataset (--dataset FILE) is missing; or name --prompts to write to."
             )
-        if of_run(source):
-            logger().info("objective and limits of length: those of the run of %s", source)
         sides = {
             who: _side(model, one, options)
             for who, model, one in (

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from counterpoint.errors import ConfigError
 from counterpoint.evaluation.references import BLEU_TOKENIZERS, METRICS
-from counterpoint.runlog import OBJECTIVE_OPTIONS, RUN_FILE, read_run
+from counterpoint.runlog import OBJECTIVE_OPTIONS, RUN_FILE, logger, read_run
 
 if TYPE_CHECKING:
     from counterpoint.cli.settings import Request
@@ -191,13 +191,16 @@ def read_evaluation(source: str, words: Sequence[str], output_dir: str) -> Reque
     inherited = of_run(source)
     if "loss_type" in given:
         inherited = {name: value for name, value in inherited.items() if name in LENGTHS}
+    taken = [name for name in inherited if name not in given]
+    if taken:
+        logger().info("those of the run of %s: %s", source, ", ".join(taken))
     return read_request(
         [
             f"--model={source}",
             f"--dataset={source}",  # wanted of every run; not read
             f"--output_dir={output_dir}",
             *_FIXED,
-            *(f"--{name}={value}" for name, value in inherited.items() if name not in given),
+            *(f"--{name}={inherited[name]}" for name in taken),
             *renamed,
         ]
     )
@@ -216,7 +219,7 @@ def of_run(source: str) -> Mapping[str, Any]:
     for place in (folder, folder.parent) if folder.is_dir() else ():
         is_its_run = place == folder or folder.name.startswith("checkpoint-")
         if is_its_run and (place / RUN_FILE).is_file():
-            options = read_run(place).facts.get("options", {})
+            options = read_run(place, ()).facts.get("options", {})
             wanted = {name: options.get(name) for name in (*OBJECTIVE, *LENGTHS)}
             return {name: value for name, value in wanted.items() if value is not None}
     return {}

@@ -81,8 +81,10 @@ options:
 exit codes:
   0    done
   1    it failed while running: disk, memory, network, or a bug
-  2    it cannot be done as asked; the line on stderr starts with a code, see docs/errors.md
-  130  interrupted with Ctrl-C; train has saved a checkpoint after its step
+  2    it cannot be done as asked, or a run had to stop (CP4xx, CP505); the line on stderr starts
+       with a code, see docs/errors.md
+  130  interrupted with Ctrl-C; train has saved a checkpoint after its step, unless save_strategy
+       is no
   143  the same, ended with SIGTERM
   (doctor: 0 nothing found, 1 warnings, 2 errors; smoke: 1 a check failed;
   plan: 0 it fits, 1 it does not; diff: 1 the two are the same;

@@ -17,9 +17,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from counterpoint.checkpoint.folder import finished, step_of
 from counterpoint.cli.flags import flags_help, flags_of, refuse_others, take_flags
 from counterpoint.cli.manners import quiet_bars, terminal_width
 from counterpoint.errors import ConfigError, CounterpointError
+from counterpoint.runlog import REQUEST_FILE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -177,8 +179,9 @@ def _weights(step: Replay, folder: Path, options: ReplayOptions) -> Weights:
         return Weights(_load(str(path), step, options), str(path), own)
     before = f"those that the run began with, {step.step - 1} steps before"
     own = before if step.step > 1 else "the step's own: those that the run began with"
-    if (folder / "train.yaml").is_file():
-        return Weights(_as_begun(folder / "train.yaml"), f"as {folder / 'train.yaml'} says", own)
+    request = folder / REQUEST_FILE
+    if request.is_file():
+        return Weights(_as_begun(request, options), f"as {request} says", own)
     if not step.origin.model:
         raise ConfigError(
             "CP107",
@@ -189,13 +192,10 @@ def _weights(step: Replay, folder: Path, options: ReplayOptions) -> Weights:
 
 
 def _last_checkpoint(folder: Path, step: int) -> tuple[int, Path] | None:
-    """The newest checkpoint that is older than a step, by the step it was saved after."""
-    found = {
-        int(number): path
-        for path in folder.glob("checkpoint-*")
-        if (number := path.name.removeprefix("checkpoint-")).isdecimal() and int(number) < step
-    }
-    return (max(found), found[max(found)]) if found else None
+    """The newest finished checkpoint that is older than a step, by the step it was saved after."""
+    found = ((step_of(path), path) for path in finished(folder))
+    older = [(number, path) for number, path in found if number is not None and number < step]
+    return older[-1] if older else None
 
 
 def _load(source: str, step: Replay, options: ReplayOptions) -> nn.Module:
@@ -226,8 +226,11 @@ def _config(step: Replay, options: ReplayOptions) -> CPOConfig:
     )
 
 
-def _as_begun(file: Path) -> nn.Module:
-    """The model as a run of the command began with it, its adapter included."""
+def _as_begun(file: Path, options: ReplayOptions) -> nn.Module:
+    """The model as a run of the command began with it, its adapter included.
+
+    The switches are this command's own: a file beside a replay is a stranger's, too.
+    """
     from transformers import set_seed
 
     from counterpoint.cli.adapter import adapter_config
@@ -236,7 +239,9 @@ def _as_begun(file: Path) -> nn.Module:
     from counterpoint.trainer.loading import load_config
     from counterpoint.trainer.setup import adapt
 
-    request = read_request([str(file)])
+    switches = ("trust_remote_code", "allow_pickle")
+    words = (f"--{name}={str(getattr(options, name)).lower()}" for name in switches)
+    request = read_request([str(file), *words])
     run, config = request.run, request.config
     merge_model_options(run, config)
     described = load_config(str(run.model), config, from_scratch=run.from_scratch)

@@ -1,4 +1,6 @@
-"""SIGTERM and Ctrl-C end a run after its running step, with a checkpoint; a second one, at once.
+"""SIGTERM and Ctrl-C end a run after its running step; a second one ends it at once.
+
+A checkpoint of the step is saved unless ``save_strategy`` is no.
 
 Not here: what is saved (``trainer.resumable``) and the exit code (``main``).
 """
@@ -11,6 +13,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from transformers.trainer_utils import SaveStrategy
 
 from counterpoint.cli.manners import complain
 from counterpoint.trainer.resumable import Interrupted, ResumableTrainer
@@ -36,12 +40,13 @@ def heeded(trainer: ResumableTrainer) -> Iterator[None]:
         trainer.end_after_step(number)
         for other in HEEDED:
             signal.signal(other, at_once)
-        complain("ending after this step, with a checkpoint; once more ends at once")
+        complain(f"ending after this step{saved}; once more ends at once")
 
     def at_once(number: int, frame: FrameType | None) -> None:
         if os.getpid() == owner:
             raise Interrupted(number)
 
+    saved = "" if trainer.args.save_strategy == SaveStrategy.NO else ", with a checkpoint"
     trainer.heeds_signals = True
     for number in HEEDED:
         signal.signal(number, first)

@@ -42,13 +42,17 @@ from counterpoint.doctor import examine
 from counterpoint.doctor.findings import Finding, Report, from_error
 from counterpoint.errors import ConfigError, CounterpointError, SetupError
 from counterpoint.masking import Mask
-from counterpoint.runlog import METRICS, RUN_FILE, STREAMS, check_writable, stream_file
+from counterpoint.runlog import (
+    METRICS,
+    REQUEST_FILE,
+    RUN_FILE,
+    STREAMS,
+    check_writable,
+    stream_file,
+)
 from counterpoint.trainer.display import TrainingDisplay
 from counterpoint.trainer.trackers import check_trackers
 from counterpoint.trainer.trainer import CPOTrainer
-
-REQUEST_FILE = "train.yaml"
-"""The options a run was given, in its folder: ``counterpoint train`` takes it as it is."""
 
 UNTRAINED = ("CW322", "CW327")
 """The doctor's codes for a model that knows nothing yet."""

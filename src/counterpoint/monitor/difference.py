@@ -2,8 +2,8 @@
 
 Every entry is compared, not a sample: ``moved`` is the share of entries whose value differs, and
 ``update`` the norm of the difference over the norm of what is there afterwards, as in the monitor's
-looks. Two of its numbers are missing here, since files say nothing of gradients: ``stuck`` and
-``grad_norm``.
+looks. Three of its numbers are missing here: ``moved_last``, as there is no look between, and
+``stuck`` and ``grad_norm``, since files say nothing of gradients.
 
 Not here: reading files (``weight_files``), the table (``cli.diff``).
 """

@@ -198,10 +198,14 @@ def total(tensors: Collection[TensorLook]) -> dict[str, float | None]:
 
 
 def stuck_share(tensors: Collection[TensorLook]) -> float | None:
-    """Of the weights with a gradient in some tensors, the share that is stuck, in [0, 1]."""
+    """Of the weights with a gradient in some tensors, the share that is stuck, in [0, 1].
+
+    None where none has a gradient, which says nothing of them.
+    """
     wanting = [one.wanting * one.weights for one in tensors]
     stuck = [one.stuck * part for one, part in zip(tensors, wanting, strict=True)]
-    return _ratio(math.fsum(stuck), math.fsum(wanting))
+    whole = math.fsum(wanting)
+    return _short(math.fsum(stuck) / whole) if whole else None
 
 
 def _of_tensor(name: str, one: TensorLook) -> dict[str, Any]:
@@ -210,9 +214,8 @@ def _of_tensor(name: str, one: TensorLook) -> dict[str, Any]:
         "moved": _short(one.moved),
         "moved_last": _short(one.moved_last),
         "update": _ratio(one.change, one.size),
-        "stuck": _short(one.stuck),
+        "stuck": _short(one.stuck) if one.wanting else None,
         "grad_norm": None if one.grad_norm is None else _short(one.grad_norm),
-        "trainable": True,
     }
 
 

@@ -17,6 +17,8 @@ from counterpoint.report.curves import (
     Panel,
     Series,
     SeriesTable,
+    is_logarithmic,
+    is_marked,
     panels_of,
     read_series,
     sets_of,
@@ -294,7 +296,8 @@ def _charts(named: Sequence[_Named]) -> tuple[LineChart, ...]:
             if lines:
                 title = f"{panel.title}{f', {label}' if label else ''}"
                 key = f"{panel.key}-{place}"
-                charts.append(LineChart(key, title, panel.unit, lines, panel.log, panel.note))
+                log = is_logarithmic(panel, lines)
+                charts.append(LineChart(key, title, panel.unit, lines, log, panel.note))
     return tuple(charts)
 
 
@@ -314,6 +317,7 @@ def _lines(one: _Named, place: int, chart: str, metric: str) -> list[Line]:
                 x=series.steps,
                 y=series.values,
                 dash=DASHES[number_of_set % len(DASHES)],
+                marks=is_marked(set_name, series),
                 axes={
                     "pairs": tuple(float(step * pairs) for step in series.steps),
                     "hours": tuple((at - started) / 3600 for at in series.times),

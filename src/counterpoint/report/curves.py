@@ -242,14 +242,24 @@ def _chart(panel: Panel, table: SeriesTable) -> LineChart:
                         x=series.steps,
                         y=series.values,
                         dash=DASHES[number_of_set % len(DASHES)],
-                        marks=len(series.steps) <= (2 if name == TRAINING else MOST_MARKS),
+                        marks=is_marked(name, series),
                         low=_end(table, name, f"{metric}_low", series),
                         high=_end(table, name, f"{metric}_high", series),
                     )
                 )
             )
-    log = panel.log and all(y > 0 for line in lines for y in line.y if not math.isnan(y))
+    log = is_logarithmic(panel, lines)
     return LineChart(panel.key, panel.title, panel.unit, tuple(lines), log, panel.note)
+
+
+def is_marked(name: str, series: Series) -> bool:
+    """Whether each value of a set's line gets a dot; a line of one value is seen by it alone."""
+    return len(series.steps) <= (2 if name == TRAINING else MOST_MARKS)
+
+
+def is_logarithmic(panel: Panel, lines: Iterable[Line]) -> bool:
+    """Whether a chart's scale is logarithmic: as its panel says, if every value can be on one."""
+    return panel.log and all(y > 0 for line in lines for y in line.y if not math.isnan(y))
 
 
 def _label(label: str, name: str, *, alone: bool) -> str:

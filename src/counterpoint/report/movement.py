@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from counterpoint.monitor.groups import GROUPS
 from counterpoint.report.charts import Cell, HeatMap, Line, LineChart, number, thin
 from counterpoint.report.palette import SERIES
 
-GROUPS = ("embeddings", "attention", "mlp", "norms", "head", "adapters", "other")
 COLUMNS, LEAST_COLUMNS, CELLS = 100, 20, 3000
 """Most columns of the heat map, and most cells, so that a page stays small; looks beyond are taken
 together, by their means. ``LEAST_COLUMNS`` are there however many rows there are."""
@@ -169,9 +169,8 @@ def _by_row(looks: Iterable[Look]) -> dict[str, list[Mapping[str, Any]]]:
     found: dict[str, list[Mapping[str, Any]]] = {}
     for look in looks:
         for name, tensor in look.get("tensors", {}).items():
-            if tensor.get("trainable", True):
-                row = _row_of(name, str(tensor.get("group", "other")))
-                found.setdefault(row, []).append(tensor)
+            row = _row_of(name, str(tensor.get("group", "other")))
+            found.setdefault(row, []).append(tensor)
     return found
 
 
@@ -205,10 +204,6 @@ def _groups(looks: Iterable[Look]) -> list[str]:
 def _of_group(look: Look, group: str) -> float | None:
     """A group's relative change; None where it is not known or 0, which no logarithm has."""
     value = look.get("groups", {}).get(group, {}).get("update")
-    if value is None:
-        tensors = look.get("tensors", {}).values()
-        known = [one["update"] for one in tensors if one.get("group") == group]
-        value = fmean(known) if known and all(map(_is_number, known)) else None
     return float(value) if _is_number(value) and value > 0 else None
 
 

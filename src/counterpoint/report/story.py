@@ -134,11 +134,13 @@ def state_of(run: Run, now: float | None = None) -> str:
     ended = run.facts.get("ended")
     if ended:
         return str(ended.get("state", "finished"))
-    # releases before the end was written: transformers' last line tells of it
+    # 0.2 and before wrote no end: transformers' last line tells of it
     if any("train_runtime" in line for line in run.metrics):
         return "finished"
-    written = [float(line.get("time", 0)) for line in (*run.metrics[-1:], *run.samples[-1:])]
-    quiet = (time.time() if now is None else now) - max(written, default=0.0)
+    last = (stream[-1:] for stream in (run.metrics, run.samples, run.movement, run.alarms))
+    signs = [line for lines in (*last, (run.facts.get("resumed") or ())[-1:]) for line in lines]
+    written = [float(run.facts.get("started") or 0), *(float(one.get("time", 0)) for one in signs)]
+    quiet = (time.time() if now is None else now) - max(written)
     return "running" if quiet < QUIET else "gone"
 
 
@@ -239,11 +241,14 @@ def method(run: Run) -> str:
 
 
 def duration(run: Run) -> str:
-    """How long it ran, in words; "" where that is not known."""
+    """How long it ran, in words; "" where that is not known.
+
+    Of a run that was taken up again it is the time from its start to its end, pauses included.
+    """
     started = run.facts.get("started")
     times = [float(line["time"]) for line in run.metrics if "time" in line]
     known = next((line["train_runtime"] for line in run.metrics if "train_runtime" in line), None)
-    if known is None:
+    if known is None or run.facts.get("resumed"):  # transformers counts from there on
         begin = float(started) if isinstance(started, int | float) else min(times, default=0.0)
         ended = (run.facts.get("ended") or {}).get("time")
         end = float(ended) if isinstance(ended, int | float) else max(times, default=0.0)

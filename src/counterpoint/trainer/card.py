@@ -12,7 +12,7 @@ from typing import Any
 
 from counterpoint.errors import SetupError
 from counterpoint.report.card import CARD, About, hub_id, model_card
-from counterpoint.runlog import Run, read_run
+from counterpoint.runlog import ALARMS, METRICS, Run, read_run
 
 _HUB_FILE = re.compile(r"hf://datasets/([^/@]+/[^/@]+)@")
 
@@ -80,7 +80,7 @@ def write_card(folder: Path, run_folder: Path, about: About) -> None:
         about: what its files do not say.
     """
     try:
-        run = read_run(run_folder)
+        run = read_run(run_folder, (METRICS, ALARMS))
     except SetupError:  # a model can be saved without having been trained
         run = Run(run_folder, {}, (), (), (), ())
     (folder / CARD).write_text(model_card(run, about), encoding="utf-8")

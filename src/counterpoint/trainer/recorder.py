@@ -142,7 +142,7 @@ class StepRecorder:
                 top_k=top_k or 0,
                 balancing_weight=balancing_weight,
             ),
-            origin=_origin(model, Path(args.output_dir)),
+            origin=_origin(model),
             generators=tuple(self._generators[n] for n in blamed) if self._generators else (),
         )
 
@@ -164,16 +164,12 @@ class StepRecorder:
         return Path(self.args.output_dir) / f"replay-{step}{several}.safetensors"
 
 
-def _origin(model: nn.Module, folder: Path) -> Origin:
+def _origin(model: nn.Module) -> Origin:
     inner: Any = model
     config = inner.config
-    saved = (path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*"))
-    steps = [int(number) for number in saved if number.isdecimal()]
     return Origin(
         model=str(getattr(config, "_name_or_path", "") or ""),
         kind=type(model).__name__,
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
         attention=str(getattr(config, "_attn_implementation", "") or ""),
-        adapter=hasattr(model, "peft_config"),
-        checkpoint=f"checkpoint-{max(steps)}" if steps else "",
     )

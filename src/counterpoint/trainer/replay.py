@@ -76,16 +76,12 @@ class Origin:
         kind: of the model, its class.
         dtype: of its weights.
         attention: its implementation of attention.
-        adapter: whether an adapter is trained.
-        checkpoint: name of the run's newest one when the step failed; "" where there was none.
     """
 
     model: str
     kind: str
     dtype: str
     attention: str
-    adapter: bool
-    checkpoint: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -406,10 +406,31 @@ class ResumableTrainer(Trainer):
         number = self._signal()
         if number:
             model, trial = facts[:2]
-            saves = self.args.save_strategy != SaveStrategy.NO
-            if saves and self._saved_step != self.state.global_step:
-                self._save_checkpoint(model, trial)
+            if self.args.save_strategy != SaveStrategy.NO:
+                self.save_now(model, trial)
             raise Interrupted(number)
+
+    def _finalize_training(self, *facts: Any, **more: Any) -> Any:
+        """End the run without transformers' own removal of checkpoints: ``rotate`` has done it."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*facts, **more)
+        finally:
+            self.args.save_total_limit = limit
+
+    def save_now(self, model: nn.Module, trial: Any) -> None:
+        """Save a checkpoint of this step, unless there is one.
+
+        Args:
+            model: as wrapped for training.
+            trial: of a search for hyperparameters, or None.
+
+        Raises:
+            SetupError: CP515 where it cannot be written.
+        """
+        if self._saved_step != self.state.global_step:
+            self._save_checkpoint(model, trial)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def end_after_step(self, number: int) -> None:
         """End the training after the running step, with a checkpoint unless save_strategy is no.
@@ -580,7 +601,7 @@ def find_checkpoint(run: Path, wanted: str | Path | bool) -> tuple[Path, Manifes
 
     Args:
         run: the run's folder.
-        wanted: as ``ResumableTrainer.train`` takes it.
+        wanted: as ``ResumableTrainer.going_on`` takes it.
 
     Returns:
         None where "auto" finds none.

@@ -1,6 +1,6 @@
-"""Options as transformers pickles them beside a model, without the secrets among them.
+"""Options as transformers pickles them into what it uploads, without the secrets among them.
 
-While it saves or uploads, the trainer needs the token of the hub and pickles it, too. So a secret
+While it uploads, the trainer needs the token of the hub and pickles it, too. So a secret
 stays what it is in this process, and is masked in whatever is pickled.
 
 Not here: what is a secret (``masking``).

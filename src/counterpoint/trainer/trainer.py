@@ -136,6 +136,7 @@ class CPOTrainer(ResumableTrainer):
     # of the running training; ``train`` begins them anew
     _watch: Watch | None = None
     _ending: Alarm | None = None
+    _stopped_by: Alarm | None = None
 
     def __init__(  # noqa: PLR0913 - TRL's constructor, in TRL's order
         self,
@@ -562,6 +563,7 @@ class CPOTrainer(ResumableTrainer):
             args: transformers' further arguments.
             kwargs: the same by name.
         """
+        self._skipped_steps = 0
         with self.going_on(resume_from_checkpoint) as checkpoint:
             announce(self.objective.formula(), self.args, self.args.world_size)
             for counts in self._feed.counts().values():
@@ -570,7 +572,7 @@ class CPOTrainer(ResumableTrainer):
             planned = checkpoint is not None or self._budget.tokens is not None
             if not planned and self.train_dataset is not None:
                 self._budget.tokens = fitting_budget(self.model, self.args, self.train_dataset)
-            self._watch, self._ending = None, None
+            self._watch, self._ending, self._stopped_by = None, None, None
             self._describe()
             with self.recorded():
                 return self._trained(checkpoint, *args, **kwargs)
@@ -582,8 +584,8 @@ class CPOTrainer(ResumableTrainer):
             if self.args.world_size > 1:
                 self._budget.agree(self.args.device)
                 self._eval_budget.agree(self.args.device)
-        if self._ending is not None:
-            raise stopped_error(self._ending, self.state.global_step, self.args.output_dir)
+        if self._stopped_by is not None:
+            raise stopped_error(self._stopped_by, self.state.global_step, self.args.output_dir)
         return output._replace(training_loss=self._mean_loss())
 
     def fingerprint(self) -> Fingerprint:
@@ -687,9 +689,15 @@ class CPOTrainer(ResumableTrainer):
         super().add_callback(callback)
         watch_alone(self.callback_handler)
 
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+    def _maybe_log_save_evaluate(
+        self,
+        tr_loss: Tensor,
+        grad_norm: Tensor | float | None,
+        *facts: Any,
+        learning_rate: float | None = None,
+    ) -> None:
         """Log, evaluate, save; then end a run that an alarm has ended, with a checkpoint."""
-        super()._maybe_log_save_evaluate(*args, **kwargs)
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *facts, learning_rate=learning_rate)
         if self.args.on_alarm == "warn":
             return
         own = self._ending
@@ -698,10 +706,10 @@ class CPOTrainer(ResumableTrainer):
             return
         if own is None:  # heard elsewhere
             self._write_alarm(self._ending)
-        if self._saved_step != self.state.global_step:
-            self.control.should_save = True
-            super()._maybe_log_save_evaluate(*args, **kwargs)  # which has only this left to do
+        model, trial = facts[:2]
+        self.save_now(model, trial)
         self.control.should_training_stop = True
+        self._stopped_by = self._ending
 
     def floating_point_ops(self, inputs: Share) -> int:
         """Six operations a parameter and input token, embeddings left out, as transformers."""
