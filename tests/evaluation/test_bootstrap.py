@@ -107,6 +107,14 @@ def test_a_few_pairs_that_all_turned_prove_little():
         assert (lost.value, lost.low, lost.high) == pytest.approx((-1, -1, -won.low))
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_three_pairs_that_stayed_perfect_do_not_prove_that_nothing_changed(share: float):
+    both = mean(np.full(3, share), is_share=True)
+    found = Bootstrap(np.arange(3), PLAN).differences({"it": both}, {"it": both})["it"]
+    hidden = 1 - 0.025 ** (1 / 3)
+    assert (found.value, found.low, found.high) == pytest.approx((0.0, -hidden, hidden))
+
+
 def test_a_part_of_the_pairs_is_drawn_with_all_of_them():
     """A bin that some draws leave empty counts the others; one of no pair has no interval."""
     inside = np.array([1.0, 0.0, 0.0, 0.0])

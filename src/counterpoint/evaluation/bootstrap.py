@@ -7,8 +7,8 @@
 3. Two models are compared on the same draws (the paired bootstrap; Koehn 2004 for translation),
    which leaves out what makes a pair hard for both.
 4. A share of exactly 0 or 1 has no spread to draw from; its other end is the exact binomial one
-   over prompts (Clopper and Pearson 1934). Where a share goes from one to the other, as many
-   prompts as that end allows may have gone the other way.
+   over prompts (Clopper and Pearson 1934). Where a share goes from one to the other, or stays at
+   one of them, as many prompts as that end allows may have gone the other way.
 
 Not here: which ratios are of interest (``preferences``).
 """
@@ -136,6 +136,9 @@ class Bootstrap:
                 end = 2 * self._least(ratio) - 1
                 ends = (end, value) if value > 0 else (value, -end)
                 found[name] = Estimate(value, *ends)
+            elif ratio.is_share and value == 0 and ratio.value in (0.0, 1.0):
+                end = 1 - self._least(ratio)
+                found[name] = Estimate(value, -end, end)
         return found
 
     def _draws(self, ratios: Mapping[str, Ratio]) -> dict[str, Numbers]:

@@ -19,6 +19,7 @@ from counterpoint.config import CPOConfig
 from counterpoint.data.batching import DealtStream, KeyedPairs, PairLoader
 from counterpoint.data.collate import beyond_embedding
 from counterpoint.data.counts import PARTS, PrepareCounts
+from counterpoint.data.pair_digest import pairs_digest
 from counterpoint.data.prepare import (
     PAIR_COLUMNS,
     Prepared,
@@ -162,6 +163,14 @@ class Feed:
             # newer releases of transformers only
             multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None),
         )
+
+    def digest(self, pairs: Any) -> str:
+        """The digest of prepared pairs; "a stream" for one. Those prepared here have it already."""
+        if not isinstance(pairs, Dataset):
+            return "a stream"
+        here = (one.counts.digest for one in self._prepared.values() if one.pairs is pairs)
+        known = next(here, None)
+        return pairs_digest(pairs) if known is None else known.hexdigest()
 
     def state(self) -> dict[str, Any]:
         """What a run that goes on must know of the streams, as a tree of ``checkpoint.tree``.

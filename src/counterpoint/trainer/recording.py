@@ -16,7 +16,7 @@ from counterpoint.runlog import RunLog
 
 
 class Beginning(TrainerCallback):
-    """Tells that a training begins, or goes on from the step of a checkpoint."""
+    """Tells that a training begins anew; one that goes on has told so when it was found."""
 
     def __init__(self, run_log: RunLog) -> None:
         """Nothing is told yet."""
@@ -24,9 +24,7 @@ class Beginning(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """What a checkpoint holds is read by now."""
-        if state.global_step:
-            self._run_log.resumed(state.global_step)
-        else:
+        if not state.global_step:
             self._run_log.begun()
 
 

@@ -12,13 +12,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from counterpoint.checkpoint.fingerprint import Fingerprint, model_facts
 from counterpoint.config import CPOConfig
-from counterpoint.data.pair_digest import pairs_digest
 from counterpoint.errors import ConfigError, ModelError, SetupError
 from counterpoint.forward.router import router_top_k
 from counterpoint.losses.objective import Objective
@@ -238,7 +236,7 @@ def balancing_weight(model: nn.Module, args: CPOConfig) -> float:
 
 
 def experiment(
-    args: CPOConfig, objective: Objective, model: nn.Module, sets: Mapping[str, Any]
+    args: CPOConfig, objective: Objective, model: nn.Module, digests: Mapping[str, str]
 ) -> Fingerprint:
     """What makes a run this experiment and no other.
 
@@ -246,10 +244,10 @@ def experiment(
         args: the run's options.
         objective: of the run.
         model: unwrapped.
-        sets: prepared pairs by name; of a stream only that it is one is known, of None nothing.
+        digests: of the prepared pairs of each set, by its name.
     """
     return {
-        **{f"data {n}": digest_of(pairs) for n, pairs in sets.items() if pairs is not None},
+        **{f"data {name}": digest for name, digest in digests.items()},
         **asdict(objective),
         "load balancing": balancing_weight(model, args),
         **model_facts(model),
@@ -257,11 +255,6 @@ def experiment(
         "ranks": args.world_size,
         **{name: _plain(getattr(args, name)) for name in OF_THE_EXPERIMENT},
     }
-
-
-def digest_of(pairs: Any) -> str:
-    """The digest of prepared pairs; "a stream" for one."""
-    return pairs_digest(pairs) if isinstance(pairs, Dataset) else "a stream"
 
 
 def _plain(value: Any) -> Any:

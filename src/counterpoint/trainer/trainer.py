@@ -593,8 +593,9 @@ class CPOTrainer(ResumableTrainer):
         sets = {"train": self.train_dataset}
         named = isinstance(self.eval_dataset, Mapping)
         sets |= self.eval_dataset if named else {"eval": self.eval_dataset}
+        digests = {n: self._feed.digest(pairs) for n, pairs in sets.items() if pairs is not None}
         return experiment(
-            self.args, self.objective, self.accelerator.unwrap_model(self.model), sets
+            self.args, self.objective, self.accelerator.unwrap_model(self.model), digests
         )
 
     def shared_state(self) -> dict[str, Any]:
