@@ -14,7 +14,7 @@ DEV := $(VENV)/.counterpoint-dev
 # The tests' models are so small that a second thread only waits, forty times as long under load.
 test check torture golden: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
 
-# Processes that share the tests: a core each.
+# Processes that share the tests, a core each; 0 for one that a debugger can stop.
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
@@ -28,7 +28,7 @@ quickstart: $(RUNTIME) ## train a tiny translation model: no network, no GPU, ab
 	$(BIN)/counterpoint quickstart
 
 test: $(DEV) ## every test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 check: $(DEV) ## what CI runs: format, lint, types, imports, docs, every test
 	$(BIN)/ruff format --check .

@@ -152,10 +152,16 @@ def test_ctrl_c_ends_it_and_is_no_failure(folder: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # who runs tests in the background of a shell ignores Ctrl-C, and so would the child
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    assert process.stdout
-    said = process.stdout.readline()
-    assert f"{folder} at http://127.0.0.1:" in said
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        assert process.stdout
+        said = process.stdout.readline()
+        assert f"{folder} at http://127.0.0.1:" in said
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
     assert (process.returncode, out, err) == (0, "ended\n", "")
