@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import counterpoint
 from counterpoint.cli import main as door
 from counterpoint.cli.help import train_help
-from counterpoint.cli.manners import quiet_libraries
+from counterpoint.cli.manners import put, quiet_libraries
 from counterpoint.cli.options import options
 from counterpoint.errors import DataError
 from tests.cli.conftest import Command
@@ -235,3 +236,10 @@ def test_a_level_that_the_user_asks_for_is_left_alone(monkeypatch: pytest.Monkey
     monkeypatch.setenv("TRANSFORMERS_VERBOSITY", "info")
     with quiet_libraries():
         assert os.environ["TRANSFORMERS_VERBOSITY"] == "info"
+
+
+def test_what_a_terminal_cannot_show_is_spelt_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    put("token '好'")
+    assert narrow.buffer.getvalue() == b"token '\\u597d'\n"

@@ -6,14 +6,13 @@ Not here: the comparison (``monitor.difference``), which files are read (``monit
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from counterpoint.cli.flags import flags_help, flags_of, refuse_others, take_flags
-from counterpoint.cli.manners import terminal_width
+from counterpoint.cli.manners import put, terminal_width
 from counterpoint.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ def diff(words: list[str]) -> int:
         text = json.dumps(content, indent=2)
     else:
         text = "\n".join(lines(found, terminal_width(), shown=None if options.all else SHOWN))
-    sys.stdout.write(f"{text}\n")
+    put(text)
     return 1 if found.same else 0
 
 

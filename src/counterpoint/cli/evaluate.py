@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from counterpoint.cli.evaluate_options import OF_TRAIN, EvaluateOptions, read_evaluation
 from counterpoint.cli.flags import flags_help, flags_of, take_flags
-from counterpoint.cli.manners import is_first_process, quiet_bars, quiet_replicas
+from counterpoint.cli.manners import is_first_process, put, quiet_bars, quiet_replicas
 from counterpoint.errors import ConfigError, DataError
 from counterpoint.evaluation import references, table, texts
 from counterpoint.evaluation.bootstrap import SOURCE, Resampling
@@ -134,7 +133,7 @@ def evaluate(words: list[str]) -> None:
     text = json.dumps(_json_ready(content), indent=1)
     if options.out is not None:
         _write(Path(options.out), text, sides, {BEFORE: options.base, AFTER: source})
-    _say(text if options.json else "\n".join(found.lines()))
+    put(text if options.json else "\n".join(found.lines()))
 
 
 # One model
@@ -430,12 +429,6 @@ def _write(
         if content:
             with staged(folder / name) as file:
                 file.write("".join(f"{line}\n" for line in content).encode())
-
-
-def _say(text: str) -> None:
-    """A text on standard output, whatever characters it can show."""
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(f"{text}\n".encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _json_ready(value: Any) -> Any:

@@ -40,8 +40,15 @@ _VERBOSITY = {
 def say(text: str = "") -> None:
     """One line for the user, on standard output, from the first process only."""
     if is_first_process():
-        sys.stdout.write(f"{masked(text)}\n")
-        sys.stdout.flush()
+        put(text)
+
+
+def put(text: str) -> None:
+    """Text on standard output; characters that it cannot show are spelt out."""
+    encoding = sys.stdout.encoding or "utf-8"
+    line = f"{masked(text)}\n"
+    sys.stdout.write(line.encode(encoding, "backslashreplace").decode(encoding))
+    sys.stdout.flush()
 
 
 def complain(text: str) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.cli.flags import flags_help, flags_of, refuse_others, take_flags
+from counterpoint.cli.manners import put
 from counterpoint.data.pair_rules import PairRules
 from counterpoint.errors import ConfigError
 
@@ -91,7 +92,7 @@ def pairs(words: list[str]) -> None:
     write_rows(made.pairs, out)
     if options.json:
         told = json.dumps({**made.counts.as_dict(), "out": str(out)}, ensure_ascii=False)
-        sys.stdout.write(f"{told}\n")
+        put(told)
     else:
         sys.stderr.write(f"{made.counts.summary()}\nwritten to {out}\n")
 

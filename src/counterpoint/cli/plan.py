@@ -9,12 +9,11 @@ Not here: the arithmetic (``planner``).
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from counterpoint.cli.flags import flags_help, flags_of, take_flags
-from counterpoint.cli.manners import quiet_bars
+from counterpoint.cli.manners import put, quiet_bars
 from counterpoint.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ def plan(words: list[str]) -> int:
         memory = available_memory(request.config.device) // local_ranks()
     found = _planner(request, options).plan(memory, round(SHARE * memory), options.pairs)
     text = json.dumps(found.as_dict(), indent=1) if options.json else as_table(found)
-    sys.stdout.write(f"{text}\n")
+    put(text)
     return 0 if found.fits else 1
 
 

@@ -11,7 +11,6 @@ Not here: the file (``trainer.replay``), the arithmetic (``trainer.recompute``).
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from counterpoint.checkpoint.folder import finished, step_of
 from counterpoint.cli.flags import flags_help, flags_of, refuse_others, take_flags
-from counterpoint.cli.manners import quiet_bars, terminal_width
+from counterpoint.cli.manners import put, quiet_bars, terminal_width
 from counterpoint.errors import ConfigError, CounterpointError
 from counterpoint.runlog import REQUEST_FILE
 
@@ -118,10 +117,10 @@ def replay(words: list[str]) -> int:
     weights = _weights(step, path.parent, options)
     culprits = _again(step, weights.model)
     if options.json:
-        sys.stdout.write(f"{json.dumps(_as_dict(step, weights, culprits))}\n")
+        put(json.dumps(_as_dict(step, weights, culprits)))
     else:
         lines = _report(step, path, weights, culprits, _tokenizer(weights.model))
-        sys.stdout.write("\n".join(lines) + "\n")
+        put("\n".join(lines))
     return 0 if culprits else 1
 
 

@@ -8,12 +8,11 @@ Not here: what is tried (``smoke.run``), loading (``parts``).
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from counterpoint.cli.flags import flags_help, flags_of, take_flags
-from counterpoint.cli.manners import quiet_bars, terminal_width
+from counterpoint.cli.manners import put, quiet_bars, terminal_width
 from counterpoint.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -99,11 +98,11 @@ def _try(request: Request, options: SmokeOptions) -> int:
 
     def begun(twin: str) -> None:
         if not options.json:
-            _write("\n".join(head(twin, width)))
+            put("\n".join(head(twin, width)))
 
     def told(check: Check) -> None:
         if not options.json:
-            _write("\n".join(check.as_lines(width)))
+            put("\n".join(check.as_lines(width)))
 
     report = smoke(
         Subject(
@@ -120,13 +119,8 @@ def _try(request: Request, options: SmokeOptions) -> int:
         told=told,
     )
     if options.json:
-        _write(report.as_json())
+        put(report.as_json())
         return report.exit_code
     real = [] if report.real is None else ["", *report.real.as_lines(width)]
-    _write("\n".join([*real, "", report.summary()]))
+    put("\n".join([*real, "", report.summary()]))
     return report.exit_code
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
