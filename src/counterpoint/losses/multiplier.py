@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ class MultiplierState:
     steps: int
 
 
+@runtime_checkable
 class MultiplierRule(Protocol):
     """A rule of dual update: a pure function from state and violation to the next state."""
 
@@ -98,6 +99,7 @@ class DualAscent:
     measures_first: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        """Refuse a number that is out of its range."""
         _check(self.smoothing, self.cap, rate=self.rate)
 
     def start(self, value: float) -> MultiplierState:
@@ -143,6 +145,7 @@ class PID:
     measures_first: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        """Refuse a number that is out of its range."""
         _check(
             self.smoothing,
             self.cap,
@@ -204,6 +207,7 @@ class NuPI:
     measures_first: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        """Refuse a number that is out of its range."""
         _check(self.smoothing, self.cap, rate=self.rate, proportional=self.proportional)
         if not 0 <= self.nu < 1:
             raise ValueError(f"nu is {self.nu}; expected a number in [0, 1)")
@@ -255,6 +259,7 @@ class AugmentedLagrangian:
     measures_first: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        """Refuse a number that is out of its range."""
         _check(self.smoothing, self.cap, rate=self.rate, penalty=self.penalty)
 
     def start(self, value: float) -> MultiplierState:
