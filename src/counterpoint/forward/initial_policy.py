@@ -57,6 +57,7 @@ class InitialPolicy:
     def as_it_was(self) -> Iterator[None]:
         """While open, the model computes as at the start, without dropout and without gradient."""
         training = [module for module in self.model.modules() if module.training]
+        aside = [place[name] for place, name, _ in self._places]
         try:
             for module in training:
                 module.training = False
@@ -65,7 +66,7 @@ class InitialPolicy:
             with torch.no_grad():
                 yield
         finally:
-            for place, name, weight in self._places:
-                place[name] = weight
+            for (place, name, _), put_aside in zip(self._places, aside, strict=True):
+                place[name] = put_aside
             for module in training:
                 module.training = True

@@ -80,7 +80,9 @@ def affine_token_kl(
     trains = any(each.requires_grad for each in head)
     wanted = torch.is_grad_enabled() and (trains or policy.hidden.requires_grad)
     if not wanted:
-        return torch.cat([_divergence(*chunk.logits())[0] for chunk in _chunks(policy, initial, how)])
+        return torch.cat(
+            [_divergence(*chunk.logits())[0] for chunk in _chunks(policy, initial, how)]
+        )
     function = _AffineKL if trains else _FrozenAffineKL
     found: Tensor = function.apply(  # type: ignore[no-untyped-call]
         policy.hidden, policy.weight, policy.bias, initial.hidden, initial.weight, initial.bias, how
@@ -174,8 +176,8 @@ def _chunks(policy: Affine, initial: Affine, how: How) -> Iterator[_Chunk]:
         for one in (policy, initial)
     )
     for rows in _rows(policy.hidden, policy.weight.shape[0]):
-        cut = (Affine(one.hidden[rows], one.weight, one.bias) for one in (policy, initial))
-        yield _Chunk(rows, *cut, how)
+        now, then = (Affine(one.hidden[rows], one.weight, one.bias) for one in (policy, initial))
+        yield _Chunk(rows, now, then, how)
 
 
 class _AffineKL(torch.autograd.Function):

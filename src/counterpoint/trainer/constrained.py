@@ -31,8 +31,8 @@ from counterpoint.forward.initial_policy import InitialPolicy
 from counterpoint.losses.constrained import denominators, measured
 from counterpoint.losses.multiplier import MultiplierRule, MultiplierState, rule_of
 from counterpoint.losses.objective import Objective, positive
-from counterpoint.records import LossTerms, PairBatch, PairLogps, exact_dtype
 from counterpoint.monitor.checksum import checksum
+from counterpoint.records import LossTerms, PairBatch, PairLogps, exact_dtype
 from counterpoint.runlog import Alarm, logger
 
 PATIENCE = 0.05
@@ -490,7 +490,9 @@ def _digest(model: nn.Module) -> str:
     """Of a model's weights, frozen ones too; the same on every kind of device."""
     found = hashlib.blake2b(digest_size=16)
     for name, weight in sorted(model.named_parameters()):
-        found.update(f"{name} {tuple(weight.shape)} {weight.dtype} {int(checksum(weight))}\n".encode())
+        found.update(
+            f"{name} {tuple(weight.shape)} {weight.dtype} {int(checksum(weight))}\n".encode()
+        )
     return found.hexdigest()
 
 
