@@ -514,7 +514,7 @@ def _line(one: Multiplied) -> str:
 def _infeasible(one: Multiplied, step: int) -> Alarm:
     since = max(1, step - one.patience + 1)
     return Alarm(
-        "CW431",
+        "CW441",
         step,
         since,
         f"the multiplier of {one.asked.name} has been at its cap of {one.asked.cap:g} for "
