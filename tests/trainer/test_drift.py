@@ -170,7 +170,10 @@ def test_held_out_pairs_are_measured_against_the_same_policy(chatml_tokenizer, t
 
 
 def test_a_bound_is_held_where_a_run_without_one_goes_on_drifting(chatml_tokenizer, tmp_path: Path):
-    """The same 48 steps of all pairs, the multiplier fixed at 0, and free to rise."""
+    """The same 48 steps of all pairs, the multiplier fixed at 0, and free to rise.
+
+    In the last quarter the bound is held to a twentieth of it.
+    """
     drifts = {}
     for rate in (0.0, 1000.0):
         held = {"kind": "kl_drift", "bound": 0.1, "rate": rate, "proportional": 0.1}
@@ -187,7 +190,7 @@ def test_a_bound_is_held_where_a_run_without_one_goes_on_drifting(chatml_tokeniz
         )
         drifts[rate] = [line[VALUE] for line in lines_of(trainer)[-12:]]
     assert min(drifts[0.0]) > 0.4
-    assert max(drifts[1000.0]) <= 0.1
+    assert max(drifts[1000.0]) <= 0.105
 
 
 def test_dropout_of_the_policy_does_not_reach_the_initial_one(chatml_tokenizer, tmp_path: Path):

@@ -696,11 +696,10 @@ class CPOTrainer(ResumableTrainer):
             "constraints": held,
         }
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """The weights; those of the start are kept, if a constraint needs them."""
+    def before_loading(self) -> None:
+        """The model is still the one that a run began with, which a constraint may need."""
         if self.constraints is not None:
             self.constraints.remember(self.model)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def load_shared_state(self, state: dict[str, Any]) -> None:
         """Go on with them."""
