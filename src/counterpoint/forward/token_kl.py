@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -167,12 +168,10 @@ class _Chunk:
 
 
 def _chunks(policy: Affine, initial: Affine, how: How) -> Iterator[_Chunk]:
+    # cached: a frozen head, the same in both, is narrowed once
+    narrowed = cache(lambda tensor: None if tensor is None else tensor.to(how.dtype))
     policy, initial = (
-        Affine(
-            one.hidden.to(how.dtype),
-            one.weight.to(how.dtype),
-            None if one.bias is None else one.bias.to(how.dtype),
-        )
+        Affine(narrowed(one.hidden), narrowed(one.weight), narrowed(one.bias))
         for one in (policy, initial)
     )
     for rows in _rows(policy.hidden, policy.weight.shape[0]):
