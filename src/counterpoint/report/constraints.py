@@ -122,12 +122,8 @@ def in_words(one: Fact, series: SeriesTable) -> str:
 
 def _row(one: Fact, series: SeriesTable) -> list[str]:
     name = one["name"]
-    rule = ", ".join(
-        [
-            str(one.get("update")),
-            *(f"{key} {one[key]:g}" for key in ("rate", "cap", "start") if key in one),
-        ]
-    )
+    rule = f"{one.get('update')}, rate {one.get('rate', 0):g}, from λ {one.get('start', 0):g}"
+    capped = _share(_late(series, name, "at_cap"))
     relative = "" if one.get("slack") is None else f" ({1 + one['slack']:g} × initial)"
     bound = "—" if one.get("bound") is None else number(one["bound"]) + relative
     held_out = ", ".join(f"{where} {number(x)}" for where, x in _held_out(series, name).items())
@@ -138,7 +134,7 @@ def _row(one: Fact, series: SeriesTable) -> list[str]:
         held_out or "—",
         _shown(_late(series, name, "multiplier")),
         _share(_late(series, name, "feasible")),
-        _share(_late(series, name, "at_cap")),
+        f"{capped} (cap {one['cap']:g})" if "cap" in one else capped,
         rule,
     ]
 
