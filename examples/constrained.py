@@ -1,0 +1,73 @@
+"""Bounds instead of a weight: the preference loss, and what it may cost the chosen completions.
+
+    python examples/constrained.py
+
+The task is the quickstart's, shipped with the package: offline, half a minute. Two bounds are
+held: the NLL of all chosen completions (``bc``), and that of the long ones, which is a constraint
+of our own: a numerator and a denominator, a number a pair each.
+
+Not here: how to choose a bound, and what the columns mean (docs/constrained.md).
+"""
+
+from counterpoint import Constraint, CPOConfig, CPOTrainer
+from counterpoint.quickstart.task import preference_pairs
+from counterpoint.quickstart.translate import load_base
+
+LONG = 12
+"""Tokens from which a completion counts as long."""
+
+
+def nll_of_long(logps, batch):
+    """The NLL of each long completion, in nats; 0 for the others."""
+    return -logps.chosen * (batch.chosen_tokens >= LONG)
+
+
+def tokens_of_long(batch):
+    """The tokens that it is counted over."""
+    return batch.chosen_tokens * (batch.chosen_tokens >= LONG)
+
+
+def main(output_dir="runs/constrained", steps=120):
+    model, tokenizer = load_base()
+    args = CPOConfig(
+        output_dir=output_dir,
+        beta=0.5,
+        constraints=[
+            {"kind": "bc", "slack": 0.5},  # at most 1.5 times the initial policy's NLL
+            Constraint(
+                kind="custom",
+                name="long",
+                slack=0.5,
+                numerator=nll_of_long,
+                denominator=tokens_of_long,
+            ),
+        ],
+        learning_rate=2e-4,
+        max_steps=steps,
+        per_device_train_batch_size=32,
+        max_length=64,
+        gradient_checkpointing=False,
+        logging_steps=max(1, steps // 12),
+        save_strategy="no",
+    )
+    trainer = CPOTrainer(
+        model=model,
+        args=args,
+        processing_class=tokenizer,
+        train_dataset=[pair.row for pair in preference_pairs(32 * steps, seed=0)],
+    )
+    trainer.train()
+
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    for name in ("bc", "long"):
+        print(f"{name:>4}  step   value   bound  multiplier")
+        for line in lines:
+            value, bound, multiplier = (
+                line[f"constraints/{name}/{column}"] for column in ("value", "bound", "multiplier")
+            )
+            print(f"{line['step']:>10} {value:7.3f} {bound:7.3f} {multiplier:11.3f}")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
