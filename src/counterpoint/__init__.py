@@ -14,6 +14,7 @@ from counterpoint.floors import check_floors
 
 if TYPE_CHECKING:
     from counterpoint.config import CPOConfig
+    from counterpoint.constraints import Constraint
     from counterpoint.data.pair_rules import PairRules
     from counterpoint.data.scored import pairs_from_scored
     from counterpoint.errors import (
@@ -32,6 +33,7 @@ __all__ = [
     "CPOConfig",
     "CPOTrainer",
     "ConfigError",
+    "Constraint",
     "CounterpointError",
     "DataError",
     "ModelError",
@@ -48,6 +50,7 @@ _HOMES = {
     "CPOConfig": "counterpoint.config",
     "CPOTrainer": "counterpoint.trainer.trainer",
     "ConfigError": "counterpoint.errors",
+    "Constraint": "counterpoint.constraints",
     "CounterpointError": "counterpoint.errors",
     "DataError": "counterpoint.errors",
     "ModelError": "counterpoint.errors",

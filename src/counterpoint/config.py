@@ -23,6 +23,7 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import is_torch_bf16_gpu_available
 
+from counterpoint.constraints import Constraint, read_constraints
 from counterpoint.errors import ConfigError
 from counterpoint.masking import Mask
 
@@ -186,6 +187,7 @@ RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = MappingProxyType(
         "dataset_num_proc": (_whole_from_one, "a whole number, at least 1"),
         "max_micro_batch_tokens": (_whole_from_one, "a whole number, at least 1"),
         "monitor_steps": (lambda x: x >= 0 and x == int(x), "a whole number, at least 0 (0: off)"),
+        "constraint_calibration": (_whole_from_one, "a whole number, at least 1"),
         "eval_samples": (_whole_from_one, "a whole number, at least 1"),
         "eval_sample_tokens": (_whole_from_one, "a whole number, at least 1"),
         "eval_sample_temperature": (_at_least_zero, "a finite number, at least 0"),
@@ -366,6 +368,22 @@ class CPOConfig(TrainingArguments):
         "Counterpoint: weight of a mixture-of-experts model's load-balancing loss, >= 0; None: "
         "what the model's config says; 0: off.",
     )
+    constraints: list[Any] | str | None = _option(  # noqa: RUF009 - not seen through
+        None,
+        "Counterpoint: what must hold while the loss is minimised (docs/constrained.md): a list of "
+        "mappings such as {kind: bc, slack: 0.05}, or of counterpoint.Constraint. With bc among "
+        "them, cpo_alpha is where its multiplier starts, and no longer a fixed weight.",
+    )
+    constraint_calibration: int = _option(
+        256,
+        "Counterpoint: most training pairs, spread evenly, on which the initial policy is measured "
+        "for bounds that are relative to it, >= 1.",
+    )
+    constraint_normalization: bool = _option(
+        False,
+        "Counterpoint: divide the loss by 1 + the sum of the multipliers, so that steps do not "
+        "grow with them.",
+    )
     monitor_steps: int = _option(
         50,
         "Counterpoint: optimizer steps between two looks at how far the weights have moved, >= 0; "
@@ -383,6 +401,9 @@ class CPOConfig(TrainingArguments):
         self._changed = tuple(
             name for name, value in _defaults(self) if getattr(self, name) != value
         )
+        if isinstance(self.constraints, str):
+            self.constraints = _parse("constraints", self.constraints, list)
+        self._constrained_by = tuple(read_constraints(self.constraints))
         self._check_choices()
         self._check_ranges()
         self._check_refused()
@@ -394,18 +415,32 @@ class CPOConfig(TrainingArguments):
         self._resolve_precision()
         self._resolve_checkpointing()
         if isinstance(self.model_init_kwargs, str):
-            self.model_init_kwargs = _parse_dict("model_init_kwargs", self.model_init_kwargs)
+            self.model_init_kwargs = _parse("model_init_kwargs", self.model_init_kwargs, dict)
         super().__post_init__()
 
     def to_dict(self) -> dict[str, Any]:
         """The options as JSON-ready values, without secrets: run log and trackers get these."""
         mask = Mask()
-        return {name: mask.of(value) for name, value in super().to_dict().items()}
+        plain = super().to_dict()
+        if self._constrained_by:
+            plain["constraints"] = [one.as_dict() for one in self._constrained_by]
+        return {name: mask.of(value) for name, value in plain.items()}
 
     @property
     def changed(self) -> tuple[str, ...]:
         """Options that were made with another value than their defaults."""
         return self._changed
+
+    @property
+    def constrained_by(self) -> tuple[Constraint, ...]:
+        """The constraints of the run, read and checked."""
+        return self._constrained_by
+
+    @property
+    def nll_weight(self) -> float:
+        """The fixed weight of the NLL term; 0 where a constraint on it has a multiplier instead."""
+        bounded = any(one.kind == "bc" for one in self._constrained_by)
+        return 0.0 if bounded else self.cpo_alpha
 
     @property
     def gamma(self) -> float:
@@ -507,6 +542,7 @@ class CPOConfig(TrainingArguments):
                 "would not be used; leave one of them out.",
             )
         self._check_samples()
+        self._check_constraints()
         longest = 512 if self.max_length is None else self.max_length
         if self.max_completion_length is not None and self.max_completion_length >= longest:
             raise ConfigError(
@@ -524,6 +560,16 @@ class CPOConfig(TrainingArguments):
                     "CP104",
                     f"{name}={getattr(self, name)} would do nothing without "
                     "generate_during_eval=True; add that, or leave it out.",
+                )
+
+    def _check_constraints(self) -> None:
+        for name in ("constraint_calibration", "constraint_normalization"):
+            default = self.__dataclass_fields__[name].default
+            if not self.constrained_by and getattr(self, name) != default:
+                raise ConfigError(
+                    "CP104",
+                    f"{name}={getattr(self, name)} would do nothing without constraints; add some, "
+                    "or leave it out.",
                 )
 
     def _resolve_precision(self) -> None:
@@ -555,11 +601,13 @@ def _has_accelerator() -> bool:
     return torch.accelerator.is_available()
 
 
-def _parse_dict(name: str, text: str) -> dict[str, Any]:
+def _parse(name: str, text: str, kind: type[Any]) -> Any:
     try:
         value = json.loads(text)
     except json.JSONDecodeError:
         value = None
-    if not isinstance(value, dict):
-        raise ConfigError("CP103", f"{name}={text!r} should be a JSON object.")
+    if not isinstance(value, kind):
+        raise ConfigError(
+            "CP103", f"{name}={text!r} should be a JSON {'object' if kind is dict else 'list'}."
+        )
     return value

@@ -58,6 +58,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         # 4: while training
         "CP401": "a loss or gradient that is not finite",
         "CP402": "a run that was stopped by an alarm",
+        "CP403": "ranks that no longer agree",
         "CP404": "another process of the run that is gone",
         # 5: the machine and its packages
         "CP501": "an output folder that cannot be written",

@@ -220,14 +220,14 @@ def divergence(loss: Curve, facts: Facts, step: int) -> Alarm | None:
     """CW428: the loss itself is above where it began, and not by chance.
 
     Nothing that training asks for raises its own objective, so that no size is asked of the
-    rise.
+    rise; but a loss with multipliers rises with them.
 
     Args:
         loss: of the training lines.
         facts: of the run.
         step: of the last line.
     """
-    if not loss.has_risen:
+    if facts.constrained or not loss.has_risen:
         return None
     seen = f"the loss, {loss.start:.3g} in the first lines, is {loss.level:.3g}."
     return Alarm("CW428", step, loss.low_until, seen, halve_the_rate(facts))

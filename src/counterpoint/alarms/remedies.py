@@ -25,6 +25,7 @@ class Facts:
         cpo_alpha: weight of the NLL term, at least 0.
         learning_rate: its highest value.
         max_grad_norm: to which gradients are clipped; 0: not at all.
+        constrained: whether the loss has multipliers, and moves with them.
     """
 
     step_pairs: int
@@ -33,6 +34,7 @@ class Facts:
     cpo_alpha: float = 1.0
     learning_rate: float = 1e-6
     max_grad_norm: float = 1.0
+    constrained: bool = False
 
 
 def hold_the_chosen(facts: Facts) -> str:

@@ -59,10 +59,7 @@ class Objective:
             The terms, from which ``share`` makes the loss and the metrics their means.
         """
         rule = LOSSES[self.loss_type]
-        chosen_logps, rejected_logps = logps.chosen, logps.rejected
-        if rule.per_token:
-            chosen_logps = chosen_logps / logps.chosen_tokens
-            rejected_logps = rejected_logps / logps.rejected_tokens
+        chosen_logps, rejected_logps = self.scores(logps)
         chosen, rejected = self._reward(chosen_logps), self._reward(rejected_logps)
         scale = self.beta if rule.beta_scales_gap else 1.0
         gap = scale * (chosen - rejected) - self.gamma - margin
@@ -75,6 +72,12 @@ class Objective:
             chosen_logps=chosen_logps.detach(),
             rejected_logps=rejected_logps.detach(),
         )
+
+    def scores(self, logps: PairLogps) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
+        """Log-probability of chosen and of rejected as the loss reads it: the sum, or a token's."""
+        if not LOSSES[self.loss_type].per_token:
+            return logps.chosen, logps.rejected
+        return logps.chosen / logps.chosen_tokens, logps.rejected / logps.rejected_tokens
 
     def _reward(self, logp: Float[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
         if self.loss_type == "orpo":
@@ -103,11 +106,11 @@ class Objective:
         Returns:
             A scalar; the shares of a step's micro-batches add up to the step's loss.
         """
-        preference = (weight * terms.preference).sum() / _positive(totals.weight)
+        preference = (weight * terms.preference).sum() / positive(totals.weight)
         if self.cpo_alpha == 0:
             # not 0 x NLL: an infinite NLL times 0 is NaN
             return preference
-        return preference + self.cpo_alpha * (weight * terms.nll).sum() / _positive(totals.nll)
+        return preference + self.cpo_alpha * (weight * terms.nll).sum() / positive(totals.nll)
 
     def formula(self) -> str:
         """The objective as a formula with its numbers, for logs and for people."""
@@ -200,6 +203,7 @@ def sum_totals(parts: list[StepTotals]) -> StepTotals:
     )
 
 
-def _positive(total: Tensor) -> Tensor:
+def positive(total: Tensor) -> Tensor:
+    """A denominator, 1 in place of 0."""
     # a step of weightless pairs has a loss of 0 / 0; it should be 0
     return torch.where(total > 0, total, torch.ones_like(total))

@@ -114,15 +114,23 @@ class Feed:
         Returns:
             Pairs spread evenly over the set; of a stream its first ones.
         """
+        found = self.spread(pairs, count)
+        return list({tuple(pair.prompt): pair for pair in found}.values())
+
+    def spread(self, pairs: Any, count: int) -> list[TokenPair]:
+        """Pairs spread evenly over a set, the same each time; of a stream its first ones.
+
+        Args:
+            pairs: prepared pairs, from ``pairs``.
+            count: most pairs, at least 1.
+        """
         if hasattr(pairs, "__len__"):
             most = min(count, len(pairs))
             places = [place * len(pairs) // most for place in range(most)]
-            found = KeyedPairs(pairs, to_pair).__getitems__(places)
-        else:
-            # counts of its own: the run's are of whole passes
-            fresh = Prepared(pairs, PrepareCounts("samples"), self.options)
-            found = list(islice(iter_pairs(fresh), count))
-        return list({tuple(pair.prompt): pair for pair in found}.values())
+            return KeyedPairs(pairs, to_pair).__getitems__(places)
+        # counts of its own: the run's are of whole passes
+        fresh = Prepared(pairs, PrepareCounts("samples"), self.options)
+        return list(islice(iter_pairs(fresh), count))
 
     def loader(self, pairs: Any, name: str, *, micro_batch: int, train: bool) -> PairLoader:
         """This rank's pairs, window by window.

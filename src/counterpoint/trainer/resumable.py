@@ -178,6 +178,11 @@ class ResumableTrainer(Trainer):
 
     # ---- going on ----
 
+    @property
+    def is_going_on(self) -> bool:
+        """Whether the running training goes on from a checkpoint."""
+        return self._resumption is not None
+
     @contextmanager
     def going_on(self, wanted: str | Path | bool | None) -> Iterator[str | None]:
         """Keep other runs out, and make ready to go on from a checkpoint.

@@ -8,6 +8,7 @@ Not here: loading by name (``loading``), data (``data.prepare``).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from counterpoint.checkpoint.fingerprint import Fingerprint, model_facts
 from counterpoint.config import CPOConfig
+from counterpoint.constraints import Constraint
 from counterpoint.errors import ConfigError, ModelError, SetupError
 from counterpoint.forward.router import router_top_k
 from counterpoint.losses.objective import Objective
@@ -254,7 +256,12 @@ def experiment(
         "pairs a step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "ranks": args.world_size,
         **{name: _plain(getattr(args, name)) for name in OF_THE_EXPERIMENT},
+        **{f"constraint {one.name}": _as_text(one) for one in args.constrained_by},
     }
+
+
+def _as_text(constraint: Constraint) -> str:
+    return json.dumps(constraint.as_dict(), sort_keys=True)
 
 
 def _plain(value: Any) -> Any:

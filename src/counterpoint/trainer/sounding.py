@@ -31,6 +31,7 @@ def alarm_facts(args: CPOConfig, max_steps: int) -> Facts:
         cpo_alpha=args.cpo_alpha,
         learning_rate=args.learning_rate,
         max_grad_norm=args.max_grad_norm,
+        constrained=bool(args.constrained_by),
     )
 
 

@@ -56,7 +56,9 @@ from counterpoint.runlog import (
     logger,
 )
 from counterpoint.trainer.assembly import Assembly
+from counterpoint.trainer.calibration import Reader, calibrate
 from counterpoint.trainer.card import about_model, base_of, hub_datasets, write_card
+from counterpoint.trainer.constrained import Constraints
 from counterpoint.trainer.display import TrainingDisplay, watch_alone
 from counterpoint.trainer.environment import environment
 from counterpoint.trainer.evaluation_pass import EvaluationPass
@@ -98,11 +100,13 @@ class StepDenominators:
         totals: of the objective.
         micro_batches: into how many this rank's share is cut at present.
         router: the step's load-balancing sums, for mixture-of-experts models.
+        constraints: one for each constraint of the run.
     """
 
     totals: StepTotals
     micro_batches: int = 1
     router: RouterSums | None = None
+    constraints: Float[Tensor, " constraints"] | None = None
 
 
 class CPOTrainer(ResumableTrainer):
@@ -168,7 +172,7 @@ class CPOTrainer(ResumableTrainer):
             gamma=args.gamma,
             alpha=args.alpha,
             label_smoothing=args.label_smoothing,
-            cpo_alpha=args.cpo_alpha,
+            cpo_alpha=args.nll_weight,
             nll_reduction=args.nll_reduction,
         )
         self._feed = Feed(args, tokenizer)
@@ -212,6 +216,7 @@ class CPOTrainer(ResumableTrainer):
         self._recorded = False
         self._pace = Pace(args.device)
         self.monitor = self._made_monitor()
+        self.constraints = self._made_constraints()
         self._add_watchers()
 
     def _made_monitor(self) -> Monitor | None:
@@ -220,9 +225,21 @@ class CPOTrainer(ResumableTrainer):
         write = partial(self.run_log.append, MOVEMENT)
         return Monitor(self.args.monitor_steps, write, self.sound)
 
+    def _made_constraints(self) -> Constraints | None:
+        if not self.args.constrained_by:
+            return None
+        return Constraints(
+            self.args.constrained_by,
+            self.objective,
+            cpo_alpha=self.args.cpo_alpha,
+            normalized=self.args.constraint_normalization,
+            sound=self.sound,
+            was_skipped=lambda: self.accelerator.optimizer_step_was_skipped,
+        )
+
     def _add_watchers(self) -> None:
         """The callbacks that are the trainer's own."""
-        own: list[Any] = []
+        own: list[Any] = [] if self.constraints is None else [self.constraints]
         if self.monitor is not None:
             own.append(self.monitor)
         if self.args.generate_during_eval and self.eval_dataset is not None:
@@ -305,12 +322,21 @@ class CPOTrainer(ResumableTrainer):
         router = None
         if self._top_k is not None and (len(share) > 1 or self.args.world_size > 1):
             router = self._router_of_step(share, self._top_k)
+        held = None
+        if self.constraints is not None:
+            held = torch.stack([self.constraints.denominators(batch) for batch in share]).sum(0)
         if self.args.world_size > 1:
-            both = torch.stack([totals.weight, totals.nll])
-            dist.all_reduce(both)
-            totals = StepTotals(*both)
+            every = torch.stack([totals.weight, totals.nll])
+            if held is not None:
+                every = torch.cat([every, held])
+            dist.all_reduce(every)
+            totals = StepTotals(*every[:2])
+            held = None if held is None else every[2:]
+        if self.constraints is not None and held is not None:
+            first = self._values_of(share) if self.constraints.measures_first else None
+            self.constraints.begin_step(held, first)
         empty = [self._share([], 1, self._budget) for _ in windows[1:]]
-        return [*empty, share], StepDenominators(totals, router=router)
+        return [*empty, share], StepDenominators(totals, router=router, constraints=held)
 
     def _share(
         self, pairs: list[TokenPair], most_pairs: int, budget: TokenBudget, *, ranks: int = 1
@@ -382,6 +408,8 @@ class CPOTrainer(ResumableTrainer):
         model.zero_grad(set_to_none=True)
         self._train_sums.discard()
         self._guard.discard()
+        if self.constraints is not None:
+            self.constraints.discard()
 
     def compute_loss(
         self,
@@ -407,6 +435,11 @@ class CPOTrainer(ResumableTrainer):
         # shares of a step add up to one value, so all of them together count once
         part = inputs.weight.new_tensor(1 / (step.micro_batches * self.args.world_size))
         loss = self.objective.share(terms, inputs.weight, step.totals)
+        if self.constraints is not None:
+            held = step.constraints
+            if held is None:
+                held = self.constraints.denominators(inputs)
+            loss = self.constraints.share(loss, output.logps, terms, inputs, held)
         self._guard.watch(terms, inputs)
         self._train_sums.add(pair_means(terms, output, inputs))
         if output.router is not None:
@@ -460,6 +493,26 @@ class CPOTrainer(ResumableTrainer):
         logger().warning("skipped: %s", error)
         return None
 
+    def _run_epoch(self, **facts: Any) -> None:
+        """One epoch; before the first of a run, the initial policy is measured."""
+        if self.constraints is not None and not self.is_going_on and facts["epoch"] == 0:
+            self._calibrate(self.constraints)
+        super()._run_epoch(**facts)
+
+    def _calibrate(self, constraints: Constraints) -> None:
+        self.model.eval()
+        few = self._feed.spread(self.train_dataset, self.args.constraint_calibration)
+        reader = Reader(
+            self.args,
+            lambda pairs: self._share(pairs, self.args.eval_batch_size, self._eval_budget),
+            self._outputs,
+        )
+        with torch.no_grad():
+            calibrate(constraints, reader, few, self._sets())
+        for line in constraints.formula().splitlines():
+            logger().info("%s", line)
+        self._describe()
+
     # ---- evaluation ----
 
     def evaluation_loop(
@@ -510,7 +563,8 @@ class CPOTrainer(ResumableTrainer):
     def _pass(self, dataloader: PairLoader) -> EvaluationPass:
         self.model.eval()
         self.callback_handler.eval_dataloader = dataloader
-        evaluation = EvaluationPass(self.objective, self._balancing_weight)
+        rows = next((n for n, s in self._sets().items() if s is dataloader.pairs), None)
+        evaluation = EvaluationPass(self.objective, self._balancing_weight, self.constraints, rows)
         with torch.no_grad():
             for pairs in dataloader:
                 evaluation.note(pairs)
@@ -549,6 +603,23 @@ class CPOTrainer(ResumableTrainer):
             self.run_log.append(SAMPLES, entry)
         return dict(sample_metrics(written))
 
+    def _values_of(self, share: Share) -> Float[Tensor, " constraints"]:
+        """Numerators of the constraints on a step's pairs, over all ranks; without gradient."""
+        with torch.no_grad():
+            numerators = self._held(share, "train")
+        if self.args.world_size > 1:
+            dist.all_reduce(numerators)
+        return numerators
+
+    def _held(self, share: Share, rows: str | None) -> Float[Tensor, " constraints"]:
+        """Numerators of the constraints on this rank's pairs."""
+        assert self.constraints is not None
+        found = []
+        for output, batch in zip(share.fitted(partial(self._outputs, share)), share, strict=True):
+            terms = self.objective(output.logps, batch.margin)
+            found.append(self.constraints.numerators(output.logps, terms, batch, rows)[0])
+        return torch.stack(found).sum(0)
+
     def _outputs(self, share: Share) -> list[PairOutput]:
         with self._assembly().running():
             return [self._forward(self.model, batch) for batch in share]
@@ -565,7 +636,7 @@ class CPOTrainer(ResumableTrainer):
         """
         self._skipped_steps = 0
         with self.going_on(resume_from_checkpoint) as checkpoint:
-            announce(self.objective.formula(), self.args, self.args.world_size)
+            announce(self._formula(), self.args, self.args.world_size)
             for counts in self._feed.counts().values():
                 if counts.rows:
                     logger().info("%s", counts.summary())
@@ -573,6 +644,8 @@ class CPOTrainer(ResumableTrainer):
             if not planned and self.train_dataset is not None:
                 self._budget.tokens = fitting_budget(self.model, self.args, self.train_dataset)
             self._watch, self._ending, self._stopped_by = None, None, None
+            if self.constraints is not None:
+                self.constraints.restart()
             self._describe()
             with self.recorded():
                 return self._trained(checkpoint, *args, **kwargs)
@@ -590,24 +663,41 @@ class CPOTrainer(ResumableTrainer):
 
     def fingerprint(self) -> Fingerprint:
         """What makes this experiment this one; ``resume_anyway`` says what it is for."""
-        sets = {"train": self.train_dataset}
-        named = isinstance(self.eval_dataset, Mapping)
-        sets |= self.eval_dataset if named else {"eval": self.eval_dataset}
-        digests = {n: self._feed.digest(pairs) for n, pairs in sets.items() if pairs is not None}
+        digests = {name: self._feed.digest(pairs) for name, pairs in self._sets().items()}
         return experiment(
             self.args, self.objective, self.accelerator.unwrap_model(self.model), digests
         )
 
+    def _sets(self) -> dict[str, Any]:
+        """Every prepared set that the trainer was given, by name."""
+        named = isinstance(self.eval_dataset, Mapping)
+        sets = (
+            {f"eval {n}": s for n, s in self.eval_dataset.items()}
+            if named
+            else {"eval": self.eval_dataset}
+        )
+        every = {"train": self.train_dataset, **sets}
+        return {name: pairs for name, pairs in every.items() if pairs is not None}
+
     def shared_state(self) -> dict[str, Any]:
-        """Skipped steps, the layout that was proved, and where the streams are."""
+        """Skipped steps, the layout that was proved, where the streams are, the multipliers."""
         layout = None if self._assembled is None else self._assembled.layout
-        return {"skipped_steps": self._skipped_steps, "layout": layout, "feed": self._feed.state()}
+        held = None if self.constraints is None else self.constraints.kept()
+        return {
+            "skipped_steps": self._skipped_steps,
+            "layout": layout,
+            "feed": self._feed.state(),
+            "constraints": held,
+        }
 
     def load_shared_state(self, state: dict[str, Any]) -> None:
         """Go on with them."""
         self._skipped_steps = state["skipped_steps"]
         self._known_layout = state["layout"]
         self._feed.load_state(state["feed"], within_pass=self._place.steps > 0)
+        if self.constraints is not None and state.get("constraints"):
+            self.constraints.take(state["constraints"])
+            self._describe()
 
     def rank_state(self) -> dict[str, Any]:
         """The sums since the last log line, and what was learnt of this rank's memory."""
@@ -656,6 +746,8 @@ class CPOTrainer(ResumableTrainer):
             found = means(sums)
             logs = {name: found.pop(name) for name in ("loss",) if name in found} | logs | found
             logs |= pace
+            if self.constraints is not None:
+                logs |= self.constraints.metrics()
             if self._skipped_steps:
                 logs["skipped_steps"] = self._skipped_steps
         super().log(logs, start_time)
@@ -774,6 +866,13 @@ class CPOTrainer(ResumableTrainer):
         if self.is_in_train:  # an evaluation alone leaves the files of a run as they are
             self._describe()
 
+    def _formula(self) -> str:
+        """What is minimised, and subject to what."""
+        lines = [self.objective.formula()]
+        return "\n".join(
+            lines if self.constraints is None else [*lines, self.constraints.formula()]
+        )
+
     def _describe(self) -> None:
         if not self.is_world_process_zero():
             return
@@ -781,7 +880,7 @@ class CPOTrainer(ResumableTrainer):
             self._environment = environment()
         self.run_log.describe(
             {
-                "objective": self.objective.formula(),
+                "objective": self._formula(),
                 "model": base_of(self.model),
                 "step_pairs": self.args.train_batch_size
                 * self.args.gradient_accumulation_steps
@@ -795,6 +894,7 @@ class CPOTrainer(ResumableTrainer):
                 "skipped_steps": self._skipped_steps,
                 "rounding": None if self._rounding is None else asdict(self._rounding),
                 "data": {name: counts.as_dict() for name, counts in self._feed.counts().items()},
+                **({} if self.constraints is None else self.constraints.facts()),
                 "options": self.args.to_dict(),
                 "environment": self._environment,
                 "changed": list(self.args.changed),

@@ -1,0 +1,458 @@
+"""The constraints of a run: their bounds, their multipliers, and what a step adds to them.
+
+    initial policy ──calibration──▶ bounds
+    micro-batches ──numerators──▶ [backward, sync, clip, step] ──one reduction──▶ multipliers
+
+Multipliers are plain floats: outside the optimizer, its weight decay and clipping, and outside DDP.
+They hold still for a whole step on all ranks, and move once for each step that reached the weights,
+by that step's violation: the ratio of sums over all its pairs, however they were cut.
+
+Not here: what a constraint measures (``losses.constrained``), how a multiplier moves
+(``losses.multiplier``), and the passes over data (``trainer``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+from transformers import TrainerCallback
+
+from counterpoint.constraints import Constraint
+from counterpoint.errors import DataError, TrainingError
+from counterpoint.losses.constrained import denominators, measured
+from counterpoint.losses.multiplier import MultiplierRule, MultiplierState, rule_of
+from counterpoint.losses.objective import Objective, positive
+from counterpoint.records import LossTerms, PairBatch, PairLogps, exact_dtype
+from counterpoint.runlog import Alarm
+
+PATIENCE = 0.05
+"""Share of a run's steps, at the cap and above the bound, after which a bound is infeasible."""
+
+LEAST_PATIENCE = 10
+"""The fewest such steps: a few in a row may come by chance."""
+
+
+@dataclass(slots=True)
+class Window:
+    """What a constraint's log line is made of: the applied steps since the last one.
+
+    Args:
+        numerator: of the value, summed.
+        denominator: likewise.
+        steps: that counted.
+        feasible: of them, those at or below the bound.
+        at_cap: of them, those whose multiplier was at its cap.
+    """
+
+    numerator: float = 0.0
+    denominator: float = 0.0
+    steps: int = 0
+    feasible: int = 0
+    at_cap: int = 0
+
+
+class Multiplied:
+    """One constraint of a run, with its multiplier.
+
+    Args:
+        asked: the constraint.
+        start: multiplier of the first step.
+    """
+
+    def __init__(self, asked: Constraint, start: float) -> None:
+        """Nothing is known of its horizon yet."""
+        self.asked, self.start = asked, min(start, asked.cap)
+        self.bound = asked.bound
+        self.initial: float | None = None
+        self.window = Window()
+        self.infeasible_for = 0
+        self.plan(1)
+        self.state: MultiplierState = self.rule.start(self.start)
+        self.weight = self.state.value
+        """What multiplies the constraint in the running step."""
+
+    def plan(self, steps: int) -> None:
+        """Scale the rule to a run of so many steps."""
+        asked = self.asked
+        self.patience = max(LEAST_PATIENCE, math.ceil(PATIENCE * steps))
+        self.rule: MultiplierRule = rule_of(
+            asked.update,
+            rate=asked.rate,
+            proportional=asked.proportional,
+            derivative=asked.derivative,
+            nu=asked.nu,
+            smoothing=asked.smoothing,
+            cap=asked.cap,
+            steps=steps,
+        )
+
+    def calibrate(self, value: float) -> None:
+        """Take what the initial policy's value is, which a relative bound is a share of."""
+        self.initial = value
+        if self.asked.slack is not None:
+            self.bound = value * (1 + self.asked.slack)
+
+    def violation(self, numerator: float, denominator: float) -> float | None:
+        """How far the value is above the bound; None where nothing was counted."""
+        if self.bound is None or not denominator > 0:
+            return None
+        return numerator / denominator - self.bound
+
+    def close(self, numerator: float, denominator: float) -> bool:
+        """One applied step.
+
+        Returns:
+            Whether the bound has just turned out to be infeasible.
+        """
+        violation = self.violation(numerator, denominator)
+        if violation is None or not math.isfinite(violation):
+            return False
+        at_cap = self.weight >= self.asked.cap
+        window = self.window
+        window.numerator += numerator
+        window.denominator += denominator
+        window.steps += 1
+        window.feasible += violation <= 0
+        window.at_cap += at_cap
+        self.state = self.rule.step(self.state, violation)
+        self.infeasible_for = self.infeasible_for + 1 if at_cap and violation > 0 else 0
+        return self.infeasible_for == self.patience
+
+    def metrics(self) -> dict[str, float]:
+        """Of the steps since the last call; then starts anew."""
+        window, self.window = self.window, Window()
+        found = {"multiplier": self.state.value}
+        if self.bound is not None:
+            found["bound"] = self.bound
+        if window.steps:
+            value = window.numerator / window.denominator
+            found |= {
+                "value": value,
+                "violation": value - found["bound"],
+                "feasible": window.feasible / window.steps,
+                "at_cap": window.at_cap / window.steps,
+            }
+        if self.state.smoothed is not None:
+            found["smoothed"] = self.state.smoothed
+        return {f"constraints/{self.asked.name}/{key}": number for key, number in found.items()}
+
+    def facts(self) -> dict[str, Any]:
+        """For ``run.json``."""
+        asked = self.asked
+        return {
+            "name": asked.name,
+            "kind": asked.kind,
+            "bound": self.bound,
+            "slack": asked.slack,
+            "initial": self.initial,
+            "update": asked.update,
+            "rate": asked.rate,
+            "cap": asked.cap,
+            "start": self.start,
+        }
+
+    def kept(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {
+            "bound": self.bound,
+            "initial": self.initial,
+            "multiplier": asdict(self.state),
+            "window": asdict(self.window),
+            "infeasible_for": self.infeasible_for,
+        }
+
+    def take(self, kept: Mapping[str, Any]) -> None:
+        """Go on with it."""
+        self.bound, self.initial = kept["bound"], kept["initial"]
+        self.state = MultiplierState(**kept["multiplier"])
+        self.window = Window(**kept["window"])
+        self.infeasible_for = kept["infeasible_for"]
+
+
+class Constraints(TrainerCallback):
+    """All constraints of a run; as a callback it hears when a step has reached the weights.
+
+    Args:
+        asked: at least one.
+        objective: of the run.
+        cpo_alpha: where the multiplier of bc starts.
+        normalized: divide the loss by 1 + the sum of the multipliers.
+        sound: takes an alarm.
+        was_skipped: whether the optimizer left out its last step.
+    """
+
+    def __init__(
+        self,
+        asked: Sequence[Constraint],
+        objective: Objective,
+        *,
+        cpo_alpha: float,
+        normalized: bool,
+        sound: Callable[[Alarm], None],
+        was_skipped: Callable[[], bool],
+    ) -> None:
+        """Before the first step."""
+        self.objective, self.normalized = objective, normalized
+        self._sound, self._was_skipped = sound, was_skipped
+        self.all = [Multiplied(one, _start(one, cpo_alpha)) for one in asked]
+        self.calibration: dict[str, Any] | None = None
+        self.references: dict[str, Tensor] = {}
+        """Set -> what the initial policy gave the chosen completion of each row, nats a token."""
+        self._numerators: Tensor | None = None
+        self._totals: Tensor | None = None
+
+    @property
+    def needs_references(self) -> bool:
+        """Whether the initial policy's log-probabilities of all rows must be known."""
+        return any(one.asked.kind == "displacement" for one in self.all)
+
+    @property
+    def measures_first(self) -> bool:
+        """Whether a multiplier must know the step's values before its first backward."""
+        return any(one.rule.measures_first for one in self.all)
+
+    # ---- a step ----
+
+    def denominators(self, batch: PairBatch) -> Float[Tensor, " constraints"]:
+        """What a batch adds to the denominators of its step."""
+        sums = [denominators(one.asked, self.objective, batch).sum() for one in self.all]
+        return torch.stack(sums).to(exact_dtype(batch.weight.device))
+
+    def numerators(
+        self, logps: PairLogps, terms: LossTerms, batch: PairBatch, rows: str | None = "train"
+    ) -> tuple[Float[Tensor, " constraints"], list[Float[Tensor, ""]]]:
+        """Numerators of a batch.
+
+        Args:
+            logps: what the model says of the pairs.
+            terms: what the objective makes of it.
+            batch: the pairs.
+            rows: the set they are of; None where the initial policy has not seen it.
+
+        Returns:
+            Those of the bounded values, detached, and those that are minimised.
+        """
+        initial = self._initial(batch, rows)
+        found = [
+            measured(one.asked, self.objective, logps, terms, batch, initial) for one in self.all
+        ]
+        sums = torch.stack([each.numerator.sum() for each in found])
+        exact = exact_dtype(batch.weight.device)
+        return sums.to(exact), [each.surrogate.sum() for each in found]
+
+    def held_out_sums(
+        self, logps: PairLogps, terms: LossTerms, batch: PairBatch, rows: str | None
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Numerator and denominator of each value that can be measured on a set.
+
+        Args:
+            logps: what the model says of some of its pairs.
+            terms: what the objective makes of it.
+            batch: those pairs.
+            rows: the name of the set, as in ``references``.
+        """
+        numerators, counts = self.numerators(logps, terms, batch, rows)[0], self.denominators(batch)
+        return {
+            f"constraints/{one.asked.name}/value": (numerator, count)
+            for one, numerator, count in zip(self.all, numerators, counts, strict=True)
+            if one.asked.kind != "displacement" or rows in self.references
+        }
+
+    def _initial(self, batch: PairBatch, rows: str | None) -> Tensor | None:
+        if rows is None or rows not in self.references:
+            return None
+        table = self.references[rows]
+        if table.device != batch.row_ids.device:
+            self.references[rows] = table = table.to(batch.row_ids.device)
+        return table[batch.row_ids.clamp(min=0)]  # a filler has no row, and no weight
+
+    def begin_step(
+        self, totals: Float[Tensor, " constraints"], first: Float[Tensor, " constraints"] | None
+    ) -> None:
+        """A step begins: its multipliers hold still from here on.
+
+        Args:
+            totals: denominators of the step, over micro-batches and ranks.
+            first: numerators at the step's weights, where ``measures_first``.
+        """
+        self._numerators, self._totals = None, totals
+        known: list[float | None] = [None] * len(self.all)
+        if first is not None:
+            pairs = zip(self.all, first.tolist(), totals.tolist(), strict=True)
+            known = [one.violation(numerator, total) for one, numerator, total in pairs]
+        for one, violation in zip(self.all, known, strict=True):
+            one.weight = one.rule.weight(one.state, violation)
+
+    def share(
+        self,
+        loss: Float[Tensor, ""],
+        logps: PairLogps,
+        terms: LossTerms,
+        batch: PairBatch,
+        totals: Float[Tensor, " constraints"],
+    ) -> Float[Tensor, ""]:
+        """The share of the step's constrained loss that these pairs carry.
+
+        Args:
+            loss: their share of the objective.
+            logps: what the model says of them.
+            terms: what the objective makes of it.
+            batch: the pairs.
+            totals: denominators of the step.
+        """
+        numerators, surrogates = self.numerators(logps, terms, batch)
+        before = self._numerators
+        self._numerators = numerators if before is None else before + numerators
+        for one, surrogate, total in zip(self.all, surrogates, totals, strict=True):
+            if one.weight:  # not 0 x value: an infinite value times 0 is NaN
+                loss = loss + one.weight * surrogate / positive(total)
+        return loss / (1 + sum(one.weight for one in self.all)) if self.normalized else loss
+
+    def discard(self) -> None:
+        """The step is begun again, or left out: forget its numerators."""
+        self._numerators = None
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the multipliers, if the step was applied; every rank takes part."""
+        if self._numerators is None or self._totals is None:
+            return
+        numerators, totals = self._numerators, self._totals
+        self.discard()
+        if self._was_skipped():
+            return
+        for one, numerator, total in zip(
+            self.all, self._over_ranks(numerators), totals.tolist(), strict=True
+        ):
+            if one.close(numerator, total):
+                self._sound(_infeasible(one, state.global_step + 1))
+
+    def _over_ranks(self, numerators: Float[Tensor, " constraints"]) -> list[float]:
+        """Sums over ranks, after making sure that all have the same multipliers."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return [float(number) for number in numerators.tolist()]
+        own = numerators.new_tensor([one.state.value for one in self.all])
+        extremes = torch.stack([own, -own])
+        dist.all_reduce(numerators)
+        dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+        sums, highest, lowest = torch.stack([numerators, *extremes]).tolist()
+        for one, high, low in zip(self.all, highest, lowest, strict=True):
+            if high != -low:
+                raise TrainingError(
+                    "CP403",
+                    f"the multiplier of {one.asked.name} is {high!r} on one rank and {-low!r} on "
+                    "another. Ranks must run the same version on the same kind of device; go on "
+                    "from the last checkpoint.",
+                )
+        return [float(number) for number in sums]
+
+    # ---- the run ----
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Scale the rules to the run's length."""
+        for one in self.all:
+            one.plan(state.max_steps)
+
+    def restart(self) -> None:
+        """A training begins: multipliers are where they start."""
+        self.all = [Multiplied(one.asked, one.start) for one in self.all]
+        self.calibration, self.references = None, {}
+
+    def calibrate(self, sums: Tensor, *, pairs: int, digest: str) -> None:
+        """Take the values of the initial policy.
+
+        Args:
+            sums: numerators, then denominators, ``[2, constraints]``.
+            pairs: that they are of.
+            digest: of those pairs.
+
+        Raises:
+            DataError: CP209 where the slice has nothing that a relative bound could be measured on.
+        """
+        for one, numerator, total in zip(self.all, *sums.tolist(), strict=True):
+            if total > 0:
+                one.calibrate(numerator / total)
+            elif one.asked.slack is not None:
+                raise DataError(
+                    "CP209",
+                    f"the bound of {one.asked.name} is a share of the initial policy's value, but "
+                    f"the {pairs} pairs of the calibration slice have no weight.",
+                )
+        self.calibration = {"pairs": pairs, "digest": digest}
+
+    def metrics(self) -> dict[str, float]:
+        """Of the steps since the last log line."""
+        return {name: value for one in self.all for name, value in one.metrics().items()}
+
+    def violations(self, values: Mapping[str, float]) -> dict[str, float]:
+        """How far held-out values are above the bounds, by the names of metrics.
+
+        Args:
+            values: of ``held_out_sums``, divided.
+        """
+        found: dict[str, float] = {}
+        for one in self.all:
+            value = values.get(f"constraints/{one.asked.name}/value")
+            if value is not None and one.bound is not None:
+                found[f"constraints/{one.asked.name}/violation"] = value - one.bound
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        """For ``run.json``."""
+        return {
+            "constraints": [one.facts() for one in self.all],
+            "calibration": self.calibration,
+        }
+
+    def kept(self) -> dict[str, Any]:
+        """For a checkpoint: a tree, by name and in order."""
+        return {
+            "calibration": self.calibration,
+            "constraints": [{"name": one.asked.name, **one.kept()} for one in self.all],
+            "references": {name: table.cpu() for name, table in self.references.items()},
+        }
+
+    def take(self, kept: Mapping[str, Any]) -> None:
+        """Go on with it; constraints of other names (``resume_anyway``) start anew."""
+        self.calibration, self.references = kept["calibration"], dict(kept["references"])
+        by_name = {each["name"]: each for each in kept["constraints"]}
+        for one in self.all:
+            if one.asked.name in by_name:
+                one.take(by_name[one.asked.name])
+
+    def formula(self) -> str:
+        """The constraints as lines under the objective's formula."""
+        return "\n".join(_line(one) for one in self.all)
+
+
+def _start(asked: Constraint, cpo_alpha: float) -> float:
+    if asked.start is not None:
+        return asked.start
+    return cpo_alpha if asked.kind == "bc" else 0.0
+
+
+def _line(one: Multiplied) -> str:
+    asked = one.asked
+    if one.bound is not None:
+        bound = f"{one.bound:.4g}"
+    else:
+        bound = f"{1 + (asked.slack or 0.0):g} x that of the initial policy"
+    return f"subject to {asked.name} <= {bound} ({asked.update}, multiplier from {one.start:g})"
+
+
+def _infeasible(one: Multiplied, step: int) -> Alarm:
+    since = max(1, step - one.patience + 1)
+    return Alarm(
+        "CW431",
+        step,
+        since,
+        f"the multiplier of {one.asked.name} has been at its cap of {one.asked.cap:g} for "
+        f"{one.patience} steps, and the value is {one.state.smoothed or 0.0:.3g} above the bound "
+        f"of {one.bound:.4g}: no policy within reach holds it.",
+    )
