@@ -31,13 +31,14 @@ def main(output_dir="runs/constrained", steps=120):
     model, tokenizer = load_base()
     args = CPOConfig(
         output_dir=output_dir,
-        beta=0.5,
+        beta=2.0,
+        cpo_alpha=0.03,  # where the multiplier of bc starts; no fixed weight any more
         constraints=[
-            {"kind": "bc", "slack": 0.5},  # at most 1.5 times the initial policy's NLL
+            {"kind": "bc", "slack": 0.2},  # at most 1.2 times the initial policy's NLL
             Constraint(
                 kind="custom",
                 name="long",
-                slack=0.5,
+                slack=0.2,
                 numerator=nll_of_long,
                 denominator=tokens_of_long,
             ),
@@ -59,13 +60,15 @@ def main(output_dir="runs/constrained", steps=120):
     trainer.train()
 
     lines = [line for line in trainer.state.log_history if "loss" in line]
-    for name in ("bc", "long"):
-        print(f"{name:>4}  step   value   bound  multiplier")
-        for line in lines:
-            value, bound, multiplier = (
-                line[f"constraints/{name}/{column}"] for column in ("value", "bound", "multiplier")
-            )
-            print(f"{line['step']:>10} {value:7.3f} {bound:7.3f} {multiplier:11.3f}")
+    names = [constraint.name for constraint in args.constrained_by]
+    bounds = [f"{n} <= {lines[0][f'constraints/{n}/bound']:.3f}  multiplier" for n in names]
+    print("step", *bounds, sep="   ")
+    for line in lines:
+        print(f"{line['step']:>4}", end="")
+        for name, header in zip(names, bounds, strict=True):
+            value, multiplier = (line[f"constraints/{name}/{n}"] for n in ("value", "multiplier"))
+            print(f"   {value:>{len(header) - 12}.3f}  {multiplier:10.3f}", end="")
+        print()
     return lines
 
 
