@@ -76,8 +76,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(vocabulary: int) -> LlamaForCausalLM:
-    """Three layers of width 128, random weights from ``SEED``."""
+def build_model(vocabulary: int, layers: int = 3) -> LlamaForCausalLM:
+    """Layers of width 128, random weights from ``SEED``."""
     torch.manual_seed(SEED)
     # of the Llama kind because AutoTokenizer trusts its folder's own tokenizer.json, which it
     # does not for every kind (Qwen2's would be read as Qwen2's own BPE)
@@ -85,7 +85,7 @@ def build_model(vocabulary: int) -> LlamaForCausalLM:
         vocab_size=vocabulary,
         hidden_size=128,
         intermediate_size=384,
-        num_hidden_layers=3,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=64,
@@ -163,13 +163,14 @@ def main() -> int:
     """Train and save, or check."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, default=BASE, help="folder to write")
+    parser.add_argument("--layers", type=int, default=3, help="of the model; 3 is what is shipped")
     parser.add_argument("--check", action="store_true", help="compare with what is shipped")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.check:
         return 0 if check() else 1
     tokenizer = build_tokenizer()
-    model = build_model(len(tokenizer))
+    model = build_model(len(tokenizer), arguments.layers)
     for step, loss in enumerate(train(model, tokenizer)):
         if step < len(FIRST_LOSSES) or step % 100 == 99:
             print(f"step {step + 1:5d}  loss {loss:.6f}", flush=True)

@@ -368,7 +368,7 @@ class CPOConfig(TrainingArguments):
         "Counterpoint: weight of a mixture-of-experts model's load-balancing loss, >= 0; None: "
         "what the model's config says; 0: off.",
     )
-    constraints: list[Any] | str | None = _option(  # noqa: RUF009 - not seen through
+    constraints: list[dict[str, Any] | Constraint] | str | None = _option(  # noqa: RUF009 - not seen through
         None,
         "Counterpoint: what must hold while the loss is minimised (docs/constrained.md): a list of "
         "mappings such as {kind: bc, slack: 0.05}, or of counterpoint.Constraint. With bc among "

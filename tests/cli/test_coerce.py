@@ -148,6 +148,8 @@ SAMPLES: dict[Any, str] = {
 def sample(option: Option) -> str:
     if option.choices:
         return option.choices[-1]
+    if "list[dict" in str(option.hint):
+        return '[{"a": true}]'
     fits = [text for kind, text in SAMPLES.items() if kind.__name__ in str(option.hint)]
     return fits[0] if fits else "word"
 

@@ -78,6 +78,7 @@ def test_the_public_names_are_these_and_are_listed() -> None:
         "CPOConfig",
         "CPOTrainer",
         "ConfigError",
+        "Constraint",
         "CounterpointError",
         "DataError",
         "ModelError",
@@ -199,6 +200,9 @@ OWN_OPTIONS: dict[str, Any] = {
     "eval_sample_temperature": 0.0,
     "resume_anyway": False,
     "router_aux_loss_coef": None,
+    "constraints": None,
+    "constraint_calibration": 256,
+    "constraint_normalization": False,
     "monitor_steps": 50,
     "on_alarm": "warn",
 }
@@ -219,6 +223,9 @@ COUNTERPOINTS_OWN = {
     "eval_sample_temperature",
     "resume_anyway",
     "router_aux_loss_coef",
+    "constraints",
+    "constraint_calibration",
+    "constraint_normalization",
     "monitor_steps",
     "on_alarm",
 }

@@ -172,6 +172,10 @@ def logged_steps(bench: Bench, options: dict[str, Any]) -> list[int]:
     return [line["step"] for line in bench.run(options).trainer.state.log_history]
 
 
+def bounds(bench: Bench, options: dict[str, Any]) -> list[float]:
+    return [each["bound"] for each in bench.run(options).described.get("constraints", [])]
+
+
 def logged_names(bench: Bench, options: dict[str, Any]) -> set[str]:
     return {name for line in bench.run(options).trainer.state.log_history for name in line}
 
@@ -412,6 +416,9 @@ TRIED: dict[str, Row] = {
     "eval_sample_temperature": row(written, 1.0, generate_during_eval=True),
     "resume_anyway": row(going_on, True),
     "router_aux_loss_coef": row(gradients, 5.0, model="mixtral"),
+    "constraints": row(gradients, [{"kind": "bc", "start": 2.0}]),
+    "constraint_calibration": row(bounds, 2, constraints=[{"kind": "bc"}]),
+    "constraint_normalization": row(gradients, True, constraints=[{"kind": "bc"}]),
     "monitor_steps": row(looks, 0),
     "on_alarm": row(outcome, "stop", alarm=True),
     # of TrainingArguments, read by Counterpoint in place of transformers

@@ -19,6 +19,14 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+HELD: list[dict[str, Any]] = [
+    {"kind": "bc", "slack": -0.01, "rate": 50.0},
+    {"kind": "absolute_preference", "bound": 0.5, "margin": 1.0, "update": "nu_pi", "nu": 0.3},
+    {"kind": "displacement", "bound": 0.0, "update": "augmented_lagrangian"},
+    {"kind": "bc", "name": "ascent", "bound": 1.0, "update": "dual_ascent"},
+]
+"""Each kind that reads the step's own pairs, and each rule; bounds that are not held at first."""
+
 CASES: dict[str, dict[str, Any]] = {
     **{name: {"objective": name} for name in ("sigmoid", "ipo", "simpo", "orpo", "repo")},
     "hinge, fp32": {"objective": "hinge", "dtype": "float32"},
@@ -30,6 +38,14 @@ CASES: dict[str, dict[str, Any]] = {
     "short last step": {"objective": "sigmoid", "pairs": 11},
     "last step of one pair": {"objective": "sigmoid", "pairs": 9},
     "streamed, short last step": {"objective": "sigmoid", "pairs": 11, "stream": True},
+    "constrained": {"objective": "sigmoid", "pairs": 24, "constraints": HELD},
+    "constrained, normalised, cut by tokens": {
+        "objective": "cpo-simpo",
+        "pairs": 24,
+        "constraints": HELD[:2],
+        "constraint_normalization": True,
+        "max_micro_batch_tokens": 40,
+    },
     # memory that runs out on rank 1 alone
     **{
         f"{where} does not fit": {
@@ -154,6 +170,17 @@ def stopped_by_an_alarm(folder: Path, rank: int) -> str:
     finally:
         CPOTrainer.__init__ = whole
     return "trained"
+
+
+def multipliers(logs: list[dict[str, Any]]) -> list[float]:
+    """Every number of a run's log lines that tells where its multipliers are."""
+    return [
+        value
+        for line in logs
+        if "loss" in line
+        for name, value in sorted(line.items())
+        if name.endswith(("/multiplier", "/bound", "/smoothed"))
+    ]
 
 
 def as_stream(pairs: Dataset) -> Any:

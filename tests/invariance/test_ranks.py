@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tests.invariance.ranks import CASES, flat, run_case
+from tests.invariance.ranks import CASES, flat, multipliers, run_case
 from tests.steps import distance
 
 RANKS = 2
@@ -75,6 +75,15 @@ def test_two_ranks_take_the_steps_of_one(name: str, two_ranks, tmp_path: Path):
         assert seen[name]["scores"][column] == pytest.approx(values, rel=1e-6), column
     assert seen[name]["written"] == alone["written"]
     assert len(alone["written"]) == (2 * 5 if name == "writing" else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("constrained")])
+def test_two_ranks_have_the_multipliers_of_one(name: str, two_ranks, tmp_path: Path):
+    _, seen = two_ranks
+    alone = multipliers(run_case(CASES[name], tmp_path, ranks=1)["logs"])
+    assert len(set(alone)) > len(CASES[name]["constraints"])  # they do move
+    assert multipliers(seen[name]["logs"]) == pytest.approx(alone, rel=1e-12, abs=1e-12)
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ class MultiplierState:
             ``value`` except under PID.
         smoothed: moving average of the violation; None before the first step.
         previous: what the next difference is taken to: under PID the last ``smoothed``, under
-            νPI the last ξ; None before the first step and under the other rules.
+            nuPI the last ξ; None before the first step and under the other rules.
         steps: how many violations have been taken in.
     """
 
@@ -99,7 +99,7 @@ class DualAscent:
     measures_first: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Refuse a number that is out of its range."""
+        """Refuse a number out of its range."""
         _check(self.smoothing, self.cap, rate=self.rate)
 
     def start(self, value: float) -> MultiplierState:
@@ -145,7 +145,7 @@ class PID:
     measures_first: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Refuse a number that is out of its range."""
+        """Refuse a number out of its range."""
         _check(
             self.smoothing,
             self.cap,
@@ -178,7 +178,7 @@ class PID:
 
 @dataclass(frozen=True, slots=True)
 class NuPI:
-    """νPI control of λ in recursive form (Sohrabi et al. 2024, arXiv:2406.04558).
+    """nuPI control of λ in recursive form (Sohrabi et al. 2024, arXiv:2406.04558).
 
     ξ <- nu ξ + (1 - nu) g
     λ <- clip(λ + rate g + proportional (ξ - ξ of the step before), 0, cap)
@@ -207,7 +207,7 @@ class NuPI:
     measures_first: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """Refuse a number that is out of its range."""
+        """Refuse a number out of its range."""
         _check(self.smoothing, self.cap, rate=self.rate, proportional=self.proportional)
         if not 0 <= self.nu < 1:
             raise ValueError(f"nu is {self.nu}; expected a number in [0, 1)")
@@ -259,7 +259,7 @@ class AugmentedLagrangian:
     measures_first: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuse a number that is out of its range."""
+        """Refuse a number out of its range."""
         _check(self.smoothing, self.cap, rate=self.rate, penalty=self.penalty)
 
     def start(self, value: float) -> MultiplierState:
@@ -301,7 +301,7 @@ def rule_of(
         proportional: weight of the violation itself beside its sum, as a share of the run, at
             least 0; of all but dual ascent.
         derivative: weight of its rise, in shares of the run squared, at least 0; of pid.
-        nu: factor in [0, 1) of νPI's own average.
+        nu: factor in [0, 1) of nuPI's own average.
         smoothing: factor in [0, 1) of the average that pid and reports read.
         cap: the largest λ, at least 0.
         steps: optimizer steps of the run, at least 1.
