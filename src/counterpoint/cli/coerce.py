@@ -220,8 +220,6 @@ def _as_list(item: Any, given: Given) -> list[Any]:
         parts: list[Any] = [Scalar(part) for part in given.text.split()] if split else [given]
     else:
         parts = given
-    if item is Any:
-        return [plain(part) for part in parts]
     reads = _as_text if words(item) else _readers(item)[0]
     return [reads(part) for part in parts]
 
