@@ -89,9 +89,9 @@ class Constraint:
     data: str | None = None
     pairs: int | None = None
     start: float | None = None
-    update: str = "pid"
-    rate: float = 100.0
-    proportional: float = 0.02
+    update: str = "nu_pi"
+    rate: float = 50.0
+    proportional: float = 0.05
     derivative: float = 0.0
     nu: float = 0.0
     smoothing: float = 0.9
@@ -146,7 +146,7 @@ class Constraint:
             also = " or a slack" if self.kind in RELATIVE else ""
             raise ConfigError(
                 "CP107",
-                f"constraint {self.name} has no bound. Give a bound{also}; it is in "
+                f"constraint {self.name} has no bound. Give a bound{also}; its unit is "
                 f"{KINDS[self.kind]}.",
             )
         if self.slack is not None and self.kind not in RELATIVE:

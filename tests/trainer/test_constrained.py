@@ -235,7 +235,7 @@ def test_an_infeasible_bound_is_reported(models, chatml_tokenizer, tmp_path: Pat
         models("qwen2"), chatml_tokenizer, tmp_path, random_pairs(64), constraints=[held]
     )
     trainer.train()
-    (alarm,) = [one for one in read_run(tmp_path).alarms if one["code"] == "CW431"]
+    (alarm,) = [one for one in read_run(tmp_path).alarms if one["code"] == "CW441"]
     assert (alarm["step"], alarm["since"]) == (10, 1)
     assert "bound of 0.01" in alarm["seen"]
     assert lines_of(trainer)[-1]["constraints/bc/at_cap"] == 1.0
@@ -247,7 +247,7 @@ def test_a_bound_that_is_held_is_not_reported(models, chatml_tokenizer, tmp_path
         models("qwen2"), chatml_tokenizer, tmp_path, random_pairs(64), constraints=[held]
     )
     trainer.train()
-    assert not [one for one in read_run(tmp_path).alarms if one["code"] == "CW431"]
+    assert not [one for one in read_run(tmp_path).alarms if one["code"] == "CW441"]
 
 
 # Rule 9

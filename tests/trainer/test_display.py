@@ -249,6 +249,33 @@ def test_the_panel_says_what_there_is_to_know() -> None:
     ]
 
 
+HELD = {
+    "constraints/bc/value": 1.8123,
+    "constraints/bc/bound": 1.8,
+    "constraints/bc/multiplier": 0.6512,
+    "constraints/length of answers/value": 120.0,
+    "constraints/length of answers/bound": 150.0,
+    "constraints/length of answers/multiplier": 0.0,
+    "constraints/unseen/multiplier": 0.0,
+}
+
+
+def test_the_panel_has_a_line_for_each_constraint_that_was_measured() -> None:
+    view = replace(VIEW, numbers=NUMBERS | HELD)
+    lines = panel(view, 79, 1240.0)
+    assert [line.plain for line in lines[2:]] == [
+        "bc 1.812 > 1.800, λ 0.651",
+        "length of answers 120.00 ≤ 150.00, λ 0",
+    ]
+    assert [str(line.style) for line in lines[2:]] == ["yellow", ""]
+    assert all(line.plain.isascii() for line in panel(view, 60, 1240.0, ascii_only=True))
+
+
+def test_a_plain_line_tells_of_constraints_as_far_as_there_is_room() -> None:
+    line = plain_line(VIEW, NUMBERS | HELD, 1240.0)
+    assert line == "step 340/2,000  loss 0.6123  acc 71%  bc1.812>1.800 mult 0.651  27:40 left"
+
+
 def test_a_terminal_without_unicode_gets_ascii() -> None:
     view = replace(VIEW, alarms={"CW421": ALARM})
     assert all(line.plain.isascii() for line in panel(view, 60, 1240.0, ascii_only=True))

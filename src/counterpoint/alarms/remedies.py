@@ -26,6 +26,7 @@ class Facts:
         learning_rate: its highest value.
         max_grad_norm: to which gradients are clipped; 0: not at all.
         constrained: whether the loss has multipliers, and moves with them.
+        steps: optimizer steps of the run; 0 where that is not known.
     """
 
     step_pairs: int
@@ -35,6 +36,7 @@ class Facts:
     learning_rate: float = 1e-6
     max_grad_norm: float = 1.0
     constrained: bool = False
+    steps: int = 0
 
 
 def hold_the_chosen(facts: Facts) -> str:

@@ -14,8 +14,9 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from counterpoint.alarms import of_curves
+from counterpoint.alarms import of_constraints, of_curves
 from counterpoint.alarms.curve import LEVEL, Curve
+from counterpoint.alarms.of_constraints import Point
 from counterpoint.alarms.of_curves import POOLED, Share, pooled
 from counterpoint.alarms.remedies import Facts
 from counterpoint.runlog import Alarm
@@ -45,6 +46,7 @@ class Watch:
         self._first: list[Share] = []
         self._recent: deque[Share] = deque(maxlen=POOLED)
         self._evaluations: dict[str, list[tuple[Share, float]]] = {}
+        self._constraints: dict[str, list[Point]] = {}
         self._episodes: dict[tuple[str, str], int] = {}
 
     def catch_up(self, history: Sequence[Mapping[str, Any]]) -> tuple[Alarm, ...]:
@@ -66,12 +68,27 @@ class Watch:
             entry: a log line or an evaluation, with its "step"; anything else is passed over.
         """
         if entry.keys() >= {"loss", MARGIN, NLL, ACCURACY}:
-            return self._begun("", self._of_line(entry))
+            held = [
+                alarm
+                for name, point in of_constraints.points_of(entry).items()
+                for alarm in self._begun(f"constraint {name}", self._of_point(name, point))
+            ]
+            return (*self._begun("", self._of_line(entry)), *held)
         found = next((match for key in entry if (match := _EVALUATION.fullmatch(key))), None)
         if found is None or found[0].removesuffix(ACCURACY) + NLL not in entry:
             return ()
         name = found["name"] or "eval"
-        return self._begun(name, self._of_evaluation(entry, name, found[0]))
+        held_out = [
+            alarm
+            for held, violation in of_constraints.held_out_of(
+                entry, found[0].removesuffix(ACCURACY)
+            ).items()
+            for alarm in self._begun(
+                f"{name}, constraint {held}",
+                self._of_held_out(held, violation, name, int(entry["step"])),
+            )
+        ]
+        return (*self._begun(name, self._of_evaluation(entry, name, found[0])), *held_out)
 
     def _of_line(self, entry: Mapping[str, Any]) -> Iterable[Alarm | None]:
         step, facts = int(entry["step"]), self._facts
@@ -92,6 +109,21 @@ class Watch:
             yield of_curves.displacement(nll, margin, facts, step)
             yield of_curves.lost_margin(margin, facts, step)
             yield of_curves.divergence(loss, facts, step)
+
+    def _of_point(self, name: str, point: Point) -> Iterable[Alarm | None]:
+        points, steps = self._constraints.setdefault(name, []), self._facts.steps
+        points.append(point)
+        yield of_constraints.oscillation(points, name)
+        if point.step == steps:
+            yield of_constraints.slack(points, name, steps)
+            yield of_constraints.not_held(points, name, steps)
+
+    def _of_held_out(
+        self, held: str, violation: float, where: str, step: int
+    ) -> Iterable[Alarm | None]:
+        if step == self._facts.steps:
+            points = self._constraints.get(held, [])
+            yield of_constraints.not_held_out(points, violation, held, where, step)
 
     def _of_share(self, share: Share) -> Alarm | None:
         if len(self._first) < LEVEL:

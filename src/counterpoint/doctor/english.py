@@ -503,6 +503,36 @@ _ALARMS: dict[str, tuple[str, str, str]] = {
 }
 
 _MACHINE: dict[str, tuple[str, str, str]] = {
+    "CW441": (
+        "a bound that no policy within reach holds",
+        "The multiplier is at its cap and the value still above the bound: the run is spent on a "
+        "constraint that it cannot meet, and little on the preferences.",
+        "Loosen the bound: the run's log says which value was reached. Or raise the cap, if a "
+        "larger multiplier is meant.",
+    ),
+    "CW442": (
+        "a multiplier that oscillates",
+        "Multiplier and weights chase each other: the bound is passed one way and then the other.",
+        "Halve the constraint's rate, or double its proportional, which damps.",
+    ),
+    "CW444": (
+        "a bound that was not held",
+        "The training estimate was above the bound to the end, so the model is not what the "
+        "constraint promises.",
+        "Double the rate, start the multiplier higher (start), train longer, or loosen the bound.",
+    ),
+    "CW445": (
+        "a bound that holds on the training pairs alone",
+        "Multipliers see training pairs; on others the value is above the bound, as with any "
+        "overfitting.",
+        "Tighten the bound by as much as the held-out value is above it, or train for fewer "
+        "epochs.",
+    ),
+    "CN443": (
+        "a constraint that does nothing",
+        "Its multiplier is 0 and its bound holds by itself, so the run is as it would be without.",
+        "Leave it out, or tighten its bound if it should shape the model.",
+    ),
     "CW501": (
         "a precision that this device does not suit",
         "float16 overflows above 65,504 and loses small gradients; bfloat16 on a CPU without "

@@ -111,7 +111,7 @@ class DualAscent:
         return _ascend(state, violation, self.rate, self.smoothing, self.cap)
 
     def weight(self, state: MultiplierState, violation: float | None) -> float:
-        """λ itself."""
+        """See ``MultiplierRule.weight``; λ itself."""
         return state.value
 
 
@@ -172,7 +172,7 @@ class PID:
         )
 
     def weight(self, state: MultiplierState, violation: float | None) -> float:
-        """λ itself."""
+        """See ``MultiplierRule.weight``; λ itself."""
         return state.value
 
 
@@ -228,7 +228,7 @@ class NuPI:
         return MultiplierState(value, value, smoothed, xi, state.steps + 1)
 
     def weight(self, state: MultiplierState, violation: float | None) -> float:
-        """λ itself."""
+        """See ``MultiplierRule.weight``; λ itself."""
         return state.value
 
 

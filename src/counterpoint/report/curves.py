@@ -120,6 +120,9 @@ _ENDS = ("_low", "_high")
 MOST_MARKS = 40
 """Points of an evaluation's line up to which each is marked."""
 
+CONSTRAINTS = "constraints/"
+"""How metrics begin that a run's own section has charts of."""
+
 MOST_OTHERS = 12
 """Charts of metrics that are not in ``PANELS``."""
 
@@ -221,7 +224,11 @@ def line_charts(table: SeriesTable, part: str) -> tuple[LineChart, ...]:
         table: from ``read_series``.
         part: "curves", "speed" or "samples".
     """
-    return tuple(_chart(panel, table) for panel in panels_of(table) if panel.part == part)
+    return tuple(
+        _chart(panel, table)
+        for panel in panels_of(table)
+        if panel.part == part and not panel.title.startswith(CONSTRAINTS)
+    )
 
 
 def _chart(panel: Panel, table: SeriesTable) -> LineChart:

@@ -17,6 +17,7 @@ import numpy as np
 
 from counterpoint.report import story
 from counterpoint.report.charts import Chart, number
+from counterpoint.report.constraints import account, constraint_charts
 from counterpoint.report.curves import TRAINING, SeriesTable, line_charts, read_series
 from counterpoint.report.data_audit import audit, histograms
 from counterpoint.report.drawing import Mark, columns, draw, scales, shape
@@ -39,7 +40,7 @@ _SPEEDS: tuple[tuple[str, str, Callable[[list[float]], float]], ...] = (
 )
 _TOLD = frozenset(
     {"objective", "options", "changed", "data", "environment", "versions", "command", "started"}
-    | {"ended", "model", "resumed"}
+    | {"ended", "model", "resumed", "constraints"}
 )
 """Facts of ``run.json`` that have a place of their own."""
 
@@ -129,6 +130,7 @@ def run_page(run: Run, *, now: float | None = None) -> Page:
     data: Mapping[str, Any] = run.facts.get("data") or {}
     curves, written, speed = (line_charts(series, part) for part in ("curves", "samples", "speed"))
     lengths = histograms(data)
+    held = constraint_charts(run.facts, series)
     heat, groups = heat_map(run.movement), group_chart(run.movement)
     figure = partial(chart_figure, parts=parts)
     sections = [
@@ -140,6 +142,7 @@ def run_page(run: Run, *, now: float | None = None) -> Page:
             "Trained",
         ),
         Section("curves", "Curves", _curves([figure(one) for one in curves])),
+        *_constraints(run, series, [figure(one) for one in held], parts),
         Section("movement", "What moved", _movement(run, heat, groups, parts), "Movement"),
         Section(
             "samples",
@@ -164,6 +167,7 @@ def run_page(run: Run, *, now: float | None = None) -> Page:
         charts=(
             *lengths,
             *curves,
+            *held,
             *(chart for chart in (heat, groups) if chart is not None),
             *written,
             *speed,
@@ -295,6 +299,18 @@ def _curves(charts: Sequence[Markup]) -> Content:
         ),
         element("div", charts, class_="charts"),
     ]
+
+
+def _constraints(
+    run: Run, series: SeriesTable, charts: Sequence[Markup], parts: Parts
+) -> list[Section]:
+    if not run.facts.get("constraints"):
+        return []
+    content: list[Content] = [
+        parts.keep("constraints", account(run.facts, series)),
+        element("div", charts, class_="charts"),
+    ]
+    return [Section("constraints", "Constraints", content)]
 
 
 def _movement(run: Run, heat: Chart | None, groups: Chart | None, parts: Parts) -> list[Content]:

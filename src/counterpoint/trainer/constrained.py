@@ -68,7 +68,7 @@ class Multiplied:
 
     def __init__(self, asked: Constraint, start: float) -> None:
         """Nothing is known of its horizon yet."""
-        self.asked, self.start = asked, min(start, asked.cap)
+        self.asked, self.start = asked, float(min(start, asked.cap))
         self.bound = asked.bound
         self.initial: float | None = None
         self.window = Window()
@@ -84,12 +84,12 @@ class Multiplied:
         self.patience = max(LEAST_PATIENCE, math.ceil(PATIENCE * steps))
         self.rule: MultiplierRule = rule_of(
             asked.update,
-            rate=asked.rate,
-            proportional=asked.proportional,
-            derivative=asked.derivative,
-            nu=asked.nu,
-            smoothing=asked.smoothing,
-            cap=asked.cap,
+            rate=float(asked.rate),
+            proportional=float(asked.proportional),
+            derivative=float(asked.derivative),
+            nu=float(asked.nu),
+            smoothing=float(asked.smoothing),
+            cap=float(asked.cap),
             steps=steps,
         )
 
@@ -449,7 +449,7 @@ def _line(one: Multiplied) -> str:
 def _infeasible(one: Multiplied, step: int) -> Alarm:
     since = max(1, step - one.patience + 1)
     return Alarm(
-        "CW431",
+        "CW441",
         step,
         since,
         f"the multiplier of {one.asked.name} has been at its cap of {one.asked.cap:g} for "

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -33,6 +34,8 @@ PLAIN_WIDTH = 80
 WIDEST_BAR = 40
 WIDTH_FOR_SPEEDS = 72
 """Columns from which pairs and tokens a second have room beside the bar."""
+
+_OF_CONSTRAINT = re.compile(r"constraints/[^/]+/multiplier")
 
 SHOWN_ALARMS = 3
 """Most alarms in view; a later one of the same code takes the place of the earlier."""
@@ -269,6 +272,8 @@ def panel(view: View, width: int, now: float, *, ascii_only: bool = False) -> li
         of = "" if view.to_evaluate is None else f" of {view.to_evaluate:,}"
         lines.append(Text(f"evaluating, batch {view.evaluated:,}{of}", style="cyan"))
     lines += [Text(line) for line in _wrapped(parts, width)]
+    held = [(_held(one, ascii_only), one.violated) for one in constraints_of(view.numbers)]
+    lines += [Text(told, style="yellow" if over else "") for told, over in held]
     alarms = list(view.alarms.values())[-SHOWN_ALARMS:]
     lines += [Text(f"{a.code} since step {a.since:,}: {a.seen}", style="yellow") for a in alarms]
     for line in lines:
@@ -287,7 +292,9 @@ def plain_line(view: View, numbers: Mapping[str, float], now: float | None = Non
     begin = f"step {view.step:,}/{view.steps:,}" if view.steps else f"step {view.step:,}"
     if "loss" in numbers:
         left = _left(view, now) if now is not None else ""
-        parts = [*_parts(numbers, accuracy="acc"), *_speeds(numbers)]
+        held = [_held(one, ascii_only=True, short=True) for one in constraints_of(numbers)]
+        told = _parts(numbers, accuracy="acc")
+        parts = [*told[:2], *held, *told[2:], *_speeds(numbers)]
         return _fitting([begin, *parts], [f"{left} left"] if left else [])
     return _fitting([f"{begin}  {_name_of(numbers)}", *_others(numbers)], [])
 
@@ -317,6 +324,51 @@ def _parts(numbers: Mapping[str, float], accuracy: str = "accuracy") -> list[str
         "logps/chosen": ("chosen", _number),
     }
     return [f"{word} {show(numbers[k])}" for k, (word, show) in words.items() if k in numbers]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A constraint in a log line.
+
+    Args:
+        name: of the constraint.
+        value: over the steps of the line.
+        bound: of it.
+        multiplier: after them.
+    """
+
+    name: str
+    value: float
+    bound: float
+    multiplier: float
+
+    @property
+    def violated(self) -> bool:
+        """Whether the value is above its bound."""
+        return self.value > self.bound
+
+
+def constraints_of(numbers: Mapping[str, float]) -> list[Held]:
+    """The constraints of a training line, in their order.
+
+    Args:
+        numbers: of the line.
+    """
+    names = [key.split("/")[1] for key in numbers if _OF_CONSTRAINT.fullmatch(key)]
+    wanted = ("value", "bound", "multiplier")
+    return [
+        Held(name, *(numbers[f"constraints/{name}/{key}"] for key in wanted))
+        for name in names
+        if all(f"constraints/{name}/{key}" in numbers for key in wanted)
+    ]
+
+
+def _held(one: Held, ascii_only: bool, short: bool = False) -> str:
+    """A constraint as people read it: its value, whether it is above the bound, the multiplier."""
+    sign = (">" if one.violated else "<=") if ascii_only else (">" if one.violated else "≤")
+    multiplier = ("mult" if ascii_only else "λ") + f" {one.multiplier:.3g}"
+    told = f"{one.name} {_number(one.value)} {sign} {_number(one.bound)}"
+    return f"{told.replace(' ', '')} {multiplier}" if short else f"{told}, {multiplier}"
 
 
 def _speeds(numbers: Mapping[str, float]) -> list[str]:

@@ -32,6 +32,7 @@ def alarm_facts(args: CPOConfig, max_steps: int) -> Facts:
         learning_rate=args.learning_rate,
         max_grad_norm=args.max_grad_norm,
         constrained=bool(args.constrained_by),
+        steps=max_steps,
     )
 
 

@@ -1,0 +1,173 @@
+"""The constraints of a run: what was asked, whether it was held, and how the multipliers moved.
+
+Not here: other curves (``curves``), drawing (``drawing``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from counterpoint.report.charts import Line, LineChart, number, thin
+from counterpoint.report.curves import (
+    CONSTRAINTS,
+    TRAINING,
+    Series,
+    SeriesTable,
+    is_marked,
+    sets_of,
+)
+from counterpoint.report.markup import Content, element, table
+from counterpoint.report.palette import SERIES
+
+Fact = Mapping[str, Any]
+
+
+def constraint_charts(facts: Mapping[str, Any], series: SeriesTable) -> tuple[LineChart, ...]:
+    """Value, violation and multiplier of each constraint over the run.
+
+    Args:
+        facts: of ``run.json``.
+        series: of its metrics.
+    """
+    found: list[LineChart] = []
+    for place, one in enumerate(_asked(facts)):
+        name = str(one["name"])
+        value = _lines(series, name, {"value": "value", "bound": "bound"}, place)
+        charts = (
+            LineChart(f"held-{place}", f"{name}: value and bound", "", value),
+            LineChart(
+                f"violation-{place}",
+                f"{name}: violation",
+                "value − bound",
+                _lines(series, name, {"violation": "raw", "smoothed": "smoothed"}, place),
+                note="At or below 0 the bound holds.",
+            ),
+            LineChart(
+                f"multiplier-{place}",
+                f"{name}: multiplier λ",
+                "loss per unit of value",
+                _lines(series, name, {"multiplier": ""}, place),
+                note="What the bound costs: 0 where it holds by itself.",
+            ),
+        )
+        found += [chart for chart in charts if chart.lines]
+    return tuple(found)
+
+
+def _lines(
+    series: SeriesTable, name: str, wanted: Mapping[str, str], place: int
+) -> tuple[Line, ...]:
+    lines = []
+    for of_set, where in enumerate(sets_of(series)):
+        for of_metric, (metric, label) in enumerate(wanted.items()):
+            found = series.get((where, f"{CONSTRAINTS}{name}/{metric}"))
+            if found is None:
+                continue
+            told = [label, "" if where == TRAINING else where]
+            lines.append(
+                thin(
+                    Line(
+                        key=f"{place}/{metric}/{where}",
+                        label=", ".join(part for part in told if part),
+                        role=SERIES[(of_set + of_metric) % len(SERIES)],
+                        x=found.steps,
+                        y=found.values,
+                        dash="dashed" if metric == "bound" else "solid",
+                        marks=is_marked(where, found),
+                    )
+                )
+            )
+    return tuple(lines)
+
+
+def account(facts: Mapping[str, Any], series: SeriesTable) -> Content:
+    """A sentence for each constraint, and a table of what was asked and what came of it.
+
+    Args:
+        facts: of ``run.json``.
+        series: of its metrics.
+    """
+    asked = _asked(facts)
+    titles = ("", "bound", "last quarter", "held out", "λ", "steps that held", "at the cap", "rule")
+    rows = [_row(one, series) for one in asked]
+    return [
+        element("ul", [element("li", in_words(one, series)) for one in asked]),
+        table(titles, rows, label="Constraints", class_="numbers"),
+    ]
+
+
+def in_words(one: Fact, series: SeriesTable) -> str:
+    """Whether a constraint was held, in a sentence or two.
+
+    Args:
+        one: an entry of ``run.json``'s "constraints".
+        series: of the run's metrics.
+    """
+    name, bound, value = one["name"], one.get("bound"), _late(series, one["name"], "value")
+    if bound is None or value is None:
+        return f"{name}: nothing was measured."
+    held = "was held" if value <= bound else "was not held"
+    told = (
+        f"{name} {held}: in the last quarter of the run the training estimate was {number(value)}, "
+        f"the bound {number(bound)}."
+    )
+    for where, last in _held_out(series, name).items():
+        side = "at or below" if last <= bound else f"{number(last - bound)} above"
+        told += f" On {where} it is {number(last)}, {side} the bound."
+    return told
+
+
+def _row(one: Fact, series: SeriesTable) -> list[str]:
+    name = one["name"]
+    rule = f"{one.get('update')}, rate {one.get('rate', 0):g}, from λ {one.get('start', 0):g}"
+    capped = _share(_late(series, name, "at_cap"))
+    relative = "" if one.get("slack") is None else f" ({1 + one['slack']:g} × initial)"
+    bound = "—" if one.get("bound") is None else number(one["bound"]) + relative
+    held_out = ", ".join(f"{where} {number(x)}" for where, x in _held_out(series, name).items())
+    return [
+        name,
+        bound,
+        _shown(_late(series, name, "value")),
+        held_out or "—",
+        _shown(_late(series, name, "multiplier")),
+        _share(_late(series, name, "feasible")),
+        f"{capped} (cap {one['cap']:g})" if "cap" in one else capped,
+        rule,
+    ]
+
+
+def _asked(facts: Mapping[str, Any]) -> Sequence[Fact]:
+    found = facts.get("constraints")
+    return found if isinstance(found, list) else []
+
+
+def _late(series: SeriesTable, name: str, metric: str) -> float | None:
+    """The mean of a training metric over the last quarter of its steps."""
+    found = series.get((TRAINING, f"{CONSTRAINTS}{name}/{metric}"))
+    if found is None:
+        return None
+    from_step = 0.75 * found.steps[-1]
+    late = [y for x, y in zip(found.steps, found.values, strict=True) if x > from_step]
+    known = [value for value in late if math.isfinite(value)]
+    return fmean(known) if known else None
+
+
+def _held_out(series: SeriesTable, name: str) -> dict[str, float]:
+    """The last value of each evaluation set."""
+    found: dict[str, Series] = {
+        where: one
+        for (where, metric), one in series.items()
+        if where != TRAINING and metric == f"{CONSTRAINTS}{name}/value"
+    }
+    return {where: one.values[-1] for where, one in found.items()}
+
+
+def _shown(value: float | None) -> str:
+    return "—" if value is None else number(value)
+
+
+def _share(value: float | None) -> str:
+    return "—" if value is None else f"{value:.0%}"

@@ -1,0 +1,88 @@
+"""The constraints of a run in its report: what was asked, what came of it, in words and curves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("bokeh", reason="the extra [report] is not installed")
+
+from counterpoint.report.card import About, model_card
+from counterpoint.report.constraints import constraint_charts, in_words
+from counterpoint.report.curves import line_charts, read_series
+from counterpoint.report.run_report import report
+from counterpoint.runlog import METRICS, RunLog, read_run
+from tests.report.runs import facts
+
+ASKED: dict[str, Any] = {
+    "name": "bc",
+    "kind": "bc",
+    "bound": 1.8,
+    "slack": 0.5,
+    "initial": 1.2,
+    "update": "nu_pi",
+    "rate": 50.0,
+    "cap": 100.0,
+    "start": 1.0,
+}
+
+
+def line(step: int, value: float) -> dict[str, Any]:
+    numbers = {
+        "value": value,
+        "bound": 1.8,
+        "violation": value - 1.8,
+        "smoothed": value - 1.8,
+        "multiplier": 0.25,
+        "feasible": 0.75,
+        "at_cap": 0.0,
+    }
+    held = {f"constraints/bc/{name}": number for name, number in numbers.items()}
+    return {"step": step, "epoch": step / 100, "loss": 0.5, "nll_loss": value, **held}
+
+
+@pytest.fixture
+def run(tmp_path: Path):
+    log = RunLog(tmp_path, writes=True)
+    log.describe({**facts(), "constraints": [ASKED]})
+    for step in range(1, 101):
+        log.append(METRICS, line(step, 2.0 if step <= 75 else 1.75))
+    held_out = {"eval_loss": 0.6, "eval_constraints/bc/value": 1.9}
+    log.append(METRICS, {"step": 100, "epoch": 1.0, **held_out})
+    return read_run(tmp_path)
+
+
+def test_a_sentence_says_whether_the_bound_was_held_and_on_what(run) -> None:
+    assert in_words(ASKED, read_series(run.metrics)) == (
+        "bc was held: in the last quarter of the run the training estimate was 1.75, the bound "
+        "1.8. On evaluation it is 1.9, 0.1 above the bound."
+    )
+
+
+def test_a_bound_that_was_passed_was_not_held(run) -> None:
+    assert in_words({**ASKED, "bound": 1.7}, read_series(run.metrics)).startswith("bc was not held")
+
+
+def test_value_violation_and_multiplier_have_a_chart_each_and_none_among_the_others(run) -> None:
+    series = read_series(run.metrics)
+    titles = [chart.title for chart in constraint_charts(run.facts, series)]
+    assert titles == ["bc: value and bound", "bc: violation", "bc: multiplier λ"]
+    labels = [each.label for each in constraint_charts(run.facts, series)[0].lines]
+    assert labels == ["value", "bound", "value, evaluation"]
+    assert not [one for one in line_charts(series, "curves") if "constraints" in one.title]
+
+
+def test_the_report_has_a_section_of_them_only_where_there_are_any(run, tmp_path: Path) -> None:
+    page = report(run)
+    assert 'id="constraints"' in page
+    assert "nu_pi, rate 50, from λ 1" in page
+    RunLog(tmp_path / "plain", writes=True).describe(facts())
+    assert 'id="constraints"' not in report(read_run(tmp_path / "plain"))
+
+
+def test_the_models_card_says_what_held(run) -> None:
+    card = model_card(run, About("first"))
+    assert "## Constraints\n\n- bc was held: in the last quarter of the run" in card
+    assert "constraints/" not in card
