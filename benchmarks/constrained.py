@@ -265,7 +265,7 @@ def write_docs() -> None:
     for name, table in tables.items():
         print(f"\n{name}\n" + "\n".join(table))
         for page in PAGES:
-            if page.is_file():
+            if f"<!-- {name}: begin -->" in page.read_text(encoding="utf-8"):
                 put_between(page, name, "\n".join(table))
     draw(lines)
 
