@@ -168,10 +168,16 @@ class _Chunk:
 
 
 def _chunks(policy: Affine, initial: Affine, how: How) -> Iterator[_Chunk]:
-    # cached: a frozen head, the same in both, is narrowed once
-    narrowed = cache(lambda tensor: None if tensor is None else tensor.to(how.dtype))
+    @cache  # a frozen head, the same in both, is narrowed once
+    def narrowed(tensor: Tensor) -> Tensor:
+        return tensor.to(how.dtype)
+
     policy, initial = (
-        Affine(narrowed(one.hidden), narrowed(one.weight), narrowed(one.bias))
+        Affine(
+            narrowed(one.hidden),
+            narrowed(one.weight),
+            None if one.bias is None else narrowed(one.bias),
+        )
         for one in (policy, initial)
     )
     for rows in _rows(policy.hidden, policy.weight.shape[0]):
