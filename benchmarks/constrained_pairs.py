@@ -50,9 +50,9 @@ from counterpoint.runlog import versions
 RESULTS = Path(__file__).parent / "results" / "constrained_pairs.jsonl"
 SEEDS = (1, 2, 3)
 
-HH_WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0)
+HH_WEIGHTS = (0.0, 0.3, 1.0, 3.0, 10.0)
 HH_SLACKS = (-0.02, 0.0, 0.02, 0.05, 0.1)
-VOCABULARY, WIDTH, LAYERS, MOST_TOKENS = 1024, 128, 2, 256
+VOCABULARY, WIDTH, LAYERS, MOST_TOKENS = 1024, 128, 2, 160
 TRAINED = 0.8
 PRETRAINING_STEPS, PRETRAINING_ROWS = 300, 32
 
@@ -156,14 +156,17 @@ def hh(seed: int, arm: str, value: float) -> dict[str, float]:
     model = LlamaForCausalLM(pretrained(seed).config)
     model.load_state_dict(pretrained(seed).state_dict())
     arms: dict[str, Any] = {"weight": {"cpo_alpha": value}}
-    arms["slack"] = {"cpo_alpha": 0.3, "constraints": [{"kind": "bc", "slack": value}]}
+    arms["slack"] = {"cpo_alpha": 1.0, "constraints": [{"kind": "bc", "slack": value}]}
     with tempfile.TemporaryDirectory() as place, silence():
         args = CPOConfig(
             output_dir=place,
             num_train_epochs=1,
             per_device_train_batch_size=32,
             per_device_eval_batch_size=32,
-            learning_rate=3e-4,
+            loss_type="simpo",
+            beta=10.0,
+            simpo_gamma=0.0,
+            learning_rate=1e-3,
             warmup_steps=5,
             max_length=MOST_TOKENS,
             truncation="prompt_start",
