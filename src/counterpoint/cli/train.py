@@ -131,6 +131,7 @@ def consult(request: Request) -> tuple[Report, Parts]:
         tokenizer=parts.tokenizer,
         train_dataset=parts.train_rows,
         eval_dataset=parts.eval_rows,
+        constraint_datasets=parts.constraint_rows,
         peft_config=parts.adapter,
         overwrite=run.overwrite_output_dir,
         progress=show_progress,
@@ -176,6 +177,7 @@ def _build(parts: Parts, config: CPOConfig, display: TrainingDisplay) -> CPOTrai
         processing_class=parts.tokenizer,
         peft_config=parts.adapter,
         callbacks=[display],
+        constraint_datasets=parts.constraint_rows,
     )
 
 

@@ -41,6 +41,7 @@ def examine(
     tokenizer: Any = None,
     train_dataset: Any = None,
     eval_dataset: Any = None,
+    constraint_datasets: Mapping[str, Any] | None = None,
     peft_config: Any = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -53,6 +54,7 @@ def examine(
         tokenizer: the trainer's ``processing_class``; None leaves it out.
         train_dataset: raw rows in any shape that the trainer takes; None leaves them out.
         eval_dataset: likewise, or a dict of named sets.
+        constraint_datasets: rows of constraints that have a set of their own, by their names.
         peft_config: the adapter that will be trained; None to train all weights.
         overwrite: what the output folder holds may be replaced.
         progress: called now and then with a set's name, rows looked at, and rows in all.
@@ -68,6 +70,8 @@ def examine(
 
     sets: dict[str, Any] = {}
     run(_name_sets, sets, train_dataset, eval_dataset)
+    own = constraint_datasets or {}
+    sets.update(own)
     readable = tokenizer if _can_read(tokenizer) else None
     surveys: dict[str, Survey] = {}
     for name, rows in sets.items():
@@ -75,7 +79,7 @@ def examine(
     train = surveys.get(TRAIN)
     for name, found in surveys.items():
         run(of_data, found, args)
-        if train is not None and name != TRAIN:
+        if train is not None and name != TRAIN and name not in own:
             run(of_both, train, found)
     pairs = train.usable if train is not None and train.whole else None
     adapted = peft_config is not None or getattr(model, "peft_config", None) is not None
