@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from counterpoint import CPOConfig, CPOTrainer
 from counterpoint.errors import ConfigError, DataError
 from counterpoint.runlog import read_run
+from tests.float64 import Float64Throughout
 from tests.invariance.ranks import as_stream, multipliers
 from tests.small_memory import SmallMemory
 from tests.steps import OBJECTIVES, distance, random_pairs, train_watched, untimed
@@ -68,17 +69,18 @@ def test_the_surrogate_moves_the_weights_and_the_error_rate_the_multiplier(
     """The slow truth, of a step of eight pairs and eleven safety pairs that all come with it."""
     held = {**SAFETY, "pairs": 11}
     common: dict[str, Any] = {"max_steps": 1, "loss_type": "sigmoid", "beta": 0.3}
-    (with_it,), trainer = train(models, chatml_tokenizer, tmp_path, constraints=[held], **common)
-    (without,), _ = train(
-        models, chatml_tokenizer, tmp_path, constraints=None, constraint_datasets=None, **common
-    )
     model, rows = models("qwen2_tied").double(), second()
     weight = torch.tensor(rows["weight"], dtype=torch.float64)
-    gaps = torch.stack(slow_gaps(model, rows))
-    loss = 0.7 * (weight * -torch.nn.functional.logsigmoid(0.3 * gaps)).sum() / weight.sum()
-    loss.backward()
+    with Float64Throughout():
+        (both,), trainer = train(models, chatml_tokenizer, tmp_path, constraints=[held], **common)
+        (without,), _ = train(
+            models, chatml_tokenizer, tmp_path, constraints=None, constraint_datasets=None, **common
+        )
+        gaps = torch.stack(slow_gaps(model, rows))
+        loss = 0.7 * (weight * -torch.nn.functional.logsigmoid(0.3 * gaps)).sum() / weight.sum()
+        loss.backward()
     slow = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    assert distance(slow, {n: with_it[n] - without[n] for n in slow}) <= 1e-10
+    assert distance(slow, {n: both[n] - without[n] for n in slow}) <= 1e-10
     rate = float((weight * (gaps <= 0)).sum() / weight.sum())
     (line,) = (each for each in trainer.state.log_history if "loss" in each)
     assert line["constraints/safety/value"] == pytest.approx(rate, rel=LIMIT)

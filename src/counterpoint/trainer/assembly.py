@@ -103,9 +103,7 @@ class Assembly:
     def _groups(self, pairs: Sequence[TokenPair]) -> list[list[TokenPair]]:
         """Pairs that may share a batch; all those of a set, with nearly all models."""
         sets = dict.fromkeys(pair.of for pair in pairs)
-        return [
-            group for of in sets for group in self._lengths([p for p in pairs if p.of == of])
-        ]
+        return [group for of in sets for group in self._lengths([p for p in pairs if p.of == of])]
 
     def _lengths(self, pairs: Sequence[TokenPair]) -> list[list[TokenPair]]:
         rows = self._long_rows

@@ -91,9 +91,7 @@ def sums_of(
     size = reader.args.eval_batch_size
     device = reader.args.device
     sums = torch.zeros(2, len(constraints.all), dtype=exact_dtype(device), device=device)
-    for output, batch in reader.batches(
-        pairs[at : at + size] for at in range(0, len(pairs), size)
-    ):
+    for output, batch in reader.batches(pairs[at : at + size] for at in range(0, len(pairs), size)):
         terms = constraints.objective(output.logps, batch.margin)
         sums[0] += constraints.numerators(output.logps, terms, batch)[0]
         sums[1] += constraints.denominators(batch)

@@ -324,7 +324,9 @@ class Constraints(TrainerCallback):
         before = self._numerators
         self._numerators = numerators if before is None else before + numerators
         for one, surrogate, total in zip(self.all, surrogates, totals, strict=True):
-            if one.weight and belongs(one.asked, batch):  # not 0 x value: an infinite value times 0 is NaN
+            if one.weight and belongs(
+                one.asked, batch
+            ):  # not 0 x value: an infinite value times 0 is NaN
                 loss = loss + one.weight * surrogate / positive(total)
         return loss / (1 + sum(one.weight for one in self.all)) if self.normalized else loss
 

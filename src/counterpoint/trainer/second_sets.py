@@ -99,9 +99,7 @@ class SecondSets:
                 "whole set. Load the set whole.",
             )
         if not len(pairs):
-            raise DataError(
-                "CP209", f"constraint {name} has no pairs left; expected at least one."
-            )
+            raise DataError("CP209", f"constraint {name} has no pairs left; expected at least one.")
         return pairs
 
     def of_step(self, number: int) -> list[TokenPair]:
