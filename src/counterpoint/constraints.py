@@ -146,7 +146,7 @@ class Constraint:
             also = " or a slack" if self.kind in RELATIVE else ""
             raise ConfigError(
                 "CP107",
-                f"constraint {self.name} has no bound. Give a bound{also}; it is in "
+                f"constraint {self.name} has no bound. Give a bound{also}; its unit is "
                 f"{KINDS[self.kind]}.",
             )
         if self.slack is not None and self.kind not in RELATIVE:

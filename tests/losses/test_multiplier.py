@@ -247,7 +247,7 @@ def parabola(x: float) -> float:
 @pytest.mark.parametrize("start", [0.0, 1.0, 4.5])
 def test_each_rule_finds_the_multiplier_of_a_convex_problem(rule: MultiplierRule, start: float):
     # min (x - 2)² subject to x <= 1: 2 (x - 2) + λ = 0 at x = 1. The slowest of the four maps
-    # shrinks an error by 0.95 a step at least: 0.95^800 < 1e-17, so rounding is what is left.
+    # shrinks an error to 0.952 of it a step: 0.952^800 < 1e-17, so rounding is what is left.
     xs, multipliers = closed_loop(rule, 800, x=0.0, start=start, slope=parabola, step_size=0.1)
     assert xs[-1] == pytest.approx(1.0, abs=ROUNDING)
     assert multipliers[-1] == pytest.approx(2.0, abs=ROUNDING)

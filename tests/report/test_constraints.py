@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("bokeh", reason="the extra [report] is not installed")
 
+from counterpoint.report.card import About, model_card
 from counterpoint.report.constraints import constraint_charts, in_words
 from counterpoint.report.curves import line_charts, read_series
 from counterpoint.report.run_report import report
@@ -79,3 +80,9 @@ def test_the_report_has_a_section_of_them_only_where_there_are_any(run, tmp_path
     assert "nu_pi, rate 50, from λ 1" in page
     RunLog(tmp_path / "plain", writes=True).describe(facts())
     assert 'id="constraints"' not in report(read_run(tmp_path / "plain"))
+
+
+def test_the_models_card_says_what_held(run) -> None:
+    card = model_card(run, About("first"))
+    assert "## Constraints\n\n- bc was held: in the last quarter of the run" in card
+    assert "constraints/" not in card

@@ -272,8 +272,8 @@ def test_the_panel_has_a_line_for_each_constraint_that_was_measured() -> None:
 
 
 def test_a_plain_line_tells_of_constraints_as_far_as_there_is_room() -> None:
-    line = plain_line(VIEW, {"loss": 0.6123} | HELD, 1240.0)
-    assert line == ("step 340/2,000  loss 0.6123  bc1.812>1.800 mult 0.651  27:40 left")
+    line = plain_line(VIEW, NUMBERS | HELD, 1240.0)
+    assert line == "step 340/2,000  loss 0.6123  acc 71%  bc1.812>1.800 mult 0.651  27:40 left"
 
 
 def test_a_terminal_without_unicode_gets_ascii() -> None:

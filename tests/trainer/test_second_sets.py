@@ -9,12 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback
 
 from counterpoint import CPOConfig, CPOTrainer
 from counterpoint.errors import ConfigError, DataError
 from counterpoint.runlog import read_run
-from tests.float64 import Float64Throughout
 from tests.invariance.ranks import as_stream, multipliers
 from tests.small_memory import SmallMemory
 from tests.steps import OBJECTIVES, distance, random_pairs, train_watched, untimed
@@ -36,7 +34,7 @@ def second(count: int = 11) -> Any:
 
 def train(models, tokenizer, folder: Path, **options: Any):
     return train_watched(
-        models("qwen2_tied").double(),
+        models(options.pop("kind", "qwen2_tied")).double(),
         tokenizer,
         random_pairs(24),
         folder,
@@ -68,19 +66,19 @@ def test_the_surrogate_moves_the_weights_and_the_error_rate_the_multiplier(
 ):
     """The slow truth, of a step of eight pairs and eleven safety pairs that all come with it."""
     held = {**SAFETY, "pairs": 11}
-    common: dict[str, Any] = {"max_steps": 1, "loss_type": "sigmoid", "beta": 0.3}
-    model, rows = models("qwen2_tied").double(), second()
+    # without RMSNorm, which transformers computes in fp32 whatever the weights
+    common: dict[str, Any] = {"kind": "phi", "max_steps": 1, "beta": 0.3}
+    model, rows = models("phi").double(), second()
     weight = torch.tensor(rows["weight"], dtype=torch.float64)
-    with Float64Throughout():
-        (both,), trainer = train(models, chatml_tokenizer, tmp_path, constraints=[held], **common)
-        (without,), _ = train(
-            models, chatml_tokenizer, tmp_path, constraints=None, constraint_datasets=None, **common
-        )
-        gaps = torch.stack(slow_gaps(model, rows))
-        loss = 0.7 * (weight * -torch.nn.functional.logsigmoid(0.3 * gaps)).sum() / weight.sum()
-        loss.backward()
+    (both,), trainer = train(models, chatml_tokenizer, tmp_path, constraints=[held], **common)
+    (without,), _ = train(
+        models, chatml_tokenizer, tmp_path, constraints=None, constraint_datasets=None, **common
+    )
+    gaps = torch.stack(slow_gaps(model, rows))
+    loss = 0.7 * (weight * -torch.nn.functional.logsigmoid(0.3 * gaps)).sum() / weight.sum()
+    loss.backward()
     slow = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    assert distance(slow, {n: both[n] - without[n] for n in slow}) <= 1e-10
+    assert distance(slow, {n: both[n] - without[n] for n in slow}) <= 1e-11
     rate = float((weight * (gaps <= 0)).sum() / weight.sum())
     (line,) = (each for each in trainer.state.log_history if "loss" in each)
     assert line["constraints/safety/value"] == pytest.approx(rate, rel=LIMIT)
@@ -152,16 +150,6 @@ def test_with_a_multiplier_of_zero_a_second_set_changes_no_bit(
         assert 0 <= held_line["constraints/safety/value"] <= 1
 
 
-class Stop(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            control.should_save = True
-            control.should_training_stop = True
-
-
 def of_run(model, tokenizer, folder: Path, **options: Any) -> CPOTrainer:
     given = options.pop("constraint_datasets", {"safety": second()})
     defaults: dict[str, Any] = {
@@ -188,13 +176,12 @@ def test_a_run_with_a_second_set_goes_on_bit_for_bit(
     step, models, chatml_tokenizer, tmp_path: Path
 ):
     """Of 12 steps over 24 pairs; the second set's passes end after 3, 6 and 9."""
-    whole = of_run(models("qwen2_tied"), chatml_tokenizer, tmp_path / "whole")
+    common: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-2}
+    whole = of_run(models("qwen2_tied"), chatml_tokenizer, tmp_path, **common)
     whole.train()
-    begun = of_run(models("qwen2_tied"), chatml_tokenizer, tmp_path / "cut")
-    begun.add_callback(Stop(step))
-    begun.train()
-    on = of_run(models("qwen2_tied"), chatml_tokenizer, tmp_path / "cut")
-    on.train(resume_from_checkpoint=True)
+    on = of_run(models("qwen2_tied"), chatml_tokenizer, tmp_path, **common)
+    on.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+    assert on.state.global_step == 12
     for (name, one), other in zip(
         whole.model.named_parameters(), on.model.parameters(), strict=True
     ):

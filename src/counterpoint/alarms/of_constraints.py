@@ -24,7 +24,7 @@ LEAST_LINES = 4
 """Lines of a last quarter from which it is judged: fewer say nothing of how far chance goes."""
 
 STANDARD_ERRORS = 4.0
-"""By how many the mean of a quarter must be above the bound: chance does it once in thousands of runs."""
+"""By how many the mean of a quarter must be above the bound; chance is, in one run of thousands."""
 
 SWING = 6.0
 """Least height of a swing, in noises of a line; noise alone spans it in a run of thousands."""

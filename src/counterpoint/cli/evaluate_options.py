@@ -221,6 +221,8 @@ def of_run(source: str) -> Mapping[str, Any]:
         if is_its_run and (place / RUN_FILE).is_file():
             options = read_run(place, ()).facts.get("options", {})
             wanted = {name: options.get(name) for name in (*OBJECTIVE, *LENGTHS)}
+            if any(one.get("kind") == "bc" for one in options.get("constraints") or ()):
+                wanted["cpo_alpha"] = 0.0  # its NLL was bounded, and had no fixed weight
             return {name: value for name, value in wanted.items() if value is not None}
     return {}
 

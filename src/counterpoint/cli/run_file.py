@@ -42,7 +42,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "use_rslora",
         "use_dora",
     ),
-    "Objective": OBJECTIVE_OPTIONS,
+    "Objective": (*OBJECTIVE_OPTIONS, "constraints"),
     "Pairs and steps": (
         "max_length",
         "max_completion_length",

@@ -41,7 +41,6 @@ def examine(
     tokenizer: Any = None,
     train_dataset: Any = None,
     eval_dataset: Any = None,
-    constraint_datasets: Mapping[str, Any] | None = None,
     peft_config: Any = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -54,7 +53,6 @@ def examine(
         tokenizer: the trainer's ``processing_class``; None leaves it out.
         train_dataset: raw rows in any shape that the trainer takes; None leaves them out.
         eval_dataset: likewise, or a dict of named sets.
-        constraint_datasets: rows of constraints that have a set of their own, by their names.
         peft_config: the adapter that will be trained; None to train all weights.
         overwrite: what the output folder holds may be replaced.
         progress: called now and then with a set's name, rows looked at, and rows in all.
@@ -70,8 +68,6 @@ def examine(
 
     sets: dict[str, Any] = {}
     run(_name_sets, sets, train_dataset, eval_dataset)
-    own = constraint_datasets or {}
-    sets.update(own)
     readable = tokenizer if _can_read(tokenizer) else None
     surveys: dict[str, Survey] = {}
     for name, rows in sets.items():
@@ -79,7 +75,7 @@ def examine(
     train = surveys.get(TRAIN)
     for name, found in surveys.items():
         run(of_data, found, args)
-        if train is not None and name != TRAIN and name not in own:
+        if train is not None and name != TRAIN:
             run(of_both, train, found)
     pairs = train.usable if train is not None and train.whole else None
     adapted = peft_config is not None or getattr(model, "peft_config", None) is not None
@@ -97,6 +93,31 @@ def examine(
     if isinstance(model, nn.Module):
         run(of_memory, model, args, peft_config=peft_config, lengths=_lengths(train, args))
     return Report.of(findings)
+
+
+def examine_second_sets(
+    args: CPOConfig,
+    sets: Mapping[str, Any],
+    *,
+    tokenizer: Any = None,
+    progress: Progress | None = None,
+) -> list[Finding]:
+    """Examine the rows of constraints that have a set of their own.
+
+    Args:
+        args: the run's options.
+        sets: raw rows by the names of the constraints.
+        tokenizer: as for ``examine``.
+        progress: as for ``examine``.
+    """
+    readable = tokenizer if _can_read(tokenizer) else None
+    surveys: dict[str, Survey] = {}
+    findings: list[Finding] = []
+    for name, rows in sets.items():
+        findings += shielded(_look, surveys, rows, readable, args, name, True, progress)
+    for found in surveys.values():
+        findings += shielded(of_data, found, args)
+    return findings
 
 
 def shielded(

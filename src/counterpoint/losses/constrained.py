@@ -51,7 +51,7 @@ def measured(
     """Numerators of a constraint on the pairs of its set.
 
     Args:
-        constraint: of kind bc, displacement, absolute_preference, safety or custom.
+        constraint: of any kind but length.
         objective: of the run; says how log-probabilities are read.
         logps: what the model says of the pairs.
         terms: what the objective makes of it.
@@ -75,6 +75,8 @@ def measured(
         # a share of pairs has no gradient; the logistic loss bounds it, over log 2
         wrong = batch.weight * (rejected >= chosen).to(batch.weight)
         return Measured(wrong, batch.weight * sigmoid_loss(objective.beta * (chosen - rejected)))
+    elif constraint.kind == "kl_drift":
+        numbers = torch.zeros_like(logps.chosen) if logps.drift is None else logps.drift
     else:
         assert constraint.numerator is not None
         numbers = _a_number_a_pair(constraint, constraint.numerator(logps, batch), batch)
@@ -102,6 +104,8 @@ def denominators(
     """
     if constraint.kind == "bc" and objective.nll_reduction == "token_mean":
         return batch.weight * batch.chosen_tokens
+    if constraint.kind == "kl_drift":
+        return batch.weight * batch.target_counts.view(2, -1).sum(0)
     if constraint.denominator is None:
         return batch.weight
     return batch.weight * _a_number_a_pair(constraint, constraint.denominator(batch), batch)

@@ -19,7 +19,8 @@ import yaml
 from counterpoint._version import __version__
 from counterpoint.report import story
 from counterpoint.report.charts import number
-from counterpoint.report.curves import SeriesTable, panels_of, read_series, sets_of
+from counterpoint.report.constraints import in_words
+from counterpoint.report.curves import CONSTRAINTS, SeriesTable, panels_of, read_series, sets_of
 from counterpoint.report.objective import chosen_options
 from counterpoint.runlog import Run
 
@@ -147,6 +148,7 @@ def model_card(run: Run, about: About) -> str:
         f"# {_plain(about.name)}\n",
         _summary(run, about),
         *_objective(run),
+        *_constraints(run, series),
         *_results(series),
         *_alarms(run),
         *_data(run),
@@ -197,12 +199,20 @@ def _objective(run: Run) -> Iterator[str]:
         yield f"## What was minimised\n\n```text\n{formula}\n```\n"
 
 
+def _constraints(run: Run, series: SeriesTable) -> Iterator[str]:
+    asked = run.facts.get("constraints")
+    if isinstance(asked, list) and asked:
+        lines = [f"- {_plain(in_words(one, series))}" for one in asked]
+        yield "\n".join(["## Constraints\n", *lines, ""])
+
+
 def _results(series: SeriesTable) -> Iterator[str]:
     sets = sets_of(series)
     rows = []
     for panel in panels_of(series):
         for metric, label in panel.metrics.items():
-            if panel.part == "speed" or metric == "learning_rate":
+            own = metric.startswith(CONSTRAINTS) or metric == "learning_rate"
+            if panel.part == "speed" or own:
                 continue
             last = [
                 one.values[-1] if (one := series.get((name, metric))) else None for name in sets

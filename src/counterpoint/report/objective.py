@@ -13,6 +13,7 @@ from counterpoint.runlog import OBJECTIVE_OPTIONS
 
 MATTER = (
     *OBJECTIVE_OPTIONS,
+    "constraints",
     "learning_rate",
     "lr_scheduler_type",
     "warmup_steps",

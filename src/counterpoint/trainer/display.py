@@ -293,7 +293,8 @@ def plain_line(view: View, numbers: Mapping[str, float], now: float | None = Non
     if "loss" in numbers:
         left = _left(view, now) if now is not None else ""
         held = [_held(one, ascii_only=True, short=True) for one in constraints_of(numbers)]
-        parts = [*_parts(numbers, accuracy="acc"), *held, *_speeds(numbers)]
+        told = _parts(numbers, accuracy="acc")
+        parts = [*told[:2], *held, *told[2:], *_speeds(numbers)]
         return _fitting([begin, *parts], [f"{left} left"] if left else [])
     return _fitting([f"{begin}  {_name_of(numbers)}", *_others(numbers)], [])
 

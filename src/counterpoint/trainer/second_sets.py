@@ -1,8 +1,8 @@
-"""Preference sets of their own that constraints bring: what comes with a step, and what is held out.
+"""Preference sets that constraints bring: what comes with a step, and what is held out.
 
-A ``safety`` constraint is measured on pairs that the run does not train on otherwise. They come with
-every step, tagged with the constraint's name (``TokenPair.of``): cut, laid out and done again like
-the step's own pairs, in micro-batches of their own.
+A ``safety`` constraint is measured on pairs that the run does not train on otherwise. They come
+with every step, tagged with the constraint's name (``TokenPair.of``): cut, laid out and done again
+like the step's own pairs, in micro-batches of their own.
 
 Which pairs come with a step follows from the seed and the number of steps drawn before it alone, so
 that a run that goes on needs to know nothing more.
@@ -30,7 +30,7 @@ HELD_OUT = "/eval"
 """What follows a constraint's name in the name of the set that it is evaluated on."""
 
 MOST_EVALUATED = 1024
-"""Most pairs of its own set that a constraint is evaluated on, where it has no other; spread evenly."""
+"""Most pairs of its own set that a constraint is evaluated on where it has no other; spread out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +133,10 @@ class SecondSets:
                 found += self._spread(one, one.held_out, len(one.held_out))
         return found
 
-    def check_ids(self, vocab_size: int) -> None:
-        """As ``Feed.check_ids``, of every set."""
-        for one in self.all:
-            for pairs in (one.pairs, one.held_out):
-                self._feed.check_ids(pairs, vocab_size)
+    def prepared(self) -> dict[str, Any]:
+        """Every set by its name, those held out by ``HELD_OUT`` behind it."""
+        own = {one.name: one.pairs for one in self.all}
+        return own | {one.name + HELD_OUT: one.held_out for one in self.all if one.held_out}
 
     def digests(self) -> dict[str, str]:
         """Of the pairs that come with steps, by the name of their constraint."""

@@ -144,6 +144,8 @@ class CPOTrainer(ResumableTrainer):
     _watch: Watch | None = None
     _ending: Alarm | None = None
     _stopped_by: Alarm | None = None
+    _rounding: Rounding | None = None
+    _loss_before_step: Tensor | None = None
 
     def __init__(  # noqa: PLR0913 - TRL's constructor, in TRL's order
         self,
@@ -188,9 +190,8 @@ class CPOTrainer(ResumableTrainer):
         self._second_sets = SecondSets(args, self._feed, constraint_datasets)
         if prepared_model is not None:
             balancing_weight(prepared_model, args)
-            for pairs in (train_pairs, eval_pairs):
-                self._feed.check_ids(pairs, embedding_rows(prepared_model))
-            self._second_sets.check_ids(embedding_rows(prepared_model))
+            every = {"train": train_pairs, "eval": eval_pairs, **self._second_sets.prepared()}
+            self._feed.check_ids(every, embedding_rows(prepared_model))
         self.run_log = RunLog(args.output_dir, writes=args.process_index == 0)
         super().__init__(
             model=prepared_model,
@@ -214,8 +215,6 @@ class CPOTrainer(ResumableTrainer):
         self._assembled: Assembly | None = None
         self._known_layout: str | None = None
         self._skipped_steps = 0
-        self._rounding: Rounding | None = None
-        self._loss_before_step: Tensor | None = None
         self._balancing_weight = balancing_weight(self.model, args)
         self._top_k = router_top_k(self.model.config) if self._balancing_weight else None
         self._environment: dict[str, Any] | None = None
@@ -398,6 +397,8 @@ class CPOTrainer(ResumableTrainer):
                 router = self._router_of_share(share, self._top_k)
             step = replace(step, micro_batches=len(share), router=router)
         self._recorder.begin(*((None, None) if step is None else (step.totals, step.router)))
+        if self.constraints is not None:
+            self._recorder.objective = self.constraints.objective_of_step()
         total = torch.zeros((), device=self.args.device)
         with self._assembly().running():
             for batch in share:
@@ -447,6 +448,8 @@ class CPOTrainer(ResumableTrainer):
         part = inputs.weight.new_tensor(1 / (step.micro_batches * self.args.world_size))
         if inputs.of:  # a constraint's own: nothing of the objective, but a loss all the same
             loss = 0 * torch.nan_to_num(output.logps.chosen).sum()
+            # what the objective would make of them is no concern of the guard's
+            terms = replace(terms, preference=terms.chosen_logps - terms.rejected_logps)
         else:
             loss = self.objective.share(terms, inputs.weight, step.totals)
             self._train_sums.add(pair_means(terms, output, inputs))
@@ -466,7 +469,13 @@ class CPOTrainer(ResumableTrainer):
 
     def _forward(self, model: nn.Module, batch: PairBatch) -> PairOutput:
         with self.accelerator.autocast():
-            return pair_forward(model, self._assembly().head, batch, top_k=self._top_k)
+            return pair_forward(
+                model,
+                self._assembly().head,
+                batch,
+                top_k=self._top_k,
+                initial=None if self.constraints is None else self.constraints.policy,
+            )
 
     def _assembly(self) -> Assembly:
         """Head and layout of the model; a new model (``model_init``) has its own."""
@@ -676,7 +685,7 @@ class CPOTrainer(ResumableTrainer):
                 self._budget.tokens = fitting_budget(self.model, self.args, self.train_dataset)
             self._watch, self._ending, self._stopped_by = None, None, None
             if self.constraints is not None:
-                self.constraints.restart()
+                self.constraints.restart(anew=checkpoint is None)
             self._describe()
             with self.recorded():
                 return self._trained(checkpoint, *args, **kwargs)
@@ -722,13 +731,18 @@ class CPOTrainer(ResumableTrainer):
             "constraints": held,
         }
 
+    def before_loading(self) -> None:
+        """The model is still the one that a run began with, which a constraint may need."""
+        if self.constraints is not None:
+            self.constraints.remember(self.model)
+
     def load_shared_state(self, state: dict[str, Any]) -> None:
         """Go on with them."""
         self._skipped_steps = state["skipped_steps"]
         self._known_layout = state["layout"]
         self._feed.load_state(state["feed"], within_pass=self._place.steps > 0)
         if self.constraints is not None and state.get("constraints"):
-            self.constraints.take(state["constraints"])
+            self.constraints.take(state["constraints"], anyway=self.args.resume_anyway)
             self._describe()
 
     def rank_state(self) -> dict[str, Any]:
