@@ -78,6 +78,7 @@ def train_watched(
     tokenizer: PreTrainedTokenizerBase,
     pairs: Dataset,
     folder: Path,
+    constraint_datasets: dict[str, Any] | None = None,
     **options: Any,
 ) -> tuple[Gradients, CPOTrainer]:
     """Train in the data set's order without clipping; the gradient of each step."""
@@ -100,6 +101,7 @@ def train_watched(
         train_dataset=pairs,
         processing_class=tokenizer,
         callbacks=[camera],
+        constraint_datasets=constraint_datasets,
     )
     trainer.train()
     return camera.pictures, trainer

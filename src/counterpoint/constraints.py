@@ -171,6 +171,13 @@ class Constraint:
                     "CP104",
                     f"constraint {self.name}: {name} would do nothing, for it belongs to {kind}.",
                 )
+        if self.kind == "length":
+            raise ConfigError(
+                "CP105",
+                f"constraint {self.name}: a bound on the length of what the model writes is not "
+                "enforced yet. generate_during_eval reports the length; a custom constraint can "
+                "bound what pairs say of it.",
+            )
         if self.kind == "custom" and not callable(self.numerator):
             raise ConfigError(
                 "CP107",

@@ -114,13 +114,12 @@ class MetricSums:
         self._applied = {}
         if not entries:
             return {}
-        names = list(entries)
-        sums = torch.stack(list(entries.values()))
+        names = sorted(entries)  # ranks may have met them in different orders
+        sums = torch.stack([entries[name] for name in names])
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(sums)
-        return {
-            name: (total, count) for name, (total, count) in zip(names, sums.tolist(), strict=True)
-        }
+        found = dict(zip(names, sums.tolist(), strict=True))
+        return {name: (found[name][0], found[name][1]) for name in entries}
 
 
 def means(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:

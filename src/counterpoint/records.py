@@ -72,6 +72,7 @@ class TokenPair:
         row: the row's number in its data set, or ``FILLER_ROW``.
         weight: as in ``PreferenceRow``.
         margin: as in ``PreferenceRow``.
+        of: the constraint whose set it is of; "": the run's own sets.
     """
 
     prompt: Sequence[int]
@@ -80,6 +81,7 @@ class TokenPair:
     row: int
     weight: float = 1.0
     margin: float = 0.0
+    of: str = ""
 
 
 class PairSegments(NamedTuple):
@@ -111,6 +113,7 @@ class PairBatch:
         margin: extra margin of each pair, in nats of scaled reward.
         row_ids: row numbers in the data set; ``FILLER_ROW`` counts nowhere.
         segments: for the shared layout, where each pair lies; else empty.
+        of: the constraint whose set the pairs are of; "": the run's own sets.
     """
 
     layout: Literal["padded", "shared"]
@@ -124,6 +127,7 @@ class PairBatch:
     margin: Float[Tensor, " pairs"]
     row_ids: Int[Tensor, " pairs"]
     segments: tuple[PairSegments, ...] = ()
+    of: str = ""
 
     def __len__(self) -> int:
         """Number of pairs, fillers included."""

@@ -160,6 +160,35 @@ def test_named_evaluation_sets_have_metrics_of_their_own(workshop: Path, command
     assert any("eval_all_loss" in line for line in log("two"))
 
 
+SAFETY = {"kind": "safety", "bound": 0.1, "start": 0.5, "data": "few.jsonl"}
+
+
+def test_a_constraint_reads_the_set_that_it_names(workshop: Path, command: Command) -> None:
+    write_pairs(workshop / "few.jsonl", list(PAIRS[:3]))
+    assert command("train", write_run(constraints=[SAFETY])).code == 0
+    assert read_run("out").facts["data"]["safety"]["kept"] == 3
+    assert [line["constraints/safety/bound"] for line in log() if "loss" in line] == [0.1] * 3
+
+
+@pytest.mark.parametrize("doctor", [True, False])
+def test_a_constraint_whose_set_is_not_there_is_refused_before_anything_is_written(
+    doctor: bool, workshop: Path, command: Command
+) -> None:
+    said = command("train", write_run(constraints=[SAFETY], doctor=doctor))
+    assert said.code != 0
+    assert "CP211" in said.err
+    assert "few.jsonl" in said.err
+    assert not Path("out").exists()
+
+
+def test_the_doctor_looks_at_the_rows_of_a_constraint(workshop: Path, command: Command) -> None:
+    same_twice = {**PAIRS[0], "rejected": PAIRS[0]["chosen"]}
+    write_pairs(workshop / "few.jsonl", [*PAIRS[:3], same_twice])
+    said = command("doctor", write_run(constraints=[SAFETY]))
+    assert "safety: 1 of 4 rows" in said.out + said.err
+    assert "CP205" in said.out + said.err
+
+
 def test_several_files_are_one_data_set(workshop: Path, command: Command) -> None:
     write_pairs(workshop / "a.jsonl", list(PAIRS[:5]))
     write_pairs(workshop / "b.jsonl", list(PAIRS[5:]))

@@ -47,6 +47,24 @@ CASES: dict[str, dict[str, Any]] = {
         "constraint_normalization": True,
         "max_micro_batch_tokens": 40,
     },
+    **{
+        f"a second set, {name}": {
+            "objective": "simpo",
+            "pairs": 24,
+            "constraints": [{"kind": "safety", "bound": 0.1, "start": 0.7, **more}],
+            "second": 11,
+        }
+        # fewer of its pairs than ranks with a step; and passes of two steps
+        for name, more in {"of one pair": {"pairs": 1}, "of half of it": {"pairs": 6}}.items()
+    },
+    "a second set does not fit": {
+        "objective": "sigmoid",
+        "pairs": 16,
+        "layout": "padded",
+        "constraints": [{"kind": "safety", "bound": 0.1, "start": 0.7}],
+        "second": 11,
+        "memory": (60, "backward"),
+    },
     # memory that runs out on rank 1 alone
     **{
         f"{where} does not fit": {
@@ -98,6 +116,8 @@ def run_case(case: dict[str, Any], folder: Path, ranks: int) -> dict[str, Any]:
     model = make_model(case.pop("kind", "qwen2_tied")).to(dtype)
     pairs: Any = random_pairs(case.pop("pairs", STEP_PAIRS))
     held_out = random_pairs(5, seed=1)
+    second = case.pop("second", None)
+    own = None if second is None else {"safety": random_pairs(second, seed=5)}
     small = case.pop("memory", None)
     memory = SmallMemory(model, *small) if small and os.environ.get("RANK") == "1" else None
     micro_batch = case.pop("micro_batch", 2)
@@ -112,6 +132,7 @@ def run_case(case: dict[str, Any], folder: Path, ranks: int) -> dict[str, Any]:
         PreTrainedTokenizerFast(tokenizer_object=byte_level(["</s>"]), eos_token="</s>"),
         pairs,
         folder,
+        own,
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=STEP_PAIRS // (micro_batch * ranks),
         per_device_eval_batch_size=2,

@@ -78,7 +78,7 @@ def test_two_ranks_take_the_steps_of_one(name: str, two_ranks, tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("constrained")])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if "constraints" in case])
 def test_two_ranks_have_the_multipliers_of_one(name: str, two_ranks, tmp_path: Path):
     _, seen = two_ranks
     alone = multipliers(run_case(CASES[name], tmp_path, ranks=1)["logs"])

@@ -26,6 +26,7 @@ from counterpoint.config import CPOConfig
 from counterpoint.data.sources import load, pick_split
 from counterpoint.errors import ConfigError, DataError
 from counterpoint.trainer.loading import load_config, load_model, load_tokenizer, random_model
+from counterpoint.trainer.second_sets import rows_of
 
 EVAL_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
 _NAMED = re.compile(r"([A-Za-z_][\w-]*)=(.+)")
@@ -42,6 +43,7 @@ class Parts:
         train_rows: raw rows to train on.
         eval_rows: raw rows to evaluate on, or a dict of named sets.
         adapter: a ``peft.LoraConfig``.
+        constraint_rows: raw rows of constraints that name a set of their own, by their names.
     """
 
     model: Any = None
@@ -50,6 +52,7 @@ class Parts:
     train_rows: Any = None
     eval_rows: Any = None
     adapter: Any = None
+    constraint_rows: Any = None
 
 
 Attempt = Callable[..., Any]
@@ -69,7 +72,8 @@ def load_parts(request: Request, attempt: Attempt, *, weights: bool = True) -> P
         attempt: how to call what may fail.
         weights: False leaves the model to ``load_weights``.
     """
-    with hub_or_cache(attempt(names_of, request.run) or ()):
+    second = [one.data for one in request.config.constrained_by if one.data is not None]
+    with hub_or_cache([*(attempt(names_of, request.run) or ()), *second]):
         parts = _load_parts(request.run, request.config, attempt)
         if weights and parts.model_config is not None:
             parts.model = attempt(load_weights, request, parts.model_config)
@@ -100,6 +104,7 @@ def _load_parts(run: RunOptions, config: CPOConfig, attempt: Attempt) -> Parts:
         adapter=attempt(adapter_config, run),
         train_rows=attempt(train_rows, run, config),
         eval_rows=attempt(eval_sets, run),
+        constraint_rows=attempt(second_sets, config),
     )
 
 
@@ -214,6 +219,16 @@ def eval_sets(run: RunOptions) -> Any:
     if isinstance(named, Mapping):
         return {name: _open_eval([source], run) for name, source in named.items()}
     return _open_eval(named, run)
+
+
+def second_sets(config: CPOConfig) -> dict[str, Any]:
+    """The raw rows of constraints that have a set of their own, by their names.
+
+    Raises:
+        ConfigError: CP107 for one that names no set.
+        DataError: CP2xx for what cannot be read.
+    """
+    return {one.name: rows_of(one) for one in config.constrained_by if one.kind == "safety"}
 
 
 def _named_sets(given: list[str] | dict[str, str]) -> list[str] | dict[str, str]:

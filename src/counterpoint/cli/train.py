@@ -39,6 +39,7 @@ from counterpoint.cli.settings import Request
 from counterpoint.cli.signals import heeded
 from counterpoint.config import CPOConfig
 from counterpoint.doctor import examine
+from counterpoint.doctor.examination import examine_second_sets
 from counterpoint.doctor.findings import Finding, Report, from_error
 from counterpoint.errors import ConfigError, CounterpointError, SetupError
 from counterpoint.masking import Mask
@@ -135,6 +136,9 @@ def consult(request: Request) -> tuple[Report, Parts]:
         overwrite=run.overwrite_output_dir,
         progress=show_progress,
     )
+    found += examine_second_sets(
+        config, parts.constraint_rows or {}, tokenizer=parts.tokenizer, progress=show_progress
+    )
     # of the folder both may have spoken; what stopped the loading is the fuller message
     spoken = {finding.code for finding in found}
     rest = [one for one in report.findings if one.code not in spoken or one.code[2] != "5"]
@@ -176,6 +180,7 @@ def _build(parts: Parts, config: CPOConfig, display: TrainingDisplay) -> CPOTrai
         processing_class=parts.tokenizer,
         peft_config=parts.adapter,
         callbacks=[display],
+        constraint_datasets=parts.constraint_rows,
     )
 
 

@@ -95,6 +95,31 @@ def examine(
     return Report.of(findings)
 
 
+def examine_second_sets(
+    args: CPOConfig,
+    sets: Mapping[str, Any],
+    *,
+    tokenizer: Any = None,
+    progress: Progress | None = None,
+) -> list[Finding]:
+    """Examine the rows of constraints that have a set of their own.
+
+    Args:
+        args: the run's options.
+        sets: raw rows by the names of the constraints.
+        tokenizer: as for ``examine``.
+        progress: as for ``examine``.
+    """
+    readable = tokenizer if _can_read(tokenizer) else None
+    surveys: dict[str, Survey] = {}
+    findings: list[Finding] = []
+    for name, rows in sets.items():
+        findings += shielded(_look, surveys, rows, readable, args, name, True, progress)
+    for found in surveys.values():
+        findings += shielded(of_data, found, args)
+    return findings
+
+
 def shielded(
     check: Callable[..., Iterable[Finding]], *facts: Any, **more: Any
 ) -> Iterator[Finding]:

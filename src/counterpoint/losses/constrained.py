@@ -7,7 +7,7 @@ step minimises f + sum of multiplier x value, multipliers held still; bounds are
 change no gradient.
 
 Not here: how multipliers move (``multiplier``), sums over micro-batches and ranks (``trainer``),
-and kinds that need more than the log-probabilities of the step's own pairs.
+and kinds that need more than the log-probabilities of pairs.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 from counterpoint.constraints import Constraint
 from counterpoint.errors import ConfigError
 from counterpoint.losses.objective import Objective
+from counterpoint.losses.preference import sigmoid_loss
 from counterpoint.records import LossTerms, PairBatch, PairLogps
 
 
@@ -47,10 +48,10 @@ def measured(
     batch: PairBatch,
     initial: Float[Tensor, " pairs"] | None = None,
 ) -> Measured:
-    """Numerators of a constraint of the step's own pairs.
+    """Numerators of a constraint on the pairs of its set.
 
     Args:
-        constraint: of kind bc, displacement, absolute_preference, kl_drift or custom.
+        constraint: of any kind but length.
         objective: of the run; says how log-probabilities are read.
         logps: what the model says of the pairs.
         terms: what the objective makes of it.
@@ -69,6 +70,11 @@ def measured(
     elif constraint.kind == "absolute_preference":
         chosen, rejected = objective.scores(logps)
         numbers = torch.relu(constraint.margin - (chosen - rejected))
+    elif constraint.kind == "safety":
+        chosen, rejected = objective.scores(logps)
+        # a share of pairs has no gradient; the logistic loss bounds it, over log 2
+        wrong = batch.weight * (rejected >= chosen).to(batch.weight)
+        return Measured(wrong, batch.weight * sigmoid_loss(objective.beta * (chosen - rejected)))
     elif constraint.kind == "kl_drift":
         numbers = torch.zeros_like(logps.chosen) if logps.drift is None else logps.drift
     else:
@@ -76,6 +82,11 @@ def measured(
         numbers = _a_number_a_pair(constraint, constraint.numerator(logps, batch), batch)
     weighted = batch.weight * numbers
     return Measured(weighted.detach(), weighted)
+
+
+def belongs(constraint: Constraint, batch: PairBatch) -> bool:
+    """Whether a constraint is measured on the set that a batch is of."""
+    return batch.of == (constraint.name if constraint.kind == "safety" else "")
 
 
 def denominators(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -96,10 +97,15 @@ class Assembly:
         )
         parts = [part for group in self._groups(pairs) for part in cut_group(group)]
         parts.sort(key=tokens_of, reverse=True)
-        return [self._on_device((self._shared if shared else self._padded)(part)) for part in parts]
+        collate = self._shared if shared else self._padded
+        return [self._on_device(replace(collate(part), of=part[0].of)) for part in parts]
 
     def _groups(self, pairs: Sequence[TokenPair]) -> list[list[TokenPair]]:
-        """Pairs that may share a batch; all of them, with nearly all models."""
+        """Pairs that may share a batch; all those of a set, with nearly all models."""
+        sets = dict.fromkeys(pair.of for pair in pairs)
+        return [group for of in sets for group in self._lengths([p for p in pairs if p.of == of])]
+
+    def _lengths(self, pairs: Sequence[TokenPair]) -> list[list[TokenPair]]:
         rows = self._long_rows
         if rows is None:
             return [list(pairs)]

@@ -74,15 +74,29 @@ def calibrate(
     if constraints.needs_references:
         for name, pairs in sets.items():
             constraints.references[name] = _chosen_token_logps(reader, pairs, name)
+    sums = sums_of(constraints, reader, few)
+    constraints.calibrate(sums, pairs=len(few), digest=_digest(few))
+
+
+def sums_of(
+    constraints: Constraints, reader: Reader, pairs: Sequence[TokenPair]
+) -> Float[Tensor, "2 constraints"]:
+    """Numerators, then denominators, of every constraint on some pairs, over all ranks.
+
+    Args:
+        constraints: of the run.
+        reader: of the run.
+        pairs: of any of its sets; the same on every rank.
+    """
     size = reader.args.eval_batch_size
     device = reader.args.device
     sums = torch.zeros(2, len(constraints.all), dtype=exact_dtype(device), device=device)
-    for output, batch in reader.batches(few[at : at + size] for at in range(0, len(few), size)):
+    for output, batch in reader.batches(pairs[at : at + size] for at in range(0, len(pairs), size)):
         terms = constraints.objective(output.logps, batch.margin)
         sums[0] += constraints.numerators(output.logps, terms, batch)[0]
         sums[1] += constraints.denominators(batch)
     _add_over_ranks(sums)
-    constraints.calibrate(sums, pairs=len(few), digest=_digest(few))
+    return sums
 
 
 def _chosen_token_logps(reader: Reader, pairs: Any, name: str) -> Float[Tensor, " rows"]:

@@ -28,7 +28,7 @@ from transformers import TrainerCallback
 from counterpoint.constraints import Constraint
 from counterpoint.errors import DataError, SetupError, TrainingError
 from counterpoint.forward.initial_policy import InitialPolicy
-from counterpoint.losses.constrained import denominators, measured
+from counterpoint.losses.constrained import Measured, belongs, denominators, measured
 from counterpoint.losses.multiplier import MultiplierRule, MultiplierState, rule_of
 from counterpoint.losses.objective import Objective, positive
 from counterpoint.monitor.checksum import checksum
@@ -233,7 +233,12 @@ class Constraints(TrainerCallback):
 
     def denominators(self, batch: PairBatch) -> Float[Tensor, " constraints"]:
         """What a batch adds to the denominators of its step."""
-        sums = [denominators(one.asked, self.objective, batch).sum() for one in self.all]
+        sums = [
+            denominators(one.asked, self.objective, batch).sum()
+            if belongs(one.asked, batch)
+            else batch.weight.new_zeros(())
+            for one in self.all
+        ]
         return torch.stack(sums).to(exact_dtype(batch.weight.device))
 
     def numerators(
@@ -252,7 +257,10 @@ class Constraints(TrainerCallback):
         """
         initial = self._initial(batch, rows)
         found = [
-            measured(one.asked, self.objective, logps, terms, batch, initial) for one in self.all
+            measured(one.asked, self.objective, logps, terms, batch, initial)
+            if belongs(one.asked, batch)
+            else Measured(*[torch.zeros_like(batch.weight)] * 2)
+            for one in self.all
         ]
         sums = torch.stack([each.numerator.sum() for each in found])
         exact = exact_dtype(batch.weight.device)
@@ -273,7 +281,8 @@ class Constraints(TrainerCallback):
         return {
             f"constraints/{one.asked.name}/value": (numerator, count)
             for one, numerator, count in zip(self.all, numerators, counts, strict=True)
-            if (one.asked.kind != "displacement" or rows in self.references)
+            if belongs(one.asked, batch)
+            and (one.asked.kind != "displacement" or rows in self.references)
             and (one.asked.kind != "kl_drift" or logps.drift is not None)
         }
 
@@ -284,6 +293,10 @@ class Constraints(TrainerCallback):
         if table.device != batch.row_ids.device:
             self.references[rows] = table = table.to(batch.row_ids.device)
         return table[batch.row_ids.clamp(min=0)]  # a filler has no row, and no weight
+
+    def bears_on(self, batch: PairBatch) -> bool:
+        """Whether a batch of a step has a part in its gradient."""
+        return not batch.of or any(one.weight for one in self.all if belongs(one.asked, batch))
 
     def begin_step(
         self, totals: Float[Tensor, " constraints"], first: Float[Tensor, " constraints"] | None
@@ -313,7 +326,7 @@ class Constraints(TrainerCallback):
         """The share of the step's constrained loss that these pairs carry.
 
         Args:
-            loss: their share of the objective.
+            loss: their share of the objective; 0 for pairs of a constraint's own set.
             logps: what the model says of them.
             terms: what the objective makes of it.
             batch: the pairs.
@@ -323,7 +336,9 @@ class Constraints(TrainerCallback):
         before = self._numerators
         self._numerators = numerators if before is None else before + numerators
         for one, surrogate, total in zip(self.all, surrogates, totals, strict=True):
-            if one.weight:  # not 0 x value: an infinite value times 0 is NaN
+            if one.weight and belongs(
+                one.asked, batch
+            ):  # not 0 x value: an infinite value times 0 is NaN
                 loss = loss + one.weight * surrogate / positive(total)
         return loss / (1 + sum(one.weight for one in self.all)) if self.normalized else loss
 

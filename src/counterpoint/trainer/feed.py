@@ -157,7 +157,7 @@ class Feed:
         sampler = StepSampler(
             len(pairs),
             **share,
-            seed=self._seed() if train else None,
+            seed=self.seed() if train else None,
             drop_last=train and args.dataloader_drop_last,
         )
         return PairLoader(
@@ -208,7 +208,8 @@ class Feed:
         self._reading, done, self._done = stream, self._done, 0
         return iter_pairs(stream, after=done)
 
-    def _seed(self) -> int | None:
+    def seed(self) -> int | None:
+        """Of the order of pairs; None where it is that of the data set."""
         if self.args.train_sampling_strategy == "sequential":
             return None
         own: int | None = self.args.data_seed

@@ -56,7 +56,7 @@ from counterpoint.runlog import (
     logger,
 )
 from counterpoint.trainer.assembly import Assembly
-from counterpoint.trainer.calibration import Reader, calibrate
+from counterpoint.trainer.calibration import Reader, calibrate, sums_of
 from counterpoint.trainer.card import about_model, base_of, hub_datasets, write_card
 from counterpoint.trainer.constrained import Constraints
 from counterpoint.trainer.display import TrainingDisplay, watch_alone
@@ -80,6 +80,7 @@ from counterpoint.trainer.samples import (
     sample_metrics,
 )
 from counterpoint.trainer.saved_options import without_secrets
+from counterpoint.trainer.second_sets import SecondSets
 from counterpoint.trainer.setup import (
     announce,
     balancing_weight,
@@ -127,6 +128,8 @@ class CPOTrainer(ResumableTrainer):
         peft_config: train an adapter of this configuration instead of all weights.
         compute_metrics: called with ``EvalPrediction(predictions, label_ids)`` after an
             evaluation: rewards ``[pairs, 2]``, chosen first, and zeros, the index of chosen.
+        constraint_datasets: preference rows of constraints that have a set of their own, by the
+            constraint's name; "NAME/eval": those it is evaluated on.
 
     Raises:
         ConfigError: CP1xx for options that cannot be meant.
@@ -141,6 +144,8 @@ class CPOTrainer(ResumableTrainer):
     _watch: Watch | None = None
     _ending: Alarm | None = None
     _stopped_by: Alarm | None = None
+    _rounding: Rounding | None = None
+    _loss_before_step: Tensor | None = None
 
     def __init__(  # noqa: PLR0913 - TRL's constructor, in TRL's order
         self,
@@ -156,6 +161,7 @@ class CPOTrainer(ResumableTrainer):
         preprocess_logits_for_metrics: Any = None,
         peft_config: Any = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        constraint_datasets: Mapping[str, Any] | None = None,
     ) -> None:
         """Check and prepare everything; nothing is written before all of it is sound."""
         args = _checked_args(args, data_collator, preprocess_logits_for_metrics, optimizers[0])
@@ -181,10 +187,11 @@ class CPOTrainer(ResumableTrainer):
         train_pairs = self._feed.train_pairs(train_dataset)
         _check_stream(train_pairs, args)
         eval_pairs = self._feed.pairs(eval_dataset, "eval")
+        self._second_sets = SecondSets(args, self._feed, constraint_datasets)
         if prepared_model is not None:
             balancing_weight(prepared_model, args)
-            for pairs in (train_pairs, eval_pairs):
-                self._feed.check_ids(pairs, embedding_rows(prepared_model))
+            every = {"train": train_pairs, "eval": eval_pairs, **self._second_sets.prepared()}
+            self._feed.check_ids(every, embedding_rows(prepared_model))
         self.run_log = RunLog(args.output_dir, writes=args.process_index == 0)
         super().__init__(
             model=prepared_model,
@@ -208,8 +215,6 @@ class CPOTrainer(ResumableTrainer):
         self._assembled: Assembly | None = None
         self._known_layout: str | None = None
         self._skipped_steps = 0
-        self._rounding: Rounding | None = None
-        self._loss_before_step: Tensor | None = None
         self._balancing_weight = balancing_weight(self.model, args)
         self._top_k = router_top_k(self.model.config) if self._balancing_weight else None
         self._environment: dict[str, Any] | None = None
@@ -316,9 +321,10 @@ class CPOTrainer(ResumableTrainer):
         self._loss_before_step = self._tr_loss.clone()
         pairs = [pair for window in windows for pair in window]
         self._pace.count(pairs)
+        pairs += self._second_sets.of_step(self.state.global_step)
         share = self._share(pairs, self._train_batch_size, self._budget, ranks=self.args.world_size)
         self._restore_random()  # after the proofs of a run's first pairs, before all that it draws
-        totals = sum_totals([self.objective.totals(batch) for batch in share])
+        totals = sum_totals([self.objective.totals(batch) for batch in share if not batch.of])
         router = None
         if self._top_k is not None and (len(share) > 1 or self.args.world_size > 1):
             router = self._router_of_step(share, self._top_k)
@@ -400,6 +406,10 @@ class CPOTrainer(ResumableTrainer):
                 if self.args.world_size > 1 and (last or self.args.ddp_broadcast_buffers):
                     share.commit()
                 self._recorder.watch(batch)
+                if not last and self.constraints and not self.constraints.bears_on(batch):
+                    with torch.no_grad(), self.accelerator.no_sync(model):
+                        self.compute_loss(model, batch, num_items_in_batch=step)
+                    continue
                 with nullcontext() if last else self.accelerator.no_sync(model):
                     total += super().training_step(model, batch, step)
         return total
@@ -436,14 +446,19 @@ class CPOTrainer(ResumableTrainer):
         step = num_items_in_batch or StepDenominators(self.objective.totals(inputs))
         # shares of a step add up to one value, so all of them together count once
         part = inputs.weight.new_tensor(1 / (step.micro_batches * self.args.world_size))
-        loss = self.objective.share(terms, inputs.weight, step.totals)
+        if inputs.of:  # a constraint's own: nothing of the objective, but a loss all the same
+            loss = 0 * torch.nan_to_num(output.logps.chosen).sum()
+            # what the objective would make of them is no concern of the guard's
+            terms = replace(terms, preference=terms.chosen_logps - terms.rejected_logps)
+        else:
+            loss = self.objective.share(terms, inputs.weight, step.totals)
+            self._train_sums.add(pair_means(terms, output, inputs))
         if self.constraints is not None:
             held = step.constraints
             if held is None:
                 held = self.constraints.denominators(inputs)
             loss = self.constraints.share(loss, output.logps, terms, inputs, held)
         self._guard.watch(terms, inputs)
-        self._train_sums.add(pair_means(terms, output, inputs))
         if output.router is not None:
             balance = balancing_loss(output.router, step.router or output.router)
             loss = loss + self._balancing_weight * balance
@@ -510,18 +525,33 @@ class CPOTrainer(ResumableTrainer):
     def _calibrate(self, constraints: Constraints) -> None:
         self.model.eval()
         few = self._feed.spread(self.train_dataset, self.args.constraint_calibration)
-        reader = Reader(
-            self.args,
-            lambda pairs: self._share(pairs, self.args.eval_batch_size, self._eval_budget),
-            self._outputs,
-        )
+        few += self._second_sets.initial(self.args.constraint_calibration)
         with torch.no_grad():
-            calibrate(constraints, reader, few, self._sets())
+            calibrate(constraints, self._reader(), few, self._sets())
         for line in constraints.formula().splitlines():
             logger().info("%s", line)
         self._describe()
 
+    def _reader(self) -> Reader:
+        return Reader(
+            self.args,
+            lambda pairs: self._share(pairs, self.args.eval_batch_size, self._eval_budget),
+            self._outputs,
+        )
+
     # ---- evaluation ----
+
+    def _own_values(self, constraints: Constraints) -> dict[str, float]:
+        """Values and violations of the constraints that have a set of their own."""
+        with torch.no_grad():
+            sums = sums_of(constraints, self._reader(), self._second_sets.held_out())
+        named = zip(constraints.all, *sums.tolist(), strict=True)
+        values = {
+            f"constraints/{one.asked.name}/value": numerator / total
+            for one, numerator, total in named
+            if total > 0
+        }
+        return values | constraints.violations(values)
 
     def evaluation_loop(
         self,
@@ -536,6 +566,8 @@ class CPOTrainer(ResumableTrainer):
         metrics, pairs = evaluation.metrics()
         scores = evaluation.scores()
         accuracy = accuracy_interval(scores)
+        if self.constraints is not None and self._second_sets.all:
+            metrics |= self._own_values(self.constraints)
         metrics |= {
             "rewards/accuracies_low": accuracy.low,
             "rewards/accuracies_high": accuracy.high,
@@ -672,6 +704,7 @@ class CPOTrainer(ResumableTrainer):
     def fingerprint(self) -> Fingerprint:
         """What makes this experiment this one; ``resume_anyway`` says what it is for."""
         digests = {name: self._feed.digest(pairs) for name, pairs in self._sets().items()}
+        digests |= self._second_sets.digests()
         return experiment(
             self.args, self.objective, self.accelerator.unwrap_model(self.model), digests
         )
