@@ -170,12 +170,15 @@ class PairLogps:
         rejected: the same of the rejected completion.
         chosen_tokens: number of targets of the chosen completion, at least 1.
         rejected_tokens: the same of the rejected completion.
+        drift: KL(initial policy || model) of the next token, in nats, summed over the targets of
+            both completions; None where no constraint asks for it.
     """
 
     chosen: Float[Tensor, " pairs"]
     rejected: Float[Tensor, " pairs"]
     chosen_tokens: Int[Tensor, " pairs"]
     rejected_tokens: Int[Tensor, " pairs"]
+    drift: Float[Tensor, " pairs"] | None = None
 
 
 @dataclass(frozen=True, slots=True)

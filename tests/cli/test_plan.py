@@ -45,6 +45,17 @@ def test_the_plan_in_json_is_that_of_the_options(workshop: Path, command: Comman
     assert alone["asked"]["buckets"] == 0
 
 
+def test_the_initial_policy_of_a_bound_on_the_drift_is_in_the_plan(
+    workshop: Path, command: Command
+) -> None:
+    plain = planned(command, "--memory", "1GiB")
+    held = '[{"kind": "kl_drift", "bound": 0.1}]'
+    bounded = planned(command, "--memory", "1GiB", "--constraints", held)["asked"]
+    assert plain["asked"]["initial"] == 0
+    assert bounded["initial"] == 4 * plain["trained"]
+    assert bounded["peak"] == plain["asked"]["peak"] + bounded["initial"]
+
+
 def test_a_file_and_flags_are_read_as_train_reads_them(workshop: Path, command: Command) -> None:
     options = {"model": "bare", "dataset": ["pairs.jsonl"], "use_cpu": True}
     Path("run.yaml").write_text(yaml.safe_dump({**options, "gradient_checkpointing": False}))

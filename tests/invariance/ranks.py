@@ -24,6 +24,7 @@ HELD: list[dict[str, Any]] = [
     {"kind": "absolute_preference", "bound": 0.5, "margin": 1.0, "update": "nu_pi", "nu": 0.3},
     {"kind": "displacement", "bound": 0.0, "update": "augmented_lagrangian"},
     {"kind": "bc", "name": "ascent", "bound": 1.0, "update": "dual_ascent"},
+    {"kind": "kl_drift", "bound": 0.0, "rate": 50.0},
 ]
 """Each kind that reads the step's own pairs, and each rule; bounds that are not held at first."""
 

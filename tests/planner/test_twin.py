@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
+from counterpoint.forward.initial_policy import InitialPolicy
 from counterpoint.planner.holdings import holdings_of
 from counterpoint.planner.twin import fake_mode, model_of, twin_of
 from tests.models_on_the_spot import APART, KINDS
@@ -90,3 +91,12 @@ def test_frozen_weights_have_neither_gradients_nor_moments(models):
     assert whole.optimizer - part.optimizer == 2 * frozen
     assert part.weights == whole.weights
     assert part.buckets == part.gradients
+
+
+def test_the_initial_policy_takes_what_it_is_planned_to_take(models):
+    """Of the weights that train, a tied one once; and nothing where no drift is bounded."""
+    model = models("qwen2_tied")
+    model.model.layers[0].requires_grad_(False)
+    held = holdings_of(model, drift=True)
+    assert held.initial == InitialPolicy(model).size
+    assert held.lasting - holdings_of(model).lasting == held.initial > 0

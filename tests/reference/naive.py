@@ -23,6 +23,16 @@ def completion_logps(model: nn.Module, prompt: Sequence[int], completion: Sequen
     return torch.stack([logps[first + i - 1, token] for i, token in enumerate(completion)])
 
 
+def drift(model: nn.Module, initial: nn.Module, prompt: Sequence[int], completion: Sequence[int]):
+    """KL(initial || model) of the next token, summed over a completion's places."""
+    ids = torch.tensor([[*prompt, *completion]])
+    places = slice(len(prompt) - 1, -1)
+    now = model(input_ids=ids, use_cache=False).logits[0, places].double().log_softmax(-1)
+    with torch.no_grad():
+        then = initial(input_ids=ids, use_cache=False).logits[0, places].double().log_softmax(-1)
+    return (then.exp() * (then - now)).sum()
+
+
 def preference(kind: str, chosen: Tensor, rejected: Tensor, o: Mapping[str, float]) -> Tensor:
     """One pair's loss from its tokens' log-probabilities, as the papers print it."""
     beta, gamma, margin = o["beta"], o.get("gamma", 0.0), o.get("margin", 0.0)

@@ -67,7 +67,7 @@ def affine_token_logps(
         The log-probability of each target in nats, differentiable, and the mean logit of each
         row, not differentiable; both in float32 or wider.
     """
-    how = _How(scale, softcap, dtype or hidden.dtype)
+    how = How(scale, softcap, dtype or hidden.dtype)
     trains = weight.requires_grad or (bias is not None and bias.requires_grad)
     if not (torch.is_grad_enabled() and (trains or hidden.requires_grad)):
         logps, _, means = _look(hidden, weight, bias, target_ids, how)
@@ -80,8 +80,14 @@ def affine_token_logps(
 
 
 @dataclass(frozen=True, slots=True)
-class _How:
-    """What becomes of hidden @ weight.T + bias, and in which dtype it is computed."""
+class How:
+    """What becomes of hidden @ weight.T + bias, and in which dtype it is computed.
+
+    Args:
+        scale: factor of the logits.
+        softcap: bound of the logits, above 0; None for none.
+        dtype: of the matrix products.
+    """
 
     scale: float
     softcap: float | None
@@ -91,6 +97,10 @@ class _How:
     def wide(self) -> torch.dtype:
         """Dtype of logits and sums."""
         return torch.promote_types(self.dtype, torch.float32)
+
+    def finish(self, product: Tensor) -> Tensor:
+        """From the product to the logits, widened first."""
+        return finish_logits(product, self.scale, self.softcap)
 
     def slope(self, logits: Tensor) -> Tensor | float | None:
         """Derivative of the logits by the product; None where it is 1.
@@ -145,7 +155,7 @@ class _Columns:
     which: slice
     weight: Tensor
     bias: Tensor | None
-    how: _How
+    how: How
 
     def tiles(self, hidden: Tensor, target_ids: Tensor) -> Iterator[_Tile]:
         """The logits of all rows in these columns, block after block."""
@@ -153,13 +163,13 @@ class _Columns:
         for start in range(0, hidden.shape[0], MOST_ROWS):
             rows = slice(start, start + MOST_ROWS)
             product = F.linear(hidden[rows], self.weight, self.bias)
-            logits = finish_logits(product, self.how.scale, self.how.softcap)
+            logits = self.how.finish(product)
             place = target_ids[rows] - self.which.start
             inside = (place >= 0) & (place <= last)
             yield _Tile(rows, hidden[rows], logits, place.clamp(0, last), inside)
 
 
-def _columns(weight: Tensor, bias: Tensor | None, rows: int, how: _How) -> Iterator[_Columns]:
+def _columns(weight: Tensor, bias: Tensor | None, rows: int, how: How) -> Iterator[_Columns]:
     budget = LOGITS_PER_TILE.get(weight.device.type, LOGITS_ELSEWHERE)
     step = max(1, budget // max(1, min(rows, MOST_ROWS)))
     for start in range(0, weight.shape[0], step):
@@ -176,7 +186,7 @@ class _Softmax:
         how: from product to logits.
     """
 
-    def __init__(self, hidden: Tensor, how: _How) -> None:
+    def __init__(self, hidden: Tensor, how: How) -> None:
         self.picked = hidden.new_zeros(hidden.shape[0], dtype=how.wide)
         # finite, so that columns masked with -inf leave no NaN
         self.peak = torch.full_like(self.picked, torch.finfo(how.wide).min)
@@ -214,7 +224,7 @@ def _exp_(x: Tensor) -> Tensor:
 
 
 def _look(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, target_ids: Tensor, how: _How
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target_ids: Tensor, how: How
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probability, log-sum-exp and mean logit of each row."""
     rows = hidden.to(how.dtype)
@@ -239,7 +249,7 @@ class _TokenLogps(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         target_ids: Tensor,
-        how: _How,
+        how: How,
     ) -> tuple[Tensor, Tensor]:
         """Keep one log-sum-exp a row."""
         logps, lse, means = _look(hidden, weight, bias, target_ids, how)
@@ -252,7 +262,7 @@ class _TokenLogps(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Compute each tile's logits again and multiply back through the head."""
         hidden, weight, bias, target_ids, lse = ctx.saved_tensors
-        how: _How = ctx.how
+        how: How = ctx.how
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         rows = hidden.to(how.dtype)
         by_hidden = torch.zeros_like(hidden, dtype=how.wide) if need_hidden else None
@@ -278,7 +288,7 @@ class _TokenLogps(torch.autograd.Function):
         return by_hidden, by_weight, by_bias, None, None
 
 
-def _by_product(tile: _Tile, lse: Tensor, grad: Tensor, how: _How) -> Tensor:
+def _by_product(tile: _Tile, lse: Tensor, grad: Tensor, how: How) -> Tensor:
     """Gradient by hidden @ weight.T of a tile, given that by the log-probabilities."""
     slope = how.slope(tile.logits)
     by_logits = _exp_(tile.logits.sub_(lse[:, None])).mul_(-grad[:, None])
@@ -301,7 +311,7 @@ class _FrozenTokenLogps(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         target_ids: Tensor,
-        how: _How,
+        how: How,
     ) -> tuple[Tensor, Tensor]:
         """Keep the gradient of each log-probability by its hidden state."""
         rows = hidden.to(how.dtype)

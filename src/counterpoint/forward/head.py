@@ -21,7 +21,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.errors import ModelError
-from counterpoint.forward.affine_logps import affine_token_logps
+from counterpoint.forward.affine_logps import affine_token_logps, finish_logits
+from counterpoint.forward.initial_policy import InitialPolicy
+from counterpoint.forward.token_kl import Affine, affine_token_kl, logits_token_kl
 from counterpoint.forward.token_logps import dense_token_logps, module_token_logps
 
 
@@ -59,6 +61,44 @@ class Head:
         return module_token_logps(
             hidden, self.module, target_ids, scale=self.scale, softcap=self.softcap
         )
+
+    def token_kl(
+        self,
+        hidden: Float[Tensor, "targets width"],
+        initial_hidden: Float[Tensor, "targets width"],
+        initial: InitialPolicy,
+    ) -> Float[Tensor, " targets"]:
+        """KL(initial || policy) of the next token at each row; see ``token_kl``.
+
+        Args:
+            hidden: the head's input; of a dense head, the logits.
+            initial_hidden: the same of the initial policy.
+            initial: the initial policy, whose head may have been another.
+        """
+        if not self.dense and type(self.module) is nn.Linear:
+            weight, bias = self.module.weight, self.module.bias
+            return affine_token_kl(
+                Affine(hidden, weight, bias),
+                Affine(
+                    initial_hidden,
+                    initial.was(weight),
+                    None if bias is None else initial.was(bias),
+                ),
+                scale=self.scale,
+                softcap=self.softcap,
+                dtype=_matmul_dtype(hidden, weight),
+            )
+
+        def then(rows: Tensor) -> Tensor:
+            with initial.as_it_was():
+                return self._logits(rows)
+
+        return logits_token_kl(hidden, self._logits, initial_hidden, then)
+
+    def _logits(self, rows: Tensor) -> Tensor:
+        if self.dense:
+            return finish_logits(rows, 1.0, None)
+        return finish_logits(self.module(rows), self.scale, self.softcap)
 
 
 def find_head(model: nn.Module) -> Head:

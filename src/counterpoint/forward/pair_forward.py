@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.forward.head import Head, head_input, own_tokens
+from counterpoint.forward.initial_policy import InitialPolicy
 from counterpoint.forward.router import (
     RouterSums,
     router_sums,
@@ -47,7 +48,12 @@ class PairOutput:
 
 
 def pair_forward(
-    model: nn.Module, head: Head, batch: PairBatch, *, top_k: int | None = None
+    model: nn.Module,
+    head: Head,
+    batch: PairBatch,
+    *,
+    top_k: int | None = None,
+    initial: InitialPolicy | None = None,
 ) -> PairOutput:
     """Log-probabilities of both completions of every pair.
 
@@ -56,26 +62,41 @@ def pair_forward(
         head: its head, as ``find_head`` and ``prove_head`` give it.
         batch: the pairs.
         top_k: experts a token is sent to, to have the router's sums as well; None without.
+        initial: what the model was, to have the drift from it as well; None without.
 
     Returns:
         Sums over the targets of each completion, float64 where the device has it.
     """
+    # first, while no graph of the policy takes memory
+    initial_rows = None if initial is None else _initial_rows(initial, head, batch)
     states, router = trunk(model, head, batch, top_k)
     rows = states.flatten(0, 1).index_select(0, batch.target_source)
     to_logps = dense_token_logps if head.dense else head.token_logps
     token_logps, logit_means = to_logps(rows, batch.target_ids)
     sums = _sum_by_sequence(token_logps, batch)
     pairs = len(batch)
+    drift = None
+    if initial is not None and initial_rows is not None:
+        drifts = _sum_by_sequence(head.token_kl(rows, initial_rows, initial), batch)
+        drift = drifts[:pairs] + drifts[pairs:]
     return PairOutput(
         logps=PairLogps(
             chosen=sums[:pairs],
             rejected=sums[pairs:],
             chosen_tokens=batch.target_counts[:pairs],
             rejected_tokens=batch.target_counts[pairs:],
+            drift=drift,
         ),
         logit_sums=_sum_by_sequence(logit_means, batch),
         router=router,
     )
+
+
+def _initial_rows(initial: InitialPolicy, head: Head, batch: PairBatch) -> Tensor:
+    """What the initial policy's head has as its input at each target."""
+    with initial.as_it_was():
+        states, _ = trunk(initial.model, head, batch)
+        return states.flatten(0, 1).index_select(0, batch.target_source)
 
 
 def trunk_router_sums(model: nn.Module, head: Head, batch: PairBatch, *, top_k: int) -> RouterSums:

@@ -50,7 +50,7 @@ def measured(
     """Numerators of a constraint of the step's own pairs.
 
     Args:
-        constraint: of kind bc, displacement, absolute_preference or custom.
+        constraint: of kind bc, displacement, absolute_preference, kl_drift or custom.
         objective: of the run; says how log-probabilities are read.
         logps: what the model says of the pairs.
         terms: what the objective makes of it.
@@ -69,6 +69,8 @@ def measured(
     elif constraint.kind == "absolute_preference":
         chosen, rejected = objective.scores(logps)
         numbers = torch.relu(constraint.margin - (chosen - rejected))
+    elif constraint.kind == "kl_drift":
+        numbers = torch.zeros_like(logps.chosen) if logps.drift is None else logps.drift
     else:
         assert constraint.numerator is not None
         numbers = _a_number_a_pair(constraint, constraint.numerator(logps, batch), batch)
@@ -91,6 +93,8 @@ def denominators(
     """
     if constraint.kind == "bc" and objective.nll_reduction == "token_mean":
         return batch.weight * batch.chosen_tokens
+    if constraint.kind == "kl_drift":
+        return batch.weight * batch.target_counts.view(2, -1).sum(0)
     if constraint.denominator is None:
         return batch.weight
     return batch.weight * _a_number_a_pair(constraint, constraint.denominator(batch), batch)

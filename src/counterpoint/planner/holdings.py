@@ -28,6 +28,7 @@ class Holdings:
         gradients: bytes of the gradients of the weights that train.
         buckets: bytes of what ranks exchange gradients through; 0 for one rank.
         optimizer: bytes that the optimizer keeps.
+        initial: bytes of the trained weights as they were, which a bound on the drift needs.
     """
 
     parameters: int
@@ -36,11 +37,12 @@ class Holdings:
     gradients: int
     buckets: int
     optimizer: int
+    initial: int = 0
 
     @property
     def lasting(self) -> int:
         """Bytes that are there between two steps too."""
-        return self.weights + self.buckets + self.optimizer
+        return self.weights + self.buckets + self.optimizer + self.initial
 
     @property
     def least(self) -> int:
@@ -49,7 +51,12 @@ class Holdings:
 
 
 def holdings_of(
-    model: nn.Module, *, optim: str = "adamw_torch", stochastic: bool = False, ranks: int = 1
+    model: nn.Module,
+    *,
+    optim: str = "adamw_torch",
+    stochastic: bool = False,
+    ranks: int = 1,
+    drift: bool = False,
 ) -> Holdings:
     """Count what a run of a model holds.
 
@@ -58,6 +65,7 @@ def holdings_of(
         optim: the optimizer's name; one that is not known counts as AdamW.
         stochastic: ``stochastic_rounding`` is on, which brings an optimizer of its own.
         ranks: processes that share a step.
+        drift: the drift from the initial policy is bounded.
     """
     weights = list(model.parameters())
     trained = [weight for weight in weights if weight.requires_grad]
@@ -74,6 +82,7 @@ def holdings_of(
             if stochastic
             else sum(_kept(weight, optim) for weight in trained)
         ),
+        initial=gradients if drift else 0,
     )
 
 

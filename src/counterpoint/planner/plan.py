@@ -65,6 +65,7 @@ class Estimate:
         tokens: input tokens of that, padding included.
         weights: of the model, buffers included.
         optimizer: what the optimizer keeps.
+        initial: of the trained weights as they were, where the drift from them is bounded.
         buckets: what ranks exchange gradients through.
         gradients: as far as they are there at that moment.
         activations: what the forward left.
@@ -78,6 +79,7 @@ class Estimate:
     tokens: int
     weights: int
     optimizer: int
+    initial: int
     buckets: int
     gradients: int
     activations: int
@@ -282,6 +284,7 @@ class Planner:
             tokens=tokens,
             weights=held.weights,
             optimizer=held.optimizer,
+            initial=held.initial,
             buckets=held.buckets,
             gradients=parts.gradients,
             activations=parts.activations,
@@ -384,7 +387,13 @@ class Planner:
         if experts is not None:
             twin.set_experts_implementation(experts)
         optim = str(getattr(self.args.optim, "value", self.args.optim))
-        held = holdings_of(twin, optim=optim, stochastic=setting.stochastic, ranks=self.ranks)
+        held = holdings_of(
+            twin,
+            optim=optim,
+            stochastic=setting.stochastic,
+            ranks=self.ranks,
+            drift=any(one.kind == "kl_drift" for one in self.args.constrained_by),
+        )
         way = Way(setting.layout, setting.autocast, setting.checkpointing, accumulates)
         shape = self.lengths.long(setting.layout)
         with quiet_fakes():

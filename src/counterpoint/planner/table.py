@@ -19,6 +19,7 @@ MOST_SPLITS = 12
 ROWS = (
     ("weights", "weights"),
     ("optimizer", "optimizer"),
+    ("initial", "initial policy"),
     ("buckets", "exchange between ranks"),
     ("gradients", "gradients"),
     ("activations", "activations"),

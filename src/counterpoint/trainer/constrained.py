@@ -13,24 +13,27 @@ Not here: what a constraint measures (``losses.constrained``), how a multiplier 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from counterpoint.constraints import Constraint
-from counterpoint.errors import DataError, TrainingError
+from counterpoint.errors import DataError, SetupError, TrainingError
+from counterpoint.forward.initial_policy import InitialPolicy
 from counterpoint.losses.constrained import denominators, measured
 from counterpoint.losses.multiplier import MultiplierRule, MultiplierState, rule_of
 from counterpoint.losses.objective import Objective, positive
+from counterpoint.monitor.checksum import checksum
 from counterpoint.records import LossTerms, PairBatch, PairLogps, exact_dtype
-from counterpoint.runlog import Alarm
+from counterpoint.runlog import Alarm, logger
 
 PATIENCE = 0.05
 """Share of a run's steps, at the cap and above the bound, after which a bound is infeasible."""
@@ -205,6 +208,9 @@ class Constraints(TrainerCallback):
         self.calibration: dict[str, Any] | None = None
         self.references: dict[str, Tensor] = {}
         """Set -> what the initial policy gave the chosen completion of each row, nats a token."""
+        self.policy: InitialPolicy | None = None
+        """What the run began with, where a constraint must run it again at every step."""
+        self._policy_digest: str | None = None
         self._numerators: Tensor | None = None
         self._totals: Tensor | None = None
 
@@ -212,6 +218,11 @@ class Constraints(TrainerCallback):
     def needs_references(self) -> bool:
         """Whether the initial policy's log-probabilities of all rows must be known."""
         return any(one.asked.kind == "displacement" for one in self.all)
+
+    @property
+    def needs_policy(self) -> bool:
+        """Whether the initial policy itself must be kept."""
+        return any(one.asked.kind == "kl_drift" for one in self.all)
 
     @property
     def measures_first(self) -> bool:
@@ -262,7 +273,8 @@ class Constraints(TrainerCallback):
         return {
             f"constraints/{one.asked.name}/value": (numerator, count)
             for one, numerator, count in zip(self.all, numerators, counts, strict=True)
-            if one.asked.kind != "displacement" or rows in self.references
+            if (one.asked.kind != "displacement" or rows in self.references)
+            and (one.asked.kind != "kl_drift" or logps.drift is not None)
         }
 
     def _initial(self, batch: PairBatch, rows: str | None) -> Tensor | None:
@@ -315,6 +327,15 @@ class Constraints(TrainerCallback):
                 loss = loss + one.weight * surrogate / positive(total)
         return loss / (1 + sum(one.weight for one in self.all)) if self.normalized else loss
 
+    def objective_of_step(self) -> Objective:
+        """The running step's objective, with its multiplier of bc as the weight of the NLL.
+
+        That is the running step as a replay knows it; other constraints read the same
+        log-probabilities and are not finite where these are not.
+        """
+        weight = sum(one.weight for one in self.all if one.asked.kind == "bc")
+        return replace(self.objective, cpo_alpha=self.objective.cpo_alpha + weight)
+
     def discard(self) -> None:
         """The step is begun again, or left out: forget its numerators."""
         self._numerators = None
@@ -358,11 +379,28 @@ class Constraints(TrainerCallback):
         """Scale the rules to the run's length."""
         for one in self.all:
             one.plan(state.max_steps)
+        self.remember(kwargs["model"])
 
-    def restart(self) -> None:
-        """A training begins: multipliers are where they start."""
+    def restart(self, *, anew: bool = True) -> None:
+        """A training begins: multipliers are where they start.
+
+        Args:
+            anew: it does not go on from a checkpoint, and so begins with the model as it is.
+        """
         self.all = [Multiplied(one.asked, one.start) for one in self.all]
         self.calibration, self.references = None, {}
+        if anew:
+            self.policy = None
+
+    def remember(self, model: nn.Module) -> None:
+        """Keep the model as the initial policy, if it is needed and not kept yet.
+
+        Args:
+            model: unwrapped, before any step and before a checkpoint is loaded into it.
+        """
+        if not self.needs_policy or (self.policy is not None and self.policy.model is model):
+            return
+        self.policy, self._policy_digest = InitialPolicy(model), _digest(model)
 
     def calibrate(self, sums: Tensor, *, pairs: int, digest: str) -> None:
         """Take the values of the initial policy.
@@ -416,19 +454,55 @@ class Constraints(TrainerCallback):
             "calibration": self.calibration,
             "constraints": [{"name": one.asked.name, **one.kept()} for one in self.all],
             "references": {name: table.cpu() for name, table in self.references.items()},
+            "initial policy": self._policy_digest,
         }
 
-    def take(self, kept: Mapping[str, Any]) -> None:
-        """Go on with it; constraints of other names (``resume_anyway``) start anew."""
+    def take(self, kept: Mapping[str, Any], *, anyway: bool = False) -> None:
+        """Go on with it; constraints of other names (``resume_anyway``) start anew.
+
+        Args:
+            kept: of the run that is gone on with.
+            anyway: take another initial policy than it had.
+
+        Raises:
+            SetupError: CP513 for another initial policy.
+        """
+        self._check_policy(kept.get("initial policy"), anyway)
         self.calibration, self.references = kept["calibration"], dict(kept["references"])
         by_name = {each["name"]: each for each in kept["constraints"]}
         for one in self.all:
             if one.asked.name in by_name:
                 one.take(by_name[one.asked.name])
 
+    def _check_policy(self, then: str | None, anyway: bool) -> None:
+        if self.policy is None or then in (None, self._policy_digest):
+            return
+        text = (
+            f"the run began with other weights (digest {then}) than the model that it is to go on "
+            f"with ({self._policy_digest}), and kl_drift measures how far it is from them."
+        )
+        if not anyway:
+            raise SetupError(
+                "CP513",
+                f"{text} Make the trainer with the model that the run began with, not with a "
+                "checkpoint of it: the checkpoint's weights are loaded after. Or set "
+                "resume_anyway=True to measure from this model.",
+            )
+        logger().warning("resume_anyway: %s", text)
+
     def formula(self) -> str:
         """The constraints as lines under the objective's formula."""
         return "\n".join(_line(one) for one in self.all)
+
+
+def _digest(model: nn.Module) -> str:
+    """Of a model's weights, frozen ones too; the same on every kind of device."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, weight in sorted(model.named_parameters()):
+        found.update(
+            f"{name} {tuple(weight.shape)} {weight.dtype} {int(checksum(weight))}\n".encode()
+        )
+    return found.hexdigest()
 
 
 def _start(asked: Constraint, cpo_alpha: float) -> float:

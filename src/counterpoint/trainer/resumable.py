@@ -166,6 +166,9 @@ class ResumableTrainer(Trainer):
         """What all ranks have in common, beside what transformers keeps; a tree."""
         return {}
 
+    def before_loading(self) -> None:
+        """A checkpoint's weights are about to take the place of the model's."""
+
     def load_shared_state(self, state: dict[str, Any]) -> None:
         """Take it back, before the first step."""
 
@@ -367,6 +370,7 @@ class ResumableTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """The weights, all of them or an error."""
+        self.before_loading()
         target = self.model if model is None else model
         load_weights(self._plain(target), Path(resume_from_checkpoint))
 

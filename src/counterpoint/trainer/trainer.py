@@ -391,6 +391,8 @@ class CPOTrainer(ResumableTrainer):
                 router = self._router_of_share(share, self._top_k)
             step = replace(step, micro_batches=len(share), router=router)
         self._recorder.begin(*((None, None) if step is None else (step.totals, step.router)))
+        if self.constraints is not None:
+            self._recorder.objective = self.constraints.objective_of_step()
         total = torch.zeros((), device=self.args.device)
         with self._assembly().running():
             for batch in share:
@@ -452,7 +454,13 @@ class CPOTrainer(ResumableTrainer):
 
     def _forward(self, model: nn.Module, batch: PairBatch) -> PairOutput:
         with self.accelerator.autocast():
-            return pair_forward(model, self._assembly().head, batch, top_k=self._top_k)
+            return pair_forward(
+                model,
+                self._assembly().head,
+                batch,
+                top_k=self._top_k,
+                initial=None if self.constraints is None else self.constraints.policy,
+            )
 
     def _assembly(self) -> Assembly:
         """Head and layout of the model; a new model (``model_init``) has its own."""
@@ -645,7 +653,7 @@ class CPOTrainer(ResumableTrainer):
                 self._budget.tokens = fitting_budget(self.model, self.args, self.train_dataset)
             self._watch, self._ending, self._stopped_by = None, None, None
             if self.constraints is not None:
-                self.constraints.restart()
+                self.constraints.restart(anew=checkpoint is None)
             self._describe()
             with self.recorded():
                 return self._trained(checkpoint, *args, **kwargs)
@@ -690,13 +698,18 @@ class CPOTrainer(ResumableTrainer):
             "constraints": held,
         }
 
+    def before_loading(self) -> None:
+        """The model is still the one that a run began with, which a constraint may need."""
+        if self.constraints is not None:
+            self.constraints.remember(self.model)
+
     def load_shared_state(self, state: dict[str, Any]) -> None:
         """Go on with them."""
         self._skipped_steps = state["skipped_steps"]
         self._known_layout = state["layout"]
         self._feed.load_state(state["feed"], within_pass=self._place.steps > 0)
         if self.constraints is not None and state.get("constraints"):
-            self.constraints.take(state["constraints"])
+            self.constraints.take(state["constraints"], anyway=self.args.resume_anyway)
             self._describe()
 
     def rank_state(self) -> dict[str, Any]:
