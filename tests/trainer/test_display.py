@@ -282,13 +282,13 @@ def test_an_evaluations_line_has_the_held_out_values_of_constraints() -> None:
     logs = {
         "eval_loss": 0.7,
         "eval_nll_loss": 1.75,
-        "eval_constraints/length of answers/value": 120.0,
-        "eval_constraints/length of answers/violation": -30.0,
+        "eval_constraints/the length/value": 120.0,
+        "eval_constraints/the length/violation": -30.0,
         "eval_constraints/bc/value": 1.8123,
         "eval_constraints/bc/violation": 0.0123,
         "eval_runtime": 1.0,
     }
-    told = "step 340/2,000  eval  loss 0.7000  bc 1.812>1.800  length of answers 120.00<=150.00"
+    told = "step 340/2,000  eval  loss 0.7000  bc 1.812>1.800  the length 120.00<=150.00"
     assert plain_line(VIEW, logs) == told
 
 
