@@ -49,7 +49,8 @@ def run(tmp_path: Path):
     log.describe({**facts(), "constraints": [ASKED]})
     for step in range(1, 101):
         log.append(METRICS, line(step, 2.0 if step <= 75 else 1.75))
-    held_out = {"eval_loss": 0.6, "eval_constraints/bc/value": 1.9}
+    held = {"eval_constraints/bc/value": 1.9, "eval_constraints/bc/violation": 0.1}
+    held_out = {"eval_loss": 0.6, **held}
     log.append(METRICS, {"step": 100, "epoch": 1.0, **held_out})
     return read_run(tmp_path)
 
@@ -92,6 +93,8 @@ def test_value_violation_and_multiplier_have_a_chart_each_and_none_among_the_oth
     assert titles == ["bc: value and bound", "bc: violation", "bc: multiplier λ"]
     labels = [each.label for each in constraint_charts(run.facts, series)[0].lines]
     assert labels == ["value", "bound", "value, evaluation"]
+    for chart in constraint_charts(run.facts, series):
+        assert len({each.role for each in chart.lines}) == len(chart.lines)  # told apart by colour
     assert not [one for one in line_charts(series, "curves") if "constraints" in one.title]
 
 

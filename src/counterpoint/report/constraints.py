@@ -61,9 +61,9 @@ def constraint_charts(facts: Mapping[str, Any], series: SeriesTable) -> tuple[Li
 def _lines(
     series: SeriesTable, name: str, wanted: Mapping[str, str], place: int
 ) -> tuple[Line, ...]:
-    lines = []
-    for of_set, where in enumerate(sets_of(series)):
-        for of_metric, (metric, label) in enumerate(wanted.items()):
+    lines: list[Line] = []
+    for where in sets_of(series):
+        for metric, label in wanted.items():
             found = series.get((where, f"{CONSTRAINTS}{name}/{metric}"))
             if found is None:
                 continue
@@ -73,7 +73,7 @@ def _lines(
                     Line(
                         key=f"{place}/{metric}/{where}",
                         label=", ".join(part for part in told if part),
-                        role=SERIES[(of_set + of_metric) % len(SERIES)],
+                        role=SERIES[len(lines) % len(SERIES)],
                         x=found.steps,
                         y=found.values,
                         dash="dashed" if metric == "bound" else "solid",
