@@ -41,6 +41,7 @@ def of_constraints(history: list[Any], facts: Facts = HELD) -> list[Alarm]:
     return [one for one in alarms(history, facts) if one.code in CODES]
 
 
+HELD_OUT = "eval_constraints/bc/violation"
 CODES = ("CW442", "CN443", "CW444", "CW445")
 
 
@@ -103,3 +104,23 @@ def test_a_loss_that_rises_with_its_multipliers_does_not_diverge() -> None:
     rising = lines(loss=lambda n: 0.5 + n / 50)
     assert [one.code for one in alarms(rising, FACTS)] == ["CW428"]
     assert alarms(rising, HELD) == []
+
+
+@pytest.mark.parametrize(("every", "steps"), [(7, 7 * LINES + 5), (7, 7 * LINES), (1, LINES)])
+def test_a_run_whose_last_line_is_not_of_its_last_step_is_judged_by_it(
+    every: int, steps: int
+) -> None:
+    facts = Facts(step_pairs=32, constrained=True, steps=steps)
+
+    def spread(history: list[Any]) -> list[Any]:
+        return [{**line, "step": every * line["step"]} for line in history]
+
+    above = spread(constrained(lambda n: BOUND + 0.1, lambda n: n / 10))
+    assert [one.code for one in of_constraints(above, facts)] == ["CW444"]
+    below = spread(constrained(lambda n: BOUND - 0.05))
+    looks = [{**evaluation(n * steps // 11, 0.9), HELD_OUT: 0.2} for n in range(1, 11)]
+    history = sorted([*below, *looks], key=lambda line: line["step"])
+    assert [one.code for one in of_constraints(history, facts)] == []
+    for step in (steps - 3, steps):
+        last = {**evaluation(step, 0.9), HELD_OUT: 0.2}
+        assert [one.code for one in of_constraints([*history, last], facts)] == ["CW445"]

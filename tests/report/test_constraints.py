@@ -11,7 +11,7 @@ pytest.importorskip("bokeh", reason="the extra [report] is not installed")
 
 from counterpoint.report.card import About, model_card
 from counterpoint.report.constraints import constraint_charts, in_words
-from counterpoint.report.curves import line_charts, read_series
+from counterpoint.report.curves import line_charts, panels_of, read_series
 from counterpoint.report.run_report import report
 from counterpoint.runlog import METRICS, RunLog, read_run
 from tests.report.runs import facts
@@ -49,7 +49,8 @@ def run(tmp_path: Path):
     log.describe({**facts(), "constraints": [ASKED]})
     for step in range(1, 101):
         log.append(METRICS, line(step, 2.0 if step <= 75 else 1.75))
-    held_out = {"eval_loss": 0.6, "eval_constraints/bc/value": 1.9}
+    held = {"eval_constraints/bc/value": 1.9, "eval_constraints/bc/violation": 0.1}
+    held_out = {"eval_loss": 0.6, **held}
     log.append(METRICS, {"step": 100, "epoch": 1.0, **held_out})
     return read_run(tmp_path)
 
@@ -57,12 +58,33 @@ def run(tmp_path: Path):
 def test_a_sentence_says_whether_the_bound_was_held_and_on_what(run) -> None:
     assert in_words(ASKED, read_series(run.metrics)) == (
         "bc was held: in the last quarter of the run the training estimate was 1.75, the bound "
-        "1.8. On evaluation it is 1.9, 0.1 above the bound."
+        "1.8 (1.5 × initial). On evaluation it is 1.9, 0.1 above the bound."
     )
 
 
-def test_a_bound_that_was_passed_was_not_held(run) -> None:
-    assert in_words({**ASKED, "bound": 1.7}, read_series(run.metrics)).startswith("bc was not held")
+@pytest.mark.parametrize(
+    ("late", "expected"),
+    [
+        ([1.9, 1.91, 1.89, 1.9], "bc was not held: "),
+        ([1.7, 1.91, 1.7, 1.91], "bc was held as far as chance lets one tell: "),
+        ([1.9], "bc is above its bound, in too few log lines to tell it from chance: "),
+    ],
+)
+def test_a_bound_that_is_passed_by_chance_is_not_said_to_be_passed(
+    late: list[float], expected: str
+) -> None:
+    steps = range(101 - len(late), 101)
+    lines = [line(step, value) for step, value in zip(steps, late, strict=True)]
+    assert in_words(ASKED, read_series(lines)).startswith(expected)
+
+
+def test_constraints_do_not_push_other_metrics_off_the_page() -> None:
+    names = ("a", "b", "c")
+    held = {f"constraints/{name}/{n}": 1.0 for name in names for n in range(7)}
+    series = read_series([{"step": 1, **held, "bleu": 30.0}])
+    assert [chart.title for chart in line_charts(series, "curves")] == ["bleu"]
+    compared = [panel.title for panel in panels_of(series)]
+    assert [title for title in compared if title != "bleu"] == list(held)
 
 
 def test_value_violation_and_multiplier_have_a_chart_each_and_none_among_the_others(run) -> None:
@@ -71,6 +93,8 @@ def test_value_violation_and_multiplier_have_a_chart_each_and_none_among_the_oth
     assert titles == ["bc: value and bound", "bc: violation", "bc: multiplier λ"]
     labels = [each.label for each in constraint_charts(run.facts, series)[0].lines]
     assert labels == ["value", "bound", "value, evaluation"]
+    for chart in constraint_charts(run.facts, series):
+        assert len({each.role for each in chart.lines}) == len(chart.lines)  # told apart by colour
     assert not [one for one in line_charts(series, "curves") if "constraints" in one.title]
 
 
@@ -85,4 +109,5 @@ def test_the_report_has_a_section_of_them_only_where_there_are_any(run, tmp_path
 def test_the_models_card_says_what_held(run) -> None:
     card = model_card(run, About("first"))
     assert "## Constraints\n\n- bc was held: in the last quarter of the run" in card
+    assert "What is bounded: nats a token of the chosen completions" in card
     assert "constraints/" not in card

@@ -273,7 +273,23 @@ def test_the_panel_has_a_line_for_each_constraint_that_was_measured() -> None:
 
 def test_a_plain_line_tells_of_constraints_as_far_as_there_is_room() -> None:
     line = plain_line(VIEW, NUMBERS | HELD, 1240.0)
-    assert line == "step 340/2,000  loss 0.6123  acc 71%  bc1.812>1.800 mult 0.651  27:40 left"
+    assert line == "step 340/2,000  loss 0.6123  acc 71%  bc 1.812>1.800 mult 0.651  27:40 left"
+    safe = {f"constraints/a/{key}": 0.1 for key in ("value", "bound", "multiplier")}
+    assert plain_line(VIEW, NUMBERS | safe | HELD, 1240.0) == line  # the violated one comes first
+
+
+def test_an_evaluations_line_has_the_held_out_values_of_constraints() -> None:
+    logs = {
+        "eval_loss": 0.7,
+        "eval_nll_loss": 1.75,
+        "eval_constraints/the length/value": 120.0,
+        "eval_constraints/the length/violation": -30.0,
+        "eval_constraints/bc/value": 1.8123,
+        "eval_constraints/bc/violation": 0.0123,
+        "eval_runtime": 1.0,
+    }
+    told = "step 340/2,000  eval  loss 0.7000  bc 1.812>1.800  the length 120.00<=150.00"
+    assert plain_line(VIEW, logs) == told
 
 
 def test_a_terminal_without_unicode_gets_ascii() -> None:

@@ -91,6 +91,29 @@ def held_out_of(entry: Mapping[str, Any], prefix: str) -> dict[str, float]:
     return found
 
 
+def is_last(step: int, before: int, steps: int) -> bool:
+    """Whether a line is the last one that the run will have; it need not be of the last step.
+
+    Args:
+        step: of the line.
+        before: of the line before it; 0 for the first.
+        steps: of the whole run; 0 where that is not known.
+    """
+    return 0 < steps < step + max(1, step - before)
+
+
+def surely_above(violations: Sequence[float]) -> bool | None:
+    """Whether their mean is above 0, and not by chance; None where they are too few to say."""
+    if len(violations) < LEAST_LINES:
+        return None
+    return fmean(violations) > chance_of(violations)
+
+
+def chance_of(violations: Sequence[float]) -> float:
+    """How far above 0 chance may take the mean of two violations or more."""
+    return STANDARD_ERRORS * stdev(violations) / sqrt(len(violations))
+
+
 def last_quarter(points: Sequence[Point], steps: int) -> list[Point]:
     """The points of the last quarter of a run of so many steps."""
     return [point for point in points if point.step > 0.75 * steps]
@@ -167,10 +190,7 @@ def not_held(points: Sequence[Point], name: str, steps: int) -> Alarm | None:
         steps: of the whole run.
     """
     last = last_quarter(points, steps)
-    if len(last) < LEAST_LINES:
-        return None
-    above = [point.violation for point in last]
-    if fmean(above) <= STANDARD_ERRORS * stdev(above) / sqrt(len(above)):
+    if not surely_above([point.violation for point in last]):
         return None
     since = next((p.step for p in reversed(points) if p.violation <= 0), 0)
     seen = (
@@ -193,11 +213,8 @@ def not_held_out(
         steps: of the whole run.
     """
     last = last_quarter(points, steps)
-    if len(last) < LEAST_LINES:
-        return None
     above = [point.violation for point in last]
-    chance = STANDARD_ERRORS * stdev(above) / sqrt(len(above))
-    if fmean(above) > chance or violation <= chance:
+    if surely_above(above) is not False or violation <= chance_of(above):
         return None
     bound = last[-1].bound
     seen = (

@@ -16,7 +16,7 @@ from typing import Any
 
 from counterpoint.alarms import of_constraints, of_curves
 from counterpoint.alarms.curve import LEVEL, Curve
-from counterpoint.alarms.of_constraints import Point
+from counterpoint.alarms.of_constraints import Point, is_last
 from counterpoint.alarms.of_curves import POOLED, Share, pooled
 from counterpoint.alarms.remedies import Facts
 from counterpoint.runlog import Alarm
@@ -47,6 +47,7 @@ class Watch:
         self._recent: deque[Share] = deque(maxlen=POOLED)
         self._evaluations: dict[str, list[tuple[Share, float]]] = {}
         self._constraints: dict[str, list[Point]] = {}
+        self._held_out: dict[tuple[str, str], int] = {}  # (constraint, set) -> last step
         self._episodes: dict[tuple[str, str], int] = {}
 
     def catch_up(self, history: Sequence[Mapping[str, Any]]) -> tuple[Alarm, ...]:
@@ -112,18 +113,21 @@ class Watch:
 
     def _of_point(self, name: str, point: Point) -> Iterable[Alarm | None]:
         points, steps = self._constraints.setdefault(name, []), self._facts.steps
+        before = points[-1].step if points else 0
         points.append(point)
         yield of_constraints.oscillation(points, name)
-        if point.step == steps:
+        if is_last(point.step, before, steps):
             yield of_constraints.slack(points, name, steps)
             yield of_constraints.not_held(points, name, steps)
 
     def _of_held_out(
         self, held: str, violation: float, where: str, step: int
     ) -> Iterable[Alarm | None]:
-        if step == self._facts.steps:
+        steps, before = self._facts.steps, self._held_out.get((held, where), 0)
+        self._held_out[held, where] = step
+        if is_last(step, before, steps):
             points = self._constraints.get(held, [])
-            yield of_constraints.not_held_out(points, violation, held, where, step)
+            yield of_constraints.not_held_out(points, violation, held, where, steps)
 
     def _of_share(self, share: Share) -> Alarm | None:
         if len(self._first) < LEVEL:

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from counterpoint._version import __version__
+from counterpoint.constraints import KINDS
 from counterpoint.report import story
 from counterpoint.report.charts import number
 from counterpoint.report.constraints import in_words
@@ -202,8 +203,13 @@ def _objective(run: Run) -> Iterator[str]:
 def _constraints(run: Run, series: SeriesTable) -> Iterator[str]:
     asked = run.facts.get("constraints")
     if isinstance(asked, list) and asked:
-        lines = [f"- {_plain(in_words(one, series))}" for one in asked]
+        lines = [f"- {_plain(in_words(one, series) + _meant(one))}" for one in asked]
         yield "\n".join(["## Constraints\n", *lines, ""])
+
+
+def _meant(one: Mapping[str, Any]) -> str:
+    meaning = KINDS.get(str(one.get("kind")))
+    return f" What is bounded: {meaning}." if meaning else ""
 
 
 def _results(series: SeriesTable) -> Iterator[str]:

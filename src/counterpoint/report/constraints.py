@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from counterpoint.alarms.of_constraints import surely_above
 from counterpoint.report.charts import Line, LineChart, number, thin
 from counterpoint.report.curves import (
     CONSTRAINTS,
@@ -60,9 +61,9 @@ def constraint_charts(facts: Mapping[str, Any], series: SeriesTable) -> tuple[Li
 def _lines(
     series: SeriesTable, name: str, wanted: Mapping[str, str], place: int
 ) -> tuple[Line, ...]:
-    lines = []
-    for of_set, where in enumerate(sets_of(series)):
-        for of_metric, (metric, label) in enumerate(wanted.items()):
+    lines: list[Line] = []
+    for where in sets_of(series):
+        for metric, label in wanted.items():
             found = series.get((where, f"{CONSTRAINTS}{name}/{metric}"))
             if found is None:
                 continue
@@ -72,7 +73,7 @@ def _lines(
                     Line(
                         key=f"{place}/{metric}/{where}",
                         label=", ".join(part for part in told if part),
-                        role=SERIES[(of_set + of_metric) % len(SERIES)],
+                        role=SERIES[len(lines) % len(SERIES)],
                         x=found.steps,
                         y=found.values,
                         dash="dashed" if metric == "bound" else "solid",
@@ -109,10 +110,9 @@ def in_words(one: Fact, series: SeriesTable) -> str:
     name, bound, value = one["name"], one.get("bound"), _late(series, one["name"], "value")
     if bound is None or value is None:
         return f"{name}: nothing was measured."
-    held = "was held" if value <= bound else "was not held"
     told = (
-        f"{name} {held}: in the last quarter of the run the training estimate was {number(value)}, "
-        f"the bound {number(bound)}."
+        f"{name} {_held(series, name, value <= bound)}: in the last quarter of the run the "
+        f"training estimate was {number(value)}, the bound {_bound(one, bound)}."
     )
     for where, last in _held_out(series, name).items():
         side = "at or below" if last <= bound else f"{number(last - bound)} above"
@@ -120,12 +120,25 @@ def in_words(one: Fact, series: SeriesTable) -> str:
     return told
 
 
+def _held(series: SeriesTable, name: str, below: bool) -> str:
+    if below:
+        return "was held"
+    sure = surely_above(_last_quarter(series, name, "violation"))
+    if sure is None:
+        return "is above its bound, in too few log lines to tell it from chance"
+    return "was not held" if sure else "was held as far as chance lets one tell"
+
+
+def _bound(one: Fact, bound: float) -> str:
+    slack = one.get("slack")
+    return number(bound) + ("" if slack is None else f" ({1 + slack:g} × initial)")
+
+
 def _row(one: Fact, series: SeriesTable) -> list[str]:
     name = one["name"]
     rule = f"{one.get('update')}, rate {one.get('rate', 0):g}, from λ {one.get('start', 0):g}"
     capped = _share(_late(series, name, "at_cap"))
-    relative = "" if one.get("slack") is None else f" ({1 + one['slack']:g} × initial)"
-    bound = "—" if one.get("bound") is None else number(one["bound"]) + relative
+    bound = "—" if one.get("bound") is None else _bound(one, one["bound"])
     held_out = ", ".join(f"{where} {number(x)}" for where, x in _held_out(series, name).items())
     return [
         name,
@@ -146,13 +159,17 @@ def _asked(facts: Mapping[str, Any]) -> Sequence[Fact]:
 
 def _late(series: SeriesTable, name: str, metric: str) -> float | None:
     """The mean of a training metric over the last quarter of its steps."""
+    known = _last_quarter(series, name, metric)
+    return fmean(known) if known else None
+
+
+def _last_quarter(series: SeriesTable, name: str, metric: str) -> list[float]:
     found = series.get((TRAINING, f"{CONSTRAINTS}{name}/{metric}"))
     if found is None:
-        return None
+        return []
     from_step = 0.75 * found.steps[-1]
     late = [y for x, y in zip(found.steps, found.values, strict=True) if x > from_step]
-    known = [value for value in late if math.isfinite(value)]
-    return fmean(known) if known else None
+    return [value for value in late if math.isfinite(value)]
 
 
 def _held_out(series: SeriesTable, name: str) -> dict[str, float]:

@@ -124,7 +124,7 @@ CONSTRAINTS = "constraints/"
 """How metrics begin that a run's own section has charts of."""
 
 MOST_OTHERS = 12
-"""Charts of metrics that are not in ``PANELS``."""
+"""Charts of metrics that are neither in ``PANELS`` nor of constraints."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,10 +208,12 @@ def sets_of(table: SeriesTable) -> tuple[str, ...]:
 def panels_of(table: SeriesTable) -> tuple[Panel, ...]:
     """The charts for what was logged: those of ``PANELS``, then one for each other metric."""
     others = [metric for _, metric in table if metric not in _KNOWN and not metric.endswith(_ENDS)]
+    held = [metric for metric in others if metric.startswith(CONSTRAINTS)]
+    free = [metric for metric in others if not metric.startswith(CONSTRAINTS)]
     extra = [
         # its name may hold what no element's id can
         Panel(f"other-{zlib.crc32(metric.encode()):08x}", metric, "", {metric: ""})
-        for metric in list(dict.fromkeys(others))[:MOST_OTHERS]
+        for metric in (*list(dict.fromkeys(free))[:MOST_OTHERS], *dict.fromkeys(held))
     ]
     logged = {metric for _, metric in table}
     return tuple(panel for panel in (*PANELS, *extra) if logged & set(panel.metrics))

@@ -36,6 +36,7 @@ WIDTH_FOR_SPEEDS = 72
 """Columns from which pairs and tokens a second have room beside the bar."""
 
 _OF_CONSTRAINT = re.compile(r"constraints/[^/]+/multiplier")
+_HELD_OUT = re.compile(r"constraints/([^/]+)/value")
 
 SHOWN_ALARMS = 3
 """Most alarms in view; a later one of the same code takes the place of the earlier."""
@@ -292,7 +293,8 @@ def plain_line(view: View, numbers: Mapping[str, float], now: float | None = Non
     begin = f"step {view.step:,}/{view.steps:,}" if view.steps else f"step {view.step:,}"
     if "loss" in numbers:
         left = _left(view, now) if now is not None else ""
-        held = [_held(one, ascii_only=True, short=True) for one in constraints_of(numbers)]
+        worst_first = sorted(constraints_of(numbers), key=lambda one: not one.violated)
+        held = [_held(one, ascii_only=True, short=True) for one in worst_first]
         told = _parts(numbers, accuracy="acc")
         parts = [*told[:2], *held, *told[2:], *_speeds(numbers)]
         return _fitting([begin, *parts], [f"{left} left"] if left else [])
@@ -367,8 +369,10 @@ def _held(one: Held, ascii_only: bool, short: bool = False) -> str:
     """A constraint as people read it: its value, whether it is above the bound, the multiplier."""
     sign = (">" if one.violated else "<=") if ascii_only else (">" if one.violated else "≤")
     multiplier = ("mult" if ascii_only else "λ") + f" {one.multiplier:.3g}"
-    told = f"{one.name} {_number(one.value)} {sign} {_number(one.bound)}"
-    return f"{told.replace(' ', '')} {multiplier}" if short else f"{told}, {multiplier}"
+    value, bound = _number(one.value), _number(one.bound)
+    if short:
+        return f"{one.name} {value}{sign}{bound} {multiplier}"
+    return f"{one.name} {value} {sign} {bound}, {multiplier}"
 
 
 def _speeds(numbers: Mapping[str, float]) -> list[str]:
@@ -392,7 +396,20 @@ def _others(numbers: Mapping[str, float]) -> list[str]:
         for key, x in own.items()
         if "/" not in key and not key.endswith(("_second", "runtime", "loss")) and key != "epoch"
     ]
-    return [*told, *untold]
+    return [*told[:2], *_held_out(own), *told[2:], *untold]
+
+
+def _held_out(numbers: Mapping[str, float]) -> list[str]:
+    """The constraints of an evaluation, violated ones first."""
+    found = []
+    for key, value in numbers.items():
+        match = _HELD_OUT.fullmatch(key)
+        above = numbers.get(f"constraints/{match[1]}/violation") if match else None
+        if match and above is not None:
+            sign = ">" if above > 0 else "<="
+            told = f"{match[1]} {_number(value)}{sign}{_number(value - above)}"
+            found.append((above <= 0, told))
+    return [told for _, told in sorted(found, key=lambda one: one[0])]
 
 
 def _fitting(parts: Iterable[str], last: list[str]) -> str:
