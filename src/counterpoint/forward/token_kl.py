@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -169,9 +169,13 @@ class _Chunk:
 
 def _chunks(policy: Affine, initial: Affine, how: How) -> Iterator[_Chunk]:
     # cached: a frozen head, the same in both, is narrowed once
-    narrowed = cache(lambda tensor: None if tensor is None else tensor.to(how.dtype))
+    narrowed = cache(partial(torch.Tensor.to, dtype=how.dtype))
     policy, initial = (
-        Affine(narrowed(one.hidden), narrowed(one.weight), narrowed(one.bias))
+        Affine(
+            narrowed(one.hidden),
+            narrowed(one.weight),
+            None if one.bias is None else narrowed(one.bias),
+        )
         for one in (policy, initial)
     )
     for rows in _rows(policy.hidden, policy.weight.shape[0]):
