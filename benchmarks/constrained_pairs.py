@@ -303,7 +303,7 @@ def write_docs() -> None:
     for name, found in tables.items():
         print(f"\n{name}\n" + "\n".join(found))
         for page in PAGES:
-            if page.is_file() and f"<!-- {name}: begin -->" in page.read_text(encoding="utf-8"):
+            if f"<!-- {name}: begin -->" in page.read_text(encoding="utf-8"):
                 put_between(page, name, "\n".join(found))
 
 

@@ -27,7 +27,7 @@ def segment(*candidates: tuple[str, float]) -> dict[str, Any]:
 
 
 def test_every_example_has_a_test():
-    tested = {"train_cpo", "simpo_lora", "streaming", "translation_pairs"}
+    tested = {"train_cpo", "simpo_lora", "streaming", "constrained", "translation_pairs"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -52,6 +52,19 @@ def test_named_streams_are_evaluated_apart(tmp_path: Path):
     assert small != pytest.approx(large, rel=1e-3)
     counts = json.loads((tmp_path / "run.json").read_text())["data"]
     assert {"eval small", "eval large"} <= counts.keys()
+
+
+def test_a_run_that_would_leave_its_bounds_is_brought_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    lines = load("constrained")["main"](output_dir=str(tmp_path), steps=60)
+    for name in ("bc", "long"):
+        first, *_, last = violations = [line[f"constraints/{name}/violation"] for line in lines]
+        assert first < 0 < max(violations)  # it begins within its bounds, and would leave them
+        assert last < 0.05
+        assert max(line[f"constraints/{name}/multiplier"] for line in lines) > 0.1
+    table = capsys.readouterr().out.split("\nstep ")[1].splitlines()
+    assert len(table) == 1 + len(lines)
 
 
 def translated(folder: Path, *segments: dict[str, Any]) -> list[dict[str, Any]]:

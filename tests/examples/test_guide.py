@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import re
 import shlex
-import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +34,7 @@ from counterpoint.quickstart.run import run
 from counterpoint.quickstart.task import preference_pairs
 from counterpoint.quickstart.translate import load_base
 from counterpoint.runlog import read_run
+from tests.examples.pages import bare, blocks, commands, outline, unlike_sections
 
 DOCS = Path(__file__).parents[2] / "docs"
 ENGLISH, CHINESE = (
@@ -46,20 +45,6 @@ STEPS = 8
 """Optimizer steps that the guide's run takes here, on a quickstart as much shorter."""
 LONGER = 32
 """Steps from which it can be seen what the NLL term does."""
-
-Block = tuple[str, str]
-
-
-def blocks(page: str) -> list[Block]:
-    """Fenced blocks: their language, and what they hold."""
-    return re.findall(r"^```(\w+)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-
-
-def commands(text: str) -> list[list[str]]:
-    """The command lines of a block, as words."""
-    lines = text.replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
-
 
 # What runs
 
@@ -241,38 +226,13 @@ def test_every_option_named_with_a_value_takes_it(page: str) -> None:
 # Two languages, one guide
 
 
-def bare(block: Block) -> Block:
-    """A block without its comments, which are in the reader's language."""
-    language, text = block
-    if language != "python":
-        return block
-    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-    kept = [(t.type, t.string) for t in tokens if t.type not in (tokenize.COMMENT, tokenize.NL)]
-    return language, repr(kept)
-
-
 def test_both_languages_show_the_same_code_and_output() -> None:
     assert list(map(bare, blocks(ENGLISH))) == list(map(bare, blocks(CHINESE)))
-
-
-def outline(page: str) -> list[str]:
-    """Headings by depth, and the rows of tables, in their order."""
-    return re.findall(r"^(#+ |\|)", page, re.MULTILINE)
 
 
 def test_both_languages_have_the_same_headings_and_rows() -> None:
     assert outline(ENGLISH) == outline(CHINESE)
 
 
-def sections(page: str) -> list[str]:
-    return re.split(r"^#+ ", page, flags=re.MULTILINE)
-
-
 def test_both_languages_name_the_same_codes_and_code_in_each_section() -> None:
-    for english, chinese in zip(sections(ENGLISH), sections(CHINESE), strict=True):
-        for pattern in (r"\bC[PWN]\d{3}\b", r"(?<!`)`([^`\n]+)`(?!`)"):
-            found, expected = (
-                sorted(set(re.findall(pattern, text))) for text in (chinese, english)
-            )
-            extra = {"chosen", "rejected"}  # set as code in Chinese, as words in English
-            assert set(found) - extra == set(expected) - extra, english.splitlines()[0]
+    assert unlike_sections(ENGLISH, CHINESE) == []

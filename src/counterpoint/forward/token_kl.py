@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -168,8 +168,10 @@ class _Chunk:
 
 
 def _chunks(policy: Affine, initial: Affine, how: How) -> Iterator[_Chunk]:
-    # cached: a frozen head, the same in both, is narrowed once
-    narrowed = cache(partial(torch.Tensor.to, dtype=how.dtype))
+    @cache  # a frozen head, the same in both, is narrowed once
+    def narrowed(tensor: Tensor) -> Tensor:
+        return tensor.to(how.dtype)
+
     policy, initial = (
         Affine(
             narrowed(one.hidden),

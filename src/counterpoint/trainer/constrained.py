@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -326,6 +326,15 @@ class Constraints(TrainerCallback):
             if one.weight:  # not 0 x value: an infinite value times 0 is NaN
                 loss = loss + one.weight * surrogate / positive(total)
         return loss / (1 + sum(one.weight for one in self.all)) if self.normalized else loss
+
+    def objective_of_step(self) -> Objective:
+        """The running step's objective, with its multiplier of bc as the weight of the NLL.
+
+        That is the running step as a replay knows it; other constraints read the same
+        log-probabilities and are not finite where these are not.
+        """
+        weight = sum(one.weight for one in self.all if one.asked.kind == "bc")
+        return replace(self.objective, cpo_alpha=self.objective.cpo_alpha + weight)
 
     def discard(self) -> None:
         """The step is begun again, or left out: forget its numerators."""

@@ -391,6 +391,8 @@ class CPOTrainer(ResumableTrainer):
                 router = self._router_of_share(share, self._top_k)
             step = replace(step, micro_batches=len(share), router=router)
         self._recorder.begin(*((None, None) if step is None else (step.totals, step.router)))
+        if self.constraints is not None:
+            self._recorder.objective = self.constraints.objective_of_step()
         total = torch.zeros((), device=self.args.device)
         with self._assembly().running():
             for batch in share:
