@@ -89,8 +89,8 @@ class Constraint:
     data: str | None = None
     pairs: int | None = None
     start: float | None = None
-    update: str = "nu_pi"
-    rate: float = 50.0
+    update: str = "dual_ascent"
+    rate: float = 100.0
     proportional: float = 0.05
     derivative: float = 0.0
     nu: float = 0.0

@@ -66,7 +66,7 @@ def test_the_lines_shown_are_those_that_a_run_prints(runs: dict[str, Run]) -> No
     # once it is known, the bound is a number
     assert objective.splitlines()[:3] == relative[:3]
     assert re.match(
-        r"subject to bc <= [\d.]+ \(nu_pi, multiplier from 0.03\)$", objective.splitlines()[3]
+        r"subject to bc <= [\d.]+ \(dual_ascent, multiplier from 0.03\)$", objective.splitlines()[3]
     )
 
 
