@@ -27,6 +27,7 @@ import sys
 import tempfile
 from functools import cache
 from itertools import pairwise
+from math import isnan, nan
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -175,7 +176,9 @@ def infeasible() -> None:
 
 
 def mean_exact(lines: list[dict[str, Any]], setting: str, arm: str, value: float) -> float:
-    return fmean(of(lines, setting, arm, value, "exact"))
+    """NaN where a run is still missing."""
+    found = of(lines, setting, arm, value, "exact")
+    return fmean(found) if len(found) == len(SEEDS) else nan
 
 
 def of(
@@ -187,6 +190,8 @@ def of(
 
 
 def percent(values: list[float]) -> str:
+    if len(values) < len(SEEDS):
+        return "not run"
     return f"{fmean(values):.1%} ({min(values):.1%} to {max(values):.1%})"
 
 
@@ -245,23 +250,25 @@ def transfer_table(lines: list[dict[str, Any]], settings: tuple[str, ...]) -> li
     home, *others = settings
     rows = [[f"the best at {home}", *others]]
     rows.append(["---"] * len(rows[0]))
-    tops = {
-        s: [
-            max(mean_exact(lines, s, "weight", v) for v in WEIGHTS),
-            max(mean_exact(lines, s, "slack", v) for v in SLACKS),
-        ]
-        for s in settings
-    }
+    tops = [top(lines, setting) for setting in others]
     for arm, name in (("weight", "α = {:g}"), ("slack", "slack {:g}")):
         value = best(lines, home, arm)
-        kept = []
-        for setting in others:
-            top = max(tops[setting])
-            shares = [exact / top for exact in of(lines, setting, arm, value, "exact")]
-            kept.append(percent(shares))
+        kept = [
+            percent([exact / most for exact in of(lines, setting, arm, value, "exact")])
+            if most
+            else "not run"
+            for setting, most in zip(others, tops, strict=True)
+        ]
         rows.append([name.format(value), *kept])
-    rows.append(["the best there", *(f"{max(tops[s]):.1%}" for s in others)])
+    rows.append(["the best there", *(f"{most:.1%}" if most else "not run" for most in tops)])
     return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def top(lines: list[dict[str, Any]], setting: str) -> float | None:
+    """The best mean of all weights and bounds; None where a run is still missing."""
+    every = [mean_exact(lines, setting, "weight", value) for value in WEIGHTS]
+    every += [mean_exact(lines, setting, "slack", value) for value in SLACKS]
+    return None if any(map(isnan, every)) else max(every)
 
 
 def write_docs() -> None:
