@@ -76,6 +76,7 @@ class Multiplied:
         self.initial: float | None = None
         self.window = Window()
         self.infeasible_for = 0
+        self.reported = False
         self.plan(1)
         self.state: MultiplierState = self.rule.start(self.start)
         self.weight = self.state.value
@@ -126,7 +127,10 @@ class Multiplied:
         window.at_cap += at_cap
         self.state = self.rule.step(self.state, violation)
         self.infeasible_for = self.infeasible_for + 1 if at_cap and violation > 0 else 0
-        return self.infeasible_for == self.patience
+        if self.infeasible_for < self.patience or self.reported:
+            return False
+        self.reported = True
+        return True
 
     def metrics(self) -> dict[str, float]:
         """Of the steps since the last call; then starts anew."""
@@ -169,6 +173,7 @@ class Multiplied:
             "multiplier": asdict(self.state),
             "window": asdict(self.window),
             "infeasible_for": self.infeasible_for,
+            "reported": self.reported,
         }
 
     def take(self, kept: Mapping[str, Any]) -> None:
@@ -176,7 +181,7 @@ class Multiplied:
         self.bound, self.initial = kept["bound"], kept["initial"]
         self.state = MultiplierState(**kept["multiplier"])
         self.window = Window(**kept["window"])
-        self.infeasible_for = kept["infeasible_for"]
+        self.infeasible_for, self.reported = kept["infeasible_for"], kept["reported"]
 
 
 class Constraints(TrainerCallback):
