@@ -1,8 +1,9 @@
 """Bounds and weights on real pairs, and beside a second set that contradicts the first.
 
+    python benchmarks/constrained_pairs.py            both, whatever is missing, some 40 minutes
     python benchmarks/constrained_pairs.py hh         held-out NLL and accuracy on hh-rlhf's file
     python benchmarks/constrained_pairs.py safety     the main set against a bound on the second
-    python benchmarks/constrained_pairs.py --docs     write the tables of docs/constrained.md
+    python benchmarks/constrained_pairs.py --docs     write tables and plot of docs/constrained.md
 
 hh: a small model, made on the spot by plain likelihood on the chosen transcripts of four fifths of
 the rows, then one epoch of CPO on the same; the last fifth is held out. Three seeds, which decide
@@ -28,7 +29,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from constrained import HELD_OUT, PAGES, STEP_PAIRS, STEPS, silence
+from constrained import HELD_OUT, PAGES, ROOT, STEP_PAIRS, STEPS, silence
 from datasets import Dataset
 from step import need_data, put_between, rows_of, tokenizer_for
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -48,6 +49,7 @@ from counterpoint.quickstart.translate import load_base, translate
 from counterpoint.runlog import versions
 
 RESULTS = Path(__file__).parent / "results" / "constrained_pairs.jsonl"
+PLOT = ROOT / "docs" / "constrained-safety.svg"
 SEEDS = (1, 2, 3)
 
 HH_WEIGHTS = (0.0, 0.3, 1.0, 3.0, 10.0)
@@ -69,6 +71,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if given.docs:
         write_docs()
+        return
     arms = {
         "hh": [*(("weight", w) for w in HH_WEIGHTS), *(("slack", s) for s in HH_SLACKS)],
         "safety": [
@@ -76,9 +79,10 @@ def main() -> None:
             *(("bound", b) for b in SAFETY_BOUNDS),
         ],
     }
-    for seed in given.seeds:
-        for arm, value in arms.get(given.part, []):
-            measure(given.part, seed, arm, value)
+    for part in [given.part] if given.part else arms:
+        for seed in given.seeds:
+            for arm, value in arms[part]:
+                measure(part, seed, arm, value)
 
 
 def measure(part: str, seed: int, arm: str, value: float) -> None:
@@ -131,10 +135,11 @@ def pretrained(seed: int) -> LlamaForCausalLM:
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     for step, texts in enumerate(islice(_texts(train, seed), PRETRAINING_STEPS)):
-        batch = tokenizer(texts, padding=True, return_tensors="pt")
+        # what is kept are the last tokens, as of a pair whose prompt is cut at its start
+        batch = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
         ids = batch.input_ids[:, -MOST_TOKENS:]
         real = batch.attention_mask[:, -MOST_TOKENS:].bool()
-        logits = model(input_ids=ids[:, :-1]).logits[real[:, 1:]]
+        logits = model(ids[:, :-1], attention_mask=real[:, :-1]).logits[real[:, 1:]]
         loss = torch.nn.functional.cross_entropy(logits, ids[:, 1:][real[:, 1:]])
         loss.backward()
         for group in optimizer.param_groups:
@@ -308,6 +313,36 @@ def write_docs() -> None:
         for page in PAGES:
             if f"<!-- {name}: begin -->" in page.read_text(encoding="utf-8"):
                 put_between(page, name, "\n".join(found))
+    draw()
+
+
+def draw() -> None:
+    """The main set's loss over the second set's error, both held out: lower left is better."""
+    import matplotlib as mpl
+    from matplotlib import pyplot
+
+    mpl.rcParams["svg.hashsalt"] = "counterpoint"
+    lines = [line for line in results() if line["part"] == "safety" and line["seed"] in SEEDS]
+    figure, axis = pyplot.subplots(figsize=(6, 4))
+    for arm, values, name in (
+        ("weight", SAFETY_WEIGHTS, "fixed weights"),
+        ("bound", SAFETY_BOUNDS, "bounds"),
+    ):
+        runs = [
+            [line for line in lines if (line["arm"], line["value"]) == (arm, v)] for v in values
+        ]
+        measured = [(v, found) for v, found in zip(values, runs, strict=True) if found]
+        error = [fmean(run["second_error"] for run in found) for _, found in measured]
+        loss = [fmean(run["loss"] for run in found) for _, found in measured]
+        axis.plot(error, loss, "o-", label=name, markersize=4)
+        for (value, _), x, y in zip(measured, error, loss, strict=True):
+            axis.annotate(f"{value:g}", (x, y), (4, 4), textcoords="offset points", fontsize=8)
+    axis.set(xlabel="error on the second set, held out", ylabel="loss of the main set, held out")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(PLOT, metadata={"Date": None})
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":
