@@ -176,13 +176,13 @@ def test_a_bound_is_held_where_a_run_without_one_goes_on_drifting(chatml_tokeniz
     """
     drifts = {}
     for rate in (0.0, 1000.0):
-        held = {"kind": "kl_drift", "bound": 0.1, "rate": rate, "proportional": 0.1}
+        held = {"kind": "kl_drift", "bound": 0.1, "update": "nu_pi", "rate": rate}
         trainer = trained(
             make_model("qwen2"),
             chatml_tokenizer,
             tmp_path,
             pairs=8,
-            constraints=[{**held, "smoothing": 0.0}],
+            constraints=[{**held, "proportional": 0.1}],
             per_device_train_batch_size=8,
             num_train_epochs=48,
             lr_scheduler_type="constant",
