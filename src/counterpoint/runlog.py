@@ -57,6 +57,9 @@ OBJECTIVE_OPTIONS = (
 )
 """Options that say what is minimised."""
 
+CONSTRAINTS = "constraints/"
+"""How the metrics of constraints begin: ``constraints/NAME/KEY``."""
+
 MARK, BEGUN, RESUMED = "mark", "begun", "resumed"
 """The key that a mark has and no other line, and its two values."""
 
@@ -117,6 +120,31 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    return found
+
+
+def constraint_metric(name: str, key: str) -> str:
+    """What a log line calls a number of a constraint.
+
+    Args:
+        name: of the constraint, without a slash.
+        key: value, bound, violation, smoothed, multiplier, feasible or at_cap.
+    """
+    return f"{CONSTRAINTS}{name}/{key}"
+
+
+def constraint_metrics(line: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str, float]]:
+    """The numbers of each constraint in a log line, by name and key, in the line's order.
+
+    Args:
+        line: of the stream ``METRICS``.
+        prefix: before their names, such as "eval_".
+    """
+    found: dict[str, dict[str, float]] = {}
+    for metric, number in line.items():
+        if metric.startswith(prefix + CONSTRAINTS):
+            name, _, key = metric.removeprefix(prefix + CONSTRAINTS).partition("/")
+            found.setdefault(name, {})[key] = float(number)
     return found
 
 

@@ -279,6 +279,51 @@ def test_a_run_that_goes_on_has_the_multipliers_of_one_that_was_not_cut(
     assert untimed(lines_of(again)[-1]) == untimed(lines_of(whole)[-1])
 
 
+def test_an_evaluation_before_a_step_does_not_change_what_it_is_measured_at(
+    chatml_tokenizer, tmp_path: Path
+):
+    """With dropout a step is measured as it is taken, not as the evaluation left the model."""
+    held = [{**BC, "update": "augmented_lagrangian"}]
+    values = []
+    for when in ("no", "steps"):
+        trainer = CPOTrainer(
+            model=make_model("gpt2", resid_pdrop=0.3),
+            args=CPOConfig(
+                output_dir=str(tmp_path),
+                disable_dropout=False,
+                eval_strategy=when,
+                eval_steps=1,
+                learning_rate=0.0,
+                num_train_epochs=1,
+                train_sampling_strategy="sequential",
+                gradient_checkpointing=False,
+                save_strategy="no",
+                monitor_steps=0,
+                disable_tqdm=True,
+                logging_steps=1,
+                use_cpu=True,
+                constraints=held,
+                **FOUR_STEPS,
+            ),
+            train_dataset=random_pairs(16),
+            eval_dataset=random_pairs(4, seed=1),
+            processing_class=chatml_tokenizer,
+        )
+        modes: list[bool] = []
+        numerators = trainer.constraints.numerators
+
+        def watched(*args: Any, trainer: Any = trainer, inner: Any = numerators) -> Any:
+            if not torch.is_grad_enabled() and len(args) == 3:  # of a step, not of an evaluation
+                modes.append(trainer.model.training)  # noqa: B023 - called within this round
+            return inner(*args)
+
+        trainer.constraints.numerators = watched
+        trainer.train()
+        values.append([line["constraints/bc/value"] for line in lines_of(trainer)])
+        assert modes[-8:] == [True] * 8  # two micro-batches of four steps
+    assert values[0] == values[1]
+
+
 def test_a_checkpoint_says_in_plain_text_where_the_multipliers_are(
     models, chatml_tokenizer, tmp_path: Path
 ):

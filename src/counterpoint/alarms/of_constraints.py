@@ -9,7 +9,6 @@ Not here: other metrics (``of_curves``).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,7 +17,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from counterpoint.alarms.curve import noise
-from counterpoint.runlog import Alarm
+from counterpoint.runlog import Alarm, constraint_metrics
 
 LEAST_LINES = 4
 """Lines of a last quarter from which it is judged: fewer say nothing of how far chance goes."""
@@ -34,8 +33,6 @@ SWINGS = 6
 
 DAMPED = 0.7
 """Share of their first height to which the last swings have fallen, if they die away."""
-
-_NAME = re.compile(r"constraints/(.+)/(\w+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +61,10 @@ class Point:
 
 def points_of(entry: Mapping[str, Any]) -> dict[str, Point]:
     """The constraints of a log line, by name; those that nothing counted for are left out."""
-    found: dict[str, dict[str, float]] = {}
-    for key, value in entry.items():
-        if match := _NAME.fullmatch(key):
-            found.setdefault(match[1], {})[match[2]] = float(value)
     wanted = ("value", "bound", "multiplier", "feasible")
     return {
         name: Point(int(entry["step"]), *(one[key] for key in wanted))
-        for name, one in found.items()
+        for name, one in constraint_metrics(entry).items()
         if one.keys() >= set(wanted)
     }
 
@@ -83,12 +76,8 @@ def held_out_of(entry: Mapping[str, Any], prefix: str) -> dict[str, float]:
         entry: the evaluation.
         prefix: of the set's metrics, such as "eval_".
     """
-    found = {}
-    for key, value in entry.items():
-        match = _NAME.fullmatch(key.removeprefix(prefix)) if key.startswith(prefix) else None
-        if match and match[2] == "violation":
-            found[match[1]] = float(value)
-    return found
+    found = constraint_metrics(entry, prefix)
+    return {name: one["violation"] for name, one in found.items() if "violation" in one}
 
 
 def is_last(step: int, before: int, steps: int) -> bool:

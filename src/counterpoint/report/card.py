@@ -21,9 +21,9 @@ from counterpoint.constraints import KINDS
 from counterpoint.report import story
 from counterpoint.report.charts import number
 from counterpoint.report.constraints import in_words
-from counterpoint.report.curves import CONSTRAINTS, SeriesTable, panels_of, read_series, sets_of
+from counterpoint.report.curves import SeriesTable, panels_of, read_series, sets_of
 from counterpoint.report.objective import chosen_options
-from counterpoint.runlog import Run
+from counterpoint.runlog import CONSTRAINTS, Run
 
 CARD = "README.md"
 """The card's name beside the weights."""

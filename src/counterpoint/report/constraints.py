@@ -13,7 +13,6 @@ from typing import Any
 from counterpoint.alarms.of_constraints import surely_above
 from counterpoint.report.charts import Line, LineChart, number, thin
 from counterpoint.report.curves import (
-    CONSTRAINTS,
     TRAINING,
     Series,
     SeriesTable,
@@ -22,6 +21,7 @@ from counterpoint.report.curves import (
 )
 from counterpoint.report.markup import Content, element, table
 from counterpoint.report.palette import SERIES
+from counterpoint.runlog import constraint_metric
 
 Fact = Mapping[str, Any]
 
@@ -64,7 +64,7 @@ def _lines(
     lines: list[Line] = []
     for where in sets_of(series):
         for metric, label in wanted.items():
-            found = series.get((where, f"{CONSTRAINTS}{name}/{metric}"))
+            found = series.get((where, constraint_metric(name, metric)))
             if found is None:
                 continue
             told = [label, "" if where == TRAINING else where]
@@ -164,7 +164,7 @@ def _late(series: SeriesTable, name: str, metric: str) -> float | None:
 
 
 def _last_quarter(series: SeriesTable, name: str, metric: str) -> list[float]:
-    found = series.get((TRAINING, f"{CONSTRAINTS}{name}/{metric}"))
+    found = series.get((TRAINING, constraint_metric(name, metric)))
     if found is None:
         return []
     from_step = 0.75 * found.steps[-1]
@@ -177,7 +177,7 @@ def _held_out(series: SeriesTable, name: str) -> dict[str, float]:
     found: dict[str, Series] = {
         where: one
         for (where, metric), one in series.items()
-        if where != TRAINING and metric == f"{CONSTRAINTS}{name}/value"
+        if where != TRAINING and metric == constraint_metric(name, "value")
     }
     return {where: one.values[-1] for where, one in found.items()}
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from counterpoint.report.charts import DASHES, Line, LineChart, thin
 from counterpoint.report.palette import SERIES
+from counterpoint.runlog import CONSTRAINTS
 
 TRAINING, EVALUATION = "training", "evaluation"
 
@@ -119,9 +120,6 @@ _ENDS = ("_low", "_high")
 
 MOST_MARKS = 40
 """Points of an evaluation's line up to which each is marked."""
-
-CONSTRAINTS = "constraints/"
-"""How metrics begin that a run's own section has charts of."""
 
 MOST_OTHERS = 12
 """Charts of metrics that are neither in ``PANELS`` nor of constraints."""

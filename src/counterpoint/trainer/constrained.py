@@ -33,7 +33,7 @@ from counterpoint.losses.multiplier import MultiplierRule, MultiplierState, rule
 from counterpoint.losses.objective import Objective, positive
 from counterpoint.monitor.checksum import checksum
 from counterpoint.records import LossTerms, PairBatch, PairLogps, exact_dtype
-from counterpoint.runlog import Alarm, logger
+from counterpoint.runlog import Alarm, constraint_metric, logger
 
 PATIENCE = 0.05
 """Share of a run's steps, at the cap and above the bound, after which a bound is infeasible."""
@@ -148,7 +148,7 @@ class Multiplied:
             }
         if self.state.smoothed is not None:
             found["smoothed"] = self.state.smoothed
-        return {f"constraints/{self.asked.name}/{key}": number for key, number in found.items()}
+        return {constraint_metric(self.asked.name, key): x for key, x in found.items()}
 
     def facts(self) -> dict[str, Any]:
         """For ``run.json``."""
@@ -284,7 +284,7 @@ class Constraints(TrainerCallback):
         """
         numerators, counts = self.numerators(logps, terms, batch, rows)[0], self.denominators(batch)
         return {
-            f"constraints/{one.asked.name}/value": (numerator, count)
+            constraint_metric(one.asked.name, "value"): (numerator, count)
             for one, numerator, count in zip(self.all, numerators, counts, strict=True)
             if belongs(one.asked, batch)
             and (one.asked.kind != "displacement" or rows in self.references)
@@ -341,9 +341,8 @@ class Constraints(TrainerCallback):
         before = self._numerators
         self._numerators = numerators if before is None else before + numerators
         for one, surrogate, total in zip(self.all, surrogates, totals, strict=True):
-            if one.weight and belongs(
-                one.asked, batch
-            ):  # not 0 x value: an infinite value times 0 is NaN
+            # not 0 x value: an infinite value times 0 is NaN
+            if one.weight and belongs(one.asked, batch):
                 loss = loss + one.weight * surrogate / positive(total)
         return loss / (1 + sum(one.weight for one in self.all)) if self.normalized else loss
 
@@ -456,9 +455,9 @@ class Constraints(TrainerCallback):
         """
         found: dict[str, float] = {}
         for one in self.all:
-            value = values.get(f"constraints/{one.asked.name}/value")
+            value = values.get(constraint_metric(one.asked.name, "value"))
             if value is not None and one.bound is not None:
-                found[f"constraints/{one.asked.name}/violation"] = value - one.bound
+                found[constraint_metric(one.asked.name, "violation")] = value - one.bound
         return found
 
     def facts(self) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -28,15 +27,12 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import CallbackHandler
 from transformers.utils import logging as transformers_logging
 
-from counterpoint.runlog import Alarm
+from counterpoint.runlog import Alarm, constraint_metrics
 
 PLAIN_WIDTH = 80
 WIDEST_BAR = 40
 WIDTH_FOR_SPEEDS = 72
 """Columns from which pairs and tokens a second have room beside the bar."""
-
-_OF_CONSTRAINT = re.compile(r"constraints/[^/]+/multiplier")
-_HELD_OUT = re.compile(r"constraints/([^/]+)/value")
 
 SHOWN_ALARMS = 3
 """Most alarms in view; a later one of the same code takes the place of the earlier."""
@@ -356,12 +352,11 @@ def constraints_of(numbers: Mapping[str, float]) -> list[Held]:
     Args:
         numbers: of the line.
     """
-    names = [key.split("/")[1] for key in numbers if _OF_CONSTRAINT.fullmatch(key)]
     wanted = ("value", "bound", "multiplier")
     return [
-        Held(name, *(numbers[f"constraints/{name}/{key}"] for key in wanted))
-        for name in names
-        if all(f"constraints/{name}/{key}" in numbers for key in wanted)
+        Held(name, *(one[key] for key in wanted))
+        for name, one in constraint_metrics(numbers).items()
+        if one.keys() >= set(wanted)
     ]
 
 
@@ -402,13 +397,11 @@ def _others(numbers: Mapping[str, float]) -> list[str]:
 def _held_out(numbers: Mapping[str, float]) -> list[str]:
     """The constraints of an evaluation, violated ones first."""
     found = []
-    for key, value in numbers.items():
-        match = _HELD_OUT.fullmatch(key)
-        above = numbers.get(f"constraints/{match[1]}/violation") if match else None
-        if match and above is not None:
-            sign = ">" if above > 0 else "<="
-            told = f"{match[1]} {_number(value)}{sign}{_number(value - above)}"
-            found.append((above <= 0, told))
+    for name, one in constraint_metrics(numbers).items():
+        if one.keys() >= {"value", "violation"}:
+            above = one["violation"] > 0
+            told = f"{name} {_number(one['value'])}{'>' if above else '<='}"
+            found.append((not above, told + _number(one["value"] - one["violation"])))
     return [told for _, told in sorted(found, key=lambda one: one[0])]
 
 

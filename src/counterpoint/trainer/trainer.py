@@ -53,6 +53,7 @@ from counterpoint.runlog import (
     Alarm,
     RunLog,
     check_writable,
+    constraint_metric,
     logger,
 )
 from counterpoint.trainer.assembly import Assembly
@@ -407,6 +408,7 @@ class CPOTrainer(ResumableTrainer):
                     share.commit()
                 self._recorder.watch(batch)
                 if not last and self.constraints and not self.constraints.bears_on(batch):
+                    model.train()
                     with torch.no_grad(), self.accelerator.no_sync(model):
                         self.compute_loss(model, batch, num_items_in_batch=step)
                     continue
@@ -547,7 +549,7 @@ class CPOTrainer(ResumableTrainer):
             sums = sums_of(constraints, self._reader(), self._second_sets.held_out())
         named = zip(constraints.all, *sums.tolist(), strict=True)
         values = {
-            f"constraints/{one.asked.name}/value": numerator / total
+            constraint_metric(one.asked.name, "value"): numerator / total
             for one, numerator, total in named
             if total > 0
         }
@@ -645,20 +647,18 @@ class CPOTrainer(ResumableTrainer):
 
     def _values_of(self, share: Share) -> Float[Tensor, " constraints"]:
         """Numerators of the constraints on a step's pairs, over all ranks; without gradient."""
+        assert self.constraints is not None
+        self.model.train()  # as the step itself will be taken, whatever came before it
+        found = []
         with torch.no_grad():
-            numerators = self._held(share, "train")
+            outputs = share.fitted(partial(self._outputs, share))
+            for output, batch in zip(outputs, share, strict=True):
+                terms = self.objective(output.logps, batch.margin)
+                found.append(self.constraints.numerators(output.logps, terms, batch)[0])
+        numerators = torch.stack(found).sum(0)
         if self.args.world_size > 1:
             dist.all_reduce(numerators)
         return numerators
-
-    def _held(self, share: Share, rows: str | None) -> Float[Tensor, " constraints"]:
-        """Numerators of the constraints on this rank's pairs."""
-        assert self.constraints is not None
-        found = []
-        for output, batch in zip(share.fitted(partial(self._outputs, share)), share, strict=True):
-            terms = self.objective(output.logps, batch.margin)
-            found.append(self.constraints.numerators(output.logps, terms, batch, rows)[0])
-        return torch.stack(found).sum(0)
 
     def _outputs(self, share: Share) -> list[PairOutput]:
         with self._assembly().running():
