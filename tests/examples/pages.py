@@ -6,8 +6,17 @@ import io
 import re
 import shlex
 import tokenize
+from pathlib import Path
 
 Block = tuple[str, str]
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def both(name: str) -> tuple[str, str]:
+    """A page in English and in Chinese."""
+    english, chinese = (DOCS / f"{name}{end}.md" for end in ("", ".zh-CN"))
+    return english.read_text(encoding="utf-8"), chinese.read_text(encoding="utf-8")
 
 
 def blocks(page: str) -> list[Block]:

@@ -34,12 +34,9 @@ from counterpoint.quickstart.run import run
 from counterpoint.quickstart.task import preference_pairs
 from counterpoint.quickstart.translate import load_base
 from counterpoint.runlog import read_run
-from tests.examples.pages import bare, blocks, commands, outline, unlike_sections
+from tests.examples.pages import blocks, both, commands
 
-DOCS = Path(__file__).parents[2] / "docs"
-ENGLISH, CHINESE = (
-    (DOCS / name).read_text(encoding="utf-8") for name in ("guide.md", "guide.zh-CN.md")
-)
+ENGLISH, CHINESE = both("guide")
 BOTH = pytest.mark.parametrize("page", [ENGLISH, CHINESE], ids=["English", "Chinese"])
 STEPS = 8
 """Optimizer steps that the guide's run takes here, on a quickstart as much shorter."""
@@ -221,18 +218,3 @@ def test_every_option_named_with_a_value_takes_it(page: str) -> None:
     for name, value in given:
         choices = options()[name].choices  # KeyError: no such option
         assert not choices or value in choices or "report" in name, (name, value)
-
-
-# Two languages, one guide
-
-
-def test_both_languages_show_the_same_code_and_output() -> None:
-    assert list(map(bare, blocks(ENGLISH))) == list(map(bare, blocks(CHINESE)))
-
-
-def test_both_languages_have_the_same_headings_and_rows() -> None:
-    assert outline(ENGLISH) == outline(CHINESE)
-
-
-def test_both_languages_name_the_same_codes_and_code_in_each_section() -> None:
-    assert unlike_sections(ENGLISH, CHINESE) == []
