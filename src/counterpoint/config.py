@@ -572,6 +572,21 @@ class CPOConfig(TrainingArguments):
                     "or leave it out.",
                 )
 
+        bounded = [one for one in self.constrained_by if one.kind == "length"]
+        for one in bounded:
+            if not self.generate_during_eval or self.eval_strategy == "no":
+                raise ConfigError(
+                    "CP104",
+                    f"constraint {one.name} is measured on what the model writes at evaluations; "
+                    "set generate_during_eval=True and an eval_strategy.",
+                )
+            if one.bound is not None and not 0 < one.bound < self.eval_sample_tokens:
+                raise ConfigError(
+                    "CP104",
+                    f"constraint {one.name}: bound={one.bound} should be above 0 and below "
+                    f"eval_sample_tokens={self.eval_sample_tokens}, at which texts are cut.",
+                )
+
     def _resolve_precision(self) -> None:
         gpu = is_torch_bf16_gpu_available()
         if self.bf16 is None:

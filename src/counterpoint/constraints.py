@@ -171,12 +171,11 @@ class Constraint:
                     "CP104",
                     f"constraint {self.name}: {name} would do nothing, for it belongs to {kind}.",
                 )
-        if self.kind == "length":
+        if self.kind == "length" and self.update == "augmented_lagrangian":
             raise ConfigError(
-                "CP105",
-                f"constraint {self.name}: a bound on the length of what the model writes is not "
-                "enforced yet. generate_during_eval reports the length; a custom constraint can "
-                "bound what pairs say of it.",
+                "CP104",
+                f"constraint {self.name}: augmented_lagrangian reads the violation of each step, "
+                "but a length is measured at evaluations alone; choose another update.",
             )
         if self.kind == "custom" and not callable(self.numerator):
             raise ConfigError(

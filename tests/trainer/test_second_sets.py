@@ -288,8 +288,3 @@ def test_an_infinite_loss_of_an_objective_that_safety_pairs_do_not_have_stops_no
         models, chatml_tokenizer, tmp_path, loss_type="hinge", constraint_datasets={"safety": rows}
     )
     assert all(torch.isfinite(grad).all() for step in steps for grad in step.values())
-
-
-def test_a_kind_that_is_not_enforced_yet_is_refused_and_not_left_out(tmp_path: Path):
-    with pytest.raises(ConfigError, match="CP105"):
-        CPOConfig(output_dir=str(tmp_path), constraints=[{"kind": "length", "bound": 9.0}])

@@ -51,7 +51,7 @@ def measured(
     """Numerators of a constraint on the pairs of its set.
 
     Args:
-        constraint: of any kind but length.
+        constraint: of any kind but length, which is measured on none.
         objective: of the run; says how log-probabilities are read.
         logps: what the model says of the pairs.
         terms: what the objective makes of it.
@@ -85,8 +85,31 @@ def measured(
 
 
 def belongs(constraint: Constraint, batch: PairBatch) -> bool:
-    """Whether a constraint is measured on the set that a batch is of."""
+    """Whether a constraint is measured on the set that a batch is of; length is on none."""
+    if constraint.kind == "length":
+        return False
     return batch.of == (constraint.name if constraint.kind == "safety" else "")
+
+
+def length_margin(multiplier: float, bound: float, batch: PairBatch) -> Float[Tensor, " pairs"]:
+    """What a bound on the length of what the model writes takes off each pair's margin.
+
+    A reward with a price on length, r - multiplier x |y| / bound, is won by the policy whose
+    implicit reward is larger by that price: the gap between two completions grows by
+    multiplier x (|chosen| - |rejected|) / bound, so that longer chosen completions are asked
+    for less (R-DPO, arXiv:2403.19159, with its alpha in units of the bound).
+
+    Args:
+        multiplier: in nats of scaled reward a bound's length, at least 0.
+        bound: in tokens, above 0.
+        batch: the pairs.
+
+    Returns:
+        Nats of scaled reward; below 0 where chosen is the shorter.
+    """
+    chosen, rejected = batch.target_counts.view(2, -1).to(batch.margin)
+    longer: Tensor = chosen - rejected
+    return multiplier * longer / bound
 
 
 def denominators(

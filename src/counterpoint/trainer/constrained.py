@@ -23,12 +23,19 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
+from counterpoint.config import CPOConfig
 from counterpoint.constraints import Constraint
-from counterpoint.errors import DataError, SetupError, TrainingError
+from counterpoint.errors import ConfigError, DataError, SetupError, TrainingError
 from counterpoint.forward.initial_policy import InitialPolicy
-from counterpoint.losses.constrained import Measured, belongs, denominators, measured
+from counterpoint.losses.constrained import (
+    Measured,
+    belongs,
+    denominators,
+    length_margin,
+    measured,
+)
 from counterpoint.losses.multiplier import MultiplierRule, MultiplierState, rule_of
 from counterpoint.losses.objective import Objective, positive
 from counterpoint.monitor.checksum import checksum
@@ -216,6 +223,7 @@ class Constraints(TrainerCallback):
         self.policy: InitialPolicy | None = None
         """What the run began with, where a constraint must run it again at every step."""
         self._policy_digest: str | None = None
+        self._first_texts: list[int] = []
         self._numerators: Tensor | None = None
         self._totals: Tensor | None = None
 
@@ -344,7 +352,10 @@ class Constraints(TrainerCallback):
             # not 0 x value: an infinite value times 0 is NaN
             if one.weight and belongs(one.asked, batch):
                 loss = loss + one.weight * surrogate / positive(total)
-        return loss / (1 + sum(one.weight for one in self.all)) if self.normalized else loss
+        if not self.normalized:
+            return loss
+        # a price on length is part of the objective's margins, and no term beside it
+        return loss / (1 + sum(one.weight for one in self.all if one.asked.kind != "length"))
 
     def objective_of_step(self) -> Objective:
         """The running step's objective, with its multiplier of bc as the weight of the NLL.
@@ -354,6 +365,14 @@ class Constraints(TrainerCallback):
         """
         weight = sum(one.weight for one in self.all if one.asked.kind == "bc")
         return replace(self.objective, cpo_alpha=self.objective.cpo_alpha + weight)
+
+    def margin(self, batch: PairBatch) -> Float[Tensor, " pairs"]:
+        """The margins of a step's pairs, with what bounds on length take off them."""
+        margin = batch.margin
+        for one in self.all:
+            if one.asked.kind == "length" and one.weight and one.bound is not None:
+                margin = margin - length_margin(one.weight, one.bound, batch)
+        return margin
 
     def discard(self) -> None:
         """The step is begun again, or left out: forget its numerators."""
@@ -395,9 +414,10 @@ class Constraints(TrainerCallback):
     # ---- the run ----
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Scale the rules to the run's length."""
+        """Scale the rules to the run's length, in steps or, of length, in evaluations."""
         for one in self.all:
-            one.plan(state.max_steps)
+            of_length = one.asked.kind == "length"
+            one.plan(_evaluations(args, state) if of_length else state.max_steps)
         self.remember(kwargs["model"])
 
     def restart(self, *, anew: bool = True) -> None:
@@ -407,7 +427,7 @@ class Constraints(TrainerCallback):
             anew: it does not go on from a checkpoint, and so begins with the model as it is.
         """
         self.all = [Multiplied(one.asked, one.start) for one in self.all]
-        self.calibration, self.references = None, {}
+        self.calibration, self.references, self._first_texts = None, {}, []
         if anew:
             self.policy = None
 
@@ -435,13 +455,40 @@ class Constraints(TrainerCallback):
         for one, numerator, total in zip(self.all, *sums.tolist(), strict=True):
             if total > 0:
                 one.calibrate(numerator / total)
-            elif one.asked.slack is not None:
+            elif one.asked.slack is not None and one.asked.kind != "length":
                 raise DataError(
                     "CP209",
                     f"the bound of {one.asked.name} is a share of the initial policy's value, but "
                     f"the {pairs} pairs of the calibration slice have no weight.",
                 )
         self.calibration = {"pairs": pairs, "digest": digest}
+
+    def written(self, tokens: Sequence[int], step: int, most: int) -> dict[str, float]:
+        """Take what the model wrote to the prompts of a set, and move the multipliers of length.
+
+        Before the first step it is the initial policy that wrote, and nothing moves.
+
+        Args:
+            tokens: length of each text; of one that found no end, what there is of it.
+            step: optimizer steps done.
+            most: tokens at which texts are cut.
+
+        Returns:
+            Value and violation, by the names of metrics.
+
+        Raises:
+            ConfigError: CP104 for a relative bound that no text of at most ``most`` could pass.
+        """
+        values = {}
+        for one in (one for one in self.all if one.asked.kind == "length"):
+            if step == 0:
+                self._first_texts += tokens
+                one.calibrate(sum(self._first_texts) / len(self._first_texts))
+                _check_length(one, most)
+            elif one.close(float(sum(tokens)), float(len(tokens))):
+                self._sound(_infeasible(one, step))
+            values[constraint_metric(one.asked.name, "value")] = sum(tokens) / len(tokens)
+        return values | self.violations(values)
 
     def metrics(self) -> dict[str, float]:
         """Of the steps since the last log line."""
@@ -528,6 +575,22 @@ def _start(asked: Constraint, cpo_alpha: float) -> float:
     if asked.start is not None:
         return asked.start
     return cpo_alpha if asked.kind == "bc" else 0.0
+
+
+def _evaluations(args: CPOConfig, state: TrainerState) -> int:
+    """How many sets a run evaluates after its first step; each moves a multiplier of length."""
+    every = state.eval_steps if args.eval_strategy == "steps" else 0
+    times = state.max_steps // every if every else math.ceil(state.num_train_epochs)
+    return max(1, int(times))
+
+
+def _check_length(one: Multiplied, most: int) -> None:
+    if one.bound is not None and not 0 < one.bound < most:
+        raise ConfigError(
+            "CP104",
+            f"constraint {one.asked.name}: its bound of {one.bound:.4g} tokens should be above 0 "
+            f"and below eval_sample_tokens={most}, at which texts are cut.",
+        )
 
 
 def _line(one: Multiplied) -> str:

@@ -444,7 +444,8 @@ class CPOTrainer(ResumableTrainer):
             The share; DDP takes the mean over ranks, hence the factor.
         """
         output = self._forward(model, inputs)
-        terms = self.objective(output.logps, inputs.margin)
+        held_off = None if self.constraints is None else self.constraints.margin(inputs)
+        terms = self.objective(output.logps, inputs.margin if held_off is None else held_off)
         step = num_items_in_batch or StepDenominators(self.objective.totals(inputs))
         # shares of a step add up to one value, so all of them together count once
         part = inputs.weight.new_tensor(1 / (step.micro_batches * self.args.world_size))
@@ -643,7 +644,12 @@ class CPOTrainer(ResumableTrainer):
                 self.sound(alarm)
         for entry in entries:
             self.run_log.append(SAMPLES, entry)
-        return dict(sample_metrics(written))
+        found = dict(sample_metrics(written))
+        if self.is_in_train and self.constraints is not None:
+            lengths = [len(one.ids) for one in written if one.kind == "greedy"]
+            step, most = self.state.global_step, self.args.eval_sample_tokens
+            found |= self.constraints.written(lengths, step, most)
+        return found
 
     def _values_of(self, share: Share) -> Float[Tensor, " constraints"]:
         """Numerators of the constraints on a step's pairs, over all ranks; without gradient."""
