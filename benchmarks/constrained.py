@@ -155,6 +155,8 @@ def run(setting: str, seed: int, more: dict[str, Any]) -> dict[str, Any]:
         "alarms": alarms,
     }
     if args.constraints:
+        (asked,) = args.constrained_by
+        found |= {"update": asked.update, "rate": asked.rate}
         found["bound"] = lines[0]["constraints/bc/bound"]
         found["multiplier"] = [round(line["constraints/bc/multiplier"], 5) for line in lines]
     return found
