@@ -64,9 +64,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "beta 0.1, a third of the rate": {"beta": 0.1, "learning_rate": 2e-4 / 3},
     "beta 0.1, twice the layers": {"beta": 0.1, "layers": 6},
 }
-GROUPS = (tuple(SETTINGS)[:4], ("beta 0.1",))
-"""Settings between which the best of the first is carried over to the others. From beta 0.1 the
-bounds have been run at home alone; its other settings have their weights only."""
+GROUPS = (tuple(SETTINGS)[:4], tuple(SETTINGS)[4:])
+"""Settings between which the best of the first is carried over to the others."""
 QUARTER = STEPS // 4
 
 
@@ -281,8 +280,7 @@ def write_docs() -> None:
         end = "" if group[0] == HOME else " at 0.1"
         tables[f"accuracy{end}"] = accuracy_table(lines, group)
         tables[f"holding{end}"] = holding_table(lines, group[0])
-        if group[1:]:
-            tables[f"transfer{end}"] = transfer_table(lines, group)
+        tables[f"transfer{end}"] = transfer_table(lines, group)
     for name, table in tables.items():
         print(f"\n{name}\n" + "\n".join(table))
         for page in PAGES:
