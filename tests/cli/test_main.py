@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import logging
 import os
+import platform
 import subprocess
 import sys
 import warnings
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -58,7 +60,12 @@ def test_python_m_counterpoint_is_the_command() -> None:
         text=True,
         check=True,
     )
-    assert done.stdout == f"counterpoint {counterpoint.__version__}\n"
+    first, *others = done.stdout.splitlines()
+    assert first == f"counterpoint {counterpoint.__version__}"
+    assert dict(line.split() for line in others) == {
+        name: metadata.version(name)
+        for name in ("torch", "transformers", "accelerate", "datasets", "peft")
+    } | {"python": platform.python_version()}
 
 
 def test_the_help_names_commands_examples_and_exit_codes(command: Command) -> None:

@@ -16,7 +16,6 @@ from contextlib import nullcontext
 from difflib import get_close_matches
 from functools import partial
 
-from counterpoint._version import __version__
 from counterpoint.cli.manners import complain, quiet_libraries, terminal_width
 from counterpoint.data.bounds import panics_caught
 from counterpoint.errors import ConfigError, CounterpointError
@@ -66,6 +65,8 @@ commands:
                  serve a run's report on this machine while training goes on
   quickstart [--output_dir DIR] [--seed N]
                  train a tiny translation model in about a minute: no network, no GPU
+  completion bash|zsh|fish
+                 write a script that lets a shell complete commands and options
 
 examples:
   counterpoint quickstart
@@ -74,7 +75,7 @@ examples:
 
 options:
   -h, --help     this text
-  --version      the version
+  --version      the versions of Counterpoint and of what it computes with
   --debug        show the stack trace of an error and what the libraries say
                  (or set COUNTERPOINT_DEBUG=1)
 
@@ -172,7 +173,7 @@ def _dispatch(words: list[str]) -> int:
         sys.stdout.write(HELP)
         return DONE
     if first == "--version":
-        sys.stdout.write(f"counterpoint {__version__}\n")
+        sys.stdout.write(_versions())
         return DONE
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
@@ -188,6 +189,7 @@ def _dispatch(words: list[str]) -> int:
         "report": partial(_small, "report"),
         "compare": partial(_small, "compare"),
         "watch": partial(_small, "watch"),
+        "completion": partial(_small, "completion"),
         "quickstart": _quickstart,
     }
     if first not in commands:
@@ -196,6 +198,16 @@ def _dispatch(words: list[str]) -> int:
         raise ConfigError("CP101", f"{first} is no command; {hint} See counterpoint --help.")
     check_floors()
     return commands[first](rest)
+
+
+def _versions() -> str:
+    """Counterpoint's own version on the first line, where scripts look; what matters below it."""
+    from counterpoint.runlog import versions
+
+    found = versions()
+    first = f"counterpoint {found.pop('counterpoint')}"
+    width = max(len(name) for name in found)
+    return "\n".join([first, *(f"  {name:<{width}}  {text}" for name, text in found.items()), ""])
 
 
 def _train(words: list[str]) -> int:
