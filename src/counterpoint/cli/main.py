@@ -16,10 +16,11 @@ from contextlib import nullcontext
 from difflib import get_close_matches
 from functools import partial
 
-from counterpoint.cli.manners import complain, quiet_libraries, terminal_width
+from counterpoint.cli.manners import complain, put, quiet_libraries, terminal_width
 from counterpoint.data.bounds import panics_caught
 from counterpoint.errors import ConfigError, CounterpointError
 from counterpoint.floors import check_floors
+from counterpoint.language import Language, language_named, speaking
 from counterpoint.masking import masked
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -78,6 +79,8 @@ options:
   --version      the versions of Counterpoint and of what it computes with
   --debug        show the stack trace of an error and what the libraries say
                  (or set COUNTERPOINT_DEBUG=1)
+  --language zh  speak Chinese in the doctor, errors, reports and the quickstart; en for English
+                 (or set COUNTERPOINT_LANGUAGE; else the locale decides)
 
 exit codes:
   0    done
@@ -142,6 +145,16 @@ def main(argv: list[str] | None = None) -> int:
     """
     words, debug = _take_debug(list(sys.argv[1:] if argv is None else argv))
     try:
+        words, language = _take_language(words)
+    except CounterpointError as error:
+        complain(str(error))
+        return USAGE
+    with speaking(language):
+        return _run(words, debug)
+
+
+def _run(words: list[str], debug: bool) -> int:
+    try:
         with nullcontext() if debug else quiet_libraries(), panics_caught():
             code = _dispatch(words)
             sys.stdout.flush()
@@ -152,7 +165,7 @@ def main(argv: list[str] | None = None) -> int:
         return getattr(error, "exit_code", INTERRUPTED)
     except CounterpointError as error:
         _show_trace(debug)
-        complain(str(error))
+        complain(_in_words(error))
         return FAILED if error.code in WHILE_RUNNING else USAGE
     except BrokenPipeError:
         # The reader of our output went away, as head does; there is nobody left to tell.
@@ -267,7 +280,7 @@ def _explain_code(words: list[str]) -> int:
             f"--explain {' '.join(words)} should be one code, as in --explain {near[0]}; "
             "docs/diagnoses.md lists them.",
         )
-    sys.stdout.write(explain(code, terminal_width()))
+    put(explain(code, terminal_width()).rstrip())
     return DONE
 
 
@@ -310,6 +323,27 @@ def _take_debug(words: list[str]) -> tuple[list[str], bool]:
         else:
             kept.append(word)
     return kept, asked
+
+
+def _take_language(words: list[str]) -> tuple[list[str], Language | None]:
+    """The words without ``--language WORD``, and the language; None where it was not given."""
+    kept, language, rest = [], None, list(words)
+    while rest:
+        word = rest.pop(0)
+        written, equals, text = word.partition("=")
+        if written != "--language":
+            kept.append(word)
+            continue
+        if not equals and not rest:
+            raise ConfigError("CP103", "--language needs a value, as in --language zh.")
+        language = language_named(text if equals else rest.pop(0))
+    return kept, language
+
+
+def _in_words(error: CounterpointError) -> str:
+    from counterpoint.doctor.table import in_words
+
+    return in_words(error.code, error.message)
 
 
 def _show_trace(debug: bool) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from counterpoint.doctor.table import TABLE, severity_of
-from counterpoint.doctor.wrap import wrap
+from counterpoint.doctor.table import TABLE, meaning, severity_of
+from counterpoint.doctor.wrap import padded, wrap
 from counterpoint.errors import (
     ConfigError,
     CounterpointError,
@@ -20,6 +20,7 @@ from counterpoint.errors import (
     SetupError,
     TrainingError,
 )
+from counterpoint.language import phrase, spoken
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -154,24 +155,34 @@ class Report:
         """
         shown = self.of_severity(*severities)
         lines = [line for finding in shown for line in [*_block(finding, width), ""]]
-        return "\n".join([*lines, f"{self.summary()}"])
+        return "\n".join([*lines, self._summary_spoken()])
+
+    def _summary_spoken(self) -> str:
+        if spoken() == "en":
+            return self.summary()
+        text = "{errors} errors, {warnings} warnings, {notes} notes"
+        return phrase(text, **{f"{one}s": len(self.of_severity(one)) for one in SEVERITIES})
 
 
 def _block(finding: Finding, width: int) -> Iterator[str]:
-    entry = TABLE[finding.code]
+    entry = meaning(finding.code)
     columns = max(NARROWEST, width)
-    yield from wrap(
-        f"{entry.title}", columns, f"{finding.severity.upper():<8}{finding.code}  ", " " * 15
-    )
+    severity = padded(phrase(finding.severity).upper(), 8)
+    yield from wrap(entry.title, columns, f"{severity}{finding.code}  ", " " * 15)
     seen = finding.seen
     if finding.rows:
-        seen += f" (rows {', '.join(str(row) for row in finding.rows)})"
+        rows = ", ".join(str(row) for row in finding.rows)
+        seen += f" ({phrase('rows {rows}', rows=rows)})"
     # what data hold must not move the cursor, nor be half a character that no terminal takes
     seen = "".join(c if c.isprintable() or c == "\n" else "?" for c in seen)
-    yield from wrap(seen, columns, "  seen  ", " " * 8)
+    yield from wrap(seen, columns, _label("seen"), " " * 8)
     if finding.severity == "note":
         return
-    yield from wrap(entry.why, columns, "  why   ", " " * 8)
-    yield from wrap(entry.do, columns, "  do    ", " " * 8)
+    yield from wrap(entry.why, columns, _label("why"), " " * 8)
+    yield from wrap(entry.do, columns, _label("do"), " " * 8)
     # not folded: it is there to be copied
-    yield from (f"  paste {line}" for line in finding.fix.splitlines())
+    yield from (f"{_label('paste')}{line}" for line in finding.fix.splitlines())
+
+
+def _label(word: str) -> str:
+    return f"  {padded(phrase(word), 6)}"

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from counterpoint.doctor.chinese import CHINESE
+from counterpoint.doctor.chinese import CHINESE, ERRORS
 from counterpoint.doctor.english import ENGLISH
-from counterpoint.doctor.wrap import wrap
+from counterpoint.doctor.wrap import columns, wrap
+from counterpoint.language import phrase, spoken
 
 _SEVERITIES: dict[str, Literal["error", "warning", "note"]] = {
     "P": "error",
@@ -48,6 +49,30 @@ TABLE_ZH: Mapping[str, Entry] = MappingProxyType({code: Entry(*CHINESE[code]) fo
 """The same in Chinese."""
 
 
+def meaning(code: str) -> Entry:
+    """What a code means, in the language spoken.
+
+    Raises:
+        KeyError: for a code that is not in the table.
+    """
+    return (TABLE_ZH if spoken() == "zh" else TABLE)[code]
+
+
+def in_words(code: str, message: str) -> str:
+    """An error's line: its code first, then what was seen, and in Chinese what that is about.
+
+    A message is English, for it names what libraries and files call things.
+
+    Args:
+        code: a key of ``errors.CODES``.
+        message: without its code.
+    """
+    if spoken() != "zh":
+        return f"{code} {message}"
+    title, do = (TABLE_ZH[code].title, TABLE_ZH[code].do) if code in TABLE_ZH else ERRORS[code]
+    return f"{code} {title}。{message} {phrase('What to do: {do}', do=do)}"
+
+
 def severity_of(code: str) -> Literal["error", "warning", "note"]:
     """The severity that a code's second letter says."""
     return _SEVERITIES[code[1]]
@@ -63,11 +88,12 @@ def explain(code: str, width: int = 80) -> str:
     Raises:
         KeyError: for a code that is not in the table.
     """
-    entry = TABLE[code]
+    entry = meaning(code)
+    why, do = (f"{phrase(word):<3}  " for word in ("why", "do"))
     lines = [
-        *wrap(f"{code} ({severity_of(code)}): {entry.title}", width),
+        *wrap(f"{code} ({phrase(severity_of(code))}): {entry.title}", width),
         "",
-        *wrap(entry.why, width, "why  ", " " * 5),
-        *wrap(entry.do, width, "do   ", " " * 5),
+        *wrap(entry.why, width, why, " " * columns(why)),
+        *wrap(entry.do, width, do, " " * columns(do)),
     ]
     return "\n".join(lines) + "\n"

@@ -24,6 +24,11 @@ def columns(text: str) -> int:
     )
 
 
+def padded(text: str, width: int) -> str:
+    """A text with spaces behind it, until it takes ``width`` columns or more."""
+    return text + " " * (width - columns(text))
+
+
 def wrap(text: str, width: int, first: str = "", rest: str = "") -> Iterator[str]:
     """Fold a text.
 

@@ -13,6 +13,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from counterpoint.doctor.wrap import padded, wrap
+from counterpoint.language import phrase
+
 WIDTH = 80
 BAR = 18
 
@@ -21,6 +24,11 @@ def say(text: str = "") -> None:
     """One line, or several, on standard output."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
+
+
+def say_step(number: int, name: str, text: str, **values: Any) -> None:
+    """A line of one of the five steps, in the language spoken; ``values`` as for ``phrase``."""
+    say(f"{number}  {padded(phrase(name), 22)}{phrase(text, **values)}")
 
 
 class Progress(TrainerCallback):
@@ -32,7 +40,7 @@ class Progress(TrainerCallback):
 
     def __init__(self, label: str) -> None:
         """Nothing is shown yet."""
-        self._label = label
+        self._name = padded(phrase(label), 10)
         self._numbers = ""
         self._live = sys.stdout.isatty()
 
@@ -56,11 +64,12 @@ class Progress(TrainerCallback):
             return
         self._numbers = f"loss {float(logs['loss']):6.3f}"
         if "rewards/accuracies" in logs:
-            self._numbers += f"  chosen preferred {float(logs['rewards/accuracies']):4.0%}"
+            share = f"{float(logs['rewards/accuracies']):4.0%}"
+            self._numbers += f"  {phrase('chosen preferred {share}', share=share)}"
         if self._live:
             self._rewrite(state)
         else:
-            say(f"   {self._label:<10}  {_steps(state)}  {self._numbers}")
+            say(f"   {self._name}  {_steps(state)}  {self._numbers}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -72,8 +81,9 @@ class Progress(TrainerCallback):
     def _rewrite(self, state: TrainerState) -> None:
         full = BAR * state.global_step // max(1, state.max_steps)
         bar = "#" * full + "." * (BAR - full)
-        line = f"   {self._label:<10}  {bar}  {_steps(state)}  {self._numbers}"
-        sys.stdout.write("\r" + line[: WIDTH - 1].ljust(WIDTH - 1))
+        line = f"   {self._name}  {bar}  {_steps(state)}  {self._numbers}"
+        [line, *_] = wrap(line, WIDTH - 1)
+        sys.stdout.write("\r" + padded(line, WIDTH - 1))
         sys.stdout.flush()
 
 

@@ -22,8 +22,10 @@ import yaml
 from transformers import PrinterCallback
 
 from counterpoint.config import CPOConfig
+from counterpoint.doctor.wrap import padded
 from counterpoint.errors import SetupError
-from counterpoint.quickstart.display import Progress, say
+from counterpoint.language import phrase
+from counterpoint.quickstart.display import Progress, say, say_step
 from counterpoint.quickstart.supervised import train_supervised
 from counterpoint.quickstart.table import Outcome, examples, judge, table
 from counterpoint.quickstart.task import (
@@ -104,24 +106,32 @@ def run(
     folder = _vacant(Path(output_dir))
     options = training_options(folder, seed=seed, steps=steps)
     with quiet(logging.WARNING), one_thread():
-        say(INTRODUCTION)
+        say(phrase(INTRODUCTION))
         model, tokenizer = load_base()
-        say(f"1  model and tokenizer   {model.num_parameters():,} parameters, in the package")
+        count = f"{model.num_parameters():,}"
+        say_step(1, "model and tokenizer", "{count} parameters, in the package", count=count)
         args = CPOConfig(**options)
-        say(f"2  options               {_main_options(args)}")
+        say_step(
+            2,
+            "options",
+            "{steps} steps of {pairs} pairs, learning rate {rate}",
+            steps=args.max_steps,
+            pairs=args.per_device_train_batch_size,
+            rate=f"{args.learning_rate:g}",
+        )
         pairs = preference_pairs(steps * STEP_PAIRS, seed)
         perfect_chosen = sum(pair.chosen.flaws == PERFECT for pair in pairs) / len(pairs)
         _write_inputs(folder, options, pairs)
         _show_pairs(pairs, perfect_chosen)
         rows = [pair.row for pair in pairs]
         trainer = CPOTrainer(model, args, train_dataset=rows, processing_class=tokenizer)
-        say("4  trainer               CPOTrainer; it minimises")
+        say_step(4, "trainer", "CPOTrainer; it minimises")
         for line in trainer.objective.formula().splitlines():
             say(f"     {line}")
         numbers = held_out_numbers(held_out, seed)
         _write_held_out(folder, numbers, seed)
         translations = {"base": translate(model, tokenizer, numbers)}
-        say("5  train                 twice from the same model, the same pairs and steps")
+        say_step(5, "train", "twice from the same model, the same pairs and steps")
         supervised, _ = load_base()
         train_supervised(supervised, tokenizer, rows, options, Progress("supervised"))
         translations["supervised"] = translate(supervised, tokenizer, numbers)
@@ -216,14 +226,11 @@ def _write_result(result: QuickstartResult, steps: int) -> None:
     (result.folder / RESULT_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def _main_options(args: CPOConfig) -> str:
-    pairs = args.per_device_train_batch_size
-    return f"{args.max_steps} steps of {pairs} pairs, learning rate {args.learning_rate:g}"
-
-
 def _show_pairs(pairs: list[Pair], perfect_chosen: float) -> None:
-    say(f"3  data                  {len(pairs):,} pairs; chosen has fewer flaws than rejected")
-    say(f"                         and has none in {perfect_chosen:.1%} of them. For example")
+    text = "{count} pairs; chosen has fewer flaws than rejected"
+    say_step(3, "data", text, count=f"{len(pairs):,}")
+    text = "and has none in {share} of them. For example"
+    say(f"{'':<25}{phrase(text, share=f'{perfect_chosen:.1%}')}")
     # a usual one: chosen has two flaws, and the text fits on a line
     shown = min(pairs, key=lambda pair: (len(pair.chosen.flaws) != 2, len(pair.rejected.text)))
     for name, text in shown.row.items():
@@ -232,24 +239,27 @@ def _show_pairs(pairs: list[Pair], perfect_chosen: float) -> None:
 
 def _show_result(result: QuickstartResult, steps: int, held_out: int, shown: list[str]) -> None:
     say()
-    say(f"{held_out} numbers that no training has seen, translated")
+    say(phrase("{count} numbers that no training has seen, translated", count=held_out))
     rows = {
-        "base model": result.base,
-        f"supervised on the chosen, {steps} steps": result.supervised,
-        f"CPO on the pairs, {steps} steps": result.cpo,
+        phrase("base model"): result.base,
+        phrase("supervised on the chosen, {steps} steps", steps=steps): result.supervised,
+        phrase("CPO on the pairs, {steps} steps", steps=steps): result.cpo,
     }
     for line in table(rows, result.perfect_chosen):
         say(line)
-    say("(right number: exact, or wrong only in ways that the references are)")
+    say(phrase("(right number: exact, or wrong only in ways that the references are)"))
     say()
     for line in shown:
         say(line)
     say()
     folder = shlex.quote(str(result.folder))
-    say(f"model and run  {result.model}")
-    say(f"data, config   {result.folder}")
-    say(f"look at it     counterpoint report {shlex.quote(str(result.model))}")
-    say("next, the same run with another loss")
+    for label, text in (
+        (phrase("model and run"), str(result.model)),
+        (phrase("data, config"), str(result.folder)),
+        (phrase("look at it"), f"counterpoint report {shlex.quote(str(result.model))}"),
+    ):
+        say(f"{padded(label, 15)}{text}")
+    say(phrase("next, the same run with another loss"))
     say(f"  counterpoint train {folder}/{CONFIG_FILE} \\")
     say("    --loss_type simpo --beta 5 --simpo_gamma 2.5 \\")
     say(f"    --output_dir {folder}/simpo")

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from counterpoint.doctor.wrap import columns, padded
+from counterpoint.language import phrase
 from counterpoint.quickstart.task import PERFECT, english, flaws_in
 
 EXAMPLES = 5
@@ -50,13 +52,16 @@ def table(rows: Mapping[str, Outcome], perfect_chosen: float) -> list[str]:
         rows: what was tried -> how well it does.
         perfect_chosen: share of the chosen references without a flaw, in [0, 1].
     """
-    lines = [
-        f"{'':<40}{'exact match':>16}{'right number':>16}",
-        f"{'perfect among the chosen references':<40}{perfect_chosen:>16.1%}",
-    ]
+    heads = "".join(_to_the_right(phrase(name)) for name in ("exact match", "right number"))
+    perfect = padded(phrase("perfect among the chosen references"), 40)
+    lines = [f"{'':<40}{heads}", f"{perfect}{perfect_chosen:>16.1%}"]
     for name, outcome in rows.items():
-        lines.append(f"{name:<40}{outcome.exact:>16.1%}{outcome.number:>16.1%}")
+        lines.append(f"{padded(name, 40)}{outcome.exact:>16.1%}{outcome.number:>16.1%}")
     return lines
+
+
+def _to_the_right(text: str) -> str:
+    return " " * (16 - columns(text)) + text
 
 
 def examples(numbers: Sequence[int], translations: Mapping[str, Sequence[str]]) -> list[str]:
@@ -73,12 +78,15 @@ def examples(numbers: Sequence[int], translations: Mapping[str, Sequence[str]]) 
         for name, texts in translations.items():
             text = texts[place]
             cut = text if len(text) <= TEXT_WIDTH else f"{text[: TEXT_WIDTH - 3]}..."
-            lines.append(f"  {name:<11} {cut:<{TEXT_WIDTH}} {_verdict(numbers[place], text)}")
+            verdict = _verdict(numbers[place], text)
+            lines.append(f"  {padded(phrase(name), 11)} {cut:<{TEXT_WIDTH}} {verdict}")
     return lines
 
 
 def _verdict(number: int, text: str) -> str:
     flaws = flaws_in(number, text)
     if flaws is None:
-        return "another number"
-    return f"{len(flaws)} flaw{'s' * (len(flaws) > 1)}" if flaws else "right"
+        return phrase("another number")
+    if len(flaws) == 1:
+        return phrase("1 flaw")
+    return phrase("{count} flaws", count=len(flaws)) if flaws else phrase("right")

@@ -1,0 +1,168 @@
+"""Which language is spoken, and that nothing that is said in it is missing."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import counterpoint
+from counterpoint.doctor.chinese import CHINESE, ERRORS
+from counterpoint.doctor.findings import Report, find
+from counterpoint.doctor.table import TABLE, in_words
+from counterpoint.doctor.wrap import columns
+from counterpoint.errors import CODES, ConfigError
+from counterpoint.language import LANGUAGES, VARIABLE, language_named, phrase, speaking, spoken
+from counterpoint.language.chinese import PHRASES
+from tests.cli.conftest import Command, command, pattern, workshop
+
+__all__ = ["command", "pattern", "workshop"]  # fixtures
+
+SOURCES = sorted(Path(counterpoint.__file__).parent.rglob("*.py"))
+FIELD = re.compile(r"\{(\w+)\}")
+
+
+@pytest.fixture(autouse=True)
+def no_locale(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (VARIABLE, "LC_ALL", "LC_MESSAGES", "LANG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("variables", "language"),
+    [
+        ({}, "en"),
+        ({"LANG": "zh_CN.UTF-8"}, "zh"),
+        ({"LANG": "zh_TW"}, "zh"),
+        ({"LANG": "zh_CN.UTF-8", "LC_ALL": "C"}, "en"),
+        ({"LANG": "en_US.UTF-8", "LC_MESSAGES": "zh_CN"}, "zh"),
+        ({"LANG": "zh_CN.UTF-8", "LC_ALL": ""}, "zh"),
+        ({"LANG": "de_DE.UTF-8"}, "en"),
+        ({"LANG": "zh_CN.UTF-8", VARIABLE: "en"}, "en"),
+        ({"LANG": "de_DE.UTF-8", VARIABLE: "zh"}, "zh"),
+        ({VARIABLE: "zhuang"}, "en"),
+    ],
+)
+def test_what_is_asked_for_comes_before_the_locale_and_english_is_last(
+    variables: dict[str, str], language: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert spoken() == language
+    with speaking("en"):
+        assert spoken() == "en"
+    assert spoken() == language
+
+
+def test_a_language_that_is_not_spoken_is_refused() -> None:
+    assert {language_named(name) for name in ("zh", "zh-CN", "ZH_cn.UTF-8", "Chinese")} == {"zh"}
+    with pytest.raises(ConfigError, match="CP102 --language fr should be one of en, zh"):
+        language_named("fr")
+
+
+def strings(node: ast.AST) -> Iterator[str]:
+    for one in ast.walk(node):
+        if isinstance(one, ast.Constant) and isinstance(one.value, str):
+            yield one.value
+
+
+def said() -> set[str]:
+    """Every text that the code hands to ``phrase`` as it stands."""
+    found: set[str] = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+                continue
+            places = {"phrase": node.args[:1], "say_step": node.args[1:3]}.get(node.func.id, [])
+            found |= {
+                one.value
+                for one in places
+                if isinstance(one, ast.Constant) and isinstance(one.value, str)
+            }
+    return found
+
+
+def test_every_phrase_that_is_said_is_in_the_catalogue() -> None:
+    assert said() - set(PHRASES) == set()
+
+
+def test_every_phrase_of_the_catalogue_is_said_somewhere() -> None:
+    catalogue = Path("language") / "chinese.py"
+    written = {
+        text
+        for path in SOURCES
+        if not str(path).endswith(str(catalogue))
+        for text in strings(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    assert set(PHRASES) - written == set()
+
+
+@pytest.mark.parametrize("english", sorted(PHRASES))
+def test_both_languages_of_a_phrase_have_the_same_fields(english: str) -> None:
+    assert sorted(FIELD.findall(english)) == sorted(FIELD.findall(PHRASES[english]))
+    assert PHRASES[english].strip() != english.strip()
+
+
+def test_every_code_has_a_remedy_in_chinese() -> None:
+    assert set(CHINESE) == set(TABLE)
+    assert set(ERRORS) == set(CODES) - set(TABLE)
+    for title, do in ERRORS.values():
+        assert re.search("[\u4e00-\u9fff]", title)
+        assert re.search("[\u4e00-\u9fff]", do)
+
+
+def test_an_error_keeps_its_code_in_front_and_its_message_and_gains_a_remedy() -> None:
+    assert in_words("CP507", "/x holds no run.") == "CP507 /x holds no run."
+    with speaking("zh"):
+        told = in_words("CP507", "/x holds no run.")
+    assert told.startswith("CP507 文件夹里没有运行记录。/x holds no run. ")
+    assert told.endswith("怎么办：给出某次运行的 output_dir。")
+
+
+def test_a_value_with_braces_is_said_as_it_is() -> None:
+    with speaking("zh"):
+        assert phrase("rows {rows}", rows="{0}, {x}") == "第 {0}, {x} 行"
+        assert phrase("nobody has written this {down}") == "nobody has written this {down}"
+
+
+def test_the_doctor_speaks_chinese_within_the_terminal_and_json_stays_as_it_is() -> None:
+    report = Report.of([find("CP203", "3 rows", rows=[1, 2, 3]), find("CW101", "beta=9", fix="x")])
+    english = report.as_json()
+    with speaking("zh"):
+        table = report.as_table(60)
+        assert report.as_json() == english
+    assert "错误    CP203  回答为空或只有空白" in table
+    assert "  现象    3 rows (第 1, 2, 3 行)" in table
+    assert table.splitlines()[-1] == "1 个错误，1 个警告，0 个提示"
+    assert max(columns(line) for line in table.splitlines()) <= 60
+
+
+@pytest.mark.parametrize("words", [["--language", "zh"], ["--language=zh_CN"]])
+def test_the_flag_stands_anywhere_and_reaches_errors(words: list[str], command: Command) -> None:
+    for line in ([*words, "train", "nix.yaml"], ["train", "nix.yaml", *words]):
+        answer = command(*line)
+        assert answer.code == 2
+        assert answer.err.startswith("counterpoint: CP106 配置文件无法读取。")
+    answer = command("train", "nix.yaml")
+    assert answer.err.startswith("counterpoint: CP106 there is no file")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [(["--language"], "CP103"), (["--language", "fr"], "CP102")]
+)
+def test_a_language_that_cannot_be_meant_is_an_error_with_a_code(
+    words: list[str], code: str, command: Command
+) -> None:
+    answer = command("doctor", *words)
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err.startswith(f"counterpoint: {code} ")
+
+
+def test_json_for_machines_is_the_same_in_both_languages(command: Command) -> None:
+    first, second = (command("doctor", "--json", *more) for more in ([], ["--language", "zh"]))
+    assert json.loads(first.out) == json.loads(second.out)
+    assert set(LANGUAGES.values()) == {"en", "zh"}
