@@ -2,8 +2,8 @@
 FROM python:3.11-slim-bookworm
 
 # Nothing that is trained needs root.
-RUN useradd --create-home counterpoint
-WORKDIR /home/counterpoint
+RUN useradd --create-home --home-dir /srv/counterpoint counterpoint
+WORKDIR /srv/counterpoint
 
 # The CPU build of torch is a tenth of the size; it has an index of its own. Before the sources are
 # copied, so that a change of them does not fetch it again.

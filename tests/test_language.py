@@ -136,7 +136,7 @@ def test_the_doctor_speaks_chinese_within_the_terminal_and_json_stays_as_it_is()
         table = report.as_table(60)
         assert report.as_json() == english
     assert "错误    CP203  回答为空或只有空白" in table
-    assert "  现象    3 rows (第 1, 2, 3 行)" in table
+    assert "  现象  3 rows (第 1, 2, 3 行)" in table
     assert table.splitlines()[-1] == "1 个错误，1 个警告，0 个提示"
     assert max(columns(line) for line in table.splitlines()) <= 60
 
