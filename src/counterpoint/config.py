@@ -10,13 +10,14 @@ Not here: reading YAML or flags (``cli``), and the arithmetic of a loss (``losse
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from transformers import TrainingArguments
@@ -26,6 +27,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 from counterpoint.constraints import Constraint, read_constraints
 from counterpoint.errors import ConfigError
 from counterpoint.masking import Mask
+from counterpoint.old_options import modern, say
 
 LOSS_TYPES = ("sigmoid", "hinge", "ipo", "simpo", "alphapo", "orpo", "repo")
 SMOOTHABLE = ("sigmoid", "simpo", "alphapo")
@@ -218,8 +220,38 @@ def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> 
     return field(default=default, metadata=metadata)
 
 
+_Made = TypeVar("_Made")
+
+
+class _ByEveryName(type):
+    """Makes a class of options take those of earlier releases, before its constructor fails.
+
+    Not in the constructor, which ``dataclass`` writes anew for every subclass. Copies, pickles and
+    ``dataclasses.fields`` do not come by here; ``dataclasses.replace`` and ``HfArgumentParser`` do.
+    """
+
+    def __call__(cls: type[_Made], *args: Any, **kwargs: Any) -> _Made:
+        """Make the options, by their names of today."""
+        said: tuple[str, ...] = ()
+        taken = inspect.signature(cls.__init__).parameters
+        known = {name for name, one in taken.items() if one.kind is not one.VAR_KEYWORD}
+        if known != set(taken):  # a constructor of somebody's own hands on what it is given
+            known |= {option.name for option in fields(cls) if option.init}  # type: ignore[arg-type]
+        if not kwargs.keys() <= known:
+            kwargs, said = modern(kwargs, known)
+        made: _Made = type.__call__(cls, *args, **kwargs)
+        say(said)
+        return made
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """That of the constructor, without ``self``, for editors and ``help``."""
+        signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+        return signature.replace(parameters=[*signature.parameters.values()][1:])
+
+
 @dataclass
-class CPOConfig(TrainingArguments):
+class CPOConfig(TrainingArguments, metaclass=_ByEveryName):
     """Options of a CPO run: TRL's names, Counterpoint's additions, all of TrainingArguments.
 
     Every field's help states its range and unit; see docs/options.md for the list.

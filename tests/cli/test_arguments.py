@@ -12,9 +12,9 @@ import yaml
 from counterpoint import ConfigError
 from counterpoint.cli.arguments import parse
 from counterpoint.cli.given import plain
-from counterpoint.cli.old_names import OLD_NAMES
 from counterpoint.cli.options import nearest, options
 from counterpoint.cli.settings import read_request, read_values
+from counterpoint.old_options import OLD_NAMES
 
 READ: list[tuple[str, dict[str, Any]]] = [
     ("--per_device_train_batch_size 4", {"per_device_train_batch_size": 4}),
@@ -109,11 +109,11 @@ def test_what_an_old_name_says_to_write_exists() -> None:
 
 def test_every_unknown_key_of_a_file_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text("bta: 1\nbeta: 1\nmax_prompt_length: 512\n", encoding="utf-8")
+    path.write_text("bta: 1\nbeta: 1\ntruncation_mode: keep_end\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"^CP101 ") as caught:
         read_values([str(path)])
     assert "run.yaml line 1: bta is no option; did you mean beta?" in caught.value.message
-    assert "run.yaml line 3: max_prompt_length is no option: max_length limits" in (
+    assert "run.yaml line 3: truncation_mode is no option: max_length limits" in (
         caught.value.message
     )
 

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from counterpoint.cli import of_axolotl, of_llama_factory, of_trl
 from counterpoint.cli.given import plain
-from counterpoint.cli.old_names import OLD_NAMES, renamed
 from counterpoint.cli.options import options
 from counterpoint.cli.run_file import Line, as_yaml, written
 from counterpoint.cli.settings import read_request, read_values
@@ -25,6 +24,7 @@ from counterpoint.cli.translation import translate
 from counterpoint.cli.yaml_file import settings_of
 from counterpoint.doctor.presets import BY_NAME, PRESETS, Preset
 from counterpoint.errors import ConfigError
+from counterpoint.old_options import OLD_NAMES, renamed
 from tests.cli.conftest import Command, tree
 
 WHAT = ["--model", "model", "--dataset", "pairs.jsonl"]

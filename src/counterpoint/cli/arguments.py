@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from counterpoint.cli.coerce import FALSES, NULLS, TRUES, is_bool, is_list
 from counterpoint.cli.given import Given, Scalar, Setting
-from counterpoint.cli.options import options, refuse_unknown
+from counterpoint.cli.options import is_known, reads_as, refuse_unknown
 from counterpoint.errors import ConfigError
 
 
@@ -59,7 +59,7 @@ def parse(argv: list[str]) -> Arguments:
 
 def _add(arguments: Arguments, setting: Setting) -> None:
     before = arguments.flags.get(setting.name)
-    if before and is_list(options()[setting.name].hint):
+    if before and is_list(reads_as(setting.name)[0]):
         joined = [*_as_list(before.given), *_as_list(setting.given)]
         setting = Setting(setting.name, joined, setting.where)
     arguments.flags[setting.name] = setting
@@ -68,7 +68,7 @@ def _add(arguments: Arguments, setting: Setting) -> None:
 def _read_flag(word: str, rest: list[str], has_config: bool) -> Setting:
     written, equals, text = word.partition("=")
     name, negated = _resolve(written)
-    hint = options()[name].hint
+    hint, _ = reads_as(name)
     if negated:
         if equals:
             raise ConfigError("CP103", f"{word} should be {written}, without a value.")
@@ -89,10 +89,10 @@ def _read_flag(word: str, rest: list[str], has_config: bool) -> Setting:
 def _resolve(written: str) -> tuple[str, bool]:
     """Option name of a flag, and whether it was written as ``--no_name``."""
     name = written[2:].replace("-", "_")
-    if name in options():
+    if is_known(name):
         return name, False
     positive = name.removeprefix("no_")
-    if positive != name and positive in options() and is_bool(options()[positive].hint):
+    if positive != name and is_known(positive) and is_bool(reads_as(positive)[0]):
         return positive, True
     refuse_unknown([Setting(name, Scalar(""), written)])
     raise AssertionError(written)

@@ -14,12 +14,12 @@ from typing import Any
 
 from counterpoint.cli.coerce import FALSES, TRUES, coerce
 from counterpoint.cli.given import Given, Scalar, Setting, plain
-from counterpoint.cli.old_names import OLD_NAMES, renamed
 from counterpoint.cli.options import options
 from counterpoint.cli.run_file import Line, printable
 from counterpoint.config import RANGES, REFUSED, is_refused
 from counterpoint.errors import ConfigError
 from counterpoint.masking import is_secret
+from counterpoint.old_options import meaning, renamed
 
 NO_OPTION = "there is no such option here"
 _NO_SECRETS = "a secret has no place in a file; set HF_TOKEN where you run"
@@ -142,7 +142,7 @@ class Draft:
         Args:
             reasons: of what the tool has and Counterpoint has not, why it is left.
             names: the option that a setting of the tool is called here, where it is not its own
-                name or an old one (``old_names``).
+                name or an old one (``old_options``).
         """
         for name in tuple(self.rest):
             setting = self.take(name)
@@ -152,7 +152,7 @@ class Draft:
             if name not in reasons and option is not None:
                 self.add(option, setting)
             elif plain(setting.given) is not False:
-                known = reasons.get(name) or OLD_NAMES.get(name)
+                known = reasons.get(name) or meaning(name)
                 self.leave(setting, known or NO_OPTION)
 
 

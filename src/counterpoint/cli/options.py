@@ -8,7 +8,6 @@ Not here: values (``coerce``), and what transformers' own options mean.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import typing
 from collections.abc import Iterable, Mapping
@@ -19,10 +18,11 @@ from typing import Any
 
 from counterpoint.cli.coerce import words
 from counterpoint.cli.given import Setting
-from counterpoint.cli.old_names import OLD_NAMES
 from counterpoint.cli.run_options import RunOptions
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ConfigError
+from counterpoint.old_options import TAKEN, why_no_option
+from counterpoint.old_options import nearest as nearest_of
 
 RUN = "Model, data and adapter"
 COUNTERPOINT = "Objective and training"
@@ -82,27 +82,39 @@ def options() -> Mapping[str, Option]:
     return MappingProxyType({option.name: option for option in ranked})
 
 
+def reads_as(name: str) -> tuple[Any, tuple[str, ...]]:
+    """Type and choices of an option's value; of an earlier release's, those of what it is today.
+
+    Args:
+        name: of an option, or one of ``TAKEN``.
+    """
+    if name in options():
+        return options()[name].hint, options()[name].choices
+    one = TAKEN[name]
+    if one.hint is not None:
+        return one.hint, ()
+    return options()[one.to].hint, options()[one.to].choices
+
+
+def is_known(name: str) -> bool:
+    """Whether a name is an option, or one of an earlier release that is taken."""
+    return name in options() or name in TAKEN
+
+
 def refuse_unknown(settings: Iterable[Setting]) -> None:
     """Raise CP101 where a setting names no option, with what was probably meant."""
-    unknown = [setting for setting in settings if setting.name not in options()]
+    unknown = [setting for setting in settings if not is_known(setting.name)]
     if unknown:
         raise ConfigError("CP101", " ".join(_name_unknown(setting) for setting in unknown))
 
 
 def nearest(name: str) -> str | None:
     """The option whose name is most like ``name``; None where nothing is."""
-    found = difflib.get_close_matches(name, [*options()], n=1, cutoff=0.6)
-    return found[0] if found else None
+    return nearest_of(name, options())
 
 
 def _name_unknown(setting: Setting) -> str:
-    what = f"{setting.where} is no option"
-    if setting.name in OLD_NAMES:
-        return f"{what}: {OLD_NAMES[setting.name]}."
-    near = nearest(setting.name)
-    if near:
-        return f"{what}; did you mean {near}?"
-    return f"{what}; counterpoint train --help lists them."
+    return f"{setting.where} is no option{why_no_option(setting.name, options())}"
 
 
 def _read(config: type[Any], own: Mapping[str, Any], group: str) -> list[Option]:

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from counterpoint.cli.arguments import parse
 from counterpoint.cli.coerce import coerce
-from counterpoint.cli.given import SECRET
+from counterpoint.cli.given import SECRET, Setting
 from counterpoint.cli.manners import has_terminal
-from counterpoint.cli.options import RUN, options, refuse_unknown
+from counterpoint.cli.options import RUN, options, reads_as, refuse_unknown
 from counterpoint.cli.run_options import RunOptions
 from counterpoint.cli.yaml_file import read_config
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ConfigError, CounterpointError, SetupError
 from counterpoint.masking import keep_secrets
+from counterpoint.old_options import modern, say
 
 OF_THE_DATA = (
     "output_dir",
@@ -103,12 +104,16 @@ def read_values(argv: list[str]) -> dict[str, Any]:
     arguments = parse(argv)
     in_file = read_config(arguments.config) if arguments.config else []
     refuse_unknown(in_file)
-    settings = {setting.name: setting for setting in in_file} | arguments.flags
-    table = options()
-    return {
-        name: coerce(setting, table[name].hint, table[name].choices)
-        for name, setting in settings.items()
-    }
+    # apart: a flag overrides the file by whichever of its names either says it
+    return _by_todays_names(in_file) | _by_todays_names(arguments.flags.values())
+
+
+def _by_todays_names(settings: Iterable[Setting]) -> dict[str, Any]:
+    every = list(settings)
+    given = {one.name: coerce(one, *reads_as(one.name)) for one in every}
+    values, said = modern(given, options(), where={one.name: one.where for one in every})
+    say(said)
+    return values
 
 
 def _build(values: dict[str, Any]) -> Request:

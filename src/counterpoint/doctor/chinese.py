@@ -234,6 +234,11 @@ CHINESE: Mapping[str, tuple[str, str, str]] = MappingProxyType(
             "dataloader_drop_last 丢弃每轮的余数，这里占了很大一部分。",
             "关闭 dataloader_drop_last，或减小每步对数。",
         ),
+        "CW127": (
+            "选项用的是旧版本的名称",
+            "按今天的选项名采用；在这里没有意义的则略去。",
+            "按提示的写法改写。",
+        ),
         "CN121": ("步数", "多少对组成一步，一共多少步。", "若符合本意则无需改动。"),
         "CW201": (
             "两个回答只在空白或 Unicode 形式上不同",

@@ -220,6 +220,11 @@ _OPTIONS: dict[str, tuple[str, str, str]] = {
         "dataloader_drop_last leaves out the rest of each epoch, here a large part of it.",
         "Turn dataloader_drop_last off, or make steps smaller.",
     ),
+    "CW127": (
+        "an option by the name of an earlier release",
+        "It is taken as the option that it is today, or left out where it means nothing here.",
+        "Write it as the message says.",
+    ),
     "CN121": (
         "steps",
         "How many pairs make a step, and how many steps the run has.",
