@@ -23,6 +23,9 @@ from typing import Any
 
 from counterpoint.errors import ConfigError
 
+OLD = "CW127"
+"""The code of the warning."""
+
 _TRUNCATION = "max_length limits prompt + completion and truncation says what to cut"
 _NO_REFERENCE = "CPO and its relatives use no reference model; leave it out"
 _QUANTISED = "quantised base models are not supported yet; leave it out"
@@ -370,4 +373,4 @@ def say(sentences: Collection[str]) -> None:
     """Warn of options that were taken by old names; on one rank of several."""
     if os.environ.get("RANK", "0") == "0":
         for sentence in sentences:
-            logging.getLogger("counterpoint").warning("CW127 %s", sentence)
+            logging.getLogger("counterpoint").warning("%s %s", OLD, sentence)
