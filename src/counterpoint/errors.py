@@ -60,6 +60,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP402": "a run that was stopped by an alarm",
         "CP403": "ranks that no longer agree",
         "CP404": "another process of the run that is gone",
+        "CP405": "weights or optimizer state that are not finite",
         # 5: the machine and its packages
         "CP501": "an output folder that cannot be written",
         "CP502": "a package that is missing or too old",
@@ -76,6 +77,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP515": "a checkpoint that could not be saved",
         "CP516": "a folder that another run writes in",
         "CP517": "a state that cannot be saved without pickle",
+        "CP518": "something beside the weights that cannot be saved",
     }
 )
 

@@ -33,6 +33,9 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 FILLED = ".saving.part"
 """Where the files of a final model wait to take their places."""
 
+TRIAL = ".trial.part"
+"""Where everything but the weights is saved once before training; removed at once."""
+
 _UNFINISHED = re.compile(r"\.(checkpoint-(\d+))\.(part|gone)")
 
 
@@ -196,7 +199,8 @@ def tidy(run: Path) -> None:
     Args:
         run: the folder, which no other run writes in now.
     """
-    shutil.rmtree(run / FILLED, ignore_errors=True)
+    for name in (FILLED, TRIAL):
+        shutil.rmtree(run / name, ignore_errors=True)
     for path in run.glob(".checkpoint-*"):
         found = _UNFINISHED.fullmatch(path.name)
         if found is None:

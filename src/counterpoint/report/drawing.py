@@ -209,7 +209,8 @@ def _bar_columns(edges: Sequence[float], counts: Sequence[float]) -> Columns:
 
 
 def _scale(chart: HeatMap) -> tuple[float, float]:
-    values = [cell.value for cell in chart.cells if cell.value > 0]
+    # as the page holds them: an end in float64 may lie beyond the very cell that it came from
+    values = [value for cell in chart.cells if (value := float(np.float32(cell.value))) > 0]
     low, high = min(values, default=1e-9), max(values, default=1.0)
     # a scale without a width has no colours
     return (low, high) if high > low * 1.01 else (low / 3, high * 3)

@@ -58,7 +58,14 @@ from counterpoint.data.batching import DealtStream
 from counterpoint.errors import ConfigError, SetupError
 from counterpoint.masking import Mask
 from counterpoint.runlog import STREAMS, RunLog, logger
+from counterpoint.trainer.finite import refuse_non_finite
 from counterpoint.trainer.ranks import each_does, first_does
+from counterpoint.trainer.trial_save import (
+    generation_config_as_it_is,
+    save_and_reopen_tokenizer,
+    save_configs,
+    try_saving,
+)
 
 Result = TypeVar("Result")
 
@@ -498,6 +505,9 @@ class ResumableTrainer(Trainer):
             write_tree(staged, f"rank-{self.args.process_index}", {**own, "own": self.rank_state()})
         if not self.args.should_save:
             return
+        optimizer = self.optimizer if whole else None
+        target = staged.with_name(f"checkpoint-{self.state.global_step}")
+        refuse_non_finite(self._plain(self.model), optimizer, target)
         self._write_model(staged)
         if whole:
             write_beside(staged, self._plain(self.model))
@@ -578,6 +588,7 @@ class ResumableTrainer(Trainer):
         if not self.args.should_save:
             return
         folder = Path(self.args.output_dir if output_dir is None else output_dir)
+        refuse_non_finite(self._plain(self.model), None, folder / WEIGHTS)
         with filled(folder) as staged:
             self._write_model(staged, state_dict)
 
@@ -589,13 +600,37 @@ class ResumableTrainer(Trainer):
         model = self._plain(self.model)
         with plain_io_errors():
             if hasattr(model, "save_pretrained"):
-                model.save_pretrained(str(folder), state_dict=state_dict)
+                with generation_config_as_it_is(model, folder):
+                    model.save_pretrained(str(folder), state_dict=state_dict)
             else:
                 save_model(model, str(folder / WEIGHTS))
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(str(folder))
-            text = json.dumps(Mask().of(self.args.to_dict()), indent=2, default=str)
-            (folder / OPTIONS).write_text(f"{text}\n", encoding="utf-8")
+            self._write_options(folder)
+
+    def _write_options(self, folder: Path) -> None:
+        text = json.dumps(Mask().of(self.args.to_dict()), indent=2, default=str)
+        (folder / OPTIONS).write_text(f"{text}\n", encoding="utf-8")
+
+    def try_saving(self) -> None:
+        """Save everything but the weights once, and throw it away; before the first step.
+
+        Raises:
+            SetupError: CP518 for what cannot be saved.
+        """
+        model, tokenizer = self._plain(self.model), self.processing_class
+        parts: dict[str, Callable[[Path], object]] = {"options": self._write_options}
+        if hasattr(model, "config"):
+            parts["model's configuration"] = partial(save_configs, model)
+        if tokenizer is not None:
+            parts["tokenizer"] = partial(save_and_reopen_tokenizer, tokenizer)
+        parts["state of the callbacks"] = self._write_callbacks
+        if self.args.should_save:
+            try_saving(Path(self.args.output_dir), parts)
+
+    def _write_callbacks(self, folder: Path) -> None:
+        write_tree(folder, SHARED, {"callbacks": self._states_of_callbacks()})
+        self._write_trainer_state(folder)
 
     def _plain(self, model: Any) -> Any:
         return self.accelerator.unwrap_model(model, keep_torch_compile=False)

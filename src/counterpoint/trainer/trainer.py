@@ -64,12 +64,14 @@ from counterpoint.trainer.display import TrainingDisplay, watch_alone
 from counterpoint.trainer.environment import environment
 from counterpoint.trainer.evaluation_pass import EvaluationPass
 from counterpoint.trainer.feed import Feed
+from counterpoint.trainer.finite import UpdateGuard, refuse_vanishing
 from counterpoint.trainer.fitting import fitting_budget
 from counterpoint.trainer.guard import StepGuard, non_finite_error
 from counterpoint.trainer.loading import load_config, load_model, load_tokenizer
 from counterpoint.trainer.lost_rank import lost_rank_named
 from counterpoint.trainer.pace import COUNTED, Pace
 from counterpoint.trainer.precision import Rounding, stochastic_adamw, warn_of_rounding
+from counterpoint.trainer.ranks import each_does
 from counterpoint.trainer.recorder import StepRecorder
 from counterpoint.trainer.recording import Beginning, told_to_its_end
 from counterpoint.trainer.recut import Share, TokenBudget
@@ -245,7 +247,9 @@ class CPOTrainer(ResumableTrainer):
 
     def _add_watchers(self) -> None:
         """The callbacks that are the trainer's own."""
-        own: list[Any] = [] if self.constraints is None else [self.constraints]
+        own: list[Any] = [UpdateGuard()]  # before those that act on an update
+        if self.constraints is not None:
+            own.append(self.constraints)
         if self.monitor is not None:
             own.append(self.monitor)
         if self.args.generate_during_eval and self.eval_dataset is not None:
@@ -300,6 +304,7 @@ class CPOTrainer(ResumableTrainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Make the optimizer unless there is one; warns if it cannot move the weights."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        refuse_vanishing(optimizer)
         self._rounding = warn_of_rounding(optimizer)
         if self._rounding:
             self._describe()
@@ -692,6 +697,7 @@ class CPOTrainer(ResumableTrainer):
             self._watch, self._ending, self._stopped_by = None, None, None
             if self.constraints is not None:
                 self.constraints.restart(anew=checkpoint is None)
+            each_does(self.try_saving)
             self._describe()
             with self.recorded():
                 return self._trained(checkpoint, *args, **kwargs)

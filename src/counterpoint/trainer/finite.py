@@ -1,0 +1,153 @@
+"""Weights and optimizer state that are not finite are found where they come about, and never saved.
+
+The guard reads losses and the gradient before the weights move. A finite gradient can still make
+an update that is not: an epsilon that is 0 in the weights' precision, a learning rate that
+overflows, a NaN in the optimizer's state. So the weights are read once more after every update,
+and all of them, with the optimizer's state, before a checkpoint takes its place.
+
+Not here: losses and gradients (``guard``), weights of a model as it is loaded (``doctor``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Bool
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from counterpoint.checkpoint.folder import finished
+from counterpoint.errors import ConfigError, NonFiniteError
+
+SHOWN = 3
+"""Most tensors that a message names."""
+
+
+def all_finite(tensors: Iterable[Tensor]) -> Bool[Tensor, ""] | None:
+    """Whether every value is finite, in one pass and without looking back from the device.
+
+    Args:
+        tensors: of any shapes, precisions and devices; those without floating point are left out.
+
+    Returns:
+        A truth value on the first tensor's device; None where there is nothing to read.
+    """
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        if tensor.is_floating_point() and tensor.numel():
+            alike[tensor.device, tensor.dtype].append(tensor.detach())
+    # the largest absolute value: unlike a sum of squares it cannot overflow, and NaN stays NaN
+    largest = [torch.stack(torch._foreach_norm(group, ord=math.inf)) for group in alike.values()]
+    if not largest:
+        return None
+    device = largest[0].device
+    return torch.stack([part.isfinite().all().to(device) for part in largest]).all()
+
+
+class UpdateGuard(TrainerCallback):
+    """Ends a run whose weights are not finite after an update, on all ranks alike."""
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
+        """Read what was just updated.
+
+        Raises:
+            NonFiniteError: CP405, with the tensors and the last good checkpoint.
+        """
+        groups = facts["optimizer"].param_groups
+        finite = all_finite(weight for group in groups for weight in group["params"])
+        if finite is None:
+            return
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            agreed = finite.to(torch.int32)
+            dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
+            finite = agreed.bool()
+        if bool(finite):
+            return
+        seen = ", ".join(_bad_weights(facts["model"])) or "weights of another rank"
+        rates = ", ".join(dict.fromkeys(f"{float(group['lr']):g}" for group in groups))
+        raise NonFiniteError(
+            "CP405",
+            f"step {state.global_step + 1}: after the update {seen}. These weights are not saved. "
+            f"{_last_checkpoint(Path(args.output_dir))} Lower the learning rate ({rates}), and see "
+            "that epsilon and the optimizer's state are finite in the weights' precision.",
+        )
+
+
+def refuse_non_finite(model: nn.Module, optimizer: Any, target: Path) -> None:
+    """Refuse to save what is not finite.
+
+    Args:
+        model: whose weights are to be saved.
+        optimizer: whose state is saved too; None where only the model is.
+        target: where it would have been saved.
+
+    Raises:
+        NonFiniteError: CP405; what was saved before stays.
+    """
+    finite = all_finite(model.parameters())
+    bad = [] if finite is None or bool(finite) else list(_bad_weights(model))
+    finite = None if optimizer is None else all_finite(_state(optimizer))
+    if finite is not None and not bool(finite):
+        bad.append("the optimizer's state is not finite")
+    if bad:
+        raise NonFiniteError(
+            "CP405",
+            f"{target} was not saved: {', '.join(bad)}. {_last_checkpoint(target.parent)}",
+        )
+
+
+def refuse_vanishing(optimizer: Any) -> None:
+    """Refuse an optimizer's epsilon that is 0 beside the weights that it is to protect.
+
+    Args:
+        optimizer: ``torch.optim``'s or one like it.
+
+    Raises:
+        ConfigError: CP103 for an ``eps`` that is 0, negative, or not finite in a weight's
+            precision; 0 / 0 would be the update of a weight whose gradient is 0.
+    """
+    for group in optimizer.param_groups:
+        eps = group.get("eps")
+        if not isinstance(eps, int | float):
+            continue
+        for dtype in {weight.dtype for weight in group["params"]}:
+            held = float(torch.tensor(float(eps), dtype=torch.float64).to(dtype))
+            if not 0 < held < math.inf:
+                name = str(dtype).removeprefix("torch.")
+                raise ConfigError(
+                    "CP103",
+                    f"adam_epsilon={eps:g} is {held:g} in {name}, the precision of the weights, so "
+                    "that a weight whose gradient is 0 would become NaN. Set it above "
+                    f"{torch.finfo(dtype).tiny:g}; 1e-08 is usual in float32.",
+                )
+
+
+def _bad_weights(model: nn.Module) -> Iterator[str]:
+    found = [
+        (name, int((~weight.detach().isfinite()).sum()))
+        for name, weight in model.named_parameters()
+        if weight.is_floating_point()
+    ]
+    bad = [(name, count) for name, count in found if count]
+    for name, count in bad[:SHOWN]:
+        yield f"{count:,} values of {name} are not finite"
+    if len(bad) > SHOWN:
+        yield f"and values of {len(bad) - SHOWN} more tensors"
+
+
+def _state(optimizer: Any) -> Iterator[Tensor]:
+    for kept in optimizer.state.values():
+        yield from (value for value in kept.values() if isinstance(value, Tensor))
+
+
+def _last_checkpoint(run: Path) -> str:
+    left = finished(run)
+    if not left:
+        return "There is no checkpoint to resume from."
+    return f"The last checkpoint is {left[-1]}; resume from it."
