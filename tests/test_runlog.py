@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -267,3 +269,24 @@ def test_numbers_of_libraries_are_written_as_numbers(log: RunLog) -> None:
     log.append(METRICS, {"step": np.int64(3), "loss": np.float32(0.5), "where": Path("here")})
     [line] = read_run(log.folder).metrics
     assert (line["step"], line["loss"], line["where"]) == (3, 0.5, "here")
+
+
+def test_a_line_is_strict_json_and_its_numbers_come_back(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    log.describe({"deep": {"rate": math.inf, "many": [1.0, math.nan]}})
+    log.append(METRICS, {"step": 1, "loss": math.nan, "up": math.inf, "down": -math.inf})
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    for path in tmp_path.glob("*.json*"):
+        for line in [path.read_text()] if path.suffix == ".json" else path.read_text().splitlines():
+            json.loads(line, parse_constant=refuse)
+    [line] = read_run(tmp_path).metrics
+    assert (line["step"], line["up"], line["down"]) == (1, math.inf, -math.inf)
+    assert math.isnan(line["loss"])
+    assert "not_finite" not in line
+    assert json.loads((tmp_path / "run.json").read_text())["deep"] == {
+        "rate": "inf",
+        "many": [1.0, "nan"],
+    }

@@ -42,6 +42,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP216": "a row too large to be one",
         "CP217": "a chat template that does not come to an end",
         "CP218": "a data set that reaches outside its folder",
+        "CP219": "images, audio or video that a text model cannot see",
         # 3: model and tokenizer
         "CP301": "a model or tokenizer that cannot be loaded",
         "CP302": "a tokenizer without an end-of-sequence token",

@@ -24,6 +24,7 @@ import contextlib
 import errno
 import json
 import logging
+import math
 import os
 import platform
 import sys
@@ -67,6 +68,9 @@ _BLOCK = 2**16
 
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "peft")
 
+
+NOT_FINITE = "not_finite"
+"""Where a line keeps its numbers that JSON cannot hold: name -> nan, inf or -inf, as words."""
 
 _MASKING = MaskingFilter()
 
@@ -237,7 +241,7 @@ def _lines(path: Path) -> Iterator[Placed]:
         for number, line in enumerate(stream, 1):
             if line.endswith(b"\n"):
                 try:
-                    yield begin, json.loads(line)
+                    yield begin, _with_not_finite(json.loads(line))
                 except ValueError as error:
                     raise SetupError(
                         "CP507", f"{path} line {number} is no line of a run ({error})."
@@ -487,9 +491,41 @@ def _json(content: Mapping[str, Any], mask: Mask, indent: int | None = None) -> 
     def plain(value: Any) -> Any:
         """A number of some library as a number, anything else as text."""
         number = value.item() if hasattr(value, "item") else None
+        if isinstance(number, float) and not math.isfinite(number):
+            return str(number)
         return number if isinstance(number, bool | int | float) else mask.text(str(value))
 
-    return json.dumps(content, indent=indent, default=plain)
+    return json.dumps(_strict(content), indent=indent, default=plain, allow_nan=False)
+
+
+def _strict(content: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN and no infinity: such numbers stand apart, by name, as words.
+
+    Deeper down a word takes the number's own place.
+    """
+    odd = {name: str(value) for name, value in content.items() if _is_odd(value)}
+    kept = {name: _spelt(value) for name, value in content.items() if name not in odd}
+    return {**kept, NOT_FINITE: odd} if odd else kept
+
+
+def _with_not_finite(line: Any) -> Any:
+    """A line with the numbers that ``_strict`` set apart back in it."""
+    if not isinstance(line, dict) or not isinstance(line.get(NOT_FINITE), dict):
+        return line
+    odd = {name: float(word) for name, word in line[NOT_FINITE].items()}
+    return {name: value for name, value in line.items() if name != NOT_FINITE} | odd
+
+
+def _is_odd(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _spelt(value: Any) -> Any:
+    if _is_odd(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {name: _spelt(one) for name, one in value.items()}
+    return [_spelt(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _append(path: Path, line: bytes) -> None:

@@ -361,3 +361,62 @@ def read_or_refused(raw: dict) -> tuple[PreferenceRow | None, str]:
         return to_preference_row(raw, 5), ""
     except DataError as error:
         return None, error.message
+
+
+@pytest.mark.parametrize(
+    "sides",
+    [
+        {"prompt": "Hi", "chosen": " yes", "rejected": " no"},
+        {
+            "prompt": "Hi",
+            "chosen": [{"role": "assistant", "content": " yes"}],
+            "rejected": [{"role": "assistant", "content": " no"}],
+        },
+        {
+            "prompt": [{"role": "user", "content": "Hi"}],
+            "chosen": " yes",
+            "rejected": " no",
+        },
+        {
+            "prompt": [{"role": "user", "content": "Hi"}],
+            "chosen": [{"role": "assistant", "content": " yes"}],
+            "rejected": [{"role": "assistant", "content": " no"}],
+        },
+        {"instruction": "Hi", "chosen": " yes", "rejected": " no"},
+        {"instruction": "Hi", "output": [" yes", " no"]},
+    ],
+)
+def test_a_system_column_is_the_first_turn_in_every_shape(sides) -> None:
+    found = to_preference_row({"system": "ZEBRA", **sides}, 0)
+    assert found.prompt == [
+        {"role": "system", "content": "ZEBRA"},
+        {"role": "user", "content": "Hi"},
+    ]
+    assert found.chosen == [{"role": "assistant", "content": " yes"}]
+    assert found.rejected == [{"role": "assistant", "content": " no"}]
+
+
+def test_a_blank_system_is_no_turn_but_the_row_is_written_as_its_neighbours() -> None:
+    found = to_preference_row(
+        {"system": "", "prompt": "Hi", "chosen": " yes", "rejected": " no"}, 0
+    )
+    assert found.prompt == [{"role": "user", "content": "Hi"}]
+
+
+@pytest.mark.parametrize(
+    "column", [{"tools": [{"name": "f"}]}, {"chat_template_kwargs": {"thinking": True}}]
+)
+def test_what_only_a_template_can_show_is_refused_beside_text(column) -> None:
+    row = {"prompt": "Hi", "chosen": " yes", "rejected": " no"}
+    with pytest.raises(DataError, match=f"CP202.*{next(iter(column))}"):
+        to_preference_row(row | column, 3)
+
+
+@pytest.mark.parametrize("name", ["image", "images", "audio", "video"])
+@pytest.mark.parametrize("value", ["a.png", [b"png"], {"path": "a.png"}, ["a.png", None]])
+def test_what_a_text_model_cannot_see_is_refused(name, value) -> None:
+    row = {"prompt": "Hi", "chosen": " yes", "rejected": " no"}
+    with pytest.raises(DataError, match=f"CP219.*row 3.*{name}|CP219.*{name}"):
+        to_preference_row(row | {name: value}, 3)
+    for empty in (None, [], "", [None]):
+        assert to_preference_row(row | {name: empty}, 3).prompt == "Hi"

@@ -236,14 +236,20 @@ def test_the_environment_names_the_commit_of_the_working_folder_if_there_is_one(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert environment()["git"] is None
+    ran = tmp_path / "ran"
     who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
     (tmp_path / "file").write_text("one")
     for words in (["init", "-q"], ["add", "file"], [*who, "commit", "-q", "-m", "first"]):
         subprocess.run(["git", *words], check=True, capture_output=True)
     found = environment()["git"]
     assert re.fullmatch("[0-9a-f]{40}", found["commit"])
-    assert found["changed"] is False
+    assert set(found) == {"commit"}
+    # a stranger's folder may name programs that git is to run
+    for name in ("filter.x.clean", "filter.x.smudge", "core.fsmonitor", "core.sshCommand"):
+        subprocess.run(["git", "config", name, f"touch {ran}; cat"], check=True)
+    (tmp_path / ".gitattributes").write_text("* filter=x")
     (tmp_path / "file").write_text("two")
-    assert environment()["git"] == {**found, "changed": True}
+    assert environment()["git"] == found
+    assert not ran.exists()
     monkeypatch.setenv("PATH", "")
     assert environment()["git"] is None

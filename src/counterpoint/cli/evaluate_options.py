@@ -24,11 +24,12 @@ OBJECTIVE = (
     *OBJECTIVE_OPTIONS,
     "router_aux_loss_coef",
 )
-LENGTHS = ("max_length", "max_completion_length", "truncation")
+LENGTHS = ("max_length", "max_completion_length", "truncation", "invalid_rows")
+"""How a row is read, so that a model is evaluated on rows read as those that it was trained on."""
+
 OF_TRAIN = (
     *OBJECTIVE,
     *LENGTHS,
-    "invalid_rows",
     "dataset_num_proc",
     "revision",
     "tokenizer",

@@ -60,6 +60,9 @@ SHAPES = (
     "conversations + chosen + rejected, and instruction + chosen + rejected"
 )
 
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+"""Columns of what a text model cannot see; a row with something in one is refused."""
+
 ASSISTANT_TAG = "\n\nAssistant:"
 """What precedes an assistant's turn in transcripts such as hh-rlhf's."""
 
@@ -89,6 +92,7 @@ def to_preference_row(raw: Mapping[str, Any], row: int) -> PreferenceRow:
 
 
 def _to_preference_row(raw: Mapping[str, Any], row: int) -> PreferenceRow:
+    _refuse_media(raw, row)
     chosen, rejected = _sides(raw, row)
     for field, side in (("chosen", chosen), ("rejected", rejected)):
         if isinstance(side, str) and not side.strip():
@@ -103,6 +107,8 @@ def _to_preference_row(raw: Mapping[str, Any], row: int) -> PreferenceRow:
     prompt, chosen, rejected = _split(raw, chosen, rejected, row)
     _check_completion(chosen, row, "chosen")
     _check_completion(rejected, row, "rejected")
+    if isinstance(prompt, str):
+        _refuse_beside_text(raw, row)
     return PreferenceRow(
         prompt=prompt,
         chosen=chosen,
@@ -177,6 +183,10 @@ def _split(
         if isinstance(given, list):
             turns = _assistant(chosen), _assistant(rejected)
             return given, *turns
+        if given is not None and isinstance(raw.get("system"), str):
+            # even where it is blank: rows of one set are to be written in one way
+            asked = [{"role": "user", "content": given}]
+            return _with_system(raw, asked), _assistant(chosen), _assistant(rejected)
         if given is not None:
             return given, chosen, rejected
         return _split_text(raw, chosen, rejected, row)
@@ -186,7 +196,7 @@ def _split(
     if isinstance(given, list) and not whole:
         return given, chosen, rejected
     if isinstance(given, str) and not whole:
-        return [{"role": "user", "content": given}], chosen, rejected
+        return _with_system(raw, [{"role": "user", "content": given}]), chosen, rejected
     chosen, rejected = _with_system(raw, chosen), _with_system(raw, rejected)
     if isinstance(given, list) and given != chosen[: len(given)]:
         fail(
@@ -214,6 +224,33 @@ def _given_prompt(raw: Mapping[str, Any], row: int) -> Text | None:
     if isinstance(raw.get("messages"), list) and not _is_conversation(raw.get("chosen")):
         return _with_system(raw, read_messages(raw["messages"], row, "messages"))
     return None
+
+
+def _refuse_media(raw: Mapping[str, Any], row: int) -> None:
+    for field in MEDIA:
+        value = raw.get(field)
+        held = value is not None and (not hasattr(value, "__len__") or len(value) > 0)
+        if held and any(one is not None for one in (value if isinstance(value, list) else [value])):
+            fail(
+                "CP219",
+                row,
+                field,
+                "holds what a text model cannot see, and the answers would be trained without it. "
+                "Remove such rows, or the column if the answers do not need it.",
+            )
+
+
+def _refuse_beside_text(raw: Mapping[str, Any], row: int) -> None:
+    """Refuse what only a chat template can show, where there are no messages to render."""
+    for field in ("system", "tools", "chat_template_kwargs"):
+        if raw.get(field):
+            fail(
+                "CP202",
+                row,
+                field,
+                "is for conversations, and this row is plain text that no chat template renders. "
+                "Write prompt, chosen and rejected as messages, or remove the column.",
+            )
 
 
 def _is_conversation(value: Any) -> bool:

@@ -86,6 +86,10 @@ _ERRORS: dict[str, tuple[str, str]] = {
         "A template is a program; one that never ends would hold the run for ever.",
         "Look at the template, or give another with chat_template.",
     ),
+    "CP219": (
+        "The answers are about something that the model never gets to see.",
+        "Remove the rows, or the column if the answers do not need it.",
+    ),
     "CP218": (
         "A folder from elsewhere could make the run read any file of this machine.",
         "Name the file itself, or copy it into the folder.",

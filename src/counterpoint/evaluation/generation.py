@@ -37,10 +37,10 @@ TRIED = 4
 """Tokens after which padding is taken for unseen: some models see it only through their cache."""
 
 SEEN = {torch.float32: 1e-3, torch.float64: 1e-3}
-"""Probability, by the weights' dtype, above which padding has changed the next token."""
+"""Probability, by the precision computed in, above which padding has changed the next token."""
 
 SEEN_IN_16_BITS = 0.1
-"""The same for weights in 16 bits, whose rounding alone makes a percent."""
+"""The same for 16 bits, whose rounding alone makes a percent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +122,7 @@ class _Writer:
         self, model: Any, tokenizer: PreTrainedTokenizerBase, decoding: Decoding, limit: int
     ) -> None:
         self.model, self.decoding = model, decoding
+        self._computed_in: torch.dtype | None = None
         self.pad, self.ends = int(tokenizer.pad_token_id), _ends(model, tokenizer)
         self._config = GenerationConfig(
             max_new_tokens=limit,
@@ -174,7 +175,7 @@ class _Writer:
             # the probability that a token drawn from one would not have been drawn from the other
             distance = (own[:steps] - probabilities[:steps]).abs().sum(dim=1).max() / 2
             # a comparison with NaN is false, hence the negation
-            if not distance <= SEEN.get(next(self.model.parameters()).dtype, SEEN_IN_16_BITS):
+            if not distance <= SEEN.get(self._computed_in or torch.float32, SEEN_IN_16_BITS):
                 return True
         return False
 
@@ -184,9 +185,29 @@ class _Writer:
         config = copy.deepcopy(self._config)
         config.update(max_new_tokens=TRIED, output_logits=True, return_dict_in_generate=True)
         config.update(do_sample=False, temperature=1.0, top_p=1.0, top_k=50)
-        output = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        with self._precision_watched():
+            output = self.model.generate(
+                input_ids=ids, attention_mask=mask, generation_config=config
+            )
         probabilities = torch.softmax(torch.stack(output.logits, dim=1).float(), dim=-1)
         return output.sequences[:, ids.shape[1] :], probabilities
+
+    @contextmanager
+    def _precision_watched(self) -> Iterator[None]:
+        """Within it the head says what the model computes in.
+
+        Autocast may be switched on within the model's own forward, where nobody outside sees it.
+        """
+
+        def look(module: torch.nn.Module, inputs: Any) -> None:
+            self._computed_in = computed_in(module)
+
+        head = self.model.get_output_embeddings() or self.model
+        handle = head.register_forward_pre_hook(look)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def _padded(self, prompts: Sequence[Ids]) -> tuple[Tensor, Tensor]:
         device, width = self.model.device, max(map(len, prompts))
@@ -283,3 +304,10 @@ def _gathered(mine: dict[int, list[int]], ranks: int) -> dict[int, list[int]]:
     parts = [mine] * ranks
     dist.all_gather_object(parts, mine)
     return {place: new for part in parts for place, new in part.items()}
+
+
+def computed_in(model: torch.nn.Module) -> torch.dtype:
+    """The precision that a model computes in: autocast's where it is on, else its weights'."""
+    weight = next(model.parameters())  # of a tied head too
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype

@@ -275,8 +275,8 @@ def _reproduction(run: Run, about: About) -> Iterator[str]:
     text = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
     yield (
         f"## How to make it again\n\n`run.yaml`:\n\n```yaml\n{text}```\n\n"
-        f"```sh\npip install counterpoint=={__version__}\n"
-        "counterpoint train run.yaml --output_dir out\n```\n"
+        f"```sh\ncounterpoint train run.yaml --output_dir out\n```\n\n"
+        f"with Counterpoint {__version__}, installed from its sources.\n"
     )
 
 

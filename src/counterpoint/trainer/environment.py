@@ -26,8 +26,8 @@ def environment() -> dict[str, Any]:
 
     Returns:
         "machine" (the processor's architecture), "cpu" (its name), "cores" (those that this
-        process may use), "memory", "gpus" (a line each), "os", "python", and "git": "commit" and
-        whether files that git knows are "changed", or None outside of a repository.
+        process may use), "memory", "gpus" (a line each), "os", "python", and "git": the "commit",
+        or None outside of a repository.
     """
     return {
         "machine": platform.machine(),
@@ -62,20 +62,20 @@ def _gpu(number: int) -> str:
 
 
 def _git() -> dict[str, Any] | None:
-    commit = _git_says("rev-parse", "HEAD")
-    if not commit:
-        return None
-    # new files are not looked for, which takes long where there are many
-    changed = _git_says("status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit, "changed": None if changed is None else bool(changed)}
+    commit = _git_says("rev-parse", "--verify", "HEAD^{commit}")
+    return {"commit": commit} if commit else None
 
 
 def _git_says(*words: str) -> str | None:
-    """What git answers about the working folder; None where it does not."""
+    """What git answers about the working folder; None where it does not.
+
+    Only what reads names of commits may be asked. Whether files have changed may not: to know it,
+    git runs the filters that the repository's own configuration names, which may be a stranger's.
+    """
     try:
         done = subprocess.run(
             # a repository's own configuration can name programs to run
-            ["git", "-c", "core.fsmonitor=false", *words],
+            ["git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", *words],
             capture_output=True,
             text=True,
             timeout=SECONDS_FOR_GIT,

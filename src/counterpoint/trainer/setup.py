@@ -123,10 +123,13 @@ def prepare_model(
         # frozen embeddings would leave checkpointed segments without an input that needs a grad
         model.enable_input_require_grads()  # type: ignore[operator]
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ModelError(
-            "CP305",
-            "no parameter of the model requires a gradient. Unfreeze some, or pass a peft_config.",
-        )
+        remedy = "Unfreeze some, or pass a peft_config."
+        if hasattr(model, "peft_config"):
+            remedy = (
+                "The adapter was loaded to be used and not trained: load it with "
+                "PeftModel.from_pretrained(..., is_trainable=True)."
+            )
+        raise ModelError("CP305", f"no parameter of the model requires a gradient. {remedy}")
     if args.stochastic_rounding:
         check_stochastic_rounding(model.parameters())
     if args.disable_dropout:
