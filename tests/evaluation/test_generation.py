@@ -67,6 +67,18 @@ def test_prompts_of_unlike_lengths_are_continued_as_if_each_were_alone(models, t
     assert len(set(tokens(together))) > 1
 
 
+def test_the_rounding_of_autocast_is_not_taken_for_seeing_padding(models, tokenizer):
+    """As accelerate switches it on: within the model's own forward, over float32 weights."""
+    model = models("qwen2").float()
+    with torch.no_grad():  # sharp enough that a rounding moves a probability by more than 1e-3
+        model.lm_head.weight.mul_(30)
+    plain = model.forward
+    model.forward = lambda *a, **k: torch.autocast("cpu", torch.bfloat16)(plain)(*a, **k)
+    widths = widths_of(model)
+    complete(model, tokenizer, prompts(), replace(SOME, batch=7))
+    assert any(rows == 7 for rows, _ in widths)
+
+
 @pytest.mark.parametrize("kind", ["bart", "deepseek_v32"])
 def test_a_model_that_sees_padding_gets_none(models, tokenizer, kind):
     """Bart's decoder counts positions from the padding on; an indexer picks tokens of it."""
