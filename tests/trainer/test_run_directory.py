@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -15,7 +14,6 @@ from transformers import TrainerCallback
 
 from counterpoint import CPOConfig, CPOTrainer, NonFiniteError
 from counterpoint.runlog import METRICS, STREAMS, Alarm, Run, read_run, stream_file
-from counterpoint.trainer.environment import environment
 from tests.steps import random_pairs
 
 DOCS = Path(__file__).parents[2] / "docs" / "run-directory.md"
@@ -228,28 +226,3 @@ def test_training_twice_in_a_folder_tells_the_second_training(train: Callable[..
     run = train(max_steps=2)
     assert [line["step"] for line in run.metrics if "loss" in line] == [1, 2]
     assert run.facts["resumed"] == []
-
-
-def test_the_environment_names_the_commit_of_the_working_folder_if_there_is_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert environment()["git"] is None
-    ran = tmp_path / "ran"
-    who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-    (tmp_path / "file").write_text("one")
-    for words in (["init", "-q"], ["add", "file"], [*who, "commit", "-q", "-m", "first"]):
-        subprocess.run(["git", *words], check=True, capture_output=True)
-    found = environment()["git"]
-    assert re.fullmatch("[0-9a-f]{40}", found["commit"])
-    assert set(found) == {"commit"}
-    # a stranger's folder may name programs that git is to run
-    for name in ("filter.x.clean", "filter.x.smudge", "core.fsmonitor", "core.sshCommand"):
-        subprocess.run(["git", "config", name, f"touch {ran}; cat"], check=True)
-    (tmp_path / ".gitattributes").write_text("* filter=x")
-    (tmp_path / "file").write_text("two")
-    assert environment()["git"] == found
-    assert not ran.exists()
-    monkeypatch.setenv("PATH", "")
-    assert environment()["git"] is None

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,7 @@ import psutil
 import torch
 
 from counterpoint.planner.machine import show_bytes
-
-SECONDS_FOR_GIT = 5.0
-"""After which git is not waited for; a working folder may be huge, or far away."""
+from counterpoint.trainer.commit import commit_of
 
 
 def environment() -> dict[str, Any]:
@@ -26,8 +23,8 @@ def environment() -> dict[str, Any]:
 
     Returns:
         "machine" (the processor's architecture), "cpu" (its name), "cores" (those that this
-        process may use), "memory", "gpus" (a line each), "os", "python", and "git": the "commit",
-        or None outside of a repository.
+        process may use), "memory", "gpus" (a line each), "os", "python", and "git": its
+        "commit", or None outside of a repository.
     """
     return {
         "machine": platform.machine(),
@@ -61,27 +58,9 @@ def _gpu(number: int) -> str:
     return f"{found.name} ({show_bytes(found.total_memory)})"
 
 
-def _git() -> dict[str, Any] | None:
-    commit = _git_says("rev-parse", "--verify", "HEAD^{commit}")
-    return {"commit": commit} if commit else None
-
-
-def _git_says(*words: str) -> str | None:
-    """What git answers about the working folder; None where it does not.
-
-    Only what reads names of commits may be asked. Whether files have changed may not: to know it,
-    git runs the filters that the repository's own configuration names, which may be a stranger's.
-    """
+def _git() -> dict[str, str] | None:
     try:
-        done = subprocess.run(
-            # a repository's own configuration can name programs to run
-            ["git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", *words],
-            capture_output=True,
-            text=True,
-            timeout=SECONDS_FOR_GIT,
-            env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
-            check=False,
-        )
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        commit = commit_of(Path.cwd())
+    except OSError:  # the working folder is gone
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return None if commit is None else {"commit": commit}
