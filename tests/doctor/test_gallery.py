@@ -380,6 +380,7 @@ GALLERY = [
     ),
     # data that the trainer refuses
     Case("an empty answer", "CP203", more(good_row(rejected=" "))),
+    Case("a picture", "CP219", more(good_row(image="cat.png"))),
     Case("a prompt too long", "CP204", both(more(good_row(prompt="two " * 60)), SHORT)),
     Case("equal answers", "CP205", more(good_row(rejected="zwei Millionen"))),
     Case("a null", "CP202", more(good_row(chosen=None))),
@@ -717,8 +718,8 @@ NOT_IN_THE_GALLERY = {
 }
 """Codes with a test of their own, above."""
 
-ON_A_COMMAND_LINE = {"CP106", "CP502"}
-"""Codes that only a command line can cause; tests/cli/test_doctor.py has them."""
+ON_A_COMMAND_LINE = {"CP106", "CP502", "CW127"}
+"""Codes that only given options can cause; test_doctor.py and test_old_options.py have them."""
 
 OF_STRANGERS = {"CP216", "CP217", "CP218", "CP311", "CP312"}
 """Codes of hostile files; tests/reliability/test_hostile_files.py has them."""

@@ -31,7 +31,11 @@ from counterpoint.data.cells import (
 from counterpoint.errors import DataError
 from counterpoint.records import Message, PreferenceRow, Text
 
+MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+"""Columns of what a text model cannot see; a row with something in one is refused."""
+
 COLUMNS = (
+    *MEDIA,
     "prompt",
     "chosen",
     "rejected",
@@ -59,9 +63,6 @@ SHAPES = (
     "Accepted are prompt + chosen + rejected, chosen + rejected with a shared beginning, "
     "conversations + chosen + rejected, and instruction + chosen + rejected"
 )
-
-MEDIA = ("image", "images", "audio", "audios", "video", "videos")
-"""Columns of what a text model cannot see; a row with something in one is refused."""
 
 ASSISTANT_TAG = "\n\nAssistant:"
 """What precedes an assistant's turn in transcripts such as hh-rlhf's."""
