@@ -63,6 +63,7 @@ _DROP = "invalid_rows: drop"
 _FIXES: Mapping[str, str] = MappingProxyType(
     {
         "CP203": _DROP,
+        "CP219": _DROP,
         "CP204": "truncation: prompt_start",
         "CP205": _DROP,
         "CP206": _DROP,
