@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 
 from counterpoint.data.encode import Limits
 
-VERSION = 3
+VERSION = 4
 """Raised with every change of what this room makes of a row."""
 
 ROWS_AT_ONCE = 1000
