@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -250,7 +251,7 @@ def test_only_the_first_description_must_be_written(
         RunLog(tmp_path / "file" / "run").describe({})
     log = RunLog(tmp_path / "run")
     log.describe({"objective": "loss"})
-    (log.folder / f"{RUN_FILE}.part").mkdir()
+    (log.folder / f".{RUN_FILE}.{os.getpid()}.part").mkdir()
     log.ended("finished", 1)
     assert "cannot be written" in caplog.text
     assert read_run(log.folder).facts["objective"] == "loss"

@@ -79,6 +79,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP516": "a folder that another run writes in",
         "CP517": "a state that cannot be saved without pickle",
         "CP518": "something beside the weights that cannot be saved",
+        "CP520": "a folder in which another run began while this one was loading",
     }
 )
 

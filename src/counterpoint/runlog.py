@@ -38,6 +38,7 @@ from typing import Any
 from counterpoint._version import __version__
 from counterpoint.errors import CounterpointError, SetupError
 from counterpoint.masking import Mask, MaskingFilter
+from counterpoint.staged import make_folder, refuse_unusable, staged
 
 RUN_FILE = "run.json"
 REQUEST_FILE = "train.yaml"
@@ -100,11 +101,13 @@ def check_writable(folder: str | Path) -> None:
     Raises:
         SetupError: CP501, naming the part of the path that is in the way.
     """
+    refuse_unusable(Path(folder))
     path = Path(folder).absolute()
     try:
-        existing = next(p for p in (path, *path.parents) if p.exists() or p.is_symlink())
+        existing = next(p for p in (path, *path.parents) if os.path.lexists(p))
         if not existing.is_dir():
-            raise SetupError("CP501", f"{path} cannot be a folder: {existing} is a file.")
+            what = "a file" if existing.exists() else "a link to nothing"
+            raise SetupError("CP501", f"{path} cannot be a folder: {existing} is {what}.")
         # asking for permission is not enough: it is granted to root on read-only file systems
         probe = existing / f".counterpoint-{os.getpid()}"
         probe.touch()
@@ -280,8 +283,9 @@ class RunLog:
     def __init__(self, folder: str | Path, *, writes: bool = True) -> None:
         """Look at what an earlier run left in the folder; nothing is written yet."""
         self.folder, self.writes = Path(folder), writes
-        self._earlier = _course_of(self.folder)
+        self._earlier = course_of(self.folder)
         self._from = self._whole_sizes()
+        self._ends = dict(self._from)  # where this log has left each stream
         self._course: dict[str, Any] = {"started": None, "resumed": [], "ended": None}
         self._facts: Mapping[str, Any] = {}
         self._described = self._warned = False
@@ -325,7 +329,10 @@ class RunLog:
         """Training begins at step 0: what an earlier one left in the streams counts no more."""
         if self._resumed_at == 0:  # it is known already
             return
-        for stream, begin in self._from.items():
+        now = self._whole_sizes()
+        for stream, own in self._from.items():
+            # another trainer may have written here since
+            begin = own if now[stream] == self._ends[stream] else now[stream]
             if begin:
                 self._mark(stream, {MARK: BEGUN, "step": 0, "from": begin})
         self._go_on({"started": _now(), "resumed": [], "ended": None})
@@ -399,14 +406,10 @@ class RunLog:
             "versions": versions(),
             "command": mask.words(sys.argv),
         }
-        target = self.folder / RUN_FILE
-        staged = target.with_suffix(".json.part")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            staged.write_text(_json(content, mask, indent=2) + "\n", encoding="utf-8")
-            staged.replace(target)
+            with staged(self.folder / RUN_FILE) as file:
+                file.write(f"{_json(content, mask, indent=2)}\n".encode())
         except OSError as error:
-            _remove(staged)
             if not self._described:
                 raise
             self._warn(error)
@@ -428,12 +431,12 @@ class RunLog:
         try:
             while self._held:
                 stream, line = self._held[0]
-                self.folder.mkdir(parents=True, exist_ok=True)
+                make_folder(self.folder)
                 path = stream_file(self.folder, stream)
                 if stream not in self._mended:
                     _mend(path)
                     self._mended.add(stream)
-                _append(path, f"{line}\n".encode())
+                self._ends[stream] = _append(path, f"{line}\n".encode())
                 del self._held[0]
         except OSError as error:
             self._warn(error)
@@ -469,13 +472,17 @@ def _whole_size(path: Path) -> int:
     return 0
 
 
-def _course_of(folder: Path) -> Mapping[str, Any]:
-    """When a run was started and where it was taken up again, as its ``run.json`` says."""
+def course_of(folder: Path) -> Mapping[str, Any]:
+    """When a run was started and where it was taken up again, as its ``run.json`` says.
+
+    Args:
+        folder: of a run; where its ``run.json`` cannot be read nothing is known.
+    """
     try:
         found = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return {name: found[name] for name in ("started", "resumed") if found.get(name)}
+    except (OSError, ValueError, AttributeError):
         return {}
-    return {name: found[name] for name in ("started", "resumed") if found.get(name)}
 
 
 def _told(error: BaseException) -> dict[str, str | None]:
@@ -528,8 +535,8 @@ def _spelt(value: Any) -> Any:
     return [_spelt(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def _append(path: Path, line: bytes) -> None:
-    """Append a whole line or nothing."""
+def _append(path: Path, line: bytes) -> int:
+    """Append a whole line or nothing; where the file then ends."""
     with path.open("ab", buffering=0) as file:
         end = file.tell()
         try:
@@ -539,14 +546,10 @@ def _append(path: Path, line: bytes) -> None:
             with contextlib.suppress(OSError):
                 file.truncate(end)
             raise
+    return end + len(line)
 
 
 def _mend(path: Path) -> None:
     """Cut off what is no whole line."""
     if path.is_file() and path.stat().st_size > _whole_size(path):
         os.truncate(path, _whole_size(path))
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)

@@ -23,11 +23,11 @@ from counterpoint.checkpoint.manifest import (
     MANIFEST,
     Manifest,
     sync_file,
-    sync_folder,
     verify,
 )
 from counterpoint.errors import SetupError
 from counterpoint.runlog import logger
+from counterpoint.staged import make_folder, sync_folder
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 FILLED = ".saving.part"
@@ -37,6 +37,13 @@ TRIAL = ".trial.part"
 """Where everything but the weights is saved once before training; removed at once."""
 
 _UNFINISHED = re.compile(r"\.(checkpoint-(\d+))\.(part|gone)")
+_HALF = re.compile(r"\.(run\.json|train\.yaml|README\.md)\.\d+\.part")
+"""Names of a run's own files that were never given theirs, see ``staged``."""
+
+
+def is_scrap(name: str) -> bool:
+    """Whether a name is of what a killed run had begun to write or to remove."""
+    return name in (FILLED, TRIAL) or any(one.fullmatch(name) for one in (_UNFINISHED, _HALF))
 
 
 def step_of(path: Path) -> int | None:
@@ -100,7 +107,7 @@ def begin(target: Path) -> None:
     staged = staging(target)
     if staged.exists():
         shutil.rmtree(staged)
-    staged.mkdir(parents=True)
+    make_folder(staged)
 
 
 def discard(target: Path) -> None:
@@ -173,7 +180,7 @@ def filled(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: where the disk refuses; then what was in the folder is as it was, or new.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     staged = folder / FILLED
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir()
@@ -201,6 +208,9 @@ def tidy(run: Path) -> None:
     """
     for name in (FILLED, TRIAL):
         shutil.rmtree(run / name, ignore_errors=True)
+    for path in run.glob(".*.part"):
+        if _HALF.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
     for path in run.glob(".checkpoint-*"):
         found = _UNFINISHED.fullmatch(path.name)
         if found is None:

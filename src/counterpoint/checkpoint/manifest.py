@@ -20,6 +20,7 @@ from typing import Any
 
 from counterpoint.errors import SetupError
 from counterpoint.runlog import versions
+from counterpoint.staged import sync_folder
 
 FORMAT = 1
 """Version of the layout; raised when an older release could not read a checkpoint any more."""
@@ -167,17 +168,6 @@ def sync_file(path: Path) -> None:
     """Bring the content of a file to the disk."""
     with path.open("r+b") as file:  # Windows syncs only what it may write
         os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring a folder's own entries to the disk, renames among them."""
-    if os.name == "nt":  # which opens no folders, and writes their entries itself
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _as_manifest(content: Mapping[str, Any]) -> Manifest:

@@ -27,6 +27,7 @@ from counterpoint.evaluation.scores import PairScores, aligned
 from counterpoint.evaluation.texts import Completion
 from counterpoint.runlog import check_writable, logger, versions
 from counterpoint.staged import refuse_taken, staged
+from counterpoint.trainer.ranks import leave_at_exit
 
 if TYPE_CHECKING:
     from counterpoint.cli.settings import Request
@@ -110,6 +111,7 @@ def evaluate(words: list[str]) -> None:
     options = EvaluateOptions(**values)
     _check_out(options)
     metrics = _metrics(options)
+    leave_at_exit()
     quiet_bars()
     quiet_replicas()
     with tempfile.TemporaryDirectory(prefix="counterpoint-") as nowhere:
@@ -132,7 +134,7 @@ def evaluate(words: list[str]) -> None:
     content = {"model": source, "base": options.base, **found.as_dict()}
     text = json.dumps(_json_ready(content), indent=1)
     if options.out is not None:
-        _write(Path(options.out), text, sides, {BEFORE: options.base, AFTER: source})
+        _write(options, text, sides, {BEFORE: options.base, AFTER: source})
     put(text if options.json else "\n".join(found.lines()))
 
 
@@ -416,7 +418,10 @@ def _check_out(options: EvaluateOptions) -> None:
 
 
 def _write(
-    folder: Path, text: str, sides: Mapping[str, Side], models: Mapping[str, str | None]
+    options: EvaluateOptions,
+    text: str,
+    sides: Mapping[str, Side],
+    models: Mapping[str, str | None],
 ) -> None:
     lines = [
         json.dumps({"model": models[who], "set": name, **one.as_entry()}, ensure_ascii=False)
@@ -424,10 +429,12 @@ def _write(
         for name, completions in side.written.items()
         for one in completions
     ]
-    (folder / TEXTS_FILE).unlink(missing_ok=True)
+    folder = Path(str(options.out))
+    if options.overwrite:
+        (folder / TEXTS_FILE).unlink(missing_ok=True)
     for name, content in ((RESULT_FILE, [text]), (TEXTS_FILE, lines)):
         if content:
-            with staged(folder / name) as file:
+            with staged(folder / name, overwrite=options.overwrite) as file:
                 file.write("".join(f"{line}\n" for line in content).encode())
 
 

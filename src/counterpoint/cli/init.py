@@ -124,7 +124,7 @@ def init(words: list[str]) -> None:
         _check_target(Path(options.out).expanduser(), options)
     if options.preset is not None:
         preset = BY_NAME[options.preset]
-        _write(of_preset(preset, options.model, options.dataset), options.out)
+        _write(of_preset(preset, options.model, options.dataset), options)
         return
     # slow to import, since it knows every option
     from counterpoint.cli.translation import translate
@@ -134,7 +134,7 @@ def init(words: list[str]) -> None:
     remarks = [line for one in made.remarks() for line in wrap(one, width, "", "  ")]
     if remarks:
         complain_all("\n".join(remarks))
-    _write(of_translation(made), options.out)
+    _write(of_translation(made), options)
 
 
 def of_preset(preset: Preset, model: str | None, dataset: Sequence[str]) -> str:
@@ -221,8 +221,8 @@ def _check_target(out: Path, options: InitOptions) -> None:
         raise ConfigError("CP104", f"{out} is the file to read; name another one with --out.")
 
 
-def _write(text: str, out: str) -> None:
-    if out == STANDARD:
+def _write(text: str, options: InitOptions) -> None:
+    if options.out == STANDARD:
         # UTF-8 whatever the terminal speaks: the reader of such files takes nothing else
         sys.stdout.flush()
         sys.stdout.buffer.write(text.encode("utf-8"))
@@ -230,7 +230,7 @@ def _write(text: str, out: str) -> None:
         return
     from counterpoint.staged import staged
 
-    path = Path(out).expanduser()
-    with staged(path) as file:
+    path = Path(options.out).expanduser()
+    with staged(path, overwrite=options.overwrite) as file:
         file.write(text.encode("utf-8"))
     sys.stderr.write(f"written to {path}; next: counterpoint doctor {path}\n")

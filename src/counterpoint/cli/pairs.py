@@ -89,7 +89,7 @@ def pairs(words: list[str]) -> None:
     one = sources[0] if len(sources) == 1 else sources
     rows = pick_split(load(one, split=options.split, streaming=True))
     made = pairs_from_scored(rows, rules, name=" ".join(Path(s).name for s in sources))
-    write_rows(made.pairs, out)
+    write_rows(made.pairs, out, overwrite=options.overwrite)
     if options.json:
         told = json.dumps({**made.counts.as_dict(), "out": str(out)}, ensure_ascii=False)
         put(told)

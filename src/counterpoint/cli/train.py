@@ -21,8 +21,15 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from counterpoint.checkpoint.folder import checkpoints, finished, remove, tidy
-from counterpoint.checkpoint.lock import LOCK, locked
+from counterpoint.checkpoint.folder import checkpoints, finished, is_scrap, remove, tidy
+from counterpoint.checkpoint.lock import (
+    LOCK,
+    Contents,
+    contents,
+    locked,
+    own_change,
+    refuse_changed,
+)
 from counterpoint.checkpoint.manifest import MANIFEST
 from counterpoint.cli.manners import (
     complain_all,
@@ -51,7 +58,10 @@ from counterpoint.runlog import (
     check_writable,
     stream_file,
 )
+from counterpoint.staged import staged
 from counterpoint.trainer.display import TrainingDisplay
+from counterpoint.trainer.lost_rank import lost_rank_named
+from counterpoint.trainer.ranks import each_does, leave_at_exit
 from counterpoint.trainer.trackers import check_trackers
 from counterpoint.trainer.trainer import CPOTrainer
 
@@ -76,10 +86,15 @@ def train(request: Request) -> None:
         KeyboardInterrupt: interrupted; its text says what is saved.
     """
     run, config = request.run, request.config
+    leave_at_exit()
     quiet_bars()
     quiet_replicas()
     hide_token(config)
-    with _nothing_left_behind(Path(config.output_dir)):
+    folder = Path(config.output_dir)
+    check_writable(folder)
+    # before the folder is looked at, and to the end: whatever lies in it by then is this run's
+    with _nothing_left_behind(folder), _alone_in(folder):
+        seen = contents(folder)
         if run.doctor and is_first_process():
             parts = _consulted(request)
         else:
@@ -87,22 +102,33 @@ def train(request: Request) -> None:
             parts = load_parts(request, call)
         display = TrainingDisplay()
         trainer = _build(parts, config, display)
-    folder = Path(config.output_dir)
-    with _alone_in(folder), _saved_so_far(folder), trainer.recorded():
+        _train(trainer, request, seen)
+        if run.eval_dataset and config.eval_strategy == IntervalStrategy.NO:
+            say("evaluating once, at the end, since eval_strategy is no")
+            with display:
+                trainer.evaluate()
+        with lost_rank_named(str(folder)):
+            each_does(lambda: None)  # none leaves while another still writes
+    metrics = stream_file(config.output_dir, METRICS).name
+    say(f"model in {config.output_dir}, its run in {RUN_FILE} and {metrics} there")
+    say(f"to look at it: counterpoint report {shlex.quote(str(config.output_dir))}")
+
+
+def _train(trainer: CPOTrainer, request: Request, seen: Contents) -> None:
+    """Train and save, in a folder that is as it was ``seen``."""
+    config, folder = request.config, Path(request.config.output_dir)
+    with _saved_so_far(folder), trainer.recorded():
+        if is_first_process():
+            refuse_changed(folder, seen)  # locks are not everybody's
+            tidy(folder)
         resume = _checkpoint(config)
         if is_first_process():
             _clear(folder, keep=resume is not None)
+            own_change(folder)
             trainer.add_callback(_WrittenRequest(request))
         with heeded(trainer):
             trainer.train(resume_from_checkpoint=resume)
         trainer.save_model()
-    if run.eval_dataset and config.eval_strategy == IntervalStrategy.NO:
-        say("evaluating once, at the end, since eval_strategy is no")
-        with display:
-            trainer.evaluate()
-    metrics = stream_file(config.output_dir, METRICS).name
-    say(f"model in {config.output_dir}, its run in {RUN_FILE} and {metrics} there")
-    say(f"to look at it: counterpoint report {shlex.quote(str(config.output_dir))}")
 
 
 def consult(request: Request) -> tuple[Report, Parts]:
@@ -244,7 +270,7 @@ def _check_vacant(config: CPOConfig, overwrite: bool) -> None:
     resumed = str(config.resume_from_checkpoint or "false").lower()
     if overwrite or not folder.is_dir() or resumed not in ("false", "auto"):
         return
-    found = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
+    found = sorted(p.name for p in folder.iterdir() if p.name != LOCK and not is_scrap(p.name))
     if resumed == "auto" and RUN_FILE in found:
         return
     if found:
@@ -258,20 +284,21 @@ def _check_vacant(config: CPOConfig, overwrite: bool) -> None:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep another run out, and clear up after a killed one, before anything else is touched."""
+    """Keep another run out of a folder; of several ranks the first one does."""
     with locked(folder) if is_first_process() else nullcontext():
-        if is_first_process():
-            tidy(folder)
         yield
 
 
 def _clear(folder: Path, keep: bool) -> None:
-    """Remove what would mix with the new run: an old one's checkpoints and log."""
+    """Remove what would mix with the new run: an old one's checkpoints and log.
+
+    What says that there is a run goes last, so that one killed meanwhile is still known for one.
+    """
     if keep or not folder.is_dir():
         return
     for path in checkpoints(folder):
         remove(path)
-    for path in (folder / RUN_FILE, *(stream_file(folder, stream) for stream in STREAMS)):
+    for path in (*(stream_file(folder, stream) for stream in STREAMS), folder / RUN_FILE):
         path.unlink(missing_ok=True)
 
 
@@ -286,7 +313,8 @@ class _WrittenRequest(TrainerCallback):
         """Every check has passed by now."""
         given = Mask().of(self._request.given)
         text = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
-        (Path(args.output_dir) / REQUEST_FILE).write_text(text, encoding="utf-8")
+        with staged(Path(args.output_dir) / REQUEST_FILE) as file:
+            file.write(text.encode())
 
 
 @contextmanager

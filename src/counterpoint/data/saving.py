@@ -40,18 +40,20 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     check_writable(path.parent)
 
 
-def write_rows(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Write rows to a file, in place of one that may be there.
+def write_rows(rows: Iterable[Mapping[str, Any]], path: Path, *, overwrite: bool = True) -> None:
+    """Write rows to a file.
 
     Args:
         rows: JSON-ready mappings; for Parquet all of the same columns and types.
         path: ends with one of ``ENDINGS``; folders that are missing are made.
+        overwrite: whether it takes the place of a file that is there when it is finished.
 
     Raises:
+        SetupError: CP506 where there is one and it may not be replaced.
         DataError: CP202 for values that Parquet cannot hold in one column.
         OSError: where the disk refuses; then nothing is left behind.
     """
-    with staged(path) as file:
+    with staged(path, overwrite=overwrite) as file:
         if path.name.lower().endswith(".parquet"):
             _write_parquet(rows, file)
         elif path.name.lower().endswith(".gz"):

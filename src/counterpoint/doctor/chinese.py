@@ -588,6 +588,10 @@ ERRORS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "CP516": ("另一个运行正在写这个文件夹", "换一个 output_dir，或等它结束。"),
         "CP518": ("权重以外的某一部分无法保存", "按消息修复配置、分词器或回调，再开始训练。"),
         "CP517": ("状态不用 pickle 就无法保存", "换用状态由张量和普通数值组成的优化器或回调。"),
+        "CP520": (
+            "加载期间另一个运行在这个文件夹里开始了",
+            "换一个 output_dir，或看过其中内容后重新开始。",
+        ),
     }
 )
 """Codes of errors that the doctor never reports: title, what to do."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from counterpoint.errors import SetupError
 from counterpoint.report.page import MARK_OF_OURS
-from counterpoint.staged import staged
+from counterpoint.staged import refuse_unusable, staged
 
 _HEAD = 4096
 """Bytes at a page's beginning in which it says that it is ours."""
@@ -22,12 +22,15 @@ def refuse_foreign(path: Path) -> None:
         path: of the file to be; its folder need not exist.
 
     Raises:
-        SetupError: CP501 where it is a folder, CP506 where it is another file.
+        SetupError: CP501 where it is a folder or no usable name, CP506 where it is another file.
     """
+    refuse_unusable(path)
     if path.is_dir():
         raise SetupError("CP501", f"{path} cannot be written: it is a folder.")
     if not path.exists():
         return
+    if not path.is_file():  # a pipe, which would be waited for
+        raise SetupError("CP501", f"{path} cannot be written: it is no plain file.")
     with path.open("rb") as file:
         if MARK_OF_OURS.encode() not in file.read(_HEAD):
             raise SetupError(
@@ -48,12 +51,13 @@ def write_page(path: Path, html: str) -> int:
         Its size in bytes.
 
     Raises:
-        SetupError: CP501 where it cannot be written.
+        SetupError: CP501 where it cannot be written, CP506 where it has become another file.
     """
     content = html.encode("utf-8")
     try:
         with staged(path) as file:
             file.write(content)
+            refuse_foreign(path)  # who asked before has made the page meanwhile
     except OSError as error:
         raise SetupError(
             "CP501", f"{path} cannot be written: {error.strerror or error}. Choose another name."

@@ -13,6 +13,7 @@ from typing import Any
 from counterpoint.errors import SetupError
 from counterpoint.report.card import CARD, About, hub_id, model_card
 from counterpoint.runlog import ALARMS, METRICS, Run, read_run
+from counterpoint.staged import staged
 
 _HUB_FILE = re.compile(r"hf://datasets/([^/@]+/[^/@]+)@")
 
@@ -83,4 +84,5 @@ def write_card(folder: Path, run_folder: Path, about: About) -> None:
         run = read_run(run_folder, (METRICS, ALARMS))
     except SetupError:  # a model can be saved without having been trained
         run = Run(run_folder, {}, (), (), (), ())
-    (folder / CARD).write_text(model_card(run, about), encoding="utf-8")
+    with staged(folder / CARD) as file:
+        file.write(model_card(run, about).encode())

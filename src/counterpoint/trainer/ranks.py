@@ -8,8 +8,11 @@ Not here: the arithmetic of ranks, which travels as tensors.
 
 from __future__ import annotations
 
+import atexit
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -60,6 +63,26 @@ def each_does(work: Callable[[], Result]) -> Result:
             _settled(_Outcome(error=error), rank)
     result: Result = mine.result
     return result
+
+
+@cache
+def leave_at_exit() -> None:
+    """Let this process leave its group before Python ends, however it ends.
+
+    Nobody else does it: accelerate makes the group with the first options, and a process whose
+    group is still there may abort while Python takes its modules apart, after a run that has ended
+    well.
+    """
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    # NCCL would wait for what a failed process never sent
+    if hasattr(sys, "last_value") and dist.get_backend() != "gloo":
+        return
+    dist.destroy_process_group()
 
 
 def _several() -> bool:

@@ -47,7 +47,7 @@ from counterpoint.checkpoint.folder import (
     step_of,
     tidy,
 )
-from counterpoint.checkpoint.lock import locked
+from counterpoint.checkpoint.lock import contents, locked, own_change, refuse_changed
 from counterpoint.checkpoint.manifest import Manifest, seal, verify
 from counterpoint.checkpoint.optimizer import load_named_state, named_state
 from counterpoint.checkpoint.randomness import random_state, set_random_state
@@ -59,7 +59,7 @@ from counterpoint.errors import ConfigError, SetupError
 from counterpoint.masking import Mask
 from counterpoint.runlog import STREAMS, RunLog, logger
 from counterpoint.trainer.finite import refuse_non_finite
-from counterpoint.trainer.ranks import each_does, first_does
+from counterpoint.trainer.ranks import each_does, first_does, leave_at_exit
 from counterpoint.trainer.trial_save import (
     generation_config_as_it_is,
     save_and_reopen_tokenizer,
@@ -151,6 +151,7 @@ class ResumableTrainer(Trainer):
 
     def __init__(self, *args: Any, callbacks: list[TrainerCallback] | None = None, **more: Any):
         """Nothing is locked or written yet."""
+        leave_at_exit()
         self._place = Place()
         self._resumption: Resumption | None = None
         self._restored = self._random_pending = False
@@ -162,6 +163,8 @@ class ResumableTrainer(Trainer):
         self._last_norm: torch.Tensor | float | None = None
         self._last_rate: float | None = None
         super().__init__(*args, callbacks=[*(callbacks or []), self._place], **more)
+        self._seen = contents(Path(self.args.output_dir))
+        """What the folder held when the trainer was made; more of it is another run's."""
 
     # ---- what a subclass says of itself ----
 
@@ -208,7 +211,8 @@ class ResumableTrainer(Trainer):
         Raises:
             ConfigError: CP103 where there is no checkpoint to go on from.
             SetupError: CP511 to CP514 for one that is not whole, of another experiment or of
-                another kind; CP516 where another run writes in ``output_dir``.
+                another kind; CP516 where another run writes in ``output_dir``, CP520 where one
+                has written there since the trainer was made, unless this one resumes it.
         """
         run = Path(self.args.output_dir)
         with ExitStack() as stack:
@@ -218,15 +222,20 @@ class ResumableTrainer(Trainer):
             self._saved_step = None
             self._resumption = self._found(run, wanted)
             self._random_pending = self._resumption is not None
+            if self._resumption is not None and self._resumption.folder.parent.samefile(run):
+                self._saved_step = self._resumption.manifest.step  # nothing is new until a step
             try:
                 yield None if self._resumption is None else str(self._resumption.folder)
             finally:
                 self._resumption, self._random_pending, self._asked_to_end = None, False, 0
+                own_change(run)
 
     def _found(self, run: Path, wanted: str | Path | bool | None) -> Resumption | None:
+        found = first_does(partial(find_checkpoint, run, wanted)) if wanted else None
+        if found is None:
+            first_does(partial(refuse_changed, run, self._seen))
         if not wanted:
             return None
-        found = first_does(partial(find_checkpoint, run, wanted))
         if found is None:
             # what a run wrote that was killed before its first checkpoint is written again
             if self.is_world_process_zero():
@@ -589,7 +598,7 @@ class ResumableTrainer(Trainer):
             return
         folder = Path(self.args.output_dir if output_dir is None else output_dir)
         refuse_non_finite(self._plain(self.model), None, folder / WEIGHTS)
-        with filled(folder) as staged:
+        with locked(folder), filled(folder) as staged:  # perhaps another run's by now
             self._write_model(staged, state_dict)
 
     def _write_model(self, folder: Path, state_dict: Any = None) -> None:

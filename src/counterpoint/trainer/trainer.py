@@ -734,7 +734,7 @@ class CPOTrainer(ResumableTrainer):
 
     def shared_state(self) -> dict[str, Any]:
         """Skipped steps, the layout that was proved, where the streams are, the multipliers."""
-        layout = None if self._assembled is None else self._assembled.layout
+        layout = self._known_layout if self._assembled is None else self._assembled.layout
         held = None if self.constraints is None else self.constraints.kept()
         return {
             "skipped_steps": self._skipped_steps,
