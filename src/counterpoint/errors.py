@@ -43,6 +43,8 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP217": "a chat template that does not come to an end",
         "CP218": "a data set that reaches outside its folder",
         "CP219": "images, audio or video that a text model cannot see",
+        "CP221": "an assistant's turn that cannot be continued",
+        "CP222": "a row that this machine could not prepare, through no fault of the row",
         # 3: model and tokenizer
         "CP301": "a model or tokenizer that cannot be loaded",
         "CP302": "a tokenizer without an end-of-sequence token",

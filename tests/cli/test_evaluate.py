@@ -213,6 +213,46 @@ def test_what_cannot_be_meant_is_said_by_code(workshop, command: Command, words,
     assert said.out == ""
 
 
+def test_a_turn_that_a_prompt_begins_is_continued(workshop: Path):
+    from transformers import AutoTokenizer
+
+    from counterpoint.cli.evaluate import _read_prompts
+
+    tokenizer = AutoTokenizer.from_pretrained(workshop / "model")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }};{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    user, begun = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "It is"}
+    shared = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "It is"}]
+    rows = [{"prompt": [user]}, {"prompt": [user, begun]}, {"prompt": json.dumps(shared)}]
+    rows = [{"prompt": json.dumps(row["prompt"])} if n < 2 else row for n, row in enumerate(rows)]
+    write_pairs(workshop / "prompts.jsonl", rows)
+    read = _read_prompts([str(workshop / "prompts.jsonl")], tokenizer)
+    texts = [tokenizer.decode(prompt.ids, skip_special_tokens=True) for prompt in read]
+    assert texts == ["user: Hi;assistant: ", *["user: Hi;assistant: It is"] * 2]
+
+
+def test_tools_system_and_arguments_of_a_prompt_reach_the_template(workshop: Path):
+    from transformers import AutoTokenizer
+
+    from counterpoint.cli.evaluate import _read_prompts
+
+    tokenizer = AutoTokenizer.from_pretrained(workshop / "model")
+    tokenizer.chat_template = (
+        "{{ mood }} {{ tools[0].name }} {% for m in messages %}{{ m.content }};{% endfor %}"
+    )
+    row = {
+        "system": "Be brief.",
+        "prompt": [{"role": "user", "content": "Hi"}],
+        "tools": [{"name": "f"}],
+        "chat_template_kwargs": {"mood": "calm"},
+    }
+    write_pairs(workshop / "prompts.jsonl", [row])
+    (read,) = _read_prompts([str(workshop / "prompts.jsonl")], tokenizer)
+    assert tokenizer.decode(read.ids, skip_special_tokens=True) == "calm f Be brief.;Hi;"
+
+
 def test_prompts_that_are_none_are_named_by_row(workshop: Path, command: Command):
     write_pairs(workshop / "prompts.jsonl", [{"prompt": "a"}, {"prompt": None}])
     said = command("evaluate", "model", "--prompts", "prompts.jsonl", "--use_cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.metadata
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from counterpoint.data import cache
 from counterpoint.data.prepare import Prepared, PrepareOptions, iter_pairs, prepare
-from counterpoint.errors import ConfigError, DataError, ModelError
+from counterpoint.errors import ConfigError, DataError, ModelError, SetupError
 from tests.tokenizers_on_the_spot import CHATML, byte_level
 
 GOOD = [{"prompt": f"Say {n}:", "chosen": f" {n} yes", "rejected": " no"} for n in range(6)]
@@ -405,3 +406,133 @@ def test_a_transform_on_reading_is_what_is_trained_on(tokenizer: Counting) -> No
 
     raw = Dataset.from_dict({"q": ["Say:"], "a": [" yes"], "b": [" no"]}).with_transform(shout)
     assert texts(prepare(raw, tokenizer), tokenizer)[0][1] == " YES<|im_end|>"
+
+
+# What is no fault of the row is neither kept nor dropped
+
+CHAT = {
+    "prompt": [{"role": "user", "content": "Hi?"}],
+    "chosen": [{"role": "assistant", "content": "Good."}],
+    "rejected": [{"role": "assistant", "content": "Bad."}],
+}
+
+
+def test_rows_refused_for_an_old_package_are_read_once_it_is_new(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.utils import chat_template_utils
+
+    chat_template_utils._compile_jinja_template.cache_clear()
+    monkeypatch.setattr("jinja2.__version__", "3.0.0")
+    with pytest.raises(SetupError, match=r"CP502 no chat template can be rendered here: .*jinja2"):
+        prepare([CHAT], tokenizer, DROP)
+    monkeypatch.undo()
+    assert prepare([CHAT], tokenizer, DROP).counts.kept == 1
+
+
+@pytest.mark.parametrize("processes", [None, 2])
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (OSError(28, "No space left on device"), r"CP222 .*row \d+ could not be rendered"),
+        (MemoryError(), r"CP217 .*row \d+: the chat template wants more memory"),
+    ],
+)
+def test_an_error_of_the_machine_stops_and_leaves_nothing_in_the_cache(
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    raised: str,
+    processes: int | None,
+) -> None:
+    def fails(*_: Any, **__: Any) -> str:
+        raise error
+
+    options = PrepareOptions(invalid_rows="drop", num_proc=processes)
+    with monkeypatch.context() as patch:
+        patch.setattr(Counting, "apply_chat_template", fails)
+        with pytest.raises(DataError, match=raised):
+            prepare([CHAT] * 2, tokenizer, options)
+        with pytest.raises(DataError, match=raised):
+            list(iter_pairs(prepare(stream([CHAT] * 2), tokenizer, options)))
+    assert list(Path(os.environ["COUNTERPOINT_CACHE"]).iterdir()) == []
+    assert prepare([CHAT] * 2, tokenizer, options).counts.kept == 2
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_an_interrupted_reading_leaves_nothing_behind(
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[BaseException],
+) -> None:
+    def fails(*_: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("counterpoint.data.encode.to_preference_row", fails)
+        with pytest.raises((DataError, KeyboardInterrupt)) as caught:
+            prepare(GOOD, tokenizer, DROP)
+    assert error is KeyboardInterrupt or caught.value.code == "CP222"
+    assert list(Path(os.environ["COUNTERPOINT_CACHE"]).iterdir()) == []
+    assert prepare(GOOD, tokenizer, DROP).counts.kept == 6
+
+
+@pytest.mark.parametrize("package", ["jinja2", "tokenizers", "transformers", "sentencepiece"])
+def test_another_version_of_what_renders_misses_the_cache(
+    tokenizer: Counting, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    prepare(GOOD, tokenizer)
+    calls, version = tokenizer.calls, importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "99.0" if name == package else version(name)
+    )
+    prepare(GOOD, tokenizer)
+    assert tokenizer.calls > calls
+
+
+# A turn that the prompt begins and the completions continue
+
+USER, BEGUN = {"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "The capital is"}
+PREFILLED: dict[str, dict[str, Any]] = {
+    "messages": {
+        "prompt": [USER, BEGUN],
+        "chosen": [{"role": "assistant", "content": " Paris."}],
+        "rejected": [{"role": "assistant", "content": " Rome."}],
+    },
+    "one message a side": {
+        "prompt": [USER, BEGUN],
+        "chosen": {"role": "assistant", "content": " Paris."},
+        "rejected": {"role": "assistant", "content": " Rome."},
+    },
+    "texts": {"prompt": [USER, BEGUN], "chosen": " Paris.", "rejected": " Rome."},
+    "an implicit prompt": {
+        "chosen": [USER, BEGUN, {"role": "assistant", "content": " Paris."}],
+        "rejected": [USER, BEGUN, {"role": "assistant", "content": " Rome."}],
+    },
+    "whole conversations beside their prompt": {
+        "prompt": [USER, BEGUN],
+        "chosen": [USER, {"role": "assistant", "content": "The capital is Paris."}],
+        "rejected": [USER, {"role": "assistant", "content": "The capital is Rome."}],
+    },
+    "ShareGPT": {
+        "conversations": [
+            {"from": "human", "value": "Hi?"},
+            {"from": "gpt", "value": "The capital is"},
+        ],
+        "chosen": {"from": "gpt", "value": " Paris."},
+        "rejected": {"from": "gpt", "value": " Rome."},
+    },
+    "messages beside texts": {"messages": [USER, BEGUN], "chosen": " Paris.", "rejected": " Rome."},
+}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("shape", PREFILLED)
+def test_of_a_turn_that_the_prompt_begins_only_the_continuation_carries_loss(
+    tokenizer: PreTrainedTokenizerFast, shape: str, streamed: bool
+) -> None:
+    rows = [PREFILLED[shape]]
+    prepared = prepare(stream(rows) if streamed else rows, tokenizer)
+    prompt = "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\nThe capital is"
+    assert texts(prepared, tokenizer) == [(prompt, " Paris.<|im_end|>", " Rome.<|im_end|>")]
+    assert prepared.counts.boundary_rows == 0

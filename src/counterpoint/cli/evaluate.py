@@ -259,10 +259,10 @@ def _decodings(options: EvaluateOptions, batch: int) -> list[Decoding]:
 
 def _read_prompts(sources: list[str], tokenizer: Any) -> list[Prompt]:
     from counterpoint.data.chat import render_prompt
+    from counterpoint.data.formats import to_prompt
     from counterpoint.data.sources import load, pick_split
     from counterpoint.data.tokenize import prompt_ids
     from counterpoint.evaluation.generation import Prompt
-    from counterpoint.records import PreferenceRow
 
     rows = pick_split(load(sources[0] if len(sources) == 1 else sources))
     found = []
@@ -274,7 +274,7 @@ def _read_prompts(sources: list[str], tokenizer: Any) -> list[Prompt]:
                 f"{' '.join(sources)}, row {number}: prompt is {str(prompt)[:40]!r}; expected a "
                 "text or a list of messages.",
             )
-        text = render_prompt(PreferenceRow(prompt, "", "", number), tokenizer)
+        text = render_prompt(to_prompt(row, number), tokenizer)
         found.append(Prompt(tuple(prompt_ids(text, tokenizer)), _reference(row, number)))
     return found
 

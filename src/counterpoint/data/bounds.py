@@ -3,7 +3,8 @@
 A chat template is a program that comes with a model. transformers runs it in a sandbox, out of
 which it cannot reach; but it may loop for hours, or double a text until memory is gone.
 
-1. Time is counted while this process computes, so that a busy or sleeping machine changes nothing.
+1. Time is counted while this thread computes, so that neither a busy or sleeping machine nor
+   other threads of this process change anything.
 2. Where the system has no such clock or limit (Windows; for memory macOS too), and in threads
    other than the main one, nothing is bounded.
 
@@ -18,11 +19,11 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
 try:
     import resource
@@ -31,6 +32,9 @@ except ImportError:  # Windows
 
 MOST_MEMORY = 2 * 2**30
 """Bytes that rendering a batch of rows may add to what the process has."""
+
+SHORTEST_TIMER = 0.001
+"""Seconds; a timer of 0 would never ring."""
 
 _PAGES = Path("/proc/self/statm")
 
@@ -44,7 +48,7 @@ def bounded_time(seconds: float) -> Iterator[None]:
     """Stop what takes more of the processor's time.
 
     Args:
-        seconds: of computing, above 0.
+        seconds: of this thread's computing, above 0.
 
     Raises:
         OutOfTime: from wherever the work was.
@@ -56,8 +60,14 @@ def bounded_time(seconds: float) -> Iterator[None]:
         yield
         return
 
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise OutOfTime
+    started = time.thread_time()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        # the timer counts what all threads of the process compute
+        left = seconds - (time.thread_time() - started)
+        if left <= 0:
+            raise OutOfTime
+        signal.setitimer(signal.ITIMER_VIRTUAL, max(left, SHORTEST_TIMER))
 
     before = signal.signal(signal.SIGVTALRM, stop)
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds)

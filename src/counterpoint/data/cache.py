@@ -1,8 +1,12 @@
 """Prepared data sets are kept on disk under a digest of all that they were made from.
 
-The digest covers the rows' content, the tokenizer's content, the limits and the version of
-this code; never a file's time or an object's identity. So a run that changes nothing reads what
-the last one wrote, and a run that changes anything cannot.
+The digest covers the rows' content, the tokenizer's content, the limits, the version of this
+code and those of every package that renders and tokenizes (``PACKAGES``); never a file's time or an
+object's identity. So a run that changes nothing reads what the last one wrote, and a run that
+changes anything cannot.
+
+What is kept follows from these alone: an error of the machine (memory, a missing package, an
+interruption) leaves nothing behind.
 
 A file appears under its name only when it is whole. Where no cache can be written, data is
 prepared without one.
@@ -15,22 +19,36 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import tempfile
 from collections.abc import Callable, Iterable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
-import tokenizers
-import transformers
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from counterpoint._version import __version__
 from counterpoint.data.encode import Limits
 
 VERSION = 4
 """Raised with every change of what this room makes of a row."""
+
+PACKAGES = (
+    "transformers",
+    "tokenizers",
+    "jinja2",
+    "markupsafe",
+    "sentencepiece",
+    "tiktoken",
+    "mistral-common",
+    "protobuf",
+    "regex",
+)
+"""What renders and tokenizes, or may: templates through jinja2, slow tokenizers through others."""
 
 ROWS_AT_ONCE = 1000
 
@@ -65,8 +83,7 @@ def digest(
     """
     total = hashlib.blake2b(digest_size=20)
     limit_values = [limits.max_length, limits.max_completion_length, limits.truncation]
-    versions = [VERSION, transformers.__version__, tokenizers.__version__]
-    total.update(json.dumps([*versions, *limit_values]).encode())
+    total.update(json.dumps([VERSION, _versions(), *limit_values]).encode())
     total.update(_tokenizer_content(tokenizer))
     _add_rows(total, dataset.select_columns(sorted(columns)))
     return total.hexdigest()
@@ -100,6 +117,15 @@ def cached(name: str, make: Callable[[str | None], Dataset], *, rows: int) -> Da
         logger.warning("The prepared data set could not be kept in %s: %s", home, error)
         return make(None)
     return _read(path, rows) or make(None)
+
+
+def _versions() -> dict[str, str]:
+    """The versions of whatever a row's tokens depend on; a package that is not there has none."""
+    found = {"counterpoint": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _exists(home: Path) -> bool:

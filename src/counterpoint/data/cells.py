@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from counterpoint.errors import DataError
@@ -30,6 +30,9 @@ ROLES = {
 
 MOST_CHARACTERS = 4 * 2**20
 """Characters of all of a row's texts: a million tokens, and more than any model reads."""
+
+MOST_NESTED = 64
+"""Lists and objects that may be inside one another: a tool's schema has ten."""
 
 
 def fail(code: str, row: int, field: str, text: str) -> NoReturn:
@@ -68,6 +71,28 @@ def check_size(raw: Mapping[str, Any], row: int) -> None:
             f"row {row} holds more than {MOST_CHARACTERS:,} characters; no model reads so long a "
             "text. Cut or remove the row.",
         )
+
+
+def check_depth(values: Iterable[Any], row: int) -> None:
+    """Refuse what is nested deeper than ``MOST_NESTED``, in JSON text too, once it has been read.
+
+    How deep that is is a number of ours: what Python stands depends on who called it, and a row
+    that one run refuses another must refuse as well.
+
+    Raises:
+        DataError: CP202.
+    """
+    level = list(values)
+    for _ in range(MOST_NESTED):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, Mapping):
+                inner += value.values()
+            elif isinstance(value, list | tuple):
+                inner += value
+        level = inner
+    if level:
+        raise DataError("CP202", f"row {row}: values are nested too deeply. Remove the row.")
 
 
 def read_text(value: Any, row: int, field: str) -> Text:

@@ -2,7 +2,8 @@
 
 The one function that ``datasets`` runs, in this process or in many, eagerly or while streaming.
 A row that cannot be used does not stop it: its ``problem`` says why, and its ids are empty.
-What is wrong with the tokenizer, and so with every row, is raised.
+What does not follow from the row alone is raised: a tokenizer that fits no row, a package that is
+missing, memory that ran out.
 
 Not here: dropping, counting, caching (``prepare``).
 """
@@ -39,8 +40,9 @@ COLUMNS = (
 )
 """The columns that ``encode_rows`` returns, one entry a row in each."""
 
-OF_THE_TOKENIZER = ("CP208", "CP217")
-"""Codes that blame the tokenizer; dropping rows would not help."""
+NOT_OF_THE_ROW = ("CP208", "CP217", "CP222")
+"""Codes that blame the tokenizer or the machine: the row may be in order, so that it is neither
+dropped nor kept in the cache as a bad one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,8 @@ def encode_rows(
 
     Raises:
         DataError: CP208 where messages meet a tokenizer without a chat template, CP217 where the
-            template does not end.
+            template does not end, CP222 where this machine fails.
+        SetupError: CP502 where a package is missing that the template needs.
     """
     columns = {name: list(values) for name, values in batch.items()}
     good: list[tuple[PreferenceRow, Rendered]] = []
@@ -95,9 +98,15 @@ def encode_rows(
                 read = to_preference_row(raw, row)
                 good.append((read, render(read, tokenizer.tokenizer)))
             except DataError as error:
-                if error.code in OF_THE_TOKENIZER:
+                if error.code in NOT_OF_THE_ROW:
                     raise
                 records.append(_problem(row, error))
+            except MemoryError as error:
+                raise DataError(
+                    "CP222",
+                    f"row {row} could not be read: memory ran out. The row may well be in order: "
+                    "try again, with more memory or fewer processes.",
+                ) from error
             else:
                 records.append({})
                 places.append(place)

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from counterpoint.data.cells import (
+    check_depth,
     check_size,
     fail,
     read_messages,
@@ -110,16 +111,40 @@ def _to_preference_row(raw: Mapping[str, Any], row: int) -> PreferenceRow:
     _check_completion(rejected, row, "rejected")
     if isinstance(prompt, str):
         _refuse_beside_text(raw, row)
+    tools, template_kwargs = read_tools(raw, row), read_template_kwargs(raw, row)
+    check_depth([prompt, chosen, rejected, tools, template_kwargs], row)
     return PreferenceRow(
         prompt=prompt,
         chosen=chosen,
         rejected=rejected,
         row=row,
-        tools=read_tools(raw, row),
-        template_kwargs=read_template_kwargs(raw, row),
+        tools=tools,
+        template_kwargs=template_kwargs,
         weight=read_number(raw, "weight", 1.0, row),
         margin=read_number(raw, "margin", 0.0, row),
     )
+
+
+def to_prompt(raw: Mapping[str, Any], row: int) -> PreferenceRow:
+    """Read the prompt of a row alone, for a model to answer or to continue.
+
+    Args:
+        raw: the row's cells by column; ``chosen`` and ``rejected`` need not be among them.
+        row: its number, named in every error.
+
+    Returns:
+        The row with tools and arguments of the template, its completions empty.
+
+    Raises:
+        DataError: CP201 for a row without a prompt; CP202 and CP216 as for ``to_preference_row``.
+    """
+    check_size(raw, row)
+    prompt = _given_prompt(raw, row)
+    if prompt is None:
+        raise DataError("CP201", f"row {row} has no prompt; expected a column prompt.")
+    tools, template_kwargs = read_tools(raw, row), read_template_kwargs(raw, row)
+    check_depth([prompt, tools, template_kwargs], row)
+    return PreferenceRow(prompt, "", "", row, tools=tools, template_kwargs=template_kwargs)
 
 
 def check_columns(columns: Iterable[str], *, name: str) -> None:
@@ -199,6 +224,8 @@ def _split(
     if isinstance(given, str) and not whole:
         return _with_system(raw, [{"role": "user", "content": given}]), chosen, rejected
     chosen, rejected = _with_system(raw, chosen), _with_system(raw, rejected)
+    if isinstance(given, list) and _begun_in(given, chosen) and _begun_in(given, rejected):
+        return given, _continuation(given, chosen), _continuation(given, rejected)
     if isinstance(given, list) and given != chosen[: len(given)]:
         fail(
             "CP206",
@@ -208,6 +235,28 @@ def _split(
             "the prompt's column, or leave only the assistant's turns in chosen and rejected.",
         )
     return _split_messages(chosen, rejected, row)
+
+
+def _begun_in(prompt: list[Message], side: list[Message]) -> bool:
+    """Whether a whole conversation goes on in the very turn that its prompt begins."""
+    last, *_ = side[len(prompt) - 1 :] or [None]
+    return (
+        last is not None
+        and prompt[-1]["role"] == last["role"] == "assistant"
+        and prompt[:-1] == side[: len(prompt) - 1]
+        and isinstance(prompt[-1].get("content"), str)
+        and isinstance(last.get("content"), str)
+        and last["content"] != prompt[-1]["content"]
+        and last["content"].startswith(prompt[-1]["content"])
+    )
+
+
+def _continuation(prompt: list[Message], side: list[Message]) -> list[Message]:
+    """What is left of the prompt's last turn, and the turns that follow it."""
+    begun, turn = prompt[-1], side[len(prompt) - 1]
+    new = {name: value for name, value in turn.items() if begun.get(name) != value}
+    rest = turn["content"][len(begun["content"]) :]
+    return [{**new, "role": "assistant", "content": rest}, *side[len(prompt) :]]
 
 
 def _given_prompt(raw: Mapping[str, Any], row: int) -> Text | None:

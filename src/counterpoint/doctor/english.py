@@ -94,6 +94,14 @@ _ERRORS: dict[str, tuple[str, str]] = {
         "A folder from elsewhere could make the run read any file of this machine.",
         "Name the file itself, or copy it into the folder.",
     ),
+    "CP221": (
+        "The completions would open a second turn, or the model would never see how its turn began.",
+        "Use a template that writes the turn, or move its text to the completions.",
+    ),
+    "CP222": (
+        "Memory, a file or a package failed while a row was prepared; another try may succeed.",
+        "Try again, with more memory or fewer processes; nothing was dropped or kept in the cache.",
+    ),
     "CP301": ("There is nothing to train.", "Correct the name, or complete the folder."),
     "CP302": (
         "Without it no completion learns to end, and generation never stops.",
