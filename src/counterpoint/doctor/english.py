@@ -95,7 +95,7 @@ _ERRORS: dict[str, tuple[str, str]] = {
         "Name the file itself, or copy it into the folder.",
     ),
     "CP221": (
-        "The completions would open a second turn, or the model would never see how its turn began.",
+        "The completions would open a second turn, or the model would not see how its own began.",
         "Use a template that writes the turn, or move its text to the completions.",
     ),
     "CP222": (
