@@ -239,10 +239,11 @@ def _split(
 
 def _begun_in(prompt: list[Message], side: list[Message]) -> bool:
     """Whether a whole conversation goes on in the very turn that its prompt begins."""
-    last, *_ = side[len(prompt) - 1 :] or [None]
-    return (
-        last is not None
-        and prompt[-1]["role"] == last["role"] == "assistant"
+    if len(side) < len(prompt):
+        return False
+    last = side[len(prompt) - 1]
+    return bool(
+        prompt[-1]["role"] == last["role"] == "assistant"
         and prompt[:-1] == side[: len(prompt) - 1]
         and isinstance(prompt[-1].get("content"), str)
         and isinstance(last.get("content"), str)
