@@ -27,6 +27,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 from counterpoint.constraints import Constraint, read_constraints
 from counterpoint.errors import ConfigError
 from counterpoint.masking import Mask
+from counterpoint.metric_names import more_is_better
 from counterpoint.old_options import modern, say
 
 LOSS_TYPES = ("sigmoid", "hinge", "ipo", "simpo", "alphapo", "orpo", "repo")
@@ -448,6 +449,7 @@ class CPOConfig(TrainingArguments, metaclass=_ByEveryName):
         self._resolve_checkpointing()
         if isinstance(self.model_init_kwargs, str):
             self.model_init_kwargs = _parse("model_init_kwargs", self.model_init_kwargs, dict)
+        self._resolve_direction()
         super().__post_init__()
 
     def to_dict(self) -> dict[str, Any]:
@@ -627,6 +629,11 @@ class CPOConfig(TrainingArguments, metaclass=_ByEveryName):
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         if (self.bf16 or several) and not gpu and not _has_accelerator():
             self.use_cpu: bool = True
+
+    def _resolve_direction(self) -> None:
+        # transformers takes more for better of whatever does not end with "loss"
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            self.greater_is_better: bool | None = more_is_better(self.metric_for_best_model)
 
     def _resolve_checkpointing(self) -> None:
         # newer releases of transformers renamed the option, and warn of TRL's name for it

@@ -22,7 +22,10 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP105": "an option of transformers or TRL that would do nothing or harm here",
         "CP106": "a configuration file that cannot be read",
         "CP107": "a required option is missing",
+        "CP108": "a metric that no evaluation of the run gives",
+        "CP109": "a method or attribute of TRL or transformers that is replaced and never called",
         "CP110": "a replay file that cannot be read",
+        "CP111": "a hook that is replaced by a method with other arguments",
         # 2: the data
         "CP201": "a column is missing",
         "CP202": "a field is null, of the wrong type or of an unknown shape",

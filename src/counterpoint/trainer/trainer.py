@@ -41,6 +41,7 @@ from counterpoint.forward.pair_forward import PairOutput, pair_forward, trunk_ro
 from counterpoint.forward.router import RouterSums, add_sums, balancing_loss, router_top_k
 from counterpoint.losses.objective import Objective, sum_totals
 from counterpoint.masking import keep_secrets
+from counterpoint.metric_names import PREFIX
 from counterpoint.metrics import MetricSums, means, pair_means
 from counterpoint.monitor.callback import Monitor
 from counterpoint.records import LossTerms, PairBatch, StepTotals, TokenPair
@@ -57,6 +58,7 @@ from counterpoint.runlog import (
     logger,
 )
 from counterpoint.trainer.assembly import Assembly
+from counterpoint.trainer.best import check_best_metric, check_evaluated, not_given, prefixed
 from counterpoint.trainer.calibration import Reader, calibrate, sums_of
 from counterpoint.trainer.card import about_model, base_of, hub_datasets, write_card
 from counterpoint.trainer.constrained import Constraints
@@ -67,6 +69,7 @@ from counterpoint.trainer.feed import Feed
 from counterpoint.trainer.finite import UpdateGuard, refuse_vanishing
 from counterpoint.trainer.fitting import fitting_budget
 from counterpoint.trainer.guard import StepGuard, non_finite_error
+from counterpoint.trainer.hooks import ATTRIBUTES, check_attributes, check_hooks
 from counterpoint.trainer.loading import load_config, load_model, load_tokenizer
 from counterpoint.trainer.lost_rank import lost_rank_named
 from counterpoint.trainer.pace import COUNTED, Pace
@@ -167,7 +170,9 @@ class CPOTrainer(ResumableTrainer):
         constraint_datasets: Mapping[str, Any] | None = None,
     ) -> None:
         """Check and prepare everything; nothing is written before all of it is sound."""
-        args = _checked_args(args, data_collator, preprocess_logits_for_metrics, optimizers[0])
+        args = self._checked(
+            args, eval_dataset, data_collator, preprocess_logits_for_metrics, optimizers[0]
+        )
         check_writable(args.output_dir)
         set_seed(args.seed)  # an adapter starts from random weights
         model = _loaded(model, args, adapted=peft_config is not None)
@@ -227,6 +232,23 @@ class CPOTrainer(ResumableTrainer):
         self.constraints = self._made_constraints()
         self._add_watchers()
 
+    @property
+    def balances(self) -> bool:
+        """Whether the model has experts, so that how they are balanced is measured."""
+        return self._top_k is not None
+
+    def _checked(self, args: CPOConfig | None, eval_dataset: Any, *refused: Any) -> CPOConfig:
+        """What can be refused before anything slow is loaded."""
+        check_hooks(self, CPOTrainer)
+        checked = _checked_args(args, *refused)
+        check_evaluated(checked, eval_dataset)
+        return checked
+
+    def _check_replaced(self) -> None:
+        """Refuse what was replaced and is never called, also after the trainer was made."""
+        check_hooks(self, CPOTrainer)
+        check_attributes(self, self._made_with)
+
     def _made_monitor(self) -> Monitor | None:
         if not self.args.monitor_steps:
             return None
@@ -246,7 +268,8 @@ class CPOTrainer(ResumableTrainer):
         )
 
     def _add_watchers(self) -> None:
-        """The callbacks that are the trainer's own."""
+        """The callbacks that are the trainer's own, and what a user's script may not replace."""
+        self._made_with = {name: getattr(self, name, None) for name in ATTRIBUTES}
         own: list[Any] = [UpdateGuard()]  # before those that act on an update
         if self.constraints is not None:
             own.append(self.constraints)
@@ -593,6 +616,26 @@ class CPOTrainer(ResumableTrainer):
         named = {k if k.startswith(prefix) else prefix + k: v for k, v in metrics.items()}
         return EvalLoopOutput(predictions, None, named, pairs)
 
+    def _evaluate(self, *facts: Any, **more: Any) -> dict[str, float]:
+        """Evaluate while training; the metric that a learning rate goes by has to be given."""
+        try:
+            return super()._evaluate(*facts, **more)
+        except KeyError as error:
+            if "metric_for_best_model" not in str(error):
+                raise
+            now = [
+                line for line in self.state.log_history if line["step"] == self.state.global_step
+            ]
+            given = {name for line in now for name in line if name.startswith(PREFIX)}
+            raise not_given(str(self.args.metric_for_best_model), given) from error
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Whether this evaluation is the best so far."""
+        wanted = prefixed(self.args.metric_for_best_model)
+        if wanted is not None and wanted not in metrics:
+            raise not_given(wanted, metrics)
+        return bool(super()._determine_best_metric(metrics, trial))
+
     def measure(self, dataset: Any, name: str = "test") -> EvaluationPass:
         """What the model says of every pair of a set, for statistics; no gradient is paid for.
 
@@ -609,6 +652,7 @@ class CPOTrainer(ResumableTrainer):
         return self._pass(self._loader(self._feed.pairs(dataset, name), name, train=False))
 
     def _pass(self, dataloader: PairLoader) -> EvaluationPass:
+        self._check_replaced()
         self.model.eval()
         self.callback_handler.eval_dataloader = dataloader
         rows = next((n for n, s in self._sets().items() if s is dataloader.pairs), None)
@@ -685,6 +729,8 @@ class CPOTrainer(ResumableTrainer):
             args: transformers' further arguments.
             kwargs: the same by name.
         """
+        self._check_replaced()
+        check_best_metric(self)
         self._skipped_steps = 0
         with self.going_on(resume_from_checkpoint) as checkpoint:
             announce(self._formula(), self.args, self.args.world_size)
