@@ -11,9 +11,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from counterpoint import SetupError
+from counterpoint.checkpoint.manifest import verify
 from counterpoint.checkpoint.weights import load_weights
 from tests.models_on_the_spot import make_model
 from tests.reliability.scenarios import SCENARIOS, trainer_of
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
 
 
 def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -45,7 +50,7 @@ def test_every_tensor_comes_back_into_a_live_model(kind: str, tmp_path: Path):
     trained.save_pretrained(tmp_path)
     live = make_model(kind, seed=2)
     parameters = {name: id(parameter) for name, parameter in live.named_parameters()}
-    load_weights(live, tmp_path)
+    load_weights(live, tmp_path, names(tmp_path))
     assert differing(state(trained), state(live)) == []
     assert {name: id(parameter) for name, parameter in live.named_parameters()} == parameters
 
@@ -55,20 +60,20 @@ def test_shards_are_read_one_after_another(tmp_path: Path):
     trained.save_pretrained(tmp_path, max_shard_size="50KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     live = make_model("qwen2", seed=2)
-    load_weights(live, tmp_path)
+    load_weights(live, tmp_path, names(tmp_path))
     assert differing(state(trained), state(live)) == []
 
 
 def test_weights_of_another_model_are_refused_by_name(tmp_path: Path):
     make_model("qwen2", intermediate_size=64).save_pretrained(tmp_path)
     with pytest.raises(SetupError, match=r"CP514 .*mlp\.down_proj\.weight \(\(32, 64\)"):
-        load_weights(make_model("qwen2"), tmp_path)
+        load_weights(make_model("qwen2"), tmp_path, names(tmp_path))
 
 
 def test_weights_of_another_precision_are_refused(tmp_path: Path):
     make_model("qwen2").bfloat16().save_pretrained(tmp_path)
     with pytest.raises(SetupError, match=r"CP514 .*bfloat16"):
-        load_weights(make_model("qwen2"), tmp_path)
+        load_weights(make_model("qwen2"), tmp_path, names(tmp_path))
 
 
 def test_an_adapter_opens_with_plain_peft(tmp_path: Path):
@@ -85,8 +90,10 @@ def test_an_adapter_with_other_layers_is_refused(tmp_path: Path):
     trainer_of(scenario, tmp_path / "run", max_steps=1).train()
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "v_proj"])
     live = peft.get_peft_model(make_model("qwen2"), config)
+    folder = tmp_path / "run" / "checkpoint-1"
+    listed = verify(folder).files
     with pytest.raises(SetupError, match=r"CP514 .*v_proj"):
-        load_weights(live, tmp_path / "run" / "checkpoint-1")
+        load_weights(live, folder, listed)
 
 
 def test_no_file_of_a_run_is_a_pickle(tmp_path: Path):

@@ -73,13 +73,16 @@ def last_good(run: Path) -> tuple[Path, Manifest] | None:
         None where there is no checkpoint at all.
 
     Raises:
-        SetupError: CP512 where there are some and none of them is whole.
+        SetupError: CP512 where there are some and none of them is whole; CP521 where the newest
+            whole one holds more than was saved: to pass it over would lose its steps.
     """
     damaged: list[str] = []
     for path in reversed(checkpoints(run)):
         try:
             manifest = verify(path, step=step_of(path))
         except SetupError as error:
+            if error.code == "CP521":
+                raise
             damaged.append(error.message)
             continue
         for message in damaged:

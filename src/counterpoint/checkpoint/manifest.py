@@ -2,7 +2,8 @@
 
 ``manifest.json`` names every file with its size and SHA-256, and carries a SHA-256 of itself. It
 is written last, when all that it names is on the disk; so a folder without one was never finished,
-and one whose files differ from it was damaged afterwards.
+and one whose files differ from it was damaged afterwards. A file that it does not name is refused:
+libraries load what they find by its name, whoever put it there.
 
 Not here: what the files hold, and where the folder lies (``folder``). Knows no torch.
 """
@@ -12,9 +13,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import stat
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -32,6 +36,16 @@ SHOWN = 4
 
 THREADS = 4
 """Files that are read, or brought to the disk, at a time."""
+
+
+_DROPPED = re.compile(
+    r"\.DS_Store|\._.*|\.AppleDouble|\.Spotlight-V100|\.Trashes|\.fseventsd|\.localized"
+    r"|[Tt]humbs\.db|desktop\.ini|\.directory|@eaDir|\.nfs[0-9a-f]+|\.fuse_hidden[0-9a-f]+"
+    r"|\.ipynb_checkpoints|\.cache|\.git|\.gitattributes|\.gitignore|\.gitkeep|\.dvc|\.dvcignore"
+    r"|.*~|\.#.*|\..*\.sw[a-p]|README\.md",
+)
+"""Names that systems, editors, notebooks and hubs leave in any folder. No loader opens one of them
+by itself, and nothing is read of them or of what lies in such a folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,21 +124,60 @@ def verify(folder: Path, *, step: int | None = None) -> Manifest:
 
     Raises:
         SetupError: CP511 where there is no manifest, CP512 for files that are missing, cut short
-            or changed, each named; CP514 for a format of another release.
+            or changed, each named; CP514 for a format of another release; CP521 for what the
+            manifest does not list.
     """
     manifest = read_manifest(folder)
+    refuse_unlisted(folder, manifest)
     wrong = []
     if step is not None and manifest.step != step:
         wrong.append(f"{MANIFEST} is that of step {manifest.step}")
     with ThreadPoolExecutor(THREADS) as pool:
         paths = [folder / name for name in manifest.files]
-        problems = pool.map(_problem, paths, manifest.files.values())
+        problems = pool.map(partial(_problem, folder.resolve()), paths, manifest.files.values())
         found = zip(manifest.files, problems, strict=True)
         wrong += [f"{name} {problem}" for name, problem in found if problem]
     if wrong:
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise SetupError("CP512", f"{folder} is damaged: {'; '.join(wrong[:SHOWN])}{more}.")
     return manifest
+
+
+def refuse_unlisted(folder: Path, manifest: Manifest) -> None:
+    """Refuse a folder that holds more than its manifest says.
+
+    What systems and editors drop into any folder is let lie; it is never read.
+
+    Args:
+        folder: of the checkpoint.
+        manifest: of it.
+
+    Raises:
+        SetupError: CP521, naming what is too much.
+    """
+    listed = {MANIFEST, *manifest.files}
+    inner = {str(parent) for name in listed for parent in PurePosixPath(name).parents}
+    found = sorted(_unlisted(folder, listed, inner))
+    if found:
+        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        raise SetupError(
+            "CP521",
+            f"{folder} holds what its {MANIFEST} does not list: {', '.join(found[:SHOWN])}{more}. "
+            "A checkpoint is loaded as it was written, or not at all: move that out of the folder.",
+        )
+
+
+def _unlisted(folder: Path, listed: set[str], inner: set[str], below: str = "") -> Iterator[str]:
+    with os.scandir(folder / below) as entries:
+        for entry in entries:
+            name = f"{below}{entry.name}"
+            if name in listed or _DROPPED.fullmatch(entry.name):
+                continue
+            # a link to a folder is none of the folders that were written
+            if name in inner and entry.is_dir(follow_symlinks=False):
+                yield from _unlisted(folder, listed, inner, f"{name}/")
+            else:
+                yield f"{name}/" if entry.is_dir(follow_symlinks=False) else name
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -174,7 +227,8 @@ def _as_manifest(content: Mapping[str, Any]) -> Manifest:
     files = {}
     for name, file in content["files"].items():
         parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or ".." in parts:
+        # on Windows a backslash parts folders, and a colon names a drive
+        if not parts or name.startswith("/") or ".." in parts or re.search(r"[\\:\0]", name):
             raise ValueError(f"{name!r} lies outside the checkpoint")
         files[name] = File(**file)
     return Manifest(**{**content, "files": files})
@@ -186,12 +240,16 @@ def _names(folder: Path) -> Iterator[str]:
             yield path.relative_to(folder).as_posix()
 
 
-def _problem(path: Path, file: File) -> str | None:
+def _problem(home: Path, path: Path, file: File) -> str | None:
     """What is wrong with a file, in words that follow its name."""
     try:
-        size = path.stat().st_size
-        if size != file.size:
-            return f"has {size:,} bytes instead of {file.size:,}"
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            return "is no file any more"
+        if not _within(home, path.resolve()):
+            return "leads out of the checkpoint"
+        if found.st_size != file.size:
+            return f"has {found.st_size:,} bytes instead of {file.size:,}"
         if _read_through(path).sha256 != file.sha256:
             return "has changed"
     except FileNotFoundError:
@@ -199,6 +257,16 @@ def _problem(path: Path, file: File) -> str | None:
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
     return None
+
+
+def _within(home: Path, file: Path) -> bool:
+    """Whether a file lies in its checkpoint, or in the same repository of the hub's cache."""
+    if file.is_relative_to(home):
+        return True
+    for parent in home.parents:
+        if parent.name == "snapshots":
+            return file.is_relative_to(parent.parent / "blobs")
+    return False
 
 
 def _read_through(path: Path) -> File:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Collection
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -64,22 +65,23 @@ def write_beside(folder: Path, model: nn.Module) -> None:
             save_file(beside, folder / BESIDE, metadata={"format": "pt"})
 
 
-def load_weights(model: nn.Module, folder: Path) -> None:
+def load_weights(model: nn.Module, folder: Path, listed: Collection[str]) -> None:
     """Put a checkpoint's weights into a model, in place.
 
     Args:
         model: unwrapped, of the same architecture and precision.
         folder: the checkpoint.
+        listed: names of its files, of a manifest that was verified; nothing else is opened.
 
     Raises:
         SetupError: CP514 for a tensor that is missing on either side, or of another shape or
             precision; each named.
     """
     if is_adapted(model):
-        _load_adapters(model, folder)
+        _load_adapters(model, folder, listed)
         return
     live = model.state_dict()
-    files = _weight_files(folder)
+    files = _weight_files(folder, listed)
     names = {name for file in files for name in _names_in(file)}
     if names <= live.keys() and _rest_is_tied(live, names):
         for file in files:
@@ -107,15 +109,21 @@ def _copy(saved: dict[str, Tensor], live: dict[str, Any], folder: Path) -> None:
             live[name].copy_(tensor)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / WEIGHTS).is_file():
+def _weight_files(folder: Path, listed: Collection[str]) -> list[Path]:
+    if WEIGHTS in listed:
         return [folder / WEIGHTS]
-    if not (folder / INDEX).is_file():
+    if INDEX not in listed:
         raise SetupError(
             "CP514", f"{folder} holds no {WEIGHTS}: it is a checkpoint of an adapter, or of none."
         )
     index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    return [folder / Path(name).name for name in sorted(set(index["weight_map"].values()))]
+    names = sorted(set(index["weight_map"].values()))
+    strange = [name for name in names if name not in listed]
+    if strange:
+        raise SetupError(
+            "CP521", f"{folder / INDEX} names {strange[0]}, which the checkpoint does not list."
+        )
+    return [folder / name for name in names]
 
 
 def _names_in(file: Path) -> list[str]:
@@ -170,22 +178,22 @@ def _adapter_state(model: nn.Module, name: str) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 
 
-def _load_adapters(model: nn.Module, folder: Path) -> None:
+def _load_adapters(model: nn.Module, folder: Path, listed: Collection[str]) -> None:
     from peft import set_peft_model_state_dict
 
     adapters = {}
     for name in _adapters(model):
-        file = (folder if name == "default" else folder / name) / ADAPTER
-        if not file.is_file():
+        file = ADAPTER if name == "default" else f"{name}/{ADAPTER}"
+        if file not in listed:
             raise SetupError("CP514", f"{folder} holds no {ADAPTER} of an adapter named {name!r}.")
-        adapters[name] = load_file(file)
+        adapters[name] = load_file(folder / file)
         try:
             set_peft_model_state_dict(model, dict(adapters[name]), adapter_name=name)
         except (RuntimeError, KeyError, ValueError) as error:
             raise SetupError(
                 "CP514", f"the adapter in {folder} does not fit the model's: {error}"
             ) from error
-    if (folder / BESIDE).is_file():
+    if BESIDE in listed:
         _copy(load_file(folder / BESIDE), dict(model.named_parameters()), folder)
     # PEFT skips what it finds no place for; so what is there now must be what was saved
     for name, saved in adapters.items():

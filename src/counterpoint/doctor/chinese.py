@@ -602,6 +602,7 @@ ERRORS: Mapping[str, tuple[str, str]] = MappingProxyType(
             "加载期间另一个运行在这个文件夹里开始了",
             "换一个 output_dir，或看过其中内容后重新开始。",
         ),
+        "CP521": ("检查点文件夹里有清单没有列出的文件", "把消息里点名的文件移出该文件夹，再继续。"),
     }
 )
 """Codes of errors that the doctor never reports: title, what to do."""

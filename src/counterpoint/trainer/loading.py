@@ -29,6 +29,7 @@ from transformers import (
 from transformers.models.auto import modeling_auto
 from transformers.utils import find_adapter_config_file
 
+from counterpoint.checkpoint.manifest import MANIFEST, read_manifest, refuse_unlisted
 from counterpoint.config import CPOConfig
 from counterpoint.data.bounds import panics_caught
 from counterpoint.errors import ConfigError, ModelError, SetupError
@@ -73,6 +74,7 @@ def load_config(source: str, args: CPOConfig, *, from_scratch: bool = False) -> 
     Raises:
         ModelError: CP301 for what is no model, CP306 for a kind that is not supported, CP310 for
             pickled weights, CP311 for a model that brings code.
+        SetupError: CP521 for a checkpoint with files that its manifest does not list.
         ConfigError: CP104 for ``model_init_kwargs`` that are not theirs to give.
     """
     folder = _folder(source, "model")
@@ -258,6 +260,8 @@ def _is_adapter(source: object) -> ModelError:
 
 def _check_model_folder(folder: Path, from_scratch: bool, allow_pickle: bool) -> None:
     found = {path.name for path in folder.iterdir()}
+    if MANIFEST in found:
+        _check_checkpoint(folder)
     if _ADAPTER in found:
         raise _is_adapter(folder)
     if "config.json" not in found:
@@ -282,6 +286,15 @@ def _check_model_folder(folder: Path, from_scratch: bool, allow_pickle: bool) ->
     )
 
 
+def _check_checkpoint(folder: Path) -> None:
+    """A checkpoint taken for a model has no file beside those that it was saved with."""
+    try:
+        manifest = read_manifest(folder)
+    except SetupError:  # a file of that name that is not ours, or too old or damaged to tell
+        return
+    refuse_unlisted(folder, manifest)
+
+
 def _is_pickled(source: object) -> ModelError:
     return ModelError(
         "CP310",
@@ -293,13 +306,21 @@ def _is_pickled(source: object) -> ModelError:
 
 def _check_shards(folder: Path, found: set[str]) -> None:
     index = folder / WEIGHTS[1]
-    if WEIGHTS[0] in found or not index.is_file():
+    if not index.is_file():
         return
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        missing = sorted(shards - found)
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ModelError("CP301", f"{index} is no index of weights: {_line(error)}") from error
-    missing = sorted(shards - found)
+    if WEIGHTS[0] in found:
+        if shards <= {WEIGHTS[0]}:
+            return
+        raise ModelError(
+            "CP301",
+            f"{folder} holds two sets of weights: {WEIGHTS[0]}, and the {len(shards)} files that "
+            f"{WEIGHTS[1]} names. Only one can be meant; move the other out of the folder.",
+        )
     if missing:
         raise ModelError(
             "CP301",

@@ -48,11 +48,11 @@ from counterpoint.checkpoint.folder import (
     tidy,
 )
 from counterpoint.checkpoint.lock import contents, locked, own_change, refuse_changed
-from counterpoint.checkpoint.manifest import Manifest, seal, verify
+from counterpoint.checkpoint.manifest import Manifest, read_manifest, seal, verify
 from counterpoint.checkpoint.optimizer import load_named_state, named_state
 from counterpoint.checkpoint.randomness import random_state, set_random_state
 from counterpoint.checkpoint.tree import plain_io_errors, read_tree, write_tree
-from counterpoint.checkpoint.weights import WEIGHTS, load_weights, write_beside
+from counterpoint.checkpoint.weights import INDEX, WEIGHTS, load_weights, write_beside
 from counterpoint.config import CPOConfig
 from counterpoint.data.batching import DealtStream
 from counterpoint.errors import ConfigError, SetupError
@@ -388,12 +388,14 @@ class ResumableTrainer(Trainer):
         """The weights, all of them or an error."""
         self.before_loading()
         target = self.model if model is None else model
-        load_weights(self._plain(target), Path(resume_from_checkpoint))
+        folder = Path(resume_from_checkpoint)
+        listed = read_manifest(folder) if self._resumption is None else self._resumption.manifest
+        load_weights(self._plain(target), folder, listed.files)
 
     def _load_best_model(self) -> None:
         best = Path(self.state.best_model_checkpoint)
-        first_does(lambda: verify(best, step=step_of(best)))
-        load_weights(self._plain(self.model), best)
+        manifest = first_does(lambda: verify(best, step=step_of(best)))
+        load_weights(self._plain(self.model), best, manifest.files)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self._resumption is None:
@@ -600,6 +602,11 @@ class ResumableTrainer(Trainer):
         refuse_non_finite(self._plain(self.model), None, folder / WEIGHTS)
         with locked(folder), filled(folder) as staged:  # perhaps another run's by now
             self._write_model(staged, state_dict)
+            other = INDEX if (staged / WEIGHTS).is_file() else WEIGHTS
+            written = {path.name for path in staged.iterdir()}
+        if written & {WEIGHTS, INDEX}:
+            # what an earlier run left there, which loaders might prefer to what was just saved
+            (folder / other).unlink(missing_ok=True)
 
     def _write_model(self, folder: Path, state_dict: Any = None) -> None:
         """The model as transformers and PEFT read it, its tokenizer, and the options as JSON.
