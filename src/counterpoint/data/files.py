@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from datasets import Dataset
 
+from counterpoint.data.undecoded import undecoded
 from counterpoint.errors import DataError
 
 OPENERS: Mapping[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
@@ -66,7 +67,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     kind = kind_of(path)
     if kind == ".parquet":
         for batch in read_parquet(path).to_batches():
-            yield from Dataset(pa.Table.from_batches([batch]))
+            yield from undecoded(Dataset(pa.Table.from_batches([batch])))
     elif kind in (".csv", ".tsv"):
         yield from _csv_rows(path, "," if kind == ".csv" else "\t")
     elif kind == ".json" and _first_character(path) == "[":

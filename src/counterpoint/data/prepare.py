@@ -26,6 +26,7 @@ from counterpoint.data.counts import PARTS, PrepareCounts
 from counterpoint.data.encode import COLUMNS, Limits, encode_rows
 from counterpoint.data.sources import dataset_from_rows
 from counterpoint.data.tokenize import PairTokenizer
+from counterpoint.data.undecoded import undecoded
 from counterpoint.errors import ConfigError, DataError
 from counterpoint.records import TokenPair
 
@@ -164,6 +165,7 @@ def prepare(
         ModelError: CP302 for a tokenizer without EOS.
     """
     options = options or PrepareOptions()
+    dataset = undecoded(dataset)
     if isinstance(dataset, IterableDataset):
         return _prepare_stream(dataset, tokenizer, options, name)
     if not isinstance(dataset, Dataset) or _is_transformed(dataset):
@@ -294,7 +296,7 @@ def encode_every_row(
         ModelError: CP302 for a tokenizer without EOS.
     """
     read = [column for column in dataset.column_names if column in formats.READ]
-    dataset = dataset.with_format(None).select_columns(read)
+    dataset = undecoded(dataset).with_format(None).select_columns(read)
     key = cache.digest(dataset, read, tokenizer, options.limits)
     return cache.cached(
         key, lambda path: _map(dataset, tokenizer, options, path), rows=len(dataset)

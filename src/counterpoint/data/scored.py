@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 from counterpoint.data.candidates import Candidate, ScoredPrompt, read_prompts
 from counterpoint.data.pair_rules import PairRules
+from counterpoint.data.undecoded import undecoded
 from counterpoint.errors import DataError
 from counterpoint.records import Text
 
@@ -189,7 +190,7 @@ def pairs_from_scored(
         counts.drop(error)
 
     pairs: list[dict[str, Any]] = []
-    for number, prompt in enumerate(read_prompts(_counted(rows, counts), rules, drop)):
+    for number, prompt in enumerate(read_prompts(_counted(undecoded(rows), counts), rules, drop)):
         pairs += _pairs_of(prompt, rules, counts, number)
     if not pairs:
         raise DataError(

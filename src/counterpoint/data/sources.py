@@ -19,6 +19,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict,
 
 from counterpoint.data.enclosure import check_enclosed, check_saved
 from counterpoint.data.files import KINDS, OPENERS, kind_of, read_parquet, read_rows, unreadable
+from counterpoint.data.undecoded import undecoded
 from counterpoint.errors import DataError
 
 AnyDataset: TypeAlias = Dataset | IterableDataset | DatasetDict | IterableDatasetDict
@@ -195,7 +196,7 @@ def _parts(path: Path) -> Iterator[Dataset]:
     if kind_of(path) == ".parquet":
         table = read_parquet(path)
         if len(table):
-            yield Dataset(table)
+            yield undecoded(Dataset(table))
         return
     rows: list[dict[str, Any]] = []
     for row in read_rows(path):
@@ -235,7 +236,7 @@ def _from_folder(path: Path, split: str | None, streaming: bool) -> AnyDataset:
             if isinstance(data, DatasetDict)
             else data.to_iterable_dataset()
         )
-    return _wanted(data, split, str(path))
+    return _wanted(undecoded(data), split, str(path))
 
 
 def _from_loose_files(path: Path, split: str | None, streaming: bool) -> AnyDataset:
@@ -289,7 +290,7 @@ def _from_hub(source: str, split: str | None, config: str | None, streaming: boo
     split = split or (named[-1] if named else None)
     config = config or (named[0] if len(named) == 2 else None)
     try:
-        return datasets.load_dataset(identity, config, split=split, streaming=streaming)
+        return undecoded(datasets.load_dataset(identity, config, split=split, streaming=streaming))
     except Exception as error:  # the hub's client raises dozens of kinds
         first_line = (str(error).strip() or "no reason given").splitlines()[0]
         reason = f"{type(error).__name__}: {first_line[:300]}"

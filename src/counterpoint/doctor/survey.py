@@ -31,6 +31,7 @@ from counterpoint.data import formats
 from counterpoint.data.counts import PARTS
 from counterpoint.data.prepare import PrepareOptions, encode_every_row
 from counterpoint.data.sources import dataset_from_rows
+from counterpoint.data.undecoded import undecoded
 from counterpoint.doctor.consistency import Consistency, Keys, consistency
 from counterpoint.doctor.findings import MOST_ROWS
 from counterpoint.doctor.lengths import Lengths
@@ -176,10 +177,11 @@ def survey(
         The facts; what stopped the pass is among its ``failures``.
     """
     found = Survey(name)
+    dataset = undecoded(dataset)
     if isinstance(dataset, IterableDataset):
         head = list(islice(dataset, STREAMED + 1))
         found.whole = len(head) <= STREAMED
-        dataset = head[:STREAMED]
+        dataset = [_read_alone(row) for row in head[:STREAMED]]
     elif not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
         dataset = list(dataset)
     try:
@@ -213,6 +215,13 @@ def _as_table(dataset: Dataset | list[Any], name: str) -> Dataset:
         raise DataError("CP209", f"{name} has no rows.")
     formats.check_columns(table.column_names, name=name)
     return table
+
+
+def _read_alone(row: Any) -> Any:
+    """A row without what columns of no meaning hold, which a table may have no type for."""
+    if not isinstance(row, Mapping):
+        return row
+    return {name: cell if name in formats.READ else None for name, cell in row.items()}
 
 
 def _raw_rows(table: Dataset) -> Iterator[dict[str, Any]]:

@@ -22,6 +22,7 @@ from counterpoint.data.encode import encode_rows
 from counterpoint.data.prepare import PrepareOptions, to_pair
 from counterpoint.data.sources import dataset_from_rows
 from counterpoint.data.tokenize import PairTokenizer
+from counterpoint.data.undecoded import undecoded
 from counterpoint.errors import DataError
 from counterpoint.records import TokenPair
 
@@ -99,6 +100,7 @@ def prepared(pairs: Sequence[TokenPair]) -> Dataset:
 
 def _some(rows: Any, most: int) -> tuple[list[int], list[Any]]:
     """Numbers and content of a few rows; of a stream the first ones."""
+    rows = undecoded(rows)
     if isinstance(rows, IterableDataset):
         first = list(islice(rows, most))
         return list(range(len(first))), first
