@@ -48,6 +48,14 @@ class Line:
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
 
+    @property
+    def dotted(self) -> bool:
+        """Whether points are drawn: if ``marks``, or where one between gaps has no line to it."""
+        if self.marks:
+            return True
+        known = np.isfinite(np.array([math.nan, *self.y, math.nan], dtype=np.float64))
+        return bool(np.any(known[1:-1] & ~known[:-2] & ~known[2:]))
+
 
 @dataclass(frozen=True, slots=True)
 class LineChart:
@@ -212,9 +220,11 @@ def number(value: float | None) -> str:
         return "∞" if value > 0 else "−∞"
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}".replace("-", "−")
-    if abs(value) >= 1000:
+    if 1000 <= abs(value) < 1e15:
         return f"{value:,.0f}".replace("-", "−")
     text = f"{value:.4g}"
+    if abs(value) < 1 and text.removeprefix("-") == "1":
+        text = text.replace("1", "0.9999")  # nearly all must not be shown as all
     return text.replace("-", "−", 1) if text.startswith("-") else text
 
 

@@ -115,6 +115,9 @@ def in_words(one: Fact, series: SeriesTable) -> str:
         f"training estimate was {number(value)}, the bound {_bound(one, bound)}."
     )
     for where, last in _held_out(series, name).items():
+        if not math.isfinite(last):
+            told += f" On {where} it was not a finite number."
+            continue
         side = "at or below" if last <= bound else f"{number(last - bound)} above"
         told += f" On {where} it is {number(last)}, {side} the bound."
     return told

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from counterpoint.errors import SetupError
 from counterpoint.report.charts import Chart, HeatMap, Histogram, Line, LineChart
@@ -32,8 +33,13 @@ _FONT = "ui-sans-serif, system-ui, sans-serif"
 _HEIGHT, _ROW, _AROUND, _TALLEST = 250, 15, 110, 900
 _MOST_NAMES = 40
 
+_WIDEST_SCALE, _GREATEST = 1e12, 1e300
+"""Between the ends of a colour scale, and its greatest end; logarithms of more overflow."""
+
 Columns = Mapping[str, Any]
 """Columns of a source by their names; each an array, or a list of words."""
+
+FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +145,7 @@ def columns(charts: Sequence[Chart], marks: Sequence[Mark] = ()) -> dict[str, Co
 
 
 def scales(charts: Sequence[Chart]) -> dict[str, tuple[float, float]]:
-    """The least and the greatest value of each heat map's scale."""
+    """The least and the greatest shade of each heat map's scale."""
     return {chart.key: _scale(chart) for chart in charts if isinstance(chart, HeatMap)}
 
 
@@ -149,7 +155,7 @@ def shape(charts: Sequence[Chart], marks: Sequence[Mark] = ()) -> str:
     for chart in charts:
         if isinstance(chart, LineChart):
             # a line of few points is drawn with marks, one with intervals with a band
-            lines = [(line.key, line.marks, bool(line.low)) for line in chart.lines]
+            lines = [(line.key, line.dotted, bool(line.low)) for line in chart.lines]
             described.append([chart.key, chart.log, lines])
         elif isinstance(chart, HeatMap):
             described.append([chart.key, chart.rows])
@@ -161,23 +167,34 @@ def shape(charts: Sequence[Chart], marks: Sequence[Mark] = ()) -> str:
 def alarm_columns(marks: Sequence[Mark]) -> Columns:
     """Alarms as columns."""
     return {
-        "since": np.array([mark.since for mark in marks], dtype=np.int32),
-        "step": np.array([mark.step for mark in marks], dtype=np.int32),
+        "since": _numbers([mark.since for mark in marks]),
+        "step": _numbers([mark.step for mark in marks]),
         "number": [str(mark.number) for mark in marks],
         "text": [mark.text for mark in marks],
     }
 
 
+def _numbers(values: Sequence[float]) -> FloatArray:
+    """Values as they were logged, in the precision in which scales and ranges are found.
+
+    A smaller type would round some of them out of their scale, to zero or to infinity. What is
+    not finite is a gap.
+    """
+    array = np.array(values, dtype=np.float64)
+    array[~np.isfinite(array)] = np.nan
+    return array
+
+
 def _line_columns(line: Line) -> Columns:
-    other = {name: np.array(values, dtype=np.float32) for name, values in line.axes.items()}
+    other = {name: _numbers(values) for name, values in line.axes.items()}
     ends = {
-        name: np.array(values, dtype=np.float32)
+        name: _numbers(values)
         for name, values in (("low", line.low), ("high", line.high))
         if line.low and line.high
     }
     return {
-        "step": np.array(line.x, dtype=np.int32),
-        "y": np.array(line.y, dtype=np.float32),
+        "step": _numbers(line.x),
+        "y": _numbers(line.y),
         **other,
         **ends,
     }
@@ -187,11 +204,12 @@ def _cell_columns(chart: HeatMap) -> Columns:
     cells = chart.cells
     names = list(dict.fromkeys(name for cell in cells for name in cell.shown))
     return {
-        "left": np.array([cell.left for cell in cells], dtype=np.int32),
-        "right": np.array([cell.right for cell in cells], dtype=np.int32),
-        "top": np.array([cell.row for cell in cells], dtype=np.int32),
-        "bottom": np.array([cell.row + 1 for cell in cells], dtype=np.int32),
-        "value": np.array([cell.value for cell in cells], dtype=np.float32),
+        "left": _numbers([cell.left for cell in cells]),
+        "right": _numbers([cell.right for cell in cells]),
+        "top": _numbers([cell.row for cell in cells]),
+        "bottom": _numbers([cell.row + 1 for cell in cells]),
+        "value": _numbers([cell.value for cell in cells]),
+        "shade": _shades_of(chart),
         "row": [chart.rows[cell.row] for cell in cells],
         "shown": [
             ", ".join(f"{name} {cell.shown[name]}" for name in names if name in cell.shown)
@@ -202,18 +220,27 @@ def _cell_columns(chart: HeatMap) -> Columns:
 
 def _bar_columns(edges: Sequence[float], counts: Sequence[float]) -> Columns:
     return {
-        "left": np.array(edges[:-1], dtype=np.float32),
-        "right": np.array(edges[1:], dtype=np.float32),
-        "top": np.array(counts, dtype=np.float32),
+        "left": _numbers(edges[:-1]),
+        "right": _numbers(edges[1:]),
+        "top": _numbers(counts),
     }
 
 
 def _scale(chart: HeatMap) -> tuple[float, float]:
-    # as the page holds them: an end in float64 may lie beyond the very cell that it came from
-    values = [value for cell in chart.cells if (value := float(np.float32(cell.value))) > 0]
-    low, high = min(values, default=1e-9), max(values, default=1.0)
+    values = [cell.value for cell in chart.cells if 0 < cell.value < math.inf]
+    high = min(max(values, default=1.0), _GREATEST)
+    low = max(min(*values, high) if values else 1e-9, high / _WIDEST_SCALE, 1 / _GREATEST)
     # a scale without a width has no colours
-    return (low, high) if high > low * 1.01 else (low / 3, high * 3)
+    return (low, high) if high > low * 1.01 else (low / 3, low * 3)
+
+
+def _shades_of(chart: HeatMap) -> FloatArray:
+    """What each cell's colour follows: its value within the scale; 0 for a value of 0 alone.
+
+    The library paints what is below the scale as what did not move, so nothing else may be there.
+    """
+    values = np.array([cell.value for cell in chart.cells], dtype=np.float64)
+    return np.where(values > 0, np.clip(values, *_scale(chart)), 0.0)
 
 
 def _source(name: str, data: Columns) -> Any:
@@ -289,6 +316,8 @@ def _lines(chart: LineChart, steps: Any) -> Figure:
 
     figure = _figure(_HEIGHT, x_range=steps, y_axis_type="log" if chart.log else "linear")
     _format_axes(figure)
+    if not chart.log:
+        figure.y_range.default_span = _span_around(chart)
     drawn = [_line(figure, line) for line in chart.lines]
     figure.add_tools(
         HoverTool(
@@ -300,6 +329,15 @@ def _lines(chart: LineChart, steps: Any) -> Figure:
         )
     )
     return figure
+
+
+def _span_around(chart: LineChart) -> float:
+    """How much of the axis a chart of one value shows: of the value's own size.
+
+    The library's own 2 would show a learning rate of 1e-6 as 0.
+    """
+    values = {y for line in chart.lines for y in line.y if math.isfinite(y) and y}
+    return max(map(abs, values), default=0.0) / 5 or 2.0
 
 
 def _line(figure: Figure, line: Line) -> Any:
@@ -317,7 +355,7 @@ def _line(figure: Figure, line: Line) -> Any:
     # a toggle of the legend finds its line by this
     drawn.tags = [f"line={line.key}"]
     drawn.nonselection_glyph = drawn.muted_glyph = None
-    if line.marks:
+    if line.dotted:
         dots = figure.scatter("step", "y", source=source, size=6, name=line.label)
         dots.glyph.update(**_coloured(line_color=line.role, fill_color="card"), line_width=1.6)
         dots.tags = [f"line={line.key}"]
@@ -381,7 +419,7 @@ def _heat_map(chart: HeatMap, steps: Any) -> Figure:
     figure.yaxis.major_tick_line_color = None
     cells = figure.quad(
         source=_source(chart.key, _cell_columns(chart)),
-        fill_color={"field": "value", "transform": mapper},
+        fill_color={"field": "shade", "transform": mapper},
         line_color=None,
     )
     cells.nonselection_glyph = cells.muted_glyph = None

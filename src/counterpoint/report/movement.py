@@ -68,8 +68,8 @@ def group_chart(looks: Sequence[Look]) -> LineChart | None:
     looks = _once(looks)
     lines = []
     for role, group in zip(SERIES * 2, _groups(looks), strict=False):
-        points = [(look["step"], value) for look in looks if (value := _of_group(look, group))]
-        if points:
+        points = [(look["step"], _of_group(look, group)) for look in looks]
+        if any(not math.isnan(value) for _, value in points):
             steps, values = zip(*points, strict=True)
             marks = len(points) <= 40
             lines.append(thin(Line(f"groups/{group}", group, role, steps, values, marks=marks)))
@@ -81,7 +81,7 @@ def group_chart(looks: Sequence[Look]) -> LineChart | None:
         unit="norm of the change a step, over the norm of the weights",
         lines=tuple(lines),
         log=True,
-        note="",
+        note="A gap: nothing moved.",
     )
 
 
@@ -201,10 +201,10 @@ def _groups(looks: Iterable[Look]) -> list[str]:
     return sorted(found, key=lambda g: GROUPS.index(g) if g in GROUPS else len(GROUPS))
 
 
-def _of_group(look: Look, group: str) -> float | None:
-    """A group's relative change; None where it is not known or 0, which no logarithm has."""
+def _of_group(look: Look, group: str) -> float:
+    """A group's relative change; NaN, a gap, where it is unknown or 0, which no logarithm has."""
     value = look.get("groups", {}).get(group, {}).get("update")
-    return float(value) if _is_number(value) and value > 0 else None
+    return float(value) if _is_number(value) and value > 0 else math.nan
 
 
 def _is_number(value: Any) -> bool:
