@@ -376,7 +376,7 @@ class CPOConfig(TrainingArguments, metaclass=_ByEveryName):
         False,
         "Counterpoint: train bfloat16 weights, and round AdamW's updates up or down at random, "
         "so that small ones arrive on average; 12 bytes a weight where float32 takes 16. Needs "
-        "counterpoint[torchao]; see docs/precision.md.",
+        "the package torchao; see docs/precision.md.",
     )
     eval_samples: int = _option(
         8,

@@ -14,6 +14,7 @@ from importlib import metadata
 from types import MappingProxyType
 
 from counterpoint.errors import SetupError
+from counterpoint.invocation import installing
 
 FLOORS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
@@ -54,8 +55,8 @@ def check_floors() -> None:
         f"{package} {version} is older than {floor} ({reason})"
         for package, version, floor, reason in old
     )
-    wanted = " ".join(f"'{package}>={floor}'" for package, _, floor, _ in old)
-    raise SetupError("CP502", f"{seen}. Install what is safe: pip install -U {wanted}")
+    wanted = [f"{package}>={floor}" for package, _, floor, _ in old]
+    raise SetupError("CP502", f"{seen}. Install what is safe: {installing(*wanted)}")
 
 
 def _numbers(version: str) -> tuple[int, ...]:

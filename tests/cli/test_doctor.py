@@ -100,14 +100,17 @@ def test_training_is_refused_with_every_finding_and_one_coded_line(
 def test_warnings_are_shown_and_do_not_refuse(workshop: Path, command: Command) -> None:
     answer = command("train", *GOOD, "--loss_type", "simpo")
     assert answer.code == 0
-    assert "WARNING CW101" in answer.err
+    assert "\nCW101  " in f"\n{answer.err}"
     assert "NOTE" not in answer.err
     quiet = command("train", *GOOD, "--loss_type", "simpo", "--output_dir", "two", "--doctor=off")
     assert quiet.code == 0
     assert "CW101" not in quiet.err
 
 
-def test_the_table_fits_a_terminal_of_80_columns(workshop: Path, command: Command) -> None:
+def test_the_table_fits_a_terminal_of_80_columns(
+    workshop: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     rows = [{**PAIRS[0], "chosen": ""}, *PAIRS]
     write_pairs(workshop / "pairs.jsonl", rows)
     out = command("doctor", *GOOD).out

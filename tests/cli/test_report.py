@@ -95,4 +95,4 @@ def test_without_the_plotting_library_its_install_command_is_named(
     said = command(*words)
     assert said.code == 2
     assert said.err.startswith("counterpoint: CP502 ")
-    assert "pip install 'counterpoint[report]'" in said.err
+    assert "-m pip install 'bokeh>=3.9'" in said.err

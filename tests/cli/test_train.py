@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from counterpoint import CPOConfig, CPOTrainer
 from counterpoint.alarms.watch import Watch
 from counterpoint.cli.train import CPOTrainer as Used
+from counterpoint.invocation import command as called
 from counterpoint.runlog import Alarm, read_run
 from counterpoint.trainer.loading import load_model, load_tokenizer, random_model
 from tests.cli.conftest import PAIRS, Command, tree, write_pairs
@@ -59,7 +60,7 @@ def log(folder: str = "out") -> list[dict[str, Any]]:
 
 SAID_LAST = [
     "model in out, its run in run.json and metrics.jsonl there",
-    "to look at it: counterpoint report out",
+    f"to look at it: {called()} report out",
 ]
 
 
@@ -442,3 +443,29 @@ def test_processes_launched_on_cpus_train_one_model_without_being_told(workshop:
     assert done.returncode == 0, done.stderr
     assert json.loads(Path("out/run.json").read_text())["step_pairs"] == 4
     assert [line["step"] for line in log()] == [1, 1]  # the step and the summary, once each
+
+
+def test_an_occupied_folder_is_refused_before_anything_is_loaded(
+    workshop: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr("counterpoint.cli.train.load_parts", lambda *_: loaded.append("parts"))
+    (workshop / "out").mkdir()
+    (workshop / "out" / "notes.txt").write_text("mine", encoding="utf-8")
+    said = command("train", write_run())
+    assert (said.code, loaded) == (2, [])
+    assert said.err.startswith("counterpoint: CP504 out holds files (notes.txt) already")
+    assert said.err.count("\n") == 1
+
+
+def test_warnings_are_a_line_each_and_the_last_line_is_the_doctors_command(
+    workshop: Path, command: Command
+) -> None:
+    said = command("train", write_run(), "--loss_type", "simpo")
+    told = [line for line in said.err.splitlines() if re.match(r"CW\d{3}  ", line)]
+    assert len(told) > 0
+    last = next(line for line in said.err.splitlines() if "; in full: " in line)
+    assert last.startswith(f"0 errors, {len(told)} warning")
+    words = last.partition("; in full: ")[2]
+    assert words.startswith(f"{called()} doctor ")
+    assert command(*words.removeprefix(f"{called()} ").split()).code in (1, 2)

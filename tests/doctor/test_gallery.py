@@ -360,8 +360,8 @@ GALLERY = [
         options(per_device_train_batch_size=13, gradient_accumulation_steps=12),
     ),
     Case("all warm-up", "CW123", options(warmup_steps=100)),
-    Case("tiny steps", "CW124", options(gradient_accumulation_steps=1)),
-    Case("huge steps", "CW124", options(gradient_accumulation_steps=64)),
+    Case("tiny steps", "CW124", options(gradient_accumulation_steps=1, num_train_epochs=20)),
+    Case("huge steps", "CW124", options(gradient_accumulation_steps=64, num_train_epochs=20)),
     Case("saving after the end", "CW125", options(save_steps=1000)),
     Case("logging after the end", "CW125", options(logging_steps=50)),
     Case(

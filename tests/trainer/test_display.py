@@ -273,7 +273,9 @@ def test_the_panel_has_a_line_for_each_constraint_that_was_measured() -> None:
 
 def test_a_plain_line_tells_of_constraints_as_far_as_there_is_room() -> None:
     line = plain_line(VIEW, NUMBERS | HELD, 1240.0)
-    assert line == "step 340/2,000  loss 0.6123  acc 71%  bc 1.812>1.800 mult 0.651  27:40 left"
+    assert (
+        line == "step 340/2,000  loss 0.6123  accuracy 71%  bc 1.812>1.800 mult 0.651  27:40 left"
+    )
     safe = {f"constraints/a/{key}": 0.1 for key in ("value", "bound", "multiplier")}
     assert plain_line(VIEW, NUMBERS | safe | HELD, 1240.0) == line  # the violated one comes first
 
@@ -299,7 +301,7 @@ def test_a_terminal_without_unicode_gets_ascii() -> None:
 
 def test_plain_lines_keep_the_time_left_and_lose_what_has_no_room() -> None:
     line = plain_line(VIEW, NUMBERS, 1240.0)
-    told = "step 340/2,000  loss 0.6123  acc 71%  margin 0.0342  chosen -1,245  27:40 left"
+    told = "step 340/2,000  loss 0.6123  accuracy 71%  margin 0.0342  27:40 left"
     assert line == told
     assert len(line) <= PLAIN_WIDTH
 

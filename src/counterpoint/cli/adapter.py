@@ -9,6 +9,7 @@ from typing import Any
 
 from counterpoint.cli.run_options import RunOptions
 from counterpoint.errors import SetupError
+from counterpoint.invocation import EXTRAS, installing
 
 
 def adapter_config(run: RunOptions) -> Any:
@@ -23,7 +24,7 @@ def adapter_config(run: RunOptions) -> Any:
         from peft import LoraConfig
     except ImportError as error:
         raise SetupError(
-            "CP502", "lora_r needs the package peft: pip install 'counterpoint[peft]'"
+            "CP502", f"lora_r needs the package peft: {installing(EXTRAS['peft'])}"
         ) from error
     targets = run.lora_target_modules or ["all-linear"]
     return LoraConfig(

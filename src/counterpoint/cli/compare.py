@@ -19,7 +19,7 @@ usage: counterpoint compare RUN RUN ... [--out FILE]
 Writes one HTML file about several runs: first what differs between them (the
 objective, options, data, machine), then their last values with the best one
 marked, then their curves laid over each other, over steps, pairs or hours. It
-opens offline. Needs no torch; needs pip install 'counterpoint[report]'.
+opens offline. Needs no torch; needs the package bokeh.
 
 examples:
   counterpoint compare runs/first runs/second

@@ -8,7 +8,7 @@ Not here: what is looked for (``doctor.examine``), loading (``train``).
 
 from __future__ import annotations
 
-from counterpoint.cli.manners import quiet_bars, say, terminal_width
+from counterpoint.cli.manners import quiet_bars, say, table_width
 from counterpoint.cli.settings import read_request, read_what_can_be
 from counterpoint.cli.train import consult
 from counterpoint.doctor.findings import Finding, Report, from_error
@@ -27,7 +27,7 @@ def doctor(words: list[str], *, as_json: bool) -> int:
     """
     quiet_bars()
     report = _report(words)
-    say(report.as_json() if as_json else report.as_table(terminal_width()))
+    say(report.as_json() if as_json else report.as_table(table_width()))
     return report.exit_code
 
 

@@ -25,6 +25,7 @@ from counterpoint.evaluation.bootstrap import SOURCE, Resampling
 from counterpoint.evaluation.preferences import Comparison, Preferences, compare, judge
 from counterpoint.evaluation.scores import PairScores, aligned
 from counterpoint.evaluation.texts import Completion
+from counterpoint.invocation import EXTRAS, installing
 from counterpoint.runlog import check_writable, logger, versions
 from counterpoint.staged import refuse_taken, staged
 from counterpoint.trainer.ranks import leave_at_exit
@@ -399,8 +400,8 @@ def _metrics(options: EvaluateOptions) -> list[str]:
         return wanted
     if options.writes and not references.is_installed():
         logger().info(
-            "BLEU and chrF are left out: sacrebleu is not installed "
-            "(pip install 'counterpoint[evaluate]')"
+            "BLEU and chrF are left out: sacrebleu is not installed (%s)",
+            installing(EXTRAS["evaluate"]),
         )
         return []
     return list(references.METRICS)

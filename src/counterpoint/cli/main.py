@@ -20,6 +20,7 @@ from counterpoint.cli.manners import complain, put, quiet_libraries, terminal_wi
 from counterpoint.data.bounds import panics_caught
 from counterpoint.errors import ConfigError, CounterpointError
 from counterpoint.floors import check_floors
+from counterpoint.invocation import NAME, command
 from counterpoint.language import Language, language_named, speaking
 from counterpoint.masking import masked
 
@@ -179,11 +180,11 @@ def _run(words: list[str], debug: bool) -> int:
 
 def _dispatch(words: list[str]) -> int:
     if not words:
-        sys.stderr.write(HELP)
+        sys.stderr.write(_help())
         return USAGE
     first, *rest = words
     if first in ("-h", "--help", "help"):
-        sys.stdout.write(HELP)
+        sys.stdout.write(_help())
         return DONE
     if first == "--version":
         sys.stdout.write(_versions())
@@ -211,6 +212,13 @@ def _dispatch(words: list[str]) -> int:
         raise ConfigError("CP101", f"{first} is no command; {hint} See counterpoint --help.")
     check_floors()
     return commands[first](rest)
+
+
+def _help() -> str:
+    here = command()
+    if here == NAME:
+        return HELP
+    return f"{HELP}\n{NAME} alone is not on your PATH; here it is called\n  {here}\n"
 
 
 def _versions() -> str:

@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from counterpoint.doctor.wrap import width_of, wrap
+from counterpoint.invocation import runnable
 from counterpoint.masking import masked
 
 CHATTY = (
@@ -28,6 +30,12 @@ CHATTY = (
 )
 WIDEST = 110
 """Columns beyond which lines are hard to read."""
+
+ENDLESS = 10**6
+"""Columns of what no terminal folds."""
+
+NARROWEST = 20
+"""Columns below which folding helps nobody."""
 
 _VERBOSITY = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -52,22 +60,34 @@ def put(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """One line on standard error, whatever line breaks ``text`` has; names the rank if any."""
+    """One line on standard error, whatever line breaks ``text`` has; names the rank if any.
+
+    On a terminal it is folded at words; elsewhere it stays one line, which a program can read.
+    """
     rank = f" [rank {os.environ['RANK']}]" if "RANK" in os.environ else ""
-    sys.stderr.write(f"counterpoint{rank}: {' '.join(masked(text).split())}\n")
+    line = f"counterpoint{rank}: {' '.join(runnable(masked(text)).split())}"
+    width = width_of(sys.stderr)
+    lines = [line] if width is None else wrap(line, max(NARROWEST, width), "", "  ")
+    sys.stderr.write("".join(f"{one}\n" for one in lines))
     sys.stderr.flush()
 
 
 def complain_all(text: str) -> None:
     """Several lines on standard error, as they are, from the first process only."""
     if is_first_process():
-        sys.stderr.write(f"{masked(text)}\n")
+        sys.stderr.write(f"{runnable(masked(text))}\n")
         sys.stderr.flush()
 
 
 def terminal_width() -> int:
     """Columns of the terminal, at most ``WIDEST``; 80 where there is none."""
     return min(shutil.get_terminal_size((80, 24)).columns, WIDEST)
+
+
+def table_width() -> int:
+    """Columns of a table on standard output: at most ``WIDEST``; of a pipe, without an end."""
+    width = width_of(sys.stdout)
+    return ENDLESS if width is None else min(width, WIDEST)
 
 
 def show_progress(name: str, done: int, total: int | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from counterpoint.cli.run_options import RunOptions
 from counterpoint.cli.yaml_file import read_config
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ConfigError, CounterpointError, SetupError
-from counterpoint.masking import keep_secrets
+from counterpoint.masking import Mask, keep_secrets
 from counterpoint.old_options import modern, say
 
 OF_THE_DATA = (
@@ -54,11 +54,13 @@ class Request:
         config: everything that the trainer takes.
         given: the options given by file or flag and their values, without secrets; enough to
             ask for the same again.
+        words: of the command line that asked for it, without secrets.
     """
 
     run: RunOptions
     config: CPOConfig
     given: Mapping[str, Any]
+    words: tuple[str, ...] = ()
 
 
 def read_request(argv: list[str]) -> Request:
@@ -71,7 +73,8 @@ def read_request(argv: list[str]) -> Request:
         ConfigError: CP101 to CP107, naming flag or line.
         SetupError: CP502 where an option needs a package that is not installed.
     """
-    return _build(read_values(argv))
+    request = _build(read_values(argv))
+    return replace(request, words=tuple(Mask().words(argv)))
 
 
 def read_what_can_be(argv: list[str]) -> Request | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -48,7 +49,9 @@ from counterpoint.config import CPOConfig
 from counterpoint.doctor import examine
 from counterpoint.doctor.examination import examine_second_sets
 from counterpoint.doctor.findings import Finding, Report, from_error
+from counterpoint.doctor.wrap import width_of
 from counterpoint.errors import ConfigError, CounterpointError, SetupError
+from counterpoint.invocation import command
 from counterpoint.masking import Mask
 from counterpoint.runlog import (
     METRICS,
@@ -111,7 +114,7 @@ def train(request: Request) -> None:
             each_does(lambda: None)  # none leaves while another still writes
     metrics = stream_file(config.output_dir, METRICS).name
     say(f"model in {config.output_dir}, its run in {RUN_FILE} and {metrics} there")
-    say(f"to look at it: counterpoint report {shlex.quote(str(config.output_dir))}")
+    say(f"to look at it: {command()} report {shlex.quote(str(config.output_dir))}")
 
 
 def _train(trainer: CPOTrainer, request: Request, seen: Contents) -> None:
@@ -175,13 +178,43 @@ def consult(request: Request) -> tuple[Report, Parts]:
 
 def _consulted(request: Request) -> Parts:
     """The parts of a run that the doctor has nothing against; says what it found."""
+    _refuse_at_once(request)
     report, parts = consult(request)
-    if report.of_severity("error", "warning"):
-        complain_all(report.as_table(terminal_width(), ("error", "warning")))
     refusal = report.refusal()
     if refusal is not None:
+        complain_all(report.as_table(terminal_width(), ("error", "warning")))
         raise refusal
+    warnings = report.as_lines(width_of(sys.stderr), ("warning",))
+    if warnings:
+        complain_all("\n".join([*warnings, f"{report.summary()}; in full: {_doctor(request)}"]))
     return parts
+
+
+def _refuse_at_once(request: Request) -> None:
+    """Raise what the options, the folder and the trackers alone refuse, before anything is loaded.
+
+    What else they refuse is said before it, a line each, as the doctor would.
+    """
+    found: list[Finding] = []
+
+    def attempt(function: Callable[..., Any], *facts: Any, **more: Any) -> Any:
+        try:
+            return function(*facts, **more)
+        except CounterpointError as error:
+            found.append(from_error(error))
+
+    check_run(request, attempt)
+    report = Report.of(found)
+    refusal = report.refusal()
+    if refusal is not None:
+        if len(report.findings) > 1:
+            complain_all("\n".join(report.as_lines(width_of(sys.stderr), ("error",))))
+        raise refusal
+
+
+def _doctor(request: Request) -> str:
+    """The command that says in full what was found."""
+    return shlex.join(["counterpoint", "doctor", *request.words])
 
 
 def check_run(request: Request, attempt: Attempt) -> None:

@@ -21,7 +21,7 @@ to stays. Ends with Ctrl-C. From another machine, forward the port:
 
   ssh -L 8088:127.0.0.1:8088 MACHINE
 
-Needs no torch; needs pip install 'counterpoint[report]'.
+Needs no torch; needs the package bokeh.
 
 options:
 """

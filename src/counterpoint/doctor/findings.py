@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from counterpoint.doctor.table import TABLE, meaning, severity_of
-from counterpoint.doctor.wrap import padded, wrap
+from counterpoint.doctor.wrap import columns, cut, padded, wrap
 from counterpoint.errors import (
     ConfigError,
     CounterpointError,
@@ -20,6 +20,7 @@ from counterpoint.errors import (
     SetupError,
     TrainingError,
 )
+from counterpoint.invocation import runnable
 from counterpoint.language import phrase, spoken
 
 Severity = Literal["error", "warning", "note"]
@@ -146,6 +147,15 @@ class Report:
         content = {"exit_code": self.exit_code, "summary": self.summary(), "findings": findings}
         return json.dumps(content, indent=2)
 
+    def as_lines(self, width: int | None, severities: Sequence[Severity]) -> list[str]:
+        """A line for each finding: its code, what is so, and as much of what was seen as fits.
+
+        Args:
+            width: columns of the terminal; None where nobody folds the line.
+            severities: which findings to show.
+        """
+        return [_line(finding, width) for finding in self.of_severity(*severities)]
+
     def as_table(self, width: int, severities: Sequence[Severity] = SEVERITIES) -> str:
         """The report for people.
 
@@ -166,22 +176,35 @@ class Report:
 
 def _block(finding: Finding, width: int) -> Iterator[str]:
     entry = meaning(finding.code)
-    columns = max(NARROWEST, width)
+    across = max(NARROWEST, width)
     severity = padded(phrase(finding.severity).upper(), 8)
-    yield from wrap(entry.title, columns, f"{severity}{finding.code}  ", " " * 15)
+    yield from wrap(entry.title, across, f"{severity}{finding.code}  ", " " * 15)
+    yield from wrap(_seen(finding), across, _label("seen"), " " * 8)
+    if finding.severity == "note":
+        return
+    yield from wrap(entry.why, across, _label("why"), " " * 8)
+    yield from wrap(runnable(entry.do), across, _label("do"), " " * 8)
+    # not folded: it is there to be copied
+    yield from (f"{_label('paste')}{line}" for line in finding.fix.splitlines())
+
+
+def _seen(finding: Finding) -> str:
+    """What was seen and in which rows, in words that a terminal can show."""
     seen = finding.seen
     if finding.rows:
         rows = ", ".join(str(row) for row in finding.rows)
         seen += f" ({phrase('rows {rows}', rows=rows)})"
     # what data hold must not move the cursor, nor be half a character that no terminal takes
-    seen = "".join(c if c.isprintable() or c == "\n" else "?" for c in seen)
-    yield from wrap(seen, columns, _label("seen"), " " * 8)
-    if finding.severity == "note":
-        return
-    yield from wrap(entry.why, columns, _label("why"), " " * 8)
-    yield from wrap(entry.do, columns, _label("do"), " " * 8)
-    # not folded: it is there to be copied
-    yield from (f"{_label('paste')}{line}" for line in finding.fix.splitlines())
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in runnable(seen))
+
+
+def _line(finding: Finding, width: int | None) -> str:
+    seen = " ".join(_seen(finding).split())
+    line = f"{finding.code}  {meaning(finding.code).title}: {seen}"
+    if width is None or columns(line) <= width:
+        return line
+    kept, _ = cut(line, max(NARROWEST, width) - 1)
+    return f"{kept.rstrip()}…"
 
 
 def _label(word: str) -> str:

@@ -16,6 +16,9 @@ from counterpoint.doctor.presets import PAIRS_PER_STEP
 FAR = 4
 """Factor from the published pairs per step from which a run is far from them."""
 
+TRIAL_STEPS = 20
+"""Steps of the published size below which a run is a trial, whose size says nothing."""
+
 SHORT = 0.25
 """Share of a full step below which an epoch's last one is short."""
 
@@ -67,7 +70,8 @@ def of_batch(args: CPOConfig, *, pairs: int | None, ranks: int) -> Iterator[Find
     yield _told(args, steps, ranks)
     if pairs:
         yield from _fit(args, steps, pairs)
-    if not PAIRS_PER_STEP / FAR <= steps.pairs <= PAIRS_PER_STEP * FAR:
+    far = not PAIRS_PER_STEP / FAR <= steps.pairs <= PAIRS_PER_STEP * FAR
+    if far and not _is_trial(steps):
         wanted = PAIRS_PER_STEP / (args.per_device_train_batch_size * ranks)
         yield find(
             "CW124",
@@ -76,6 +80,11 @@ def of_batch(args: CPOConfig, *, pairs: int | None, ranks: int) -> Iterator[Find
         )
     if steps.total:
         yield from _schedule(args, steps.total)
+
+
+def _is_trial(steps: Steps) -> bool:
+    """Whether a run is so short that steps of the published size would be hardly any."""
+    return steps.total is not None and steps.total * steps.pairs < TRIAL_STEPS * PAIRS_PER_STEP
 
 
 def _told(args: CPOConfig, steps: Steps, ranks: int) -> Finding:

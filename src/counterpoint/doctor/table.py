@@ -18,6 +18,7 @@ from typing import Literal
 from counterpoint.doctor.chinese import CHINESE, ERRORS
 from counterpoint.doctor.english import ENGLISH
 from counterpoint.doctor.wrap import columns, wrap
+from counterpoint.invocation import runnable
 from counterpoint.language import phrase, spoken
 
 _SEVERITIES: dict[str, Literal["error", "warning", "note"]] = {
@@ -94,6 +95,6 @@ def explain(code: str, width: int = 80) -> str:
         *wrap(f"{code} ({phrase(severity_of(code))}): {entry.title}", width),
         "",
         *wrap(entry.why, width, why, " " * columns(why)),
-        *wrap(entry.do, width, do, " " * columns(do)),
+        *wrap(runnable(entry.do), width, do, " " * columns(do)),
     ]
     return "\n".join(lines) + "\n"

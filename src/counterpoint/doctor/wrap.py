@@ -5,13 +5,31 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Iterator
+from typing import TextIO
 
 _WIDE = ("W", "F")
 # a word with the spaces before it; or one wide character, between which a line may break
 _PIECE = re.compile(r"\s*[^\s\u2e80-\uffef]+|\s*[\u2e80-\uffef]|\s+")
+
+
+def width_of(stream: TextIO) -> int | None:
+    """Columns to fold what a stream shows; None where it is a pipe or a file.
+
+    The variable ``COLUMNS`` counts before the terminal, as for other programs.
+    """
+    asked = os.environ.get("COLUMNS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    if not stream.isatty():
+        return None
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
 
 
 def columns(text: str) -> int:
@@ -47,7 +65,7 @@ def wrap(text: str, width: int, first: str = "", rest: str = "") -> Iterator[str
         for piece in _PIECE.findall(paragraph):
             while columns(prefix) + columns(line) + columns(piece) > width:
                 if not line.strip() and columns(piece.lstrip()) > width - columns(prefix):
-                    kept, piece = _cut(piece.lstrip(), width - columns(prefix))
+                    kept, piece = cut(piece.lstrip(), width - columns(prefix))
                     line = kept
                 elif not line.strip():
                     break
@@ -58,7 +76,8 @@ def wrap(text: str, width: int, first: str = "", rest: str = "") -> Iterator[str
         prefix = rest
 
 
-def _cut(word: str, width: int) -> tuple[str, str]:
+def cut(word: str, width: int) -> tuple[str, str]:
+    """As much of a text as takes no more than ``width`` columns, at least a character; the rest."""
     end = 1
     while end < len(word) and columns(word[: end + 1]) <= width:
         end += 1

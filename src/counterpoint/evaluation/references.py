@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from counterpoint.errors import SetupError
+from counterpoint.invocation import EXTRAS, installing
 
 METRICS = ("bleu", "chrf")
 BLEU_TOKENIZERS = ("13a", "zh", "char", "intl")
@@ -52,7 +53,7 @@ def check_installed() -> None:
         raise SetupError(
             "CP502",
             "BLEU and chrF need the package sacrebleu, which is not installed: "
-            "pip install 'counterpoint[evaluate]'",
+            + installing(EXTRAS["evaluate"]),
         )
 
 

@@ -70,6 +70,7 @@ _QUICKSTART = {
     "model and run": "模型与运行",
     "data, config": "数据与配置",
     "look at it": "查看报告",
+    "that needs": "需要先装",
     "next, the same run with another loss": "接下来，换一种损失再训练一次",
 }
 

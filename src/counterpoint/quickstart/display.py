@@ -9,21 +9,38 @@ Not here: what the lines say (``run``, ``table``), and silencing the libraries (
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from counterpoint.doctor.wrap import padded, wrap
+from counterpoint.doctor.wrap import padded, width_of, wrap
 from counterpoint.language import phrase
 
 WIDTH = 80
+NARROWEST = 20
+"""Columns below which folding helps nobody."""
 BAR = 18
 
 
-def say(text: str = "") -> None:
-    """One line, or several, on standard output."""
+def say(text: str = "", *, folded: bool = True) -> None:
+    """One line, or several, on standard output.
+
+    Args:
+        text: of lines of at most ``WIDTH`` columns.
+        folded: at the edge of a narrower terminal; a command to be copied is not.
+    """
+    width = width_of(sys.stdout)
+    if folded and width is not None and width < WIDTH:
+        lines = [part for line in text.splitlines() for part in _narrowed(line, width)]
+        text = "\n".join(lines)
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
+
+
+def _narrowed(line: str, width: int) -> Iterator[str]:
+    inset = " " * (len(line) - len(line.lstrip()))
+    return wrap(line.strip(), max(NARROWEST, width), inset, inset + "  ")
 
 
 def say_step(number: int, name: str, text: str, **values: Any) -> None:

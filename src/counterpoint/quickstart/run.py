@@ -14,6 +14,7 @@ import logging
 import shlex
 import shutil
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from transformers import PrinterCallback
 from counterpoint.config import CPOConfig
 from counterpoint.doctor.wrap import padded
 from counterpoint.errors import SetupError
+from counterpoint.invocation import EXTRAS, command, installing
 from counterpoint.language import phrase
 from counterpoint.quickstart.display import Progress, say, say_step
 from counterpoint.quickstart.supervised import train_supervised
@@ -253,13 +255,16 @@ def _show_result(result: QuickstartResult, steps: int, held_out: int, shown: lis
         say(line)
     say()
     folder = shlex.quote(str(result.folder))
+    here = command()
     for label, text in (
         (phrase("model and run"), str(result.model)),
         (phrase("data, config"), str(result.folder)),
-        (phrase("look at it"), f"counterpoint report {shlex.quote(str(result.model))}"),
+        (phrase("look at it"), f"{here} report {shlex.quote(str(result.model))}"),
     ):
-        say(f"{padded(label, 15)}{text}")
+        say(f"{padded(label, 15)}{text}", folded=False)
+    if find_spec("bokeh") is None:
+        say(f"{padded(phrase('that needs'), 15)}{installing(EXTRAS['report'])}", folded=False)
     say(phrase("next, the same run with another loss"))
-    say(f"  counterpoint train {folder}/{CONFIG_FILE} \\")
-    say("    --loss_type simpo --beta 5 --simpo_gamma 2.5 \\")
-    say(f"    --output_dir {folder}/simpo")
+    say(f"  {here} train {folder}/{CONFIG_FILE} \\", folded=False)
+    say("    --loss_type simpo --beta 5 --simpo_gamma 2.5 \\", folded=False)
+    say(f"    --output_dir {folder}/simpo", folded=False)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from counterpoint.errors import SetupError
+from counterpoint.invocation import EXTRAS, installing
 from counterpoint.report.charts import Chart, HeatMap, Histogram, Line, LineChart
 from counterpoint.report.palette import colour, shades
 
@@ -119,7 +120,7 @@ def check_installed() -> None:
         raise SetupError(
             "CP502",
             "a report needs the package bokeh, which is not installed: "
-            "pip install 'counterpoint[report]'",
+            + installing(EXTRAS["report"]),
         ) from error
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ModelError, SetupError
+from counterpoint.invocation import EXTRAS, installing
 from counterpoint.trainer.loading import load_config, load_model, refuse_pickled_adapter
 
 ADAPTER_FILE = "adapter_config.json"
@@ -70,7 +71,7 @@ def load_adapted(source: str, args: CPOConfig) -> Any:
         import peft
     except ImportError as error:
         raise SetupError(
-            "CP502", f"{source} is an adapter and needs peft: pip install 'counterpoint[peft]'"
+            "CP502", f"{source} is an adapter and needs peft: {installing(EXTRAS['peft'])}"
         ) from error
     load_config(base, args)
     model = load_model(base, args, adapted=True)

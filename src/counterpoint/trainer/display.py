@@ -291,7 +291,7 @@ def plain_line(view: View, numbers: Mapping[str, float], now: float | None = Non
         left = _left(view, now) if now is not None else ""
         worst_first = sorted(constraints_of(numbers), key=lambda one: not one.violated)
         held = [_held(one, ascii_only=True, short=True) for one in worst_first]
-        told = _parts(numbers, accuracy="acc")
+        told = _parts(numbers)
         parts = [*told[:2], *held, *told[2:], *_speeds(numbers)]
         return _fitting([begin, *parts], [f"{left} left"] if left else [])
     return _fitting([f"{begin}  {_name_of(numbers)}", *_others(numbers)], [])
@@ -313,11 +313,11 @@ def _bar(view: View, width: int, now: float, beside: list[str], ascii_only: bool
     )
 
 
-def _parts(numbers: Mapping[str, float], accuracy: str = "accuracy") -> list[str]:
+def _parts(numbers: Mapping[str, float]) -> list[str]:
     """The numbers of a training line as people read them, the most telling first."""
     words = {
         "loss": ("loss", _number),
-        "rewards/accuracies": (accuracy, lambda x: f"{x:.0%}"),
+        "rewards/accuracies": ("accuracy", lambda x: f"{x:.0%}"),
         "rewards/margins": ("margin", _number),
         "logps/chosen": ("chosen", _number),
     }

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ConfigError, SetupError
+from counterpoint.invocation import EXTRAS, installing
 from counterpoint.rounding import CHUNK, held, rounds_to_nearest
 from counterpoint.runlog import logger
 
@@ -126,7 +127,7 @@ def _stochastic_class() -> type[torch.optim.Optimizer]:
         raise SetupError(
             "CP502",
             "stochastic_rounding needs the package torchao, which is not installed: "
-            "pip install 'counterpoint[torchao]'",
+            + installing(EXTRAS["torchao"]),
         ) from error
     return StochasticAdamW
 

@@ -21,6 +21,7 @@ from counterpoint.config import CPOConfig
 from counterpoint.constraints import Constraint
 from counterpoint.errors import ConfigError, ModelError, SetupError
 from counterpoint.forward.router import router_top_k
+from counterpoint.invocation import EXTRAS, installing
 from counterpoint.losses.objective import Objective
 from counterpoint.runlog import logger
 from counterpoint.trainer.precision import check_stochastic_rounding
@@ -163,7 +164,7 @@ def adapt(model: nn.Module, args: CPOConfig, peft_config: Any) -> nn.Module:
         raise SetupError(
             "CP502",
             "a peft_config needs the package peft, which is not installed: "
-            "pip install 'counterpoint[peft]'",
+            + installing(EXTRAS["peft"]),
         ) from error
     if not isinstance(peft_config, peft.PeftConfig):
         raise ModelError(

@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ConfigError, SetupError
+from counterpoint.invocation import installing
 
 TRACKERS: Mapping[str, tuple[tuple[str, ...], str]] = MappingProxyType(
     {
@@ -55,5 +56,5 @@ def check_trackers(args: CPOConfig) -> None:
             raise SetupError(
                 "CP502",
                 f"report_to={name} needs the package {modules[0]}, which is not installed: "
-                f"pip install {package}",
+                + installing(package),
             )
