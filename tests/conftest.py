@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ settings.load_profile("here")  # time limits would fail on a busy machine, not o
 
 pytest_plugins = ["tests.tokenizers_on_the_spot", "tests.models_on_the_spot"]
 
+
+# what the command prints depends on how it can be called; here as in an activated environment
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 # models this small lose more to the hand-over between threads than they gain
 torch.set_num_threads(1)

@@ -61,6 +61,8 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP310": "weights that are pickled",
         "CP311": "a model that brings code of its own",
         "CP312": "a tokenizer that gives up on a text",
+        "CP313": "experts whose choice cannot be counted",
+        "CP314": "an adapter that activation checkpointing leaves out",
         # 4: while training
         "CP401": "a loss or gradient that is not finite",
         "CP402": "a run that was stopped by an alarm",

@@ -14,7 +14,7 @@ from counterpoint.data.collate import collate_padded, collate_shared
 from counterpoint.forward.head import find_head
 from counterpoint.forward.layout import layouts_disagree, why_not_shared
 from counterpoint.forward.pair_forward import pair_forward, trunk_router_sums
-from counterpoint.forward.router import router_top_k
+from counterpoint.forward.routing import find_routers
 from counterpoint.forward.shared_attention import attend_to_pairs, shared_attention
 from counterpoint.records import FILLER_ROW, PairSegments, TokenPair
 from tests.float64 import Float64Throughout
@@ -29,9 +29,8 @@ EXPERTS = ["qwen3_moe", "mixtral", "gpt_oss"]
 def value_and_gradient(model, batch):
     """A sum that weighs every pair and side differently, and its gradient."""
     model.zero_grad()
-    top_k = router_top_k(model.config)
     with shared_attention(model):
-        output = pair_forward(model, find_head(model), batch, top_k=top_k)
+        output = pair_forward(model, find_head(model), batch, routers=find_routers(model))
         weights = torch.arange(1, len(batch) + 1, device=batch.input_ids.device)
         total = (output.logps.chosen * weights - 0.3 * output.logps.rejected).sum()
         if output.router is not None:
@@ -116,10 +115,10 @@ def test_a_shared_prompt_is_balanced_as_two(kind, lengths, seed):
     """The sums of the balancing loss, fillers left out."""
     model, pairs = kept(kind, torch.float64), pairs_of(lengths, seed)
     pairs.append(TokenPair([5, 6, 7], [8], [9, 10], FILLER_ROW, weight=0.0))
-    head, top_k = find_head(model), router_top_k(model.config)
+    head, routers = find_head(model), find_routers(model)
     with Float64Throughout(), shared_attention(model):
-        padded = trunk_router_sums(model, head, collate_padded(pairs, pad_id=0), top_k=top_k)
-        shared = trunk_router_sums(model, head, collate_shared(pairs), top_k=top_k)
+        padded = trunk_router_sums(model, head, collate_padded(pairs, pad_id=0), routers=routers)
+        shared = trunk_router_sums(model, head, collate_shared(pairs), routers=routers)
     assert shared.tokens.item() == padded.tokens.item()
     assert shared.tokens.item() == 2 * sum(2 * p + c + r for p, c, r in lengths)  # in two layers
     assert shared.sent.tolist() == padded.sent.tolist()
@@ -211,11 +210,11 @@ REASONS = {
     "lfm2": "layers of kind conv",
     "llama4": "layers of kind chunked_attention",
     "deepseek_v32": "layers of kind indexed_attention",
+    "phimoe": "its routers add noise",
 }
 """Known before anything is computed."""
 
 FOUND = {
-    "phimoe": "its window of 64 positions is known to masks only",
     "stablelm": "the model does not hand the layout of a row on",
     "doge": "log-probabilities differ",
     "bart": "log-probabilities differ",
@@ -243,6 +242,56 @@ def test_what_keeps_prompts_apart_is_named_or_found(kind, models):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_proof_lets_every_kind_share(kind, models):
     assert proof_of(models(kind)) is None
+
+
+def test_a_window_that_only_masks_know_of_is_found(models):
+    model = models("phimoe", router_jitter_noise=0.0, input_jitter_noise=0.0)
+    assert why_not_shared(model) is None
+    assert "its window of 64 positions is known to masks only" in proof_of(model)
+
+
+class _SeesItsBeginning(torch.nn.Module):
+    """Attention whose tokens all see the first four of their row, as good as not at all."""
+
+    def __init__(self, attention: torch.nn.Module) -> None:
+        super().__init__()
+        self.attention, self.weight = attention, torch.nn.Parameter(torch.tensor(1e-9))
+
+    def forward(self, hidden_states, **options):
+        attended, weights = self.attention(hidden_states, **options)
+        return attended + self.weight * hidden_states[:, :4].sum(1, keepdim=True), weights
+
+
+@pytest.mark.parametrize("frozen", [(), ("embed_tokens",), ("lm_head", "embed_tokens", "layers.1")])
+def test_a_token_that_wrongly_sees_another_shows_in_the_gradient_alone(frozen, models):
+    """By 1e-9 of it: the values agree, and what is learnt from them does not."""
+    model = models("qwen2")
+    model.model.layers[0].self_attn = _SeesItsBeginning(model.model.layers[0].self_attn)
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(not any(part in name for part in frozen))
+    assert "the gradient of model.layers.0.self_attn.weight differs" in proof_of(model)
+
+
+def test_a_model_that_does_not_train_is_proved_by_its_values(models):
+    assert proof_of(models("qwen2").requires_grad_(False)) is None
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_proof_leaves_nothing_behind(training, models):
+    """Neither gradients nor random numbers nor buffers nor modes, and it runs under no_grad."""
+    model = models("qwen3_moe").train(training)
+    model.model.register_buffer("seen", torch.zeros(()))
+    model.model.layers[0].register_forward_hook(lambda *_: model.model.seen.add_(1) and None)
+    weights = {name: weight.clone() for name, weight in model.named_parameters()}
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        assert proof_of(model) is None
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.model.seen.item() == 0
+    assert all(module.training is training for module in model.modules())
+    for name, weight in model.named_parameters():
+        assert weight.grad is None
+        assert torch.equal(weight, weights[name])
 
 
 def test_a_keyword_of_attention_that_nobody_knows_is_refused(models, monkeypatch):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import peft
 import pytest
 import torch
@@ -17,10 +15,9 @@ from counterpoint.forward.router import (
     add_sums,
     balancing_loss,
     router_sums,
-    router_top_k,
     token_multiplicity,
-    warn_of_no_router,
 )
+from counterpoint.forward.routing import Choice, find_routers
 from counterpoint.records import TokenPair
 from tests.models_on_the_spot import KINDS
 from tests.reference.naive import completion_logps
@@ -156,25 +153,18 @@ def test_the_head_computes_no_logit_of_prompt_or_padding(models, monkeypatch):
 @pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral", "gpt_oss"])
 def test_balancing_is_transformers_balancing(kind, models):
     model, batch = models(kind), collate_padded(token_pairs(), pad_id=0)
-    output = pair_forward(model, find_head(model), batch, top_k=2)
+    output = pair_forward(model, find_head(model), batch, routers=find_routers(model))
     mask = batch.attention_mask.long()
     theirs = model(input_ids=batch.input_ids, attention_mask=mask, output_router_logits=True)
     ours = balancing_loss(output.router, output.router)
     assert ours.item() == pytest.approx(theirs.aux_loss.item(), rel=1e-6)
 
 
-def test_a_dense_model_of_a_family_with_experts_has_nothing_to_balance(models, caplog):
+def test_a_dense_model_of_a_family_with_experts_has_nothing_to_balance(models):
     model, batch = models("doge"), collate_padded(token_pairs(), pad_id=0)
-    top_k = router_top_k(model.config)
-    assert top_k is not None
-    warn_of_no_router.cache_clear()
-    with caplog.at_level(logging.WARNING, logger="counterpoint"):
-        output = pair_forward(model, find_head(model), batch, top_k=top_k)
-        pair_forward(model, find_head(model), batch, top_k=top_k)
-    assert balancing_loss(output.router, output.router).item() == 0
-    assert [m for m in caplog.messages if "router" in m] == [
-        "DogeForCausalLM hands out no router logits: its experts, if it has any, are not balanced."
-    ]
+    routers = find_routers(model)
+    assert routers == ()
+    assert pair_forward(model, find_head(model), batch, routers=routers).router is None
 
 
 def test_balancing_shares_add_up_and_micro_batch_means_do_not():
@@ -186,7 +176,8 @@ def test_balancing_shares_add_up_and_micro_batch_means_do_not():
         for h in halves
     ]
     parts = [
-        router_sums(one, 2, token_multiplicity(h)) for one, h in zip(logits, halves, strict=True)
+        router_sums([Choice(each, each.topk(2).indices) for each in one], token_multiplicity(h))
+        for one, h in zip(logits, halves, strict=True)
     ]
     step = add_sums(parts)
     whole = balancing_loss(step, step)

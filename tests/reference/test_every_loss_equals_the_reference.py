@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from counterpoint.forward.router import router_top_k
+from counterpoint.forward.routing import find_routers
 from tests.models_on_the_spot import KINDS
 from tests.reference.naive import step_loss
 from tests.steps import OBJECTIVES, distance, random_pairs, train_watched
@@ -38,7 +38,7 @@ def _compare(model, options: dict, tokenizer, folder: Path) -> tuple[float, floa
     truth = float(expected.detach())
     gradient = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    extra = {"router_aux_loss_coef": 0.0} if router_top_k(model.config) else {}
+    extra = {"router_aux_loss_coef": 0.0} if find_routers(model) else {}
     steps, trainer = train_watched(
         model,
         tokenizer,

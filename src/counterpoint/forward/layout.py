@@ -2,8 +2,9 @@
 
 Sharing prompts is faster and changes nothing, where a model allows it. What is known to forbid it
 is named here with its reason; for the rest, the shared layout is compared with the padded one on
-the first pairs of the run, without autocast, and given up where they disagree. Those pairs may be
-shorter than a window of attention; so the window must also be seen to reach our attention.
+the first pairs of the run, in value and gradient and without autocast, and given up where they
+disagree. Those pairs may be shorter than a window of attention; so the window must also be seen
+to reach our attention.
 
 Not here: the layouts themselves (``data.collate``, ``shared_attention``), the kernel that shared
 rows use in 16 bits on CUDA (``kernel_proof``).
@@ -13,17 +14,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from counterpoint.forward.gradient_proof import (
+    NARROW,
+    WIDE,
+    largest_difference,
+    left_as_it_was,
+    sampled_gradient,
+)
 from counterpoint.forward.head import Head
 from counterpoint.forward.kernel_proof import prove_kernel
 from counterpoint.forward.pair_forward import pair_forward
 from counterpoint.forward.shared_attention import BACKENDS, shared_attention, watched_calls
 from counterpoint.forward.varlen_attention import AttentionCall
-from counterpoint.records import PairBatch
+from counterpoint.records import PairBatch, PairLogps
 
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of layers, as transformers' configurations name them, that only look back in attention."""
@@ -55,6 +64,8 @@ def why_not_shared(model: nn.Module, *, dropout_stays: bool = True) -> str | Non
     strange = set(getattr(config, "layer_types", None) or ()) - PLAIN_LAYERS
     if strange:
         return f"it has layers of kind {', '.join(sorted(strange))}"
+    if _jitter(inner):
+        return "its routers add noise, which would fall on a shared prompt once instead of twice"
     if dropout_stays and _dropout(inner):
         return "dropout is on, and would fall on a shared prompt once instead of twice"
     return None
@@ -101,37 +112,67 @@ def layouts_disagree(
     device = padded.input_ids.device.type
     weights = next(parameter.dtype for parameter in model.parameters())
     running = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights
-    training = model.training
-    model.eval()
     try:
-        with torch.no_grad(), _full_precision(model, device):
-            expected = pair_forward(model, head, padded).logps
+        with left_as_it_was(model), torch.enable_grad(), full_precision(model, device):
+            expected = _value_and_gradient(model, head, padded)
             with shared_attention(model), watched_calls() as calls:
-                found = pair_forward(model, head, shared).logps
+                found = _value_and_gradient(model, head, shared)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-    finally:
-        model.train(training)
-    unseen = _unseen(model, calls)
-    if unseen:
-        return unseen
-    limit = TOLERANCE.get(weights, NARROW_TOLERANCE)
-    worst = 0.0
-    for side in ("chosen", "rejected"):
-        tokens = getattr(expected, f"{side}_tokens")
-        one, other = getattr(expected, side) / tokens, getattr(found, side) / tokens
-        worst = max(worst, float(((one - other).abs() / one.abs().clamp(min=1)).max()))
-    # a comparison with NaN is false, hence the negation
-    if not worst <= limit:
-        return f"log-probabilities differ by {worst:.1e} where {limit:.0e} is rounding"
+    differ = _unseen(model, calls) or _differ(model, expected, found, weights)
+    if differ:
+        return differ
     for call in calls:
         prove_kernel(call, shared.segments, running, padded.input_ids.device)
     return None
 
 
+def _value_and_gradient(
+    model: nn.Module, head: Head, batch: PairBatch
+) -> tuple[PairLogps, list[Tensor]]:
+    """Log-probabilities of some pairs, and a gradient in which each completion counts otherwise."""
+    logps = pair_forward(model, head, batch).logps
+    times = torch.arange(1, len(batch) + 1, device=logps.chosen.device)
+    chosen, rejected = logps.chosen / logps.chosen_tokens, logps.rejected / logps.rejected_tokens
+    total = (times * (chosen - 0.5 * rejected)).sum()
+    gradient = sampled_gradient(total, [w for w in model.parameters() if w.requires_grad])
+    return replace(logps, chosen=logps.chosen.detach(), rejected=logps.rejected.detach()), gradient
+
+
+def _differ(
+    model: nn.Module,
+    expected: tuple[PairLogps, list[Tensor]],
+    found: tuple[PairLogps, list[Tensor]],
+    weights: torch.dtype,
+) -> str | None:
+    """What differs by more than rounding: log-probabilities, or the gradient of a weight."""
+    limit = TOLERANCE.get(weights, NARROW_TOLERANCE)
+    worst = 0.0
+    for side in ("chosen", "rejected"):
+        tokens = getattr(expected[0], f"{side}_tokens")
+        one, other = getattr(expected[0], side) / tokens, getattr(found[0], side) / tokens
+        worst = max(worst, float(((one - other).abs() / one.abs().clamp(min=1)).max()))
+    # a comparison with NaN is false, hence the negation
+    if not worst <= limit:
+        return f"log-probabilities differ by {worst:.1e} where {limit:.0e} is rounding"
+    limit = WIDE if weights in TOLERANCE else NARROW
+    place, worst = largest_difference(expected[1], found[1])
+    if not worst <= limit:
+        names = [name for name, weight in model.named_parameters() if weight.requires_grad]
+        return (
+            f"the gradient of {names[place]} differs by {worst:.1e} where {limit:.0e} is rounding"
+        )
+    return None
+
+
 @contextmanager
-def _full_precision(model: nn.Module, device: str) -> Iterator[None]:
-    """Without autocast, also where accelerate has put it into the model's own forward."""
+def full_precision(model: nn.Module, device: str) -> Iterator[None]:
+    """Without autocast, also where accelerate has put it into the model's own forward.
+
+    Args:
+        model: unwrapped from distributed training.
+        device: kind of device.
+    """
     own = vars(model)
     inside, plain = own.get("forward"), own.get("_original_forward")
     if inside is not None and plain is not None:
@@ -161,6 +202,14 @@ def _unseen(model: nn.Module, calls: Set[AttentionCall]) -> str | None:
 def _adapters(model: Any) -> list[Any]:
     configs = getattr(model, "peft_config", None)
     return list(configs.values()) if isinstance(configs, dict) else []
+
+
+def _jitter(model: nn.Module) -> bool:
+    return any(
+        isinstance(value, float) and value > 0 and "jitter" in name
+        for module in model.modules()
+        for name, value in vars(module).items()
+    )
 
 
 def _dropout(model: nn.Module) -> bool:

@@ -20,12 +20,8 @@ from torch import Tensor, nn
 
 from counterpoint.forward.head import Head, head_input, own_tokens
 from counterpoint.forward.initial_policy import InitialPolicy
-from counterpoint.forward.router import (
-    RouterSums,
-    router_sums,
-    token_multiplicity,
-    warn_of_no_router,
-)
+from counterpoint.forward.router import RouterSums, router_sums, token_multiplicity
+from counterpoint.forward.routing import Router, choices
 from counterpoint.forward.shared_attention import KEYWORD, SharedRow
 from counterpoint.forward.token_logps import dense_token_logps
 from counterpoint.records import PairBatch, PairLogps, exact_dtype
@@ -52,7 +48,7 @@ def pair_forward(
     head: Head,
     batch: PairBatch,
     *,
-    top_k: int | None = None,
+    routers: tuple[Router, ...] = (),
     initial: InitialPolicy | None = None,
 ) -> PairOutput:
     """Log-probabilities of both completions of every pair.
@@ -61,7 +57,7 @@ def pair_forward(
         model: a causal language model, plain or wrapped (PEFT, DDP), on the batch's device.
         head: its head, as ``find_head`` and ``prove_head`` give it.
         batch: the pairs.
-        top_k: experts a token is sent to, to have the router's sums as well; None without.
+        routers: of the model, to have their sums as well; none without.
         initial: what the model was, to have the drift from it as well; None without.
 
     Returns:
@@ -69,7 +65,7 @@ def pair_forward(
     """
     # first, while no graph of the policy takes memory
     initial_rows = None if initial is None else _initial_rows(initial, head, batch)
-    states, router = trunk(model, head, batch, top_k)
+    states, router = trunk(model, head, batch, routers)
     rows = states.flatten(0, 1).index_select(0, batch.target_source)
     to_logps = dense_token_logps if head.dense else head.token_logps
     token_logps, logit_means = to_logps(rows, batch.target_ids)
@@ -99,34 +95,36 @@ def _initial_rows(initial: InitialPolicy, head: Head, batch: PairBatch) -> Tenso
         return states.flatten(0, 1).index_select(0, batch.target_source)
 
 
-def trunk_router_sums(model: nn.Module, head: Head, batch: PairBatch, *, top_k: int) -> RouterSums:
-    """The router's sums alone, without gradient and without the head.
+def trunk_router_sums(
+    model: nn.Module, head: Head, batch: PairBatch, *, routers: tuple[Router, ...]
+) -> RouterSums:
+    """The routers' sums alone, without gradient and without the head.
 
     Args:
         model: as for ``pair_forward``.
         head: its head.
         batch: the pairs.
-        top_k: experts a token is sent to.
+        routers: of the model, at least one.
 
     Returns:
         Sums over the batch's tokens.
     """
     with torch.no_grad():
-        router = trunk(model, head, batch, top_k)[1]
+        router = trunk(model, head, batch, routers)[1]
     assert router is not None
     return router
 
 
 def trunk(
-    model: nn.Module, head: Head, batch: PairBatch, top_k: int | None = None
+    model: nn.Module, head: Head, batch: PairBatch, routers: tuple[Router, ...] = ()
 ) -> tuple[Float[Tensor, "rows tokens features"], RouterSums | None]:
-    """The head's input (of a dense head, its logits) at every token, and the router's sums.
+    """The head's input (of a dense head, its logits) at every token, and the routers' sums.
 
     Args:
         model: as for ``pair_forward``.
         head: its head.
         batch: the pairs.
-        top_k: experts a token is sent to, to have the router's sums as well; None without.
+        routers: of the model, to have their sums as well; none without.
     """
     # a cache would be wasted, and some models mistake packed rows for continued ones with it
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
@@ -137,17 +135,9 @@ def trunk(
         inputs["attention_mask"] = batch.attention_mask[:, None, None]
         inputs["position_ids"] = batch.position_ids
         inputs[KEYWORD] = SharedRow.of(batch.segments, batch.input_ids.device)
-    if top_k is not None:
-        inputs["output_router_logits"] = True
-    with head_input(head) as taken:
+    with head_input(head) as taken, choices(routers) as chosen:
         outputs = model(**inputs)
-    router = None
-    if top_k is not None:
-        # configurations of dense models of a family may name experts as well
-        layers = outputs.router_logits or ()
-        if not layers:
-            warn_of_no_router(type(model).__name__)
-        router = router_sums(layers, top_k, token_multiplicity(batch))
+    router = router_sums(chosen, token_multiplicity(batch)) if routers else None
     states = outputs.logits if head.dense else taken[0]
     return own_tokens(states, batch.input_ids), router
 

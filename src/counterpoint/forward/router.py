@@ -6,22 +6,24 @@ it), over all layers together. It is a product of two means, so a mean of micro-
 depends on the cut. Here both are sums over the step; the shares, which carry no gradient, must
 be known before the first backward, and then every micro-batch contributes exactly its part.
 
-Not here: which tokens count how often (``token_multiplicity`` reads the batch's layout).
+The shares count the experts that the routers chose (``routing``). The mean probability is a
+softmax of their logits, as transformers takes it, also where a router weighs by sigmoid.
+
+Not here: what a router chose (``routing``).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from counterpoint.errors import ModelError
+from counterpoint.forward.routing import Choice
 from counterpoint.records import PairBatch, exact_dtype
-from counterpoint.runlog import logger
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,29 +53,40 @@ def token_multiplicity(batch: PairBatch) -> Float[Tensor, "rows tokens"]:
     return weight
 
 
-def router_sums(
-    router_logits: tuple[Tensor, ...], top_k: int, multiplicity: Float[Tensor, "rows tokens"]
-) -> RouterSums:
-    """Sums over the layers of one forward pass.
+def router_sums(choices: list[Choice], multiplicity: Float[Tensor, "rows tokens"]) -> RouterSums:
+    """Sums over the routers of one forward pass.
 
     Args:
-        router_logits: per layer ``[rows * tokens, experts]``; empty where all layers are dense.
-        top_k: experts a token is sent to.
+        choices: one for each router; none where all layers are dense.
         multiplicity: how often each token counts.
 
     Returns:
         The sums; ``probability`` carries the gradient.
+
+    Raises:
+        ModelError: CP313 where two routers choose among different numbers of experts.
     """
+    rows, tokens = multiplicity.shape
     times = multiplicity.flatten()
-    experts = router_logits[0].shape[-1] if router_logits else 0
+    numbers = {choice.scores.shape[-1] for choice in choices}
+    if len(numbers) > 1:
+        raise ModelError(
+            "CP313",
+            f"its layers have {' and '.join(map(str, sorted(numbers)))} experts, which have no "
+            "balance in common; router_aux_loss_coef=0 trains without a balancing loss.",
+        )
+    experts = next(iter(numbers), 0)
     sent = times.new_zeros(experts)
     probability = times.new_zeros(experts)
-    for layer in router_logits:
-        probs = F.softmax(layer.reshape(-1, experts).float(), dim=-1)
-        chosen = probs.detach().topk(top_k, dim=-1).indices
-        sent = sent + times @ F.one_hot(chosen, experts).sum(1).to(times.dtype)
-        probability = probability + times @ probs.to(times.dtype)
-    return RouterSums(sent, probability, times.sum() * len(router_logits))
+
+    def own(values: Tensor) -> Tensor:
+        """Of real tokens, without the virtual ones that prompt tuning puts before each row."""
+        return values.reshape(rows, -1, experts)[:, -tokens:].flatten(0, 1).to(times.dtype)
+
+    for choice in choices:
+        sent = sent + times @ own(F.one_hot(choice.chosen, experts).sum(1))
+        probability = probability + times @ own(choice.probabilities())
+    return RouterSums(sent, probability, times.sum() * len(choices))
 
 
 def add_sums(parts: list[RouterSums]) -> RouterSums:
@@ -97,24 +110,3 @@ def balancing_loss(part: RouterSums, step: RouterSums) -> Float[Tensor, ""]:
     """
     tokens = step.tokens.clamp(min=1)
     return part.probability.shape[0] * (step.sent / tokens * part.probability / tokens).sum()
-
-
-@cache
-def warn_of_no_router(model_name: str) -> None:
-    """Say, once for each kind of model, that there is nothing to balance by.
-
-    Args:
-        model_name: of its class.
-    """
-    logger().warning(
-        "%s hands out no router logits: its experts, if it has any, are not balanced.", model_name
-    )
-
-
-def router_top_k(config: Any) -> int | None:
-    """Experts a token is sent to, or None for a model that does not balance."""
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    if not hasattr(config, "output_router_logits"):
-        return None
-    top_k = getattr(config, "num_experts_per_tok", None)
-    return int(top_k) if top_k else None

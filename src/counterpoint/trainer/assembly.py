@@ -24,6 +24,7 @@ from counterpoint.errors import ConfigError, ModelError
 from counterpoint.forward.head import Head, find_head, prove_head
 from counterpoint.forward.layout import layouts_disagree, why_padded
 from counterpoint.forward.rotary import long_rows
+from counterpoint.forward.routing import find_routers, prove_routers
 from counterpoint.forward.shared_attention import shared_attention
 from counterpoint.records import PairBatch, TokenPair
 from counterpoint.runlog import logger
@@ -45,6 +46,10 @@ class Assembly:
         pad_id: id that fills the ends of padded rows; any will do.
         autocast: the run's precision, as a context.
         known_layout: what a run that is gone on with has used, if it has used one.
+        balanced: whether the load of the model's experts is.
+
+    Raises:
+        ModelError: CP313 for routers whose choice cannot be counted.
     """
 
     def __init__(
@@ -55,8 +60,10 @@ class Assembly:
         pad_id: int,
         autocast: Callable[[], AbstractContextManager[Any]],
         known_layout: str | None = None,
+        balanced: bool = False,
     ) -> None:
         """Nothing is proved before there are pairs."""
+        self.routers = find_routers(model) if balanced else ()
         self.model, self.args, self.autocast = model, args, autocast
         self._known_layout = known_layout
         vocab_size = embedding_rows(model)
@@ -148,11 +155,12 @@ class Assembly:
 
     def _proved_head(self, pair: TokenPair) -> Head:
         self._padded([pair])  # refuses ids that the embedding does not have
-        ids = [*pair.prompt, *pair.chosen][:PROOF_TOKENS]
+        few = [*pair.prompt, *pair.chosen][:PROOF_TOKENS]
+        ids = torch.tensor([few], device=self.args.device)
         with self.autocast():
-            head = prove_head(
-                self.model, find_head(self.model), torch.tensor([ids], device=self.args.device)
-            )
+            head = prove_head(self.model, find_head(self.model), ids)
+            if self.routers:
+                prove_routers(self.model, self.routers, ids)
         if head.dense:
             logger().warning(
                 "%s does something to its logits that could not be reproduced; it computes them "

@@ -23,6 +23,7 @@ from counterpoint.data.collate import collate_padded, collate_shared
 from counterpoint.forward.head import Head
 from counterpoint.forward.pair_forward import trunk
 from counterpoint.forward.router import RouterSums, balancing_loss
+from counterpoint.forward.routing import find_routers
 from counterpoint.forward.shared_attention import shared_attention
 from counterpoint.forward.token_logps import dense_token_logps
 from counterpoint.records import (
@@ -106,10 +107,11 @@ def _of_batch(
 ) -> list[Culprit]:
     settings = replay.settings
     kind = batch.input_ids.device.type
+    routers = find_routers(model) if settings.balancing_weight else ()
     mixed = getattr(torch, settings.autocast) if settings.autocast else None
     watching = _watched_layers(model, batch, pairs)
     with torch.autocast(kind, mixed) if mixed else nullcontext(), watching as layers:
-        states, router = trunk(model, head, batch, settings.top_k or None)
+        states, router = trunk(model, head, batch, routers)
         rows = states.flatten(0, 1).index_select(0, batch.target_source)
         to_logps = dense_token_logps if head.dense else head.token_logps
         token_logps, _ = to_logps(rows, batch.target_ids)
@@ -126,7 +128,7 @@ def _of_batch(
     terms = replay.objective(logps, batch.margin)
     totals = StepTotals(replay.totals.weight.to(sums), replay.totals.nll.to(sums))
     loss = replay.objective.share(terms, batch.weight, totals)
-    if router is not None and settings.balancing_weight:
+    if router is not None:
         step = _on(sums, replay.router) if replay.router is not None else router
         loss = loss + settings.balancing_weight * balancing_loss(router, step)
     tokens = [*_of_tokens(token_logps, batch)]

@@ -70,7 +70,6 @@ class StepRecorder:
         model: nn.Module,
         head: Head,
         *,
-        top_k: int | None,
         balancing_weight: float,
     ) -> str:
         """Write the step down, and say where.
@@ -84,8 +83,7 @@ class StepRecorder:
             step: its number, from 1.
             model: not wrapped for distributed training; loses its gradients.
             head: of the model.
-            top_k: experts a token is sent to, for a model whose experts are balanced.
-            balancing_weight: of their loss.
+            balancing_weight: of the load-balancing loss, 0 without experts.
 
         Returns:
             A sentence, the same on every rank.
@@ -94,7 +92,7 @@ class StepRecorder:
             return f"It is not kept: {MOST_FILES} steps of this run are."
         self.written += 1
         said = []
-        kept = self._kept(verdict, step, model, top_k, balancing_weight)
+        kept = self._kept(verdict, step, model, balancing_weight)
         if kept is not None:
             kept = replace(kept, culprits=self._culprits(kept, model, head))
             path = self._path(step)
@@ -110,7 +108,6 @@ class StepRecorder:
         verdict: NotFinite,
         step: int,
         model: nn.Module,
-        top_k: int | None,
         balancing_weight: float,
     ) -> Replay | None:
         """The micro-batches to blame; None where they are another rank's."""
@@ -139,7 +136,6 @@ class StepRecorder:
                 dropout=bool(self._generators),
                 micro_batches=len(self._batches),
                 ranks=args.world_size,
-                top_k=top_k or 0,
                 balancing_weight=balancing_weight,
             ),
             origin=_origin(model),

@@ -52,8 +52,7 @@ class Settings:
         dropout: whether it was on.
         micro_batches: of the whole step on this rank.
         ranks: of the run.
-        top_k: experts a token was sent to, for a model whose experts are balanced; else 0.
-        balancing_weight: of the load-balancing loss.
+        balancing_weight: of the load-balancing loss; 0 without experts.
     """
 
     layout: str
@@ -63,7 +62,6 @@ class Settings:
     dropout: bool
     micro_batches: int
     ranks: int
-    top_k: int
     balancing_weight: float
 
 
@@ -206,7 +204,10 @@ def _read(described: Any, tensors: Mapping[str, Tensor]) -> Replay:
     _check(isinstance(step, int) and step > 0, "its step is no number from 1")
     objective = _made(Objective, described["objective"])
     _check(objective.loss_type in LOSSES, f"there is no loss {objective.loss_type!r}")
-    settings = _made(Settings, described["settings"])
+    told = described["settings"]
+    if isinstance(told, dict):
+        told.pop("top_k", None)  # in files of 0.4.0
+    settings = _made(Settings, told)
     _check(settings.layout in ("shared", "padded"), f"there is no layout {settings.layout!r}")
     _check(settings.autocast in ("", "bfloat16", "float16"), "its precision is none")
     batches = _batches(tensors)

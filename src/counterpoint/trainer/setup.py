@@ -20,11 +20,12 @@ from counterpoint.checkpoint.fingerprint import Fingerprint, model_facts
 from counterpoint.config import CPOConfig
 from counterpoint.constraints import Constraint
 from counterpoint.errors import ConfigError, ModelError, SetupError
-from counterpoint.forward.router import router_top_k
+from counterpoint.forward.routing import find_routers, own_coefficient
 from counterpoint.invocation import EXTRAS, installing
 from counterpoint.losses.objective import Objective
 from counterpoint.runlog import logger
 from counterpoint.trainer.precision import check_stochastic_rounding
+from counterpoint.trainer.trainable import check_checkpointing, check_kind, check_trainable
 
 OF_THE_EXPERIMENT = (
     "seed",
@@ -103,7 +104,7 @@ def prepare_model(
 
     Raises:
         ModelError: CP305 if nothing would train, CP306 for an unsupported kind of model, CP307
-            for an adapter that does not fit.
+            for an adapter that does not fit, CP314 for one that checkpointing leaves out.
         ConfigError: CP104 for ``stochastic_rounding`` without bfloat16 weights to train.
         SetupError: CP502 if PEFT or torchao is needed and not installed.
     """
@@ -120,17 +121,11 @@ def prepare_model(
         )
     if peft_config is not None:
         model = adapt(model, args, peft_config)
+    check_checkpointing(model, bool(args.gradient_checkpointing))
     if args.gradient_checkpointing and hasattr(model, "peft_config"):
         # frozen embeddings would leave checkpointed segments without an input that needs a grad
         model.enable_input_require_grads()  # type: ignore[operator]
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        remedy = "Unfreeze some, or pass a peft_config."
-        if hasattr(model, "peft_config"):
-            remedy = (
-                "The adapter was loaded to be used and not trained: load it with "
-                "PeftModel.from_pretrained(..., is_trainable=True)."
-            )
-        raise ModelError("CP305", f"no parameter of the model requires a gradient. {remedy}")
+    check_trainable(model)
     if args.stochastic_rounding:
         check_stochastic_rounding(model.parameters())
     if args.disable_dropout:
@@ -174,8 +169,16 @@ def adapt(model: nn.Module, args: CPOConfig, peft_config: Any) -> nn.Module:
     if isinstance(model, peft.PeftModel):
         raise ModelError(
             "CP307",
-            "the model has an adapter already; pass it without peft_config to train that one, or "
-            "merge it first (model.merge_and_unload()).",
+            "the model has an adapter already; pass it without peft_config to train that one "
+            "(loaded with PeftModel.from_pretrained(..., is_trainable=True)), or merge it first "
+            "(model.merge_and_unload()).",
+        )
+    check_kind(peft_config)
+    if peft_config.inference_mode:
+        raise ModelError(
+            "CP307",
+            f"the {type(peft_config).__name__} has inference_mode=True, so that its adapter would "
+            "be frozen. Set it to False, or leave it out.",
         )
     if getattr(model, "is_quantized", False):
         model = peft.prepare_model_for_kbit_training(
@@ -226,19 +229,21 @@ def balancing_weight(model: nn.Module, args: CPOConfig) -> float:
 
     Raises:
         ConfigError: CP104 for a weight on a model that has nothing to balance.
+        ModelError: CP313 for a weight on routers whose choice cannot be counted.
     """
     wanted = args.router_aux_loss_coef
-    if router_top_k(model.config) is None:
+    weight = own_coefficient(model.config) if wanted is None else wanted
+    if not weight:
+        return 0.0
+    if not find_routers(model):
         if wanted:
             raise ConfigError(
                 "CP104",
                 f"router_aux_loss_coef={wanted} has no meaning for {type(model).__name__}, which "
-                "has no experts to balance.",
+                "has no experts to balance, or routers that transformers does not know.",
             )
         return 0.0
-    if wanted is not None:
-        return wanted
-    return float(getattr(model.config, "router_aux_loss_coef", 0.0) or 0.0)
+    return weight
 
 
 def experiment(

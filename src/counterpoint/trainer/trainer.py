@@ -38,7 +38,7 @@ from counterpoint.data.batching import PairLoader
 from counterpoint.errors import ConfigError, DataError, ModelError, SetupError
 from counterpoint.evaluation.preferences import accuracy_interval
 from counterpoint.forward.pair_forward import PairOutput, pair_forward, trunk_router_sums
-from counterpoint.forward.router import RouterSums, add_sums, balancing_loss, router_top_k
+from counterpoint.forward.router import RouterSums, add_sums, balancing_loss
 from counterpoint.losses.objective import Objective, sum_totals
 from counterpoint.masking import keep_secrets
 from counterpoint.metric_names import PREFIX
@@ -75,6 +75,7 @@ from counterpoint.trainer.lost_rank import lost_rank_named
 from counterpoint.trainer.pace import COUNTED, Pace
 from counterpoint.trainer.precision import Rounding, stochastic_adamw, warn_of_rounding
 from counterpoint.trainer.ranks import each_does
+from counterpoint.trainer.recompute import generator_states, restore_generators
 from counterpoint.trainer.recorder import StepRecorder
 from counterpoint.trainer.recording import Beginning, told_to_its_end
 from counterpoint.trainer.recut import Share, TokenBudget
@@ -224,7 +225,6 @@ class CPOTrainer(ResumableTrainer):
         self._known_layout: str | None = None
         self._skipped_steps = 0
         self._balancing_weight = balancing_weight(self.model, args)
-        self._top_k = router_top_k(self.model.config) if self._balancing_weight else None
         self._environment: dict[str, Any] | None = None
         self._recorded = False
         self._pace = Pace(args.device)
@@ -355,8 +355,8 @@ class CPOTrainer(ResumableTrainer):
         self._restore_random()  # after the proofs of a run's first pairs, before all that it draws
         totals = sum_totals([self.objective.totals(batch) for batch in share if not batch.of])
         router = None
-        if self._top_k is not None and (len(share) > 1 or self.args.world_size > 1):
-            router = self._router_of_step(share, self._top_k)
+        if self._assembly().routers and (len(share) > 1 or self.args.world_size > 1):
+            router = self._router_of_step(share)
         held = None
         if self.constraints is not None:
             held = torch.stack([self.constraints.denominators(batch) for batch in share]).sum(0)
@@ -379,22 +379,31 @@ class CPOTrainer(ResumableTrainer):
         cut = partial(self._assembly().micro_batches, most_pairs=most_pairs)
         return Share(pairs, cut, budget, ranks=ranks)
 
-    def _router_of_step(self, share: Share, top_k: int) -> RouterSums:
+    def _router_of_step(self, share: Share) -> RouterSums:
         """Where the step's tokens are sent, on all ranks."""
-        sums = share.fitted(partial(self._router_of_share, share, top_k))
+        sums = share.fitted(partial(self._router_of_share, share))
         if self.args.world_size > 1:
             flat = torch.cat([sums.sent, sums.tokens[None]])
             dist.all_reduce(flat)
             sums = RouterSums(flat[:-1], sums.probability, flat[-1])
         return sums
 
-    def _router_of_share(self, share: Share, top_k: int) -> RouterSums:
-        """A pass through the trunk without gradient."""
+    def _router_of_share(self, share: Share) -> RouterSums:
+        """A pass through the trunk without gradient, in which routers choose as in the step.
+
+        Some draw: they draw here what they will draw there.
+        """
         assembly = self._assembly()
-        with self.accelerator.autocast(), assembly.running():
-            parts = [
-                trunk_router_sums(self.model, assembly.head, batch, top_k=top_k) for batch in share
-            ]
+        self.model.train()
+        before = generator_states(self.args.device)
+        try:
+            with self.accelerator.autocast(), assembly.running():
+                parts = [
+                    trunk_router_sums(self.model, assembly.head, batch, routers=assembly.routers)
+                    for batch in share
+                ]
+        finally:
+            restore_generators(before)
         return add_sums(parts)
 
     def training_step(
@@ -421,9 +430,9 @@ class CPOTrainer(ResumableTrainer):
     ) -> Float[Tensor, ""]:
         if step is not None:
             router = step.router
-            if router is None and self._top_k is not None and len(share) > 1:
+            if router is None and self._assembly().routers and len(share) > 1:
                 # one micro-batch was to be the whole step, but did not fit
-                router = self._router_of_share(share, self._top_k)
+                router = self._router_of_share(share)
             step = replace(step, micro_batches=len(share), router=router)
         self._recorder.begin(*((None, None) if step is None else (step.totals, step.router)))
         if self.constraints is not None:
@@ -504,7 +513,7 @@ class CPOTrainer(ResumableTrainer):
                 model,
                 self._assembly().head,
                 batch,
-                top_k=self._top_k,
+                routers=self._assembly().routers,
                 initial=None if self.constraints is None else self.constraints.policy,
             )
 
@@ -518,6 +527,7 @@ class CPOTrainer(ResumableTrainer):
                 pad_id=0 if self.processing_class.pad_token_id else 1,
                 autocast=self.accelerator.autocast,
                 known_layout=self._known_layout,
+                balanced=self._balancing_weight > 0,
             )
         return self._assembled
 
@@ -536,7 +546,6 @@ class CPOTrainer(ResumableTrainer):
             step,
             self.model,
             self._assembly().head,
-            top_k=self._top_k,
             balancing_weight=self._balancing_weight,
         )
         error = non_finite_error(problem.seen, step, self.args.alpha, where)

@@ -1,0 +1,130 @@
+"""Why nothing of a model would train, and what to do about it.
+
+Not here: wrapping a model with an adapter (``setup``), adapters' folders (``adapters``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from counterpoint.errors import ModelError
+
+IN_THE_CACHE = {"PREFIX_TUNING", "CARTRIDGE"}
+"""Kinds of adapters, as PEFT names them, that need a cache of keys and values."""
+
+UNSUPPORTED = {
+    "MULTITASK_PROMPT_TUNING": "it wants to be told the task of each row",
+    "POLY": "it wants to be told the task of each row",
+    "SHADOW": "it hands something other than tensors from layer to layer",
+}
+"""Kinds of adapters that cannot train here, and why."""
+
+OF_ADAPTERS = "the model is a PeftModel, and "
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Refuse a model of which no weight would move.
+
+    Args:
+        model: plain or PEFT-wrapped, as it would train.
+
+    Raises:
+        ModelError: CP305, with the remedy for the way it came about.
+    """
+    adapters: Any = getattr(model, "peft_config", None)
+    trains = any(parameter.requires_grad for parameter in model.parameters())
+    if isinstance(adapters, dict) and adapters:
+        reason = _of_adapters(model, list(adapters), trains)
+    else:
+        reason = None if trains else _of_plain(model)
+    if reason:
+        raise ModelError("CP305", reason)
+
+
+def check_kind(peft_config: Any) -> None:
+    """Refuse kinds of adapters that would fail in the first step.
+
+    Args:
+        peft_config: a ``peft.PeftConfig``.
+
+    Raises:
+        ModelError: CP307.
+    """
+    reason = UNSUPPORTED.get(_kind(peft_config))
+    if reason:
+        raise ModelError(
+            "CP307",
+            f"{type(peft_config).__name__} cannot be trained here: {reason}. Choose another kind "
+            "of adapter, such as LoRA.",
+        )
+
+
+def _kind(peft_config: Any) -> str:
+    kind: Any = peft_config.peft_type
+    return str(getattr(kind, "value", kind))
+
+
+def check_checkpointing(model: nn.Module, checkpointing: bool) -> None:
+    """Refuse adapters that activation checkpointing would leave out.
+
+    Args:
+        model: plain or PEFT-wrapped.
+        checkpointing: whether activations are to be computed again in the backward pass.
+
+    Raises:
+        ModelError: CP314.
+    """
+    adapters: Any = getattr(model, "peft_config", None)
+    if not checkpointing or not isinstance(adapters, dict):
+        return
+    for config in adapters.values():
+        if _kind(config) in IN_THE_CACHE:
+            raise ModelError(
+                "CP314",
+                f"{type(config).__name__} puts what it learns into the cache of keys and values, "
+                "which activation checkpointing, the default, does without. Set "
+                "gradient_checkpointing=False, or choose LoRA or prompt tuning.",
+            )
+
+
+def _of_plain(model: nn.Module) -> str:
+    if getattr(model, "is_quantized", False):
+        return (
+            "no parameter of the model requires a gradient: its weights are quantised, and only "
+            "an adapter can train on them. Pass a peft_config (--lora_r)."
+        )
+    return (
+        "no parameter of the model requires a gradient. Unfreeze some "
+        "(model.requires_grad_(True)), or pass a peft_config."
+    )
+
+
+def _of_adapters(model: nn.Module, names: list[str], trains: bool) -> str | None:
+    """What keeps adapters from training; None where nothing does."""
+    layers: list[Any] = [m for m in model.modules() if hasattr(m, "merged_adapters")]
+    merged = sorted({name for layer in layers for name in layer.merged_adapters})
+    if merged:
+        return (
+            f"{OF_ADAPTERS}its adapter {', '.join(merged)} is merged into the weights beneath, so "
+            "that it takes no part in the forward pass. Call model.unmerge_adapter() to train it, "
+            "or model.merge_and_unload() to train all weights."
+        )
+    if layers and all(layer.disable_adapters for layer in layers):
+        return (
+            f"{OF_ADAPTERS}its adapters are disabled. Call "
+            "model.base_model.enable_adapter_layers()."
+        )
+    if trains:
+        return None
+    active: Any = getattr(model, "active_adapter", names[0])
+    named = active if isinstance(active, str) else ", ".join(active)
+    others = [name for name in names if name != named]
+    also = f" Other adapters: {', '.join(others)}." if others else ""
+    return (
+        f"{OF_ADAPTERS}no parameter of its adapter {named} requires a gradient. Load it with "
+        "PeftModel.from_pretrained(model, folder, is_trainable=True), or call "
+        f"model.set_adapter({named!r}) to train it as it is; a peft_config is for models without "
+        f"an adapter.{also}"
+    )
