@@ -331,7 +331,9 @@ def test_a_missing_peft_is_named_with_its_command(
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     answer = command("train", *GOOD, "--lora_r", "2", "--doctor", "off")
     assert answer.code == 2
-    assert answer.err.startswith("counterpoint: CP502 lora_r needs the package peft: pip install ")
+    assert answer.err == (
+        "counterpoint: CP502 lora_r needs the package peft: python -m pip install 'peft>=0.18'\n"
+    )
 
 
 def test_several_processes_must_be_given_their_folder(

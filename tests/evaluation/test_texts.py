@@ -102,7 +102,7 @@ def test_chinese_needs_its_own_words():
 
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
     monkeypatch.setattr(references, "find_spec", lambda name: None)
-    with pytest.raises(SetupError, match=r"CP502 .*pip install 'counterpoint\[evaluate\]'"):
+    with pytest.raises(SetupError, match=r"CP502 .*-m pip install 'sacrebleu>=2\.4'"):
         reference_scores(["a"], ["a"])
 
 

@@ -568,6 +568,9 @@ CHINESE: Mapping[str, tuple[str, str, str]] = MappingProxyType(
 
 ERRORS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
+        "CP108": ("没有任何评估给出的指标", "从消息列出的名字中选一个。"),
+        "CP109": ("被替换却没有代码调用的方法", "改写消息所指的、这里确实会调用的方法。"),
+        "CP111": ("方法的参数属于更早的版本", "按消息给出的参数改写该方法。"),
         "CP110": ("重放文件无法读取", "换一个由这次运行写出的 replay-*.safetensors 文件。"),
         "CP215": ("候选的分数不是可用的数", "修复或删除这些候选。"),
         "CP313": (

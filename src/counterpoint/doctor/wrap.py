@@ -19,13 +19,14 @@ _PIECE = re.compile(r"\s*[^\s\u2e80-\uffef]+|\s*[\u2e80-\uffef]|\s+")
 def width_of(stream: TextIO) -> int | None:
     """Columns to fold what a stream shows; None where it is a pipe or a file.
 
-    The variable ``COLUMNS`` counts before the terminal, as for other programs.
+    On a terminal the variable ``COLUMNS`` counts before what the terminal says, as for other
+    programs.
     """
+    if not stream.isatty():
+        return None
     asked = os.environ.get("COLUMNS", "")
     if asked.isdecimal() and int(asked) > 0:
         return int(asked)
-    if not stream.isatty():
-        return None
     try:
         return os.get_terminal_size(stream.fileno()).columns or 80
     except (OSError, ValueError):
