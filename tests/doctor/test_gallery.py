@@ -724,10 +724,13 @@ ON_A_COMMAND_LINE = {"CP106", "CP502", "CW127"}
 OF_STRANGERS = {"CP216", "CP217", "CP218", "CP311", "CP312"}
 """Codes of hostile files; tests/reliability/test_hostile_files.py has them."""
 
+OF_RENDERING = {"CP221", "CP222"}
+"""Codes of turns and of the machine that renders them; tests/data has them."""
+
 
 def test_every_code_has_a_run_that_has_it_and_one_that_has_not() -> None:
     here = {case.code for case in GALLERY} | NOT_IN_THE_GALLERY | ON_A_COMMAND_LINE
-    here |= OF_STRANGERS | {code for _, _, _, code, _ in REFUSED_BY_THE_COMMAND}
+    here |= OF_STRANGERS | OF_RENDERING | {code for _, _, _, code, _ in REFUSED_BY_THE_COMMAND}
     assert here == {code for code in TABLE if code[2] != "4"}  # alarms have tests of their own
     assert len(GALLERY) >= 40
 
