@@ -29,11 +29,25 @@ SHOWN = 3
 """Most tensors that a message names."""
 
 
-def all_finite(tensors: Iterable[Tensor]) -> Bool[Tensor, ""] | None:
-    """Whether every value is finite, in one pass where all are.
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether every value is finite.
 
     Args:
         tensors: of any shapes, precisions and devices; those without floating point are left out.
+    """
+    given = list(tensors)
+    likely = norms_finite(given)
+    # only a finite norm is an answer: a sum of squares can overflow though every value is finite
+    return likely is None or bool(likely) or all(bool(_finite(tensor)) for tensor in given)
+
+
+def norms_finite(tensors: Iterable[Tensor]) -> Bool[Tensor, ""] | None:
+    """Whether the norm of each tensor is finite, in one pass and without looking back.
+
+    A norm is the fastest pass there is, and keeps every NaN and infinity.
+
+    Args:
+        tensors: as for ``all_finite``.
 
     Returns:
         A truth value on the first tensor's device; None where there is nothing to read.
@@ -42,44 +56,69 @@ def all_finite(tensors: Iterable[Tensor]) -> Bool[Tensor, ""] | None:
     for tensor in tensors:
         if tensor.is_floating_point() and tensor.numel():
             alike[tensor.device, tensor.dtype].append(tensor.detach())
-    if not alike:
-        return None
-    # a norm is the fastest pass there is, and keeps every NaN and infinity; but a sum of squares
-    # can overflow though every value is finite, so only a finite norm is an answer
     norms = [torch.stack(torch._foreach_norm(group)) for group in alike.values()]
+    if not norms:
+        return None
     device = norms[0].device
-    finite = torch.stack([part.isfinite().all().to(device) for part in norms]).all()
-    if bool(finite):
-        return finite
-    every = [tensor.isfinite().all().to(device) for group in alike.values() for tensor in group]
-    return torch.stack(every).all()
+    return torch.stack([part.isfinite().all().to(device) for part in norms]).all()
+
+
+def _finite(tensor: Tensor) -> Bool[Tensor, ""]:
+    return tensor.detach().isfinite().all()
 
 
 class UpdateGuard(TrainerCallback):
-    """Ends a run whose weights are not finite after an update, on all ranks alike."""
+    """Ends a run whose weights are not finite after an update, on all ranks alike.
+
+    What it sees after an update is read together with the next step's own verdict, so that a step
+    looks back from the device once; and before anything is logged, evaluated or saved.
+    """
+
+    def __init__(self) -> None:
+        """Nothing was updated yet."""
+        self.pending: Bool[Tensor, ""] | None = None
+        """Whether the last update was finite, as far as is known; None where that was read."""
+        self._facts: dict[str, Any] = {}
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
-        """Read what was just updated.
+        """Look at what was just updated."""
+        groups = facts["optimizer"].param_groups
+        self.pending = norms_finite(weight for group in groups for weight in group["params"])
+        self._facts = {
+            "model": facts["model"],
+            "groups": groups,
+            "step": state.global_step + 1,
+            "run": Path(args.output_dir),
+        }
+
+    def settle(self) -> None:
+        """Read what the last update left; every rank must call it.
 
         Raises:
-            NonFiniteError: CP405, with the tensors and the last good checkpoint.
+            NonFiniteError: CP405, with the tensors and the last checkpoint.
         """
-        groups = facts["optimizer"].param_groups
-        finite = all_finite(weight for group in groups for weight in group["params"])
-        if finite is None:
+        if self.pending is None:
             return
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            agreed = finite.to(torch.int32)
-            dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
-            finite = agreed.bool()
+        finite = self.pending.to(torch.int32)
+        self.pending = None
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        if several:
+            dist.all_reduce(finite, op=dist.ReduceOp.MIN)
         if bool(finite):
             return
-        seen = ", ".join(_bad_weights(facts["model"])) or "weights of another rank"
+        groups = self._facts["groups"]
+        exact = torch.tensor(all_finite(w for group in groups for w in group["params"]))
+        if several:
+            exact = exact.to(finite)
+            dist.all_reduce(exact, op=dist.ReduceOp.MIN)
+        if bool(exact):
+            return
+        seen = ", ".join(_bad_weights(self._facts["model"])) or "weights of another rank are not"
         rates = ", ".join(dict.fromkeys(f"{float(group['lr']):g}" for group in groups))
         raise NonFiniteError(
             "CP405",
-            f"step {state.global_step + 1}: after the update {seen}. These weights are not saved. "
-            f"{_last_checkpoint(Path(args.output_dir))} Lower the learning rate ({rates}), and see "
+            f"step {self._facts['step']}: after the update {seen}. These weights are not saved. "
+            f"{_last_checkpoint(self._facts['run'])} Lower the learning rate ({rates}), and see "
             "that epsilon and the optimizer's state are finite in the weights' precision.",
         )
 
@@ -95,10 +134,8 @@ def refuse_non_finite(model: nn.Module, optimizer: Any, target: Path) -> None:
     Raises:
         NonFiniteError: CP405; what was saved before stays.
     """
-    finite = all_finite(model.parameters())
-    bad = [] if finite is None or bool(finite) else list(_bad_weights(model))
-    finite = None if optimizer is None else all_finite(_state(optimizer))
-    if finite is not None and not bool(finite):
+    bad = [] if all_finite(model.parameters()) else list(_bad_weights(model))
+    if optimizer is not None and not all_finite(_state(optimizer)):
         bad.append("the optimizer's state is not finite")
     if bad:
         raise NonFiniteError(

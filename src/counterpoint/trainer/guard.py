@@ -19,6 +19,7 @@ from torch import Tensor
 
 from counterpoint.errors import NonFiniteError
 from counterpoint.records import FILLER_ROW, LossTerms, PairBatch
+from counterpoint.trainer.finite import UpdateGuard
 
 Entry = TypeVar("Entry")
 
@@ -58,30 +59,46 @@ class StepGuard:
         """The step is begun again: forget its verdicts."""
         self._rows, self._finite = [], []
 
-    def close(self, grad_norm: Tensor | float | None) -> NotFinite | None:
+    def close(
+        self, grad_norm: Tensor | float | None, updates: UpdateGuard | None = None
+    ) -> NotFinite | None:
         """End the step.
 
         Args:
             grad_norm: of the synchronised gradient; None leaves the gradient unchecked, for
                 float16, whose loss scaler expects overflow and skips it itself.
+            updates: whose pending verdict of the update before is read with this one.
 
         Returns:
             None for a finite step; else what was not.
+
+        Raises:
+            NonFiniteError: CP405 where the update before this step is to blame.
         """
         rows, finite = torch.cat(self._rows), torch.cat(self._finite)
         self.discard()
         verdict = finite.all()
         if grad_norm is not None:
             verdict = verdict & torch.isfinite(torch.as_tensor(grad_norm, device=finite.device))
-        if _ranks() > 1:
-            agreed = verdict.to(torch.int32)
-            dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
-            verdict = agreed.bool()
-        if bool(verdict):
+        if updates is not None and updates.pending is not None:
+            if bool(_agreed(verdict & updates.pending.to(verdict.device))):
+                updates.pending = None
+                return None
+            updates.settle()
+        if bool(_agreed(verdict)):
             return None
         bad = rows[~finite].tolist()
         of_all = everywhere(bad)
         return NotFinite(_explain(of_all, everywhere(rows.tolist())), frozenset(bad), not of_all)
+
+
+def _agreed(verdict: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
+    """Whether it is true on every rank."""
+    if _ranks() == 1:
+        return verdict
+    least = verdict.to(torch.int32)
+    dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    return least.bool()
 
 
 def non_finite_error(what: str, step: int, alpha: float, replay: str) -> NonFiniteError:

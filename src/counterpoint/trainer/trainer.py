@@ -218,6 +218,7 @@ class CPOTrainer(ResumableTrainer):
         self.model_accepts_loss_kwargs = True
         self.accelerator.gradient_accumulation_steps = 1
         self._train_sums, self._guard = MetricSums(), StepGuard()
+        self._updates = UpdateGuard()
         self._recorder = StepRecorder(args, self.objective)
         self._budget = TokenBudget(args.max_micro_batch_tokens, self._budget_lowered)
         self._eval_budget = TokenBudget(args.max_micro_batch_tokens, self._budget_lowered)
@@ -235,7 +236,7 @@ class CPOTrainer(ResumableTrainer):
     @property
     def balances(self) -> bool:
         """Whether the model has experts, so that how they are balanced is measured."""
-        return self._top_k is not None
+        return bool(self._balancing_weight)
 
     def _checked(self, args: CPOConfig | None, eval_dataset: Any, *refused: Any) -> CPOConfig:
         """What can be refused before anything slow is loaded."""
@@ -270,7 +271,7 @@ class CPOTrainer(ResumableTrainer):
     def _add_watchers(self) -> None:
         """The callbacks that are the trainer's own, and what a user's script may not replace."""
         self._made_with = {name: getattr(self, name, None) for name in ATTRIBUTES}
-        own: list[Any] = [UpdateGuard()]  # before those that act on an update
+        own: list[Any] = [self._updates]  # before those that act on an update
         if self.constraints is not None:
             own.append(self.constraints)
         if self.monitor is not None:
@@ -535,7 +536,7 @@ class CPOTrainer(ResumableTrainer):
         """The norm of the step's gradient; the last moment before the weights move."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         has_scaler = self.accelerator.scaler is not None
-        problem = self._guard.close(None if has_scaler else norm)
+        problem = self._guard.close(None if has_scaler else norm, self._updates)
         if problem is None:
             self._train_sums.apply()
             return norm
@@ -903,6 +904,10 @@ class CPOTrainer(ResumableTrainer):
         learning_rate: float | None = None,
     ) -> None:
         """Log, evaluate, save; then end a run that an alarm has ended, with a checkpoint."""
+        control = self.control
+        reads = (control.should_log, control.should_evaluate, control.should_save)
+        if any(reads) or control.should_training_stop:
+            self._updates.settle()  # nothing is said, chosen or kept of weights that are lost
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *facts, learning_rate=learning_rate)
         if self.args.on_alarm == "warn":
             return
