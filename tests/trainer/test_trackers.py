@@ -28,7 +28,9 @@ def test_a_tracker_that_is_not_installed_is_refused_with_the_command_that_instal
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("counterpoint.trainer.trackers.find_spec", lambda module: None)
-    with pytest.raises(SetupError, match=rf"^CP502 report_to={name} .*: python -m pip install {name}$"):
+    with pytest.raises(
+        SetupError, match=rf"^CP502 report_to={name} .*: python -m pip install {name}$"
+    ):
         check_trackers(options(report_to=name))
 
 
