@@ -47,6 +47,8 @@ class PreferenceRow:
         template_kwargs: further arguments for the chat template.
         weight: factor of this pair in the loss, at least 0.
         margin: what chosen must win by, in nats of scaled reward, on top of the loss's own.
+        absent: columns that its set has and in which this row has nothing, so that something
+            was taken in their place: weight 1, margin 0, as prompt what the sides share.
     """
 
     prompt: Text
@@ -57,6 +59,7 @@ class PreferenceRow:
     template_kwargs: dict[str, Any] | None = None
     weight: float = 1.0
     margin: float = 0.0
+    absent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

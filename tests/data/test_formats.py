@@ -217,7 +217,18 @@ CHAT = {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}
 REFUSED = {
     "no chosen": ({"prompt": "a", "rejected": "c"}, "CP201", "chosen"),
     "null chosen": ({**TEXT, "chosen": None}, "CP202", "chosen"),
-    "null prompt": ({**TEXT, "prompt": None}, "CP202", "prompt"),
+    "null prompt": ({**TEXT, "prompt": None}, "CP206", "Give a column prompt"),
+    "a system turn that is no text": ({**CHAT, "system": [SYSTEM]}, "CP202", "system"),
+    "an instruction that is no text": (
+        {"instruction": [USER], "output": ["b", "c"]},
+        "CP202",
+        "instruction",
+    ),
+    "an input that is no text": (
+        {"instruction": "a", "input": 5, "output": ["b", "c"]},
+        "CP202",
+        "input",
+    ),
     "number": ({**TEXT, "rejected": 5}, "CP202", "rejected"),
     "number among turns": ({**CHAT, "chosen": [5]}, "CP202", "chosen[0]"),
     "no turn": ({**CHAT, "chosen": []}, "CP202", "chosen"),
@@ -276,7 +287,7 @@ REFUSED = {
         "chosen",
     ),
     "completion of the user": ({**CHAT, "chosen": [turn("tool", "x"), GOOD]}, "CP207", "chosen"),
-    "null weight": ({**TEXT, "weight": None}, "CP212", "weight"),
+    "weight that is not a number": ({**TEXT, "weight": float("nan")}, "CP212", "weight"),
     "negative weight": ({**TEXT, "weight": -1.0}, "CP212", "weight"),
     "infinite margin": ({**TEXT, "margin": float("inf")}, "CP212", "margin"),
     "margin that is not a number": ({**TEXT, "margin": float("nan")}, "CP212", "margin"),

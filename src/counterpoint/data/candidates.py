@@ -18,6 +18,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from counterpoint.data.cells import fail, read_text
 from counterpoint.data.pair_rules import PairRules, template_parts
+from counterpoint.data.plain import plain
 from counterpoint.errors import DataError
 from counterpoint.records import Text
 
@@ -77,7 +78,8 @@ def read_prompts(
         Prompts in the order in which they first appear. Of a flat table none before the last
         row is read.
     """
-    rest = enumerate(rows)
+    read_rows = ((row, _try(drop, _plain, raw, row)) for row, raw in enumerate(rows))
+    rest = ((row, raw) for row, raw in read_rows if raw is not None)
     first = next(rest, None)
     if first is None:
         return
@@ -96,6 +98,15 @@ def read_prompts(
             for n, one in enumerate(listed)
         )
         yield ScoredPrompt(prompt, tuple(one for one in read if one is not None), kept)
+
+
+def _plain(raw: Mapping[str, Any], row: int) -> Mapping[str, Any]:
+    try:
+        made: Mapping[str, Any] = plain(raw)
+    except RecursionError as error:
+        text = f"row {row}: values are nested too deeply. Remove the row."
+        raise DataError("CP202", text) from error
+    return made
 
 
 def _list_column(raw: Mapping[str, Any]) -> str | None:

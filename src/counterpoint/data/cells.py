@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from typing import Any, NoReturn
 
 from counterpoint.errors import DataError
@@ -248,15 +249,16 @@ def _decoded(value: Any, row: int, field: str) -> Any:
 
 
 def read_number(raw: Mapping[str, Any], field: str, default: float, row: int) -> float:
-    """A finite number, not negative if it is a weight; ``default`` where there is no such column.
+    """A finite number, not negative if it is a weight; ``default`` where there is none.
 
     Raises:
-        DataError: CP212 for anything else, null included.
+        DataError: CP212 for anything else.
     """
-    if field not in raw:
+    value = raw.get(field)
+    if value is None:
         return default
-    value = raw[field]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+    if not number or not math.isfinite(value):
         fail("CP212", row, field, f"is {value!r}; expected a finite number in every row.")
     if field == "weight" and value < 0:
         fail("CP212", row, field, f"is {value!r}; a weight is at least 0.")

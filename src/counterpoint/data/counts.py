@@ -14,6 +14,13 @@ from counterpoint.data.pair_digest import PairDigest
 
 PARTS = ("prompt", "chosen", "rejected")
 
+TAKEN = {
+    "weight": "it is 1 there",
+    "margin": "it is 0 there",
+    "prompt": "it is the text with which both sides begin there",
+}
+"""What stands for a cell that is null where other rows of the set have a value."""
+
 CLASSES = 40
 """Most classes of a histogram."""
 
@@ -35,6 +42,8 @@ class PrepareCounts:
             since they merge with them or the chat template writes them otherwise.
         boundary_tokens: how many tokens that were.
         same_rows: kept rows whose two completions became equal by cutting; they teach nothing.
+        absent_rows: kept rows in which a column of the set holds nothing, by column: weight is
+            taken as 1 there, margin as 0, and prompt as the text with which both sides begin.
         lengths: how many kept rows have a part of a length, in tokens after cutting.
         digest: of the pairs that the kept rows became; None where they were not all seen, since
             a run that goes on leaves out what it has read of a stream.
@@ -52,6 +61,7 @@ class PrepareCounts:
     boundary_rows: int = 0
     boundary_tokens: int = 0
     same_rows: int = 0
+    absent_rows: Counter[str] = field(default_factory=Counter)
     lengths: dict[str, Counter[int]] = field(
         default_factory=lambda: {part: Counter() for part in PARTS}
     )
@@ -79,6 +89,12 @@ class PrepareCounts:
         self.boundary_rows += record["boundary"] > 0
         self.boundary_tokens += record["boundary"]
         self.same_rows += record["same"]
+        self.miss(record["absent"])
+
+    def miss(self, absent: str, rows: int = 1) -> None:
+        """Count kept rows that have nothing in these columns, named in ``encode.COLUMNS``' way."""
+        for name in absent.split():
+            self.absent_rows[name] += rows
 
     def as_dict(self) -> dict[str, Any]:
         """The account as plain JSON types."""
@@ -94,6 +110,7 @@ class PrepareCounts:
             "boundary_rows": self.boundary_rows,
             "boundary_tokens": self.boundary_tokens,
             "same_rows": self.same_rows,
+            "absent_rows": dict(sorted(self.absent_rows.items())),
             "limits": dict(self.limits),
             "digest": None if self.digest is None else self.digest.hexdigest(),
             "lengths": {part: histogram(self.lengths[part]) for part in PARTS},
@@ -113,8 +130,8 @@ class PrepareCounts:
         """
         for name in ("rows", "kept", "boundary_rows", "boundary_tokens", "same_rows"):
             setattr(self, name, state[name])
-        for name in ("dropped", "cut_rows", "cut_tokens", "tokens"):
-            setattr(self, name, Counter(state[name]))
+        for name in ("dropped", "cut_rows", "cut_tokens", "tokens", "absent_rows"):
+            setattr(self, name, Counter(state.get(name)))  # runs of 0.4 did not count all of them
         self.examples = dict(state["examples"])
         self.lengths = {
             part: Counter({int(n): rows for n, rows in state["lengths"][part].items()})
@@ -145,6 +162,9 @@ class PrepareCounts:
                 f"  {self.same_rows:,} rows have equal completions after cutting and teach "
                 "nothing: raise max_length"
             )
+        for name, rows in sorted(self.absent_rows.items()):
+            if rows < self.kept:  # a column that is null throughout is a column that is not there
+                lines.append(f"  {rows:,} rows have no {name}: {TAKEN[name]}")
         if self.boundary_rows:
             lines.append(
                 f"  in {self.boundary_rows:,} rows {self.boundary_tokens:,} tokens at the "

@@ -36,6 +36,7 @@ COLUMNS = (
     "cut_rejected",
     "boundary",
     "same",
+    "absent",
     "problem",
 )
 """The columns that ``encode_rows`` returns, one entry a row in each."""
@@ -80,7 +81,7 @@ def encode_rows(
     Returns:
         ``COLUMNS``: ids of the three parts, weight, margin and number of each row, tokens cut
         from each part, tokens that the boundary moved, whether cutting made the completions
-        equal, and the problem, an error's text or "".
+        equal, the columns in which the row has nothing, and the problem, an error's text or "".
 
     Raises:
         DataError: CP208 where messages meet a tokenizer without a chat template, CP217 where the
@@ -139,7 +140,8 @@ def _collector_paused() -> Iterator[None]:
 def _problem(row: int, error: DataError) -> dict[str, Any]:
     empty: dict[str, Any] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
     cuts = {"cut_prompt": 0, "cut_chosen": 0, "cut_rejected": 0, "boundary": 0, "same": False}
-    return {**empty, "weight": 0.0, "margin": 0.0, "row": row, **cuts, "problem": str(error)}
+    numbers = {"weight": 0.0, "margin": 0.0, "row": row}
+    return {**empty, **numbers, **cuts, "absent": "", "problem": str(error)}
 
 
 def _record(
@@ -180,6 +182,7 @@ def _record(
         "cut_rejected": pair.cut_rejected,
         "boundary": tokens.moved,
         "same": pair.chosen == pair.rejected,
+        "absent": " ".join(row.absent),
         "problem": "",
     }
 

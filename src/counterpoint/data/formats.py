@@ -9,7 +9,8 @@ Accepted, each with text or with messages (``role``/``content`` or ShareGPT's ``
    ``output`` of the better and the worse.
 
 ``system``, ``tools``,
-``chat_template_kwargs``, ``weight`` and ``margin`` are read where present.
+``chat_template_kwargs``, ``weight`` and ``margin`` are read where present. A null is a missing
+column, row by row: rows of all these shapes may stand in one set.
 
 Not here: rendering messages to text (``chat``), and anything that needs a tokenizer.
 """
@@ -29,6 +30,7 @@ from counterpoint.data.cells import (
     read_text,
     read_tools,
 )
+from counterpoint.data.plain import is_missing, plain
 from counterpoint.errors import DataError
 from counterpoint.records import Message, PreferenceRow, Text
 
@@ -57,7 +59,12 @@ COLUMNS = (
 LIKELY_PROMPTS = ("question", "query", "source", "input", "context", "user", "src")
 """Columns that are probably a misnamed prompt where a row has none."""
 
-READ = frozenset({*COLUMNS, *LIKELY_PROMPTS})
+NUMBERS = ("weight", "margin")
+"""Columns of numbers, where NaN is no absence."""
+
+COLUMNS_READ = tuple(dict.fromkeys((*COLUMNS, *LIKELY_PROMPTS)))
+
+READ = frozenset(COLUMNS_READ)
 """Every column that this module looks at; no other can change what becomes of a row."""
 
 SHAPES = (
@@ -85,7 +92,6 @@ def to_preference_row(raw: Mapping[str, Any], row: int) -> PreferenceRow:
             a completion that does not end with the assistant; CP212 an unusable number; CP216 a
             row too large to be one.
     """
-    check_size(raw, row)
     try:
         return _to_preference_row(raw, row)
     except RecursionError as error:
@@ -93,9 +99,11 @@ def to_preference_row(raw: Mapping[str, Any], row: int) -> PreferenceRow:
         raise DataError("CP202", text) from error
 
 
-def _to_preference_row(raw: Mapping[str, Any], row: int) -> PreferenceRow:
+def _to_preference_row(given: Mapping[str, Any], row: int) -> PreferenceRow:
+    raw = _filled(given)
+    check_size(raw, row)
     _refuse_media(raw, row)
-    chosen, rejected = _sides(raw, row)
+    chosen, rejected = _sides(raw, row, given)
     for field, side in (("chosen", chosen), ("rejected", rejected)):
         if isinstance(side, str) and not side.strip():
             fail("CP203", row, field, "is blank. Remove the row.")
@@ -106,12 +114,14 @@ def _to_preference_row(raw: Mapping[str, Any], row: int) -> PreferenceRow:
             "chosen",
             "equals field rejected, so there is nothing to prefer. Remove the row.",
         )
+    _check_system(raw, row)
     prompt, chosen, rejected = _split(raw, chosen, rejected, row)
     _check_completion(chosen, row, "chosen")
     _check_completion(rejected, row, "rejected")
-    if isinstance(prompt, str):
-        _refuse_beside_text(raw, row)
     tools, template_kwargs = read_tools(raw, row), read_template_kwargs(raw, row)
+    if isinstance(prompt, str):
+        beside = {"system": raw.get("system"), "tools": tools}
+        _refuse_beside_text({**beside, "chat_template_kwargs": template_kwargs}, row)
     check_depth([prompt, chosen, rejected, tools, template_kwargs], row)
     return PreferenceRow(
         prompt=prompt,
@@ -122,7 +132,30 @@ def _to_preference_row(raw: Mapping[str, Any], row: int) -> PreferenceRow:
         template_kwargs=template_kwargs,
         weight=read_number(raw, "weight", 1.0, row),
         margin=read_number(raw, "margin", 0.0, row),
+        absent=tuple(name for name in (*NUMBERS, "prompt") if _is_absent(name, given, raw, prompt)),
     )
+
+
+def _filled(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The cells that can have a meaning and hold something, as Python's own values."""
+    cells = {name: plain(given[name]) for name in COLUMNS_READ if name in given}
+    return {
+        name: cell
+        for name, cell in cells.items()
+        if not (cell is None if name in NUMBERS else is_missing(cell))
+    }
+
+
+def _is_absent(name: str, given: Mapping[str, Any], raw: Mapping[str, Any], prompt: Text) -> bool:
+    """Whether a column is there, a row has nothing in it, and something was made of that.
+
+    A prompt that is part of each side is found there for sure, but where two plain texts part.
+    """
+    if name not in given or name in raw:
+        return False
+    if name in NUMBERS:
+        return True
+    return isinstance(prompt, str) and not _is_transcript(str(raw.get("chosen")))
 
 
 def to_prompt(raw: Mapping[str, Any], row: int) -> PreferenceRow:
@@ -138,7 +171,9 @@ def to_prompt(raw: Mapping[str, Any], row: int) -> PreferenceRow:
     Raises:
         DataError: CP201 for a row without a prompt; CP202 and CP216 as for ``to_preference_row``.
     """
+    raw = _filled(raw)
     check_size(raw, row)
+    _check_system(raw, row)
     prompt = _given_prompt(raw, row)
     if prompt is None:
         raise DataError("CP201", f"row {row} has no prompt; expected a column prompt.")
@@ -188,7 +223,7 @@ def _renaming(seen: list[str]) -> str:
 # The two completions, and the prompt they answer
 
 
-def _sides(raw: Mapping[str, Any], row: int) -> tuple[Text, Text]:
+def _sides(raw: Mapping[str, Any], row: int, given: Mapping[str, Any]) -> tuple[Text, Text]:
     if "chosen" in raw and "rejected" in raw:
         return read_text(raw["chosen"], row, "chosen"), read_text(raw["rejected"], row, "rejected")
     if "instruction" in raw and isinstance(raw.get("output"), list | tuple):
@@ -196,7 +231,10 @@ def _sides(raw: Mapping[str, Any], row: int) -> tuple[Text, Text]:
         if len(output) != 2:
             fail("CP202", row, "output", f"holds {len(output)} answers instead of [best, worst].")
         return read_text(output[0], row, "output[0]"), read_text(output[1], row, "output[1]")
-    check_columns((c for c in raw if c != "output"), name=f"row {row}")
+    for field in ("chosen", "rejected"):
+        if field in given and field not in raw:
+            fail("CP202", row, field, "is null; expected text or messages.")
+    check_columns((c for c in given if c != "output"), name=f"row {row}")
     raise AssertionError("check_columns lets only rows with both sides pass")
 
 
@@ -263,14 +301,11 @@ def _continuation(prompt: list[Message], side: list[Message]) -> list[Message]:
 def _given_prompt(raw: Mapping[str, Any], row: int) -> Text | None:
     """The prompt that stands in a column of its own, if any."""
     if "prompt" in raw:
-        prompt = raw["prompt"]
-        if prompt is None and _is_conversation(raw.get("chosen")):
-            return None
-        text = read_text(prompt, row, "prompt")
+        text = read_text(raw["prompt"], row, "prompt")
         return _with_system(raw, text) if isinstance(text, list) else text
     if "conversations" in raw:
         return _with_system(raw, read_messages(raw["conversations"], row, "conversations"))
-    if isinstance(raw.get("instruction"), str):
+    if "instruction" in raw:
         return _instruction(raw, row)
     if isinstance(raw.get("messages"), list) and not _is_conversation(raw.get("chosen")):
         return _with_system(raw, read_messages(raw["messages"], row, "messages"))
@@ -279,9 +314,8 @@ def _given_prompt(raw: Mapping[str, Any], row: int) -> Text | None:
 
 def _refuse_media(raw: Mapping[str, Any], row: int) -> None:
     for field in MEDIA:
-        value = raw.get(field)
-        held = value is not None and (not hasattr(value, "__len__") or len(value) > 0)
-        if held and any(one is not None for one in (value if isinstance(value, list) else [value])):
+        value = raw.get(field, [])
+        if any(one not in (None, "") for one in (value if isinstance(value, list) else [value])):
             fail(
                 "CP219",
                 row,
@@ -291,10 +325,17 @@ def _refuse_media(raw: Mapping[str, Any], row: int) -> None:
             )
 
 
-def _refuse_beside_text(raw: Mapping[str, Any], row: int) -> None:
+def _check_system(raw: Mapping[str, Any], row: int) -> None:
+    system = raw.get("system", "")
+    if not isinstance(system, str):
+        kind = type(system).__name__
+        fail("CP202", row, "system", f"is of type {kind}; expected the text of a system turn.")
+
+
+def _refuse_beside_text(cells: Mapping[str, Any], row: int) -> None:
     """Refuse what only a chat template can show, where there are no messages to render."""
-    for field in ("system", "tools", "chat_template_kwargs"):
-        if raw.get(field):
+    for field, cell in cells.items():
+        if cell:
             fail(
                 "CP202",
                 row,
@@ -315,6 +356,10 @@ def _instruction(raw: Mapping[str, Any], row: int) -> list[Message]:
         if not (isinstance(turn, list | tuple) and len(turn) == 2):
             fail("CP202", row, "history", "should be a list of [question, answer].")
         messages += [{"role": "user", "content": str(turn[0])}, *_assistant(str(turn[1]))]
+    for field in ("instruction", "input"):
+        if not isinstance(raw.get(field, ""), str):
+            kind = type(raw[field]).__name__
+            fail("CP202", row, field, f"is of type {kind}; expected text.")
     asked = [raw["instruction"], raw.get("input")]
     messages.append({"role": "user", "content": "\n".join(part for part in asked if part)})
     return _with_system(raw, messages)

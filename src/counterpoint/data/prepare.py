@@ -42,6 +42,7 @@ FEATURES = Features(
         **{f"cut_{part}": Value("int32") for part in PARTS},
         "boundary": Value("int32"),
         "same": Value("bool"),
+        "absent": Value("string"),
         "problem": Value("string"),
     }
 )
@@ -265,7 +266,8 @@ def _prepare_stream(
 ) -> Prepared:
     if dataset.column_names is not None:
         formats.check_columns(dataset.column_names, name=name)
-    plain = dataset.with_format(None)
+    # row by row: batches of streams that were joined would mix tables of unlike columns
+    plain = dataset.with_format(None).map(_row_as_it_is)
     arguments = _arguments(tokenizer, options)
 
     def after(rows: int) -> IterableDataset:
@@ -279,6 +281,10 @@ def _prepare_stream(
         return encoded.select_columns(list(COLUMNS))
 
     return Prepared(after(0), options.counts(name), options, after)
+
+
+def _row_as_it_is(row: dict[str, Any]) -> dict[str, Any]:
+    return row
 
 
 def encode_every_row(
@@ -379,6 +385,8 @@ def _account(encoded: Dataset, options: PrepareOptions, name: str) -> Prepared:
     counts.boundary_tokens = pc.sum(table.column("boundary")).as_py()
     counts.boundary_rows = pc.sum(pc.greater(table.column("boundary"), 0)).as_py()
     counts.same_rows = pc.sum(table.column("same")).as_py()
+    for each in pc.value_counts(used.column("absent")).to_pylist():
+        counts.miss(each["values"], each["counts"])
     pairs = encoded.select_columns(list(PAIR_COLUMNS))
     return Prepared(pairs if len(kept) == len(problems) else pairs.select(kept), counts, options)
 

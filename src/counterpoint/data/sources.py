@@ -19,6 +19,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict,
 
 from counterpoint.data.enclosure import check_enclosed, check_saved
 from counterpoint.data.files import KINDS, OPENERS, kind_of, read_parquet, read_rows, unreadable
+from counterpoint.data.plain import plain
 from counterpoint.data.undecoded import undecoded
 from counterpoint.errors import DataError
 
@@ -104,8 +105,15 @@ def dataset_from_rows(rows: Sequence[Any], *, name: str = "the data set") -> Dat
     if not rows:
         raise DataError("CP209", f"{name} has no rows; expected at least one preference pair.")
     names = dict.fromkeys(key for row in rows for key in row)
-    columns = {str(key): _column([row.get(key) for row in rows], key, name) for key in names}
+    columns = {str(key): _column([_plain(row, key) for row in rows], key, name) for key in names}
     return Dataset(pa.table(columns))
+
+
+def _plain(row: Mapping[str, Any], key: Any) -> Any:
+    try:
+        return plain(row.get(key))
+    except RecursionError:
+        return row.get(key)  # ``_column`` refuses it by its row
 
 
 def _column(values: list[Any], field: Any, name: str) -> pa.Array:

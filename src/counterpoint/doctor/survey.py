@@ -179,7 +179,7 @@ def survey(
     found = Survey(name)
     dataset = undecoded(dataset)
     if isinstance(dataset, IterableDataset):
-        head = list(islice(dataset, STREAMED + 1))
+        head = list(islice(dataset.with_format(None), STREAMED + 1))
         found.whole = len(head) <= STREAMED
         dataset = [_read_alone(row) for row in head[:STREAMED]]
     elif not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":

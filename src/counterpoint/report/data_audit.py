@@ -33,6 +33,7 @@ def audit(data: Mapping[str, Account]) -> Markup:
         ["cut", *(_cuts(data[name]) for name in sets)],
         ["limits", *(_limits(data[name].get("limits")) for name in sets)],
         ["equal after cutting", *(_whole(data[name].get("same_rows")) for name in sets)],
+        ["nothing in column", *(_absent(data[name]) for name in sets)],
         ["digest", *(_digest(data[name].get("digest")) for name in sets)],
     ]
     told = [row for row in rows if any(cell not in (None, "–") for cell in row[1:])]
@@ -99,6 +100,13 @@ def _cuts(account: Account) -> Content:
         if rows.get(part)
     ]
     return "; ".join(told) or "nothing"
+
+
+def _absent(account: Account) -> str | None:
+    """Rows that lack what others of the set have."""
+    absent = (account.get("absent_rows") or {}).items()
+    told = [f"{name} {rows:,}" for name, rows in absent if rows < account.get("kept", 0)]
+    return ", ".join(told) or None
 
 
 def _limits(limits: Mapping[str, Any] | None) -> str | None:

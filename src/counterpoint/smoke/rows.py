@@ -102,7 +102,7 @@ def _some(rows: Any, most: int) -> tuple[list[int], list[Any]]:
     """Numbers and content of a few rows; of a stream the first ones."""
     rows = undecoded(rows)
     if isinstance(rows, IterableDataset):
-        first = list(islice(rows, most))
+        first = list(islice(rows.with_format(None), most))
         return list(range(len(first))), first
     table = rows if isinstance(rows, Dataset) else dataset_from_rows(list(rows), name="train")
     if table.format["type"] != "custom":
