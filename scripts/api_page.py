@@ -40,6 +40,7 @@ def api_page() -> str:
         ("Making pairs", counterpoint, ("pairs_from_scored", "PairRules")),
         ("Before a run", doctor, ("examine", "Report", "Finding")),
         ("After a run", runlog, ("read_run", "Run")),
+        ("In a notebook", counterpoint, ("show",)),
         ("Errors", counterpoint, errors),
     ):
         parts.append(f"## {title}\n")

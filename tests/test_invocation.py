@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -117,10 +118,18 @@ def test_packages_are_installed_by_requirement_where_this_python_finds_them(here
     assert not (here / "=3.9").exists()  # the shell took no part of it for a file
 
 
+def test_to_look_for_pip_leaves_a_distutils_that_is_loaded_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "distutils", ModuleType("distutils"))
+    installing("bokeh>=3.9")  # a warning is an error here
+    assert "distutils" in sys.modules
+
+
 def test_an_environment_without_pip_is_installed_into_by_uv(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(invocation.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(invocation, "_has_pip", lambda: False)
     monkeypatch.setenv("PATH", str(script(here / "tools", "uv").parent))
     said = installing("peft>=0.18")
     assert said == "uv pip install --python .venv/bin/python 'peft>=0.18'"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         SetupError,
         TrainingError,
     )
+    from counterpoint.report.inline import show
     from counterpoint.trainer.display import TrainingDisplay
     from counterpoint.trainer.trainer import CPOTrainer
 
@@ -44,6 +45,7 @@ __all__ = [
     "TrainingError",
     "__version__",
     "pairs_from_scored",
+    "show",
 ]
 
 _HOMES = {
@@ -60,6 +62,7 @@ _HOMES = {
     "TrainingDisplay": "counterpoint.trainer.display",
     "TrainingError": "counterpoint.errors",
     "pairs_from_scored": "counterpoint.data.scored",
+    "show": "counterpoint.report.inline",
 }
 
 

@@ -9,7 +9,6 @@ Not here: files and pages, which may be read on another machine and keep the pla
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shlex
@@ -17,6 +16,7 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 
@@ -83,9 +83,18 @@ def installing(*requirements: str) -> str:
         requirements: such as "bokeh>=3.9".
     """
     wanted = " ".join(shlex.quote(one) for one in requirements)
-    if importlib.util.find_spec("pip") is None and shutil.which("uv") is not None:
+    if not _has_pip() and shutil.which("uv") is not None:
         return f"uv pip install --python {python()} {wanted}"
     return f"{python()} -m pip install {wanted}"
+
+
+def _has_pip() -> bool:
+    """Read from its metadata: to look for the module alone makes setuptools throw out distutils."""
+    try:
+        metadata.version("pip")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _scripts() -> Iterator[Path]:

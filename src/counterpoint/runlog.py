@@ -39,11 +39,15 @@ from counterpoint._version import __version__
 from counterpoint.errors import CounterpointError, SetupError
 from counterpoint.invocation import runnable
 from counterpoint.masking import Mask, MaskingFilter
+from counterpoint.notebook import rows_shown, shown
 from counterpoint.staged import make_folder, refuse_unusable, staged
 
 RUN_FILE = "run.json"
 REQUEST_FILE = "train.yaml"
 """The options a run was given, in its folder: ``counterpoint train`` takes it as it is."""
+
+REPORT_FILE = "report.html"
+"""The page about a run, in its folder, unless another name is asked for."""
 
 METRICS, ALARMS, MOVEMENT, SAMPLES = STREAMS = ("metrics", "alarms", "movement", "samples")
 """The streams of a run; each is a file of that name, ending in .jsonl."""
@@ -212,6 +216,17 @@ class Run:
     movement: tuple[Mapping[str, Any], ...]
     samples: tuple[Mapping[str, Any], ...]
 
+    def _repr_html_(self) -> str:
+        """How the run went, in a notebook: facts, first and last numbers, alarms."""
+        columns = ("code", "step", "since", "seen")
+        alarms = [[alarm.get(column) for column in columns] for alarm in self.alarms]
+        return shown(
+            f"run {self.folder}",
+            rows_shown(("", "of the run"), _told_of(self), label="facts"),
+            rows_shown(("metric", "first", "last"), _ends_of(self.metrics), label="metrics"),
+            rows_shown(columns, alarms, label="alarms"),
+        )
+
 
 def read_run(folder: str | Path, streams: Collection[str] = STREAMS) -> Run:
     """Read a run directory, also while it is written.
@@ -237,6 +252,31 @@ def read_run(folder: str | Path, streams: Collection[str] = STREAMS) -> Run:
     for stream in streams:
         found[stream] = tuple(_that_count(_lines(stream_file(path, stream))))
     return Run(path, facts, **found)
+
+
+def _told_of(run: Run) -> Iterator[tuple[str, str]]:
+    facts, ended = run.facts, run.facts.get("ended") or {}
+    model = facts.get("model")
+    steps = [line["step"] for line in run.metrics if "step" in line]
+    yield "model", str(model.get("name") if isinstance(model, Mapping) else model or "unknown")
+    yield "objective", str(facts.get("objective") or "unknown")
+    yield (
+        "state",
+        f"{ended.get('state', 'no end yet')}, step {ended.get('step', max(steps, default=0))}",
+    )
+    if ended.get("error"):
+        yield "error", json.dumps(ended["error"])
+    yield "log lines", ", ".join(f"{len(getattr(run, one)):,} {one}" for one in STREAMS)
+
+
+def _ends_of(lines: tuple[Mapping[str, Any], ...]) -> Iterator[tuple[str, Any, Any]]:
+    """The first and the last value of each metric, in the order in which they were first logged."""
+    ends: dict[str, tuple[Any, Any]] = {}
+    for line in lines:
+        for name, value in line.items():
+            if name not in ("step", "time", "epoch"):
+                ends[name] = (ends.get(name, (value,))[0], value)
+    return ((name, *both) for name, both in ends.items())
 
 
 Placed = tuple[int, Mapping[str, Any]]

@@ -89,6 +89,7 @@ def test_the_public_names_are_these_and_are_listed() -> None:
         "TrainingError",
         "__version__",
         "pairs_from_scored",
+        "show",
     ]
     assert dir(counterpoint) == sorted(counterpoint.__all__)
 

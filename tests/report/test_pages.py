@@ -15,8 +15,8 @@ import pytest
 
 pytest.importorskip("bokeh", reason="the extra [report] is not installed")
 
+from counterpoint.markup import join
 from counterpoint.report.comparison import comparison, comparison_page, differing, names_of
-from counterpoint.report.markup import join
 from counterpoint.report.run_report import MOST_MARKS, marks_of, news, report, run_page
 from counterpoint.report.story import alarm_kinds
 from counterpoint.runlog import METRICS, SAMPLES, Run, RunLog, read_run

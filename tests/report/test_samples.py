@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from counterpoint.report.markup import join
+from counterpoint.markup import join
 from counterpoint.report.samples import LONGEST, MOST, before_and_after
 
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from counterpoint.cli.flags import flags_help, flags_of, refuse_others, take_flags
 from counterpoint.cli.manners import put, terminal_width
@@ -112,7 +112,7 @@ def lines(found: Difference, width: int, *, shown: int | None = SHOWN) -> Iterat
     for title, entries in (("only before", found.removed), ("only after", found.added)):
         named = [f"{name}  {one.dtype} {_shape(one.shape)}" for name, one in entries.items()]
         yield from _list(title, named, shown)
-    yield _verdict(found)
+    yield f"\n{found.in_words()}"
 
 
 def _groups(found: Difference) -> Iterator[str]:
@@ -138,17 +138,10 @@ def _tensors(found: Difference, width: int, shown: int | None) -> Iterator[str]:
 
 
 def _numbers(moved: float, *others: float | None) -> str:
+    from counterpoint.monitor.difference import percent
+
     shown = ["-" if other is None else f"{other:.3g}" for other in others]
-    return f"{_percent(moved):>10}" + "".join(f"{other:>11}" for other in shown)
-
-
-def _percent(share: float) -> str:
-    """A share of which neither end is reached by rounding."""
-    if 0 < share < 1e-4:
-        return "<0.01%"
-    if 0.9999 < share < 1:
-        return ">99.99%"
-    return f"{share:.2%}"
+    return f"{percent(moved):>10}" + "".join(f"{other:>11}" for other in shown)
 
 
 def _list(title: str, named: Sequence[str], shown: int | None) -> Iterator[str]:
@@ -163,10 +156,3 @@ def _list(title: str, named: Sequence[str], shown: int | None) -> Iterator[str]:
 
 def _shape(sizes: Sequence[int]) -> str:
     return "x".join(map(str, sizes)) or "one number"
-
-
-def _verdict(found: Difference) -> str:
-    if found.same:
-        return f"\nthe same: all {len(found.tensors):,} tensors hold the same values"
-    moved: list[Any] = [one for one in found.tensors.values() if one.moved]
-    return f"\n{len(moved):,} of the {len(found.tensors):,} tensors of both differ"

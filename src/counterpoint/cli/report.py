@@ -12,7 +12,7 @@ from pathlib import Path
 from counterpoint.cli.flags import Flag, flags_help, flags_of, refuse_others, take_flags
 from counterpoint.cli.manners import say
 from counterpoint.errors import ConfigError, SetupError
-from counterpoint.runlog import RUN_FILE, read_run
+from counterpoint.runlog import REPORT_FILE, RUN_FILE, read_run
 
 USAGE = """\
 usage: counterpoint report RUN [--out FILE]
@@ -30,9 +30,6 @@ examples:
 options:
 """
 
-REPORT = "report.html"
-"""The report's name in the run's folder."""
-
 
 @dataclass(frozen=True, slots=True)
 class ReportOptions:
@@ -40,7 +37,7 @@ class ReportOptions:
 
     out: str | None = field(
         default=None,
-        metadata={"help": f"File to write. null: {REPORT} in the run's folder."},
+        metadata={"help": f"File to write. null: {REPORT_FILE} in the run's folder."},
     )
 
 
@@ -65,7 +62,7 @@ def report(words: list[str]) -> None:
     from counterpoint.report.run_report import report as html_of
     from counterpoint.report.writing import refuse_foreign, write_page
 
-    path = folder / REPORT if options.out is None else Path(options.out)
+    path = folder / REPORT_FILE if options.out is None else Path(options.out)
     run = read_run(folder)
     refuse_foreign(path)
     size = write_page(path, html_of(run))

@@ -29,6 +29,7 @@ from counterpoint.data.candidates import Candidate, ScoredPrompt, read_prompts
 from counterpoint.data.pair_rules import PairRules
 from counterpoint.data.undecoded import undecoded
 from counterpoint.errors import DataError
+from counterpoint.notebook import rows_shown, shown
 from counterpoint.records import Text
 
 FATES = ("tied", "narrow", "same_text", "overruled", "usable")
@@ -158,6 +159,12 @@ class ScoredPairs:
 
     pairs: list[dict[str, Any]]
     counts: ScoredCounts
+
+    def _repr_html_(self) -> str:
+        """What was made, and the first pairs, in a notebook."""
+        columns = list(dict.fromkeys(name for pair in self.pairs[:50] for name in pair))
+        rows = ([pair.get(name) for name in columns] for pair in self.pairs)
+        return shown(self.counts.summary(), rows_shown(columns, rows, label="pairs", most=5))
 
 
 def pairs_from_scored(

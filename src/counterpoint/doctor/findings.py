@@ -22,6 +22,7 @@ from counterpoint.errors import (
 )
 from counterpoint.invocation import runnable
 from counterpoint.language import phrase, spoken
+from counterpoint.notebook import rows_shown, shown
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -58,6 +59,10 @@ class Finding:
     seen: str
     rows: tuple[int, ...] = ()
     fix: str = ""
+
+    def _repr_html_(self) -> str:
+        """The finding alone, in a notebook."""
+        return Report.of([self])._repr_html_()
 
 
 def find(
@@ -166,6 +171,23 @@ class Report:
         shown = self.of_severity(*severities)
         lines = [line for finding in shown for line in [*_block(finding, width), ""]]
         return "\n".join([*lines, self._summary_spoken()])
+
+    def _repr_html_(self) -> str:
+        """The report as a table, in a notebook."""
+        columns = ("code", "severity", "what is so", "seen", "do", "paste")
+        rows = [
+            (
+                finding.code,
+                phrase(finding.severity),
+                meaning(finding.code).title,
+                _seen(finding),
+                "" if finding.severity == "note" else runnable(meaning(finding.code).do),
+                finding.fix,
+            )
+            for finding in self.findings
+        ]
+        titles = [phrase(column) for column in columns]
+        return shown(self._summary_spoken(), rows_shown(titles, rows, label="findings"))
 
     def _summary_spoken(self) -> str:
         if spoken() == "en":

@@ -17,6 +17,9 @@ _DOCTOR = {
     "why": "原因",
     "do": "处理",
     "paste": "粘贴",
+    "code": "代码",
+    "severity": "级别",
+    "what is so": "情况",
     "{errors} errors, {warnings} warnings, {notes} notes": (
         "{errors} 个错误，{warnings} 个警告，{notes} 个提示"
     ),

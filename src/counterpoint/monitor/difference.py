@@ -20,6 +20,7 @@ from torch import Tensor
 
 from counterpoint.monitor.groups import GROUPS, group_of
 from counterpoint.monitor.weight_files import Entry, WeightFiles
+from counterpoint.notebook import rows_shown, shown
 
 WRAPPERS = ("module.", "_orig_mod.")
 """What DDP and torch.compile put before the names of a model that was saved inside them."""
@@ -83,6 +84,45 @@ class Difference:
             name: _summed(inside) for name, inside in (*found.items(), ("all", every)) if inside
         }
 
+    def in_words(self) -> str:
+        """Whether the two are the same, or how much of them differs."""
+        if self.same:
+            return f"the same: all {len(self.tensors):,} tensors hold the same values"
+        moved = sum(bool(one.moved) for one in self.tensors.values())
+        return f"{moved:,} of the {len(self.tensors):,} tensors of both differ"
+
+    def _repr_html_(self) -> str:
+        """The difference as tables, in a notebook: groups, then tensors, most changed first."""
+        numbers = ("moved", "update", "largest")
+        groups = [
+            (
+                name,
+                one["tensors"],
+                one["weights"],
+                *_shown(one["moved"], one["update"], one["largest"]),
+            )
+            for name, one in self.groups().items()
+        ]
+        names = sorted(self.tensors, key=lambda name: self.tensors[name].update, reverse=True)
+        tensors = [
+            (name, one.group, *_shown(one.moved, one.update, one.largest))
+            for name, one in ((name, self.tensors[name]) for name in names)
+        ]
+        apart = [
+            *(
+                (name, f"another shape: {list(a)}, then {list(b)}")
+                for name, (a, b) in self.shapes.items()
+            ),
+            *((name, "only before") for name in self.removed),
+            *((name, "only after") for name in self.added),
+        ]
+        return shown(
+            self.in_words(),
+            rows_shown(("group", "tensors", "weights", *numbers), groups, label="groups"),
+            rows_shown(("tensor", "group", *numbers), tensors, label="tensors"),
+            rows_shown(("tensor", "not compared"), apart, label="not compared"),
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """All of it, ready for JSON."""
         return {
@@ -135,6 +175,19 @@ def compare(before: WeightFiles, after: WeightFiles) -> Difference:
         added={n: after.entries[theirs[n]] for n in theirs if n not in ours},
         removed={n: before.entries[ours[n]] for n in ours if n not in theirs},
     )
+
+
+def percent(share: float) -> str:
+    """A share of which neither end is reached by rounding."""
+    if 0 < share < 1e-4:
+        return "<0.01%"
+    if 0.9999 < share < 1:
+        return ">99.99%"
+    return f"{share:.2%}"
+
+
+def _shown(moved: float, *others: float | None) -> list[str]:
+    return [percent(moved), *("-" if one is None else f"{one:.3g}" for one in others)]
 
 
 def _compared(one: Tensor, other: Tensor) -> list[float]:

@@ -3,13 +3,14 @@
 A step is the same function of its pairs however it is cut; so the first remedy, smaller
 micro-batches, costs nothing, and ``train`` takes it by itself.
 
-Not here: how memory is predicted (``demand``), how a plan is shown (``table``).
+Not here: how memory is predicted (``demand``), what a plan holds (``prediction``), how it is shown
+in a terminal (``table``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,6 +23,7 @@ from counterpoint.forward.affine_logps import LOGITS_ELSEWHERE, LOGITS_PER_TILE
 from counterpoint.forward.layout import why_not_shared, why_padded
 from counterpoint.planner.demand import Demand
 from counterpoint.planner.holdings import holdings_of
+from counterpoint.planner.prediction import Estimate, Plan, Remedy, Split
 from counterpoint.planner.rehearsal import Way, rehearse
 from counterpoint.planner.shapes import Layout, Lengths, tokens_of
 from counterpoint.planner.twin import adapted, fake_mode, quiet_fakes, twin_of
@@ -54,129 +56,6 @@ class Setting:
     dtype: torch.dtype | None = None
     adapter: Any = None
     stochastic: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What a step needs at its worst moment, in bytes.
-
-    Args:
-        pairs: of its largest micro-batch.
-        tokens: input tokens of that, padding included.
-        weights: of the model, buffers included.
-        optimizer: what the optimizer keeps.
-        initial: of the trained weights as they were, where the drift from them is bounded.
-        buckets: what ranks exchange gradients through.
-        gradients: as far as they are there at that moment.
-        activations: what the forward left.
-        head: the output head's.
-        passing: what the backward has at hand.
-        peak: all of them.
-        fits: whether that is no more than may be used.
-    """
-
-    pairs: int
-    tokens: int
-    weights: int
-    optimizer: int
-    initial: int
-    buckets: int
-    gradients: int
-    activations: int
-    head: int
-    passing: int
-    peak: int
-    fits: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """One way to get the wanted pairs a step.
-
-    Args:
-        per_device: ``per_device_train_batch_size``.
-        accumulation: ``gradient_accumulation_steps``.
-        ranks: processes.
-        tokens: input tokens of the heaviest micro-batch.
-        peak: bytes at the worst moment.
-        fits: whether that is no more than may be used.
-    """
-
-    per_device: int
-    accumulation: int
-    ranks: int
-    tokens: int
-    peak: int
-    fits: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Remedy:
-    """One thing to change, on top of those before it.
-
-    Args:
-        line: of the configuration.
-        cost: what it costs, in words.
-        peak: bytes that the longest pair alone needs then.
-        budget: most tokens of a micro-batch then.
-        fits: whether the longest pair does.
-    """
-
-    line: str
-    cost: str
-    peak: int
-    budget: int
-    fits: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """All that is said of a run's memory.
-
-    Args:
-        parameters: weights of the model, adapters included.
-        trained: those that train.
-        layout: of micro-batches, as far as can be known before the run's first pairs.
-        reason: why not the other one; "" where there is nothing to say.
-        precision: of weights and products, in words.
-        checkpointing: whether activations are computed again.
-        memory: bytes of the device.
-        usable: bytes of it that are planned with.
-        lengths: tokens of a pair, its prompt once, by share of the pairs.
-        pairs: of an optimizer step, over all ranks.
-        asked: what the run needs as it is configured.
-        longest: what the longest pair alone needs.
-        budget: the most ``max_micro_batch_tokens`` that fits; 0 where no pair does.
-        whole: input tokens of a rank's share of the longest step.
-        splits: ways to get the wanted pairs a step, the largest micro-batches first.
-        remedies: what to turn on where it does not fit, the cheapest first; each with those before.
-    """
-
-    parameters: int
-    trained: int
-    layout: Layout
-    reason: str
-    precision: str
-    checkpointing: bool
-    memory: int
-    usable: int
-    lengths: dict[str, int]
-    pairs: int
-    asked: Estimate
-    longest: Estimate
-    budget: int
-    whole: int
-    splits: tuple[Split, ...]
-    remedies: tuple[Remedy, ...]
-
-    @property
-    def fits(self) -> bool:
-        """Whether the run can do its steps, cut as small as it takes."""
-        return self.longest.fits
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON; bytes throughout."""
-        return {**asdict(self), "fits": self.fits}
 
 
 class Planner:

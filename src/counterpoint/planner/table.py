@@ -1,6 +1,6 @@
 """A plan as people read it, in 80 columns.
 
-Not here: what is in it (``plan``).
+Not here: what is in it (``prediction``).
 """
 
 from __future__ import annotations
@@ -9,23 +9,12 @@ import textwrap
 from collections.abc import Iterator
 
 from counterpoint.planner.machine import show_bytes
-from counterpoint.planner.plan import Estimate, Plan, Split
+from counterpoint.planner.prediction import ROWS, Estimate, Plan, Split
 
 WIDTH = 80
 _MARGIN = 10
 MOST_SPLITS = 12
 """Splits that are shown; the smallest micro-batches are left out first, but for the last."""
-
-ROWS = (
-    ("weights", "weights"),
-    ("optimizer", "optimizer"),
-    ("initial", "initial policy"),
-    ("buckets", "exchange between ranks"),
-    ("gradients", "gradients"),
-    ("activations", "activations"),
-    ("head", "head"),
-    ("passing", "backward at hand"),
-)
 
 
 def as_table(plan: Plan) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from counterpoint.markup import Content, Markup, element, plain_json, table
 from counterpoint.report import story
 from counterpoint.report.charts import DASHES, Line, LineChart, number, thin
 from counterpoint.report.curves import (
@@ -24,7 +25,6 @@ from counterpoint.report.curves import (
     sets_of,
 )
 from counterpoint.report.drawing import draw
-from counterpoint.report.markup import Content, Markup, element, plain_json, table
 from counterpoint.report.objective import typeset
 from counterpoint.report.page import Page, Parts, Section, chart_figure, render
 from counterpoint.report.palette import SERIES

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from counterpoint.alarms.of_constraints import surely_above
+from counterpoint.markup import Content, element, table
 from counterpoint.report.charts import Line, LineChart, number, thin
 from counterpoint.report.curves import (
     TRAINING,
@@ -19,7 +20,6 @@ from counterpoint.report.curves import (
     is_marked,
     sets_of,
 )
-from counterpoint.report.markup import Content, element, table
 from counterpoint.report.palette import SERIES
 from counterpoint.runlog import constraint_metric
 

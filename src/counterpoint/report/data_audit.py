@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from counterpoint.doctor.table import TABLE
+from counterpoint.markup import Content, Markup, element, table
 from counterpoint.report.charts import Bars, Histogram
-from counterpoint.report.markup import Content, Markup, element, table
 
 PARTS = ("prompt", "chosen", "rejected")
 _ROLES = {"prompt": "series-6", "chosen": "series-1", "rejected": "series-2"}

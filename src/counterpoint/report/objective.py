@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from counterpoint.report.markup import Content, Markup, element, folded, plain_json, table
+from counterpoint.markup import Content, Markup, element, folded, plain_json, table
 from counterpoint.runlog import OBJECTIVE_OPTIONS
 
 MATTER = (

@@ -75,6 +75,17 @@
     });
   }
 
+  // ---- links inside a notebook's frame, where they would lead to the notebook's own address ----
+
+  if (location.protocol === "about:") {
+    for (const link of document.querySelectorAll("a[href^='#']")) {
+      link.addEventListener("click", (event) => {
+        event.preventDefault();
+        document.getElementById(link.getAttribute("href").slice(1))?.scrollIntoView();
+      });
+    }
+  }
+
   // ---- news of a run that goes on ----
 
   function refresh(news) {

@@ -16,9 +16,9 @@ from importlib import resources
 from typing import Any
 
 from counterpoint._version import __version__
+from counterpoint.markup import Content, Markup, element, join, raw, script_json
 from counterpoint.report.charts import Chart, HeatMap, Histogram, LineChart, in_words, number
 from counterpoint.report.drawing import Drawing, Mark, library, place_of
-from counterpoint.report.markup import Content, Markup, element, join, raw, script_json
 from counterpoint.report.palette import as_css
 
 GENERATOR = f"Counterpoint {__version__}"

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from counterpoint.markup import Content, Markup, element, folded, plain_json, table
 from counterpoint.report import story
 from counterpoint.report.charts import Chart, number
 from counterpoint.report.constraints import account, constraint_charts
 from counterpoint.report.curves import TRAINING, SeriesTable, line_charts, read_series
 from counterpoint.report.data_audit import audit, histograms
 from counterpoint.report.drawing import Mark, columns, draw, scales, shape
-from counterpoint.report.markup import Content, Markup, element, folded, plain_json, table
 from counterpoint.report.movement import group_chart, heat_map, last_look
 from counterpoint.report.objective import formula_of, option_tables
 from counterpoint.report.page import Page, Parts, Section, chart_figure, render

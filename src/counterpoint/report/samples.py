@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from counterpoint.report.markup import Content, Markup, element, folded
+from counterpoint.markup import Content, Markup, element, folded
 
 SHOWN = 6
 """Prompts that are shown at once; the others are folded."""

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from counterpoint.doctor.wrap import wrap
+from counterpoint.notebook import rows_shown, shown
 from counterpoint.smoke.real import Measured, duration
 
 Status = Literal["ok", "failed", "not applicable"]
@@ -65,6 +66,12 @@ class SmokeReport:
         """How many of each: "6 ok, 0 failed, 1 not applicable, in 21 s"."""
         counts = [f"{sum(c.status == one for c in self.checks)} {one}" for one in STATUSES]
         return f"{', '.join(counts)}, in {duration(self.seconds)}"
+
+    def _repr_html_(self) -> str:
+        """The checks as a table, in a notebook."""
+        rows = [(check.status, check.name, check.seen) for check in self.checks]
+        titles = ("status", "check", "seen")
+        return shown(f"{self.twin}: {self.summary()}", rows_shown(titles, rows, label="checks"))
 
     def as_json(self) -> str:
         """The report for machines."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterpoint.report.markup import element, folded, join, plain_json, raw, script_json, table
+from counterpoint.markup import element, folded, join, plain_json, raw, script_json, table
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)">'
 

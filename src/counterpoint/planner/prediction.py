@@ -1,0 +1,182 @@
+"""What a plan holds: estimates, ways to cut a step, remedies; and how it looks in a notebook.
+
+Not here: making it (``plan``), the table of a terminal (``table``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from counterpoint.notebook import rows_shown, shown
+from counterpoint.planner.machine import show_bytes
+from counterpoint.planner.shapes import Layout
+
+ROWS = (
+    ("weights", "weights"),
+    ("optimizer", "optimizer"),
+    ("initial", "initial policy"),
+    ("buckets", "exchange between ranks"),
+    ("gradients", "gradients"),
+    ("activations", "activations"),
+    ("head", "head"),
+    ("passing", "backward at hand"),
+)
+"""What a peak is made of: fields of ``Estimate``, and what they are called."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a step needs at its worst moment, in bytes.
+
+    Args:
+        pairs: of its largest micro-batch.
+        tokens: input tokens of that, padding included.
+        weights: of the model, buffers included.
+        optimizer: what the optimizer keeps.
+        initial: of the trained weights as they were, where the drift from them is bounded.
+        buckets: what ranks exchange gradients through.
+        gradients: as far as they are there at that moment.
+        activations: what the forward left.
+        head: the output head's.
+        passing: what the backward has at hand.
+        peak: all of them.
+        fits: whether that is no more than may be used.
+    """
+
+    pairs: int
+    tokens: int
+    weights: int
+    optimizer: int
+    initial: int
+    buckets: int
+    gradients: int
+    activations: int
+    head: int
+    passing: int
+    peak: int
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """One way to get the wanted pairs a step.
+
+    Args:
+        per_device: ``per_device_train_batch_size``.
+        accumulation: ``gradient_accumulation_steps``.
+        ranks: processes.
+        tokens: input tokens of the heaviest micro-batch.
+        peak: bytes at the worst moment.
+        fits: whether that is no more than may be used.
+    """
+
+    per_device: int
+    accumulation: int
+    ranks: int
+    tokens: int
+    peak: int
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """One thing to change, on top of those before it.
+
+    Args:
+        line: of the configuration.
+        cost: what it costs, in words.
+        peak: bytes that the longest pair alone needs then.
+        budget: most tokens of a micro-batch then.
+        fits: whether the longest pair does.
+    """
+
+    line: str
+    cost: str
+    peak: int
+    budget: int
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that is said of a run's memory.
+
+    Args:
+        parameters: weights of the model, adapters included.
+        trained: those that train.
+        layout: of micro-batches, as far as can be known before the run's first pairs.
+        reason: why not the other one; "" where there is nothing to say.
+        precision: of weights and products, in words.
+        checkpointing: whether activations are computed again.
+        memory: bytes of the device.
+        usable: bytes of it that are planned with.
+        lengths: tokens of a pair, its prompt once, by share of the pairs.
+        pairs: of an optimizer step, over all ranks.
+        asked: what the run needs as it is configured.
+        longest: what the longest pair alone needs.
+        budget: the most ``max_micro_batch_tokens`` that fits; 0 where no pair does.
+        whole: input tokens of a rank's share of the longest step.
+        splits: ways to get the wanted pairs a step, the largest micro-batches first.
+        remedies: what to turn on where it does not fit, the cheapest first; each with those before.
+    """
+
+    parameters: int
+    trained: int
+    layout: Layout
+    reason: str
+    precision: str
+    checkpointing: bool
+    memory: int
+    usable: int
+    lengths: dict[str, int]
+    pairs: int
+    asked: Estimate
+    longest: Estimate
+    budget: int
+    whole: int
+    splits: tuple[Split, ...]
+    remedies: tuple[Remedy, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the run can do its steps, cut as small as it takes."""
+        return self.longest.fits
+
+    def _repr_html_(self) -> str:
+        """The plan as tables, in a notebook."""
+        both = (self.asked, self.longest)
+        parts = [
+            ("pairs of the micro-batch", *(one.pairs for one in both)),
+            ("tokens of it", *(one.tokens for one in both)),
+            *(
+                (title, *(show_bytes(getattr(one, name)) for one in both))
+                for name, title in ROWS
+                if any(getattr(one, name) for one in both)
+            ),
+            ("peak", *(", ".join(_verdict(one)) for one in both)),
+        ]
+        splits = [
+            (one.per_device, one.accumulation, one.ranks, one.tokens, *_verdict(one))
+            for one in self.splits
+        ]
+        remedies = [(one.line, one.cost, *_verdict(one)) for one in self.remedies]
+        ways = ("a device", "accumulated", "ranks", "most tokens", "peak", "")
+        return shown(
+            f"{self.parameters:,} weights, {self.trained:,} trained, {self.precision}; "
+            f"{self.layout} layout; {self.pairs:,} pairs a step; "
+            f"{show_bytes(self.usable)} to plan with",
+            rows_shown(
+                ("at the worst moment", "as configured", "longest pair"), parts, label="peak"
+            ),
+            rows_shown(ways, splits, label="ways to make the same step", most=12),
+            rows_shown(("turn on", "cost", "longest pair", ""), remedies, label="what helps"),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; bytes throughout."""
+        return {**asdict(self), "fits": self.fits}
+
+
+def _verdict(one: Estimate | Split | Remedy) -> tuple[str, str]:
+    return show_bytes(one.peak), "fits" if one.fits else "too much"
