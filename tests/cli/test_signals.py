@@ -21,6 +21,7 @@ OPTIONS = {
     "dataset": "pairs.jsonl",
     "output_dir": "out",
     "max_steps": "3000",
+    "lr_scheduler_type": "constant",
     "save_steps": "1000",
     "logging_steps": "1",
     "per_device_train_batch_size": "2",

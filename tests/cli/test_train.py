@@ -213,7 +213,7 @@ def test_an_interrupted_run_says_what_is_saved_and_goes_on_from_there(
         whole(self, **keywords)
         raise KeyboardInterrupt
 
-    path = write_run(save_steps=2)
+    path = write_run(save_steps=2, lr_scheduler_type="constant")
     with monkeypatch.context() as patch:
         patch.setattr(Used, "train", interrupted)
         said = command("train", path)
@@ -266,7 +266,7 @@ def test_a_checkpoint_that_was_not_saved_to_its_end_is_not_gone_on_from(
 def test_auto_begins_goes_on_and_ends_with_one_command_line(
     workshop: Path, command: Command
 ) -> None:
-    path = write_run(save_steps=1)
+    path = write_run(save_steps=1, lr_scheduler_type="constant")
     assert command("train", path, "--resume", "auto", "--max_steps", "2").code == 0
     assert command("train", path, "--resume", "auto").code == 0
     assert [line["step"] for line in log() if "loss" in line] == [1, 2, 3]

@@ -13,7 +13,9 @@ import torch
 
 from counterpoint import ConfigError, SetupError
 from counterpoint.checkpoint.folder import FILLED, checkpoints, filled, last_good, step_of, tidy
+from counterpoint.checkpoint.manifest import MANIFEST, seal
 from counterpoint.runlog import read_run
+from counterpoint.trainer.experiment import PLANNED
 from counterpoint.trainer.resumable import ResumableTrainer
 from tests.reliability.scenarios import (
     SCENARIOS,
@@ -121,7 +123,7 @@ def test_a_stream_is_gone_on_with_without_encoding_what_was_read(
 ):
     from counterpoint.data import prepare
 
-    scenario = SCENARIOS["a stream"]
+    scenario = {**SCENARIOS["a stream"], "lr_scheduler_type": "constant"}
     trainer_of(scenario, tmp_path / "whole", max_steps=2).train()
     seen: list[int] = []
     original = prepare.encode_rows
@@ -186,14 +188,59 @@ def test_those_who_know_go_on_anyway(a_run: Path, tmp_path: Path, caplog: pytest
     assert "beta was 0.1 and is 0.2" in caplog.text
 
 
-def test_a_longer_run_a_rarer_log_and_another_cut_are_the_same_experiment(
+def test_a_longer_run_a_rarer_log_and_another_cut_are_the_same_experiment(tmp_path: Path):
+    constant = {"lr_scheduler_type": "constant", "warmup_steps": 3}
+    trainer_of(constant, tmp_path, max_steps=1).train()
+    changes = {"logging_steps": 2, "max_micro_batch_tokens": 20, "save_steps": 4, "warmup_steps": 0}
+    trainer = trainer_of(constant, tmp_path, max_steps=2, **changes)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 2
+
+
+def test_a_longer_run_of_a_rate_that_falls_is_another_experiment(a_run: Path):
+    """The rate has fallen to 0 at step 2; of four steps it would be half of the first there."""
+    said = r"CP513 .*of the learning rate's schedule was 2 and is 4\. .*the model of a new run"
+    with pytest.raises(SetupError, match=said):
+        trainer_of({}, a_run, max_steps=4).train(resume_from_checkpoint=True)
+    with pytest.raises(SetupError, match=r"CP513 .*schedule was 2 and is 9\."):
+        trainer_of({}, a_run, num_train_epochs=3).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 3])
+@pytest.mark.parametrize("more", [{}, {"num_train_epochs": 0.3}, {"max_steps": 7}])
+def test_the_steps_of_a_run_are_those_that_transformers_counts(
+    pairs: int, more: dict[str, Any], tmp_path: Path
+):
+    accumulated = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": pairs}
+    trainer = trainer_of(accumulated, tmp_path, **more)
+    theirs = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
+    assert trainer.steps_in_all() == theirs[-1]
+
+
+@pytest.mark.parametrize("anyway", [False, True])
+def test_fewer_steps_than_were_done_are_refused(a_run: Path, anyway: bool):
+    trainer = trainer_of({}, a_run, max_steps=1, resume_anyway=anyway)
+    with pytest.raises(SetupError, match=r"CP513 .*is after step 2, .* to have 1 in all"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_of_an_earlier_release_says_its_steps_and_warm_up_too(
     a_run: Path, tmp_path: Path
 ):
     folder = broken_after(a_run, 2, tmp_path / "run")
-    changes = {"max_steps": 4, "logging_steps": 2, "max_micro_batch_tokens": 20, "save_steps": 4}
-    trainer = trainer_of({}, folder, **changes)
-    trainer.train(resume_from_checkpoint=True)
-    assert trainer.state.global_step == 4
+    of_0_4(folder / "checkpoint-2", "warmup_steps", 0)
+    trainer_of({}, folder, max_steps=2).train(resume_from_checkpoint=True)
+    said = "schedule was 2 and is 3; steps of warm-up was 0 and is 2"
+    with pytest.raises(SetupError, match=f"CP513 .*{said}"):
+        trainer_of({}, folder, max_steps=3, warmup_steps=0.5).train(resume_from_checkpoint=True)
+
+
+def of_0_4(checkpoint: Path, name: str, value: Any) -> None:
+    """Give a checkpoint the fingerprint of an earlier release: without what was added since."""
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    facts = {n: v for n, v in manifest["fingerprint"].items() if n not in PLANNED}
+    (checkpoint / MANIFEST).unlink()
+    seal(checkpoint, step=manifest["step"], resumable=True, fingerprint={**facts, name: value})
 
 
 def test_the_model_alone_cannot_be_gone_on_from(tmp_path: Path):
@@ -237,7 +284,9 @@ def test_the_end_of_the_last_line_that_was_being_written_is_taken_away(tmp_path:
     whole = [line["step"] for line in read_run(tmp_path / "run").metrics]
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"loss": 0.3, "st')
-    trainer_of({}, tmp_path / "run", max_steps=3).train(resume_from_checkpoint=True)
+    trainer_of({}, tmp_path / "run", max_steps=3, resume_anyway=True).train(
+        resume_from_checkpoint=True
+    )
     steps = [line["step"] for line in read_run(tmp_path / "run").metrics]
     assert (whole, steps) == ([1, 2, 2], [1, 2, 3, 3])
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -58,6 +59,7 @@ from counterpoint.data.batching import DealtStream
 from counterpoint.errors import ConfigError, SetupError
 from counterpoint.masking import Mask
 from counterpoint.runlog import STREAMS, RunLog, logger
+from counterpoint.trainer.experiment import in_words_of_today, remedy
 from counterpoint.trainer.finite import refuse_non_finite
 from counterpoint.trainer.ranks import each_does, first_does, leave_at_exit
 from counterpoint.trainer.trial_save import (
@@ -268,8 +270,27 @@ class ResumableTrainer(Trainer):
             self._experiment = self.fingerprint()
         return self._experiment
 
+    def steps_in_all(self) -> int:
+        """Optimizer steps of the whole run, as transformers will count them."""
+        if self.args.max_steps > 0:
+            return int(self.args.max_steps)
+        windows: int = len(self.get_train_dataloader())
+        an_epoch = max(math.ceil(windows / self.args.gradient_accumulation_steps), 1)
+        steps: int = math.ceil(self.args.num_train_epochs * an_epoch)
+        return steps
+
     def _check_experiment(self, folder: Path, manifest: Manifest) -> None:
-        different = differences(manifest.fingerprint, self._this_experiment())
+        done, steps = manifest.step, self.steps_in_all()
+        if steps < done:
+            raise SetupError(
+                "CP513",
+                f"{folder} is after step {done:,}, and the run is to have {steps:,} in all "
+                "(max_steps, num_train_epochs), so that nothing would be trained. Ask for more "
+                "steps, or take the checkpoint as the model of a new run.",
+            )
+        state = json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
+        then = in_words_of_today(manifest.fingerprint, int(state["max_steps"]))
+        different = differences(then, self._this_experiment())
         if not different:
             return
         text = f"{folder} is of a different experiment: {'; '.join(different)}."
@@ -279,7 +300,7 @@ class ResumableTrainer(Trainer):
         raise SetupError(
             "CP513",
             f"{text} Go on with the options and data it was made with, or with "
-            "resume_anyway=True if the difference is meant.",
+            f"resume_anyway=True if the difference is meant.{remedy(different)}",
         )
 
     def _init_training_state(

@@ -8,47 +8,18 @@ Not here: loading by name (``loading``), data (``data.prepare``).
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from counterpoint.checkpoint.fingerprint import Fingerprint, model_facts
 from counterpoint.config import CPOConfig
-from counterpoint.constraints import Constraint
 from counterpoint.errors import ConfigError, ModelError, SetupError
 from counterpoint.forward.routing import find_routers, own_coefficient
 from counterpoint.invocation import EXTRAS, installing
-from counterpoint.losses.objective import Objective
 from counterpoint.runlog import logger
 from counterpoint.trainer.precision import check_stochastic_rounding
 from counterpoint.trainer.trainable import check_checkpointing, check_kind, check_trainable
-
-OF_THE_EXPERIMENT = (
-    "seed",
-    "data_seed",
-    "train_sampling_strategy",
-    "dataloader_drop_last",
-    "optim",
-    "optim_args",
-    "stochastic_rounding",
-    "learning_rate",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "bf16",
-    "fp16",
-    "disable_dropout",
-)
-"""Options that a run's numbers depend on at every step; how long it goes on is not among them."""
 
 
 def prepare_tokenizer(tokenizer: Any) -> PreTrainedTokenizerBase:
@@ -244,38 +215,6 @@ def balancing_weight(model: nn.Module, args: CPOConfig) -> float:
             )
         return 0.0
     return weight
-
-
-def experiment(
-    args: CPOConfig, objective: Objective, model: nn.Module, digests: Mapping[str, str]
-) -> Fingerprint:
-    """What makes a run this experiment and no other.
-
-    Args:
-        args: the run's options.
-        objective: of the run.
-        model: unwrapped.
-        digests: of the prepared pairs of each set, by its name.
-    """
-    return {
-        **{f"data {name}": digest for name, digest in digests.items()},
-        **asdict(objective),
-        "load balancing": balancing_weight(model, args),
-        **model_facts(model),
-        "pairs a step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "ranks": args.world_size,
-        **{name: _plain(getattr(args, name)) for name in OF_THE_EXPERIMENT},
-        **{f"constraint {one.name}": _as_text(one) for one in args.constrained_by},
-    }
-
-
-def _as_text(constraint: Constraint) -> str:
-    return json.dumps(constraint.as_dict(), sort_keys=True)
-
-
-def _plain(value: Any) -> Any:
-    """An option's value as JSON has it."""
-    return value if value is None or isinstance(value, bool | int | float) else str(value)
 
 
 def announce(objective: str, args: CPOConfig, ranks: int) -> None:

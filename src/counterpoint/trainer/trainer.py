@@ -65,6 +65,7 @@ from counterpoint.trainer.constrained import Constraints
 from counterpoint.trainer.display import TrainingDisplay, watch_alone
 from counterpoint.trainer.environment import environment
 from counterpoint.trainer.evaluation_pass import EvaluationPass
+from counterpoint.trainer.experiment import experiment
 from counterpoint.trainer.feed import Feed
 from counterpoint.trainer.finite import UpdateGuard, refuse_vanishing
 from counterpoint.trainer.fitting import fitting_budget
@@ -92,7 +93,6 @@ from counterpoint.trainer.setup import (
     announce,
     balancing_weight,
     embedding_rows,
-    experiment,
     prepare_model,
     prepare_tokenizer,
 )
@@ -191,7 +191,7 @@ class CPOTrainer(ResumableTrainer):
             nll_reduction=args.nll_reduction,
         )
         self._feed = Feed(args, tokenizer)
-        self._hub_datasets = hub_datasets(train_dataset)
+        self._hub_datasets, self._scheduled = hub_datasets(train_dataset), optimizers[1] is None
         prepared_model = None if model is None else ready(model)
         train_pairs = self._feed.train_pairs(train_dataset)
         _check_stream(train_pairs, args)
@@ -774,7 +774,12 @@ class CPOTrainer(ResumableTrainer):
         digests = {name: self._feed.digest(pairs) for name, pairs in self._sets().items()}
         digests |= self._second_sets.digests()
         return experiment(
-            self.args, self.objective, self.accelerator.unwrap_model(self.model), digests
+            self.args,
+            self.objective,
+            self.accelerator.unwrap_model(self.model),
+            digests,
+            self.steps_in_all(),
+            scheduled=self._scheduled,
         )
 
     def _sets(self) -> dict[str, Any]:

@@ -1,0 +1,177 @@
+"""What makes a run this experiment and no other: the facts of its fingerprint.
+
+How long a run goes on is not among them, unless something follows it: a learning rate that falls
+towards the last step, a multiplier whose pace is a share of the run. What follows what is a table
+(``SCHEDULES``), so that a longer run of a constant learning rate goes on, and one of a cosine is
+named as the other experiment that it is.
+
+Not here: the comparison (``checkpoint.fingerprint``), and what is done about a difference
+(``resumable``).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+
+from counterpoint.checkpoint.fingerprint import Fingerprint, Value, model_facts
+from counterpoint.config import CPOConfig
+from counterpoint.constraints import Constraint
+from counterpoint.losses.objective import Objective
+from counterpoint.trainer.setup import balancing_weight
+
+OF_THE_EXPERIMENT = (
+    "seed",
+    "data_seed",
+    "train_sampling_strategy",
+    "dataloader_drop_last",
+    "optim",
+    "optim_args",
+    "optim_target_modules",
+    "stochastic_rounding",
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "bf16",
+    "fp16",
+    "disable_dropout",
+    "constraint_normalization",
+)
+"""Options that a run's numbers depend on at every step, whatever the others are."""
+
+RATE_STEPS = "steps of the learning rate's schedule"
+MULTIPLIER_STEPS = "steps of the multipliers' schedule"
+WARM_UP = "steps of warm-up"
+PLANNED = (RATE_STEPS, MULTIPLIER_STEPS, WARM_UP)
+"""Facts that follow from how long a run is to be."""
+
+EVALUATIONS = ("eval_strategy", "eval_steps")
+METRIC = ("metric_for_best_model", "greater_is_better")
+
+
+@dataclass(frozen=True, slots=True)
+class Follows:
+    """What a schedule of the learning rate depends on, beside its own arguments.
+
+    Args:
+        steps: the number of steps of the run.
+        warm_up: the number of steps of warm-up.
+        evaluations: when a run evaluates, and a metric of it.
+    """
+
+    steps: bool = False
+    warm_up: bool = False
+    evaluations: bool = False
+
+
+SCHEDULES: Mapping[str, Follows] = MappingProxyType(
+    {
+        "constant": Follows(),
+        "constant_with_warmup": Follows(warm_up=True),
+        "inverse_sqrt": Follows(warm_up=True),
+        "reduce_lr_on_plateau": Follows(evaluations=True),
+        "greedy": Follows(evaluations=True),
+    }
+)
+"""transformers' schedules that do not follow the number of steps."""
+
+
+def schedule_of(args: CPOConfig) -> Follows:
+    """What the learning rate of a run follows; of a schedule that is not known, its steps too."""
+    name = _plain(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    # whose last phase begins after a number of steps that is given, and then is as long as it is
+    given = args.lr_scheduler_kwargs or {}
+    stable = name == "warmup_stable_decay" and given.get("num_stable_steps") is not None
+    return SCHEDULES.get(str(name), Follows(steps=not stable, warm_up=True))
+
+
+def experiment(
+    args: CPOConfig,
+    objective: Objective,
+    model: nn.Module,
+    digests: Mapping[str, str],
+    steps: int,
+    *,
+    scheduled: bool = True,
+) -> Fingerprint:
+    """What makes a run this experiment and no other.
+
+    Args:
+        args: the run's options.
+        objective: of the run.
+        model: unwrapped.
+        digests: of the prepared pairs of each set, by its name.
+        steps: optimizer steps of the whole run.
+        scheduled: the learning rate's schedule is made from the options, and not one that was
+            passed to the trainer.
+    """
+    return {
+        **{f"data {name}": digest for name, digest in digests.items()},
+        **asdict(objective),
+        "load balancing": balancing_weight(model, args),
+        **model_facts(model),
+        "pairs a step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "ranks": args.world_size,
+        **{name: _plain(getattr(args, name)) for name in OF_THE_EXPERIMENT},
+        **dict(_planned(args, steps, schedule_of(args) if scheduled else Follows())),
+        **{f"constraint {one.name}": _as_text(one) for one in args.constrained_by},
+    }
+
+
+def _planned(args: CPOConfig, steps: int, rate: Follows) -> Iterator[tuple[str, Value]]:
+    """What the learning rate and the multipliers of a run follow."""
+    if rate.steps:
+        yield RATE_STEPS, steps
+    if rate.warm_up:
+        yield WARM_UP, args.get_warmup_steps(steps)
+    if args.constrained_by:
+        yield MULTIPLIER_STEPS, steps
+    by_length = any(one.kind == "length" for one in args.constrained_by)
+    if rate.evaluations or by_length:
+        yield from ((name, _plain(getattr(args, name))) for name in EVALUATIONS)
+    if rate.evaluations:
+        yield from ((name, _plain(getattr(args, name))) for name in METRIC)
+
+
+def in_words_of_today(then: Fingerprint, steps: int) -> Fingerprint:
+    """A checkpoint's fingerprint with what releases up to 0.4 did not say in it.
+
+    Args:
+        then: as its manifest has it.
+        steps: optimizer steps that its run was to have.
+    """
+    facts: dict[str, Value] = {RATE_STEPS: steps, MULTIPLIER_STEPS: steps}
+    given = then.get("warmup_steps")
+    if isinstance(given, int | float):  # below 1 it was a share of the run
+        facts[WARM_UP] = int(given) if given >= 1 else math.ceil(steps * given)
+    return {**facts, **then}
+
+
+def remedy(different: Sequence[str]) -> str:
+    """What else to do about some differences, as a sentence after a space; "" where nothing."""
+    if not any(one.startswith(PLANNED) for one in different):
+        return ""
+    return (
+        " To train beyond what was planned, take the checkpoint as the model of a new run: with "
+        "resume_anyway the schedule leaps to where the new plan has it."
+    )
+
+
+def _as_text(constraint: Constraint) -> str:
+    return json.dumps(constraint.as_dict(), sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    """An option's value as JSON has it."""
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
