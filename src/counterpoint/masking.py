@@ -2,65 +2,52 @@
 
 Text is a secret where it is the value of an environment variable or an option that is called one,
 where it has the form of a key, and where it stands in an address as user and password or as a
-parameter that is called a secret. Three asterisks take its place.
+parameter that is called a secret. What such a value holds in its turn (the password of a database's
+address, a key in JSON) is one too, wherever it turns up alone. Three asterisks take its place.
 
-Not here: who writes and says things (``runlog``, ``cli.manners``), and keys in training data
-(``doctor.signs``).
+Not here: what is called a secret and what looks like one (``secret_signs``), who writes and says
+things (``runlog``, ``cli.manners``), and keys in training data (``doctor.signs``).
 """
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
-MASK = "***"
+from counterpoint.secret_signs import MASK, addresses_masked, hidden_in, is_secret, is_worth_hiding
 
-SHORTEST = 8
-"""Characters from which a value that is called a secret is one wherever it turns up."""
+__all__ = ["MASK", "Mask", "MaskingFilter", "is_secret", "keep_secrets", "masked"]
 
-_WORDS = ("token", "key", "secret", "password", "passwd", "passphrase", "apikey")
-
-_KEYS = re.compile(
-    r"\bhf_[A-Za-z0-9]{20,}|(?<![\w-])sk-(?=[\w-]*\d)[\w-]{20,}|\bgh[pousr]_[A-Za-z0-9]{30,}|"
-    r"\bgithub_pat_\w{30,}|\bAKIA[0-9A-Z]{16}\b|\bxox[abprs]-[\w-]{20,}|"
-    r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?:.*?-----END [A-Z ]*PRIVATE KEY-----)?",
-    re.DOTALL,
-)
-"""Of Hugging Face, OpenAI and others, GitHub, AWS, Slack, and PEM."""
-
-_USER = re.compile(r"(\b[a-z][a-z0-9+.-]*:/{1,2})[^\s/@\"'<>]+@", re.IGNORECASE)
-_PARAMETER = re.compile(
-    r"([?&][\w.-]*(?:token|key|secret|password|signature|sig|credential)[\w.-]*=)[^&\s\"'<>]+",
-    re.IGNORECASE,
-)
-_BEARER = re.compile(r"(\bBearer\s+)[^\s\"']{8,}", re.IGNORECASE)
+_WORD_LIKE = 8
+"""Characters below which a secret is one only where it stands as a word of its own."""
 
 _kept: set[str] = set()
-
-
-def is_secret(name: str) -> bool:
-    """Whether the value of an option or variable of this name is nobody's business."""
-    words = name.lower().replace("-", "_").split("_")
-    return any(word in words for word in _WORDS)
 
 
 def keep_secrets(value: Any) -> None:
     """From now on mask each text that is called a secret, wherever it turns up.
 
     Args:
-        value: of options, by name at any depth; text below ``SHORTEST`` is not told from a word.
+        value: of options, by name at any depth; text too short or too common is not told from a
+            word.
     """
-    if not isinstance(value, Mapping):
-        return
-    for name, part in value.items():
-        if isinstance(part, str) and len(part) >= SHORTEST and is_secret(str(name)):
-            _kept.add(part)
-        keep_secrets(part)
+    if isinstance(value, str):
+        _kept.update(hidden_in(value))
+    elif isinstance(value, Mapping):
+        for name, part in value.items():
+            if isinstance(part, str) and is_secret(str(name)) and is_worth_hiding(str(name), part):
+                _kept.add(part)
+            keep_secrets(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            keep_secrets(part)
 
 
 class Mask:
@@ -70,14 +57,13 @@ class Mask:
         """Collect the secrets."""
         values = sorted({form for value in _secrets() for form in _forms(value)}, key=len)
         # a secret may be a part of another one
-        self._values = re.compile("|".join(map(re.escape, reversed(values)))) if values else None
+        self._values = re.compile("|".join(map(_found, reversed(values)))) if values else None
 
     def text(self, text: str) -> str:
         """The text without its secrets."""
         if self._values is not None:
             text = self._values.sub(MASK, text)
-        text = _USER.sub(rf"\1{MASK}@", _KEYS.sub(MASK, text))
-        return _BEARER.sub(rf"\1{MASK}", _PARAMETER.sub(rf"\1{MASK}", text))
+        return addresses_masked(text)
 
     def of(self, value: Any) -> Any:
         """A JSON-ready value without secrets at any depth; what is called one is left out.
@@ -145,10 +131,31 @@ def _secrets() -> Iterator[str]:
     yield from _kept
     for name, value in os.environ.items():
         # a path that is there names the place of a secret, and of much else
-        if len(value) >= SHORTEST and is_secret(name) and not os.path.exists(value):
-            yield value
+        yield from _in_variable(name, value, is_secret(name) and not os.path.exists(value))
+
+
+@lru_cache(maxsize=1024)
+def _in_variable(name: str, value: str, is_one: bool) -> tuple[str, ...]:
+    whole = (value,) if is_one and is_worth_hiding(name, value) else ()
+    return (*whole, *hidden_in(value, named_one=is_one))
 
 
 def _forms(value: str) -> set[str]:
-    """A secret as it is, and as messages, JSON and addresses quote it."""
-    return {value, repr(value)[1:-1], json.dumps(value)[1:-1], quote(value, safe="")}
+    """A secret as it is, and as messages, JSON, addresses and pages quote it."""
+    return {
+        value,
+        repr(value)[1:-1],
+        json.dumps(value)[1:-1],
+        json.dumps(value, ensure_ascii=False)[1:-1],
+        quote(value),
+        quote(value, safe=""),
+        quote_plus(value),
+        html.escape(value),
+        " ".join(value.split()),  # as a message on one line has it
+    }
+
+
+def _found(form: str) -> str:
+    """A pattern of one form; the digits of percent signs may be of either case."""
+    pattern = re.sub(r"%[0-9A-F]{2}", lambda code: f"(?i:{code[0]})", re.escape(form))
+    return rf"(?<!\w){pattern}(?!\w)" if len(form) < _WORD_LIKE else pattern

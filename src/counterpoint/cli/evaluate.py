@@ -26,6 +26,7 @@ from counterpoint.evaluation.preferences import Comparison, Preferences, compare
 from counterpoint.evaluation.scores import PairScores, aligned
 from counterpoint.evaluation.texts import Completion
 from counterpoint.invocation import EXTRAS, installing
+from counterpoint.masking import Mask
 from counterpoint.runlog import check_writable, logger, versions
 from counterpoint.staged import refuse_taken, staged
 from counterpoint.trainer.ranks import leave_at_exit
@@ -133,7 +134,7 @@ def evaluate(words: list[str]) -> None:
         return
     found = _Findings(sides, options, metrics)
     content = {"model": source, "base": options.base, **found.as_dict()}
-    text = json.dumps(_json_ready(content), indent=1)
+    text = json.dumps(_json_ready(content, Mask()), indent=1)
     if options.out is not None:
         _write(options, text, sides, {BEFORE: options.base, AFTER: source})
     put(text if options.json else "\n".join(found.lines()))
@@ -424,8 +425,12 @@ def _write(
     sides: Mapping[str, Side],
     models: Mapping[str, str | None],
 ) -> None:
+    mask = Mask()
     lines = [
-        json.dumps({"model": models[who], "set": name, **one.as_entry()}, ensure_ascii=False)
+        json.dumps(
+            _json_ready({"model": models[who], "set": name, **one.as_entry()}, mask),
+            ensure_ascii=False,
+        )
         for who, side in sides.items()
         for name, completions in side.written.items()
         for one in completions
@@ -439,12 +444,14 @@ def _write(
                 file.write("".join(f"{line}\n" for line in content).encode())
 
 
-def _json_ready(value: Any) -> Any:
-    """The same with null for numbers that JSON does not have."""
+def _json_ready(value: Any, mask: Mask) -> Any:
+    """The same without secrets, and with null for numbers that JSON does not have."""
+    if isinstance(value, str):
+        return mask.text(value)
     if isinstance(value, Mapping):
-        return {str(key): _json_ready(part) for key, part in value.items()}
+        return {mask.text(str(key)): _json_ready(part, mask) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_json_ready(part) for part in value]
+        return [_json_ready(part, mask) for part in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

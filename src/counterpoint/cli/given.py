@@ -13,6 +13,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from counterpoint.masking import masked
+
 SECRET = ("hub_token",)
 """Options whose value no message may repeat."""
 
@@ -93,8 +95,7 @@ def _plain_word(text: str) -> Any:
 
 def show(given: Given, longest: int = 60) -> str:
     """What is given, on one line and not longer than ``longest`` characters."""
-    if isinstance(given, Scalar):
-        text = json.dumps(given.text, ensure_ascii=False)
-    else:
-        text = json.dumps(plain(given), ensure_ascii=False)
+    value = given.text if isinstance(given, Scalar) else plain(given)
+    # before it is cut: half of a secret is not known for one
+    text = masked(json.dumps(value, ensure_ascii=False))
     return text if len(text) <= longest else f"{text[: longest - 3]}..."

@@ -23,6 +23,7 @@ from counterpoint.cli.run_file import Line, printable, written
 from counterpoint.doctor.presets import BY_NAME, PRESETS, Preset
 from counterpoint.doctor.wrap import wrap
 from counterpoint.errors import ConfigError
+from counterpoint.masking import masked
 
 if TYPE_CHECKING:
     from counterpoint.cli.draft import Translation
@@ -222,6 +223,7 @@ def _check_target(out: Path, options: InitOptions) -> None:
 
 
 def _write(text: str, options: InitOptions) -> None:
+    text = masked(text)
     if options.out == STANDARD:
         # UTF-8 whatever the terminal speaks: the reader of such files takes nothing else
         sys.stdout.flush()
@@ -233,4 +235,4 @@ def _write(text: str, options: InitOptions) -> None:
     path = Path(options.out).expanduser()
     with staged(path, overwrite=options.overwrite) as file:
         file.write(text.encode("utf-8"))
-    sys.stderr.write(f"written to {path}; next: counterpoint doctor {path}\n")
+    complain_all(f"written to {path}; next: counterpoint doctor {path}")

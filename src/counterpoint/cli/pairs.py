@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from counterpoint.cli.flags import flags_help, flags_of, refuse_others, take_flags
-from counterpoint.cli.manners import put
+from counterpoint.cli.manners import complain_all, put
 from counterpoint.data.pair_rules import PairRules
 from counterpoint.errors import ConfigError
 
@@ -94,7 +93,7 @@ def pairs(words: list[str]) -> None:
         told = json.dumps({**made.counts.as_dict(), "out": str(out)}, ensure_ascii=False)
         put(told)
     else:
-        sys.stderr.write(f"{made.counts.summary()}\nwritten to {out}\n")
+        complain_all(f"{made.counts.summary()}\nwritten to {out}")
 
 
 def _read_words(words: list[str]) -> tuple[list[str], PairsOptions, PairRules]:

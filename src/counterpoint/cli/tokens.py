@@ -18,6 +18,7 @@ from counterpoint.cli.flags import flags_help, flags_of, take_flags
 from counterpoint.cli.manners import quiet_bars, terminal_width
 from counterpoint.cli.token_view import BAR, LEGEND, PART_OF_CHARACTER, draw
 from counterpoint.errors import ConfigError, DataError
+from counterpoint.masking import masked
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -113,7 +114,7 @@ def _show(request: Request, options: TokensOptions) -> None:
         tokenizer = prepare_tokenizer(load_own_tokenizer(run, config))
         rows = open_rows(run)
     limits, pair_tokenizer = PrepareOptions.of(config).limits, PairTokenizer(tokenizer)
-    name = " ".join(run.dataset)
+    name = masked(" ".join(run.dataset))  # the rows themselves are shown as they train
     if rows.column_names is not None:
         formats.check_columns(rows.column_names, name=name)
     width = terminal_width()

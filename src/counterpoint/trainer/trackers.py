@@ -1,4 +1,4 @@
-"""Trackers that ``report_to`` names: whether they are there, before anything slow.
+"""Trackers that ``report_to`` names: whether they are there, and what they call the run.
 
 transformers itself hands each log line on to them.
 
@@ -14,6 +14,10 @@ from types import MappingProxyType
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ConfigError, SetupError
 from counterpoint.invocation import installing
+from counterpoint.masking import masked
+
+NAMES = ("run_name", "project")
+"""Options that trackers are told as they are, beside ``to_dict``."""
 
 TRACKERS: Mapping[str, tuple[tuple[str, ...], str]] = MappingProxyType(
     {
@@ -58,3 +62,15 @@ def check_trackers(args: CPOConfig) -> None:
                 f"report_to={name} needs the package {modules[0]}, which is not installed: "
                 + installing(package),
             )
+
+
+def hide_secrets(args: CPOConfig) -> None:
+    """Take secrets out of the names under which trackers keep a run.
+
+    Args:
+        args: whose ``NAMES`` are replaced where they hold one.
+    """
+    for name in NAMES:
+        given = getattr(args, name, None)
+        if isinstance(given, str):
+            setattr(args, name, masked(given))

@@ -97,7 +97,7 @@ from counterpoint.trainer.setup import (
     prepare_tokenizer,
 )
 from counterpoint.trainer.sounding import agreed, alarm_facts, ends_a_run, in_words, stopped_error
-from counterpoint.trainer.trackers import check_trackers
+from counterpoint.trainer.trackers import check_trackers, hide_secrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -1096,6 +1096,7 @@ def _checked_args(
         )
     check_trackers(args)
     keep_secrets(vars(args))
+    hide_secrets(args)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1 and args.world_size == 1:
         raise SetupError(
