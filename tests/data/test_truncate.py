@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from counterpoint.config import TRUNCATIONS
-from counterpoint.data.truncate import Truncation, truncate
+from counterpoint.data.truncate import LEAST_SHARE, Frame, Truncation, truncate
 
 BOS = 0
 IDS = st.integers(1, 9)
@@ -17,17 +17,30 @@ IDS = st.integers(1, 9)
 def cases(draw: st.DrawFn) -> dict:
     keep_first = draw(st.booleans())
     prompt = [BOS] * keep_first + draw(st.lists(IDS, max_size=12))
-    max_length = draw(st.integers(2, 16))
+    max_length = draw(st.integers(2, 40))
     own = st.integers(1, max_length - 1)
     return {
         "prompt": prompt,
-        "chosen": draw(st.lists(IDS, min_size=1, max_size=12)),
+        "chosen": draw(st.lists(IDS, min_size=1, max_size=48)),
         "rejected": draw(st.lists(IDS, min_size=1, max_size=12)),
         "max_length": max_length,
         "max_completion_length": draw(st.none() | own),
         "policy": draw(st.sampled_from(TRUNCATIONS)),
         "keep_first": keep_first,
+        "frame": draw(st.none() | frames(len(prompt), int(keep_first))),
     }
+
+
+@st.composite
+def frames(draw: st.DrawFn, size: int, first: int) -> dict:
+    """Head, words of one role with anything in between, tail; as long as the prompt together."""
+    places = sorted(draw(st.lists(st.integers(first, size), unique=True)) if size > first else [])
+    turns = tuple(zip(places[::2], places[1::2], strict=False))
+    if not turns:
+        return {"head": first}
+    tail = draw(st.integers(0, size - turns[-1][1]))
+    system = sorted(draw(st.tuples(*[st.integers(first, turns[0][0])] * 2)))
+    return {"head": turns[0][0], "tail": tail, "turns": turns, "system": tuple(system)}
 
 
 def over(case: dict) -> bool:
@@ -41,7 +54,12 @@ def cut(case: dict) -> Truncation:
 
 
 def options(case: dict) -> dict:
-    return {k: v for k, v in case.items() if k not in ("prompt", "chosen", "rejected")}
+    others = {k: v for k, v in case.items() if k not in ("prompt", "chosen", "rejected", "frame")}
+    return {**others, "frame": case["frame"] and frame_in(case)}
+
+
+def frame_in(case: dict) -> Frame:
+    return Frame(**(case["frame"] or {"head": int(case["keep_first"])}))
 
 
 @given(cases())
@@ -92,18 +110,53 @@ def test_completions_keep_their_beginning_and_bos_its_place(case: dict) -> None:
 
 
 @given(cases())
-def test_each_policy_cuts_its_own_part_first(case: dict) -> None:
-    pair, policy, prompt = cut(case), case["policy"], case["prompt"]
-    left = list(pair.prompt)
+def test_each_policy_cuts_its_own_part(case: dict) -> None:
+    left, prompt, policy = list(cut(case).prompt), case["prompt"], case["policy"]
+    frame = frame_in(case)
     if policy in ("completion_end", "drop"):
         assert left == prompt
-    if policy == "prompt_end":
-        assert left == prompt[: len(left)]
-    if policy == "prompt_start":
-        tail = left[1:] if case["keep_first"] else left
-        assert tail == prompt[len(prompt) - len(tail) :]
-    if policy.startswith("prompt") and case["max_completion_length"] is None and pair.cut_chosen:
-        assert len(left) <= min(1 + case["keep_first"], len(prompt)), "the prompt was not used up"
+    elif len(left) < len(prompt):
+        start = policy == "prompt_start"
+        heads = (
+            {frame.head, frame.system[0], int(case["keep_first"])}
+            if start
+            else range(len(left) + 1)
+        )
+        tails = range(len(left) + 1) if start else {frame.tail, 0}
+        assert any(
+            left == [*prompt[:head], *prompt[len(prompt) - tail :]]
+            for head in heads
+            for tail in tails
+            if head + tail == len(left)
+        ), "something else than one stretch of the words was cut"
+
+
+@given(cases())
+def test_a_plain_prompt_keeps_what_the_completions_leave_and_at_least_a_quarter(case: dict) -> None:
+    if not case["policy"].startswith("prompt") or not over(case):
+        return
+    pair = cut({**case, "frame": None})
+    longest = max(len(case["chosen"]), len(case["rejected"]))
+    room = case["max_length"] - min(longest, case["max_completion_length"] or longest)
+    least = max(1 + case["keep_first"], case["max_length"] // LEAST_SHARE)
+    most = min(len(case["prompt"]), case["max_length"] - 1)
+    assert len(pair.prompt) == min(most, max(room, least))
+
+
+@given(cases())
+def test_what_is_left_begins_and_ends_in_words_of_the_role_that_speaks_first(case: dict) -> None:
+    frame, pair = frame_in(case), cut(case)
+    if not frame.turns or not pair.cut_prompt:
+        return
+    left = len(pair.prompt)
+    whole_frame = max(2 * frame.head, 2 * frame.tail, frame.head + frame.tail + 1)
+    if whole_frame > left:
+        return  # the frame may have been too long for what was left
+    start = case["policy"] == "prompt_start"
+    place = len(case["prompt"]) - left + frame.head if start else left - frame.tail
+    inside = [turn for turn in frame.turns if turn[0] <= place <= turn[1]]
+    beyond = all(end <= place for _, end in frame.turns)
+    assert inside or (start and beyond)
 
 
 @given(cases())
@@ -134,3 +187,48 @@ def test_a_limit_on_completions_alone_leaves_the_prompt(policy: str) -> None:
         assert pair == Truncation([1, 2, 3], [4, 5, 6], [7], fits=False)
     else:
         assert pair == Truncation([1, 2, 3], [4, 5], [7], cut_chosen=1)
+
+
+# A chat: 0 1 2 is the head, 8 9 the tail, 3 opens an answer and 4 another question
+
+CHAT = [0, 1, 2, 10, 11, 12, 3, 20, 21, 4, 30, 31, 32, 33, 8, 9]
+FRAME = Frame(head=3, tail=2, turns=((3, 6), (10, 14)))
+
+
+@pytest.mark.parametrize(
+    ("policy", "max_length", "left"),
+    [
+        # within the first question, within the last, and in an answer: on to the next question
+        ("prompt_start", 19, [0, 1, 2, 11, 12, 3, 20, 21, 4, 30, 31, 32, 33, 8, 9]),
+        ("prompt_start", 12, [0, 1, 2, 31, 32, 33, 8, 9]),
+        ("prompt_start", 15, [0, 1, 2, 30, 31, 32, 33, 8, 9]),
+        # a frame that takes more than half of what is left gives way to the words
+        ("prompt_start", 9, [31, 32, 33, 8, 9]),
+        ("prompt_end", 19, [0, 1, 2, 10, 11, 12, 3, 20, 21, 4, 30, 31, 32, 8, 9]),
+        ("prompt_end", 15, [0, 1, 2, 10, 11, 12, 8, 9]),
+        ("prompt_end", 11, [0, 1, 2, 10, 11, 8, 9]),
+    ],
+)
+def test_a_chat_keeps_its_frame_and_begins_or_ends_in_a_question(
+    policy: str, max_length: int, left: list[int]
+) -> None:
+    made = truncate(CHAT, [5] * 4, [6], max_length=max_length, policy=policy, frame=FRAME)
+    assert made.prompt == left
+    assert (made.chosen, made.cut_chosen) == ([5] * 4, 0)
+
+
+def test_a_system_turn_of_more_than_half_is_cut_as_words_are() -> None:
+    prompt = [0, 1, 40, 41, 42, 43, 44, 2, 10, 11, 8, 9]
+    frame = Frame(head=8, tail=2, turns=((8, 10),), system=(2, 7))
+    made = truncate(prompt, [5] * 4, [6], max_length=12, policy="prompt_start", frame=frame)
+    assert made.prompt == [0, 1, 44, 2, 10, 11, 8, 9]
+    made = truncate(prompt, [5] * 4, [6], max_length=9, policy="prompt_start", frame=frame)
+    assert made.prompt == [2, 10, 11, 8, 9]
+
+
+@pytest.mark.parametrize("policy", ["prompt_start", "prompt_end"])
+def test_a_long_answer_leaves_the_prompt_a_quarter(policy: str) -> None:
+    made = truncate(CHAT, [5] * 99, [6] * 20, max_length=32, policy=policy, frame=FRAME)
+    assert (len(made.prompt), len(made.chosen), len(made.rejected)) == (8, 24, 20)
+    assert made.prompt[:3] == [0, 1, 2]
+    assert made.prompt[-2:] == [8, 9]

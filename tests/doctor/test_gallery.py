@@ -295,6 +295,7 @@ def without_eos_at_the_end(patient: Patient) -> Any:
 
 
 SHORT = options(max_length=40)
+START, END = (options(max_length=40, truncation=part) for part in ("prompt_start", "prompt_end"))
 TWO_QUESTIONS = [
     {"prompt": None, "chosen": [USER, ANSWER], "rejected": [{**USER, "content": "Why?"}, ANSWER]}
 ]
@@ -423,6 +424,16 @@ GALLERY = [
         rows(lambda whole: whole[9:]),
     ),
     Case("answers over the budget", "CW208", options(max_length=12, truncation="prompt_start")),
+    Case(
+        "a question cut away",
+        "CW219",
+        both(each(3, lambda row: {**row, "prompt": "two " * 60 + row["prompt"]}), START),
+    ),
+    Case(
+        "an end of a question cut away",
+        "CW219",
+        both(each(3, lambda row: {**row, "prompt": row["prompt"] + " two" * 60}), END),
+    ),
     Case(
         "answers equal when cut",
         "CW209",

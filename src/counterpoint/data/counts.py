@@ -41,6 +41,7 @@ class PrepareCounts:
         boundary_rows: kept rows in which tokens of the prompt's end went to the completions,
             since they merge with them or the chat template writes them otherwise.
         boundary_tokens: how many tokens that were.
+        little_rows: kept rows of whose prompt more than a third was cut.
         same_rows: kept rows whose two completions became equal by cutting; they teach nothing.
         absent_rows: kept rows in which a column of the set holds nothing, by column: weight is
             taken as 1 there, margin as 0, and prompt as the text with which both sides begin.
@@ -60,6 +61,7 @@ class PrepareCounts:
     tokens: Counter[str] = field(default_factory=Counter)
     boundary_rows: int = 0
     boundary_tokens: int = 0
+    little_rows: int = 0
     same_rows: int = 0
     absent_rows: Counter[str] = field(default_factory=Counter)
     lengths: dict[str, Counter[int]] = field(
@@ -86,6 +88,7 @@ class PrepareCounts:
             self.lengths[part][len(record[f"{part}_ids"])] += 1
             self.cut_rows[part] += record[f"cut_{part}"] > 0
             self.cut_tokens[part] += record[f"cut_{part}"]
+        self.little_rows += little_is_left(len(record["prompt_ids"]), record["cut_prompt"])
         self.boundary_rows += record["boundary"] > 0
         self.boundary_tokens += record["boundary"]
         self.same_rows += record["same"]
@@ -109,6 +112,7 @@ class PrepareCounts:
             "tokens": {part: self.tokens[part] for part in PARTS},
             "boundary_rows": self.boundary_rows,
             "boundary_tokens": self.boundary_tokens,
+            "little_rows": self.little_rows,
             "same_rows": self.same_rows,
             "absent_rows": dict(sorted(self.absent_rows.items())),
             "limits": dict(self.limits),
@@ -128,10 +132,17 @@ class PrepareCounts:
         Args:
             state: from ``state``.
         """
-        for name in ("rows", "kept", "boundary_rows", "boundary_tokens", "same_rows"):
-            setattr(self, name, state[name])
+        for name in (
+            "rows",
+            "kept",
+            "boundary_rows",
+            "boundary_tokens",
+            "little_rows",
+            "same_rows",
+        ):
+            setattr(self, name, state.get(name, 0))
         for name in ("dropped", "cut_rows", "cut_tokens", "tokens", "absent_rows"):
-            setattr(self, name, Counter(state.get(name)))  # runs of 0.4 did not count all of them
+            setattr(self, name, Counter(state.get(name)))
         self.examples = dict(state["examples"])
         self.lengths = {
             part: Counter({int(n): rows for n, rows in state["lengths"][part].items()})
@@ -157,6 +168,11 @@ class PrepareCounts:
         ]
         if cuts:
             lines.append(f"  cut: {', '.join(cuts)}")
+        if self.little_rows:
+            lines.append(
+                f"  of {self.little_rows:,} prompts more than a third is cut: raise max_length "
+                "(CW219)"
+            )
         if self.same_rows:
             lines.append(
                 f"  {self.same_rows:,} rows have equal completions after cutting and teach "
@@ -171,6 +187,16 @@ class PrepareCounts:
                 "prompt's end belong to the completions"
             )
         return "\n".join(lines)
+
+
+def little_is_left(kept: Any, cut: Any) -> Any:
+    """Whether more than a third of a prompt was cut.
+
+    Args:
+        kept: tokens of the prompt that are left; a number, or an array of one a row.
+        cut: tokens of it that are not.
+    """
+    return 2 * cut > kept
 
 
 def histogram(lengths: Mapping[int, int]) -> dict[str, list[int]]:

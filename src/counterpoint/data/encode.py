@@ -14,13 +14,15 @@ import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from counterpoint.data.bounds import bounded_memory
 from counterpoint.data.chat import Rendered, render
 from counterpoint.data.formats import to_preference_row
+from counterpoint.data.frame import frame_of
 from counterpoint.data.tokenize import PairTokenizer, Tokens
-from counterpoint.data.truncate import truncate
+from counterpoint.data.truncate import Truncation, truncate
 from counterpoint.errors import DataError
 from counterpoint.records import PreferenceRow
 
@@ -113,12 +115,14 @@ def encode_rows(
                 places.append(place)
     with _collector_paused():
         encoded = tokenizer([rendered for _, rendered in good])
-    keep_first = tokenizer.bos is not None
-    for place, (read, _), tokens in zip(places, good, encoded, strict=True):
-        try:
-            records[place] = _record(read, tokens, limits, keep_first=keep_first)
-        except DataError as error:
-            records[place] = _problem(read.row, error)
+    with bounded_memory():
+        for place, (read, rendered), tokens in zip(places, good, encoded, strict=True):
+            try:
+                records[place] = _record(read, rendered, tokens, limits, tokenizer)
+            except DataError as error:
+                if error.code in NOT_OF_THE_ROW:
+                    raise
+                records[place] = _problem(read.row, error)
     return {name: [record[name] for record in records] for name in COLUMNS}
 
 
@@ -145,7 +149,7 @@ def _problem(row: int, error: DataError) -> dict[str, Any]:
 
 
 def _record(
-    row: PreferenceRow, tokens: Tokens, limits: Limits, *, keep_first: bool
+    row: PreferenceRow, rendered: Rendered, tokens: Tokens, limits: Limits, tokenizer: PairTokenizer
 ) -> dict[str, Any]:
     if tokens.chosen == tokens.rejected:
         raise DataError(
@@ -153,15 +157,7 @@ def _record(
             f"row {row.row}: the tokenizer makes the same {len(tokens.chosen)} tokens of chosen "
             "and rejected, so there is nothing to prefer. Remove the row.",
         )
-    pair = truncate(
-        tokens.prompt,
-        tokens.chosen,
-        tokens.rejected,
-        max_length=limits.max_length,
-        max_completion_length=limits.max_completion_length,
-        policy=limits.truncation,
-        keep_first=keep_first,
-    )
+    pair = _cut(row, rendered, tokens, limits, tokenizer)
     if not pair.fits:
         raise _too_long(row.row, tokens, limits)
     if not pair.prompt and min(len(pair.chosen), len(pair.rejected)) < 2:
@@ -185,6 +181,26 @@ def _record(
         "absent": " ".join(row.absent),
         "problem": "",
     }
+
+
+def _cut(
+    row: PreferenceRow, rendered: Rendered, tokens: Tokens, limits: Limits, tokenizer: PairTokenizer
+) -> Truncation:
+    """The pair within the limits; of a prompt that must be cut, what frames it is looked up."""
+    cut = partial(
+        truncate,
+        tokens.prompt,
+        tokens.chosen,
+        tokens.rejected,
+        max_length=limits.max_length,
+        max_completion_length=limits.max_completion_length,
+        policy=limits.truncation,
+        keep_first=tokenizer.bos is not None,
+    )
+    pair = cut()
+    if not pair.cut_prompt:
+        return pair
+    return cut(frame=frame_of(row, rendered.prompt, tokens.prompt, tokenizer.tokenizer))
 
 
 def _too_long(row: int, tokens: Tokens, limits: Limits) -> DataError:

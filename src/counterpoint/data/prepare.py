@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from counterpoint.config import INVALID_ROWS, TRUNCATIONS, CPOConfig
 from counterpoint.data import cache, formats
-from counterpoint.data.counts import PARTS, PrepareCounts
+from counterpoint.data.counts import PARTS, PrepareCounts, little_is_left
 from counterpoint.data.encode import COLUMNS, Limits, encode_rows
 from counterpoint.data.sources import dataset_from_rows
 from counterpoint.data.tokenize import PairTokenizer
@@ -382,6 +382,9 @@ def _account(encoded: Dataset, options: PrepareOptions, name: str) -> Prepared:
         counts.tokens[part] = pc.sum(lengths).as_py()
         counts.cut_tokens[part] = pc.sum(cuts).as_py()
         counts.cut_rows[part] = pc.sum(pc.greater(cuts, 0)).as_py()
+    prompts = pc.list_value_length(used.column("prompt_ids")).to_numpy()
+    cuts = used.column("cut_prompt").to_numpy()
+    counts.little_rows = int(little_is_left(prompts, cuts).sum())
     counts.boundary_tokens = pc.sum(table.column("boundary")).as_py()
     counts.boundary_rows = pc.sum(pc.greater(table.column("boundary"), 0)).as_py()
     counts.same_rows = pc.sum(table.column("same")).as_py()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -105,7 +106,6 @@ def tokens_of_row(
         to_pair(record),
         tokenizer.tokenizer,
         whole=to_pair(_encoded(raw, row, tokenizer, unlimited)),
-        cut_from_start=limits.truncation == "prompt_start",
         boundary=record["boundary"],
         same=record["same"],
     )
@@ -116,7 +116,6 @@ def tokens_of_pair(
     tokenizer: PreTrainedTokenizerBase,
     *,
     whole: TokenPair | None = None,
-    cut_from_start: bool = False,
     boundary: int = 0,
     same: bool = False,
 ) -> RowTokens:
@@ -126,15 +125,15 @@ def tokens_of_pair(
         pair: as it is trained.
         tokenizer: the one that made it.
         whole: the pair before anything was cut; None: nothing was.
-        cut_from_start: whether the prompt lost its start (but for BOS) and not its end.
         boundary: as in ``RowTokens``.
         same: as in ``RowTokens``.
     """
     whole = whole or pair
     named = _Namer(tokenizer)
     lost = len(whole.prompt) - len(pair.prompt)
-    keep_first = int(tokenizer.bos_token_id is not None)
-    first = keep_first if cut_from_start else len(pair.prompt)
+    # tokens were cut from one place: up to there the two are alike
+    both = zip(pair.prompt, whole.prompt, strict=False)
+    first = sum(1 for _ in takewhile(lambda two: two[0] == two[1], both))
     cut = range(first, first + lost)
     prompt = [
         Piece(*named[number], text, number in named.special, loss=False, cut=place in cut)

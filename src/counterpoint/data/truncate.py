@@ -3,13 +3,41 @@
 For every policy: prompt + completion never exceed ``max_length``, no completion becomes empty,
 no prompt becomes empty that was not, a pair that fits is left alone, and each cut is counted.
 
-Not here: deciding what becomes of a pair that cannot be cut (``prepare`` raises or drops).
+A policy that cuts the prompt cuts words, and leaves what frames them: the system turn and the mark
+of the first turn before them, the mark that opens the answer after them.
+
+Not here: deciding what becomes of a pair that cannot be cut (``prepare`` raises or drops), and
+what frames a prompt (``frame``).
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+LEAST_SHARE = 4
+"""A prompt that is cut keeps one token in so many of ``max_length``, if it has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Where in a prompt a chat template's own writing ends and the words begin, in tokens.
+
+    Args:
+        head: tokens before the first words: BOS, system turn, mark of the first turn.
+        tail: tokens after the last words: the mark that opens the answer.
+        turns: first token and the one past the last of the words of each turn of the role that
+            speaks first, in order, none of them empty. The head leads into any of these, and the
+            tail out of any.
+        system: the same of the words of a system turn in the head; they are cut themselves where
+            the head is too long. (0, 0): there are none.
+    """
+
+    head: int = 0
+    tail: int = 0
+    turns: Sequence[tuple[int, int]] = ()
+    system: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +72,7 @@ def truncate(
     max_completion_length: int | None = None,
     policy: str = "completion_end",
     keep_first: bool = False,
+    frame: Frame | None = None,
 ) -> Truncation:
     """Make a pair fit.
 
@@ -55,9 +84,12 @@ def truncate(
         max_completion_length: most tokens of a completion, from 1 to ``max_length - 1``; what
             is over is cut off its end, or drops the row under "drop". None: no limit of its own.
         policy: "completion_end" cuts the ends of the completions and never the prompt, as TRL
-            does; "prompt_start" and "prompt_end" cut the prompt, down to one token beside BOS,
-            and only then the ends of the completions; "drop" cuts nothing.
+            does; "prompt_start" and "prompt_end" cut the prompt, down to a quarter of
+            ``max_length``, and only then the ends of the completions; "drop" cuts nothing.
         keep_first: the prompt's first token is BOS and stays under every policy.
+        frame: of a prompt that a chat template wrote; head and tail are kept as long as they take
+            no more than half of what is left. None: of plain text the end, or the beginning, is
+            kept.
 
     Returns:
         The pair that is left; ``fits`` is False where "completion_end" finds a prompt without
@@ -72,13 +104,12 @@ def truncate(
     if policy == "completion_end":
         kept = prompt
     else:
-        kept = _cut_prompt(
-            prompt,
-            room=max_length - min(longest, max_completion_length or longest),
-            floor=min(len(prompt), 1 + keep_first, max_length - 1),
-            from_start=policy == "prompt_start",
-            keep_first=keep_first,
-        )
+        own = frame or Frame(head=int(keep_first))
+        room = max_length - min(longest, max_completion_length or longest)
+        least = max(1 + keep_first, max_length // LEAST_SHARE)
+        size = min(len(prompt), max(room, least), max_length - 1)
+        cut = _cut_start if policy == "prompt_start" else _cut_end
+        kept = cut(prompt, size, own, int(keep_first))
     room = min(max_length - len(kept), max_completion_length or max_length)
     if room < 1:
         return replace(pair, fits=False)
@@ -92,12 +123,36 @@ def truncate(
     )
 
 
-def _cut_prompt(
-    prompt: Sequence[int], *, room: int, floor: int, from_start: bool, keep_first: bool
-) -> Sequence[int]:
-    size = min(len(prompt), max(room, floor))
-    if not from_start:
+def _cut_start(prompt: Sequence[int], size: int, frame: Frame, first: int) -> Sequence[int]:
+    """At most ``size`` tokens: the head, and the end from some word on."""
+    if size == len(prompt):
+        return prompt
+    lost = len(prompt) - size
+    if _fits(frame, frame.head, size):
+        head, place = frame.head, frame.head + lost
+        turn = bisect_right(frame.turns, place, key=lambda words: words[1])
+        if turn < len(frame.turns):
+            place = max(place, frame.turns[turn][0])
+    elif frame.system[0] + lost < frame.system[1]:
+        head, place = frame.system[0], frame.system[0] + lost
+    else:
+        head, place = min(first, size), min(first, size) + lost
+    return [*prompt[:head], *prompt[place:]]
+
+
+def _cut_end(prompt: Sequence[int], size: int, frame: Frame, first: int) -> Sequence[int]:
+    """At most ``size`` tokens: the beginning up to some word, and the tail."""
+    if size == len(prompt):
+        return prompt
+    if not _fits(frame, frame.tail, size):
         return prompt[:size]
-    if keep_first and size > 0:
-        return [*prompt[:1], *prompt[len(prompt) - size + 1 :]]
-    return prompt[len(prompt) - size :]
+    place = size - frame.tail
+    turn = bisect_left(frame.turns, place, key=lambda words: words[0])
+    if turn:
+        place = min(place, frame.turns[turn - 1][1])
+    return [*prompt[:place], *prompt[len(prompt) - frame.tail :]]
+
+
+def _fits(frame: Frame, part: int, size: int) -> bool:
+    """Whether a part of the frame leaves room for words: more than the frame itself takes."""
+    return 2 * part <= size and frame.head + frame.tail < size

@@ -321,6 +321,11 @@ _DATA: dict[str, tuple[str, str, str]] = {
         "They are read and count as rows, and teach nothing.",
         "Remove them, or the column.",
     ),
+    "CW219": (
+        "prompts of which more than a third is cut",
+        "The model learns to answer what it does not get to see.",
+        "Raise max_length, or drop long rows with truncation.",
+    ),
     "CN201": (
         "the data set",
         "Rows, tokens and a digest of the content, to tell later what was trained on.",

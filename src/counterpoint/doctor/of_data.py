@@ -35,6 +35,7 @@ RATES: Mapping[str, float] = MappingProxyType(
         "CW213": 0.01,
         "CW214": 0.0,
         "CW215": 0.0,
+        "CW219": 0.01,
         "CW305": 0.0,
         "CW306": 0.0,
         "CW310": 0.0,
@@ -42,7 +43,7 @@ RATES: Mapping[str, float] = MappingProxyType(
 )
 """Code -> share of rows from which it is worth a warning; at 0 a single row is."""
 
-OF_TOKENS = ("CW208", "CW209", "CW210")
+OF_TOKENS = ("CW208", "CW209", "CW210", "CW219")
 """Codes whose rates are of the rows that fit as tokens, not of all whose texts were read."""
 
 BIAS, SIGMAS = 0.1, 3.0
@@ -176,7 +177,7 @@ def _counted(found: Survey) -> tuple[dict[str, tuple[Sightings, int]], dict[str,
     sightings.update({code: seen for code, seen in found.seen.items() if code in RATES})
     if found.tokens is not None:
         sightings["CW208"], sightings["CW209"] = found.tokens.cut, found.tokens.same
-        sightings["CW210"] = found.tokens.moved
+        sightings["CW210"], sightings["CW219"] = found.tokens.moved, found.tokens.little
     often: dict[str, tuple[Sightings, int]] = {}
     rare: dict[str, int] = {}
     for code, seen in sorted(sightings.items()):
@@ -189,9 +190,9 @@ def _counted(found: Survey) -> tuple[dict[str, tuple[Sightings, int]], dict[str,
 
 
 def _fix(code: str, found: Survey, args: CPOConfig) -> str:
-    if code in ("CW208", "CW209") and found.tokens is not None:
+    if code in ("CW208", "CW209", "CW219") and found.tokens is not None:
         longest = found.tokens.prompt + np.maximum(found.tokens.chosen, found.tokens.rejected)
-        enough = int(np.quantile(longest, 1 if code == "CW209" else 0.99, method="higher"))
+        enough = int(np.quantile(longest, 0.99 if code == "CW208" else 1, method="higher"))
         lines = [f"max_length: {enough}"]
         if args.max_completion_length is not None:
             lines.append("max_completion_length: null")

@@ -28,7 +28,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from counterpoint.data import formats
-from counterpoint.data.counts import PARTS
+from counterpoint.data.counts import PARTS, little_is_left
 from counterpoint.data.prepare import PrepareOptions, encode_every_row
 from counterpoint.data.sources import dataset_from_rows
 from counterpoint.data.undecoded import undecoded
@@ -88,6 +88,7 @@ class TokenFacts:
         chosen: tokens of each chosen completion before any cut.
         rejected: the same of each rejected one.
         cut: rows that lost tokens.
+        little: rows of whose prompt more than a third is cut.
         same: rows whose completions are equal after cutting.
         moved: rows in which tokens of the prompt's end went to the completions.
         highest: the highest token id, and the first row that has it; -1 without rows.
@@ -98,6 +99,7 @@ class TokenFacts:
     chosen: Lengths
     rejected: Lengths
     cut: Sightings
+    little: Sightings
     same: Sightings
     moved: Sightings
     highest: tuple[int, int]
@@ -318,6 +320,7 @@ def _count_tokens(
         chosen=lengths["chosen"],
         rejected=lengths["rejected"],
         cut=_where(sum(cuts.values()) > 0, numbers),
+        little=_where(little_is_left(lengths["prompt"] - cuts["prompt"], cuts["prompt"]), numbers),
         same=_where(usable.column("same").to_numpy(), numbers),
         moved=_where(usable.column("boundary").to_numpy() > 0, numbers),
         highest=_highest(usable, numbers),
