@@ -92,7 +92,7 @@ class Run:
             Alarm("CW421", 1, 1, "sounded by the test.") if options.pop("alarm", False) else None
         )
         if options.pop("poisoned", False):
-            torch.nn.init.constant_(model.get_output_embeddings().weight, float("nan"))
+            torch.nn.init.constant_(model.get_output_embeddings().weight, 3e38)  # logits overflow
         camera, said, self.passes = GradientCamera(), Listener(), 0
         logging.getLogger("counterpoint").addHandler(said)
         self.trainer = CPOTrainer(

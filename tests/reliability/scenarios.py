@@ -204,6 +204,8 @@ def differences(one: Path, other: Path, *, checked: bool = True) -> list[str]:
         left, right = (one / name).read_bytes(), (other / name).read_bytes()
         if name in ("trainer_state.json", "run_state.json"):
             left, right = _timeless(json.loads(left)), _timeless(json.loads(right))
+        elif name == "adapter_config.json":
+            left, right = _orderless(json.loads(left)), _orderless(json.loads(right))
         elif name.startswith("rank-") and name.endswith(".safetensors") and checked:
             left, right = _without_python(load(left)), _without_python(load(right))
         if left != right:
@@ -213,6 +215,11 @@ def differences(one: Path, other: Path, *, checked: bool = True) -> list[str]:
 
 def _without_python(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     return {n: t.tolist() for n, t in tensors.items() if not n.startswith("random.python")}
+
+
+def _orderless(config: dict[str, Any]) -> dict[str, Any]:
+    """Without the order of its lists: PEFT writes sets, whose order differs between processes."""
+    return {k: sorted(map(str, v)) if isinstance(v, list) else v for k, v in config.items()}
 
 
 def lines(folder: Path) -> dict[str, list[Any]]:

@@ -8,12 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, TrainerCallback
 
-from counterpoint import ConfigError, CPOConfig, CPOTrainer, NonFiniteError, SetupError
+from counterpoint import (
+    ConfigError,
+    CounterpointError,
+    CPOConfig,
+    CPOTrainer,
+    ModelError,
+    NonFiniteError,
+    SetupError,
+)
 from counterpoint.checkpoint.folder import finished
-from counterpoint.checkpoint.manifest import verify
-from counterpoint.trainer.finite import all_finite
+from counterpoint.checkpoint.manifest import read_manifest, seal, verify
+from counterpoint.trainer.finite import all_finite, refuse_vanishing
 from tests.steps import random_pairs
 
 
@@ -105,25 +114,79 @@ def test_a_rate_that_overflows_is_stopped_at_its_first_update(
     assert not (tmp_path / "model.safetensors").exists()
 
 
-def test_a_value_that_was_never_finite_does_not_pass_to_the_end(
-    models, chatml_tokenizer, tmp_path: Path
+@pytest.mark.parametrize("nonfinite", ["raise", "skip"])
+def test_a_value_that_was_never_finite_is_refused_before_the_first_step(
+    nonfinite: str, models, chatml_tokenizer, tmp_path: Path
 ):
     model = models("qwen2")
     with torch.no_grad():
-        model.get_input_embeddings().weight[-1] = math.nan
-    trainer = trainer_of(model, chatml_tokenizer, tmp_path, nonfinite="skip")
-    with pytest.raises(NonFiniteError) as caught:
+        model.get_input_embeddings().weight[-1] = math.nan  # of a token that no row has
+    trainer = trainer_of(model, chatml_tokenizer, tmp_path, nonfinite=nonfinite)
+    with pytest.raises(
+        ModelError, match=r"CP308 .*32 values of model\.embed_tokens\.weight are not finite"
+    ):
         trainer.train()
-    assert caught.value.code in ("CP401", "CP405")
+    assert trainer.state.global_step == 0
     assert finished(tmp_path) == []
 
 
-def test_an_epsilon_that_vanishes_is_refused_before_the_first_step(
-    models, chatml_tokenizer, tmp_path: Path
-):
-    trainer = trainer_of(models("qwen2"), chatml_tokenizer, tmp_path, adam_epsilon=1e-50)
-    with pytest.raises(ConfigError, match=r"CP103 adam_epsilon=\S+ is 0 in float32"):
+def test_a_frozen_value_under_an_adapter_is_refused_too(models, chatml_tokenizer, tmp_path: Path):
+    peft = pytest.importorskip("peft")
+    model = models("qwen2")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = math.inf
+    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=2))
+    trainer = trainer_of(adapted, chatml_tokenizer, tmp_path)
+    with pytest.raises(ModelError, match=r"CP308 .*1 values of \S+down_proj\S+ are not finite"):
         trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("part", "code"), [("model.safetensors", "CP308"), ("optimizer.safetensors", "CP405")]
+)
+def test_a_sealed_checkpoint_that_holds_a_nan_is_not_resumed(
+    part: str, code: str, models, chatml_tokenizer, tmp_path: Path
+):
+    trainer_of(models("qwen2"), chatml_tokenizer, tmp_path, max_steps=1).train()
+    [saved] = finished(tmp_path)
+    tensors = load_file(saved / part)
+    next(t for t in tensors.values() if t.is_floating_point() and t.numel() > 9).view(-1)[3] = (
+        math.nan
+    )
+    save_file(tensors, saved / part, metadata={"format": "pt"})
+    manifest = read_manifest(saved)
+    seal(saved, step=1, resumable=True, fingerprint=manifest.fingerprint)  # as it once was
+    again = trainer_of(models("qwen2"), chatml_tokenizer, tmp_path)
+    with pytest.raises(CounterpointError, match=code):
+        again.train(resume_from_checkpoint=True)
+    assert finished(tmp_path) == [saved]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("adam_epsilon", 1e-50, "adam_epsilon=1e-50 is 0 in float32"),
+        ("learning_rate", 1e-46, "learning_rate=1e-46 is 0 in float32"),
+        ("learning_rate", 1e39, r"learning_rate=1e\+39 is inf in float32"),
+        ("weight_decay", 1e-60, "weight_decay=1e-60 is 0 in float32"),
+        ("weight_decay", 1e40, r"weight_decay=1e\+40 is inf in float32"),
+        ("max_grad_norm", 1e-50, "max_grad_norm=1e-50 is 0 in float32"),
+    ],
+)
+def test_a_number_that_vanishes_or_overflows_is_refused_before_the_first_step(
+    option: str, value: float, said: str, models, chatml_tokenizer, tmp_path: Path
+):
+    trainer = trainer_of(models("qwen2"), chatml_tokenizer, tmp_path, **{option: value})
+    with pytest.raises(ConfigError, match=f"CP103 {said}"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(("eps", "dtype"), [(1e-10, torch.float16), (1e-320, torch.float32)])
+def test_an_epsilon_is_judged_in_the_weights_own_precision(eps: float, dtype: torch.dtype):
+    optimizer = torch.optim.AdamW([torch.ones(2, dtype=dtype)], eps=eps)
+    with pytest.raises(ConfigError, match="CP103 adam_epsilon"):
+        refuse_vanishing(optimizer)
+    refuse_vanishing(torch.optim.AdamW([torch.ones(2, dtype=torch.float64)], lr=1e-200, eps=1e-300))
 
 
 PUBLISHED = {"eos_token_id": 2, "temperature": 0.9, "top_p": 0.6}

@@ -16,15 +16,16 @@ import torch
 
 from counterpoint.planner.machine import show_bytes
 from counterpoint.trainer.commit import commit_of
+from counterpoint.trainer.installed import how_installed
 
 
 def environment() -> dict[str, Any]:
-    """Machine, operating system, Python, and the commit of the working folder.
+    """Machine, operating system, Python, and where the code came from.
 
     Returns:
         "machine" (the processor's architecture), "cpu" (its name), "cores" (those that this
         process may use), "memory", "gpus" (a line each), "os", "python", and "git": its
-        "commit", or None outside of a repository.
+        "commit", or None outside of a repository; and "installed": how Counterpoint was.
     """
     return {
         "machine": platform.machine(),
@@ -35,6 +36,7 @@ def environment() -> dict[str, Any]:
         "os": platform.platform(),
         "python": platform.python_version(),
         "git": _git(),
+        "installed": how_installed(),
     }
 
 

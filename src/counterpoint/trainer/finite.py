@@ -2,10 +2,11 @@
 
 The guard reads losses and the gradient before the weights move. A finite gradient can still make
 an update that is not: an epsilon that is 0 in the weights' precision, a learning rate that
-overflows, a NaN in the optimizer's state. So the weights are read once more after every update,
-and all of them, with the optimizer's state, before a checkpoint takes its place.
+overflows, a NaN in the optimizer's state. So the weights that train are read once more after every
+update, and all of them, with the optimizer's state, before the first step and before a checkpoint
+takes its place.
 
-Not here: losses and gradients (``guard``), weights of a model as it is loaded (``doctor``).
+Not here: losses and gradients (``guard``).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from counterpoint.checkpoint.folder import finished
-from counterpoint.errors import ConfigError, NonFiniteError
+from counterpoint.errors import ConfigError, ModelError, NonFiniteError
 
 SHOWN = 3
 """Most tensors that a message names."""
@@ -80,6 +81,26 @@ class UpdateGuard(TrainerCallback):
         """Whether the last update was finite, as far as is known; None where that was read."""
         self._facts: dict[str, Any] = {}
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
+        """Refuse to train on from what is lost already: frozen weights and a checkpoint's too.
+
+        Raises:
+            ModelError: CP308, with the tensors.
+            NonFiniteError: CP405 for the optimizer's state of a checkpoint.
+        """
+        if not _agreed(all_finite(facts["model"].parameters()), args.device):
+            seen = ", ".join(_bad_weights(facts["model"])) or "weights of another rank are not"
+            origin = (
+                "the checkpoint" if state.global_step else "the model, or a model that is whole"
+            )
+            raise ModelError("CP308", f"before the first step {seen}. Load {origin} again.")
+        if not _agreed(all_finite(_state(facts["optimizer"])), args.device):
+            raise NonFiniteError(
+                "CP405",
+                f"the optimizer's state is not finite at step {state.global_step}, before anything "
+                "is trained. Resume from an earlier checkpoint.",
+            )
+
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
         """Look at what was just updated."""
         groups = facts["optimizer"].param_groups
@@ -99,19 +120,12 @@ class UpdateGuard(TrainerCallback):
         """
         if self.pending is None:
             return
-        finite = self.pending.to(torch.int32)
-        self.pending = None
-        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        if several:
-            dist.all_reduce(finite, op=dist.ReduceOp.MIN)
-        if bool(finite):
+        finite, self.pending = self.pending, None
+        if _agreed(finite, finite.device):
             return
         groups = self._facts["groups"]
-        exact = torch.tensor(all_finite(w for group in groups for w in group["params"]))
-        if several:
-            exact = exact.to(finite)
-            dist.all_reduce(exact, op=dist.ReduceOp.MIN)
-        if bool(exact):
+        # an infinite norm may be a sum that overflowed: every value is looked at
+        if _agreed(all_finite(w for group in groups for w in group["params"]), finite.device):
             return
         seen = ", ".join(_bad_weights(self._facts["model"])) or "weights of another rank are not"
         rates = ", ".join(dict.fromkeys(f"{float(group['lr']):g}" for group in groups))
@@ -121,6 +135,14 @@ class UpdateGuard(TrainerCallback):
             f"{_last_checkpoint(self._facts['run'])} Lower the learning rate ({rates}), and see "
             "that epsilon and the optimizer's state are finite in the weights' precision.",
         )
+
+
+def _agreed(finite: bool | Tensor, device: torch.device) -> bool:
+    """Whether it is so on every rank."""
+    flag = torch.as_tensor(finite, device=device).to(torch.int32)
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+    return bool(flag)
 
 
 def refuse_non_finite(model: nn.Module, optimizer: Any, target: Path) -> None:
@@ -144,30 +166,62 @@ def refuse_non_finite(model: nn.Module, optimizer: Any, target: Path) -> None:
         )
 
 
-def refuse_vanishing(optimizer: Any) -> None:
-    """Refuse an optimizer's epsilon that is 0 beside the weights that it is to protect.
+def refuse_vanishing(optimizer: Any, max_grad_norm: float = 0.0) -> None:
+    """Refuse numbers of an optimizer that are 0, or infinite, where it computes with them.
 
     Args:
         optimizer: ``torch.optim``'s or one like it.
+        max_grad_norm: that the gradient is cut to, >= 0; 0 for none.
 
     Raises:
         ConfigError: CP103 for an ``eps`` that is 0, negative, or not finite in a weight's
-            precision; 0 / 0 would be the update of a weight whose gradient is 0.
+            precision, since 0 / 0 would be the update of a weight whose gradient is 0; for a
+            rate, decay or norm above 0 that is 0 or infinite in float32 (float64 for weights of
+            float64): nothing would move, or everything would be lost.
     """
     for group in optimizer.param_groups:
         eps = group.get("eps")
-        if not isinstance(eps, int | float):
-            continue
         for dtype in {weight.dtype for weight in group["params"]}:
-            held = float(torch.tensor(float(eps), dtype=torch.float64).to(dtype))
-            if not 0 < held < math.inf:
-                name = str(dtype).removeprefix("torch.")
-                raise ConfigError(
-                    "CP103",
-                    f"adam_epsilon={eps:g} is {held:g} in {name}, the precision of the weights, so "
-                    "that a weight whose gradient is 0 would become NaN. Set it above "
-                    f"{torch.finfo(dtype).tiny:g}; 1e-08 is usual in float32.",
-                )
+            if isinstance(eps, int | float):
+                _refuse_epsilon(float(eps), dtype)
+            computing = dtype if dtype == torch.float64 else torch.float32
+            for name, value in (
+                ("learning_rate", group.get("lr")),
+                ("weight_decay", group.get("weight_decay")),
+                ("max_grad_norm", max_grad_norm),
+            ):
+                if isinstance(value, int | float) and value > 0:
+                    _refuse_number(name, float(value), computing)
+
+
+def _refuse_epsilon(eps: float, dtype: torch.dtype) -> None:
+    held = _held(eps, dtype)
+    if not 0 < held < math.inf:
+        raise ConfigError(
+            "CP103",
+            f"adam_epsilon={eps:g} is {held:g} in {_short(dtype)}, the precision of the weights, "
+            "so that a weight whose gradient is 0 would become NaN. Set it above "
+            f"{torch.finfo(dtype).tiny:g}; 1e-08 is usual in float32.",
+        )
+
+
+def _refuse_number(name: str, value: float, dtype: torch.dtype) -> None:
+    held = _held(value, dtype)
+    if not 0 < held < math.inf:
+        limits = torch.finfo(dtype)
+        raise ConfigError(
+            "CP103",
+            f"{name}={value:g} is {held:g} in {_short(dtype)}, in which updates are computed. "
+            f"Set it to 0, or between {limits.tiny:g} and {limits.max:g}.",
+        )
+
+
+def _held(value: float, dtype: torch.dtype) -> float:
+    return float(torch.tensor(value, dtype=torch.float64).to(dtype))
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _bad_weights(model: nn.Module) -> Iterator[str]:

@@ -328,7 +328,7 @@ class CPOTrainer(ResumableTrainer):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Make the optimizer unless there is one; warns if it cannot move the weights."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
-        refuse_vanishing(optimizer)
+        refuse_vanishing(optimizer, self.args.max_grad_norm)
         self._rounding = warn_of_rounding(optimizer)
         if self._rounding:
             self._describe()
