@@ -53,7 +53,12 @@ def join(content: Content) -> Markup:
 
 
 def table(
-    head: Sequence[Content], rows: Iterable[Sequence[Content]], *, label: str, class_: str = ""
+    head: Sequence[Content],
+    rows: Iterable[Sequence[Content]],
+    *,
+    label: str,
+    class_: str = "",
+    names: Sequence[str] = (),
 ) -> Markup:
     """A table whose first column names its rows.
 
@@ -62,18 +67,22 @@ def table(
         rows: cells, as many as there are titles; the first is the row's name.
         label: what the table is, for those who do not see it.
         class_: further classes.
+        names: of the columns after the first, in plain text: the page may then stack the cells of
+            a row where it is narrow, each beside its column's name.
     """
+    of = [*names, *[""] * (len(head) - 1 - len(names))]
     body = [
         element(
             "tr",
             element("th", row[0], scope="row"),
-            [cell if _is_cell(cell) else element("td", cell) for cell in row[1:]],
+            [_cell(cell, name) for cell, name in zip(row[1:], of, strict=True)],
         )
         for row in rows
     ]
     titles = [element("th", title, scope="col") for title in head]
     above = element("thead", element("tr", titles)) if any(head) else None
-    inner = element("table", above, element("tbody", body), class_=class_)
+    classes = " ".join(filter(None, (class_, "stack" if names else "")))
+    inner = element("table", above, element("tbody", body), class_=classes)
     # a wide table scrolls alone, not the page; by keyboard too
     return element("div", inner, class_="scroll", tabindex="0", role="region", aria_label=label)
 
@@ -106,8 +115,12 @@ def raw(text: str) -> Markup:
     return Markup(text)
 
 
-def _is_cell(content: Content) -> bool:
-    return isinstance(content, Markup) and content.startswith("<td")
+def _cell(content: Content, name: str) -> Markup:
+    """A cell of the column of that name; one that is a cell already stays what it is."""
+    of = _attribute("data_of", name)
+    if isinstance(content, Markup) and content.startswith("<td"):
+        return Markup(f"<td{of}{content[3:]}")
+    return Markup(f"<td{of}>{join(content)}</td>")
 
 
 def _attribute(key: str, value: Any) -> str:

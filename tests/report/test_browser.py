@@ -40,6 +40,26 @@ BLANK = """() => [...document.querySelectorAll('.plot')].filter((place) => {
 }).map((place) => place.id)"""
 """The charts without a pixel of their own."""
 
+FOLDED_CHARTS = """() => [...document.querySelectorAll('details:not([open]) .plot')]
+  .map((place) => place.id)"""
+
+SIDEWAYS = """() => {
+  const scrolls = (one) => one
+    && (getComputedStyle(one).overflowX !== 'visible' || scrolls(one.parentElement));
+  const texts = document.querySelectorAll('main :is(p, td, th, h1, h2, h3, dd, li, pre, figure)');
+  const beyond = [...texts].filter((one) =>
+    one.getBoundingClientRect().right > innerWidth + 1 && !scrolls(one.parentElement));
+  const page = document.documentElement.scrollWidth > innerWidth ? ['the page'] : [];
+  return [...page, ...beyond.map((one) => `${one.tagName}: ${one.textContent.slice(0, 40)}`)];
+}"""
+"""What lies beyond the right edge of the window and in no box that scrolls."""
+
+
+def sideways(page: Any) -> list[str]:
+    found: list[str] = page.evaluate(SIDEWAYS)
+    return found
+
+
 UNDRAWN = """() => Bokeh.documents.flatMap((one) => one.roots())
   .filter((root) => !Bokeh.index.get_by_id(root.id)).length"""
 
@@ -91,12 +111,15 @@ def test_every_chart_is_drawn_and_nothing_is_asked_of_the_network(
 ) -> None:
     seen = visit(report_url, viewport=size, color_scheme=scheme)
     assert seen.page.evaluate("document.querySelectorAll('.plot').length") >= 14
-    assert seen.page.evaluate(BLANK) == []
+    folded = seen.page.evaluate(FOLDED_CHARTS)
+    assert len(folded) >= 8
+    assert set(seen.page.evaluate(BLANK)) <= set(folded)
+    seen.page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    seen.page.wait_for_function(f"() => ({BLANK})().length === 0", timeout=20_000)
     assert seen.page.evaluate(UNDRAWN) == 0
     assert seen.said == []
     assert [url for url in seen.asked if not url.startswith("data:")] == [report_url]
-    width = seen.page.evaluate("document.documentElement.scrollWidth")
-    assert width <= size["width"], "the page scrolls sideways"
+    assert sideways(seen.page) == []
 
 
 def ink_of_axes(page: Any) -> str:
@@ -174,6 +197,70 @@ def test_two_runs_lie_over_each_other_and_can_be_drawn_over_pairs(
     assert 390 < over_steps < 420
     assert 12_700 < seen.page.evaluate(steps) < 13_100
     assert seen.said == []
+
+
+@pytest.fixture(scope="module")
+def comparison_url(long_run: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Three runs that differ in long options, one of them with a long name."""
+    folder = tmp_path_factory.mktemp("compared")
+    options = {
+        **facts()["options"],
+        "run_name": "simpo-llama-3-8b-instruct-ultrafeedback-lr8e-7-seed-1",
+        "beta": 10.0,
+        "lora_target_modules": [
+            f"{part}_proj" for part in ("q", "k", "v", "o", "gate", "up", "down")
+        ],
+    }
+    others = [
+        write_run(folder / "second", steps=200, looks=0, seed=1, options=options),
+        write_run(folder / "third", steps=200, looks=0, seed=2, objective="loss = 1"),
+    ]
+    path = folder / "comparison.html"
+    path.write_text(comparison([read_run(one) for one in (long_run, *others)]), encoding="utf-8")
+    return path.as_uri()
+
+
+def test_a_telephone_shows_every_value_of_a_comparison_beside_its_run(
+    visit: Any, comparison_url: str
+) -> None:
+    seen = visit(comparison_url, viewport=PHONE)
+    assert sideways(seen.page) == []
+    hidden = """() => [...document.querySelectorAll('.stack td')].filter((cell) =>
+      cell.checkVisibility() && cell.getBoundingClientRect().right > innerWidth).length"""
+    assert seen.page.evaluate(hidden) == 0
+    row = seen.page.locator("#differences tr", has_text="lora_target_modules")
+    names = row.locator("td").evaluate_all(
+        "all => all.map((one) => getComputedStyle(one, '::before').content)"
+    )
+    assert names == [
+        '"first"',
+        '"simpo-llama-3-8b-instruct-ultrafeedback-lr8e-7-seed-1"',
+        '"third"',
+    ]
+    tops = row.locator("td").evaluate_all(
+        "all => all.map((one) => one.getBoundingClientRect().top)"
+    )
+    assert tops == sorted(set(tops)), "the cells of a row are stacked"
+
+
+def test_a_desk_shows_the_same_as_a_table(visit: Any, comparison_url: str) -> None:
+    seen = visit(comparison_url)
+    assert sideways(seen.page) == []
+    row = seen.page.locator("#differences tr", has_text="lora_target_modules")
+    tops = row.locator("td").evaluate_all(
+        "all => all.map((one) => one.getBoundingClientRect().top)"
+    )
+    assert len(set(tops)) == 1
+
+
+def test_a_link_to_a_folded_part_unfolds_it(visit: Any, report_url: str) -> None:
+    seen = visit(report_url)
+    inside = seen.page.locator("#environment table")
+    assert not inside.is_visible()
+    seen.page.click("nav a[href='#environment']")
+    inside.wait_for(state="visible", timeout=5_000)
+    seen = visit(f"{report_url}#movement")
+    assert seen.page.locator("#plot-movement").is_visible()
 
 
 def test_a_page_that_follows_a_run_brings_in_what_is_new_and_stays_where_it_is(

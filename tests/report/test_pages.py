@@ -19,7 +19,7 @@ from counterpoint.markup import join
 from counterpoint.report.comparison import comparison, comparison_page, differing, names_of
 from counterpoint.report.run_report import MOST_MARKS, marks_of, news, report, run_page
 from counterpoint.report.story import alarm_kinds
-from counterpoint.runlog import METRICS, SAMPLES, Run, RunLog, read_run
+from counterpoint.runlog import METRICS, SAMPLES, Alarm, Run, RunLog, read_run
 from tests.report.runs import facts, write_run
 
 HOSTILE = '<script>hacked()</script><img src=x onerror="hacked()">'
@@ -106,6 +106,47 @@ def test_every_part_is_there_with_its_heading(page: str) -> None:
         assert f" {heading} " in text
     for seen in ("first", "CPO-SimPO", "3 alarms", "Why does ice float on water?", "NVIDIA H100"):
         assert seen in text
+
+
+def test_it_begins_with_what_a_reader_wants_and_folds_the_rest(page: str) -> None:
+    body = page[page.index("<main") : page.index("</main>")]
+    sections = re.findall(r'<section (?:class="(folded)" )?id="(\w+)"', body)
+    assert [name for folded, name in sections if not folded] == [
+        "alarms",
+        "curves",
+        "samples",
+        "trained",
+    ]
+    assert [name for folded, name in sections if folded] == [
+        "data",
+        "movement",
+        "speed",
+        "environment",
+    ]
+    assert [bool(folded) for folded, _ in sections] == [False] * 4 + [True] * 4
+    assert body.index('class="verdict') < body.index('class="figures"') < body.index("<section")
+    # counts of what was dropped are seen before anything is unfolded
+    assert "train: 61,082 of 61,135 rows, eval: 2,000 of 2,000 rows</small></summary>" in body
+    first, more = body.index("More curves"), body.index('id="samples"')
+    assert body.index('id="plot-grad_norm"') < first < body.index('id="plot-rewards"') < more
+
+
+def test_a_run_without_alarms_says_so_once_and_in_the_verdict(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run", steps=100, looks=0))
+    made = run_page(run, now=1_790_000_700)
+    assert "No alarm" in join(made.top)
+    assert [section.key for section in made.sections][:2] == ["curves", "samples"]
+
+
+def test_many_kinds_of_alarm_do_not_push_the_curves_away(tmp_path: Path) -> None:
+    codes = ("CW101", "CW202", "CW203", "CW401", "CW402")
+    alarms = [Alarm(code, step=n, since=n, seen=code) for n, code in enumerate(codes, 1)]
+    run = read_run(write_run(tmp_path / "run", steps=100, looks=0, alarms=alarms))
+    [first, *_] = run_page(run).sections
+    shown, _, folded = join(first.content).partition("<details>")
+    assert [code for code in codes if f"<code>{code}</code>" in shown] == list(codes[:3])
+    assert [code for code in codes if f"<code>{code}</code>" in folded] == list(codes[3:])
+    assert "2 more kinds" in folded
 
 
 def test_landmarks_and_words_stand_for_what_is_drawn(page: str) -> None:

@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from counterpoint.markup import Content, Markup, element, plain_json, table
+from counterpoint.markup import Content, Markup, element, folded, plain_json, table
 from counterpoint.report import story
 from counterpoint.report.charts import DASHES, Line, LineChart, number, thin
 from counterpoint.report.curves import (
+    LESS_WANTED,
+    PANELS,
     TRAINING,
     Panel,
     Series,
@@ -28,7 +30,7 @@ from counterpoint.report.drawing import draw
 from counterpoint.report.objective import typeset
 from counterpoint.report.page import Page, Parts, Section, chart_figure, render
 from counterpoint.report.palette import SERIES
-from counterpoint.report.run_report import name_of
+from counterpoint.report.run_report import chart_groups, name_of
 from counterpoint.runlog import Run
 
 AXES = {"step": "step", "pairs": "pairs seen", "hours": "hours"}
@@ -36,6 +38,7 @@ AXES = {"step": "step", "pairs": "pairs seen", "hours": "hours"}
 
 _NO_MATTER = frozenset({"output_dir", "run_name", "logging_dir", "resume_from_checkpoint"})
 """Options that differ between any two runs."""
+_SPEEDS = frozenset(panel.key for panel in PANELS if panel.part == "speed")
 _GENERAL = ("environment", "versions", "model", "layout", "step_pairs", "rounding")
 
 
@@ -74,8 +77,8 @@ def comparison_page(runs: Sequence[Run], *, now: float | None = None) -> Page:
         for name, run in zip(names_of(runs), runs, strict=True)
     ]
     parts = Parts()
-    curves = _charts(named)
-    charts = [chart_figure(chart, parts) for chart in curves]
+    curves = tuple(sorted(_charts(named), key=lambda chart: not _is_wanted(chart)))
+    charts = [(_is_wanted(chart), chart_figure(chart, parts)) for chart in curves]
     sections = [
         Section("differences", "What differs", _differences(named)),
         Section("results", "Results", _results(named)),
@@ -118,10 +121,11 @@ def _top(named: Sequence[_Named], now: float | None) -> list[Content]:
                 element("td", f"{found.headline}. {found.sentence}"),
             ]
         )
+    columns = ("run", "method", "state", "time", "verdict")
     return [
         element("p", "Comparison", class_="kicker"),
         element("h1", f"{len(named)} runs side by side"),
-        table(["run", "method", "state", "time", "verdict"], rows, label="The runs"),
+        table(columns, rows, label="The runs", names=columns[1:]),
     ]
 
 
@@ -157,7 +161,9 @@ def _block(title: str, rows: Mapping[str, Sequence[Any]], named: Sequence[_Named
         for name, values in rows.items()
     ]
     head = ["", *(_swatched(one.name, place) for place, one in enumerate(named))]
-    return [heading, table(head, body, label=f"{title}: what differs")]
+    names = [one.name for one in named]
+    label = f"{title}: what differs"
+    return [heading, table(head, body, label=label, class_="runs", names=names)]
 
 
 def _told(value: Any, values: Sequence[Any]) -> Markup:
@@ -213,7 +219,7 @@ def _general(run: Run) -> dict[str, Any]:
 
 
 def _results(named: Sequence[_Named]) -> list[Content]:
-    rows = []
+    by_set: dict[str, list[list[Content]]] = {}
     panels = [one for one in _panels(named) if one.part != "speed" and one.key != "learning_rate"]
     sets = list(dict.fromkeys(name for one in named for name in sets_of(one.series)))
     # losses of different objectives say nothing of each other
@@ -226,15 +232,27 @@ def _results(named: Sequence[_Named]) -> list[Content]:
                 if any(value is not None for value in last):
                     title = f"{panel.title}{f', {label}' if label else ''}"
                     name = [title, " ", element("small", set_name)]
-                    rows.append([element("span", name), *_marked(last, best)])
-    rows.append(["Alarms", *_marked([float(len(one.run.alarms)) for one in named], "least")])
+                    cells = [element("span", name), *_marked(last, best)]
+                    by_set.setdefault(set_name, []).append(cells)
+    alarms = ["Alarms", *_marked([float(len(one.run.alarms)) for one in named], "least")]
+    # the first set is what one compares by: the evaluation's, if there is one
+    [first, *others] = [*by_set.items()] or [(TRAINING, [])]
     head = ["last value", *(_swatched(one.name, place) for place, one in enumerate(named))]
     return [
         element(
             "p", "The best of each row is bold, where one can say what is better.", class_="hint"
         ),
-        table(head, rows, label="Last values", class_="numbers"),
+        _last_values(head, [*first[1], alarms], first[0], named),
+        [folded(name, _last_values(head, rows, name, named)) for name, rows in others],
     ]
+
+
+def _last_values(
+    head: Sequence[Content], rows: Sequence[Sequence[Content]], name: str, named: Sequence[_Named]
+) -> Markup:
+    names = [one.name for one in named]
+    label = f"Last values, {name}"
+    return table(head, rows, label=label, class_="numbers runs", names=names)
 
 
 def _last(series: Series | None) -> float | None:
@@ -260,7 +278,12 @@ def _panels(named: Sequence[_Named]) -> list[Panel]:
     return sorted(found.values(), key=lambda panel: panel.part)
 
 
-def _curves(charts: Sequence[Markup]) -> Content:
+def _is_wanted(chart: LineChart) -> bool:
+    panel, _, _ = chart.key.rpartition("-")
+    return panel not in LESS_WANTED and panel not in _SPEEDS
+
+
+def _curves(charts: Sequence[tuple[bool, Markup]]) -> Content:
     if not charts:
         return element("p", "None of the runs has logged anything yet.", class_="none")
     choices = [
@@ -280,7 +303,7 @@ def _curves(charts: Sequence[Markup]) -> Content:
     ]
     return [
         element("fieldset", element("legend", "Drawn over"), choices, class_="chooser"),
-        element("div", charts, class_="charts"),
+        chart_groups(charts),
     ]
 
 

@@ -112,6 +112,9 @@ PANELS = (
 )
 """The charts of a run, in their order."""
 
+LESS_WANTED = frozenset({"rewards", "learning_rate", "logits", "aux_loss"})
+"""Charts of the curves that are folded: what they show, the others show better or is as asked."""
+
 _KNOWN = tuple(
     sorted((metric for panel in PANELS for metric in panel.metrics), key=len, reverse=True)
 )

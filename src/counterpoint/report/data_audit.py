@@ -40,6 +40,16 @@ def audit(data: Mapping[str, Account]) -> Markup:
     return table(["", *sets], told, label="What became of the rows")
 
 
+def kept_in_words(data: Mapping[str, Account]) -> str:
+    """How many rows of each set were kept, in a line: "train: 61,082 of 61,135 rows"."""
+    known = {
+        name: (one["kept"], one["rows"])
+        for name, one in data.items()
+        if isinstance(one.get("kept"), int) and isinstance(one.get("rows"), int)
+    }
+    return ", ".join(f"{name}: {kept:,} of {rows:,} rows" for name, (kept, rows) in known.items())
+
+
 def histograms(data: Mapping[str, Account]) -> tuple[Histogram, ...]:
     """The lengths of each set's prompts and completions, where they were written down."""
     found = []

@@ -75,6 +75,20 @@
     });
   }
 
+  // ---- what is folded opens for those who are led there, and on paper ----
+
+  const unfold = (hash) => {
+    const part = hash.length > 1 ? document.getElementById(hash.slice(1)) : null;
+    for (const one of part?.querySelectorAll("details.part") ?? []) one.open = true;
+  };
+  for (const link of document.querySelectorAll("a[href^='#']")) {
+    link.addEventListener("click", () => unfold(link.getAttribute("href")));
+  }
+  unfold(location.hash);
+  addEventListener("beforeprint", () => {
+    for (const one of document.querySelectorAll("details")) one.open = true;
+  });
+
   // ---- links inside a notebook's frame, where they would lead to the notebook's own address ----
 
   if (location.protocol === "about:") {

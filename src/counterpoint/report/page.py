@@ -16,7 +16,7 @@ from importlib import resources
 from typing import Any
 
 from counterpoint._version import __version__
-from counterpoint.markup import Content, Markup, element, join, raw, script_json
+from counterpoint.markup import Content, Markup, element, folded, join, raw, script_json
 from counterpoint.report.charts import Chart, HeatMap, Histogram, LineChart, in_words, number
 from counterpoint.report.drawing import Drawing, Mark, library, place_of
 from counterpoint.report.palette import as_css
@@ -54,12 +54,16 @@ class Section:
         title: its heading.
         content: what is below it.
         short: for the list of parts; the title where it is "".
+        folded: shown only when it is asked for.
+        hint: what a reader may want of it while it is folded.
     """
 
     key: str
     title: str
     content: Content
     short: str = ""
+    folded: bool = False
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,10 +222,14 @@ def _legend(chart: Chart) -> Markup | None:
 
 def _section(section: Section) -> Markup:
     heading = f"{section.key}-title"
+    title = element("h2", section.title, id=heading)
+    hint = element("small", section.hint) if section.hint else None
     return element(
         "section",
-        element("h2", section.title, id=heading),
-        section.content,
+        folded([title, hint], section.content, class_="part")
+        if section.folded
+        else [title, section.content],
+        class_="folded" if section.folded else "",
         id=section.key,
         aria_labelledby=heading,
     )

@@ -19,14 +19,17 @@ from counterpoint.markup import Content, Markup, element, folded, plain_json, ta
 from counterpoint.report import story
 from counterpoint.report.charts import Chart, number
 from counterpoint.report.constraints import account, constraint_charts
-from counterpoint.report.curves import TRAINING, SeriesTable, line_charts, read_series
-from counterpoint.report.data_audit import audit, histograms
+from counterpoint.report.curves import LESS_WANTED, TRAINING, SeriesTable, line_charts, read_series
+from counterpoint.report.data_audit import audit, histograms, kept_in_words
 from counterpoint.report.drawing import Mark, columns, draw, scales, shape
 from counterpoint.report.movement import group_chart, heat_map, last_look
 from counterpoint.report.objective import formula_of, option_tables
 from counterpoint.report.page import Page, Parts, Section, chart_figure, render
 from counterpoint.report.samples import before_and_after
 from counterpoint.runlog import Run
+
+SHOWN = 3
+"""Kinds of alarms that are shown at once; the others are folded."""
 
 MOST_MARKS = 120
 """Alarms drawn on the axis of the steps; the first of each kind always are."""
@@ -129,47 +132,54 @@ def run_page(run: Run, *, now: float | None = None) -> Page:
     kinds = story.alarm_kinds(run.alarms)
     data: Mapping[str, Any] = run.facts.get("data") or {}
     curves, written, speed = (line_charts(series, part) for part in ("curves", "samples", "speed"))
+    curves = tuple(sorted(curves, key=lambda one: one.key in LESS_WANTED))
     lengths = histograms(data)
     held = constraint_charts(run.facts, series)
     heat, groups = heat_map(run.movement), group_chart(run.movement)
     figure = partial(chart_figure, parts=parts)
+    samples = [
+        parts.keep("samples", before_and_after(run.samples)),
+        element("div", [figure(one) for one in written], class_="charts"),
+    ]
+    moved, rate = _movement(run, heat, groups, parts), [figure(one) for one in speed]
     sections = [
-        Section("alarms", "Alarms", parts.keep("alarms", _alarms(run, kinds))),
+        *([Section("alarms", "Alarms", parts.keep("alarms", _alarms(kinds)))] if kinds else []),
         Section(
-            "trained",
-            "What was trained",
-            _trained(run, [figure(one) for one in lengths]),
-            "Trained",
+            "curves",
+            "Curves",
+            chart_groups([(one.key not in LESS_WANTED, figure(one)) for one in curves]),
         ),
-        Section("curves", "Curves", _curves([figure(one) for one in curves])),
         *_constraints(run, series, [figure(one) for one in held], parts),
-        Section("movement", "What moved", _movement(run, heat, groups, parts), "Movement"),
+        Section("samples", "Samples", samples),
+        Section("trained", "What was trained", _trained(run), "Trained"),
         Section(
-            "samples",
-            "Samples",
-            [
-                parts.keep("samples", before_and_after(run.samples)),
-                element("div", [figure(one) for one in written], class_="charts"),
-            ],
+            "data",
+            "Data",
+            _data(data, [figure(one) for one in lengths]),
+            folded=True,
+            hint=kept_in_words(data),
         ),
+        Section("movement", "What moved", moved, "Movement", folded=True),
         Section(
             "speed",
             "Speed and memory",
-            _speed(run, series, [figure(one) for one in speed], parts),
+            _speed(run, series, rate, parts),
             "Speed",
+            folded=True,
+            hint=story.duration(run),
         ),
-        Section("environment", "Environment", _environment(run)),
+        Section("environment", "Environment", _environment(run), folded=True),
     ]
     return Page(
         title=f"{name_of(run)} · Counterpoint",
         top=_top(run, series, parts, now),
         sections=sections,
         charts=(
-            *lengths,
             *curves,
             *held,
-            *(chart for chart in (heat, groups) if chart is not None),
             *written,
+            *lengths,
+            *(chart for chart in (heat, groups) if chart is not None),
             *speed,
         ),
         marks=marks_of(kinds),
@@ -246,11 +256,13 @@ def model_name(run: Run) -> str:
     return Path(str(name)).name if name else ""
 
 
-def _alarms(run: Run, kinds: Sequence[story.AlarmKind]) -> Content:
-    if not kinds:
-        steps = story.count(story.last_step(run), "step")
-        return element("p", f"No alarm was raised in {steps}.", class_="none")
-    return element("ol", [_alarm(kind) for kind in kinds], class_="alarms")
+def _alarms(kinds: Sequence[story.AlarmKind]) -> Content:
+    first, others = ([_alarm(kind) for kind in some] for some in (kinds[:SHOWN], kinds[SHOWN:]))
+    rest = element("ol", others, class_="alarms")
+    return [
+        element("ol", first, class_="alarms"),
+        folded(story.count(len(others), "more kind"), rest) if others else None,
+    ]
 
 
 def _alarm(kind: story.AlarmKind) -> Markup:
@@ -274,22 +286,28 @@ def _alarm(kind: story.AlarmKind) -> Markup:
     )
 
 
-def _trained(run: Run, lengths: Sequence[Markup]) -> list[Content]:
-    data: Mapping[str, Any] = run.facts.get("data") or {}
-    return [
-        formula_of(run.facts),
-        option_tables(run.facts),
-        element("h3", "Data", class_="above"),
-        audit(data) if data else _none("The run wrote no account of its data."),
-        element("div", lengths, class_="charts")
-        if lengths
-        else (_none("The lengths of its pairs were not written down.") if data else None),
-    ]
+def _trained(run: Run) -> list[Content]:
+    return [formula_of(run.facts), option_tables(run.facts)]
 
 
-def _curves(charts: Sequence[Markup]) -> Content:
+def _data(data: Mapping[str, Any], lengths: Sequence[Markup]) -> list[Content]:
+    if not data:
+        return [_none("The run wrote no account of its data.")]
+    unknown = _none("The lengths of its pairs were not written down.")
+    return [audit(data), element("div", lengths, class_="charts") if lengths else unknown]
+
+
+def chart_groups(charts: Sequence[tuple[bool, Markup]]) -> Content:
+    """Charts that a reader wants, and the others folded.
+
+    Args:
+        charts: whether it is wanted, and the figure of each, in their order.
+    """
     if not charts:
         return _none("Nothing was logged yet.")
+    wanted, others = (
+        [one for first, one in charts if first is is_first] for is_first in (True, False)
+    )
     return [
         element(
             "p",
@@ -297,7 +315,8 @@ def _curves(charts: Sequence[Markup]) -> Content:
             "goes back. Of long lines the extremes are kept, so that no spike is lost.",
             class_="hint",
         ),
-        element("div", charts, class_="charts"),
+        element("div", wanted, class_="charts"),
+        folded("More curves", element("div", others, class_="charts")) if others else None,
     ]
 
 
