@@ -48,6 +48,8 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP219": "images, audio or video that a text model cannot see",
         "CP221": "an assistant's turn that cannot be continued",
         "CP222": "a row that this machine could not prepare, through no fault of the row",
+        "CP223": "a cell of a CSV file that is unlike the rest of its column",
+        "CP224": "an array that numpy wrote into a CSV file as text",
         # 3: model and tokenizer
         "CP301": "a model or tokenizer that cannot be loaded",
         "CP302": "a tokenizer without an end-of-sequence token",

@@ -48,10 +48,15 @@ SAME_ROW = {
     "openai messages": {"messages": [USER], "chosen": GOOD, "rejected": BAD},
     "alpaca": {"instruction": "Hi?", "input": "", "chosen": "Good.", "rejected": "Bad."},
     "alpaca, both in output": {"instruction": "Hi?", "output": ["Good.", "Bad."]},
-    "JSON in cells": {
-        "prompt": json.dumps([USER]),
-        "chosen": json.dumps([GOOD]),
-        "rejected": json.dumps(BAD),
+    "JSON where no text can stand": {
+        "conversations": json.dumps([HUMAN]),
+        "chosen": GOOD,
+        "rejected": BAD,
+    },
+    "a literal where no text can stand": {
+        "conversations": repr([HUMAN]),
+        "chosen": GOOD,
+        "rejected": BAD,
     },
     "nulls that Arrow adds": {
         "prompt": [{**USER, "tool_calls": None, "name": None}],
@@ -75,10 +80,23 @@ def test_text_stays_as_it_is() -> None:
     assert to_preference_row(raw, 0) == PreferenceRow("1 + 1 =", "  2", " 3\n", row=0)
 
 
-def test_text_that_merely_is_json_stays_text() -> None:
-    raw = {"prompt": "Give me JSON.", "chosen": '[{"a": 1}]', "rejected": '{"role": "x"}'}
-    assert to_preference_row(raw, 0).chosen == '[{"a": 1}]'
-    assert to_preference_row(raw, 0).rejected == '{"role": "x"}'
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '[{"a": 1}]',
+        '{"role": "x"}',
+        '{"from": "EUR", "to": "USD", "value": 3}',
+        '{"from": "EUR", "value": "3"}',
+        json.dumps([GOOD]),
+        repr([GOOD]),
+    ],
+)
+@pytest.mark.parametrize("prompt", ["Give me JSON.", [USER]])
+def test_text_stays_text_whatever_it_spells(answer: str, prompt: Any) -> None:
+    for chosen, rejected in ((answer, "no"), ("yes", answer)):
+        read = to_preference_row({"prompt": prompt, "chosen": chosen, "rejected": rejected}, 0)
+        said = [s if isinstance(s, str) else s[0]["content"] for s in (read.chosen, read.rejected)]
+        assert said == [chosen, rejected]
 
 
 def test_indentation_may_be_the_whole_preference() -> None:

@@ -5,6 +5,7 @@ Where a finding has a line to paste, that line itself is what mends.
 
 from __future__ import annotations
 
+import ast
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -330,6 +331,20 @@ UNUSED: list[tuple[str, Any, dict[str, Any]]] = [
     ("adam_epsilon", 1e-6, {"optim": "sgd"}),
 ]
 
+
+def spelled(whole: Rows) -> Rows:
+    """Each side as a CSV file of pandas holds messages."""
+    turns = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    return [
+        {name: str([{"role": turns[name], "content": row[name]}]) for name in turns}
+        for row in whole
+    ]
+
+
+def read_back(whole: Rows) -> Rows:
+    return [{name: ast.literal_eval(text) for name, text in row.items()} for row in whole]
+
+
 GALLERY = [
     # options
     Case("simpo keeps TRL's alpha", "CW101", options(loss_type="simpo", beta=2.0)),
@@ -465,6 +480,7 @@ GALLERY = [
     ),
     Case("a key", "CW214", more(good_row(chosen=f"the key is {SECRET}")), less(1)),
     Case("a row of no weight", "CW215", rows(half_weightless)),
+    Case("lists that became text", "CW220", rows(spelled), rows(read_back), chatting),
     # tokenizer
     Case("no EOS", "CP302", tokenizer(eos_token=None)),
     Case("no pad token", "CN301", tokenizer(pad_token=None)),
@@ -735,13 +751,18 @@ ON_A_COMMAND_LINE = {"CP106", "CP502", "CW127"}
 OF_STRANGERS = {"CP216", "CP217", "CP218", "CP311", "CP312"}
 """Codes of hostile files; tests/reliability/test_hostile_files.py has them."""
 
+OF_CSV = {"CP223", "CP224"}
+"""Codes of cells of CSV files; tests/data/test_csv_columns.py has them."""
+
 OF_RENDERING = {"CP221", "CP222"}
 """Codes of turns and of the machine that renders them; tests/data has them."""
 
 
 def test_every_code_has_a_run_that_has_it_and_one_that_has_not() -> None:
     here = {case.code for case in GALLERY} | NOT_IN_THE_GALLERY | ON_A_COMMAND_LINE
-    here |= OF_STRANGERS | OF_RENDERING | {code for _, _, _, code, _ in REFUSED_BY_THE_COMMAND}
+    here |= (
+        OF_STRANGERS | OF_CSV | OF_RENDERING | {code for _, _, _, code, _ in REFUSED_BY_THE_COMMAND}
+    )
     assert here == {code for code in TABLE if code[2] != "4"}  # alarms have tests of their own
     assert len(GALLERY) >= 40
 

@@ -1,21 +1,24 @@
 """Cells of a raw row become text, messages, tools and numbers, or an error naming row and field.
 
-Messages come as ``role``/``content``, as ShareGPT's ``from``/``value``, alone or in lists, and
-as JSON text of any of these.
+Messages come as ``role``/``content`` or as ShareGPT's ``from``/``value``, alone or in lists. Text
+is text, whatever it spells; only a column that cannot be text is read from one.
 
-Not here: which column means what (``formats``).
+Not here: which column means what (``formats``), lists that a CSV file had to write as text
+(``csv_columns``).
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any, NoReturn
 
+from counterpoint.data.literals import MOST_CHARACTERS, MOST_NESTED, LiteralError, read_value
 from counterpoint.errors import DataError
-from counterpoint.records import Message, Text
+from counterpoint.records import Message, PreferenceRow, Text
 
 ROLES = {
     "human": "user",
@@ -28,12 +31,11 @@ ROLES = {
 }
 """Names of speakers in ShareGPT-shaped data -> the roles that chat templates know."""
 
+SPEAKERS = {"system", "developer", "user", "assistant", "tool", "function", "model", *ROLES}
+"""Who speaks in messages; where nobody of these does, an object with such keys is an answer."""
 
-MOST_CHARACTERS = 4 * 2**20
-"""Characters of all of a row's texts: a million tokens, and more than any model reads."""
-
-MOST_NESTED = 64
-"""Lists and objects that may be inside one another: a tool's schema has ten."""
+_BRACKET = re.compile(r"\s*+[\[{(]")
+_SPOKEN = re.compile(rf"""['"](?:role|from)['"]\s*+:\s*+['"](?:{"|".join(sorted(SPEAKERS))})['"]""")
 
 
 def fail(code: str, row: int, field: str, text: str) -> NoReturn:
@@ -105,36 +107,40 @@ def read_text(value: Any, row: int, field: str) -> Text:
         field: the column's name, for errors.
 
     Returns:
-        A string as it is; one message, several, or their JSON text as a list of messages.
+        A string as it is; one message or several as a list of messages.
 
     Raises:
         DataError: CP202 for null, other types, and messages that are none.
     """
     if isinstance(value, str):
-        parsed = _json_messages(value)
-        return value if parsed is None else read_messages(parsed, row, field)
+        return value
     if value is None:
         fail("CP202", row, field, "is null; expected text or messages.")
     return read_messages(value, row, field)
 
 
-def _json_messages(text: str) -> Any:
-    """What JSON text stands for if it stands for messages, else None."""
-    if text.lstrip()[:1] not in ("[", "{"):
-        return None
-    try:
-        parsed = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    turns = [parsed] if isinstance(parsed, dict) else parsed
-    known = ({"role", "content"}, {"from", "value"}, {"role", "tool_calls"})
-    shaped = all(isinstance(t, dict) and any(keys <= set(t) for keys in known) for t in turns)
-    return parsed if turns and shaped else None
+def spells_messages(text: str) -> bool:
+    """Whether a text looks like messages, well written or not: JSON, Python's repr or numpy's."""
+    return _BRACKET.match(text) is not None and _SPOKEN.search(text) is not None
+
+
+def row_spells_messages(row: PreferenceRow) -> bool:
+    """Whether a text of a row does, or the text of a turn that is all of a side."""
+    for side in (row.prompt, row.chosen, row.rejected):
+        text = side if isinstance(side, str) else side[-1].get("content")
+        if isinstance(text, str) and spells_messages(text):
+            return True
+    return False
 
 
 def read_messages(value: Any, row: int, field: str) -> list[Message]:
-    """Read a cell that must be messages; see ``read_text``."""
-    read = _json_messages(value) if isinstance(value, str) else value
+    """Read a cell that must be messages, or text that spells them; see ``read_text``."""
+    read = value
+    if isinstance(value, str):
+        try:
+            read = read_value(value)
+        except LiteralError as error:
+            fail("CP202", row, field, f"is text that spells no messages: {error}.")
     turns = [read] if isinstance(read, Mapping) else read
     if not isinstance(turns, list | tuple):
         kind = type(value).__name__
@@ -242,10 +248,12 @@ def read_template_kwargs(raw: Mapping[str, Any], row: int) -> dict[str, Any] | N
 def _decoded(value: Any, row: int, field: str) -> Any:
     if not isinstance(value, str):
         return _without_nulls(value)
+    if value.strip() in ("", "null"):
+        return None
     try:
-        return json.loads(value) if value.strip() else None
-    except ValueError as error:
-        fail("CP202", row, field, f"is not JSON: {error}.")
+        return read_value(value)
+    except LiteralError as error:
+        fail("CP202", row, field, f"is text that spells no value: {error}.")
 
 
 def read_number(raw: Mapping[str, Any], field: str, default: float, row: int) -> float:

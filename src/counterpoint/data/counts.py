@@ -45,6 +45,7 @@ class PrepareCounts:
         same_rows: kept rows whose two completions became equal by cutting; they teach nothing.
         absent_rows: kept rows in which a column of the set holds nothing, by column: weight is
             taken as 1 there, margin as 0, and prompt as the text with which both sides begin.
+        spelled_rows: kept rows with a text that spells messages, which is trained as that text.
         lengths: how many kept rows have a part of a length, in tokens after cutting.
         digest: of the pairs that the kept rows became; None where they were not all seen, since
             a run that goes on leaves out what it has read of a stream.
@@ -64,6 +65,7 @@ class PrepareCounts:
     little_rows: int = 0
     same_rows: int = 0
     absent_rows: Counter[str] = field(default_factory=Counter)
+    spelled_rows: int = 0
     lengths: dict[str, Counter[int]] = field(
         default_factory=lambda: {part: Counter() for part in PARTS}
     )
@@ -93,6 +95,7 @@ class PrepareCounts:
         self.boundary_tokens += record["boundary"]
         self.same_rows += record["same"]
         self.miss(record["absent"])
+        self.spelled_rows += record["spelled"]
 
     def miss(self, absent: str, rows: int = 1) -> None:
         """Count kept rows that have nothing in these columns, named in ``encode.COLUMNS``' way."""
@@ -115,6 +118,7 @@ class PrepareCounts:
             "little_rows": self.little_rows,
             "same_rows": self.same_rows,
             "absent_rows": dict(sorted(self.absent_rows.items())),
+            "spelled_rows": self.spelled_rows,
             "limits": dict(self.limits),
             "digest": None if self.digest is None else self.digest.hexdigest(),
             "lengths": {part: histogram(self.lengths[part]) for part in PARTS},
@@ -139,6 +143,7 @@ class PrepareCounts:
             "boundary_tokens",
             "little_rows",
             "same_rows",
+            "spelled_rows",
         ):
             setattr(self, name, state.get(name, 0))
         for name in ("dropped", "cut_rows", "cut_tokens", "tokens", "absent_rows"):
@@ -181,6 +186,11 @@ class PrepareCounts:
         for name, rows in sorted(self.absent_rows.items()):
             if rows < self.kept:  # a column that is null throughout is a column that is not there
                 lines.append(f"  {rows:,} rows have no {name}: {TAKEN[name]}")
+        if self.spelled_rows:
+            lines.append(
+                f"  {self.spelled_rows:,} rows hold text that spells messages, and are trained on "
+                "that text: give lists of messages if they are meant (CW220)"
+            )
         if self.boundary_rows:
             lines.append(
                 f"  in {self.boundary_rows:,} rows {self.boundary_tokens:,} tokens at the "

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 from counterpoint.data.bounds import bounded_memory
+from counterpoint.data.cells import row_spells_messages
 from counterpoint.data.chat import Rendered, render
 from counterpoint.data.formats import to_preference_row
 from counterpoint.data.frame import frame_of
@@ -39,6 +40,7 @@ COLUMNS = (
     "boundary",
     "same",
     "absent",
+    "spelled",
     "problem",
 )
 """The columns that ``encode_rows`` returns, one entry a row in each."""
@@ -83,7 +85,8 @@ def encode_rows(
     Returns:
         ``COLUMNS``: ids of the three parts, weight, margin and number of each row, tokens cut
         from each part, tokens that the boundary moved, whether cutting made the completions
-        equal, the columns in which the row has nothing, and the problem, an error's text or "".
+        equal, the columns in which the row has nothing, whether a text spells messages, and the
+        problem, an error's text or "".
 
     Raises:
         DataError: CP208 where messages meet a tokenizer without a chat template, CP217 where the
@@ -145,7 +148,7 @@ def _problem(row: int, error: DataError) -> dict[str, Any]:
     empty: dict[str, Any] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
     cuts = {"cut_prompt": 0, "cut_chosen": 0, "cut_rejected": 0, "boundary": 0, "same": False}
     numbers = {"weight": 0.0, "margin": 0.0, "row": row}
-    return {**empty, **numbers, **cuts, "absent": "", "problem": str(error)}
+    return {**empty, **numbers, **cuts, "absent": "", "spelled": False, "problem": str(error)}
 
 
 def _record(
@@ -179,6 +182,7 @@ def _record(
         "boundary": tokens.moved,
         "same": pair.chosen == pair.rejected,
         "absent": " ".join(row.absent),
+        "spelled": row_spells_messages(row),
         "problem": "",
     }
 

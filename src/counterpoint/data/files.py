@@ -1,8 +1,8 @@
 """Rows of data files, with errors that name the line where a file breaks.
 
 JSON, JSON lines and CSV are read here, line by line, since no library's reader names the line.
-A CSV cell stays the text that it is ("NA" and "null" are answers), but for ``weight`` and
-``margin``.
+A CSV cell stays the text that it is ("NA" and "null" are answers), but for ``weight``, ``margin``
+and columns of lists (``csv_columns``); so CSV is read twice.
 
 A file is not trusted: a line is read to ``LONGEST_LINE`` and no further, and a compressed file
 may not unpack to more than ``MOST_GROWTH`` times its size.
@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from datasets import Dataset
 
+from counterpoint.data.csv_columns import CsvColumns
 from counterpoint.data.undecoded import undecoded
 from counterpoint.errors import DataError
 
@@ -69,7 +70,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         for batch in read_parquet(path).to_batches():
             yield from undecoded(Dataset(pa.Table.from_batches([batch])))
     elif kind in (".csv", ".tsv"):
-        yield from _csv_rows(path, "," if kind == ".csv" else "\t")
+        yield from _csv_rows(path)
     elif kind == ".json" and _first_character(path) == "[":
         yield from _json_array(path)
     else:
@@ -168,8 +169,23 @@ def _json_array(path: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _csv_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
+def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
+    lines = _csv_lines(path)
+    _, header = next(lines, (0, []))
+    columns = CsvColumns(header)
+    for row, (line, cells) in enumerate(lines):
+        columns.look(cells, row, line)
+    readers = columns.readers(path)
+    again = _csv_lines(path)
+    next(again, None)
+    for _, cells in again:
+        yield {name: readers[name](cell) for name, cell in zip(header, cells, strict=True)}
+
+
+def _csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The header and each row, with the line on which it ends; all of as many cells."""
     csv.field_size_limit(LONGEST_LINE)
+    delimiter = "," if kind_of(path) == ".csv" else "\t"
     reader = csv.reader((line for _, line in _lines(path)), delimiter=delimiter, strict=True)
     try:
         header = next(reader, None)
@@ -177,6 +193,7 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
             return
         if len(set(header)) < len(header):
             unreadable(path, 1, f"names a column twice: {', '.join(header)}")
+        yield reader.line_num, header
         for cells in reader:
             if not cells:
                 continue
@@ -186,18 +203,9 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[dict[str, Any]]:
                     reader.line_num,
                     f"has {len(cells)} cells where the header has {len(header)}",
                 )
-            yield {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True)}
+            yield reader.line_num, cells
     except csv.Error as error:
         unreadable(path, reader.line_num, f"not CSV: {error}")
-
-
-def _cell(name: str, cell: str) -> Any:
-    if name not in ("weight", "margin"):
-        return cell
-    try:
-        return float(cell)
-    except ValueError:
-        return cell or None
 
 
 def read_parquet(path: Path) -> pa.Table:

@@ -43,6 +43,7 @@ FEATURES = Features(
         "boundary": Value("int32"),
         "same": Value("bool"),
         "absent": Value("string"),
+        "spelled": Value("bool"),
         "problem": Value("string"),
     }
 )
@@ -388,6 +389,7 @@ def _account(encoded: Dataset, options: PrepareOptions, name: str) -> Prepared:
     counts.boundary_tokens = pc.sum(table.column("boundary")).as_py()
     counts.boundary_rows = pc.sum(pc.greater(table.column("boundary"), 0)).as_py()
     counts.same_rows = pc.sum(table.column("same")).as_py()
+    counts.spelled_rows = pc.sum(used.column("spelled")).as_py()
     for each in pc.value_counts(used.column("absent")).to_pylist():
         counts.miss(each["values"], each["counts"])
     pairs = encoded.select_columns(list(PAIR_COLUMNS))

@@ -102,6 +102,14 @@ _ERRORS: dict[str, tuple[str, str]] = {
         "Memory, a file or a package failed while a row was prepared; another try may succeed.",
         "Try again, with more memory or fewer processes; nothing was dropped or kept in the cache.",
     ),
+    "CP223": (
+        "A column is all text or all lists; this cell would be trained as the text that it is.",
+        "Repair the cell, or write JSON lines, where a list is a list.",
+    ),
+    "CP224": (
+        "numpy writes no commas between messages, so that nobody can tell where one ends.",
+        "Write JSON lines, or turn arrays into lists with .tolist() before writing CSV.",
+    ),
     "CP301": ("There is nothing to train.", "Correct the name, or complete the folder."),
     "CP302": (
         "Without it no completion learns to end, and generation never stops.",
@@ -325,6 +333,13 @@ _DATA: dict[str, tuple[str, str, str]] = {
         "prompts of which more than a third is cut",
         "The model learns to answer what it does not get to see.",
         "Raise max_length, or drop long rows with truncation.",
+    ),
+    "CW220": (
+        "text that spells messages",
+        "Lists of messages became text on their way, as in a CSV file that was read by pandas; the "
+        "model learns brackets and quotes, and no chat template is used.",
+        "Give lists, or the CSV file itself, whose columns of lists are read. If text is meant, "
+        "nothing.",
     ),
     "CN201": (
         "the data set",

@@ -36,6 +36,7 @@ RATES: Mapping[str, float] = MappingProxyType(
         "CW214": 0.0,
         "CW215": 0.0,
         "CW219": 0.01,
+        "CW220": 0.05,
         "CW305": 0.0,
         "CW306": 0.0,
         "CW310": 0.0,

@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterator
 from functools import cache
 
+from counterpoint.data.cells import row_spells_messages
 from counterpoint.records import Message, PreferenceRow, Text
 
 SHORTEST_PROMPT = 20
@@ -90,6 +91,8 @@ def signs(
         yield "CW206"
     if _repeats(row, prompt, chosen):
         yield "CW207"
+    if row_spells_messages(row):
+        yield "CW220"
     if row.weight == 0:
         yield "CW215"
     if _different_scripts(chosen, rejected):
