@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from counterpoint.visible import visible
+
 CODES: Mapping[str, str] = MappingProxyType(
     {
         # 1: what was asked for
@@ -65,6 +67,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP312": "a tokenizer that gives up on a text",
         "CP313": "experts whose choice cannot be counted",
         "CP314": "an adapter that activation checkpointing leaves out",
+        "CP315": "a configuration that asks for more than any model has, or than its files hold",
         # 4: while training
         "CP401": "a loss or gradient that is not finite",
         "CP402": "a run that was stopped by an alarm",
@@ -107,6 +110,7 @@ class CounterpointError(Exception):
         if code not in CODES:
             msg = f"{code} is not in counterpoint.errors.CODES"
             raise KeyError(msg)
+        message = visible(message)  # it quotes names and data
         super().__init__(f"{code} {message}")
         self.code = code
         self.message = message

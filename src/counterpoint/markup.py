@@ -13,6 +13,8 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from counterpoint.visible import visible
+
 _VOID = frozenset({"br", "hr", "meta", "link", "input", "col"})
 
 
@@ -48,7 +50,7 @@ def join(content: Content) -> Markup:
     if isinstance(content, Markup):
         return content
     if isinstance(content, str):
-        return Markup(html.escape(_shown(content)))
+        return Markup(html.escape(visible(content)))
     return Markup("".join(join(part) for part in content))
 
 
@@ -127,14 +129,4 @@ def _attribute(key: str, value: Any) -> str:
     name = key.removesuffix("_").replace("_", "-")
     if value is None or value is False or value == "":
         return ""
-    return f" {name}" if value is True else f' {name}="{html.escape(_shown(str(value)))}"'
-
-
-def _shown(text: str) -> str:
-    """Text without what no page may hold: control characters and halves of characters."""
-    return "".join(
-        "\N{REPLACEMENT CHARACTER}"
-        if (ord(sign) < 32 and sign not in "\n\t\r") or 0xD800 <= ord(sign) < 0xE000
-        else sign
-        for sign in text
-    )
+    return f" {name}" if value is True else f' {name}="{html.escape(visible(str(value)))}"'

@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 from counterpoint.secret_signs import MASK, addresses_masked, hidden_in, is_secret, is_worth_hiding
+from counterpoint.visible import visible
 
 __all__ = ["MASK", "Mask", "MaskingFilter", "is_secret", "keep_secrets", "masked"]
 
@@ -114,16 +115,16 @@ def masked(text: str) -> str:
 
 
 class MaskingFilter(logging.Filter):
-    """Takes the secrets out of a log record, its traceback included."""
+    """Takes secrets and control characters out of a log record, its traceback included."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Let every record pass, masked."""
         mask = Mask()
-        record.msg, record.args = mask.text(record.getMessage()), ()
+        record.msg, record.args = visible(mask.text(record.getMessage())), ()
         if record.exc_info and not record.exc_text:
             record.exc_text = logging.Formatter().formatException(record.exc_info)
         if record.exc_text:
-            record.exc_text = mask.text(record.exc_text)
+            record.exc_text = visible(mask.text(record.exc_text))
         return True
 
 

@@ -748,7 +748,7 @@ NOT_IN_THE_GALLERY = {
 ON_A_COMMAND_LINE = {"CP106", "CP502", "CW127"}
 """Codes that only given options can cause; test_doctor.py and test_old_options.py have them."""
 
-OF_STRANGERS = {"CP216", "CP217", "CP218", "CP311", "CP312"}
+OF_STRANGERS = {"CP216", "CP217", "CP218", "CP311", "CP312", "CP315"}
 """Codes of hostile files; tests/reliability/test_hostile_files.py has them."""
 
 OF_CSV = {"CP223", "CP224"}

@@ -110,8 +110,8 @@ def test_an_adapter_beside_a_model_is_refused_and_not_put_on(tmp_path: Path) -> 
         ({"weights_only": False}, ConfigError, "CP104 .*allow_pickle"),
         ({"trust_remote_code": True}, ConfigError, "CP104 .*trust_remote_code"),
         ({"adapter_kwargs": {}}, ConfigError, "CP104 .*lora_r"),
-        ({"attn_implementation": "some/kernel"}, ModelError, "CP311 .*some/kernel is code of the"),
-        ({"attn_implementation": {"": "a/b:c"}}, ModelError, "CP311 .*a/b:c is code of the hub"),
+        ({"attn_implementation": "some/kernel"}, ModelError, "CP311 .*some/kernel.* code of the"),
+        ({"attn_implementation": {"": "a/b:c"}}, ModelError, "CP311 .*a/b:c.* code of the hub"),
     ],
 )
 def test_no_keyword_of_a_model_opens_another_door(

@@ -30,6 +30,7 @@ from counterpoint.masking import Mask
 from counterpoint.runlog import check_writable, logger, versions
 from counterpoint.staged import refuse_taken, staged
 from counterpoint.trainer.ranks import leave_at_exit
+from counterpoint.visible import visible
 
 if TYPE_CHECKING:
     from counterpoint.cli.settings import Request
@@ -427,9 +428,11 @@ def _write(
 ) -> None:
     mask = Mask()
     lines = [
-        json.dumps(
-            _json_ready({"model": models[who], "set": name, **one.as_entry()}, mask),
-            ensure_ascii=False,
+        visible(
+            json.dumps(
+                _json_ready({"model": models[who], "set": name, **one.as_entry()}, mask),
+                ensure_ascii=False,
+            )
         )
         for who, side in sides.items()
         for name, completions in side.written.items()

@@ -16,13 +16,12 @@ from contextlib import nullcontext
 from difflib import get_close_matches
 from functools import partial
 
-from counterpoint.cli.manners import complain, put, quiet_libraries, terminal_width
+from counterpoint.cli.manners import complain, put, quiet_libraries, shown, terminal_width
 from counterpoint.data.bounds import panics_caught
 from counterpoint.errors import ConfigError, CounterpointError
 from counterpoint.floors import check_floors
 from counterpoint.invocation import NAME, command
 from counterpoint.language import Language, language_named, speaking
-from counterpoint.masking import masked
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -356,7 +355,7 @@ def _in_words(error: CounterpointError) -> str:
 
 def _show_trace(debug: bool) -> None:
     if debug:
-        sys.stderr.write(masked(traceback.format_exc()))
+        sys.stderr.write(shown(traceback.format_exc()))
 
 
 def _explain(error: Exception, debug: bool) -> str:

@@ -1,5 +1,7 @@
 """How the command speaks: one line for an error, no secret, nothing from the libraries below it.
 
+Control characters are shown, and never sent.
+
 Not here: what the run itself says (``runlog.logger``) and the exit codes (``main``).
 """
 
@@ -16,6 +18,7 @@ from contextlib import contextmanager
 from counterpoint.doctor.wrap import width_of, wrap
 from counterpoint.invocation import runnable
 from counterpoint.masking import masked
+from counterpoint.visible import visible
 
 CHATTY = (
     "transformers",
@@ -45,6 +48,11 @@ _VERBOSITY = {
 }
 
 
+def shown(text: str) -> str:
+    """A text as it may be sent to a terminal, a pipe or a file."""
+    return visible(masked(text))
+
+
 def say(text: str = "") -> None:
     """One line for the user, on standard output, from the first process only."""
     if is_first_process():
@@ -54,7 +62,7 @@ def say(text: str = "") -> None:
 def put(text: str) -> None:
     """Text on standard output; characters that it cannot show are spelt out."""
     encoding = sys.stdout.encoding or "utf-8"
-    line = f"{masked(text)}\n"
+    line = f"{shown(text)}\n"
     sys.stdout.write(line.encode(encoding, "backslashreplace").decode(encoding))
     sys.stdout.flush()
 
@@ -65,7 +73,7 @@ def complain(text: str) -> None:
     On a terminal it is folded at words; elsewhere it stays one line, which a program can read.
     """
     rank = f" [rank {os.environ['RANK']}]" if "RANK" in os.environ else ""
-    line = f"counterpoint{rank}: {' '.join(runnable(masked(text)).split())}"
+    line = f"counterpoint{rank}: {' '.join(runnable(shown(text)).split())}"
     width = width_of(sys.stderr)
     lines = [line] if width is None else wrap(line, max(NARROWEST, width), "", "  ")
     sys.stderr.write("".join(f"{one}\n" for one in lines))
@@ -75,7 +83,7 @@ def complain(text: str) -> None:
 def complain_all(text: str) -> None:
     """Several lines on standard error, as they are, from the first process only."""
     if is_first_process():
-        sys.stderr.write(f"{runnable(masked(text))}\n")
+        sys.stderr.write(f"{runnable(shown(text))}\n")
         sys.stderr.flush()
 
 
@@ -96,7 +104,7 @@ def show_progress(name: str, done: int, total: int | None) -> None:
         return
     of = f" of {total:,}" if total is not None else ""
     end = "\r" if total is None or done < total else "\r\033[K"
-    sys.stderr.write(f"looking at {name}: {done:,}{of} rows{end}")
+    sys.stderr.write(f"looking at {shown(name)}: {done:,}{of} rows{end}")
     sys.stderr.flush()
 
 

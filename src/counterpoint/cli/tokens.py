@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from counterpoint.cli.flags import flags_help, flags_of, take_flags
-from counterpoint.cli.manners import quiet_bars, terminal_width
+from counterpoint.cli.manners import quiet_bars, shown, terminal_width
 from counterpoint.cli.token_view import BAR, LEGEND, PART_OF_CHARACTER, draw
 from counterpoint.errors import ConfigError, DataError
-from counterpoint.masking import masked
+from counterpoint.visible import visible
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -114,7 +114,7 @@ def _show(request: Request, options: TokensOptions) -> None:
         tokenizer = prepare_tokenizer(load_own_tokenizer(run, config))
         rows = open_rows(run)
     limits, pair_tokenizer = PrepareOptions.of(config).limits, PairTokenizer(tokenizer)
-    name = masked(" ".join(run.dataset))  # the rows themselves are shown as they train
+    name = shown(" ".join(run.dataset))  # the rows themselves are shown as they train
     if rows.column_names is not None:
         formats.check_columns(rows.column_names, name=name)
     width = terminal_width()
@@ -124,7 +124,8 @@ def _show(request: Request, options: TokensOptions) -> None:
         except DataError as error:
             raise DataError(error.code, f"{name}, {error.message}") from error
         if options.json:
-            _write(json.dumps({"data": name, **found.as_dict()}, ensure_ascii=False))
+            told = json.dumps({"data": name, **found.as_dict()}, ensure_ascii=False)
+            _write(visible(told))
         else:
             _write(f"{draw(found, name=name, width=width, color=_colored(options.color))}\n")
     if not options.json:

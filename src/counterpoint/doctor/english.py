@@ -141,6 +141,10 @@ _ERRORS: dict[str, tuple[str, str]] = {
         "The code would run with all your rights.",
         "Read it, then set trust_remote_code; or use a model that transformers knows.",
     ),
+    "CP315": (
+        "To build it takes hours or all of the memory, before anything is found wrong.",
+        "Compare config.json with the model's page; load it again, or leave it alone.",
+    ),
     "CP312": (
         "No row with such a text can be trained on, and each costs seconds.",
         "Look at the regular expressions in tokenizer.json, or use another tokenizer.",

@@ -12,6 +12,7 @@ from typing import Any
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ModelError, SetupError
 from counterpoint.invocation import EXTRAS, installing
+from counterpoint.trainer.described import check_adapter
 from counterpoint.trainer.loading import load_config, load_model, refuse_pickled_adapter
 
 ADAPTER_FILE = "adapter_config.json"
@@ -39,7 +40,7 @@ def base_of(source: str) -> str:
     file = Path(source).expanduser() / ADAPTER_FILE
     try:
         base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError("CP301", f"{file} names no base model: {error!r}.") from error
     if not isinstance(base, str) or not base:
         raise ModelError(
@@ -62,11 +63,13 @@ def load_adapted(source: str, args: CPOConfig) -> Any:
 
     Raises:
         ModelError: CP301 where base or adapter cannot be loaded, CP307 where they do not fit,
-            CP310 for a pickled adapter.
+            CP310 for a pickled adapter, CP311 for one that names code, CP315 for one that asks for
+            more than its file holds.
         SetupError: CP502 without PEFT.
     """
     base = base_of(source)
     refuse_pickled_adapter(Path(source).expanduser(), args)
+    check_adapter(Path(source).expanduser(), trusted=args.trust_remote_code)
     try:
         import peft
     except ImportError as error:

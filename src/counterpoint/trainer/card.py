@@ -14,6 +14,7 @@ from counterpoint.errors import SetupError
 from counterpoint.report.card import CARD, About, hub_id, model_card
 from counterpoint.runlog import ALARMS, METRICS, Run, read_run
 from counterpoint.staged import staged
+from counterpoint.visible import visible
 
 _HUB_FILE = re.compile(r"hf://datasets/([^/@]+/[^/@]+)@")
 
@@ -85,4 +86,4 @@ def write_card(folder: Path, run_folder: Path, about: About) -> None:
     except SetupError:  # a model can be saved without having been trained
         run = Run(run_folder, {}, (), (), (), ())
     with staged(folder / CARD) as file:
-        file.write(model_card(run, about).encode())
+        file.write(visible(model_card(run, about)).encode())

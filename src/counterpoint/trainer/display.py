@@ -28,6 +28,7 @@ from transformers.trainer_callback import CallbackHandler
 from transformers.utils import logging as transformers_logging
 
 from counterpoint.runlog import Alarm, constraint_metrics
+from counterpoint.visible import visible
 
 PLAIN_WIDTH = 80
 WIDEST_BAR = 40
@@ -139,7 +140,7 @@ class TrainingDisplay(TrainerCallback):
         elif "loss" in numbers:
             self._draw(now=True)
         else:
-            self._live.console.print(Text(plain_line(self._view, numbers)))
+            self._live.console.print(Text(visible(plain_line(self._view, numbers))))
 
     def on_prediction_step(
         self,
@@ -231,7 +232,7 @@ class TrainingDisplay(TrainerCallback):
 
     def _write(self, text: str) -> None:
         stream = self._stream or sys.stderr
-        stream.write(f"{text}\n")
+        stream.write(f"{visible(text)}\n")
         stream.flush()
 
 
@@ -270,9 +271,11 @@ def panel(view: View, width: int, now: float, *, ascii_only: bool = False) -> li
         lines.append(Text(f"evaluating, batch {view.evaluated:,}{of}", style="cyan"))
     lines += [Text(line) for line in _wrapped(parts, width)]
     held = [(_held(one, ascii_only), one.violated) for one in constraints_of(view.numbers)]
-    lines += [Text(told, style="yellow" if over else "") for told, over in held]
+    lines += [Text(visible(told), style="yellow" if over else "") for told, over in held]
     alarms = list(view.alarms.values())[-SHOWN_ALARMS:]
-    lines += [Text(f"{a.code} since step {a.since:,}: {a.seen}", style="yellow") for a in alarms]
+    lines += [
+        Text(f"{a.code} since step {a.since:,}: {visible(a.seen)}", style="yellow") for a in alarms
+    ]
     for line in lines:
         line.truncate(width, overflow="crop" if ascii_only else "ellipsis")
     return lines

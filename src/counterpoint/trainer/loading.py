@@ -3,7 +3,8 @@
 1. Weights come from safetensors files only, unless ``allow_pickle`` says otherwise, and a weight
    that the files lack is an error: a head that starts at random would train without a word.
 2. What comes with a model is data: its code, and an adapter that it names, are refused.
-3. Each check that needs no weights is made before any weight is read.
+3. Each check that needs no weights is made before any weight is read; what a configuration may
+   ask for (``described``) before anything is built.
 4. Full fine-tuning keeps float32 weights, whatever the files hold: a bfloat16 weight cannot take
    updates as small as a learning rate of 1e-6 makes, unless ``stochastic_rounding`` is on.
    ``bf16`` still computes in bfloat16.
@@ -33,6 +34,13 @@ from counterpoint.checkpoint.manifest import MANIFEST, read_manifest, refuse_unl
 from counterpoint.config import CPOConfig
 from counterpoint.data.bounds import panics_caught
 from counterpoint.errors import ConfigError, ModelError, SetupError
+from counterpoint.trainer.described import (
+    read_described,
+    read_object,
+    refuse_code,
+    refuse_unbounded,
+    weights_of,
+)
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -73,7 +81,8 @@ def load_config(source: str, args: CPOConfig, *, from_scratch: bool = False) -> 
 
     Raises:
         ModelError: CP301 for what is no model, CP306 for a kind that is not supported, CP310 for
-            pickled weights, CP311 for a model that brings code.
+            pickled weights, CP311 for a model that brings code, CP315 for one that asks for more
+            than any model has, or than its files hold.
         SetupError: CP521 for a checkpoint with files that its manifest does not list.
         ConfigError: CP104 for ``model_init_kwargs`` that are not theirs to give.
     """
@@ -81,6 +90,7 @@ def load_config(source: str, args: CPOConfig, *, from_scratch: bool = False) -> 
     _check_keywords(args)
     if folder:
         _check_model_folder(folder, from_scratch, args.allow_pickle)
+    _check_described(source, folder, args, from_scratch)
     try:
         if not folder and find_adapter_config_file(source, revision=_revision(args)):
             raise _is_adapter(source)
@@ -109,12 +119,16 @@ def load_tokenizer(
         chat_template: file with a template in Jinja.
 
     Raises:
-        ModelError: CP301 where there is no tokenizer or no such template.
+        ModelError: CP301 where there is no tokenizer or no such template, CP315 for a model's
+            configuration beside it that asks for more than any model has.
         SetupError: CP502 where it needs a package that is missing.
     """
     folder = _folder(source, "tokenizer")
     if folder:
         _check_tokenizer_folder(folder, of_model)
+    # transformers may make the model's configuration to find the kind of tokenizer
+    described = read_described(source, folder, _revision(args) if of_model else "main")
+    refuse_unbounded(described, source, None)
     try:
         with panics_caught():
             tokenizer = AutoTokenizer.from_pretrained(
@@ -239,16 +253,17 @@ def _check_keywords(args: CPOConfig) -> None:
                 "CP104",
                 f"model_init_kwargs holds {name}, which is given by {instead}.",
             )
-    attention = keywords.get("attn_implementation")
-    named = attention.values() if isinstance(attention, dict) else [attention]
-    code = next((str(name) for name in named if "/" in str(name)), None)
-    if code and not args.trust_remote_code:
-        raise ModelError(
-            "CP311",
-            f"attn_implementation={code} is code of the hub, which would run here with all your "
-            "rights. Take eager, sdpa or another of transformers' own, or set trust_remote_code if "
-            "you have read it.",
-        )
+    refuse_code(keywords, "model_init_kwargs", trusted=args.trust_remote_code)
+
+
+def _check_described(source: str, folder: Path | None, args: CPOConfig, from_scratch: bool) -> None:
+    described = read_described(source, folder, _revision(args))
+    weights = weights_of(folder) if folder and not from_scratch else None
+    refuse_unbounded(described, source, weights)
+    refuse_code(described, source, trusted=args.trust_remote_code)
+    if folder:
+        generation = read_object(folder / "generation_config.json")
+        refuse_code(generation, source, trusted=args.trust_remote_code)
 
 
 def _is_adapter(source: object) -> ModelError:
