@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import logging
 import os
+import pickle
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -536,3 +537,20 @@ def test_of_a_turn_that_the_prompt_begins_only_the_continuation_carries_loss(
     prompt = "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\nThe capital is"
     assert texts(prepared, tokenizer) == [(prompt, " Paris.<|im_end|>", " Rome.<|im_end|>")]
     assert prepared.counts.boundary_rows == 0
+
+
+def test_trl_s_name_of_the_prompt_costs_neither_memory_nor_cache(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    prepare(GOOD, tokenizer)
+    pairs = prepare([*GOOD, EMPTY], tokenizer, PrepareOptions(invalid_rows="drop")).pairs
+    whole = prepare(GOOD, tokenizer).pairs
+    assert pairs["prompt_input_ids"][:] == pairs["prompt_ids"][:] == whole["prompt_ids"][:]
+    table = whole.data
+    ours, theirs = (table.column(n).chunk(0) for n in ("prompt_ids", "prompt_input_ids"))
+    assert [buffer and buffer.address for buffer in ours.buffers()] == [
+        buffer and buffer.address for buffer in theirs.buffers()
+    ]
+    for path in cache.folder().glob("*.arrow"):
+        assert "prompt_input_ids" not in Dataset.from_file(str(path)).column_names
+    assert len(pickle.dumps(whole)) < 10_000  # of the files' names: workers map them again

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from counterpoint.data.formats import to_preference_row
@@ -58,13 +60,37 @@ def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
     return request.getfixturevalue(request.param)
 
 
+def as_in_trl() -> Callable[[dict[str, Any]], dict[str, list[int]]]:
+    """The function of docs/from-trl.md, as it is printed there."""
+    page = (Path(__file__).parents[2] / "docs" / "from-trl.md").read_text(encoding="utf-8")
+    block = next(one for one in page.split("```python\n")[1:] if "def as_in_trl" in one)
+    names: dict[str, Any] = {}
+    exec(block.split("\n\nrows = ")[0], names)
+    return names["as_in_trl"]
+
+
 def columns(pair: TokenPair) -> dict[str, list[int]]:
     """A pair as TRL writes it: whole sequences, and labels of -100 over the prompt."""
-    prompt = list(pair.prompt)
-    sides = {"chosen": list(pair.chosen), "rejected": list(pair.rejected)}
-    ids = {f"{name}_input_ids": prompt + side for name, side in sides.items()}
-    masked = {f"{name}_labels": [-100] * len(prompt) + side for name, side in sides.items()}
-    return ids | masked
+    ids = {f"{part}_ids": list(getattr(pair, part)) for part in ("prompt", "chosen", "rejected")}
+    return as_in_trl()(ids)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_prepared_row_has_the_columns_that_trl_s_has(
+    gpt2_tokenizer: PreTrainedTokenizerFast, trl_row: Any, streaming: bool
+) -> None:
+    rows = EXPLICIT[:2]
+    data = Dataset.from_list(rows)
+    given = data.to_iterable_dataset() if streaming else data
+    found = list(prepare(given, gpt2_tokenizer, PrepareOptions(max_length=LENGTH)).pairs)
+    for row, ours in zip(rows, found, strict=True):
+        theirs = trl_row(row, gpt2_tokenizer)
+        assert ours["prompt_input_ids"] == theirs["prompt_input_ids"] == ours["prompt_ids"]
+        made = {**ours, **as_in_trl()(ours)}
+        named = [name for name in theirs if name.split("_", 1)[0] in ("chosen", "rejected")]
+        ids = [name for name in named if "_" in name]
+        assert len(ids) == 6
+        assert {name: made[name] for name in ids} == {name: theirs[name] for name in ids}
 
 
 @pytest.mark.parametrize("row", EXPLICIT)

@@ -31,7 +31,11 @@ from counterpoint.errors import ConfigError, DataError
 from counterpoint.records import TokenPair
 
 PAIR_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "weight", "margin", "row")
-"""The columns of a prepared eager data set."""
+"""The columns of a prepared data set that are trained on."""
+
+PROMPT_OF_TRL = "prompt_input_ids"
+"""TRL's name for ``prompt_ids``, the one column of its prepared sets with the same content; beside
+ours, in the same memory."""
 
 FEATURES = Features(
     {
@@ -129,6 +133,7 @@ class Prepared:
     Args:
         pairs: ``Dataset`` of ``PAIR_COLUMNS``, in the raw order, only usable rows; or an
             ``IterableDataset`` of ``encode.COLUMNS``, every row, to be read by ``iter_pairs``.
+            Both with ``PROMPT_OF_TRL`` beside them.
         counts: what became of the rows; for a streaming set it fills up while it is read.
         options: the options it was prepared with.
         after: a streaming set without its first rows, which are not encoded.
@@ -273,15 +278,20 @@ def _prepare_stream(
 
     def after(rows: int) -> IterableDataset:
         encoded = (plain.skip(rows) if rows else plain).map(
-            encode_rows,
+            _encode_stream,
             with_indices=True,
             batched=True,
             batch_size=STREAM_BATCH,
             fn_kwargs={**arguments, "first_row": rows},
         )
-        return encoded.select_columns(list(COLUMNS))
+        return encoded.select_columns([*COLUMNS, PROMPT_OF_TRL])
 
     return Prepared(after(0), options.counts(name), options, after)
+
+
+def _encode_stream(*args: Any, **kwargs: Any) -> dict[str, list[Any]]:
+    columns = encode_rows(*args, **kwargs)
+    return {**columns, PROMPT_OF_TRL: columns["prompt_ids"]}
 
 
 def _row_as_it_is(row: dict[str, Any]) -> dict[str, Any]:
@@ -392,8 +402,15 @@ def _account(encoded: Dataset, options: PrepareOptions, name: str) -> Prepared:
     counts.spelled_rows = pc.sum(used.column("spelled")).as_py()
     for each in pc.value_counts(used.column("absent")).to_pylist():
         counts.miss(each["values"], each["counts"])
-    pairs = encoded.select_columns(list(PAIR_COLUMNS))
+    pairs = _with_trl_s_prompt(encoded.select_columns(list(PAIR_COLUMNS)))
     return Prepared(pairs if len(kept) == len(problems) else pairs.select(kept), counts, options)
+
+
+def _with_trl_s_prompt(pairs: Dataset) -> Dataset:
+    prompts = pairs.select_columns(["prompt_ids"]).rename_column("prompt_ids", PROMPT_OF_TRL)
+    # side by side two tables share their memory, or the file that they are mapped from
+    both: Dataset = datasets.concatenate_datasets([pairs, prompts], axis=1)
+    return both
 
 
 def _unusable(problems: Sequence[str], counts: PrepareCounts) -> DataError:

@@ -127,7 +127,7 @@ class Feed:
         if hasattr(pairs, "__len__"):
             most = min(count, len(pairs))
             places = [place * len(pairs) // most for place in range(most)]
-            return KeyedPairs(pairs, to_pair).__getitems__(places)
+            return KeyedPairs(_trained(pairs), to_pair).__getitems__(places)
         # counts of its own: the run's are of whole passes
         fresh = Prepared(pairs, PrepareCounts("samples"), self.options)
         return list(islice(iter_pairs(fresh), count))
@@ -161,7 +161,7 @@ class Feed:
             drop_last=train and args.dataloader_drop_last,
         )
         return PairLoader(
-            KeyedPairs(pairs, to_pair),
+            KeyedPairs(_trained(pairs), to_pair),
             batch_sampler=sampler,
             collate_fn=list,
             generator=generator,
@@ -220,6 +220,11 @@ class Feed:
         if known is None or known.pairs is not pairs:
             return Prepared(pairs, self.options.counts(name), self.options)
         return known
+
+
+def _trained(pairs: Any) -> Any:
+    """The columns that are trained on alone: reading others would take time for nothing."""
+    return pairs.select_columns(list(PAIR_COLUMNS)) if isinstance(pairs, Dataset) else pairs
 
 
 def _columns(dataset: Any) -> list[str]:
