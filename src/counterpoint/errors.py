@@ -91,6 +91,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP516": "a folder that another run writes in",
         "CP517": "a state that cannot be saved without pickle",
         "CP518": "something beside the weights that cannot be saved",
+        "CP519": "an adapter whose base model has changed since it was trained",
         "CP520": "a folder in which another run began while this one was loading",
         "CP521": "a checkpoint's folder with files that its manifest does not list",
     }

@@ -754,15 +754,17 @@ OF_STRANGERS = {"CP216", "CP217", "CP218", "CP311", "CP312", "CP315"}
 OF_CSV = {"CP223", "CP224"}
 """Codes of cells of CSV files; tests/data/test_csv_columns.py has them."""
 
+ON_RESUMING = {"CW128"}
+"""Codes of checkpoints; tests/trainer/test_bases.py has them."""
+
 OF_RENDERING = {"CP221", "CP222"}
 """Codes of turns and of the machine that renders them; tests/data has them."""
 
 
 def test_every_code_has_a_run_that_has_it_and_one_that_has_not() -> None:
     here = {case.code for case in GALLERY} | NOT_IN_THE_GALLERY | ON_A_COMMAND_LINE
-    here |= (
-        OF_STRANGERS | OF_CSV | OF_RENDERING | {code for _, _, _, code, _ in REFUSED_BY_THE_COMMAND}
-    )
+    here |= OF_STRANGERS | OF_CSV | ON_RESUMING | OF_RENDERING
+    here |= {code for _, _, _, code, _ in REFUSED_BY_THE_COMMAND}
     assert here == {code for code in TABLE if code[2] != "4"}  # alarms have tests of their own
     assert len(GALLERY) >= 40
 

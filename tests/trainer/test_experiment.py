@@ -69,7 +69,7 @@ def facts(steps: int = 20, *, scheduled: bool = True, **more: Any) -> dict[str, 
     model = torch.nn.Linear(2, 2)
     objective = Objective(loss_type="sigmoid", beta=0.1)
     args = options(router_aux_loss_coef=0.0, **more)
-    return dict(experiment(args, objective, model, {}, steps, scheduled=scheduled))
+    return dict(experiment(args, objective, model, {}, steps, identity={}, scheduled=scheduled))
 
 
 def test_a_share_of_the_steps_is_resolved_before_it_is_compared() -> None:

@@ -39,18 +39,18 @@ def model_facts(model: nn.Module) -> dict[str, Value]:
     }
 
 
-def differences(then: Fingerprint, now: Fingerprint) -> list[str]:
-    """What differs between two fingerprints, each in words; what only one of them has does not.
+def differences(then: Fingerprint, now: Fingerprint) -> dict[str, str]:
+    """What differs between two fingerprints, by name, in words; what only one has does not.
 
     Args:
         then: that of a checkpoint; JSON has made lists of its tuples.
         now: that of the run that would go on from it.
     """
-    return [
-        f"{name} was {_shown(then[name])} and is {_shown(value)}"
+    return {
+        name: f"{name} was {_shown(then[name])} and is {_shown(value)}"
         for name, value in now.items()
         if name in then and then[name] != value
-    ]
+    }
 
 
 def _shown(value: Value) -> str:

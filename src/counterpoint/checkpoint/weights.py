@@ -50,11 +50,7 @@ def write_beside(folder: Path, model: nn.Module) -> None:
     """
     if not is_adapted(model):
         return
-    held = {
-        tensor.untyped_storage().data_ptr()
-        for name in _adapters(model)
-        for tensor in _adapter_state(model, name).values()
-    }
+    held = held_by_adapters(model)
     beside = {
         name: parameter.detach().contiguous()
         for name, parameter in model.named_parameters()
@@ -63,6 +59,19 @@ def write_beside(folder: Path, model: nn.Module) -> None:
     if beside:
         with plain_io_errors():
             save_file(beside, folder / BESIDE, metadata={"format": "pt"})
+
+
+def held_by_adapters(model: nn.Module) -> set[int]:
+    """Where in memory the tensors lie that the files of a model's adapters hold.
+
+    Args:
+        model: unwrapped, with PEFT.
+    """
+    return {
+        tensor.untyped_storage().data_ptr()
+        for name in _adapters(model)
+        for tensor in _adapter_state(model, name).values()
+    }
 
 
 def load_weights(model: nn.Module, folder: Path, listed: Collection[str]) -> None:

@@ -235,6 +235,7 @@ def _as_begun(file: Path, options: ReplayOptions) -> nn.Module:
     from counterpoint.cli.adapter import adapter_config
     from counterpoint.cli.parts import load_weights, merge_model_options
     from counterpoint.cli.settings import read_request
+    from counterpoint.trainer.bases import check_base
     from counterpoint.trainer.loading import load_config
     from counterpoint.trainer.setup import adapt
 
@@ -249,7 +250,9 @@ def _as_begun(file: Path, options: ReplayOptions) -> nn.Module:
     if adapter is None:
         return model
     set_seed(config.seed)
-    return adapt(model, config, adapter)
+    adapted: nn.Module = adapt(model, config, adapter)
+    check_base(adapted, file.parent)
+    return adapted
 
 
 # What is shown

@@ -249,6 +249,11 @@ _OPTIONS: dict[str, tuple[str, str, str]] = {
         "It is taken as the option that it is today, or left out where it means nothing here.",
         "Write it as the message says.",
     ),
+    "CW128": (
+        "a checkpoint that does not say what its adapter was trained on",
+        "Releases up to 0.4 did not note it: whether the base is still the same cannot be seen.",
+        "Nothing, if you know that it is; the next checkpoint notes it.",
+    ),
     "CN121": (
         "steps",
         "How many pairs make a step, and how many steps the run has.",

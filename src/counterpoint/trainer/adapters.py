@@ -12,6 +12,7 @@ from typing import Any
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ModelError, SetupError
 from counterpoint.invocation import EXTRAS, installing
+from counterpoint.trainer.bases import check_base
 from counterpoint.trainer.described import check_adapter
 from counterpoint.trainer.loading import load_config, load_model, refuse_pickled_adapter
 
@@ -65,7 +66,7 @@ def load_adapted(source: str, args: CPOConfig) -> Any:
         ModelError: CP301 where base or adapter cannot be loaded, CP307 where they do not fit,
             CP310 for a pickled adapter, CP311 for one that names code, CP315 for one that asks for
             more than its file holds.
-        SetupError: CP502 without PEFT.
+        SetupError: CP502 without PEFT, CP519 where the base has changed since.
     """
     base = base_of(source)
     refuse_pickled_adapter(Path(source).expanduser(), args)
@@ -78,12 +79,13 @@ def load_adapted(source: str, args: CPOConfig) -> Any:
         ) from error
     load_config(base, args)
     model = load_model(base, args, adapted=True)
+    folder = Path(source).expanduser()
     try:
-        return peft.PeftModel.from_pretrained(
-            model, str(Path(source).expanduser()), is_trainable=True
-        )
+        adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     except (RuntimeError, ValueError, OSError) as error:
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(
             "CP307", f"the adapter {source} does not fit its base {base}: {line}"
         ) from error
+    check_base(adapted, folder)
+    return adapted

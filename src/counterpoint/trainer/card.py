@@ -47,6 +47,7 @@ def about_model(
     folder: Path,
     datasets: tuple[str, ...],
     *,
+    base: str,
     tags: Sequence[str] = (),
     language: str = "",
     license_: str = "",
@@ -57,6 +58,7 @@ def about_model(
         model: as trained.
         folder: the one that names it.
         datasets: hub ids of the data.
+        base: name of the model that training began with; see ``base_of``.
         tags: further tags.
         language: of the hub, as "en".
         license_: of the hub, as "apache-2.0".
@@ -64,7 +66,7 @@ def about_model(
     tags = (*(getattr(model, "model_tags", None) or ()), *tags)
     return About(
         name=folder.resolve().name,
-        base=base_of(model),
+        base=base,
         adapter=hasattr(model, "peft_config"),
         datasets=datasets,
         tags=tuple(dict.fromkeys(tags)),

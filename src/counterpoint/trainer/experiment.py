@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
@@ -103,6 +103,7 @@ def experiment(
     digests: Mapping[str, str],
     steps: int,
     *,
+    identity: Fingerprint,
     scheduled: bool = True,
 ) -> Fingerprint:
     """What makes a run this experiment and no other.
@@ -113,6 +114,7 @@ def experiment(
         model: unwrapped.
         digests: of the prepared pairs of each set, by its name.
         steps: optimizer steps of the whole run.
+        identity: of the model, see ``checkpoint.adapted``.
         scheduled: the learning rate's schedule is made from the options, and not one that was
             passed to the trainer.
     """
@@ -121,6 +123,7 @@ def experiment(
         **asdict(objective),
         "load balancing": balancing_weight(model, args),
         **model_facts(model),
+        **identity,
         "pairs a step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "ranks": args.world_size,
         **{name: _plain(getattr(args, name)) for name in OF_THE_EXPERIMENT},
@@ -158,9 +161,9 @@ def in_words_of_today(then: Fingerprint, steps: int) -> Fingerprint:
     return {**facts, **then}
 
 
-def remedy(different: Sequence[str]) -> str:
+def remedy(different: Collection[str]) -> str:
     """What else to do about some differences, as a sentence after a space; "" where nothing."""
-    if not any(one.startswith(PLANNED) for one in different):
+    if not set(PLANNED) & set(different):
         return ""
     return (
         " To train beyond what was planned, take the checkpoint as the model of a new run: with "

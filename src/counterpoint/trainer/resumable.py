@@ -35,6 +35,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy
 
+from counterpoint.checkpoint.adapted import BASE
 from counterpoint.checkpoint.fingerprint import Fingerprint, differences
 from counterpoint.checkpoint.folder import (
     begin,
@@ -59,6 +60,7 @@ from counterpoint.data.batching import DealtStream
 from counterpoint.errors import ConfigError, SetupError
 from counterpoint.masking import Mask
 from counterpoint.runlog import STREAMS, RunLog, logger
+from counterpoint.trainer.bases import base_then, other_base, unknown_base
 from counterpoint.trainer.experiment import in_words_of_today, remedy
 from counterpoint.trainer.finite import refuse_non_finite
 from counterpoint.trainer.ranks import each_does, first_does, leave_at_exit
@@ -131,12 +133,14 @@ class Resumption:
         manifest: as verified.
         shared: what all ranks have in common.
         rank: what this rank alone has; None where it had none.
+        base: name of the model that its run began with; None where another lies under it now.
     """
 
     folder: Path
     manifest: Manifest
     shared: dict[str, Any]
     rank: dict[str, Any] | None
+    base: str | None = None
 
     @property
     def stopped(self) -> bool:
@@ -198,6 +202,11 @@ class ResumableTrainer(Trainer):
         """Whether the running training goes on from a checkpoint."""
         return self._resumption is not None
 
+    @property
+    def base_then(self) -> str | None:
+        """The name of the model that the resumed run began with; None where it is not known."""
+        return None if self._resumption is None else self._resumption.base
+
     @contextmanager
     def going_on(self, wanted: str | Path | bool | None) -> Iterator[str | None]:
         """Keep other runs out, and make ready to go on from a checkpoint.
@@ -250,13 +259,16 @@ class ResumableTrainer(Trainer):
                 f"{folder} holds the model alone (save_only_model), which a run cannot go on from. "
                 "Give it as the model of a new run.",
             )
-        self._check_experiment(folder, manifest)
+        shared = read_tree(folder, SHARED)
+        base = base_then(folder, shared["own"])
+        different = self._check_experiment(folder, manifest, base)
         rank = f"rank-{self.args.process_index}"
         resumption = Resumption(
             folder,
             manifest,
-            shared=read_tree(folder, SHARED),
+            shared=shared,
             rank=read_tree(folder, rank) if f"{rank}.json" in manifest.files else None,
+            base=None if BASE in different else base,
         )
         if self.is_world_process_zero():
             own = folder.resolve().parent == run.resolve()
@@ -279,7 +291,14 @@ class ResumableTrainer(Trainer):
         steps: int = math.ceil(self.args.num_train_epochs * an_epoch)
         return steps
 
-    def _check_experiment(self, folder: Path, manifest: Manifest) -> None:
+    def base_name(self) -> str:
+        """The name of the model that the run began with; "" for one made in memory."""
+        return ""
+
+    def _check_experiment(
+        self, folder: Path, manifest: Manifest, base: str | None
+    ) -> tuple[str, ...]:
+        """What differs, by the names of the facts; refused unless it is meant."""
         done, steps = manifest.step, self.steps_in_all()
         if steps < done:
             raise SetupError(
@@ -289,14 +308,19 @@ class ResumableTrainer(Trainer):
                 "steps, or take the checkpoint as the model of a new run.",
             )
         state = json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
+        now = self._this_experiment()
+        if BASE in now and BASE not in manifest.fingerprint:
+            logger().warning("%s", unknown_base(folder, base))
         then = in_words_of_today(manifest.fingerprint, int(state["max_steps"]))
-        different = differences(then, self._this_experiment())
+        different = differences(then, now)
         if not different:
-            return
-        text = f"{folder} is of a different experiment: {'; '.join(different)}."
+            return ()
+        text = f"{folder} is of a different experiment: {'; '.join(different.values())}."
+        if BASE in different:
+            text += other_base(base, self.base_name())
         if self.args.resume_anyway:
             logger().warning("resume_anyway: %s", text)
-            return
+            return tuple(different)
         raise SetupError(
             "CP513",
             f"{text} Go on with the options and data it was made with, or with "

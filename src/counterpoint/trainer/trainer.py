@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, set_seed
 
 from counterpoint.alarms.of_samples import degenerate_in_run
 from counterpoint.alarms.watch import Watch
+from counterpoint.checkpoint.adapted import BASE, adapter_settings, identity
 from counterpoint.checkpoint.fingerprint import Fingerprint
 from counterpoint.config import CPOConfig
 from counterpoint.data.batching import PairLoader
@@ -75,7 +77,7 @@ from counterpoint.trainer.loading import load_config, load_model, load_tokenizer
 from counterpoint.trainer.lost_rank import lost_rank_named
 from counterpoint.trainer.pace import COUNTED, Pace
 from counterpoint.trainer.precision import Rounding, stochastic_adamw, warn_of_rounding
-from counterpoint.trainer.ranks import each_does
+from counterpoint.trainer.ranks import each_does, first_does
 from counterpoint.trainer.recompute import generator_states, restore_generators
 from counterpoint.trainer.recorder import StepRecorder
 from counterpoint.trainer.recording import Beginning, told_to_its_end
@@ -153,6 +155,10 @@ class CPOTrainer(ResumableTrainer):
     _stopped_by: Alarm | None = None
     _rounding: Rounding | None = None
     _loss_before_step: Tensor | None = None
+    _base_name: str | None = None
+    # what the model was before it trained, and which model that is
+    _identity: Fingerprint = MappingProxyType({})
+    _identified: nn.Module | None = None
 
     def __init__(  # noqa: PLR0913 - TRL's constructor, in TRL's order
         self,
@@ -742,7 +748,9 @@ class CPOTrainer(ResumableTrainer):
         self._check_replaced()
         check_best_metric(self)
         self._skipped_steps = 0
+        self._take_identity()
         with self.going_on(resume_from_checkpoint) as checkpoint:
+            self._base_name = self.base_name() if self.base_then is None else self.base_then
             announce(self._formula(), self.args, self.args.world_size)
             for counts in self._feed.counts().values():
                 if counts.rows:
@@ -769,6 +777,18 @@ class CPOTrainer(ResumableTrainer):
             raise stopped_error(self._stopped_by, self.state.global_step, self.args.output_dir)
         return output._replace(training_loss=self._mean_loss())
 
+    def _take_identity(self) -> None:
+        """What the model is, before anything trains; every rank takes rank 0's word for it."""
+        if self._identified is self.model:
+            return
+        plain, dropout = self.accelerator.unwrap_model(self.model), not self.args.disable_dropout
+        self._identity = first_does(partial(identity, plain, dropout=dropout))
+        self._identified = self.model
+
+    def base_name(self) -> str:
+        """The name of the model that training begins with; "" for one made in memory."""
+        return base_of(self.model)
+
     def fingerprint(self) -> Fingerprint:
         """What makes this experiment this one; ``resume_anyway`` says what it is for."""
         digests = {name: self._feed.digest(pairs) for name, pairs in self._sets().items()}
@@ -779,6 +799,7 @@ class CPOTrainer(ResumableTrainer):
             self.accelerator.unwrap_model(self.model),
             digests,
             self.steps_in_all(),
+            identity=self._identity,
             scheduled=self._scheduled,
         )
 
@@ -798,6 +819,7 @@ class CPOTrainer(ResumableTrainer):
         layout = self._known_layout if self._assembled is None else self._assembled.layout
         held = None if self.constraints is None else self.constraints.kept()
         return {
+            "model": self._began_with(),
             "skipped_steps": self._skipped_steps,
             "layout": layout,
             "feed": self._feed.state(),
@@ -970,7 +992,7 @@ class CPOTrainer(ResumableTrainer):
         # a checkpoint lies in the run's folder, perhaps under a name that it will not keep
         within = run_folder.resolve() in folder.resolve().parents
         named = run_folder if within else folder
-        about = about_model(self.model, named, self._hub_datasets, **more)
+        about = about_model(self.model, named, self._hub_datasets, base=self._began_with(), **more)
         write_card(folder, run_folder, about)
 
     def _prepare_inputs(self, inputs: PairBatch) -> PairBatch:
@@ -996,6 +1018,9 @@ class CPOTrainer(ResumableTrainer):
             lines if self.constraints is None else [*lines, self.constraints.formula()]
         )
 
+    def _began_with(self) -> str:
+        return self.base_name() if self._base_name is None else self._base_name
+
     def _describe(self) -> None:
         if not self.is_world_process_zero():
             return
@@ -1004,7 +1029,9 @@ class CPOTrainer(ResumableTrainer):
         self.run_log.describe(
             {
                 "objective": self._formula(),
-                "model": base_of(self.model),
+                "model": self._began_with(),
+                "adapter": adapter_settings(self.accelerator.unwrap_model(self.model)) or None,
+                "base": self._identity.get(BASE),
                 "step_pairs": self.args.train_batch_size
                 * self.args.gradient_accumulation_steps
                 * self.args.world_size,

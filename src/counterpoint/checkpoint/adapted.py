@@ -1,0 +1,215 @@
+"""What a fingerprint says of an adapter, and of the model that it lies on.
+
+A checkpoint of an adapter holds no base model, so that one of the same shapes would be taken for
+it. Its identity is a digest: of the names, shapes and precisions of all that no file of the
+adapter holds and that does not train, and of some bytes of each (``BLOCKS`` of ``BLOCK``), which
+fine-tuning does not leave as they were. That is milliseconds for billions of weights; what changes
+while a run goes on is the monitor's to find, which reads every byte.
+
+Of every model the scalars of its configuration are facts, too: a base of a rotary angle means
+other numbers from the same weights. Each is a fact of its own, and what only one of two releases
+of transformers or PEFT knows is not compared.
+
+Not here: comparing (``fingerprint``), refusing (``trainer``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from counterpoint.checkpoint.fingerprint import Value
+from counterpoint.checkpoint.weights import held_by_adapters, is_adapted
+
+BASE = "base model's weights"
+"""The fact's name."""
+
+BLOCKS, BLOCK = 16, 256
+"""How many places of a tensor are read, evenly spread, and how many bytes at each."""
+
+_NOT_OF_A_RUN = (
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "auto_mapping",
+    "peft_version",
+    "task_type",
+    "runtime_config",
+)
+"""Settings of an adapter that its numbers do not depend on."""
+
+_TOLD = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules")
+"""Settings that are told also where they have their default values."""
+
+_NOT_OF_A_MODEL = (
+    "_name_or_path",
+    "transformers_version",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "use_cache",
+    "return_dict",
+    "auto_map",
+)
+"""Entries of a configuration that say nothing of the numbers."""
+
+
+def base_identity(model: nn.Module) -> str | None:
+    """What an adapter lies on: "form-values", 16 hexadecimal digits each.
+
+    Args:
+        model: unwrapped, with its adapters, before it has trained.
+
+    Returns:
+        None for a model without an adapter: its checkpoints hold all of it.
+    """
+    if not is_adapted(model):
+        return None
+    form, values = hashlib.sha256(), hashlib.sha256()
+    for name, tensor in sorted(_under(model)):
+        form.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        for part in _plain(tensor):
+            values.update(_some_of(part))
+    return f"{form.hexdigest()[:16]}-{values.hexdigest()[:16]}"
+
+
+def _under(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The weights and buffers that are neither trained nor in a file of an adapter."""
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    held = held_by_adapters(model)
+    for name, tensor in model.state_dict().items():
+        if name not in trained and isinstance(tensor, Tensor) and _address(tensor) not in held:
+            yield name, tensor
+
+
+def _address(tensor: Tensor) -> int:
+    # a tensor of a quantized kind has parts, and no memory of its own
+    return 0 if hasattr(tensor, "__tensor_flatten__") else tensor.untyped_storage().data_ptr()
+
+
+def _plain(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensors that a tensor of a kind of its own (torchao's) is made of."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _plain(getattr(tensor, name))
+
+
+def _some_of(tensor: Tensor) -> bytes:
+    if tensor.is_meta or not tensor.numel():  # what lies elsewhere cannot be read cheaply
+        return b""
+    flat = tensor.detach().reshape(-1)
+    a_block = max(1, BLOCK // flat.element_size())
+    if flat.numel() > BLOCKS * a_block:
+        last = flat.numel() - a_block
+        flat = torch.cat([flat[last * n // (BLOCKS - 1) :][:a_block] for n in range(BLOCKS)])
+    return flat.contiguous().view(torch.uint8).cpu().numpy().tobytes()
+
+
+def another_base(then: str | None, now: str | None) -> bool:
+    """Whether two identities are of the same form, and of other values.
+
+    Of other forms (another precision, another adapter) nothing can be said.
+    """
+    if then is None or now is None or then.count("-") != 1:
+        return False
+    return then != now and then.split("-")[0] == now.split("-")[0]
+
+
+def identity(model: nn.Module, *, dropout: bool) -> dict[str, Value]:
+    """The facts of a model's configuration, its adapters and what they lie on.
+
+    Args:
+        model: unwrapped, before it has trained.
+        dropout: whether rates of dropout mean anything in the run.
+    """
+    base = base_identity(model)
+    found = {
+        **({} if base is None else {BASE: base}),
+        **dict(_of_config(model)),
+        **dict(_of_adapters(model)),
+    }
+    return {
+        name: value
+        for name, value in found.items()
+        if dropout or not ("dropout" in name or name.endswith("pdrop"))
+    }
+
+
+def _of_config(model: nn.Module) -> Iterator[tuple[str, Value]]:
+    config: Any = getattr(model, "config", None)
+    if config is None:
+        return
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    for name, value in text.to_dict().items():
+        if name not in _NOT_OF_A_MODEL and not name.endswith(("_token_id", "2label", "label2id")):
+            yield f"config {name}", _as_fact(value)
+
+
+def _of_adapters(model: nn.Module) -> Iterator[tuple[str, Value]]:
+    for adapter, config in _configs(model).items():
+        which = "adapter" if adapter == "default" else f"adapter {adapter}"
+        for name, value in config.to_dict().items():
+            # where a new adapter begins is over when there is a checkpoint
+            if name not in _NOT_OF_A_RUN and not name.startswith("init_"):
+                yield f"{which} {name}", _as_fact(_json_ready(value))
+
+
+def adapter_settings(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """The settings of each adapter that are unlike their defaults, and the chief ones; JSON-ready.
+
+    Args:
+        model: unwrapped.
+
+    Returns:
+        By the adapters' names; empty for a model without one.
+    """
+    return {adapter: dict(_told(config)) for adapter, config in _configs(model).items()}
+
+
+def _told(config: Any) -> Iterator[tuple[str, Any]]:
+    defaults = dict(_defaults(type(config)))
+    for name, value in config.to_dict().items():
+        ready = _json_ready(value)
+        usual = _json_ready(defaults.get(name))
+        if name in _NOT_OF_A_RUN or ready is None:
+            continue
+        if name in _TOLD or (ready != usual and ready not in ({}, [], "")):
+            yield name, ready
+
+
+def _defaults(kind: type[Any]) -> Iterator[tuple[str, Any]]:
+    for option in fields(kind) if is_dataclass(kind) else ():
+        made = option.default_factory
+        yield option.name, option.default if made is MISSING else made()
+
+
+def _configs(model: nn.Module) -> Mapping[str, Any]:
+    configs: Any = model.peft_config if is_adapted(model) else {}
+    return {name: one for name, one in configs.items() if hasattr(one, "to_dict")}
+
+
+def _json_ready(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(key): _json_ready(part) for key, part in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    if isinstance(value, list | tuple):
+        return [_json_ready(part) for part in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _as_fact(value: Any) -> Value:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return json.dumps(_json_ready(value), sort_keys=True)
