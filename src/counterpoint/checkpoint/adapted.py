@@ -3,8 +3,8 @@
 A checkpoint of an adapter holds no base model, so that one of the same shapes would be taken for
 it. Its identity is a digest: of the names, shapes and precisions of all that no file of the
 adapter holds and that does not train, and of some bytes of each (``BLOCKS`` of ``BLOCK``), which
-fine-tuning does not leave as they were. That is milliseconds for billions of weights; what changes
-while a run goes on is the monitor's to find, which reads every byte.
+fine-tuning does not leave as they were. That is a tenth of a second where weights take gigabytes;
+what changes while a run goes on is the monitor's to find, which reads every byte.
 
 Of every model the scalars of its configuration are facts, too: a base of a rotary angle means
 other numbers from the same weights. Each is a fact of its own, and what only one of two releases
