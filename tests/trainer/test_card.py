@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from counterpoint import CPOConfig, CPOTrainer
 from counterpoint.runlog import Alarm
-from counterpoint.trainer.card import about_model, hub_datasets
+from counterpoint.trainer.card import base_of, hub_datasets
 
 ROWS = [
     {"prompt": f"What is {i} and {i}?", "chosen": f" It is {2 * i}.", "rejected": f" Maybe {i}?"}
@@ -113,7 +113,7 @@ def test_data_from_the_hub_are_known_by_their_files() -> None:
 )
 def test_a_base_model_is_an_id_or_a_bare_name(name: str, base: str) -> None:
     model = SimpleNamespace(config=SimpleNamespace(_name_or_path=name))
-    assert about_model(model, Path("out"), ()).base == base
+    assert base_of(model) == base
 
 
 def test_a_folder_that_looks_like_an_id_is_a_folder(
@@ -122,4 +122,4 @@ def test_a_folder_that_looks_like_an_id_is_a_folder(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "first").mkdir(parents=True)
     model = SimpleNamespace(config=SimpleNamespace(_name_or_path="runs/first"))
-    assert about_model(model, Path("out"), ()).base == "first"
+    assert base_of(model) == "first"
