@@ -21,6 +21,9 @@ from counterpoint.checkpoint.manifest import MANIFEST
 from counterpoint.errors import SetupError
 from counterpoint.runlog import RUN_FILE
 
+UNKNOWN = "CW128"
+"""Code of the warning that nothing says what an adapter lay on."""
+
 
 def base_then(checkpoint: Path, own: Mapping[str, Any]) -> str | None:
     """The name of the model that a checkpoint's run began with; None where nothing says it.
@@ -37,7 +40,7 @@ def unknown_base(checkpoint: Path, base: str | None) -> str:
     """The warning that a checkpoint does not say what its adapter lay on."""
     named = f", {base}" if base else ""
     return (
-        f"CW128 {checkpoint} is of an earlier release, which did not note what the adapter was "
+        f"{UNKNOWN} {checkpoint} is of an earlier release, which did not note what the adapter was "
         f"trained on{named}; the base model given is taken for it."
     )
 
