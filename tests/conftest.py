@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import os
 import sys
 from pathlib import Path
@@ -41,6 +42,12 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data in {folder}; set COUNTERPOINT_DATA to its folder")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_phase_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test sees does not depend on how busy the machine is; those of phases set it."""
+    monkeypatch.setattr("counterpoint.phases.AFTER", math.inf)
 
 
 @pytest.fixture(autouse=True)

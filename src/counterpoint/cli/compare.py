@@ -11,6 +11,7 @@ from pathlib import Path
 from counterpoint.cli.flags import flags_help, flags_of, take_flags
 from counterpoint.cli.manners import say
 from counterpoint.cli.report import runs_of
+from counterpoint.phases import phase
 from counterpoint.runlog import read_run
 
 USAGE = """\
@@ -60,5 +61,6 @@ def compare(words: list[str]) -> None:
     path = Path(options.out)
     runs = [read_run(folder) for folder in folders]
     refuse_foreign(path)
-    size = write_page(path, comparison(runs))
+    with phase("drawing the comparison"):
+        size = write_page(path, comparison(runs))
     say(f"comparison in {path} ({size / 1e6:.1f} MB)")

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from counterpoint.cli.flags import flags_help, flags_of, refuse_others, take_flags
-from counterpoint.cli.manners import put, terminal_width
+from counterpoint.cli.manners import importing, put, terminal_width
 from counterpoint.errors import ConfigError
+from counterpoint.phases import phase
 
 if TYPE_CHECKING:
     from counterpoint.monitor.difference import Difference
@@ -78,11 +79,13 @@ def diff(words: list[str]) -> int:
         )
     options = DiffOptions(**values)
     # slow to import, and so after what the words alone can tell
-    from counterpoint.monitor.difference import compare
-    from counterpoint.monitor.weight_files import WeightFiles
+    with importing():
+        from counterpoint.monitor.difference import compare
+        from counterpoint.monitor.weight_files import WeightFiles
 
     before, after = (Path(path).expanduser() for path in paths)
-    with WeightFiles(before) as one, WeightFiles(after) as other:
+    reading = phase("comparing the weights")
+    with reading, WeightFiles(before) as one, WeightFiles(after) as other:
         found = compare(one, other)
     if options.json:
         content = {"before": str(before), "after": str(after), **found.as_dict()}

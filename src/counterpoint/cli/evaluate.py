@@ -27,6 +27,7 @@ from counterpoint.evaluation.scores import PairScores, aligned
 from counterpoint.evaluation.texts import Completion
 from counterpoint.invocation import EXTRAS, installing
 from counterpoint.masking import Mask
+from counterpoint.phases import phase
 from counterpoint.runlog import check_writable, logger, versions
 from counterpoint.staged import refuse_taken, staged
 from counterpoint.trainer.ranks import leave_at_exit
@@ -133,7 +134,8 @@ def evaluate(words: list[str]) -> None:
         }
     if not is_first_process():
         return
-    found = _Findings(sides, options, metrics)
+    with phase("working out the intervals"):
+        found = _Findings(sides, options, metrics)
     content = {"model": source, "base": options.base, **found.as_dict()}
     text = json.dumps(_json_ready(content, Mask()), indent=1)
     if options.out is not None:

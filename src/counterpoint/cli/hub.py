@@ -17,6 +17,7 @@ import huggingface_hub
 
 from counterpoint.data.files import kind_of
 from counterpoint.data.sources import HUB_ID
+from counterpoint.phases import phase
 from counterpoint.runlog import logger
 
 
@@ -55,7 +56,8 @@ def _silence() -> str | None:
     """Why the hub does not answer; None: it does, if only to refuse."""
     hub = huggingface_hub.constants
     try:
-        huggingface_hub.get_session().head(hub.ENDPOINT, timeout=hub.HF_HUB_ETAG_TIMEOUT)
+        with phase(f"asking {hub.ENDPOINT}"):
+            huggingface_hub.get_session().head(hub.ENDPOINT, timeout=hub.HF_HUB_ETAG_TIMEOUT)
     except Exception as error:  # of whichever HTTP client the hub's is built on
         return str(error) or type(error).__name__
     return None

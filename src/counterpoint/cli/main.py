@@ -16,7 +16,14 @@ from contextlib import nullcontext
 from difflib import get_close_matches
 from functools import partial
 
-from counterpoint.cli.manners import complain, put, quiet_libraries, shown, terminal_width
+from counterpoint.cli.manners import (
+    complain,
+    importing,
+    put,
+    quiet_libraries,
+    shown,
+    terminal_width,
+)
 from counterpoint.data.bounds import panics_caught
 from counterpoint.errors import ConfigError, CounterpointError
 from counterpoint.floors import check_floors
@@ -64,6 +71,8 @@ commands:
                  write what differs between runs, and their curves side by side
   watch RUN [--port N]
                  serve a run's report on this machine while training goes on
+  watch FOLDER_OF_RUNS
+                 show where each of several runs is, and the time left
   quickstart [--output_dir DIR] [--seed N]
                  train a tiny translation model in about a minute: no network, no GPU
   completion bash|zsh|fish
@@ -245,10 +254,12 @@ def _train(words: list[str]) -> int:
         from counterpoint.cli.yaml_file import read_config
 
         read_config(words[0])
-    from counterpoint.cli.settings import read_request
+    with importing():
+        from counterpoint.cli.settings import read_request
 
     request = read_request(words)
-    from counterpoint.cli.train import train
+    with importing():
+        from counterpoint.cli.train import train
 
     train(request)
     return DONE
@@ -256,7 +267,8 @@ def _train(words: list[str]) -> int:
 
 def _small(name: str, words: list[str]) -> int:
     """A command that is a module: its ``name(words)`` does it, its ``name_help()`` explains it."""
-    module = importlib.import_module(f"counterpoint.cli.{name}")
+    with importing():
+        module = importlib.import_module(f"counterpoint.cli.{name}")
     if any(word in ("-h", "--help") for word in words):
         sys.stdout.write(getattr(module, f"{name}_help")())
         return DONE
@@ -271,7 +283,8 @@ def _doctor(words: list[str]) -> int:
     if first == "--explain":
         return _explain_code([code] if equals else words[1:])
     as_json = "--json" in words
-    from counterpoint.cli.doctor import doctor
+    with importing():
+        from counterpoint.cli.doctor import doctor
 
     return doctor([word for word in words if word != "--json"], as_json=as_json)
 
@@ -296,7 +309,8 @@ def _quickstart(words: list[str]) -> int:
         sys.stdout.write(QUICKSTART_HELP)
         return DONE
     folder, seed = _read_quickstart(words)
-    from counterpoint.quickstart.run import run
+    with importing():
+        from counterpoint.quickstart.run import run
 
     run(folder, seed=seed)
     return DONE

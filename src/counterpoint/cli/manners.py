@@ -13,11 +13,12 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from counterpoint.doctor.wrap import width_of, wrap
 from counterpoint.invocation import runnable
 from counterpoint.masking import masked
+from counterpoint.phases import phase, wipe
 from counterpoint.visible import visible
 
 CHATTY = (
@@ -59,8 +60,14 @@ def say(text: str = "") -> None:
         put(text)
 
 
+def importing() -> AbstractContextManager[object]:
+    """Tell of the libraries that compute, which take seconds to load."""
+    return phase("loading torch and transformers")
+
+
 def put(text: str) -> None:
     """Text on standard output; characters that it cannot show are spelt out."""
+    wipe()
     encoding = sys.stdout.encoding or "utf-8"
     line = f"{shown(text)}\n"
     sys.stdout.write(line.encode(encoding, "backslashreplace").decode(encoding))
@@ -75,6 +82,7 @@ def complain(text: str) -> None:
     rank = f" [rank {os.environ['RANK']}]" if "RANK" in os.environ else ""
     line = f"counterpoint{rank}: {' '.join(runnable(shown(text)).split())}"
     width = width_of(sys.stderr)
+    wipe()
     lines = [line] if width is None else wrap(line, max(NARROWEST, width), "", "  ")
     sys.stderr.write("".join(f"{one}\n" for one in lines))
     sys.stderr.flush()
@@ -83,6 +91,7 @@ def complain(text: str) -> None:
 def complain_all(text: str) -> None:
     """Several lines on standard error, as they are, from the first process only."""
     if is_first_process():
+        wipe()
         sys.stderr.write(f"{runnable(shown(text))}\n")
         sys.stderr.flush()
 
@@ -96,16 +105,6 @@ def table_width() -> int:
     """Columns of a table on standard output: at most ``WIDEST``; of a pipe, without an end."""
     width = width_of(sys.stdout)
     return ENDLESS if width is None else min(width, WIDEST)
-
-
-def show_progress(name: str, done: int, total: int | None) -> None:
-    """How far a pass over a data set is, on one line of the terminal; nothing without one."""
-    if not has_terminal() or not is_first_process():
-        return
-    of = f" of {total:,}" if total is not None else ""
-    end = "\r" if total is None or done < total else "\r\033[K"
-    sys.stderr.write(f"looking at {shown(name)}: {done:,}{of} rows{end}")
-    sys.stderr.flush()
 
 
 def is_first_process() -> bool:

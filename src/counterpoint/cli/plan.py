@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from counterpoint.cli.flags import flags_help, flags_of, take_flags
-from counterpoint.cli.manners import put, quiet_bars
+from counterpoint.cli.manners import importing, put, quiet_bars
 from counterpoint.errors import ConfigError
+from counterpoint.phases import phase
 
 if TYPE_CHECKING:
     from counterpoint.cli.settings import Request
@@ -108,17 +109,21 @@ def plan(words: list[str]) -> int:
     """
     values, others = take_flags(words, flags_of(PlanOptions))
     options = PlanOptions(**values)
-    from counterpoint.planner.machine import SHARE, available_memory, local_ranks, read_bytes
-    from counterpoint.planner.table import as_table
+    with importing():
+        from counterpoint.planner.machine import SHARE, available_memory, local_ranks, read_bytes
+        from counterpoint.planner.table import as_table
 
     memory = None if options.memory is None else read_bytes(options.memory)
-    from counterpoint.cli.settings import read_request
+    with importing():
+        from counterpoint.cli.settings import read_request
 
     request = read_request(others)
     _assume(request, options)
     if memory is None:
         memory = available_memory(request.config.device) // local_ranks()
-    found = _planner(request, options).plan(memory, round(SHARE * memory), options.pairs)
+    planner = _planner(request, options)
+    with phase("planning"):
+        found = planner.plan(memory, round(SHARE * memory), options.pairs)
     text = json.dumps(found.as_dict(), indent=1) if options.json else as_table(found)
     put(text)
     return 0 if found.fits else 1

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from counterpoint.checkpoint.folder import finished, step_of
 from counterpoint.cli.flags import flags_help, flags_of, refuse_others, take_flags
-from counterpoint.cli.manners import put, quiet_bars, terminal_width
+from counterpoint.cli.manners import importing, put, quiet_bars, terminal_width
 from counterpoint.errors import ConfigError, CounterpointError
+from counterpoint.phases import phase
 from counterpoint.runlog import REQUEST_FILE
 
 if TYPE_CHECKING:
@@ -110,12 +111,14 @@ def replay(words: list[str]) -> int:
         )
     options, path = ReplayOptions(**values), Path(others[0])
     # slow to import, and so after what the words alone can tell
-    from counterpoint.trainer.replay import read_replay
+    with importing():
+        from counterpoint.trainer.replay import read_replay
 
     quiet_bars()
     step = read_replay(path)
     weights = _weights(step, path.parent, options)
-    culprits = _again(step, weights.model)
+    with phase("doing the step again"):
+        culprits = _again(step, weights.model)
     if options.json:
         put(json.dumps(_as_dict(step, weights, culprits)))
     else:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from counterpoint.cli.flags import flags_help, flags_of, take_flags
-from counterpoint.cli.manners import put, quiet_bars, terminal_width
+from counterpoint.cli.manners import complain_all, importing, put, quiet_bars, terminal_width
 from counterpoint.errors import ConfigError
+from counterpoint.phases import on_stderr, shown_on
 
 if TYPE_CHECKING:
     from counterpoint.cli.settings import Request
@@ -76,7 +77,8 @@ def smoke(words: list[str]) -> int:
     values, others = take_flags(words, flags_of(SmokeOptions))
     options = SmokeOptions(**values)
     # slow to import, and so after what the words alone can tell
-    from counterpoint.cli.settings import read_request
+    with importing():
+        from counterpoint.cli.settings import read_request
 
     return _try(read_request(others), options)
 
@@ -104,20 +106,21 @@ def _try(request: Request, options: SmokeOptions) -> int:
         if not options.json:
             put("\n".join(check.as_lines(width)))
 
-    report = smoke(
-        Subject(
-            args=request.config,
-            source=str(request.run.model),
-            config=parts.model_config,
-            tokenizer=parts.tokenizer,
-            rows=parts.train_rows,
-            peft_config=parts.adapter,
-        ),
-        real_steps=options.real,
-        load=load,
-        begun=begun,
-        told=told,
-    )
+    with shown_on(on_stderr(complain_all)):
+        report = smoke(
+            Subject(
+                args=request.config,
+                source=str(request.run.model),
+                config=parts.model_config,
+                tokenizer=parts.tokenizer,
+                rows=parts.train_rows,
+                peft_config=parts.adapter,
+            ),
+            real_steps=options.real,
+            load=load,
+            begun=begun,
+            told=told,
+        )
     if options.json:
         put(report.as_json())
         return report.exit_code

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from counterpoint.cli.flags import flags_help, flags_of, take_flags
-from counterpoint.cli.manners import quiet_bars, shown, terminal_width
+from counterpoint.cli.manners import importing, quiet_bars, shown, terminal_width
 from counterpoint.cli.token_view import BAR, LEGEND, PART_OF_CHARACTER, draw
 from counterpoint.errors import ConfigError, DataError
 from counterpoint.visible import visible
@@ -83,7 +83,8 @@ def tokens(words: list[str]) -> None:
     values, others = take_flags(words, flags_of(TokensOptions))
     options = TokensOptions(**values)
     # slow to import, and so after what the words alone can tell
-    from counterpoint.cli.settings import read_request, read_values
+    with importing():
+        from counterpoint.cli.settings import read_request, read_values
 
     given = read_values(others)
     if given.get("tokenizer") and not given.get("model"):

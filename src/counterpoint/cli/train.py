@@ -38,7 +38,6 @@ from counterpoint.cli.manners import (
     quiet_bars,
     quiet_replicas,
     say,
-    show_progress,
     terminal_width,
 )
 from counterpoint.cli.parts import Attempt, Parts, call, hide_token, load_parts
@@ -53,6 +52,7 @@ from counterpoint.doctor.wrap import width_of
 from counterpoint.errors import ConfigError, CounterpointError, SetupError
 from counterpoint.invocation import command
 from counterpoint.masking import Mask
+from counterpoint.phases import allow_bars
 from counterpoint.runlog import (
     METRICS,
     REQUEST_FILE,
@@ -92,6 +92,7 @@ def train(request: Request) -> None:
     leave_at_exit()
     quiet_bars()
     quiet_replicas()
+    allow_bars(not config.disable_tqdm)
     hide_token(config)
     folder = Path(config.output_dir)
     check_writable(folder)
@@ -163,11 +164,8 @@ def consult(request: Request) -> tuple[Report, Parts]:
         eval_dataset=parts.eval_rows,
         peft_config=parts.adapter,
         overwrite=run.overwrite_output_dir,
-        progress=show_progress,
     )
-    found += examine_second_sets(
-        config, parts.constraint_rows or {}, tokenizer=parts.tokenizer, progress=show_progress
-    )
+    found += examine_second_sets(config, parts.constraint_rows or {}, tokenizer=parts.tokenizer)
     # of the folder both may have spoken; what stopped the loading is the fuller message
     spoken = {finding.code for finding in found}
     rest = [one for one in report.findings if one.code not in spoken or one.code[2] != "5"]

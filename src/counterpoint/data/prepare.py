@@ -12,6 +12,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import datasets
@@ -28,6 +29,7 @@ from counterpoint.data.sources import dataset_from_rows
 from counterpoint.data.tokenize import PairTokenizer
 from counterpoint.data.undecoded import undecoded
 from counterpoint.errors import ConfigError, DataError
+from counterpoint.phases import Phase, phase
 from counterpoint.records import TokenPair
 
 PAIR_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "weight", "margin", "row")
@@ -62,7 +64,7 @@ STREAM_BATCH = 64
 """The same while streaming, where the first pair waits for the whole of the first batch."""
 
 SHOW_PROGRESS_FROM = 5000
-"""Rows from which on a progress bar is worth its line."""
+"""Rows from which on a bar of several processes is worth its line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +182,8 @@ def prepare(
     if len(dataset) == 0:
         raise _empty(name)
     formats.check_columns(dataset.column_names, name=name)
-    return _account(encode_every_row(dataset, tokenizer, options), options, name)
+    encoded = encode_every_row(dataset, tokenizer, options, name=name)
+    return _account(encoded, options, name)
 
 
 def iter_pairs(
@@ -299,7 +302,11 @@ def _row_as_it_is(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def encode_every_row(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    options: PrepareOptions,
+    *,
+    name: str = "the data set",
 ) -> Dataset:
     """Every row of an eager set as ``encode.COLUMNS``, usable or not, from the cache or into it.
 
@@ -307,6 +314,7 @@ def encode_every_row(
         dataset: raw rows, at least one.
         tokenizer: fast or slow, with an EOS token.
         options: the limits of the run; ``prepare`` with the same ones finds the result.
+        name: the data set's name.
 
     Raises:
         DataError: CP208 for messages without a template.
@@ -316,7 +324,7 @@ def encode_every_row(
     dataset = undecoded(dataset).with_format(None).select_columns(read)
     key = cache.digest(dataset, read, tokenizer, options.limits)
     return cache.cached(
-        key, lambda path: _map(dataset, tokenizer, options, path), rows=len(dataset)
+        key, lambda path: _map(dataset, tokenizer, options, path, name), rows=len(dataset)
     )
 
 
@@ -326,13 +334,22 @@ def _is_transformed(dataset: Dataset) -> bool:
 
 
 def _map(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, path: str | None
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    options: PrepareOptions,
+    path: str | None,
+    name: str,
 ) -> Dataset:
+    encode: Callable[..., Any] = encode_rows
     processes = min(options.num_proc or 1, len(dataset))
-    quiet = len(dataset) < SHOW_PROGRESS_FROM
-    with _progress_bars_off() if quiet else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        if processes == 1:
+            now = stack.enter_context(phase(f"preparing the rows of {name}", len(dataset), "rows"))
+            encode = partial(_counted, now)
+        if processes == 1 or len(dataset) < SHOW_PROGRESS_FROM:
+            stack.enter_context(_progress_bars_off())
         return dataset.map(
-            encode_rows,
+            encode,
             with_indices=True,
             batched=True,
             batch_size=BATCH,
@@ -347,6 +364,12 @@ def _map(
             new_fingerprint="0" * 16,  # ours is the cache's key; theirs would pickle the tokenizer
             desc="Tokenizing pairs",
         )
+
+
+def _counted(now: Phase, batch: Any, places: list[int], **more: Any) -> Any:
+    found = encode_rows(batch, places, **more)
+    now.advance(len(places))
+    return found
 
 
 def _arguments(tokenizer: PreTrainedTokenizerBase, options: PrepareOptions) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from counterpoint.data.files import KINDS, OPENERS, kind_of, read_parquet, read_
 from counterpoint.data.plain import plain
 from counterpoint.data.undecoded import undecoded
 from counterpoint.errors import DataError
+from counterpoint.phases import phase
 
 AnyDataset: TypeAlias = Dataset | IterableDataset | DatasetDict | IterableDatasetDict
 
@@ -187,7 +188,12 @@ def _from_files(paths: list[Path], streaming: bool) -> Dataset | IterableDataset
         raise DataError("CP211", "an empty list of files; expected at least one.")
     if streaming:
         return IterableDataset.from_generator(_stream, gen_kwargs={"paths": paths})
-    parts = [part for path in paths for part in _parts(path)]
+    parts = []
+    for path in paths:
+        with phase(f"reading {path}", unit="rows") as now:
+            for part in _parts(path):
+                parts.append(part)
+                now.advance(len(part))
     if not parts:
         files = ", ".join(str(path) for path in paths)
         raise DataError("CP209", f"{files}: no rows; expected at least one preference pair.")

@@ -29,6 +29,7 @@ from counterpoint.doctor.of_objective import of_objective, of_unused
 from counterpoint.doctor.of_tokenizer import of_tokenizer
 from counterpoint.doctor.survey import Progress, Survey, survey
 from counterpoint.errors import CounterpointError
+from counterpoint.phases import phase
 from counterpoint.planner.shapes import Lengths
 
 TRAIN = "train"
@@ -87,11 +88,13 @@ def examine(
         run(of_tokenizer, tokenizer, samples, embedding=embedding_rows(model))
     if model is not None:
         tokens = train.tokens if train is not None else None
-        run(of_model, model, args, peft_config=peft_config, tokens=tokens)
+        with phase("examining the model"):
+            run(of_model, model, args, peft_config=peft_config, tokens=tokens)
     steps = steps_of(args, pairs, args.world_size).total
     run(of_machine, args, model=model, peft_config=peft_config, steps=steps, overwrite=overwrite)
     if isinstance(model, nn.Module):
-        run(of_memory, model, args, peft_config=peft_config, lengths=_lengths(train, args))
+        with phase("examining what a step needs in memory"):
+            run(of_memory, model, args, peft_config=peft_config, lengths=_lengths(train, args))
     return Report.of(findings)
 
 

@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -39,6 +40,7 @@ from counterpoint.doctor.near_duplicates import Signature, signature
 from counterpoint.doctor.of_tokenizer import marks_of
 from counterpoint.doctor.signs import pattern_of, plain, signs
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.phases import phase
 from counterpoint.records import PreferenceRow
 
 STREAMED = 2000
@@ -191,9 +193,11 @@ def survey(
     except CounterpointError as error:
         found.failures.append(error)
         if error.code == "CP202":  # a row that no table can hold: the others can be looked at
-            _read(dataset, found, tokenizer, sign, _told(progress, name, len(dataset)))
+            with _told(progress, name, len(dataset)) as tell:
+                _read(dataset, found, tokenizer, sign, tell)
         return found
-    _read(_raw_rows(table), found, tokenizer, sign, _told(progress, name, len(table)))
+    with _told(progress, name, len(table)) as tell:
+        _read(_raw_rows(table), found, tokenizer, sign, tell)
     if tokenizer is not None and found.usable:
         try:
             found.tokens = _count_tokens(table, tokenizer, options, found)
@@ -234,10 +238,17 @@ def _raw_rows(table: Dataset) -> Iterator[dict[str, Any]]:
             yield dict(zip(names, cells, strict=True))
 
 
-def _told(progress: Progress | None, name: str, total: int) -> Callable[[int], None]:
-    if progress is None:
-        return lambda done: None
-    return lambda done: progress(name, done, total)
+@contextmanager
+def _told(progress: Progress | None, name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Tells how far a pass is: to people, and to who asked."""
+    with phase(f"examining the rows of {name}", total, "rows") as now:
+
+        def tell(done: int) -> None:
+            now.advance(done - now.done)
+            if progress is not None:
+                progress(name, done, total)
+
+        yield tell
 
 
 def _read(
@@ -305,7 +316,7 @@ def _content(row: PreferenceRow) -> bytes:
 def _count_tokens(
     table: Dataset, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, found: Survey
 ) -> TokenFacts:
-    columns = encode_every_row(table, tokenizer, options).data.table
+    columns = encode_every_row(table, tokenizer, options, name=found.name).data.table
     # the trainer's own verdict on each row, tokens included, takes the place of that on texts
     found.problems.clear()
     for number, problem in enumerate(columns.column("problem").to_pylist()):

@@ -16,7 +16,7 @@ Not here: what the texts are like (``texts``), which prompts (``trainer.samples`
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -25,10 +25,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from counterpoint.errors import DataError
 from counterpoint.evaluation.texts import Completion
+from counterpoint.phases import phase
 from counterpoint.runlog import logger
 
 Ids = Sequence[int]
@@ -41,6 +47,10 @@ SEEN = {torch.float32: 1e-3, torch.float64: 1e-3}
 
 SEEN_IN_16_BITS = 0.1
 """The same for 16 bits, whose rounding alone makes a percent."""
+
+
+TOKENS = "tokens at most"
+"""What is counted while texts are written: all of a batch get a token at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +112,15 @@ def complete(
     writer = _Writer(model, tokenizer, decoding, limit)
     rank, ranks = _rank()
     written: dict[int, list[int]] = {}
-    with _untouched(model):
-        for number, places in enumerate(writer.batches([prompt.ids for prompt in prompts])):
-            if number % ranks == rank:
-                torch.manual_seed(decoding.seed + number)
-                new = writer.write([prompts[place].ids for place in places])
-                written.update(zip(places, new, strict=True))
+    with _untouched(model), phase(f"writing to {len(prompts):,} prompts", unit=TOKENS) as now:
+        batches = writer.batches([prompt.ids for prompt in prompts])
+        mine = list(enumerate(batches))[rank::ranks]
+        now.total = limit * len(mine)
+        for done, (number, places) in enumerate(mine, 1):
+            torch.manual_seed(decoding.seed + number)
+            new = writer.write([prompts[place].ids for place in places], now.advance)
+            written.update(zip(places, new, strict=True))
+            now.advance(limit * done - now.done)  # some end before
     written = _gathered(written, ranks)
     return [
         _completion(tokenizer, prompt, written[place], decoding.kind, writer.ends)
@@ -152,11 +165,19 @@ class _Writer:
             group[start : start + size] for group in groups for start in range(0, len(group), size)
         ]
 
-    def write(self, prompts: Sequence[Ids]) -> list[list[int]]:
-        """New tokens of each prompt, the one that ends them and padding included."""
+    def write(self, prompts: Sequence[Ids], told: Callable[[], None]) -> list[list[int]]:
+        """New tokens of each prompt, the one that ends them and padding included.
+
+        Args:
+            prompts: to be written to at once.
+            told: called with each token that all of them have got.
+        """
         ids, mask = self._padded(prompts)
         output: Tensor = self.model.generate(
-            input_ids=ids, attention_mask=mask, generation_config=self._config
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=self._config,
+            stopping_criteria=StoppingCriteriaList([_Counting(told)]),
         )
         new: list[list[int]] = output[:, ids.shape[1] :].tolist()
         return new
@@ -217,6 +238,17 @@ class _Writer:
             ids[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
             mask[row, width - len(prompt) :] = 1
         return ids, mask
+
+
+class _Counting(StoppingCriteria):
+    """Counts tokens; stops nothing."""
+
+    def __init__(self, told: Callable[[], None]) -> None:
+        self._told = told
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Any:
+        self._told()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def _completion(

@@ -54,6 +54,7 @@ _QUICKSTART = {
     ),
     "and has none in {share} of them. For example": "其中 {share} 毫无缺陷。例如",
     "supervised": "监督",
+    "translating numbers": "正在翻译数词",
     "chosen preferred {share}": "偏好 chosen {share}",
     "{count} numbers that no training has seen, translated": "{count} 个训练中从未出现的数，译文",
     "base model": "基础模型",

@@ -13,6 +13,7 @@ import json
 import logging
 import shlex
 import shutil
+import sys
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from itertools import count
@@ -27,6 +28,7 @@ from counterpoint.doctor.wrap import padded
 from counterpoint.errors import SetupError
 from counterpoint.invocation import EXTRAS, command, installing
 from counterpoint.language import phrase
+from counterpoint.phases import on_stderr, shown_on
 from counterpoint.quickstart.display import Progress, say, say_step
 from counterpoint.quickstart.supervised import train_supervised
 from counterpoint.quickstart.table import Outcome, examples, judge, table
@@ -107,7 +109,7 @@ def run(
     check_writable(output_dir)
     folder = _vacant(Path(output_dir))
     options = training_options(folder, seed=seed, steps=steps)
-    with quiet(logging.WARNING), one_thread():
+    with shown_on(on_stderr(_write)), quiet(logging.WARNING), one_thread():
         say(phrase(INTRODUCTION))
         model, tokenizer = load_base()
         count = f"{model.num_parameters():,}"
@@ -178,6 +180,10 @@ def training_options(folder: Path, *, seed: int, steps: int) -> dict[str, Any]:
         "use_cpu": True,
         "seed": seed,
     }
+
+
+def _write(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
 
 
 def _vacant(wanted: Path) -> Path:

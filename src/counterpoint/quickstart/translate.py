@@ -15,6 +15,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from counterpoint.language import phrase
+from counterpoint.phases import phase
 from counterpoint.quickstart.task import prompt
 
 BASE = Path(__file__).with_name("base")
@@ -48,17 +50,19 @@ def translate(
     """
     model.eval()
     texts: list[str] = []
-    for start in range(0, len(numbers), BATCH):
-        inputs = tokenizer(
-            [prompt(number) for number in numbers[start : start + BATCH]],
-            padding=True,
-            return_tensors="pt",
-            return_token_type_ids=False,
-        ).to(model.device)
-        with torch.inference_mode():
-            outputs = model.generate(
-                **inputs, max_new_tokens=MOST_TOKENS, do_sample=False, use_cache=True
-            )
-        written = outputs[:, inputs.input_ids.shape[1] :]
-        texts += tokenizer.batch_decode(written, skip_special_tokens=True)
+    with phase(phrase("translating numbers"), len(numbers)) as now:
+        for start in range(0, len(numbers), BATCH):
+            inputs = tokenizer(
+                [prompt(number) for number in numbers[start : start + BATCH]],
+                padding=True,
+                return_tensors="pt",
+                return_token_type_ids=False,
+            ).to(model.device)
+            with torch.inference_mode():
+                outputs = model.generate(
+                    **inputs, max_new_tokens=MOST_TOKENS, do_sample=False, use_cache=True
+                )
+            written = outputs[:, inputs.input_ids.shape[1] :]
+            texts += tokenizer.batch_decode(written, skip_special_tokens=True)
+            now.advance(len(written))
     return texts

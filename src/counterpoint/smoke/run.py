@@ -27,6 +27,7 @@ from transformers import PretrainedConfig
 from counterpoint.config import CPOConfig
 from counterpoint.doctor.of_batch import steps_of
 from counterpoint.errors import SetupError
+from counterpoint.phases import phase
 from counterpoint.smoke import checks
 from counterpoint.smoke.miniature import LEARNING_RATE, Miniature, Trained
 from counterpoint.smoke.real import Measured, measure
@@ -131,13 +132,17 @@ def _checks(mini: Miniature) -> Iterator[Check]:
             return "not applicable", "the training did not come to its end"
         return check(*facts, trained[0])
 
-    yield checks.judge(checks.LOSS, trains)
-    yield checks.judge(checks.MOVE, on_trained, checks.weights_move)
-    yield checks.judge(checks.STAY, on_trained, checks.frozen_stay)
-    yield checks.judge(checks.LAYOUTS, checks.layouts_agree, mini)
-    yield checks.judge(checks.SPLITS, checks.splits_agree, mini)
-    yield checks.judge(checks.RELOAD, on_trained, checks.save_reloads, mini)
-    yield checks.judge(checks.RESUME, on_trained, checks.resume_goes_on, mini)
+    def judged(name: str, *work: Any) -> Check:
+        with phase(f"trying: {name}"):
+            return checks.judge(name, *work)
+
+    yield judged(checks.LOSS, trains)
+    yield judged(checks.MOVE, on_trained, checks.weights_move)
+    yield judged(checks.STAY, on_trained, checks.frozen_stay)
+    yield judged(checks.LAYOUTS, checks.layouts_agree, mini)
+    yield judged(checks.SPLITS, checks.splits_agree, mini)
+    yield judged(checks.RELOAD, on_trained, checks.save_reloads, mini)
+    yield judged(checks.RESUME, on_trained, checks.resume_goes_on, mini)
 
 
 def _in_words(mini: Miniature) -> str:

@@ -26,6 +26,7 @@ from counterpoint.forward.layout import layouts_disagree, why_padded
 from counterpoint.forward.rotary import long_rows
 from counterpoint.forward.routing import find_routers, prove_routers
 from counterpoint.forward.shared_attention import shared_attention
+from counterpoint.phases import phase
 from counterpoint.records import PairBatch, TokenPair
 from counterpoint.runlog import logger
 from counterpoint.trainer.setup import embedding_rows
@@ -142,6 +143,10 @@ class Assembly:
         """Choose the layout, once."""
         if self._layout is not None:
             return
+        with phase("proving head and layout on the first pairs"):
+            self._prove(pairs)
+
+    def _prove(self, pairs: Sequence[TokenPair]) -> None:
         self._head = head = self._proved_head(pairs[0])
         wanted = self.args.layout
         reason = why_padded(self.model, wanted, self.args.device.type)

@@ -26,6 +26,7 @@ from counterpoint.data.pair_digest import PairDigest
 from counterpoint.data.prepare import to_pair
 from counterpoint.errors import ConfigError
 from counterpoint.forward.pair_forward import PairOutput
+from counterpoint.phases import phase
 from counterpoint.records import PairBatch, TokenPair, exact_dtype
 from counterpoint.trainer.constrained import Constraints
 from counterpoint.trainer.recut import Share
@@ -46,15 +47,21 @@ class Reader:
     outputs: Callable[[Share], list[PairOutput]]
 
     def batches(
-        self, windows: Iterable[Sequence[TokenPair]]
+        self, windows: Iterable[Sequence[TokenPair]], pairs: int
     ) -> Iterator[tuple[PairOutput, PairBatch]]:
-        """This rank's micro-batches of some windows, each with what the model says of it."""
-        for number, window in enumerate(windows):
-            if number % self.args.world_size != self.args.process_index:
-                continue
-            share = self.share(list(window))
-            outputs = share.fitted(partial(self.outputs, share))
-            yield from zip(outputs, share, strict=True)
+        """This rank's micro-batches of some windows, each with what the model says of it.
+
+        Args:
+            windows: of pairs; the same on every rank.
+            pairs: of all windows together.
+        """
+        with phase("measuring the constraints", pairs, "pairs") as now:
+            for number, window in enumerate(windows):
+                if number % self.args.world_size == self.args.process_index:
+                    share = self.share(list(window))
+                    outputs = share.fitted(partial(self.outputs, share))
+                    yield from zip(outputs, share, strict=True)
+                now.advance(len(window))
 
 
 def calibrate(
@@ -91,7 +98,8 @@ def sums_of(
     size = reader.args.eval_batch_size
     device = reader.args.device
     sums = torch.zeros(2, len(constraints.all), dtype=exact_dtype(device), device=device)
-    for output, batch in reader.batches(pairs[at : at + size] for at in range(0, len(pairs), size)):
+    windows = (pairs[at : at + size] for at in range(0, len(pairs), size))
+    for output, batch in reader.batches(windows, len(pairs)):
         terms = constraints.objective(output.logps, batch.margin)
         sums[0] += constraints.numerators(output.logps, terms, batch)[0]
         sums[1] += constraints.denominators(batch)
@@ -115,7 +123,7 @@ def _chosen_token_logps(reader: Reader, pairs: Any, name: str) -> Float[Tensor, 
     )
     rows = max(pairs.with_format("numpy")["row"][:], default=-1) + 1
     table = torch.zeros(int(rows), dtype=exact_dtype(device), device=device)
-    for output, batch in reader.batches(windows):
+    for output, batch in reader.batches(windows, len(pairs)):
         real = batch.counted
         found = output.logps.chosen / output.logps.chosen_tokens
         table[batch.row_ids[real]] = found[real].detach().to(table)

@@ -1,8 +1,8 @@
 """What is seen of a run while it trains: a live panel on a terminal, plain lines elsewhere.
 
 The panel has a bar with the time left, the numbers of the last log line, and the alarms; what is
-logged or printed meanwhile scrolls by above it. Nothing draws but the events of the training: no
-thread, so that worker processes can be forked at any time, and no hidden cursor to be missed
+logged or printed meanwhile scrolls by above it. It is drawn by the events of the training, and
+while it waits for something else by the clock of ``phases``; no cursor is hidden, to be missed
 after a crash. Elsewhere each log line is a line of at most ``PLAIN_WIDTH`` columns.
 
 Not here: which numbers there are (``metrics``, ``pace``), files (``runlog``).
@@ -11,10 +11,10 @@ Not here: which numbers there are (``metrics``, ``pace``), files (``runlog``).
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TextIO
@@ -27,7 +27,8 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import CallbackHandler
 from transformers.utils import logging as transformers_logging
 
-from counterpoint.runlog import Alarm, constraint_metrics
+from counterpoint.phases import Outlet, Phase, clock, columns, displace, phase, place
+from counterpoint.runlog import Alarm, constraint_metrics, logger
 from counterpoint.visible import visible
 
 PLAIN_WIDTH = 80
@@ -58,6 +59,7 @@ class View:
         evaluated: evaluation batches done; None while none is made.
         to_evaluate: of how many; None where that is not known.
         alarms: by code, the newest last.
+        phase: what is done besides steps, where that takes long.
     """
 
     step: int = 0
@@ -68,6 +70,7 @@ class View:
     evaluated: int | None = None
     to_evaluate: int | None = None
     alarms: dict[str, Alarm] = field(default_factory=dict)
+    phase: str = ""
 
 
 class TrainingDisplay(TrainerCallback):
@@ -89,6 +92,7 @@ class TrainingDisplay(TrainerCallback):
         self._moved: list[tuple[logging.StreamHandler[Any], TextIO]] = []
         self._drawn = 0.0
         self._bars = True
+        self._outlet = Outlet(self._tell, logger().info)
 
     def __enter__(self) -> TrainingDisplay:
         """Nothing is shown before there is something to show."""
@@ -135,12 +139,14 @@ class TrainingDisplay(TrainerCallback):
         self._view.step, self._view.steps = state.global_step, state.max_steps
         if "loss" in numbers:
             self._view.numbers = numbers
-        if self._live is None:
-            self._write(plain_line(self._view, numbers, time.monotonic()))
-        elif "loss" in numbers:
+        if "loss" in numbers and self._live is not None:
             self._draw(now=True)
-        else:
-            self._live.console.print(Text(visible(plain_line(self._view, numbers))))
+        elif "loss" in numbers or _name_of(numbers) or _others(numbers):
+            line = plain_line(self._view, numbers, time.monotonic())
+            if self._live is None:
+                self._write(line)
+            else:
+                self._live.console.print(Text(visible(line)))
 
     def on_prediction_step(
         self,
@@ -151,7 +157,7 @@ class TrainingDisplay(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Count a batch of an evaluation."""
-        sized = hasattr(eval_dataloader, "__len__") and _has_length(eval_dataloader)
+        sized = _has_length(eval_dataloader)
         self._view.to_evaluate = len(eval_dataloader) if sized else None
         self._view.evaluated = (self._view.evaluated or 0) + 1
         if self._live is None:
@@ -180,6 +186,7 @@ class TrainingDisplay(TrainerCallback):
 
     def close(self) -> None:
         """Stop drawing; may be called at any time, and twice."""
+        displace(self._outlet)
         live, self._live = self._live, None
         self._view.evaluated = None
         if live is not None:
@@ -217,6 +224,11 @@ class TrainingDisplay(TrainerCallback):
         ]
         for handler, before in self._moved:
             handler.setStream(sys.stdout if before is usual[0] else sys.stderr)
+        place(self._outlet)
+
+    def _tell(self, phase: str) -> None:
+        self._view.phase = phase
+        self._draw(now=True)
 
     def _draw(self, now: bool = False) -> None:
         moment = time.monotonic()
@@ -225,7 +237,7 @@ class TrainingDisplay(TrainerCallback):
             self._live.update(self._panel(self._live.console), refresh=True)
 
     def _panel(self, console: Console) -> Group:
-        width = _columns(console.file)
+        width = columns(console.file)
         console.width = width  # as it is now; Rich would look at standard input's
         plain = console.options.ascii_only
         return Group(*panel(self._view, width - 1, time.monotonic(), ascii_only=plain))
@@ -248,6 +260,19 @@ def watch_alone(handler: CallbackHandler) -> None:
         ]
 
 
+def evaluating(handler: CallbackHandler, loader: Any) -> AbstractContextManager[Phase]:
+    """The phase of an evaluation, a batch at a time.
+
+    Args:
+        handler: of a trainer's callbacks; transformers' own bars tell of it themselves.
+        loader: of the batches.
+    """
+    bars = (ProgressCallback, DEFAULT_PROGRESS_CALLBACK)
+    if any(isinstance(callback, bars) for callback in handler.callbacks):
+        return nullcontext(Phase("evaluating"))
+    return phase("evaluating", len(loader) if _has_length(loader) else None, "batches")
+
+
 # What is shown, as text
 
 
@@ -266,7 +291,9 @@ def panel(view: View, width: int, now: float, *, ascii_only: bool = False) -> li
         beside = width >= WIDTH_FOR_SPEEDS
         lines.append(_bar(view, width, now, speeds if beside else [], ascii_only))
         parts += [] if beside else speeds
-    if view.evaluated is not None:
+    if view.phase:
+        lines.append(Text(view.phase, style="cyan"))
+    elif view.evaluated is not None:
         of = "" if view.to_evaluate is None else f" of {view.to_evaluate:,}"
         lines.append(Text(f"evaluating, batch {view.evaluated:,}{of}", style="cyan"))
     lines += [Text(line) for line in _wrapped(parts, width)]
@@ -304,7 +331,7 @@ def _bar(view: View, width: int, now: float, beside: list[str], ascii_only: bool
     counted = f"{view.step:,}/{view.steps:,}" if view.steps else f"step {view.step:,}"
     share = view.step / view.steps if view.steps else 0.0
     done = view.steps and view.step >= view.steps
-    time_left = f"in {_clock(now - view.since)}" if done else f"{_left(view, now) or '-:--'} left"
+    time_left = f"in {clock(now - view.since)}" if done else f"{_left(view, now) or '-:--'} left"
     end = "  ".join([f" {share:4.0%}", *beside, time_left])
     room = min(WIDEST_BAR, width - len(counted) - len(end) - 2)
     if room < 5:
@@ -435,13 +462,7 @@ def _left(view: View, now: float) -> str:
     done = view.step - view.first_step
     if not (view.since and view.steps and done > 0):
         return ""
-    return _clock((now - view.since) / done * (view.steps - view.step))
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(max(0.0, seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return clock((now - view.since) / done * (view.steps - view.step))
 
 
 def _number(x: float) -> str:
@@ -458,13 +479,6 @@ def _rate(x: float) -> str:
 
 
 # The terminal
-
-
-def _columns(stream: Any) -> int:
-    try:
-        return max(20, os.get_terminal_size(stream.fileno()).columns)
-    except (OSError, ValueError, AttributeError):
-        return PLAIN_WIDTH
 
 
 def _handlers() -> Iterable[logging.StreamHandler[Any]]:

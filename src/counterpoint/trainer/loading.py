@@ -15,6 +15,8 @@ Not here: making a model ready to train (``setup``).
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,14 @@ from transformers import (
 )
 from transformers.models.auto import modeling_auto
 from transformers.utils import find_adapter_config_file
+from transformers.utils import logging as transformers_logging
 
 from counterpoint.checkpoint.manifest import MANIFEST, read_manifest, refuse_unlisted
 from counterpoint.config import CPOConfig
 from counterpoint.data.bounds import panics_caught
 from counterpoint.errors import ConfigError, ModelError, SetupError
+from counterpoint.phases import phase
+from counterpoint.trainer.bars import without_bars
 from counterpoint.trainer.described import (
     read_described,
     read_object,
@@ -130,7 +135,7 @@ def load_tokenizer(
     described = read_described(source, folder, _revision(args) if of_model else "main")
     refuse_unbounded(described, source, None)
     try:
-        with panics_caught():
+        with panics_caught(), _told("tokenizer", source):
             tokenizer = AutoTokenizer.from_pretrained(
                 source,
                 revision=_revision(args) if of_model else "main",
@@ -166,15 +171,16 @@ def load_model(source: str, args: CPOConfig, *, adapted: bool) -> PreTrainedMode
     keywords = _keywords(args)
     keywords.setdefault("dtype", "auto" if adapted else _trained_dtype(args))
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            source,
-            trust_remote_code=args.trust_remote_code,
-            # not False, which would prefer pickles; and tensors only, whatever the file
-            use_safetensors=None if args.allow_pickle else True,
-            weights_only=True,
-            output_loading_info=True,
-            **keywords,
-        )
+        with _told("weights", source):
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source,
+                trust_remote_code=args.trust_remote_code,
+                # not False, which would prefer pickles; and tensors only, whatever the file
+                use_safetensors=None if args.allow_pickle else True,
+                weights_only=True,
+                output_loading_info=True,
+                **keywords,
+            )
     except ImportError as error:
         raise SetupError("CP502", f"{source} needs it: {_line(error)}") from error
     except Exception as error:
@@ -188,6 +194,17 @@ def load_model(source: str, args: CPOConfig, *, adapted: bool) -> PreTrainedMode
             "of another task, or an incomplete download?",
         )
     return model
+
+
+@contextmanager
+def _told(what: str, source: str) -> Iterator[None]:
+    """Tell of what is loaded; where it may have to be fetched, the hub's own bars do."""
+    bars = transformers_logging.is_progress_bar_enabled()
+    if bars and not Path(source).expanduser().is_dir():
+        yield
+        return
+    with without_bars(), phase(f"loading the {what} of {source}"):
+        yield
 
 
 def refuse_pickled_adapter(folder: Path, args: CPOConfig) -> None:
@@ -221,9 +238,10 @@ def random_model(source: str, args: CPOConfig, config: PretrainedConfig) -> PreT
     keywords.setdefault("dtype", _trained_dtype(args))
     set_seed(args.seed)
     try:
-        return AutoModelForCausalLM.from_config(
-            config, trust_remote_code=args.trust_remote_code, **keywords
-        )
+        with phase(f"making random weights for {source}"):
+            return AutoModelForCausalLM.from_config(
+                config, trust_remote_code=args.trust_remote_code, **keywords
+            )
     except Exception as error:
         reason = f"{type(error).__name__}: {_line(error)}"
         raise ModelError(

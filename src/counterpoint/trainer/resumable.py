@@ -59,7 +59,9 @@ from counterpoint.config import CPOConfig
 from counterpoint.data.batching import DealtStream
 from counterpoint.errors import ConfigError, SetupError
 from counterpoint.masking import Mask
+from counterpoint.phases import phase
 from counterpoint.runlog import STREAMS, RunLog, logger
+from counterpoint.trainer.bars import without_bars
 from counterpoint.trainer.bases import base_then, other_base, unknown_base
 from counterpoint.trainer.experiment import in_words_of_today, remedy
 from counterpoint.trainer.finite import refuse_non_finite
@@ -242,7 +244,8 @@ class ResumableTrainer(Trainer):
                 own_change(run)
 
     def _found(self, run: Path, wanted: str | Path | bool | None) -> Resumption | None:
-        found = first_does(partial(find_checkpoint, run, wanted)) if wanted else None
+        with phase("verifying the checkpoint to go on from"):
+            found = first_does(partial(find_checkpoint, run, wanted)) if wanted else None
         if found is None:
             first_does(partial(refuse_changed, run, self._seen))
         if not wanted:
@@ -279,7 +282,8 @@ class ResumableTrainer(Trainer):
     def _this_experiment(self) -> Fingerprint:
         """The fingerprint, found once a run: it goes through all of the data."""
         if self._experiment is None:
-            self._experiment = self.fingerprint()
+            with phase("taking the fingerprint of model and data"):
+                self._experiment = self.fingerprint()
         return self._experiment
 
     def steps_in_all(self) -> int:
@@ -435,18 +439,21 @@ class ResumableTrainer(Trainer):
         target = self.model if model is None else model
         folder = Path(resume_from_checkpoint)
         listed = read_manifest(folder) if self._resumption is None else self._resumption.manifest
-        load_weights(self._plain(target), folder, listed.files)
+        with phase(f"loading the weights of {folder}"):
+            load_weights(self._plain(target), folder, listed.files)
 
     def _load_best_model(self) -> None:
         best = Path(self.state.best_model_checkpoint)
-        manifest = first_does(lambda: verify(best, step=step_of(best)))
-        load_weights(self._plain(self.model), best, manifest.files)
+        with phase(f"loading the best model, {best.name}"):
+            manifest = first_does(lambda: verify(best, step=step_of(best)))
+            load_weights(self._plain(self.model), best, manifest.files)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or self._resumption is None:
             return
-        saved = read_tree(Path(checkpoint), OPTIMIZER)
-        load_named_state(self.optimizer, self._plain(self.model), saved)
+        with phase(f"loading the optimizer of {checkpoint}"):
+            saved = read_tree(Path(checkpoint), OPTIMIZER)
+            load_named_state(self.optimizer, self._plain(self.model), saved)
         self.lr_scheduler.load_state_dict(self._resumption.shared["scheduler"])
 
     def _load_scaler(self, checkpoint: str | None) -> None:
@@ -533,7 +540,8 @@ class ResumableTrainer(Trainer):
         if self.state.best_global_step and (best == target or best.is_dir()):
             self.state.best_model_checkpoint = str(best)
         try:
-            patiently(partial(self._write, target))
+            with phase(f"saving {target.name}"):
+                patiently(partial(self._write, target))
             keep = [best] if self.state.best_global_step else []
             first_does(partial(rotate, target, self.args.save_total_limit, keep=keep))
         except OSError as error:
@@ -645,7 +653,8 @@ class ResumableTrainer(Trainer):
             return
         folder = Path(self.args.output_dir if output_dir is None else output_dir)
         refuse_non_finite(self._plain(self.model), None, folder / WEIGHTS)
-        with locked(folder), filled(folder) as staged:  # perhaps another run's by now
+        # the folder is perhaps another run's by now
+        with phase("saving the model"), locked(folder), filled(folder) as staged:
             self._write_model(staged, state_dict)
             other = INDEX if (staged / WEIGHTS).is_file() else WEIGHTS
             written = {path.name for path in staged.iterdir()}
@@ -659,7 +668,7 @@ class ResumableTrainer(Trainer):
         transformers would add a pickle of the options, which nothing needs in order to load.
         """
         model = self._plain(self.model)
-        with plain_io_errors():
+        with without_bars(), plain_io_errors():
             if hasattr(model, "save_pretrained"):
                 with generation_config_as_it_is(model, folder):
                     model.save_pretrained(str(folder), state_dict=state_dict)
@@ -687,7 +696,8 @@ class ResumableTrainer(Trainer):
             parts["tokenizer"] = partial(save_and_reopen_tokenizer, tokenizer)
         parts["state of the callbacks"] = self._write_callbacks
         if self.args.should_save:
-            try_saving(Path(self.args.output_dir), parts)
+            with phase("trying to save everything but the weights"):
+                try_saving(Path(self.args.output_dir), parts)
 
     def _write_callbacks(self, folder: Path) -> None:
         write_tree(folder, SHARED, {"callbacks": self._states_of_callbacks()})

@@ -46,6 +46,7 @@ from counterpoint.masking import keep_secrets
 from counterpoint.metric_names import PREFIX
 from counterpoint.metrics import MetricSums, means, pair_means
 from counterpoint.monitor.callback import Monitor
+from counterpoint.phases import allow_bars, phase
 from counterpoint.records import LossTerms, PairBatch, StepTotals, TokenPair
 from counterpoint.report.card import CARD, may_write
 from counterpoint.runlog import (
@@ -64,7 +65,7 @@ from counterpoint.trainer.best import check_best_metric, check_evaluated, not_gi
 from counterpoint.trainer.calibration import Reader, calibrate, sums_of
 from counterpoint.trainer.card import about_model, base_of, hub_datasets, write_card
 from counterpoint.trainer.constrained import Constraints
-from counterpoint.trainer.display import TrainingDisplay, watch_alone
+from counterpoint.trainer.display import TrainingDisplay, evaluating, watch_alone
 from counterpoint.trainer.environment import environment
 from counterpoint.trainer.evaluation_pass import EvaluationPass
 from counterpoint.trainer.experiment import experiment
@@ -673,8 +674,9 @@ class CPOTrainer(ResumableTrainer):
         self.callback_handler.eval_dataloader = dataloader
         rows = next((n for n, s in self._sets().items() if s is dataloader.pairs), None)
         evaluation = EvaluationPass(self.objective, self._balancing_weight, self.constraints, rows)
-        with torch.no_grad():
-            for pairs in dataloader:
+        batches = iter(dataloader)  # whose workers are forked now, before a phase's thread is there
+        with torch.no_grad(), evaluating(self.callback_handler, dataloader) as now:
+            for pairs in batches:
                 evaluation.note(pairs)
                 share = self._share(pairs, self.args.eval_batch_size, self._eval_budget)
                 # counted when all of it is there, so that nothing is counted twice
@@ -684,6 +686,7 @@ class CPOTrainer(ResumableTrainer):
                 self.control = self.callback_handler.on_prediction_step(
                     self.args, self.state, self.control
                 )
+                now.advance()
         return evaluation
 
     def _write_samples(self) -> None:
@@ -757,7 +760,8 @@ class CPOTrainer(ResumableTrainer):
                     logger().info("%s", counts.summary())
             planned = checkpoint is not None or self._budget.tokens is not None
             if not planned and self.train_dataset is not None:
-                self._budget.tokens = fitting_budget(self.model, self.args, self.train_dataset)
+                with phase("planning micro-batches that fit in memory"):
+                    self._budget.tokens = fitting_budget(self.model, self.args, self.train_dataset)
             self._watch, self._ending, self._stopped_by = None, None, None
             if self.constraints is not None:
                 self.constraints.restart(anew=checkpoint is None)
@@ -1122,6 +1126,7 @@ def _checked_args(
             "CP104", "stochastic_rounding brings its own optimizer, but optimizers has one."
         )
     check_trackers(args)
+    allow_bars(not args.disable_tqdm)
     keep_secrets(vars(args))
     hide_secrets(args)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
