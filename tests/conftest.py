@@ -48,6 +48,7 @@ def real_data() -> Path:
 def _no_phase_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test sees does not depend on how busy the machine is; those of phases set it."""
     monkeypatch.setattr("counterpoint.phases.AFTER", math.inf)
+    monkeypatch.setattr("counterpoint.phases._teller.bars", True)  # whatever a trainer has set
 
 
 @pytest.fixture(autouse=True)

@@ -334,7 +334,12 @@ class RunLog:
         self._earlier = course_of(self.folder)
         self._from = self._whole_sizes()
         self._ends = dict(self._from)  # where this log has left each stream
-        self._course: dict[str, Any] = {"started": None, "resumed": [], "ended": None}
+        self._course: dict[str, Any] = {
+            "started": None,
+            "resumed": [],
+            "steps": None,
+            "ended": None,
+        }
         self._facts: Mapping[str, Any] = {}
         self._described = self._warned = False
         self._held: list[tuple[str, str]] = []
@@ -383,7 +388,7 @@ class RunLog:
             begin = own if now[stream] == self._ends[stream] else now[stream]
             if begin:
                 self._mark(stream, {MARK: BEGUN, "step": 0, "from": begin})
-        self._go_on({"started": _now(), "resumed": [], "ended": None})
+        self._go_on({"started": _now(), "resumed": [], "steps": None, "ended": None})
 
     def resumed(self, step: int, lengths: Mapping[str, int] | None = None) -> None:
         """Training goes on from a checkpoint: what was written beyond it counts no more.
@@ -402,8 +407,14 @@ class RunLog:
             self._mark(stream, {MARK: RESUMED, "step": step, **to})
         so_far = self._course if self._course["started"] is not None else self._earlier
         resumes = [*so_far.get("resumed", []), {"step": step, "time": now}]
-        self._go_on({"started": so_far.get("started", now), "resumed": resumes, "ended": None})
+        course = {"started": so_far.get("started", now), "resumed": resumes}
+        self._go_on({**course, "steps": None, "ended": None})
         self._resumed_at = step
+
+    def planned(self, steps: int) -> None:
+        """The running training is one of so many optimizer steps, those before it included."""
+        if self._course["steps"] != steps:
+            self._go_on({**self._course, "steps": steps})
 
     def lengths(self) -> dict[str, int]:
         """Bytes of each stream as it stands, brought to the disk: what a checkpoint remembers."""

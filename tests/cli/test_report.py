@@ -66,7 +66,7 @@ def test_a_file_that_is_no_report_is_left_alone(run: Path, command: Command) -> 
         (["compare", "run"], "CP107"),
         (["compare", "run", "nothing"], "CP507"),
         (["watch"], "CP107"),
-        (["watch", "nothing", "--port", "0"], "CP507"),
+        (["watch", "run/run.json", "--port", "0"], "CP507"),
         (["watch", "run", "--port", "65536"], "CP103"),
         (["watch", "run", "--port", "x"], "CP103"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from counterpoint.doctor.table import TABLE
 from counterpoint.report.curves import read_series
+from counterpoint.report.progress import progress_of
 from counterpoint.report.story import (
     QUIET,
     alarm_kinds,
@@ -20,7 +22,7 @@ from counterpoint.report.story import (
     state_of,
     verdict,
 )
-from counterpoint.runlog import Run
+from counterpoint.runlog import Run, RunLog, read_run
 
 NOW = 1_000_000.0
 
@@ -83,6 +85,54 @@ def test_a_run_without_an_end_goes_on_until_it_has_been_quiet_for_long(
     age: float, state: str
 ) -> None:
     assert state_of(run(age=age), NOW) == state
+
+
+def test_a_run_with_rare_lines_is_given_the_time_that_its_lines_take() -> None:
+    lines = tuple({"step": n, "time": NOW - age} for n, age in ((50, 3300), (100, 1800)))
+    assert state_of(Run(Path(), {}, lines, (), (), ()), NOW) == "running"  # 1,500 s a line
+    assert state_of(Run(Path(), {}, lines, (), (), ()), NOW + 3000) == "gone"
+
+
+def test_a_run_whose_training_has_not_begun_is_not_gone(tmp_path: Path) -> None:
+    RunLog(tmp_path).describe({"objective": "loss"})
+    assert state_in_words(read_run(tmp_path)) == "running, at step 0"
+    assert state_of(read_run(tmp_path), time.time() + QUIET + 1) == "gone"
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"steps": 60, "started": NOW - 100}, "running, at step 20 of 60, about 3 min 20 s left"),
+        ({"options": {"max_steps": 60}, "started": NOW - 100}, "running, at step 20 of 60, about"),
+        ({"options": {"max_steps": -1}, "started": NOW - 100}, "running, at step 20"),
+        ({"steps": 60, "ended": {"state": "failed", "step": 21}}, "failed at step 21 of 60"),
+        ({"steps": 60, "ended": {"state": "interrupted", "step": 20}}, "interrupted at step 20 of"),
+        ({"steps": 20, "ended": {"state": "finished", "step": 20}}, "finished after 20 steps"),
+    ],
+)
+def test_a_run_says_of_how_many_steps_it_is(facts: dict[str, Any], words: str) -> None:
+    assert state_in_words(run(facts=facts, age=0), NOW).startswith(words)
+
+
+def test_the_time_left_is_that_of_the_process_that_trains() -> None:
+    """Ten seconds a step in the first life, two in the second: 30 steps to go, 4 s gone."""
+    first = [{"step": n, "time": 1000.0 + 10 * n} for n in range(1, 11)]
+    second = [{"step": n, "time": 9000.0 + 2 * (n - 10)} for n in range(11, 21)]
+    facts = {"started": 1000.0, "resumed": [{"step": 10, "time": 9000.0}], "steps": 50}
+    found = progress_of(Run(Path(), facts, (*first, *second), (), (), ()), 9024.0)
+    assert (found.step, found.steps, found.left) == (20, 50, 56.0)
+    assert found.counted == "20/50"
+
+
+def test_with_one_line_the_pace_is_that_since_the_beginning() -> None:
+    line = {"step": 10, "time": 1030.0}
+    found = progress_of(Run(Path(), {"started": 1000.0, "steps": 20}, (line,), (), (), ()), 1040.0)
+    assert found.left == 20.0
+
+
+def test_without_a_line_no_time_is_known() -> None:
+    found = progress_of(Run(Path(), {"started": 1000.0, "steps": 20}, (), (), (), ()), 1040.0)
+    assert (found.step, found.left, found.counted) == (0, None, "0/20")
 
 
 def test_the_last_line_of_transformers_is_an_end() -> None:

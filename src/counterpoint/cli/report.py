@@ -12,6 +12,7 @@ from pathlib import Path
 from counterpoint.cli.flags import Flag, flags_help, flags_of, refuse_others, take_flags
 from counterpoint.cli.manners import say
 from counterpoint.errors import ConfigError, SetupError
+from counterpoint.phases import phase
 from counterpoint.runlog import REPORT_FILE, RUN_FILE, read_run
 
 USAGE = """\
@@ -65,11 +66,35 @@ def report(words: list[str]) -> None:
     path = folder / REPORT_FILE if options.out is None else Path(options.out)
     run = read_run(folder)
     refuse_foreign(path)
-    size = write_page(path, html_of(run))
+    with phase("drawing the report"):
+        size = write_page(path, html_of(run))
     say(f"report in {path} ({size / 1e6:.1f} MB)")
 
 
 def runs_of(
+    words: list[str],
+    flags: Mapping[str, Flag],
+    command: str,
+    *,
+    least: int = 1,
+    most: int | None = None,
+) -> list[Path]:
+    """The folders of runs that a command line names; as ``folders_of``.
+
+    Raises:
+        ConfigError: CP101 for an unknown flag, CP103 for too many folders, CP107 for too few.
+        SetupError: CP507 for a folder that holds no run, but whose folders do.
+    """
+    folders = folders_of(words, flags, command, least=least, most=most)
+    for folder in folders:
+        within = sorted(str(path.parent) for path in folder.glob(f"*/{RUN_FILE}"))
+        if within and not (folder / RUN_FILE).exists():
+            there = " and ".join(within[:3])
+            raise SetupError("CP507", f"{folder} itself holds no run; look at {there}.")
+    return folders
+
+
+def folders_of(
     words: list[str],
     flags: Mapping[str, Flag],
     command: str,
@@ -88,7 +113,6 @@ def runs_of(
 
     Raises:
         ConfigError: CP101 for an unknown flag, CP103 for too many folders, CP107 for too few.
-        SetupError: CP507 for a folder that holds no run, but whose folders do.
     """
     refuse_others(words, flags, command)
     if len(words) < least:
@@ -96,10 +120,4 @@ def runs_of(
         raise ConfigError("CP107", f"counterpoint {command} needs {wanted}, its output_dir.")
     if most is not None and len(words) > most:
         raise ConfigError("CP103", f"counterpoint {command} takes one run, not {' '.join(words)}.")
-    folders = [Path(word) for word in words]
-    for folder in folders:
-        within = sorted(str(path.parent) for path in folder.glob(f"*/{RUN_FILE}"))
-        if within and not (folder / RUN_FILE).exists():
-            there = " and ".join(within[:3])
-            raise SetupError("CP507", f"{folder} itself holds no run; look at {there}.")
-    return folders
+    return [Path(word) for word in words]

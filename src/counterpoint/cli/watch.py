@@ -1,30 +1,50 @@
-"""``counterpoint watch RUN``: the run's report in a browser, kept fresh while training goes on.
+"""``counterpoint watch``: a run's report in a browser while training goes on, or a table of runs.
 
-Not here: the server and its page (``report.watching``).
+Not here: the server and its page (``report.watching``), the table (``run_table``).
 """
 
 from __future__ import annotations
 
+import shutil
+import sys
+import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from counterpoint.cli.flags import flags_help, flags_of, take_flags
-from counterpoint.cli.manners import say
-from counterpoint.cli.report import runs_of
-from counterpoint.errors import ConfigError
+from counterpoint.cli.manners import put, say, table_width
+from counterpoint.cli.report import folders_of
+from counterpoint.cli.run_table import holds_runs, numbers_of, table
+from counterpoint.errors import ConfigError, SetupError
+from counterpoint.phases import on_stderr
+from counterpoint.report.story import state_in_words
+from counterpoint.runlog import METRICS, RUN_FILE, read_run
 
 USAGE = """\
 usage: counterpoint watch RUN [--port N]
+       counterpoint watch FOLDER_OF_RUNS
 
 Serves the report of a run to browsers on this machine, and brings what is new
 into the open page while training goes on; where you have scrolled and zoomed
-to stays. Ends with Ctrl-C. From another machine, forward the port:
+to stays. A terminal shows of how many steps it is, and the time left. Waits
+for a run that has not begun. Ends with Ctrl-C. From another machine, forward
+the port:
 
   ssh -L 8088:127.0.0.1:8088 MACHINE
 
-Needs no torch; needs the package bokeh.
+Of a folder of runs it shows a table: the step of each, of how many, its loss,
+its accuracy, the time left, and how it stands; in a pipe once.
+
+Needs no torch; the report needs the package bokeh.
 
 options:
 """
+
+SECONDS_A_LOOK = 1.0
+"""Between two looks at a folder in which no run has begun, or at the runs of one."""
+
+AROUND = 3
+"""Lines of a terminal that a table leaves free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +68,7 @@ def watch_help(width: int | None = None) -> str:
 
 
 def watch(words: list[str]) -> None:
-    """Serve the report of the run that a command line names, until Ctrl-C.
+    """Serve the report of the run that a command line names, or show its runs, until Ctrl-C.
 
     Args:
         words: what follows ``counterpoint watch``.
@@ -58,14 +78,88 @@ def watch(words: list[str]) -> None:
     """
     flags = flags_of(WatchOptions)
     values, others = take_flags(words, flags)
-    [folder] = runs_of(others, flags, "watch", most=1)
+    [folder] = folders_of(others, flags, "watch", most=1)
     options = WatchOptions(**values)
-    from counterpoint.report.watching import server_of
-
-    server, address = server_of(folder, options.port)
     try:
-        with server:
-            say(f"{folder} at {address} (Ctrl-C ends it)")
-            server.serve_forever()
+        _begun(folder)
+        if (folder / RUN_FILE).exists():
+            _serve(folder, options.port)
+        else:
+            _show(folder)
     except KeyboardInterrupt:
         say("ended")  # the usual way, and no failure
+
+
+def _begun(folder: Path) -> None:
+    """Wait until there is a run in a folder, or in one of its folders.
+
+    Raises:
+        SetupError: CP507 for a file.
+    """
+    told = False
+    while not (folder / RUN_FILE).exists() and not holds_runs(folder):
+        if folder.exists() and not folder.is_dir():
+            raise SetupError("CP507", f"{folder} is a file; name the folder of a run.")
+        if not told:
+            from counterpoint.report.drawing import check_installed
+
+            check_installed()  # rather than when the run begins
+            what = "no run has begun there" if folder.is_dir() else "there is no such folder yet"
+            say(f"waiting for {folder}: {what} (Ctrl-C ends it)")
+            told = True
+        time.sleep(SECONDS_A_LOOK)
+
+
+def _serve(folder: Path, port: int) -> None:
+    """Serve a run's page; a terminal shows how far it is."""
+    from counterpoint.report.watching import server_of
+
+    draw = on_stderr(say).draw
+    looked = 0.0
+
+    def look() -> None:
+        nonlocal looked
+        if draw is not None and time.monotonic() - looked >= SECONDS_A_LOOK:
+            looked = time.monotonic()
+            draw(_in_a_line(folder))
+
+    server, address = server_of(folder, port, look)
+    with server:
+        say(f"{folder} at {address} (Ctrl-C ends it)")
+        try:
+            server.serve_forever()
+        finally:
+            if draw is not None:
+                draw("")
+
+
+def _in_a_line(folder: Path) -> str:
+    """How a run stands: its state, its step, the time left, its loss and its accuracy."""
+    try:
+        run = read_run(folder, (METRICS,))
+    except SetupError as error:  # until it is back
+        return str(error)
+    numbers = (f"{name} {value}" for name, value in numbers_of(run).items())
+    return ", ".join([state_in_words(run), *numbers])
+
+
+def _show(folder: Path) -> None:
+    """Show the runs of a folder: in a pipe once, on a terminal until Ctrl-C."""
+    if not sys.stdout.isatty():
+        put("\n".join(table(folder, table_width(), sys.maxsize)))
+        return
+    before = 0
+    while True:
+        lines = table(folder, table_width() - 1, _rows())
+        # over the table before, of which nothing is to be seen below
+        lines += [""] * (before - len(lines))
+        up = f"\x1b[{before}A" if before else ""
+        sys.stdout.write(up + "".join(f"{line}\x1b[K\n" for line in lines))
+        sys.stdout.flush()
+        before = len(lines)
+        time.sleep(SECONDS_A_LOOK)
+
+
+def _rows() -> int:
+    """Rows of a table that a terminal has room for."""
+    return max(1, shutil.get_terminal_size((80, 24)).lines - AROUND)

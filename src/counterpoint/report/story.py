@@ -10,12 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from counterpoint.doctor.table import TABLE, Entry
 from counterpoint.report.charts import number
 from counterpoint.report.curves import TRAINING, SeriesTable
-from counterpoint.runlog import Run
+from counterpoint.report.progress import progress_of
+from counterpoint.runlog import RUN_FILE, Run
 
 Tone = Literal["good", "warn", "bad", "plain"]
 QUIET = 600
@@ -115,9 +117,7 @@ def alarm_kinds(alarms: Sequence[Mapping[str, Any]]) -> tuple[AlarmKind, ...]:
 
 def last_step(run: Run) -> int:
     """The last step of which anything is known; 0 before the first."""
-    steps = [int(line["step"]) for line in run.metrics if isinstance(line.get("step"), int)]
-    ended = run.facts.get("ended") or {}
-    return max([*steps, int(ended.get("step") or 0)])
+    return progress_of(run).step
 
 
 def state_of(run: Run, now: float | None = None) -> str:
@@ -129,7 +129,8 @@ def state_of(run: Run, now: float | None = None) -> str:
 
     Returns:
         What its ``ended`` says (finished, interrupted, failed, stopped), else "running", or
-        "gone" where nothing was written for ``QUIET`` seconds.
+        "gone" where nothing was written for ``QUIET`` seconds, or for three times as long as
+        ever between two lines.
     """
     ended = run.facts.get("ended")
     if ended:
@@ -137,28 +138,59 @@ def state_of(run: Run, now: float | None = None) -> str:
     # 0.2 and before wrote no end: transformers' last line tells of it
     if any("train_runtime" in line for line in run.metrics):
         return "finished"
+    quiet = (time.time() if now is None else now) - last_sign(run)
+    return "running" if quiet < max(QUIET, 3 * _longest_wait(run)) else "gone"
+
+
+def last_sign(run: Run) -> float:
+    """When a run last wrote something, in seconds since 1970."""
     last = (stream[-1:] for stream in (run.metrics, run.samples, run.movement, run.alarms))
-    signs = [line for lines in (*last, (run.facts.get("resumed") or ())[-1:]) for line in lines]
-    written = [float(run.facts.get("started") or 0), *(float(one.get("time", 0)) for one in signs)]
-    quiet = (time.time() if now is None else now) - max(written)
-    return "running" if quiet < QUIET else "gone"
+    ended = [run.facts["ended"]] if run.facts.get("ended") else []
+    resumed = (run.facts.get("resumed") or ())[-1:]
+    signs = [line for lines in (*last, resumed, ended) for line in lines]
+    times = [float(run.facts.get("started") or 0), *(float(one.get("time", 0)) for one in signs)]
+    if run.facts.get("started") is None:  # it is there, and its training has not begun
+        times.append(_written(run))
+    return max(times)
+
+
+def _written(run: Run) -> float:
+    """When a run's facts were written, in seconds since 1970; 0 where there is no file."""
+    try:
+        return (run.folder / RUN_FILE).stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _longest_wait(run: Run) -> float:
+    """Seconds between two of the lines that the process which trains has logged; 0 before two."""
+    resumed = (run.facts.get("resumed") or ())[-1:]
+    begun = max((float(one.get("time", 0)) for one in resumed), default=0.0)
+    times = [float(line["time"]) for line in run.metrics if "time" in line]
+    times = [at for at in times if at >= begun]
+    return max((after - before for before, after in pairwise(times)), default=0.0)
 
 
 _STATES: Mapping[str, str] = {
     "finished": "finished after {steps}",
-    "interrupted": "interrupted at step {step}",
-    "failed": "failed at step {step}",
-    "stopped": "stopped at step {step}",
-    "running": "running, at step {step}",
-    "gone": "ended at step {step} without a word: killed, or cut off",
+    "interrupted": "interrupted at step {step}{of}",
+    "failed": "failed at step {step}{of}",
+    "stopped": "stopped at step {step}{of}",
+    "running": "running, at step {step}{of}{left}",
+    "gone": "ended at step {step}{of} without a word: killed, or cut off",
 }
 
 
 def state_in_words(run: Run, now: float | None = None) -> str:
     """How the run stands, in a few words: "finished after 2,000 steps"."""
-    step = last_step(run)
-    pattern = _STATES.get(state_of(run, now), "ended at step {step}")
-    return pattern.format(step=f"{step:,}", steps=count(step, "step"))
+    far = progress_of(run, now)
+    pattern = _STATES.get(state_of(run, now), "ended at step {step}{of}")
+    return pattern.format(
+        step=f"{far.step:,}",
+        steps=count(far.step, "step"),
+        of="" if far.steps is None else f" of {far.steps:,}",
+        left="" if far.left is None else f", about {span(far.left)} left",
+    )
 
 
 def verdict(run: Run, now: float | None = None) -> Verdict:

@@ -55,8 +55,8 @@ class Watched:
                 known.append((0, 0))
             else:
                 known.append((found.st_mtime_ns, found.st_size))
-        # a run that falls silent is a change, too
-        silent = time.time() - max(changed for changed, _ in known) / 1e9 > QUIET
+        # a run that falls silent is a change, too, and the longer it is the more
+        silent = (time.time() - max(changed for changed, _ in known) / 1e9) // QUIET
         return hashlib.sha256(repr((known, silent)).encode()).hexdigest()[:16]
 
     def page(self) -> bytes:
@@ -137,21 +137,25 @@ class _Handler(BaseHTTPRequestHandler):
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, port: int, watched: Watched) -> None:
+    def __init__(self, port: int, watched: Watched, look: Callable[[], None]) -> None:
         super().__init__((HOST, port), _Handler)
         self.watched = watched
+        self.service_actions = look  # type: ignore[method-assign]
         self.hosts = frozenset(f"{name}:{self.server_address[1]}" for name in NAMES)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A reader that went away is no error."""
 
 
-def server_of(folder: Path, port: int) -> tuple[ThreadingHTTPServer, str]:
+def server_of(
+    folder: Path, port: int, look: Callable[[], None] = lambda: None
+) -> tuple[ThreadingHTTPServer, str]:
     """A server for a run, listening but not answering yet; and its address.
 
     Args:
         folder: the run directory.
         port: to listen on; 0 takes any that is free.
+        look: called twice a second while it answers.
 
     Raises:
         SetupError: CP502 where Bokeh is not installed, CP507 where there is no run, CP508 where
@@ -160,7 +164,7 @@ def server_of(folder: Path, port: int) -> tuple[ThreadingHTTPServer, str]:
     check_installed()
     read_run(folder)
     try:
-        server = _Server(port, Watched(folder))
+        server = _Server(port, Watched(folder), look)
     except OSError as error:
         raise SetupError(
             "CP508",

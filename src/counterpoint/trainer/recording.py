@@ -16,16 +16,20 @@ from counterpoint.runlog import RunLog
 
 
 class Beginning(TrainerCallback):
-    """Tells that a training begins anew; one that goes on has told so when it was found."""
+    """Tells that a training begins anew, and of how many steps either one is.
+
+    One that goes on has told so when it was found.
+    """
 
     def __init__(self, run_log: RunLog) -> None:
         """Nothing is told yet."""
         self._run_log = run_log
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """What a checkpoint holds is read by now."""
+        """What a checkpoint holds is read by now, and how many steps there will be is known."""
         if not state.global_step:
             self._run_log.begun()
+        self._run_log.planned(state.max_steps)
 
 
 @contextmanager
