@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from counterpoint.cli.manners import shown
 from counterpoint.doctor.wrap import columns, cut, padded
 from counterpoint.errors import CounterpointError
-from counterpoint.masking import masked
 from counterpoint.phases import clock
 from counterpoint.report.charts import number
 from counterpoint.report.progress import progress_of
@@ -56,11 +56,11 @@ def table(folder: Path, width: int, most: int, now: float | None = None) -> list
     """
     rows = [_row(path.parent, now) for path in sorted(folder.glob(f"*/{RUN_FILE}"))]
     rows.sort(key=lambda row: (not row.running, -row.sign))
-    shown = [HEAD, *(row.cells for row in rows[:most])]
-    sizes = [max(columns(cells[place]) for cells in shown) for place in range(len(HEAD))]
+    drawn = [HEAD, *(row.cells for row in rows[:most])]
+    sizes = [max(columns(cells[place]) for cells in drawn) for place in range(len(HEAD))]
     room = width - sum(sizes[1:]) - 2 * (len(sizes) - 1)
     sizes[0] = min(sizes[0], max(LEAST, room))
-    lines = list(_drawn(shown, sizes, width))
+    lines = list(_drawn(drawn, sizes, width))
     if len(rows) > most:
         lines.append(f"and {len(rows) - most:,} more")
     return lines
@@ -75,7 +75,7 @@ def numbers_of(run: Run) -> Mapping[str, str]:
 
 
 def _row(folder: Path, now: float | None) -> Row:
-    name = "".join(c if c.isprintable() else "?" for c in masked(folder.name))
+    name = " ".join(shown(folder.name).split())
     try:
         run = read_run(folder, (METRICS,))
         state, far, found = state_of(run, now), progress_of(run, now), numbers_of(run)
