@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
 import signal
@@ -32,6 +31,9 @@ import yaml
 from counterpoint.checkpoint.folder import checkpoints
 from tests.reliability.scenarios import differences, lines
 from tests.reliability.test_ranks_die import environment, free_port
+
+LEAVE = 35
+"""Seconds that processes have to leave; torchrun gives its ranks thirty before it kills them."""
 
 BASE = {
     "model": "model",
@@ -259,9 +261,11 @@ def _hit_until_done(
             break
         _wait(process, folder / "out", taken, draw)
         inside = any((folder / "out").glob(".checkpoint-*.part"))
+        everyone = _everyone(process)
         how = _hit(process, SCENARIOS[name], draw) if process.poll() is None else ""
         code = process.wait(600)
-        _leave_nobody(process.pid)
+        if left := _left_running(everyone):
+            account.wrong.append(f"{how}: {left}")
         if code == 0:
             account.ends["0, it had ended before"] += 1 if how else 0
             break
@@ -297,32 +301,36 @@ def _hit(process: subprocess.Popen[bytes], scenario: Scenario, draw: random.Rand
     """Hit a life; in which way."""
     how = draw.choices(["KILL", "TERM", "INT", "KILL of one rank"], [5, 2, 2, 2])[0]
     if how == "KILL of one rank":
-        workers = psutil.Process(process.pid).children() if scenario.ranks > 1 else []
-        if len(workers) == scenario.ranks > 1:
-            draw.choice(workers).kill()
+        ranks = psutil.Process(process.pid).children()
+        if len(ranks) == scenario.ranks > 1:
+            draw.choice(ranks).kill()
             return how
         how = "KILL"
-    number = getattr(signal, f"SIG{how}")
-    if how == "KILL" or (
-        how == "INT" and scenario.ranks > 1
-    ):  # a terminal sends Ctrl-C to every process
-        os.killpg(process.pid, number)
+    if how == "KILL":  # as a scheduler ends a job: everything at once
+        for one in _everyone(process):
+            one.kill()
     else:
-        process.send_signal(number)
+        process.send_signal(getattr(signal, f"SIG{how}"))
     if scenario.ranks > 1:
         return f"{how}, two ranks"
     return f"{how}, script" if scenario.options is None and how != "KILL" else how
 
 
-def _leave_nobody(group: int) -> None:
-    """Wait for the ranks that outlive torchrun, as a scheduler would; the last are killed."""
-    for _ in range(600):
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.1)
-    os.killpg(group, signal.SIGKILL)
+def _everyone(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """A life's own process and all below it; torchrun's ranks are sessions of their own."""
+    try:
+        own = psutil.Process(process.pid)
+        return [own, *own.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _left_running(everyone: list[psutil.Process]) -> str:
+    """Who outlives a life by more than a moment; they are killed."""
+    _, left = psutil.wait_procs(everyone, timeout=LEAVE)
+    for one in left:
+        one.kill()
+    return f"{len(left)} of its processes still ran {LEAVE} s later" if left else ""
 
 
 def _compared(whole: Path, out: Path) -> list[str]:
