@@ -266,7 +266,8 @@ def test_the_run_directory_tells_what_was_trained(build, tmp_path: Path):
     assert run["step_pairs"] == 2
     assert run["data"]["train"]["dropped"] == {"CP205": 1}
     assert run["data"]["train"]["cut_tokens"]["chosen"] > 0
-    assert run["versions"]["torch"] == torch.__version__
+    # what is installed need not say which build it is: 2.14.1 of 2.14.1+cu130
+    assert torch.__version__.startswith(run["versions"]["torch"])
     lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5]
 
