@@ -39,6 +39,7 @@ class Walk:
     """
 
     def __init__(self, place: Path, scripts: Path) -> None:
+        """Nothing is done yet."""
         self.place, self.scripts, self.steps = place, scripts, 0
         kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
         path = f"{scripts}{os.pathsep}{kept['PATH']}"
@@ -105,7 +106,8 @@ def quickstart(walk: Walk) -> None:
     said = walk.step("counterpoint quickstart")
     look = re.search(r"^look at it +(.+)$", said, re.MULTILINE)
     further = re.search(r"^next, .*\n((?:  .+\n?)+)", said, re.MULTILINE)
-    assert look is not None and further is not None, said
+    assert look is not None, said
+    assert further is not None, said
     walk.step(look[1])
     walk.step(further[1].strip() + " \\\n" + shlex.join(SHORT))
     walk.step("counterpoint compare counterpoint-quickstart/cpo counterpoint-quickstart/simpo")
@@ -114,13 +116,10 @@ def quickstart(walk: Walk) -> None:
 def own_data(walk: Walk) -> None:
     """Pairs of one's own: init, doctor, tokens, plan, smoke, train with LoRA, evaluate, card."""
     base = "counterpoint-quickstart/base"
-    rows = [
-        {"prompt": f"{n} and {n} = ", "chosen": f"{2 * n}", "rejected": f"{n}{n}"}
-        for n in range(40)
-    ]
-    for name, some in (("mine.jsonl", rows[:32]), ("held.jsonl", rows[32:])):
-        text = "".join(json.dumps(row) + "\n" for row in some)
-        (walk.place / name).write_text(text, encoding="utf-8")
+    for name, own, rows in (("pairs", "mine", 32), ("held-out", "held", 8)):
+        text = (walk.place / f"counterpoint-quickstart/{name}.jsonl").read_text(encoding="utf-8")
+        some = text.splitlines(keepends=True)[-rows:]
+        (walk.place / f"{own}.jsonl").write_text("".join(some), encoding="utf-8")
     preset = "--preset simpo-llama3-instruct"
     walk.step(f"counterpoint init {preset} --model {base} --dataset mine.jsonl --out run.yaml")
     walk.step("counterpoint doctor run.yaml || test $? = 1")  # warnings
@@ -140,7 +139,8 @@ def recipe(walk: Walk, run: str, data: set[str]) -> None:
     card = (walk.place / run / "README.md").read_text(encoding="utf-8")
     file = re.search(r"```yaml\n(.*?)```", card, re.DOTALL)
     call = re.search(r"```sh\n(.*?)```", card, re.DOTALL)
-    assert file is not None and call is not None, card
+    assert file is not None, card
+    assert call is not None, card
     again = walk.place / "again"
     again.mkdir()
     for name in data:

@@ -123,12 +123,14 @@ def test_a_row_that_no_table_can_hold_does_not_hide_the_others() -> None:
     assert errors == [("CP202", ()), ("CP202", (0,)), ("CP203", (31,))]
 
 
+@pytest.mark.parametrize("with_model", [False, True])
 def test_a_set_whose_every_row_the_tokenizer_refuses_is_refused(
-    chatml_tokenizer: PreTrainedTokenizerFast,
+    with_model: bool, models: Any, chatml_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     rows = [{"prompt": "too long " * 99, "chosen": " a", "rejected": " b"}]
     args = CPOConfig(output_dir="unused", max_length=8, use_cpu=True)
-    found = examine(args, tokenizer=chatml_tokenizer, train_dataset=rows).findings
+    model = models("qwen2") if with_model else None
+    found = examine(args, model=model, tokenizer=chatml_tokenizer, train_dataset=rows).findings
     assert {"CP204", "CP209"} <= {one.code for one in found}
     assert "CW901" not in {one.code for one in found}
 

@@ -27,7 +27,7 @@ from counterpoint.doctor.of_memory import of_memory
 from counterpoint.doctor.of_model import embedding_rows, of_model
 from counterpoint.doctor.of_objective import of_objective, of_unused
 from counterpoint.doctor.of_tokenizer import of_tokenizer
-from counterpoint.doctor.survey import Progress, Survey, survey
+from counterpoint.doctor.survey import Progress, Survey, TokenFacts, survey
 from counterpoint.errors import CounterpointError
 from counterpoint.phases import phase
 from counterpoint.planner.shapes import Lengths
@@ -87,9 +87,8 @@ def examine(
         samples = train.samples if train is not None else []
         run(of_tokenizer, tokenizer, samples, embedding=embedding_rows(model))
     if model is not None:
-        tokens = train.tokens if train is not None else None
         with phase("examining the model"):
-            run(of_model, model, args, peft_config=peft_config, tokens=tokens)
+            run(of_model, model, args, peft_config=peft_config, tokens=_tokens(train))
     steps = steps_of(args, pairs, args.world_size).total
     run(of_machine, args, model=model, peft_config=peft_config, steps=steps, overwrite=overwrite)
     if isinstance(model, nn.Module):
@@ -136,10 +135,16 @@ def shielded(
         yield find("CW901", f"{check.__name__.strip('_')}: {type(error).__name__}: {reason}")
 
 
+def _tokens(train: Survey | None) -> TokenFacts | None:
+    """Of the training pairs; None where no row is left to speak of."""
+    tokens = None if train is None else train.tokens
+    return tokens if tokens is not None and len(tokens.prompt) else None
+
+
 def _lengths(train: Survey | None, args: CPOConfig) -> Lengths | None:
     """Of the training pairs as they will be cut."""
-    tokens = None if train is None else train.tokens
-    if tokens is None or not len(tokens.prompt):
+    tokens = _tokens(train)
+    if tokens is None:
         return None
     limits = PrepareOptions.of(args).limits
     parts = np.stack([tokens.prompt, tokens.chosen, tokens.rejected], 1)
