@@ -107,7 +107,8 @@ def start_seconds(number: int, folder: Path) -> dict[str, float]:
     from datasets import Dataset, disable_progress_bars
     from transformers import AutoTokenizer
 
-    from counterpoint.data.prepare import PrepareOptions, prepare
+    from counterpoint.data.options import PrepareOptions
+    from counterpoint.data.prepare import prepare
 
     disable_progress_bars()
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")

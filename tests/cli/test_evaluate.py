@@ -225,8 +225,7 @@ def test_a_turn_that_a_prompt_begins_is_continued(workshop: Path):
     )
     user, begun = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "It is"}
     shared = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "It is"}]
-    rows = [{"prompt": [user]}, {"prompt": [user, begun]}, {"prompt": json.dumps(shared)}]
-    rows = [{"prompt": json.dumps(row["prompt"])} if n < 2 else row for n, row in enumerate(rows)]
+    rows = [{"prompt": [user]}, {"prompt": [user, begun]}, {"prompt": shared}]
     write_pairs(workshop / "prompts.jsonl", rows)
     read = _read_prompts([str(workshop / "prompts.jsonl")], tokenizer)
     texts = [tokenizer.decode(prompt.ids, skip_special_tokens=True) for prompt in read]

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from counterpoint.config import CPOConfig
-from counterpoint.data.prepare import PrepareOptions, prepare, to_pair
+from counterpoint.data.options import PrepareOptions
+from counterpoint.data.prepare import prepare, to_pair
 from counterpoint.data.sources import load
 from counterpoint.trainer.loading import random_model
 from tests.cli.conftest import Command, write_pairs

@@ -15,7 +15,8 @@ import pytest
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from counterpoint.data.prepare import PrepareOptions, iter_pairs, prepare
+from counterpoint.data.options import PrepareOptions
+from counterpoint.data.prepare import iter_pairs, prepare
 from counterpoint.data.scored import pairs_from_scored
 from counterpoint.data.sources import load
 from counterpoint.doctor.survey import survey

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from counterpoint.data.prepare import Prepared, PrepareOptions, iter_pairs, prepare
+from counterpoint.data.options import PrepareOptions
+from counterpoint.data.prepare import Prepared, iter_pairs, prepare
 from counterpoint.data.sources import load
 from tests.templates_on_the_spot import GEMMA, LLAMA3, MISTRAL, QWEN3, R1, with_template
 

@@ -11,8 +11,9 @@ import pytest
 from datasets import Dataset
 
 from counterpoint.data.counts import CLASSES, histogram
+from counterpoint.data.options import PrepareOptions
 from counterpoint.data.pair_digest import PairDigest, pairs_digest
-from counterpoint.data.prepare import Prepared, PrepareOptions, iter_pairs, prepare
+from counterpoint.data.prepare import Prepared, iter_pairs, prepare
 
 ROWS = [
     {

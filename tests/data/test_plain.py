@@ -19,8 +19,9 @@ from transformers import PreTrainedTokenizerFast
 
 from counterpoint.config import CPOConfig
 from counterpoint.data.formats import to_preference_row, to_prompt
+from counterpoint.data.options import PrepareOptions
 from counterpoint.data.plain import plain
-from counterpoint.data.prepare import PrepareOptions, iter_pairs, prepare
+from counterpoint.data.prepare import iter_pairs, prepare
 from counterpoint.data.scored import pairs_from_scored
 from counterpoint.data.sources import dataset_from_rows
 from counterpoint.doctor.survey import survey

@@ -19,7 +19,8 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerFast
 
 from counterpoint.data import cache
-from counterpoint.data.prepare import Prepared, PrepareOptions, iter_pairs, prepare
+from counterpoint.data.options import PrepareOptions
+from counterpoint.data.prepare import Prepared, iter_pairs, prepare
 from counterpoint.errors import ConfigError, DataError, ModelError, SetupError
 from tests.tokenizers_on_the_spot import CHATML, byte_level
 

@@ -9,7 +9,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from counterpoint.data.formats import to_preference_row
-from counterpoint.data.prepare import PrepareOptions, iter_pairs, prepare
+from counterpoint.data.options import PrepareOptions
+from counterpoint.data.prepare import iter_pairs, prepare
 from counterpoint.data.sources import load
 from counterpoint.errors import DataError
 from counterpoint.records import PreferenceRow

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from counterpoint import DataError
 from counterpoint.config import TRUNCATIONS
 from counterpoint.data.collate import collate_padded
-from counterpoint.data.encode import Limits
-from counterpoint.data.prepare import PrepareOptions, iter_pairs, prepare
+from counterpoint.data.options import Limits, PrepareOptions
+from counterpoint.data.prepare import iter_pairs, prepare
 from counterpoint.data.row_tokens import Piece, RowTokens, texts_of, tokens_of_pair, tokens_of_row
 from counterpoint.data.tokenize import PairTokenizer
 from counterpoint.records import TokenPair

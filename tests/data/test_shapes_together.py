@@ -13,7 +13,8 @@ from datasets import Dataset, IterableDataset, concatenate_datasets, interleave_
 from transformers import PreTrainedTokenizerFast
 
 from counterpoint.data.formats import COLUMNS, to_preference_row
-from counterpoint.data.prepare import PrepareOptions, iter_pairs, prepare
+from counterpoint.data.options import PrepareOptions
+from counterpoint.data.prepare import iter_pairs, prepare
 from counterpoint.data.sources import dataset_from_rows, load
 from counterpoint.doctor.survey import survey
 

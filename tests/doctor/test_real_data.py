@@ -86,7 +86,7 @@ def test_the_counts_are_those_that_are_known(
 ) -> None:
     import numpy as np
 
-    from counterpoint.data.prepare import PrepareOptions
+    from counterpoint.data.options import PrepareOptions
     from counterpoint.doctor.lengths import length_bias
     from counterpoint.doctor.survey import survey
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from counterpoint.config import CPOConfig
 from counterpoint.data.formats import COLUMNS
-from counterpoint.data.prepare import PrepareOptions
+from counterpoint.data.options import PrepareOptions
 from counterpoint.doctor import examine
 from counterpoint.doctor.of_data import of_data
 from counterpoint.doctor.survey import survey, survey_rows

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from counterpoint import PairRules, pairs_from_scored
 from counterpoint.cli.main import main
 from counterpoint.cli.token_view import draw
-from counterpoint.data.encode import Limits
 from counterpoint.data.formats import to_preference_row
+from counterpoint.data.options import Limits
 from counterpoint.data.row_tokens import tokens_of_row
 from counterpoint.data.tokenize import PairTokenizer
 from counterpoint.data.truncate import truncate

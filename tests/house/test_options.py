@@ -32,7 +32,8 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 from counterpoint import CounterpointError, CPOConfig, CPOTrainer
 from counterpoint.config import REFUSED
 from counterpoint.data.collate import collate_padded
-from counterpoint.data.prepare import PrepareOptions, prepare, to_pair
+from counterpoint.data.options import PrepareOptions
+from counterpoint.data.prepare import prepare, to_pair
 from counterpoint.runlog import SAMPLES, Alarm, stream_file
 from counterpoint.trainer.assembly import Assembly
 from counterpoint.trainer.feed import Feed

@@ -12,7 +12,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from counterpoint.data.formats import to_preference_row
-from counterpoint.data.prepare import PrepareOptions, iter_pairs, prepare
+from counterpoint.data.options import PrepareOptions
+from counterpoint.data.prepare import iter_pairs, prepare
 from counterpoint.data.sources import load
 from counterpoint.records import TokenPair
 

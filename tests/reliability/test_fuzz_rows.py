@@ -15,7 +15,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from counterpoint import DataError
-from counterpoint.data.prepare import PrepareOptions, encode_every_row, prepare
+from counterpoint.data.options import PrepareOptions
+from counterpoint.data.prepare import encode_every_row, prepare
 from counterpoint.data.sources import dataset_from_rows, load
 from counterpoint.errors import CODES
 from tests.cli.conftest import PAIRS, Command, command, pattern, tree, workshop

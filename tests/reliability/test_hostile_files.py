@@ -20,8 +20,9 @@ from transformers import PreTrainedTokenizerFast
 from counterpoint import ConfigError, CPOConfig, DataError, ModelError
 from counterpoint.data import bounds, chat, files
 from counterpoint.data.cells import MOST_CHARACTERS
-from counterpoint.data.encode import Limits, encode_rows
-from counterpoint.data.prepare import PrepareOptions, prepare
+from counterpoint.data.encode import encode_rows
+from counterpoint.data.options import Limits, PrepareOptions
+from counterpoint.data.prepare import prepare
 from counterpoint.data.sources import load
 from counterpoint.data.tokenize import PairTokenizer
 from counterpoint.trainer.loading import load_config, load_model

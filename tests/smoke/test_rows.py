@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from counterpoint import CPOConfig, DataError
-from counterpoint.data.prepare import PAIR_COLUMNS, PrepareOptions, iter_pairs, prepare
+from counterpoint.data.options import PrepareOptions
+from counterpoint.data.prepare import PAIR_COLUMNS, iter_pairs, prepare
 from counterpoint.records import TokenPair
 from counterpoint.smoke.rows import COMPLETION, PROMPT, own_pairs, prepared, shortened
 

@@ -13,7 +13,8 @@ from datasets import Dataset, IterableDataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from counterpoint import ConfigError, CPOConfig, CPOTrainer, DataError, ModelError, SetupError
-from counterpoint.data.prepare import PrepareOptions, prepare
+from counterpoint.data.options import PrepareOptions
+from counterpoint.data.prepare import prepare
 from tests.reference.naive import completion_logps, step_loss
 from tests.steps import random_pairs
 

@@ -1,7 +1,7 @@
 """What ``counterpoint evaluate`` takes: its own flags, and those of ``train`` that it reads.
 
-Where the model lies in a run's folder, the options of that run's objective and lengths are taken
-over, so that the reward is the one that was trained.
+Where the model lies in a run's folder, the options of that run's objective and of how it read a row
+are taken over, so that the reward is the one that was trained.
 
 Not here: evaluating (``evaluate``).
 """
@@ -13,6 +13,7 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from counterpoint.data.options import OF_A_ROW, OF_THE_MACHINE
 from counterpoint.errors import ConfigError
 from counterpoint.evaluation.references import BLEU_TOKENIZERS, METRICS
 from counterpoint.runlog import OBJECTIVE_OPTIONS, RUN_FILE, logger, read_run
@@ -24,13 +25,13 @@ OBJECTIVE = (
     *OBJECTIVE_OPTIONS,
     "router_aux_loss_coef",
 )
-LENGTHS = ("max_length", "max_completion_length", "truncation", "invalid_rows")
+READING = tuple(OF_A_ROW.values())
 """How a row is read, so that a model is evaluated on rows read as those that it was trained on."""
 
 OF_TRAIN = (
     *OBJECTIVE,
-    *LENGTHS,
-    "dataset_num_proc",
+    *READING,
+    *OF_THE_MACHINE.values(),
     "revision",
     "tokenizer",
     "chat_template",
@@ -191,7 +192,7 @@ def read_evaluation(source: str, words: Sequence[str], output_dir: str) -> Reque
         )
     inherited = of_run(source)
     if "loss_type" in given:
-        inherited = {name: value for name, value in inherited.items() if name in LENGTHS}
+        inherited = {name: value for name, value in inherited.items() if name in READING}
     taken = [name for name in inherited if name not in given]
     if taken:
         logger().info("those of the run of %s: %s", source, ", ".join(taken))
@@ -201,14 +202,17 @@ def read_evaluation(source: str, words: Sequence[str], output_dir: str) -> Reque
             f"--dataset={source}",  # wanted of every run; not read
             f"--output_dir={output_dir}",
             *_FIXED,
-            *(f"--{name}={inherited[name]}" for name in taken),
+            *(
+                f"--{name}={'null' if inherited[name] is None else inherited[name]}"
+                for name in taken
+            ),
             *renamed,
         ]
     )
 
 
 def of_run(source: str) -> Mapping[str, Any]:
-    """The options of objective and lengths of the run that a model is of; empty without a run.
+    """The options of objective and reading of the run that a model is of; empty without a run.
 
     Args:
         source: a folder with ``run.json``, or a checkpoint in one.
@@ -221,10 +225,12 @@ def of_run(source: str) -> Mapping[str, Any]:
         is_its_run = place == folder or folder.name.startswith("checkpoint-")
         if is_its_run and (place / RUN_FILE).is_file():
             options = read_run(place, ()).facts.get("options", {})
-            wanted = {name: options.get(name) for name in (*OBJECTIVE, *LENGTHS)}
+            wanted = {name: options.get(name) for name in OBJECTIVE}
             if any(one.get("kind") == "bc" for one in options.get("constraints") or ()):
                 wanted["cpo_alpha"] = 0.0  # its NLL was bounded, and had no fixed weight
-            return {name: value for name, value in wanted.items() if value is not None}
+            # a null says how a row is read, where a run has written one: no own default does
+            read = {name: options[name] for name in READING if name in options}
+            return {name: value for name, value in wanted.items() if value is not None} | read
     return {}
 
 

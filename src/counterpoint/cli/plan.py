@@ -181,7 +181,8 @@ def _lengths(request: Request, tokenizer: Any) -> Lengths:
     from itertools import islice
 
     from counterpoint.cli.parts import train_rows
-    from counterpoint.data.prepare import PrepareOptions, iter_pairs, prepare
+    from counterpoint.data.options import PrepareOptions
+    from counterpoint.data.prepare import iter_pairs, prepare
     from counterpoint.planner.shapes import Lengths
 
     rows = train_rows(request.run, request.config)

@@ -21,6 +21,7 @@ from counterpoint.cli.options import RUN, options, reads_as, refuse_unknown
 from counterpoint.cli.run_options import RunOptions
 from counterpoint.cli.yaml_file import read_config
 from counterpoint.config import CPOConfig
+from counterpoint.data.options import OF_A_ROW, OF_THE_MACHINE
 from counterpoint.errors import ConfigError, CounterpointError, SetupError
 from counterpoint.masking import Mask, keep_secrets
 from counterpoint.old_options import modern, say
@@ -28,11 +29,8 @@ from counterpoint.old_options import modern, say
 OF_THE_DATA = (
     "output_dir",
     "resume_from_checkpoint",
-    "max_length",
-    "max_completion_length",
-    "truncation",
-    "invalid_rows",
-    "dataset_num_proc",
+    *OF_A_ROW.values(),
+    *OF_THE_MACHINE.values(),
     "trust_remote_code",
     "allow_pickle",
     "model_init_kwargs",

@@ -102,7 +102,7 @@ def _show(request: Request, options: TokensOptions) -> None:
         open_rows,
     )
     from counterpoint.data import formats
-    from counterpoint.data.prepare import PrepareOptions
+    from counterpoint.data.options import PrepareOptions
     from counterpoint.data.row_tokens import tokens_of_row
     from counterpoint.data.tokenize import PairTokenizer
     from counterpoint.trainer.setup import prepare_tokenizer

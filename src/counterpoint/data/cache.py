@@ -32,7 +32,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from counterpoint._version import __version__
-from counterpoint.data.encode import Limits
+from counterpoint.data.options import Limits
 
 VERSION = 7
 """Raised with every change of what this room makes of a row."""

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from counterpoint.data.options import PrepareOptions
 from counterpoint.data.pair_digest import PairDigest
 
 PARTS = ("prompt", "chosen", "rejected")
@@ -71,6 +72,11 @@ class PrepareCounts:
     )
     digest: PairDigest | None = field(default_factory=PairDigest)
     limits: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def under(cls, options: PrepareOptions, name: str) -> PrepareCounts:
+        """The account of a set that is prepared with these options, still empty."""
+        return cls(name, limits=asdict(options.limits))
 
     def drop(self, problem: str, rows: int = 1) -> None:
         """Count dropped rows under the code that ``problem``, an error's text, begins with."""

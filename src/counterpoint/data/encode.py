@@ -13,7 +13,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,6 +21,7 @@ from counterpoint.data.cells import row_spells_messages
 from counterpoint.data.chat import Rendered, render
 from counterpoint.data.formats import to_preference_row
 from counterpoint.data.frame import frame_of
+from counterpoint.data.options import Limits
 from counterpoint.data.tokenize import PairTokenizer, Tokens
 from counterpoint.data.truncate import Truncation, truncate
 from counterpoint.errors import DataError
@@ -48,21 +48,6 @@ COLUMNS = (
 NOT_OF_THE_ROW = ("CP208", "CP217", "CP222")
 """Codes that blame the tokenizer or the machine: the row may be in order, so that it is neither
 dropped nor kept in the cache as a bad one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long a pair may be, and what is cut.
-
-    Args:
-        max_length: most tokens of prompt + completion, at least 2.
-        max_completion_length: most tokens of a completion, at least 1; None: no own limit.
-        truncation: a policy of ``config.TRUNCATIONS``.
-    """
-
-    max_length: int = 1024
-    max_completion_length: int | None = None
-    truncation: str = "completion_end"
 
 
 def encode_rows(

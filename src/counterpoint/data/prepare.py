@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,14 +21,14 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from counterpoint.config import INVALID_ROWS, TRUNCATIONS, CPOConfig
 from counterpoint.data import cache, formats
 from counterpoint.data.counts import PARTS, PrepareCounts, little_is_left
-from counterpoint.data.encode import COLUMNS, Limits, encode_rows
+from counterpoint.data.encode import COLUMNS, encode_rows
+from counterpoint.data.options import PrepareOptions
 from counterpoint.data.sources import dataset_from_rows
 from counterpoint.data.tokenize import PairTokenizer
 from counterpoint.data.undecoded import undecoded
-from counterpoint.errors import ConfigError, DataError
+from counterpoint.errors import DataError
 from counterpoint.phases import Phase, phase
 from counterpoint.records import TokenPair
 
@@ -54,9 +54,6 @@ FEATURES = Features(
     }
 )
 
-DEFAULT_LENGTH = 512
-"""What TRL takes for a ``max_length`` of None, in tokens."""
-
 BATCH = 500
 """Rows per call of the tokenizer."""
 
@@ -65,56 +62,6 @@ STREAM_BATCH = 64
 
 SHOW_PROGRESS_FROM = 5000
 """Rows from which on a bar of several processes is worth its line."""
-
-
-@dataclass(frozen=True, slots=True)
-class PrepareOptions:
-    """What of the run's options concerns its data.
-
-    Args:
-        max_length: most tokens of prompt + completion, at least 2.
-        max_completion_length: most tokens of a completion, at least 1; None: no own limit.
-        truncation: a policy of ``config.TRUNCATIONS``.
-        invalid_rows: "raise" stops at rows that are not preference pairs, "drop" counts them.
-        num_proc: processes that share the work; None: this one.
-
-    Raises:
-        ConfigError: CP102 for a policy or a treatment that does not exist.
-    """
-
-    max_length: int = 1024
-    max_completion_length: int | None = None
-    truncation: str = "completion_end"
-    invalid_rows: str = "raise"
-    num_proc: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse names that mean nothing, before any of the data is touched."""
-        choices = {"truncation": TRUNCATIONS, "invalid_rows": INVALID_ROWS}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                text = f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}."
-                raise ConfigError("CP102", text)
-
-    @classmethod
-    def of(cls, args: CPOConfig) -> PrepareOptions:
-        """Those of a run."""
-        return cls(
-            max_length=DEFAULT_LENGTH if args.max_length is None else args.max_length,
-            max_completion_length=args.max_completion_length,
-            truncation=args.truncation,
-            invalid_rows=args.invalid_rows,
-            num_proc=args.dataset_num_proc,
-        )
-
-    @property
-    def limits(self) -> Limits:
-        """The part that decides what becomes of a row, and so the cache's key."""
-        return Limits(self.max_length, self.max_completion_length, self.truncation)
-
-    def counts(self, name: str) -> PrepareCounts:
-        """An account of a set that is prepared with these options, still empty."""
-        return PrepareCounts(name, limits=asdict(self.limits))
 
 
 @dataclass(slots=True)
@@ -212,7 +159,7 @@ def iter_pairs(
     # a later pass over the stream sees the same rows, which must not be counted again
     name = prepared.counts.name
     first_pass = prepared.counts.rows == after
-    counts = prepared.counts if first_pass else prepared.options.counts(name)
+    counts = prepared.counts if first_pass else PrepareCounts.under(prepared.options, name)
     prepared.progress.rows = after
     kept = 0
     for record in rows:
@@ -289,7 +236,7 @@ def _prepare_stream(
         )
         return encoded.select_columns([*COLUMNS, PROMPT_OF_TRL])
 
-    return Prepared(after(0), options.counts(name), options, after)
+    return Prepared(after(0), PrepareCounts.under(options, name), options, after)
 
 
 def _encode_stream(*args: Any, **kwargs: Any) -> dict[str, list[Any]]:
@@ -390,7 +337,7 @@ def _progress_bars_off() -> Iterator[None]:
 
 def _account(encoded: Dataset, options: PrepareOptions, name: str) -> Prepared:
     """Count, raise or drop, and leave the pairs."""
-    counts = options.counts(name)
+    counts = PrepareCounts.under(options, name)
     table = encoded.data.table
     problems = table.column("problem").to_pylist()
     kept = [place for place, problem in enumerate(problems) if not problem]

@@ -18,7 +18,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from counterpoint.data.encode import Limits, encode_rows
+from counterpoint.data.encode import encode_rows
+from counterpoint.data.options import Limits
 from counterpoint.data.prepare import to_pair
 from counterpoint.data.tokenize import PairTokenizer
 from counterpoint.errors import DataError

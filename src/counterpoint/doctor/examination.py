@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from counterpoint.config import CPOConfig
-from counterpoint.data.prepare import PrepareOptions
+from counterpoint.data.options import PrepareOptions
 from counterpoint.data.sources import pick_split
 from counterpoint.doctor.findings import Finding, Report, find, from_error
 from counterpoint.doctor.of_batch import of_batch, steps_of

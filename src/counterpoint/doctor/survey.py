@@ -30,7 +30,8 @@ from transformers import PreTrainedTokenizerBase
 
 from counterpoint.data import formats
 from counterpoint.data.counts import PARTS, little_is_left
-from counterpoint.data.prepare import PrepareOptions, encode_every_row
+from counterpoint.data.options import PrepareOptions
+from counterpoint.data.prepare import encode_every_row
 from counterpoint.data.sources import dataset_from_rows
 from counterpoint.data.undecoded import undecoded
 from counterpoint.doctor.consistency import Consistency, Keys, consistency

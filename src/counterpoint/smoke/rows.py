@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerBase
 from counterpoint.config import CPOConfig
 from counterpoint.data import formats
 from counterpoint.data.encode import encode_rows
-from counterpoint.data.prepare import PrepareOptions, to_pair
+from counterpoint.data.options import PrepareOptions
+from counterpoint.data.prepare import to_pair
 from counterpoint.data.sources import dataset_from_rows
 from counterpoint.data.tokenize import PairTokenizer
 from counterpoint.data.undecoded import undecoded

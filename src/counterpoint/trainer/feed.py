@@ -19,15 +19,9 @@ from counterpoint.config import CPOConfig
 from counterpoint.data.batching import DealtStream, KeyedPairs, PairLoader
 from counterpoint.data.collate import beyond_embedding
 from counterpoint.data.counts import PARTS, PrepareCounts
+from counterpoint.data.options import PrepareOptions
 from counterpoint.data.pair_digest import pairs_digest
-from counterpoint.data.prepare import (
-    PAIR_COLUMNS,
-    Prepared,
-    PrepareOptions,
-    iter_pairs,
-    prepare,
-    to_pair,
-)
+from counterpoint.data.prepare import PAIR_COLUMNS, Prepared, iter_pairs, prepare, to_pair
 from counterpoint.data.sampler import StepSampler
 from counterpoint.data.sources import pick_split
 from counterpoint.records import TokenPair
@@ -218,7 +212,7 @@ class Feed:
     def _stream(self, pairs: Any, name: str) -> Prepared:
         known = self._prepared.get(name)
         if known is None or known.pairs is not pairs:
-            return Prepared(pairs, self.options.counts(name), self.options)
+            return Prepared(pairs, PrepareCounts.under(self.options, name), self.options)
         return known
 
 

@@ -1,0 +1,94 @@
+"""What of a run's options concerns its data, and which of them say how a row is read.
+
+Whatever reads a row as a run does (the trainer, the doctor, ``tokens``, ``plan``, ``smoke``) makes
+its ``PrepareOptions`` of the run's options here, and whatever takes over a run's reading
+(``evaluate``) takes over ``OF_A_ROW``. A field stands in one of the two tables, or a test fails.
+
+1. A replay file holds tokens, so that replaying reads no row.
+
+Not here: preparing (``prepare``). No import that takes time: the command reads this first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from counterpoint.errors import ConfigError
+
+if TYPE_CHECKING:
+    from counterpoint.config import CPOConfig
+
+DEFAULT_LENGTH = 512
+"""What TRL takes for a ``max_length`` of None, in tokens."""
+
+OF_A_ROW: Mapping[str, str] = MappingProxyType(
+    {name: name for name in ("max_length", "max_completion_length", "truncation", "invalid_rows")}
+)
+"""Field -> option of ``CPOConfig``: what becomes of a row, wherever it is read."""
+
+OF_THE_MACHINE: Mapping[str, str] = MappingProxyType({"num_proc": "dataset_num_proc"})
+"""The same of what changes no row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a pair may be, and what is cut.
+
+    Args:
+        max_length: most tokens of prompt + completion, at least 2.
+        max_completion_length: most tokens of a completion, at least 1; None: no own limit.
+        truncation: a policy of ``config.TRUNCATIONS``.
+    """
+
+    max_length: int = 1024
+    max_completion_length: int | None = None
+    truncation: str = "completion_end"
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareOptions:
+    """What of the run's options concerns its data.
+
+    Args:
+        max_length: most tokens of prompt + completion, at least 2.
+        max_completion_length: most tokens of a completion, at least 1; None: no own limit.
+        truncation: a policy of ``config.TRUNCATIONS``.
+        invalid_rows: "raise" stops at rows that are not preference pairs, "drop" counts them.
+        num_proc: processes that share the work; None: this one.
+
+    Raises:
+        ConfigError: CP102 for a policy or a treatment that does not exist.
+    """
+
+    max_length: int = 1024
+    max_completion_length: int | None = None
+    truncation: str = "completion_end"
+    invalid_rows: str = "raise"
+    num_proc: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse names that mean nothing, before any of the data is touched."""
+        from counterpoint.config import INVALID_ROWS, TRUNCATIONS
+
+        choices = {"truncation": TRUNCATIONS, "invalid_rows": INVALID_ROWS}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                text = f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}."
+                raise ConfigError("CP102", text)
+
+    @classmethod
+    def of(cls, args: CPOConfig) -> PrepareOptions:
+        """Those of a run."""
+        named = {**OF_A_ROW, **OF_THE_MACHINE}
+        values = {field: getattr(args, option) for field, option in named.items()}
+        if values["max_length"] is None:
+            values["max_length"] = DEFAULT_LENGTH
+        return cls(**values)
+
+    @property
+    def limits(self) -> Limits:
+        """The part that decides what becomes of a row, and so the cache's key."""
+        return Limits(self.max_length, self.max_completion_length, self.truncation)
