@@ -14,10 +14,10 @@ import counterpoint
 from counterpoint.doctor.chinese import CHINESE, ERRORS
 from counterpoint.doctor.findings import Report, find
 from counterpoint.doctor.table import TABLE, in_words
-from counterpoint.doctor.wrap import columns
 from counterpoint.errors import CODES, ConfigError
 from counterpoint.language import LANGUAGES, VARIABLE, language_named, phrase, speaking, spoken
 from counterpoint.language.chinese import PHRASES
+from counterpoint.wrap import columns
 from tests.cli.conftest import Command, command, pattern, workshop
 
 __all__ = ["command", "pattern", "workshop"]  # fixtures

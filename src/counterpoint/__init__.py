@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from counterpoint._version import __version__
 from counterpoint.floors import check_floors
+from counterpoint.log_lines import quiet_imports
 
 if TYPE_CHECKING:
     from counterpoint.config import CPOConfig
@@ -73,7 +74,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(msg)
     if _HOMES[name] != "counterpoint.errors":
         check_floors()
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    with quiet_imports():
+        return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

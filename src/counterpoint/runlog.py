@@ -37,7 +37,7 @@ from typing import Any
 
 from counterpoint._version import __version__
 from counterpoint.errors import CounterpointError, SetupError
-from counterpoint.invocation import runnable
+from counterpoint.log_lines import LogHandler
 from counterpoint.masking import Mask, MaskingFilter
 from counterpoint.notebook import rows_shown, shown
 from counterpoint.staged import make_folder, refuse_unusable, staged
@@ -81,19 +81,11 @@ NOT_FINITE = "not_finite"
 _MASKING = MaskingFilter()
 
 
-class _Runnable(logging.Formatter):
-    """Writes commands as they have to be called here."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return runnable(super().format(record))
-
-
 def logger() -> logging.Logger:
     """The logger of what a run says to people; shows INFO on stderr unless set up otherwise."""
     log = logging.getLogger("counterpoint")
     if not log.handlers and not logging.getLogger().handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(_Runnable("%(message)s"))
+        handler = LogHandler()
         handler.addFilter(_MASKING)  # a logger's filter does not see what its children say
         log.addHandler(handler)
     log.addFilter(_MASKING)

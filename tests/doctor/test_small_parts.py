@@ -18,9 +18,9 @@ from counterpoint.doctor.findings import Report, find, from_error
 from counterpoint.doctor.lengths import histogram, length_bias
 from counterpoint.doctor.presets import PRESETS, presets_of
 from counterpoint.doctor.signs import plain, script, signs
-from counterpoint.doctor.wrap import columns, wrap
 from counterpoint.errors import ConfigError, DataError
 from counterpoint.rounding import held, held_share
+from counterpoint.wrap import columns, wrap
 
 # Rounding
 

@@ -21,9 +21,9 @@ from counterpoint.cli.manners import complain_all, terminal_width
 from counterpoint.cli.preset_file import lines_of
 from counterpoint.cli.run_file import Line, printable, written
 from counterpoint.doctor.presets import BY_NAME, PRESETS, Preset
-from counterpoint.doctor.wrap import wrap
 from counterpoint.errors import ConfigError
 from counterpoint.masking import masked
+from counterpoint.wrap import wrap
 
 if TYPE_CHECKING:
     from counterpoint.cli.draft import Translation

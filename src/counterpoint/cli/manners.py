@@ -15,11 +15,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from counterpoint.doctor.wrap import width_of, wrap
 from counterpoint.invocation import runnable
 from counterpoint.masking import masked
 from counterpoint.phases import phase, wipe
 from counterpoint.visible import visible
+from counterpoint.wrap import width_of, wrap
 
 CHATTY = (
     "transformers",

@@ -264,7 +264,7 @@ def _as_begun(file: Path, options: ReplayOptions) -> nn.Module:
 def _report(
     step: Replay, path: Path, weights: Weights, culprits: Sequence[Culprit], tokenizer: Any
 ) -> Iterator[str]:
-    from counterpoint.doctor.wrap import wrap
+    from counterpoint.wrap import wrap
 
     width = min(80, terminal_width())
     yield from wrap(f"{path}: step {step.step}, {_sizes(step)}, {step.objective.loss_type}", width)
@@ -303,7 +303,7 @@ def _sizes(step: Replay) -> str:
 
 def _list(culprits: Sequence[Culprit], tokenizer: Any, width: int) -> Iterator[str]:
     """The first few of each kind, in the order of the computation."""
-    from counterpoint.doctor.wrap import wrap
+    from counterpoint.wrap import wrap
 
     for term in dict.fromkeys(one.term for one in culprits):
         of_term = [one for one in culprits if one.term == term]

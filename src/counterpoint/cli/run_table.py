@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.cli.manners import shown
-from counterpoint.doctor.wrap import columns, cut, padded
 from counterpoint.errors import CounterpointError
 from counterpoint.phases import clock
 from counterpoint.report.charts import number
 from counterpoint.report.progress import progress_of
 from counterpoint.report.story import last_sign, state_of
 from counterpoint.runlog import METRICS, RUN_FILE, Run, read_run
+from counterpoint.wrap import columns, cut, padded
 
 HEAD = ("run", "step", "loss", "accuracy", "left", "state")
 UNREADABLE = "unreadable"

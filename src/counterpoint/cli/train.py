@@ -33,6 +33,7 @@ from counterpoint.checkpoint.lock import (
 )
 from counterpoint.checkpoint.manifest import MANIFEST
 from counterpoint.cli.manners import (
+    NARROWEST,
     complain_all,
     is_first_process,
     quiet_bars,
@@ -48,7 +49,6 @@ from counterpoint.config import CPOConfig
 from counterpoint.doctor import examine
 from counterpoint.doctor.examination import examine_second_sets
 from counterpoint.doctor.findings import Finding, Report, from_error
-from counterpoint.doctor.wrap import width_of
 from counterpoint.errors import ConfigError, CounterpointError, SetupError
 from counterpoint.invocation import command
 from counterpoint.masking import Mask
@@ -67,6 +67,7 @@ from counterpoint.trainer.lost_rank import lost_rank_named
 from counterpoint.trainer.ranks import each_does, leave_at_exit
 from counterpoint.trainer.trackers import check_trackers
 from counterpoint.trainer.trainer import CPOTrainer
+from counterpoint.wrap import width_of, wrapped_command
 
 UNTRAINED = ("CW322", "CW327")
 """The doctor's codes for a model that knows nothing yet."""
@@ -182,9 +183,10 @@ def _consulted(request: Request) -> Parts:
     if refusal is not None:
         complain_all(report.as_table(terminal_width(), ("error", "warning")))
         raise refusal
-    warnings = report.as_lines(width_of(sys.stderr), ("warning",))
+    width = width_of(sys.stderr)
+    warnings = report.as_lines(width, ("warning",))
     if warnings:
-        complain_all("\n".join([*warnings, f"{report.summary()}; in full: {_doctor(request)}"]))
+        complain_all("\n".join([*warnings, *_summed_up(report, request, width)]))
     return parts
 
 
@@ -210,9 +212,14 @@ def _refuse_at_once(request: Request) -> None:
         raise refusal
 
 
-def _doctor(request: Request) -> str:
-    """The command that says in full what was found."""
-    return shlex.join(["counterpoint", "doctor", *request.words])
+def _summed_up(report: Report, request: Request, width: int | None) -> Iterator[str]:
+    """How much was found, and the command that says it in full; folded at ``width``."""
+    words = ["doctor", *request.words]
+    if width is None:
+        yield f"{report.summary()}; in full: {command()} {shlex.join(words)}"
+        return
+    yield f"{report.summary()}; in full:"
+    yield from wrapped_command([*shlex.split(command()), *words], max(NARROWEST, width))
 
 
 def check_run(request: Request, attempt: Attempt) -> None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from counterpoint.doctor.table import TABLE, meaning, severity_of
-from counterpoint.doctor.wrap import columns, cut, padded, wrap
 from counterpoint.errors import (
     ConfigError,
     CounterpointError,
@@ -23,6 +22,7 @@ from counterpoint.errors import (
 from counterpoint.invocation import runnable
 from counterpoint.language import phrase, spoken
 from counterpoint.notebook import rows_shown, shown
+from counterpoint.wrap import columns, cut, padded, wrap
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")

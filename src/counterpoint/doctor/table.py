@@ -17,9 +17,9 @@ from typing import Literal
 
 from counterpoint.doctor.chinese import CHINESE, ERRORS
 from counterpoint.doctor.english import ENGLISH
-from counterpoint.doctor.wrap import columns, wrap
 from counterpoint.invocation import runnable
 from counterpoint.language import phrase, spoken
+from counterpoint.wrap import columns, wrap
 
 _SEVERITIES: dict[str, Literal["error", "warning", "note"]] = {
     "P": "error",

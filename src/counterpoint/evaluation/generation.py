@@ -296,9 +296,8 @@ def _room(model: Any, prompts: Sequence[Prompt], most_tokens: int) -> int:
         )
     room = int(positions - longest)
     logger().warning(
-        "texts end after %d tokens, not %d: a prompt takes %d of the model's %d positions",
+        "texts end after %d tokens: a prompt takes %d of the model's %d positions",
         room,
-        most_tokens,
         longest,
         positions,
     )

@@ -14,8 +14,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from counterpoint.doctor.wrap import padded, width_of, wrap
 from counterpoint.language import phrase
+from counterpoint.wrap import padded, width_of, wrap
 
 WIDTH = 80
 NARROWEST = 20

@@ -24,7 +24,6 @@ import yaml
 from transformers import PrinterCallback
 
 from counterpoint.config import CPOConfig
-from counterpoint.doctor.wrap import padded
 from counterpoint.errors import SetupError
 from counterpoint.invocation import EXTRAS, command, installing
 from counterpoint.language import phrase
@@ -44,6 +43,7 @@ from counterpoint.quickstart.translate import BASE, load_base, translate
 from counterpoint.runlog import check_writable, versions
 from counterpoint.trainer.alone import one_thread, quiet
 from counterpoint.trainer.trainer import CPOTrainer
+from counterpoint.wrap import padded
 
 STEPS = 120
 STEP_PAIRS = 32

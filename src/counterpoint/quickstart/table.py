@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from counterpoint.doctor.wrap import columns, padded
 from counterpoint.language import phrase
 from counterpoint.quickstart.task import PERFECT, english, flaws_in
+from counterpoint.wrap import columns, padded
 
 EXAMPLES = 5
 EXAMPLES_BELOW = 10_000

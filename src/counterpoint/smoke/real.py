@@ -20,10 +20,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
 from counterpoint.config import CPOConfig
-from counterpoint.doctor.wrap import wrap
 from counterpoint.records import TokenPair
 from counterpoint.smoke.rows import prepared
 from counterpoint.trainer.trainer import CPOTrainer
+from counterpoint.wrap import wrap
 
 NOTHING_KEPT: dict[str, Any] = {
     "save_strategy": "no",

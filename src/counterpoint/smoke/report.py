@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from counterpoint.doctor.wrap import wrap
 from counterpoint.notebook import rows_shown, shown
 from counterpoint.smoke.real import Measured, duration
+from counterpoint.wrap import wrap
 
 Status = Literal["ok", "failed", "not applicable"]
 STATUSES: tuple[Status, ...] = ("ok", "failed", "not applicable")

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 _WIDE = ("W", "F")
@@ -75,6 +76,39 @@ def wrap(text: str, width: int, first: str = "", rest: str = "") -> Iterator[str
             line += piece
         yield f"{prefix}{line}".rstrip()
         prefix = rest
+
+
+def wrapped_command(words: Sequence[str], width: int) -> Iterator[str]:
+    """A command in lines that a shell takes for one, two columns in.
+
+    Args:
+        words: of the command, not quoted.
+        width: columns of a line; a word wider than that has a line of its own.
+    """
+    line = " "
+    for part in _parts(words):
+        if line.strip() and columns(line) + columns(part) + 3 > width:
+            yield f"{line} \\"
+            line = "   "
+        line += f" {part}"
+    yield line
+
+
+def _parts(words: Sequence[str]) -> Iterator[str]:
+    """The words of a command, quoted; an option and its value are one."""
+    option = ""
+    for word in words:
+        if option:
+            yield option if word.startswith("--") else f"{option} {shlex.quote(word)}"
+            taken, option = not word.startswith("--"), ""
+            if taken:
+                continue
+        if word.startswith("--") and "=" not in word:
+            option = word
+        else:
+            yield shlex.quote(word)
+    if option:
+        yield option
 
 
 def cut(word: str, width: int) -> tuple[str, str]:

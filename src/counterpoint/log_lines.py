@@ -1,0 +1,75 @@
+"""How a line of the log reaches standard error: folded, and beside the bars of others.
+
+1. On a terminal a line is folded at words; elsewhere it stays one line, which a program can read.
+2. A bar of tqdm makes room and is drawn again below the line, as for ``tqdm.write``.
+3. Commands are written as they have to be called here.
+
+Not here: what is said, and to whom (``runlog``); the voices of the libraries that compute, but for
+those that speak when they are loaded (``quiet_imports``).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from counterpoint.invocation import runnable
+from counterpoint.wrap import width_of, wrap
+
+NARROWEST = 20
+"""Columns below which folding helps nobody."""
+
+LOADED = ("torchao", "torch.utils._pytree")
+"""Loggers that say, as they are loaded, what concerns nobody who trains on this machine."""
+
+
+class LogHandler(logging.StreamHandler[Any]):
+    """Writes the log of a run to standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record, between the bars."""
+        with _bars_aside(self.stream):
+            super().emit(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The lines of a record, folded at the width of a terminal."""
+        text = runnable(super().format(record))
+        width = width_of(self.stream)
+        if width is None:
+            return text
+        room = max(NARROWEST, width)
+        return "\n".join(part for line in text.splitlines() for part in wrap(line, room, "", "  "))
+
+
+def _bars_aside(stream: Any) -> AbstractContextManager[object]:
+    tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)  # nobody loads it for this
+    if tqdm is None:
+        return nullcontext()
+    aside: AbstractContextManager[object] = tqdm.external_write_mode(file=stream)
+    return aside
+
+
+class _Errors(logging.Filter):
+    """Lets errors pass alone."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+
+@contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Within it libraries that are loaded say nothing below an error."""
+    loggers, errors = [logging.getLogger(name) for name in LOADED], _Errors()
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addFilter(errors)  # torch sets its levels anew as it is loaded, and no filter
+        logger.setLevel(logging.ERROR)  # which those below it inherit, unlike the filter
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeFilter(errors)
+            logger.setLevel(level)
