@@ -12,7 +12,8 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import ModelCardData
 
 from counterpoint.config import LOSS_TYPES
-from counterpoint.report.card import CARD, PAPERS, About, hub_id, may_write, model_card
+from counterpoint.report.card import CARD, PAPERS, About, may_write, model_card
+from counterpoint.report.recipe import hub_id
 from counterpoint.report.story import METHODS
 from counterpoint.runlog import Run, read_run
 from tests.report.runs import facts, write_run
@@ -61,18 +62,59 @@ def test_alarms_are_owned_up_to(short_run: Run) -> None:
     assert re.search(r"`CW101` .*: from step 4, raised 2 times", model_card(run, ABOUT))
 
 
-def test_what_it_takes_to_make_it_again_is_a_run_file(short_run: Run) -> None:
-    text = re.search(r"```yaml\n(.*?)```", model_card(short_run, ABOUT), re.DOTALL)
+def described(tmp_path: Path, **changes: Any) -> Run:
+    return Run(tmp_path, facts(**changes), (), (), (), ())
+
+
+def recipe_of(run: Run, about: About = ABOUT) -> str:
+    text = re.search(r"```(?:yaml|python)\n(.*?)```", model_card(run, about), re.DOTALL)
     assert text
-    assert yaml.safe_load(text[1]) == {
+    return text[1]
+
+
+def test_what_it_takes_to_make_a_run_of_the_command_again_is_its_own_file(tmp_path: Path) -> None:
+    given = {
         "model": "example/Llama-3-8B",
-        "dataset": "example/pairs",
-        "learning_rate": 8e-7,
-        "lr_scheduler_type": "cosine",
-        "beta": 2.0,
-        "loss_type": "simpo",
-        "cpo_alpha": 0.05,
+        "dataset": ["/home/alice/pairs.jsonl", "example/pairs:train"],
+        "eval_dataset": {"easy": "~/easy.jsonl"},
+        "eval_strategy": "steps",
+        "lora_r": 8,
+        "constraints": [{"kind": "safety", "name": "kept", "data": "/home/alice/kept.jsonl"}],
+        "model_init_kwargs": {"cache_dir": "/home/alice"},
+        "output_dir": "/home/alice/out",
+        "resume": "auto",
     }
+    run = described(tmp_path, given=given)
+    assert yaml.safe_load(recipe_of(run)) == {
+        "model": "example/Llama-3-8B",
+        "dataset": ["pairs.jsonl", "example/pairs:train"],
+        "eval_dataset": {"easy": "easy.jsonl"},
+        "eval_strategy": "steps",
+        "lora_r": 8,
+        "constraints": [{"kind": "safety", "name": "kept", "data": "kept.jsonl"}],
+    }
+    card = model_card(run, ABOUT)
+    assert "Left out, for they hold paths: model_init_kwargs." in card
+    assert "alice" not in card
+
+
+def test_a_folder_that_looks_like_an_id_is_told_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    run = described(tmp_path, given={"model": "runs/first", "dataset": ["acme/pairs"]})
+    assert yaml.safe_load(recipe_of(run)) == {"model": "first", "dataset": ["acme/pairs"]}
+
+
+def test_a_run_made_in_python_is_made_again_in_python(short_run: Run) -> None:
+    script = recipe_of(short_run)
+    compile(script, "card", "exec")
+    for words in ("model='example/Llama-3-8B'", "load_dataset('example/pairs'", "beta=2.0,"):
+        assert words in script
+    assert "eval_dataset=load_dataset('json', data_files='EVAL.jsonl', split='train')" in script
+    card = model_card(short_run, About("first"))
+    assert "the model was made in memory, and MODEL stands for it; a tokenizer, callbacks" in card
 
 
 def test_no_folder_of_the_machine_gets_in(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_the_card_tells_of_the_run_that_made_the_weights(build: Any, tmp_path: P
     card = (tmp_path / "run" / "README.md").read_text()
     assert trainer.objective.formula() in card
     assert "training at step 2" in card
-    assert "beta: 0.5\n" in card
+    assert "    beta=0.5,\n" in card
     assert "`CW101`" in card
     assert str(tmp_path) not in card
 

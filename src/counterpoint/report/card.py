@@ -1,9 +1,10 @@
 """The model's card: what a hub and a reader want to know of weights, from the run that made them.
 
-The front matter is that of Hugging Face's hub. Nothing of the machine gets in: folders are reduced
-to names, options that hold a path are left out, and so are texts of the data.
+The front matter is that of Hugging Face's hub. Nothing of the machine gets in, and no text of the
+data.
 
-Not here: finding out what the card is told (the trainer), writing it beside the weights.
+Not here: how to make the run again (``recipe``), finding out what the card is told (the trainer),
+writing it beside the weights.
 """
 
 from __future__ import annotations
@@ -16,13 +17,12 @@ from typing import Any
 
 import yaml
 
-from counterpoint._version import __version__
 from counterpoint.constraints import KINDS
 from counterpoint.report import story
 from counterpoint.report.charts import number
 from counterpoint.report.constraints import in_words
 from counterpoint.report.curves import SeriesTable, panels_of, read_series, sets_of
-from counterpoint.report.objective import chosen_options
+from counterpoint.report.recipe import hub_id, recipe
 from counterpoint.runlog import CONSTRAINTS, Run
 
 CARD = "README.md"
@@ -80,14 +80,6 @@ PAPERS: Mapping[str, tuple[str, str, str, str]] = {
 }
 """loss_type -> title, authors, year and arXiv number of its paper."""
 
-_HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
-_LOCAL = re.compile(r"[/~.\\]|[A-Za-z]:[\\/]")
-_PRIVATE = frozenset(
-    {"output_dir", "logging_dir", "run_name", "resume_from_checkpoint", "push_to_hub"}
-    | {"hub_model_id", "hub_strategy", "hub_private_repo", "report_to", "disable_tqdm"}
-)
-"""Options that say where a run was written or shown, and nothing of what was trained."""
-
 
 @dataclass(frozen=True, slots=True)
 class About:
@@ -126,15 +118,6 @@ def may_write(path: Path) -> bool:
         return False
 
 
-def hub_id(name: str) -> str:
-    """A model's or data set's id on the hub; "" where the name is that of a folder.
-
-    Args:
-        name: as it was given to load it.
-    """
-    return name if _HUB_ID.fullmatch(name) and not _LOCAL.match(name) else ""
-
-
 def model_card(run: Run, about: About) -> str:
     """The card as Markdown.
 
@@ -153,7 +136,7 @@ def model_card(run: Run, about: About) -> str:
         *_results(series),
         *_alarms(run),
         *_data(run),
-        *_reproduction(run, about),
+        *recipe(run, base=about.base, datasets=about.datasets),
         *_versions(run),
         *_citation(run),
     ]
@@ -262,24 +245,6 @@ def _data(run: Run) -> Iterator[str]:
         yield f"## Data\n\n{_table(head, rows)}\n"
 
 
-def _reproduction(run: Run, about: About) -> Iterator[str]:
-    chosen = chosen_options(run.facts)
-    options = {k: v for k, v in chosen.items() if k not in _PRIVATE and not _holds_a_path(v)}
-    if not options:
-        return
-    given = {
-        "model": hub_id(about.base) or Path(about.base).name or "MODEL",
-        "dataset": about.datasets[0] if about.datasets else "PAIRS.jsonl",
-        **options,
-    }
-    text = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
-    yield (
-        f"## How to make it again\n\n`run.yaml`:\n\n```yaml\n{text}```\n\n"
-        f"```sh\ncounterpoint train run.yaml --output_dir out\n```\n\n"
-        f"with Counterpoint {__version__}, installed from its sources.\n"
-    )
-
-
 def _versions(run: Run) -> Iterator[str]:
     versions = run.facts.get("versions") or {}
     if versions:
@@ -307,13 +272,3 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 def _plain(text: str) -> str:
     """Text that Markdown shows as it is: no tag, no link, no column."""
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
-
-
-def _holds_a_path(value: Any) -> bool:
-    if isinstance(value, str):
-        return bool(_LOCAL.match(value)) or "\\" in value or value.count("/") > 1
-    if isinstance(value, Mapping):
-        return any(map(_holds_a_path, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(_holds_a_path, value))
-    return False

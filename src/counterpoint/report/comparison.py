@@ -27,7 +27,7 @@ from counterpoint.report.curves import (
     sets_of,
 )
 from counterpoint.report.drawing import draw
-from counterpoint.report.objective import typeset
+from counterpoint.report.objective import adapter_options, typeset
 from counterpoint.report.page import Page, Parts, Section, chart_figure, render
 from counterpoint.report.palette import SERIES
 from counterpoint.report.run_report import chart_groups, name_of
@@ -192,7 +192,8 @@ def differing(described: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 def _options(run: Run) -> dict[str, Any]:
     options: Mapping[str, Any] = run.facts.get("options") or {}
-    return {name: value for name, value in options.items() if name not in _NO_MATTER}
+    own = {name: value for name, value in options.items() if name not in _NO_MATTER}
+    return own | {f"adapter, {key}": value for key, value in adapter_options(run.facts).items()}
 
 
 def _data(run: Run) -> dict[str, Any]:

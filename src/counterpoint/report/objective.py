@@ -73,6 +73,19 @@ def chosen_options(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in names if name in options}
 
 
+def adapter_options(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run's adapters; of several, each behind its adapter's name."""
+    adapters = facts.get("adapter")
+    if not isinstance(adapters, Mapping):
+        return {}
+    return {
+        key if len(adapters) == 1 else f"{name}, {key}": value
+        for name, settings in adapters.items()
+        if isinstance(settings, Mapping)
+        for key, value in settings.items()
+    }
+
+
 def option_tables(facts: Mapping[str, Any]) -> list[Content]:
     """The chosen options, and all of them to unfold."""
     options: Mapping[str, Any] = facts.get("options") or {}
@@ -80,11 +93,15 @@ def option_tables(facts: Mapping[str, Any]) -> list[Content]:
         return [element("p", "The run did not write down its options.", class_="none")]
     chosen = chosen_options(facts)
     title = "Options unlike their defaults" if "changed" in facts else "Options that matter"
+    adapter = adapter_options(facts)
     return [
         element("h3", title, class_="above"),
         _table(chosen, title)
         if chosen
         else element("p", "None: every option has its default.", class_="none"),
+        [element("h3", "The adapter", class_="above"), _table(adapter, "The adapter")]
+        if adapter
+        else [],
         folded(
             ["All options", element("small", f"{len(options)}")],
             _table(options, "All options"),

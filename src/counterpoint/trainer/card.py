@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.errors import SetupError
-from counterpoint.report.card import CARD, About, hub_id, model_card
+from counterpoint.report.card import CARD, About, model_card
+from counterpoint.report.recipe import hub_id
 from counterpoint.runlog import ALARMS, METRICS, Run, read_run
 from counterpoint.staged import staged
 from counterpoint.visible import visible

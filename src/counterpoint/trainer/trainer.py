@@ -156,6 +156,8 @@ class CPOTrainer(ResumableTrainer):
     _stopped_by: Alarm | None = None
     _rounding: Rounding | None = None
     _loss_before_step: Tensor | None = None
+    given: Mapping[str, Any] | None = None
+    """The options as the command was given them, without secrets; None in a script."""
     _base_name: str | None = None
     # what the model was before it trained, and which model that is
     _identity: Fingerprint = MappingProxyType({})
@@ -1052,6 +1054,7 @@ class CPOTrainer(ResumableTrainer):
                 "options": self.args.to_dict(),
                 "environment": self._environment,
                 "changed": list(self.args.changed),
+                "given": self.given,
             }
         )
 
