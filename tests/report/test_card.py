@@ -75,13 +75,13 @@ def recipe_of(run: Run, about: About = ABOUT) -> str:
 def test_what_it_takes_to_make_a_run_of_the_command_again_is_its_own_file(tmp_path: Path) -> None:
     given = {
         "model": "example/Llama-3-8B",
-        "dataset": ["/home/alice/pairs.jsonl", "example/pairs:train"],
+        "dataset": ["/data/alice/pairs.jsonl", "example/pairs:train"],
         "eval_dataset": {"easy": "~/easy.jsonl"},
         "eval_strategy": "steps",
         "lora_r": 8,
-        "constraints": [{"kind": "safety", "name": "kept", "data": "/home/alice/kept.jsonl"}],
-        "model_init_kwargs": {"cache_dir": "/home/alice"},
-        "output_dir": "/home/alice/out",
+        "constraints": [{"kind": "safety", "name": "kept", "data": "/data/alice/kept.jsonl"}],
+        "model_init_kwargs": {"cache_dir": "/data/alice"},
+        "output_dir": "/data/alice/out",
         "resume": "auto",
     }
     run = described(tmp_path, given=given)
