@@ -52,6 +52,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP222": "a row that this machine could not prepare, through no fault of the row",
         "CP223": "a cell of a CSV file that is unlike the rest of its column",
         "CP224": "an array that numpy wrote into a CSV file as text",
+        "CP226": "a chat template that leaves out part of a completion",
         # 3: model and tokenizer
         "CP301": "a model or tokenizer that cannot be loaded",
         "CP302": "a tokenizer without an end-of-sequence token",

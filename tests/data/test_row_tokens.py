@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from counterpoint import DataError
+from counterpoint.cli.token_view import draw
 from counterpoint.config import TRUNCATIONS
 from counterpoint.data.collate import collate_padded
 from counterpoint.data.options import Limits, PrepareOptions
@@ -121,6 +122,14 @@ def test_completions_that_cutting_made_equal_are_flagged(
     limits = Limits(max_completion_length=2)
     assert tokens_of_row(raw, 0, PairTokenizer(gpt2_tokenizer), limits).same
     assert not tokens_of_row(raw, 0, PairTokenizer(gpt2_tokenizer), Limits()).same
+
+
+def test_what_the_chat_template_drops_is_shown(chatml_tokenizer: PreTrainedTokenizerFast) -> None:
+    thought = {"role": "assistant", "content": "Good.", "thinking": "Hmm."}
+    raw = {**ROWS["chat"], "prompt": [*ROWS["chat"]["prompt"], thought, *ROWS["chat"]["prompt"]]}
+    shown = tokens_of_row(raw, 0, PairTokenizer(chatml_tokenizer), Limits())
+    assert shown.lost == ("drops thoughts of the prompt: 'Hmm.'",)
+    assert "  the chat template drops thoughts of the prompt: 'Hmm.'\n" in draw(shown, name="a")
 
 
 def test_weight_and_margin_are_shown(gpt2_tokenizer: PreTrainedTokenizerFast) -> None:

@@ -38,6 +38,7 @@ from tests.doctor.patients import (
     pasted,
     rows,
 )
+from tests.templates_on_the_spot import GEMMA, MISTRAL, QWEN3, R1, with_template
 
 Rows = list[dict[str, Any]]
 
@@ -219,6 +220,11 @@ def llama_chat(folder: str) -> Patient:
     return replace(patient, tokenizer=made)
 
 
+def templated(template: str) -> Callable[[Patient], Any]:
+    """The tokenizer with another template."""
+    return lambda patient: with_template(patient.tokenizer, template)
+
+
 def with_last_id(patient: Patient) -> Patient:
     """A tokenizer whose last token is written "~"."""
     made = copy.deepcopy(patient.tokenizer)
@@ -306,6 +312,17 @@ UNKNOWN_ROLE = {
     "chosen": [ANSWER],
     "rejected": [{**ANSWER, "content": "No."}],
 }
+THOUGHT = {"role": "assistant", "content": "<think>\nWell, well.\n</think>\n\nYes."}
+THOUGHTFUL = {"prompt": [USER, THOUGHT, USER], "chosen": [THOUGHT], "rejected": [ANSWER]}
+WITH_SYSTEM = {
+    "prompt": [{"role": "system", "content": "Be as brief as you can be."}, USER],
+    "chosen": [ANSWER],
+    "rejected": [{**ANSWER, "content": "No."}],
+}
+REPEATING = (
+    "{%- for m in messages %}{{- '<|im_start|>' + messages[0].content + m.content + '<|im_end|>' }}"
+    "{%- endfor %}"
+)
 ONE_TOKEN = {"prompt": "", "chosen": "<|im_end|>", "rejected": "a"}
 WITH_TEMPLATE = {"tokenizer": the_chat_tokenizer}
 NEW_ROWS = rows(lambda whole: [good_row()])
@@ -407,6 +424,13 @@ GALLERY = [
     Case("nothing but bad rows", "CP209", rows(lambda whole: [good_row(chosen="")]), NEW_ROWS),
     Case("a weight below nothing", "CP212", more(good_row(weight=-1.0)), less(1)),
     Case("a template that refuses", "CP213", more(UNKNOWN_ROLE), less(1), llama_chat),
+    Case(
+        "thoughts left out of an answer",
+        "CP226",
+        both(parts(tokenizer=templated(R1)), more({**THOUGHTFUL, "prompt": [USER]})),
+        less(1),
+        chatting,
+    ),
     Case("no prompt for one token", "CP214", more(ONE_TOKEN), less(1), chatting),
     Case("a column of another name", "CP201", rows(renamed), rows(named)),
     # data worth a word
@@ -439,6 +463,37 @@ GALLERY = [
         rows(lambda whole: whole[9:]),
     ),
     Case("answers over the budget", "CW208", options(max_length=12, truncation="prompt_start")),
+    Case(
+        "thoughts of earlier turns",
+        "CW216",
+        both(parts(tokenizer=templated(QWEN3)), more(THOUGHTFUL)),
+        None,
+        chatting,
+    ),
+    Case(
+        "a system turn left out",
+        "CW216",
+        both(parts(tokenizer=templated(MISTRAL)), more(WITH_SYSTEM)),
+        less(1),
+        chatting,
+    ),
+    Case(
+        "space taken away",
+        "CW217",
+        both(
+            parts(tokenizer=templated(GEMMA)),
+            more({**WITH_SYSTEM, "chosen": [{**ANSWER, "content": "Ho "}]}),
+        ),
+        less(1),
+        chatting,
+    ),
+    Case(
+        "a system turn in every turn",
+        "CW218",
+        both(parts(tokenizer=templated(REPEATING)), more(WITH_SYSTEM)),
+        less(1),
+        chatting,
+    ),
     Case(
         "a question cut away",
         "CW219",

@@ -51,6 +51,7 @@ def draw(tokens: RowTokens, *, name: str, width: int = 80, color: bool = False) 
         )
     if tokens.same:
         facts.append("cutting made the completions equal: the row teaches nothing")
+    facts += [f"the chat template {lost}" for lost in tokens.lost]
     if (tokens.weight, tokens.margin) != (1.0, 0.0):
         facts.append(f"weight {tokens.weight:g}, margin {tokens.margin:g}")
     lines = [f"row {tokens.row} of {name}", *(f"  {fact}" for fact in facts)]

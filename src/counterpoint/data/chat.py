@@ -123,6 +123,28 @@ def is_prefilled(prompt: Text) -> bool:
     return bool(prompt[-1]["role"] == "assistant" and not prompt[-1].get("tool_calls"))
 
 
+def conversations(row: PreferenceRow) -> tuple[list[Message], list[Message], list[Message]]:
+    """The messages of a row: those before its completions, chosen and rejected.
+
+    A turn that the prompt begins is part of both completions, whole.
+
+    Raises:
+        DataError: CP221, as for ``render``.
+    """
+    prompt, chosen, rejected = row.prompt, row.chosen, row.rejected
+    assert not isinstance(prompt, str)
+    assert not isinstance(chosen, str)
+    assert not isinstance(rejected, str)
+    if not is_prefilled(prompt):
+        return prompt, chosen, rejected
+    begun = prompt[-1]
+    good, bad = (
+        [_merged(begun, side[0], row.row, field), *side[1:]]
+        for field, side in (("chosen", chosen), ("rejected", rejected))
+    )
+    return prompt[:-1], good, bad
+
+
 @dataclass(frozen=True, slots=True)
 class _Opening:
     """A prompt that ends inside a turn.

@@ -12,6 +12,7 @@ from typing import Any
 
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.pair_digest import PairDigest
+from counterpoint.data.survival import from_column
 
 PARTS = ("prompt", "chosen", "rejected")
 
@@ -47,6 +48,9 @@ class PrepareCounts:
         absent_rows: kept rows in which a column of the set holds nothing, by column: weight is
             taken as 1 there, margin as 0, and prompt as the text with which both sides begin.
         spelled_rows: kept rows with a text that spells messages, which is trained as that text.
+        lost: kept rows of which the chat template drops, changes or repeats something, by what it
+            does in words.
+        shown: the first row of each, and how what it lost begins.
         lengths: how many kept rows have a part of a length, in tokens after cutting.
         digest: of the pairs that the kept rows became; None where they were not all seen, since
             a run that goes on leaves out what it has read of a stream.
@@ -67,6 +71,8 @@ class PrepareCounts:
     same_rows: int = 0
     absent_rows: Counter[str] = field(default_factory=Counter)
     spelled_rows: int = 0
+    lost: Counter[str] = field(default_factory=Counter)
+    shown: dict[str, str] = field(default_factory=dict)
     lengths: dict[str, Counter[int]] = field(
         default_factory=lambda: {part: Counter() for part in PARTS}
     )
@@ -102,11 +108,19 @@ class PrepareCounts:
         self.same_rows += record["same"]
         self.miss(record["absent"])
         self.spelled_rows += record["spelled"]
+        if record["lost"]:
+            self.lose(record["row"], record["lost"])
 
     def miss(self, absent: str, rows: int = 1) -> None:
         """Count kept rows that have nothing in these columns, named in ``encode.COLUMNS``' way."""
         for name in absent.split():
             self.absent_rows[name] += rows
+
+    def lose(self, row: int, lost: str) -> None:
+        """Count what a kept row lost in its chat template, from the column ``lost``."""
+        for loss in from_column(lost):
+            self.lost[loss.in_words] += 1
+            self.shown.setdefault(loss.in_words, f"row {row}: {loss.shown!r} ({loss.code})")
 
     def as_dict(self) -> dict[str, Any]:
         """The account as plain JSON types."""
@@ -125,6 +139,8 @@ class PrepareCounts:
             "same_rows": self.same_rows,
             "absent_rows": dict(sorted(self.absent_rows.items())),
             "spelled_rows": self.spelled_rows,
+            "lost": dict(sorted(self.lost.items())),
+            "shown": dict(sorted(self.shown.items())),
             "limits": dict(self.limits),
             "digest": None if self.digest is None else self.digest.hexdigest(),
             "lengths": {part: histogram(self.lengths[part]) for part in PARTS},
@@ -152,9 +168,10 @@ class PrepareCounts:
             "spelled_rows",
         ):
             setattr(self, name, state.get(name, 0))
-        for name in ("dropped", "cut_rows", "cut_tokens", "tokens", "absent_rows"):
+        for name in ("dropped", "cut_rows", "cut_tokens", "tokens", "absent_rows", "lost"):
             setattr(self, name, Counter(state.get(name)))
         self.examples = dict(state["examples"])
+        self.shown = dict(state.get("shown", {}))
         self.lengths = {
             part: Counter({int(n): rows for n, rows in state["lengths"][part].items()})
             for part in PARTS
@@ -197,6 +214,10 @@ class PrepareCounts:
                 f"  {self.spelled_rows:,} rows hold text that spells messages, and are trained on "
                 "that text: give lists of messages if they are meant (CW220)"
             )
+        lines += [
+            f"  in {rows:,} rows the chat template {what}, for example {self.shown[what]}"
+            for what, rows in sorted(self.lost.items())
+        ]
         if self.boundary_rows:
             lines.append(
                 f"  in {self.boundary_rows:,} rows {self.boundary_tokens:,} tokens at the "

@@ -14,7 +14,9 @@ import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
 
 from counterpoint.data.bounds import bounded_memory
 from counterpoint.data.cells import row_spells_messages
@@ -22,6 +24,7 @@ from counterpoint.data.chat import Rendered, render
 from counterpoint.data.formats import to_preference_row
 from counterpoint.data.frame import frame_of
 from counterpoint.data.options import Limits
+from counterpoint.data.survival import Loss, as_column, check_completions, losses
 from counterpoint.data.tokenize import PairTokenizer, Tokens
 from counterpoint.data.truncate import Truncation, truncate
 from counterpoint.errors import DataError
@@ -41,6 +44,7 @@ COLUMNS = (
     "same",
     "absent",
     "spelled",
+    "lost",
     "problem",
 )
 """The columns that ``encode_rows`` returns, one entry a row in each."""
@@ -70,8 +74,9 @@ def encode_rows(
     Returns:
         ``COLUMNS``: ids of the three parts, weight, margin and number of each row, tokens cut
         from each part, tokens that the boundary moved, whether cutting made the completions
-        equal, the columns in which the row has nothing, whether a text spells messages, and the
-        problem, an error's text or "".
+        equal, the columns in which the row has nothing, whether a text spells messages, what the
+        row lost in the chat template (``survival.as_column``), and the problem, an error's text
+        or "".
 
     Raises:
         DataError: CP208 where messages meet a tokenizer without a chat template, CP217 where the
@@ -79,15 +84,14 @@ def encode_rows(
         SetupError: CP502 where a package is missing that the template needs.
     """
     columns = {name: list(values) for name, values in batch.items()}
-    good: list[tuple[PreferenceRow, Rendered]] = []
+    good: list[_Read] = []
     records: list[dict[str, Any]] = []
     places: list[int] = []
     with bounded_memory():
         for place, row in enumerate(row + first_row for row in rows):
             raw = {name: values[place] for name, values in columns.items()}
             try:
-                read = to_preference_row(raw, row)
-                good.append((read, render(read, tokenizer.tokenizer)))
+                good.append(_read(raw, row, tokenizer.tokenizer))
             except DataError as error:
                 if error.code in NOT_OF_THE_ROW:
                     raise
@@ -102,15 +106,15 @@ def encode_rows(
                 records.append({})
                 places.append(place)
     with _collector_paused():
-        encoded = tokenizer([rendered for _, rendered in good])
+        encoded = tokenizer([read.rendered for read in good])
     with bounded_memory():
-        for place, (read, rendered), tokens in zip(places, good, encoded, strict=True):
+        for place, read, tokens in zip(places, good, encoded, strict=True):
             try:
-                records[place] = _record(read, rendered, tokens, limits, tokenizer)
+                records[place] = _record(read, tokens, limits, tokenizer)
             except DataError as error:
                 if error.code in NOT_OF_THE_ROW:
                     raise
-                records[place] = _problem(read.row, error)
+                records[place] = _problem(read.row.row, error)
     return {name: [record[name] for record in records] for name in COLUMNS}
 
 
@@ -133,19 +137,42 @@ def _problem(row: int, error: DataError) -> dict[str, Any]:
     empty: dict[str, Any] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
     cuts = {"cut_prompt": 0, "cut_chosen": 0, "cut_rejected": 0, "boundary": 0, "same": False}
     numbers = {"weight": 0.0, "margin": 0.0, "row": row}
-    return {**empty, **numbers, **cuts, "absent": "", "spelled": False, "problem": str(error)}
+    return {
+        **empty,
+        **numbers,
+        **cuts,
+        "absent": "",
+        "spelled": False,
+        "lost": "",
+        "problem": str(error),
+    }
+
+
+class _Read(NamedTuple):
+    row: PreferenceRow
+    rendered: Rendered
+    lost: list[Loss]
+
+
+def _read(raw: Mapping[str, Any], number: int, tokenizer: PreTrainedTokenizerBase) -> _Read:
+    row = to_preference_row(raw, number)
+    rendered = render(row, tokenizer)
+    lost = losses(row, rendered)
+    check_completions(row, lost, tokenizer)
+    return _Read(row, rendered, lost)
 
 
 def _record(
-    row: PreferenceRow, rendered: Rendered, tokens: Tokens, limits: Limits, tokenizer: PairTokenizer
+    read: _Read, tokens: Tokens, limits: Limits, tokenizer: PairTokenizer
 ) -> dict[str, Any]:
+    row = read.row
     if tokens.chosen == tokens.rejected:
         raise DataError(
             "CP205",
             f"row {row.row}: the tokenizer makes the same {len(tokens.chosen)} tokens of chosen "
             "and rejected, so there is nothing to prefer. Remove the row.",
         )
-    pair = _cut(row, rendered, tokens, limits, tokenizer)
+    pair = _cut(read, tokens, limits, tokenizer)
     if not pair.fits:
         raise _too_long(row.row, tokens, limits)
     if not pair.prompt and min(len(pair.chosen), len(pair.rejected)) < 2:
@@ -168,13 +195,12 @@ def _record(
         "same": pair.chosen == pair.rejected,
         "absent": " ".join(row.absent),
         "spelled": row_spells_messages(row),
+        "lost": as_column(read.lost),
         "problem": "",
     }
 
 
-def _cut(
-    row: PreferenceRow, rendered: Rendered, tokens: Tokens, limits: Limits, tokenizer: PairTokenizer
-) -> Truncation:
+def _cut(read: _Read, tokens: Tokens, limits: Limits, tokenizer: PairTokenizer) -> Truncation:
     """The pair within the limits; of a prompt that must be cut, what frames it is looked up."""
     cut = partial(
         truncate,
@@ -189,7 +215,7 @@ def _cut(
     pair = cut()
     if not pair.cut_prompt:
         return pair
-    return cut(frame=frame_of(row, rendered.prompt, tokens.prompt, tokenizer.tokenizer))
+    return cut(frame=frame_of(read.row, read.rendered.prompt, tokens.prompt, tokenizer.tokenizer))
 
 
 def _too_long(row: int, tokens: Tokens, limits: Limits) -> DataError:

@@ -9,6 +9,7 @@ Not here: batches (``batching``), files and hub ids (``sources``).
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ from counterpoint.errors import DataError
 from counterpoint.phases import Phase, phase
 from counterpoint.records import TokenPair
 
+logger = logging.getLogger(__name__)
+
 PAIR_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "weight", "margin", "row")
 """The columns of a prepared data set that are trained on."""
 
@@ -50,6 +53,7 @@ FEATURES = Features(
         "same": Value("bool"),
         "absent": Value("string"),
         "spelled": Value("bool"),
+        "lost": Value("string"),
         "problem": Value("string"),
     }
 )
@@ -161,12 +165,14 @@ def iter_pairs(
     first_pass = prepared.counts.rows == after
     counts = prepared.counts if first_pass else PrepareCounts.under(prepared.options, name)
     prepared.progress.rows = after
-    kept = 0
+    kept, told = 0, set(counts.lost)
     for record in rows:
         prepared.progress.rows += 1
         problem = record["problem"]
         if not problem:
             counts.keep(record)
+            if first_pass and record["lost"]:
+                _tell(counts, told)
             kept += 1
             yield to_pair(record)
         elif prepared.options.invalid_rows == "raise" and not _is_policy(problem, prepared.options):
@@ -175,6 +181,13 @@ def iter_pairs(
             counts.drop(problem)
     if kept == 0 and not after:
         raise _empty(name, counts)
+
+
+def _tell(counts: PrepareCounts, told: set[str]) -> None:
+    """Say what a stream's rows lose in the chat template, each thing when it is first seen."""
+    for what in counts.lost.keys() - told:
+        logger.warning("%s: the chat template %s, %s", counts.name, what, counts.shown[what])
+        told.add(what)
 
 
 def _rows_after(prepared: Prepared, after: int) -> Iterable[Mapping[str, Any]]:
@@ -372,6 +385,9 @@ def _account(encoded: Dataset, options: PrepareOptions, name: str) -> Prepared:
     counts.spelled_rows = pc.sum(used.column("spelled")).as_py()
     for each in pc.value_counts(used.column("absent")).to_pylist():
         counts.miss(each["values"], each["counts"])
+    lossy = used.filter(pc.not_equal(used.column("lost"), ""))
+    for row, lost in zip(lossy["row"].to_pylist(), lossy["lost"].to_pylist(), strict=True):
+        counts.lose(row, lost)
     pairs = _with_trl_s_prompt(encoded.select_columns(list(PAIR_COLUMNS)))
     return Prepared(pairs if len(kept) == len(problems) else pairs.select(kept), counts, options)
 

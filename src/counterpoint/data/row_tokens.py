@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from counterpoint.data.encode import encode_rows
 from counterpoint.data.options import Limits
 from counterpoint.data.prepare import to_pair
+from counterpoint.data.survival import from_column
 from counterpoint.data.tokenize import PairTokenizer
 from counterpoint.errors import DataError
 from counterpoint.records import TokenPair
@@ -67,6 +68,7 @@ class RowTokens:
         rejected: the tokens of the other completion.
         boundary: tokens of the prompt's own encoding that the boundary left to the completions.
         same: whether cutting made the completions equal, so that the row teaches nothing.
+        lost: what the chat template drops, changes or repeats of the row, in words.
         weight: factor of the pair in the loss.
         margin: extra margin, in nats of scaled reward.
     """
@@ -77,6 +79,7 @@ class RowTokens:
     rejected: tuple[Piece, ...]
     boundary: int = 0
     same: bool = False
+    lost: tuple[str, ...] = ()
     weight: float = 1.0
     margin: float = 0.0
 
@@ -109,6 +112,7 @@ def tokens_of_row(
         whole=to_pair(_encoded(raw, row, tokenizer, unlimited)),
         boundary=record["boundary"],
         same=record["same"],
+        lost=tuple(f"{e.in_words}: {e.shown!r}" for e in from_column(record["lost"])),
     )
 
 
@@ -119,6 +123,7 @@ def tokens_of_pair(
     whole: TokenPair | None = None,
     boundary: int = 0,
     same: bool = False,
+    lost: tuple[str, ...] = (),
 ) -> RowTokens:
     """Name the tokens of a pair.
 
@@ -128,14 +133,15 @@ def tokens_of_pair(
         whole: the pair before anything was cut; None: nothing was.
         boundary: as in ``RowTokens``.
         same: as in ``RowTokens``.
+        lost: as in ``RowTokens``.
     """
     whole = whole or pair
     named = _Namer(tokenizer)
-    lost = len(whole.prompt) - len(pair.prompt)
+    fewer = len(whole.prompt) - len(pair.prompt)
     # tokens were cut from one place: up to there the two are alike
     both = zip(pair.prompt, whole.prompt, strict=False)
     first = sum(1 for _ in takewhile(lambda two: two[0] == two[1], both))
-    cut = range(first, first + lost)
+    cut = range(first, first + fewer)
     prompt = [
         Piece(*named[number], text, number in named.special, loss=False, cut=place in cut)
         for place, (number, text) in enumerate(named.texts(whole.prompt, ()))
@@ -162,6 +168,7 @@ def tokens_of_pair(
         rejected=completion(whole.rejected, len(pair.rejected)),
         boundary=boundary,
         same=same,
+        lost=lost,
         weight=pair.weight,
         margin=pair.margin,
     )

@@ -110,6 +110,10 @@ _ERRORS: dict[str, tuple[str, str]] = {
         "numpy writes no commas between messages, so that nobody can tell where one ends.",
         "Write JSON lines, or turn arrays into lists with .tolist() before writing CSV.",
     ),
+    "CP226": (
+        "Another answer than the row's would be trained: a model that thinks learns not to.",
+        "Use a template or an argument of it that keeps it, or take it out of the rows.",
+    ),
     "CP301": ("There is nothing to train.", "Correct the name, or complete the folder."),
     "CP302": (
         "Without it no completion learns to end, and generation never stops.",
@@ -337,6 +341,23 @@ _DATA: dict[str, tuple[str, str, str]] = {
         "rows of weight 0",
         "They are read and count as rows, and teach nothing.",
         "Remove them, or the column.",
+    ),
+    "CW216": (
+        "a chat template that leaves out what rows say",
+        "The model answers without it. Thoughts of earlier turns are left out by many templates, "
+        "and then where the model is used too; a system turn, tools or what was asked are not.",
+        "Nothing, if the model is used so; else another template, or its argument that keeps it.",
+    ),
+    "CW217": (
+        "a chat template that changes what rows say",
+        "What is trained is not what the rows hold. White space at the ends of turns is the usual "
+        "case, and harmless unless it is to be learned.",
+        "Take the white space out of the rows, or use a template that leaves texts as they are.",
+    ),
+    "CW218": (
+        "a chat template that repeats what rows say once",
+        "The model reads it twice where it is trained, and perhaps not where it is used.",
+        "Use a template that writes it once.",
     ),
     "CW219": (
         "prompts of which more than a third is cut",

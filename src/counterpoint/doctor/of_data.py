@@ -35,6 +35,9 @@ RATES: Mapping[str, float] = MappingProxyType(
         "CW213": 0.01,
         "CW214": 0.0,
         "CW215": 0.0,
+        "CW216": 0.0,
+        "CW217": 0.01,
+        "CW218": 0.01,
         "CW219": 0.01,
         "CW220": 0.05,
         "CW305": 0.0,
@@ -44,7 +47,7 @@ RATES: Mapping[str, float] = MappingProxyType(
 )
 """Code -> share of rows from which it is worth a warning; at 0 a single row is."""
 
-OF_TOKENS = ("CW208", "CW209", "CW210", "CW219")
+OF_TOKENS = ("CW208", "CW209", "CW210", "CW216", "CW217", "CW218", "CW219")
 """Codes whose rates are of the rows that fit as tokens, not of all whose texts were read."""
 
 BIAS, SIGMAS = 0.1, 3.0
@@ -61,6 +64,10 @@ _WITHOUT_LEAKED = (
 )
 
 _DROP = "invalid_rows: drop"
+
+_KEEPING = (
+    'lambda row: {"chat_template_kwargs": {**(row.get("chat_template_kwargs") or {}), **keep}}'
+)
 
 _FIXES: Mapping[str, str] = MappingProxyType(
     {
@@ -107,7 +114,7 @@ def of_data(found: Survey, args: CPOConfig) -> Iterator[Finding]:
     for code, (seen, total) in often.items():
         yield find(
             code,
-            f"{found.name}: {_rate(seen.count, total)}.",
+            f"{found.name}: {_rate(seen.count, total)}{_kinds(code, found)}.",
             rows=seen.rows,
             fix=_fix(code, found, args),
         )
@@ -179,6 +186,7 @@ def _counted(found: Survey) -> tuple[dict[str, tuple[Sightings, int]], dict[str,
     if found.tokens is not None:
         sightings["CW208"], sightings["CW209"] = found.tokens.cut, found.tokens.same
         sightings["CW210"], sightings["CW219"] = found.tokens.moved, found.tokens.little
+        sightings.update({code: lost.seen for code, lost in found.tokens.lost.items()})
     often: dict[str, tuple[Sightings, int]] = {}
     rare: dict[str, int] = {}
     for code, seen in sorted(sightings.items()):
@@ -190,6 +198,15 @@ def _counted(found: Survey) -> tuple[dict[str, tuple[Sightings, int]], dict[str,
     return often, rare
 
 
+def _kinds(code: str, found: Survey) -> str:
+    """Of what a chat template does: to what, in how many rows, and how that is in the first."""
+    lost = None if found.tokens is None else found.tokens.lost.get(code)
+    if lost is None:
+        return ""
+    kinds = ", ".join(f"{what} in {rows:,}" for what, rows in lost.kinds.most_common())
+    return f". The template {kinds}; {lost.seen.example}"
+
+
 def _fix(code: str, found: Survey, args: CPOConfig) -> str:
     if code in ("CW208", "CW209", "CW219") and found.tokens is not None:
         longest = found.tokens.prompt + np.maximum(found.tokens.chosen, found.tokens.rejected)
@@ -198,6 +215,10 @@ def _fix(code: str, found: Survey, args: CPOConfig) -> str:
         if args.max_completion_length is not None:
             lines.append("max_completion_length: null")
         return "\n".join(lines)
+    lost = None if found.tokens is None else found.tokens.lost.get(code)
+    if lost is not None and lost.switch:
+        rows = "eval_dataset" if found.name == "eval" else "train_dataset"
+        return f"keep = {lost.switch}\n{rows} = {rows}.map({_KEEPING})"
     return _FIXES.get(code, "")
 
 

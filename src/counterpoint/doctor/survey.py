@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +33,7 @@ from counterpoint.data.counts import PARTS, little_is_left
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.prepare import encode_every_row
 from counterpoint.data.sources import dataset_from_rows
+from counterpoint.data.survival import Loss, from_column, switch_for
 from counterpoint.data.undecoded import undecoded
 from counterpoint.doctor.consistency import Consistency, Keys, consistency
 from counterpoint.doctor.findings import MOST_ROWS
@@ -83,6 +84,21 @@ class Sightings:
 
 
 @dataclass(slots=True)
+class Lost:
+    """What the chat template drops, changes or repeats of some rows.
+
+    Args:
+        seen: the rows, and what the first of them lost.
+        kinds: how many rows lose what, in words.
+        switch: an argument of the template with which the first row loses none of it.
+    """
+
+    seen: Sightings = field(default_factory=Sightings)
+    kinds: Counter[str] = field(default_factory=Counter)
+    switch: dict[str, Any] | None = None
+
+
+@dataclass(slots=True)
 class TokenFacts:
     """What tokenizing showed of the usable rows, in the order of the rows.
 
@@ -94,6 +110,7 @@ class TokenFacts:
         little: rows of whose prompt more than a third is cut.
         same: rows whose completions are equal after cutting.
         moved: rows in which tokens of the prompt's end went to the completions.
+        lost: what rows lose in the chat template, by the code of the warning.
         highest: the highest token id, and the first row that has it; -1 without rows.
         pairs: a few pairs, shorter than most.
     """
@@ -105,6 +122,7 @@ class TokenFacts:
     little: Sightings
     same: Sightings
     moved: Sightings
+    lost: dict[str, Lost]
     highest: tuple[int, int]
     pairs: list[TokenIds]
 
@@ -335,9 +353,26 @@ def _count_tokens(
         little=_where(little_is_left(lengths["prompt"] - cuts["prompt"], cuts["prompt"]), numbers),
         same=_where(usable.column("same").to_numpy(), numbers),
         moved=_where(usable.column("boundary").to_numpy() > 0, numbers),
+        lost=_lost(usable, table, tokenizer),
         highest=_highest(usable, numbers),
         pairs=_shortest(usable, sum(lengths.values())),
     )
+
+
+def _lost(usable: pa.Table, raw: Dataset, tokenizer: PreTrainedTokenizerBase) -> dict[str, Lost]:
+    lossy = usable.filter(pc.not_equal(usable.column("lost"), ""))
+    found: dict[str, Lost] = {}
+    for number, text in zip(lossy["row"].to_pylist(), lossy["lost"].to_pylist(), strict=True):
+        of_row: dict[str, list[Loss]] = {}
+        for loss in from_column(text):
+            of_row.setdefault(loss.code, []).append(loss)
+        for code, losses in of_row.items():
+            if code not in found:
+                row = formats.to_preference_row(raw.with_format(None)[number], number)
+                found[code] = Lost(switch=switch_for(row, losses, tokenizer))
+            found[code].seen.add(number, f"row {number}: {losses[0].shown!r}")
+            found[code].kinds.update(loss.in_words for loss in losses)
+    return found
 
 
 def _lengths(table: pa.Table, column: str) -> Lengths:

@@ -34,6 +34,7 @@ def audit(data: Mapping[str, Account]) -> Markup:
         ["limits", *(_limits(data[name].get("limits")) for name in sets)],
         ["equal after cutting", *(_whole(data[name].get("same_rows")) for name in sets)],
         ["nothing in column", *(_absent(data[name]) for name in sets)],
+        ["the chat template", *(_lost(data[name]) for name in sets)],
         ["digest", *(_digest(data[name].get("digest")) for name in sets)],
     ]
     told = [row for row in rows if any(cell not in (None, "–") for cell in row[1:])]
@@ -117,6 +118,23 @@ def _absent(account: Account) -> str | None:
     absent = (account.get("absent_rows") or {}).items()
     told = [f"{name} {rows:,}" for name, rows in absent if rows < account.get("kept", 0)]
     return ", ".join(told) or None
+
+
+def _lost(account: Account) -> Content:
+    """What the chat template does to rows, each with the first of them."""
+    lost: Mapping[str, int] = account.get("lost") or {}
+    shown: Mapping[str, str] = account.get("shown") or {}
+    if not lost:
+        return None
+    return [
+        element(
+            "div",
+            f"{what} in {rows:,} rows",
+            element("br"),
+            element("small", shown[what]) if what in shown else None,
+        )
+        for what, rows in lost.items()
+    ]
 
 
 def _limits(limits: Mapping[str, Any] | None) -> str | None:
