@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from counterpoint.data.counts import CLASSES, histogram
+from counterpoint.data.counts import CLASSES, PrepareCounts, histogram
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.pair_digest import PairDigest, pairs_digest
 from counterpoint.data.prepare import Prepared, iter_pairs, prepare
@@ -103,7 +103,7 @@ def test_an_account_that_goes_on_ends_like_an_unbroken_one_without_a_digest(
     whole = streamed(ready, [*ROWS, bad], **options).counts
     begun = streamed(ready, ROWS[:9], **options).counts
     rest = streamed(ready, [*ROWS[9:], bad], **options)
-    counts = rest.options.counts("the data set")
+    counts = PrepareCounts.under(rest.options, "the data set")
     counts.load_state(json.loads(json.dumps(begun.state())))
     for record in rest.pairs:
         if record["problem"]:
