@@ -53,6 +53,22 @@ OF_CONSTRAINT: Mapping[str, bool | None] = MappingProxyType({"value": False, "vi
 """The same of ``constraints/NAME/``."""
 
 
+WORDS: Mapping[str, str] = MappingProxyType(
+    {
+        "loss": "loss",
+        "rewards/accuracies": "accuracy",
+        "rewards/margins": "margin",
+        "logps/chosen": "log-probability of chosen",
+    }
+)
+"""The word for a metric wherever people read it: display, tables, report, docs."""
+
+SHORT: Mapping[str, str] = MappingProxyType(
+    {"log-probability of chosen": "chosen", "multiplier": "mult"}
+)
+"""What takes the place of a word in a line of 80 columns that has no room for it."""
+
+
 def more_is_better(metric: str) -> bool | None:
     """Whether more of a metric is better; None where that is not known.
 

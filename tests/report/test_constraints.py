@@ -90,7 +90,7 @@ def test_constraints_do_not_push_other_metrics_off_the_page() -> None:
 def test_value_violation_and_multiplier_have_a_chart_each_and_none_among_the_others(run) -> None:
     series = read_series(run.metrics)
     titles = [chart.title for chart in constraint_charts(run.facts, series)]
-    assert titles == ["bc: value and bound", "bc: violation", "bc: multiplier λ"]
+    assert titles == ["bc: value and bound", "bc: violation", "bc: multiplier"]
     labels = [each.label for each in constraint_charts(run.facts, series)[0].lines]
     assert labels == ["value", "bound", "value, evaluation"]
     for chart in constraint_charts(run.facts, series):
@@ -101,7 +101,7 @@ def test_value_violation_and_multiplier_have_a_chart_each_and_none_among_the_oth
 def test_the_report_has_a_section_of_them_only_where_there_are_any(run, tmp_path: Path) -> None:
     page = report(run)
     assert 'id="constraints"' in page
-    assert "nu_pi, rate 50, from λ 1" in page
+    assert "nu_pi, rate 50, multiplier from 1" in page
     RunLog(tmp_path / "plain", writes=True).describe(facts())
     assert 'id="constraints"' not in report(read_run(tmp_path / "plain"))
 

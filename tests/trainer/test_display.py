@@ -264,8 +264,8 @@ def test_the_panel_has_a_line_for_each_constraint_that_was_measured() -> None:
     view = replace(VIEW, numbers=NUMBERS | HELD)
     lines = panel(view, 79, 1240.0)
     assert [line.plain for line in lines[2:]] == [
-        "bc 1.812 > 1.800, λ 0.651",
-        "length of answers 120.00 ≤ 150.00, λ 0",
+        "bc 1.812 > 1.800, multiplier 0.651",
+        "length of answers 120.00 ≤ 150.00, multiplier 0",
     ]
     assert [str(line.style) for line in lines[2:]] == ["yellow", ""]
     assert all(line.plain.isascii() for line in panel(view, 60, 1240.0, ascii_only=True))

@@ -12,6 +12,7 @@ from typing import Any
 
 from counterpoint.cli.manners import shown
 from counterpoint.errors import CounterpointError
+from counterpoint.metric_names import WORDS
 from counterpoint.phases import clock
 from counterpoint.report.charts import number
 from counterpoint.report.progress import progress_of
@@ -19,7 +20,7 @@ from counterpoint.report.story import last_sign, state_of
 from counterpoint.runlog import METRICS, RUN_FILE, Run, read_run
 from counterpoint.wrap import columns, cut, padded
 
-HEAD = ("run", "step", "loss", "accuracy", "left", "state")
+HEAD = ("run", "step", WORDS["loss"], WORDS["rewards/accuracies"], "left", "state")
 UNREADABLE = "unreadable"
 LEAST = 12
 """Columns of a name, at least."""
@@ -70,8 +71,10 @@ def numbers_of(run: Run) -> Mapping[str, str]:
     """Loss and accuracy of the last training line, as words; what is not known is left out."""
     line: Mapping[str, Any] = next((one for one in reversed(run.metrics) if "loss" in one), {})
     share = line.get("rewards/accuracies")
-    told = {} if "loss" not in line else {"loss": number(float(line["loss"]))}
-    return told if share is None else {**told, "accuracy": f"{float(share):.0%}"}
+    told = {} if "loss" not in line else {WORDS["loss"]: number(float(line["loss"]))}
+    if share is not None:
+        told[WORDS["rewards/accuracies"]] = f"{float(share):.0%}"
+    return told
 
 
 def _row(folder: Path, now: float | None) -> Row:

@@ -48,7 +48,7 @@ def constraint_charts(facts: Mapping[str, Any], series: SeriesTable) -> tuple[Li
             ),
             LineChart(
                 f"multiplier-{place}",
-                f"{name}: multiplier λ",
+                f"{name}: multiplier",
                 "loss per unit of value",
                 _lines(series, name, {"multiplier": ""}, place),
                 note="What the bound costs: 0 where it holds by itself.",
@@ -92,7 +92,16 @@ def account(facts: Mapping[str, Any], series: SeriesTable) -> Content:
         series: of its metrics.
     """
     asked = _asked(facts)
-    titles = ("", "bound", "last quarter", "held out", "λ", "steps that held", "at the cap", "rule")
+    titles = (
+        "",
+        "bound",
+        "last quarter",
+        "held out",
+        "multiplier",
+        "steps that held",
+        "at the cap",
+        "rule",
+    )
     rows = [_row(one, series) for one in asked]
     return [
         element("ul", [element("li", in_words(one, series)) for one in asked]),
@@ -139,7 +148,9 @@ def _bound(one: Fact, bound: float) -> str:
 
 def _row(one: Fact, series: SeriesTable) -> list[str]:
     name = one["name"]
-    rule = f"{one.get('update')}, rate {one.get('rate', 0):g}, from λ {one.get('start', 0):g}"
+    rule = (
+        f"{one.get('update')}, rate {one.get('rate', 0):g}, multiplier from {one.get('start', 0):g}"
+    )
     capped = _share(_late(series, name, "at_cap"))
     bound = "—" if one.get("bound") is None else _bound(one, one["bound"])
     held_out = ", ".join(f"{where} {number(x)}" for where, x in _held_out(series, name).items())

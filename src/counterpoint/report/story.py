@@ -239,7 +239,7 @@ _FIGURES = (
     ("loss", "Loss"),
     ("rewards/accuracies", "Preference accuracy"),
     ("rewards/margins", "Reward margin"),
-    ("logps/chosen", "Log-prob of the chosen"),
+    ("logps/chosen", "Log-probability of chosen"),
 )
 
 

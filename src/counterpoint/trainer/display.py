@@ -27,6 +27,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import CallbackHandler
 from transformers.utils import logging as transformers_logging
 
+from counterpoint.metric_names import SHORT, WORDS
 from counterpoint.phases import Outlet, Phase, clock, columns, displace, phase, place
 from counterpoint.runlog import Alarm, constraint_metrics, logger
 from counterpoint.visible import visible
@@ -345,13 +346,13 @@ def _bar(view: View, width: int, now: float, beside: list[str], ascii_only: bool
 
 def _parts(numbers: Mapping[str, float]) -> list[str]:
     """The numbers of a training line as people read them, the most telling first."""
-    words = {
-        "loss": ("loss", _number),
-        "rewards/accuracies": ("accuracy", lambda x: f"{x:.0%}"),
-        "rewards/margins": ("margin", _number),
-        "logps/chosen": ("chosen", _number),
-    }
-    return [f"{word} {show(numbers[k])}" for k, (word, show) in words.items() if k in numbers]
+    shares = ("rewards/accuracies",)
+    told = [
+        (SHORT.get(word, word), numbers[name], name in shares)
+        for name, word in WORDS.items()
+        if name in numbers
+    ]
+    return [f"{word} {x:.0%}" if share else f"{word} {_number(x)}" for word, x, share in told]
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,11 +394,10 @@ def constraints_of(numbers: Mapping[str, float]) -> list[Held]:
 def _held(one: Held, ascii_only: bool, short: bool = False) -> str:
     """A constraint as people read it: its value, whether it is above the bound, the multiplier."""
     sign = (">" if one.violated else "<=") if ascii_only else (">" if one.violated else "≤")
-    multiplier = ("mult" if ascii_only else "λ") + f" {one.multiplier:.3g}"
     value, bound = _number(one.value), _number(one.bound)
     if short:
-        return f"{one.name} {value}{sign}{bound} {multiplier}"
-    return f"{one.name} {value} {sign} {bound}, {multiplier}"
+        return f"{one.name} {value}{sign}{bound} {SHORT['multiplier']} {one.multiplier:.3g}"
+    return f"{one.name} {value} {sign} {bound}, multiplier {one.multiplier:.3g}"
 
 
 def _speeds(numbers: Mapping[str, float]) -> list[str]:
