@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from counterpoint.data.formats import COLUMNS, to_preference_row
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.prepare import iter_pairs, prepare
+from counterpoint.data.scored import pairs_from_scored
 from counterpoint.data.sources import dataset_from_rows, load
 from counterpoint.doctor.survey import survey
 
@@ -209,3 +210,32 @@ def test_csv_files_with_and_without_a_weight_train_together(
             writer.writerows(rows)
     data = load([tmp_path / "a.csv", tmp_path / "b.csv"])
     assert [pair.weight for pair in iter_pairs(prepare(data, chatml_tokenizer))] == [2.0, 1.0]
+
+
+# Scored candidates
+
+SCORED = {
+    "objects": [
+        {"prompt": "a", "candidates": [{"text": "1", "score": 1.0}, {"text": "0", "score": 0.0}]}
+    ],
+    "lists": [{"prompt": "b", "responses": ["1", "0"], "score": [1.0, 0.0]}],
+    "a table": [{"prompt": "c", "text": t, "score": s} for t, s in (("1", 1.0), ("0", 0.0))],
+    "a table of another name": [
+        {"prompt": "d", "response": t, "score": s} for t, s in (("1", 1.0), ("0", 0.0))
+    ],
+}
+
+
+@pytest.mark.parametrize("order", [list, reversed], ids=["in order", "reversed"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_of_scored_candidates_make_the_pairs_of_each_alone(
+    tmp_path: Path, streaming: bool, order: Any
+) -> None:
+    each, paths = [], []
+    for name, rows in order(list(SCORED.items())):
+        each += pairs_from_scored(rows).pairs
+        paths.append(tmp_path / f"{name}.jsonl")
+        paths[-1].write_text(lines(rows))
+    made = pairs_from_scored(load(paths, streaming=streaming))
+    assert sorted(made.pairs, key=str) == sorted(each, key=str)
+    assert len(each) == 4

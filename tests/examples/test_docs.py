@@ -28,7 +28,9 @@ DATA, OBJECTIVES, FROM_TRL = (
 
 
 def blocks(page: str, kind: str) -> list[str]:
-    return re.findall(rf"^```{kind}\n(.*?)\n```$", page, re.MULTILINE | re.DOTALL)
+    # of every kind, or the end of one block would be taken for the beginning of another
+    every = re.findall(r"^```([^\n]*)\n(.*?)\n```$", page, re.MULTILINE | re.DOTALL)
+    return [text for name, text in every if name == kind]
 
 
 ROWS = [line for block in blocks(DATA, "json") for line in block.splitlines()]

@@ -9,7 +9,6 @@ Not here: which candidates become pairs (``scored``), files (``sources``).
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -67,7 +66,7 @@ class ScoredPrompt:
 def read_prompts(
     rows: Iterable[Mapping[str, Any]], rules: PairRules, drop: Callable[[DataError], None]
 ) -> Iterator[ScoredPrompt]:
-    """Read rows of any of the three shapes; the first row decides which it is.
+    """Read rows of any of the three shapes; each row says by its cells which it is.
 
     Args:
         rows: raw rows, numbered from 0 in every error.
@@ -75,20 +74,19 @@ def read_prompts(
         drop: told of every row or candidate that cannot be used; it may raise.
 
     Yields:
-        Prompts in the order in which they first appear. Of a flat table none before the last
-        row is read.
+        Prompts in the order in which they first appear; those of flat rows after all others,
+        for the last row may be one of theirs.
     """
     read_rows = ((row, _try(drop, _plain, raw, row)) for row, raw in enumerate(rows))
-    rest = ((row, raw) for row, raw in read_rows if raw is not None)
-    first = next(rest, None)
-    if first is None:
-        return
-    numbered = itertools.chain([first], rest)
-    column = rules.candidates or (None if rules.group else _list_column(first[1]))
-    if column is None:
-        yield from _read_table(numbered, rules, drop)
-        return
-    for row, raw in numbered:
+    table, column = _Table(rules), rules.candidates
+    for row, raw in read_rows:
+        if raw is None:
+            continue
+        if rules.candidates is None and rules.group is None:
+            column = _list_column(raw, rules, column)
+        if column is None:
+            _try(drop, table.add, row, raw)
+            continue
         parts = _try(drop, _parts, raw, row, column, rules)
         if parts is None:
             continue
@@ -98,6 +96,7 @@ def read_prompts(
             for n, one in enumerate(listed)
         )
         yield ScoredPrompt(prompt, tuple(one for one in read if one is not None), kept)
+    yield from table.prompts()
 
 
 def _plain(raw: Mapping[str, Any], row: int) -> Mapping[str, Any]:
@@ -109,10 +108,22 @@ def _plain(raw: Mapping[str, Any], row: int) -> Mapping[str, Any]:
     return made
 
 
-def _list_column(raw: Mapping[str, Any]) -> str | None:
+def _list_column(raw: Mapping[str, Any], rules: PairRules, before: str | None) -> str | None:
+    """The column of a row's candidates; None for a row that is one itself.
+
+    A row that does not say is taken for one like the row before it.
+    """
+    filled = [name for name in LISTS if isinstance(raw.get(name), list | Mapping)]
+    if filled or _text_field(raw, rules) is not None:
+        return next(iter(filled), None)
     # null is a list that is missing; text or a number is another column of that name
-    listed = (list, tuple, Mapping, type(None))
-    return next((name for name in LISTS if name in raw and isinstance(raw[name], listed)), None)
+    return next((name for name in LISTS if name in raw and raw[name] is None), before)
+
+
+def _text_field(fields: Mapping[str, Any], rules: PairRules) -> str | None:
+    """The field of a candidate's text; None where nothing holds one."""
+    names = TEXTS if rules.text is None else (rules.text,)
+    return next((name for name in names if fields.get(name) is not None), None)
 
 
 def _try(
@@ -168,18 +179,23 @@ def _beside(
 # A flat table
 
 
-def _read_table(
-    numbered: Iterable[tuple[int, Mapping[str, Any]]],
-    rules: PairRules,
-    drop: Callable[[DataError], None],
-) -> Iterator[ScoredPrompt]:
-    groups: dict[str, tuple[Text, Mapping[str, Any], list[Candidate]]] = {}
+class _Table:
+    """Rows that are candidates themselves, by prompt or by group.
 
-    def add(row: int, raw: Mapping[str, Any]) -> None:
+    Args:
+        rules: names of columns.
+    """
+
+    def __init__(self, rules: PairRules) -> None:
+        self.rules = rules
+        self._groups: dict[str, tuple[Text, Mapping[str, Any], list[Candidate]]] = {}
+
+    def add(self, row: int, raw: Mapping[str, Any]) -> None:
+        rules = self.rules
         prompt = _prompt(raw, row, rules)
         candidate, kept = _candidate(raw, row, "", rules), _kept(raw, row, rules)
         key = json.dumps(prompt if rules.group is None else _cell(raw, row, rules.group, "group"))
-        of_group, _, candidates = groups.setdefault(key, (prompt, kept, []))
+        of_group, _, candidates = self._groups.setdefault(key, (prompt, kept, []))
         if of_group != prompt:
             fail(
                 "CP206",
@@ -190,10 +206,9 @@ def _read_table(
             )
         candidates.append(candidate)
 
-    for row, raw in numbered:
-        _try(drop, add, row, raw)
-    for prompt, kept, candidates in groups.values():
-        yield ScoredPrompt(prompt, tuple(candidates), kept)
+    def prompts(self) -> Iterator[ScoredPrompt]:
+        for prompt, kept, candidates in self._groups.values():
+            yield ScoredPrompt(prompt, tuple(candidates), kept)
 
 
 # Cells
@@ -206,7 +221,8 @@ def _candidate(fields: Any, row: int, place: str, rules: PairRules) -> Candidate
     if not isinstance(fields, Mapping):
         kind = type(fields).__name__
         fail("CP202", row, place, f"is of type {kind}; expected an object with text and score.")
-    name = rules.text or next((name for name in TEXTS if name in fields), None)
+    named = rules.text or next((name for name in TEXTS if name in fields), None)
+    name = _text_field(fields, rules) or named
     if name is None or name not in fields:
         _missing(fields, row, path(name or TEXTS[0]), "text")
     text = _text(fields[name], row, path(name))

@@ -62,9 +62,7 @@ LIKELY_PROMPTS = ("question", "query", "source", "input", "context", "user", "sr
 NUMBERS = ("weight", "margin")
 """Columns of numbers, where NaN is no absence."""
 
-COLUMNS_READ = tuple(dict.fromkeys((*COLUMNS, *LIKELY_PROMPTS)))
-
-READ = frozenset(COLUMNS_READ)
+READ = frozenset({*COLUMNS, *LIKELY_PROMPTS})
 """Every column that this module looks at; no other can change what becomes of a row."""
 
 SHAPES = (
@@ -138,11 +136,11 @@ def _to_preference_row(given: Mapping[str, Any], row: int) -> PreferenceRow:
 
 def _filled(given: Mapping[str, Any]) -> dict[str, Any]:
     """The cells that can have a meaning and hold something, as Python's own values."""
-    cells = {name: plain(given[name]) for name in COLUMNS_READ if name in given}
+    cells = {name: plain(cell) for name, cell in given.items() if name in READ}
     return {
         name: cell
         for name, cell in cells.items()
-        if not (cell is None if name in NUMBERS else is_missing(cell))
+        if cell is not None and (name in NUMBERS or not is_missing(cell))
     }
 
 

@@ -32,12 +32,12 @@ def plain(value: Any) -> Any:
     kind = type(value)
     if kind in _AS_IT_IS:
         return value
+    if kind is list or isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if kind is dict or isinstance(value, Mapping):  # in this order: asking for Mapping takes long
+        return {str.__str__(k) if isinstance(k, str) else k: plain(v) for k, v in value.items()}
     if isinstance(value, str):
         return str.__str__(value)
-    if isinstance(value, Mapping):
-        return {str.__str__(k) if isinstance(k, str) else k: plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
     if isinstance(value, np.floating):  # before tolist, which leaves a longdouble as it is
         return float(value)
     if kind.__name__ in _NOTHING:
