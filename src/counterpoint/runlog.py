@@ -40,7 +40,9 @@ from counterpoint.errors import CounterpointError, SetupError
 from counterpoint.log_lines import LogHandler
 from counterpoint.masking import Mask, MaskingFilter
 from counterpoint.notebook import rows_shown, shown
-from counterpoint.staged import make_folder, refuse_unusable, staged
+from counterpoint.run_schema import check_facts, check_line
+from counterpoint.staged import lies_within, make_folder, refuse_unusable, staged
+from counterpoint.strict import NUMBERS, is_odd, spelt
 
 RUN_FILE = "run.json"
 REQUEST_FILE = "train.yaml"
@@ -77,6 +79,9 @@ LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "peft")
 
 NOT_FINITE = "not_finite"
 """Where a line keeps its numbers that JSON cannot hold: name -> nan, inf or -inf, as words."""
+
+MOST_BYTES = 2**26
+"""Of ``run.json``; a run's own takes some thousands."""
 
 _MASKING = MaskingFilter()
 
@@ -231,15 +236,11 @@ def read_run(folder: str | Path, streams: Collection[str] = STREAMS) -> Run:
         Each step once, as it was done last.
 
     Raises:
-        SetupError: CP507 where there is no run, or its ``run.json`` or a line cannot be read.
+        SetupError: CP507 where there is no run, or its ``run.json`` or a line cannot be read or
+            holds what no run writes (``run_schema``).
     """
     path = Path(folder)
-    try:
-        facts = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SetupError(
-            "CP507", f"{path} holds no run: its {RUN_FILE} cannot be read ({error})."
-        ) from error
+    facts = _facts(path)
     found: dict[str, tuple[Mapping[str, Any], ...]] = dict.fromkeys(STREAMS, ())
     for stream in streams:
         found[stream] = tuple(_that_count(_lines(stream_file(path, stream))))
@@ -271,12 +272,44 @@ def _ends_of(lines: tuple[Mapping[str, Any], ...]) -> Iterator[tuple[str, Any, A
     return ((name, *both) for name, both in ends.items())
 
 
+def _facts(folder: Path) -> Mapping[str, Any]:
+    """The content of ``run.json``."""
+    try:
+        _refuse_foreign(folder / RUN_FILE, folder)
+        with (folder / RUN_FILE).open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise ValueError(f"it is larger than {MOST_BYTES // 2**20} MiB")
+        return check_facts(json.loads(content.decode("utf-8")))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SetupError(
+            "CP507", f"{folder} holds no run: its {RUN_FILE} cannot be read ({error})."
+        ) from error
+
+
+def _refuse_foreign(path: Path, folder: Path) -> None:
+    """Refuse what is no file of the run's own; what is not there is nobody's.
+
+    Raises:
+        ValueError: for a folder, a pipe, a device, and a link that leads out of the run.
+    """
+    if os.path.lexists(path):
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
+        if not lies_within(folder.resolve(), path.resolve()):
+            raise ValueError("it leads out of the run's folder")
+
+
 Placed = tuple[int, Mapping[str, Any]]
 """A line of a stream, and the byte at which it begins."""
 
 
 def _lines(path: Path) -> Iterator[Placed]:
     """The whole lines of a stream; one that is being written is left for the next time."""
+    try:
+        _refuse_foreign(path, path.parent)
+    except (ValueError, RuntimeError) as error:  # a link to itself
+        raise SetupError("CP507", f"{path} is no part of a run: {error}.") from error
     if not path.is_file():
         return
     begin = 0
@@ -284,8 +317,9 @@ def _lines(path: Path) -> Iterator[Placed]:
         for number, line in enumerate(stream, 1):
             if line.endswith(b"\n"):
                 try:
-                    yield begin, _with_not_finite(json.loads(line))
-                except ValueError as error:
+                    found = _with_not_finite(json.loads(line.decode("utf-8")))
+                    yield begin, check_line(path.stem, found, MARK)
+                except (ValueError, RecursionError) as error:
                     raise SetupError(
                         "CP507", f"{path} line {number} is no line of a run ({error})."
                     ) from error
@@ -306,10 +340,10 @@ def _that_count(lines: Iterator[Placed]) -> Iterator[Mapping[str, Any]]:
 def _still_counts(begin: int, line: Mapping[str, Any], mark: Mapping[str, Any]) -> bool:
     """Whether a line counts after a later mark."""
     if mark[MARK] == BEGUN:
-        return bool(begin >= mark["from"])
+        return bool(begin >= mark.get("from", 0))
     if "to" in mark:
         return bool(begin < mark["to"])
-    return bool(line.get("step", 0) <= mark["step"])
+    return bool(line.get("step", 0) <= mark.get("step", 0))
 
 
 class RunLog:
@@ -530,10 +564,10 @@ def course_of(folder: Path) -> Mapping[str, Any]:
         folder: of a run; where its ``run.json`` cannot be read nothing is known.
     """
     try:
-        found = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        return {name: found[name] for name in ("started", "resumed") if found.get(name)}
-    except (OSError, ValueError, AttributeError):
+        found = _facts(folder)
+    except SetupError:
         return {}
+    return {name: found[name] for name in ("started", "resumed") if found.get(name)}
 
 
 def _told(error: BaseException) -> dict[str, str | None]:
@@ -561,8 +595,8 @@ def _strict(content: Mapping[str, Any]) -> dict[str, Any]:
 
     Deeper down a word takes the number's own place.
     """
-    odd = {name: str(value) for name, value in content.items() if _is_odd(value)}
-    kept = {name: _spelt(value) for name, value in content.items() if name not in odd}
+    odd = {name: str(value) for name, value in content.items() if is_odd(value)}
+    kept = {name: spelt(value) for name, value in content.items() if name not in odd}
     return {**kept, NOT_FINITE: odd} if odd else kept
 
 
@@ -570,20 +604,8 @@ def _with_not_finite(line: Any) -> Any:
     """A line with the numbers that ``_strict`` set apart back in it."""
     if not isinstance(line, dict) or not isinstance(line.get(NOT_FINITE), dict):
         return line
-    odd = {name: float(word) for name, word in line[NOT_FINITE].items()}
+    odd = {name: NUMBERS.get(str(word), word) for name, word in line[NOT_FINITE].items()}
     return {name: value for name, value in line.items() if name != NOT_FINITE} | odd
-
-
-def _is_odd(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
-
-
-def _spelt(value: Any) -> Any:
-    if _is_odd(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {name: _spelt(one) for name, one in value.items()}
-    return [_spelt(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _append(path: Path, line: bytes) -> int:

@@ -176,3 +176,18 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def lies_within(home: Path, file: Path) -> bool:
+    """Whether a file lies in a folder, or in the same repository of the hub's cache.
+
+    Args:
+        home: the folder, resolved.
+        file: resolved.
+    """
+    if file.is_relative_to(home):
+        return True
+    for parent in home.parents:
+        if parent.name == "snapshots":
+            return file.is_relative_to(parent.parent / "blobs")
+    return False

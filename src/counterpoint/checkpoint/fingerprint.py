@@ -14,6 +14,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from counterpoint.strict import spelt
+
 Value = str | int | float | bool | None
 Fingerprint = Mapping[str, Value]
 
@@ -49,7 +51,7 @@ def differences(then: Fingerprint, now: Fingerprint) -> dict[str, str]:
     return {
         name: f"{name} was {_shown(then[name])} and is {_shown(value)}"
         for name, value in now.items()
-        if name in then and then[name] != value
+        if name in then and spelt(then[name]) != spelt(value)  # no NaN equals itself
     }
 
 

@@ -23,8 +23,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from counterpoint.errors import SetupError
+from counterpoint.run_schema import anything, check_sizes, mapping_of, record, truth, whole
+from counterpoint.run_schema import text as words
 from counterpoint.runlog import versions
-from counterpoint.staged import sync_folder
+from counterpoint.staged import lies_within, sync_folder
+from counterpoint.strict import spelt, strict_json
 
 FORMAT = 1
 """Version of the layout; raised when an older release could not read a checkpoint any more."""
@@ -46,6 +49,16 @@ _DROPPED = re.compile(
 )
 """Names that systems, editors, notebooks and hubs leave in any folder. No loader opens one of them
 by itself, and nothing is read of them or of what lies in such a folder."""
+
+
+CONTENT = record(
+    step=whole,
+    resumable=truth,
+    fingerprint=mapping_of(anything),
+    versions=mapping_of(words),
+    files=mapping_of(record(size=whole, sha256=words)),
+)
+"""What a manifest holds, beside its format and its own digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +112,9 @@ def seal(folder: Path, *, step: int, resumable: bool, fingerprint: Mapping[str, 
         files = dict(zip(names, pool.map(_read_through, paths), strict=True))
         list(synced)  # raises what one of them raised
     manifest = Manifest(step, resumable, fingerprint, versions(), files)
-    content = {"format": FORMAT, **asdict(manifest)}
+    content = spelt({"format": FORMAT, **asdict(manifest)})
     # no line end: that the last byte is missing could not be seen of it
-    text = json.dumps({**content, "sha256": _own_digest(content)}, indent=1)
+    text = strict_json({**content, "sha256": _own_digest(content)}, indent=1)
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -202,18 +215,21 @@ def read_manifest(folder: Path) -> Manifest:
         raise SetupError("CP512", f"{path} cannot be read: {error}.") from error
     try:
         content = json.loads(text)
+        check_sizes(content)
         own = content.pop("sha256")
         version = content.pop("format")
         if own != _own_digest({"format": version, **content}):
             raise ValueError("its content is not what was written")
         if version == FORMAT:
             return _as_manifest(content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SetupError("CP512", f"{path} is damaged: {error}.") from error
+    wrote = content.get("versions")
+    wrote = wrote.get("counterpoint") if isinstance(wrote, dict) else None
     raise SetupError(
         "CP514",
         f"{folder} has format {version}, but this release reads format {FORMAT}. Go on with the "
-        f"release that wrote it: counterpoint {content.get('versions', {}).get('counterpoint')}.",
+        f"release that wrote it: counterpoint {wrote}.",
     )
 
 
@@ -224,6 +240,7 @@ def sync_file(path: Path) -> None:
 
 
 def _as_manifest(content: Mapping[str, Any]) -> Manifest:
+    CONTENT(content, MANIFEST)
     files = {}
     for name, file in content["files"].items():
         parts = PurePosixPath(name).parts
@@ -246,7 +263,7 @@ def _problem(home: Path, path: Path, file: File) -> str | None:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
             return "is no file any more"
-        if not _within(home, path.resolve()):
+        if not lies_within(home, path.resolve()):
             return "leads out of the checkpoint"
         if found.st_size != file.size:
             return f"has {found.st_size:,} bytes instead of {file.size:,}"
@@ -257,16 +274,6 @@ def _problem(home: Path, path: Path, file: File) -> str | None:
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
     return None
-
-
-def _within(home: Path, file: Path) -> bool:
-    """Whether a file lies in its checkpoint, or in the same repository of the hub's cache."""
-    if file.is_relative_to(home):
-        return True
-    for parent in home.parents:
-        if parent.name == "snapshots":
-            return file.is_relative_to(parent.parent / "blobs")
-    return False
 
 
 def _read_through(path: Path) -> File:

@@ -24,8 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from counterpoint.errors import SetupError
+from counterpoint.strict import NUMBERS, is_odd
 
-TENSOR, TUPLE, PAIRS = MARKS = ("__tensor__", "__tuple__", "__pairs__")
+TENSOR, TUPLE, PAIRS, FLOAT = MARKS = ("__tensor__", "__tuple__", "__pairs__", "__float__")
 """Keys of the objects that stand for what JSON has no word for."""
 
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -49,7 +50,7 @@ def write_tree(folder: Path, name: str, tree: Any) -> None:
         with plain_io_errors():
             save_file(encoder.tensors, folder / f"{name}.safetensors")
     with (folder / f"{name}.json").open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
+        json.dump(content, file, indent=1, allow_nan=False)
         file.write("\n")
 
 
@@ -59,10 +60,17 @@ def read_tree(folder: Path, name: str) -> Any:
     Args:
         folder: a checkpoint that has been verified.
         name: of the files.
+
+    Raises:
+        SetupError: CP512 for files that are no tree.
     """
-    content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     path = folder / f"{name}.safetensors"
-    return _decoded(content, load_file(path) if path.is_file() else {})
+    try:
+        content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        return _decoded(content, load_file(path) if path.is_file() else {})
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, SafetensorError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise SetupError("CP512", f"{folder / name}.json is damaged: {what}.") from error
 
 
 @contextmanager
@@ -88,6 +96,8 @@ class _Encoder:
         self._held: set[int] = set()
 
     def encoded(self, value: Any, place: str = "") -> Any:
+        if is_odd(value):
+            return {FLOAT: str(float(value))}
         if value is None or isinstance(value, bool | int | float | str):
             return value
         if isinstance(value, Tensor):
@@ -136,6 +146,8 @@ def _decoded(content: Any, tensors: Mapping[str, Tensor]) -> Any:
         return content
     if content.keys() == {TENSOR}:
         return tensors[content[TENSOR]]
+    if content.keys() == {FLOAT}:
+        return NUMBERS[content[FLOAT]]
     if content.keys() == {TUPLE}:
         return tuple(_decoded(part, tensors) for part in content[TUPLE])
     if content.keys() == {PAIRS}:

@@ -5,7 +5,6 @@ Not here: the comparison (``monitor.difference``), which files are read (``monit
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from counterpoint.cli.flags import flags_help, flags_of, refuse_others, take_fla
 from counterpoint.cli.manners import importing, put, terminal_width
 from counterpoint.errors import ConfigError
 from counterpoint.phases import phase
+from counterpoint.strict import strict_json
 
 if TYPE_CHECKING:
     from counterpoint.monitor.difference import Difference
@@ -89,7 +89,7 @@ def diff(words: list[str]) -> int:
         found = compare(one, other)
     if options.json:
         content = {"before": str(before), "after": str(after), **found.as_dict()}
-        text = json.dumps(content, indent=2)
+        text = strict_json(content, indent=2)
     else:
         text = "\n".join(lines(found, terminal_width(), shown=None if options.all else SHOWN))
     put(text)

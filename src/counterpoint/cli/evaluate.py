@@ -137,7 +137,7 @@ def evaluate(words: list[str]) -> None:
     with phase("working out the intervals"):
         found = _Findings(sides, options, metrics)
     content = {"model": source, "base": options.base, **found.as_dict()}
-    text = json.dumps(_json_ready(content, Mask()), indent=1)
+    text = json.dumps(_json_ready(content, Mask()), indent=1, allow_nan=False)
     if options.out is not None:
         _write(options, text, sides, {BEFORE: options.base, AFTER: source})
     put(text if options.json else "\n".join(found.lines()))
@@ -434,6 +434,7 @@ def _write(
             json.dumps(
                 _json_ready({"model": models[who], "set": name, **one.as_entry()}, mask),
                 ensure_ascii=False,
+                allow_nan=False,
             )
         )
         for who, side in sides.items()

@@ -7,7 +7,6 @@ Not here: which candidates become pairs (``data.scored``).
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,6 +16,7 @@ from counterpoint.cli.flags import flags_help, flags_of, refuse_others, take_fla
 from counterpoint.cli.manners import complain_all, put
 from counterpoint.data.pair_rules import PairRules
 from counterpoint.errors import ConfigError
+from counterpoint.strict import strict_json
 
 USAGE = """\
 usage: counterpoint pairs SCORED ... --out PAIRS.jsonl [--option value ...]
@@ -90,7 +90,7 @@ def pairs(words: list[str]) -> None:
     made = pairs_from_scored(rows, rules, name=" ".join(Path(s).name for s in sources))
     write_rows(made.pairs, out, overwrite=options.overwrite)
     if options.json:
-        told = json.dumps({**made.counts.as_dict(), "out": str(out)}, ensure_ascii=False)
+        told = strict_json({**made.counts.as_dict(), "out": str(out)}, ensure_ascii=False)
         put(told)
     else:
         complain_all(f"{made.counts.summary()}\nwritten to {out}")

@@ -8,7 +8,6 @@ Not here: the arithmetic (``planner``).
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from counterpoint.cli.flags import flags_help, flags_of, take_flags
 from counterpoint.cli.manners import importing, put, quiet_bars
 from counterpoint.errors import ConfigError
 from counterpoint.phases import phase
+from counterpoint.strict import strict_json
 
 if TYPE_CHECKING:
     from counterpoint.cli.settings import Request
@@ -124,7 +124,7 @@ def plan(words: list[str]) -> int:
     planner = _planner(request, options)
     with phase("planning"):
         found = planner.plan(memory, round(SHARE * memory), options.pairs)
-    text = json.dumps(found.as_dict(), indent=1) if options.json else as_table(found)
+    text = strict_json(found.as_dict(), indent=1) if options.json else as_table(found)
     put(text)
     return 0 if found.fits else 1
 

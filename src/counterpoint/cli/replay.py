@@ -10,7 +10,6 @@ Not here: the file (``trainer.replay``), the arithmetic (``trainer.recompute``).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from counterpoint.cli.manners import importing, put, quiet_bars, terminal_width
 from counterpoint.errors import ConfigError, CounterpointError
 from counterpoint.phases import phase
 from counterpoint.runlog import REQUEST_FILE
+from counterpoint.strict import strict_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -120,7 +120,7 @@ def replay(words: list[str]) -> int:
     with phase("doing the step again"):
         culprits = _again(step, weights.model)
     if options.json:
-        put(json.dumps(_as_dict(step, weights, culprits)))
+        put(strict_json(_as_dict(step, weights, culprits)))
     else:
         lines = _report(step, path, weights, culprits, _tokenizer(weights.model))
         put("\n".join(lines))

@@ -7,7 +7,6 @@ Not here: which token is what (``data.row_tokens``), how it is drawn (``token_vi
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from counterpoint.cli.flags import flags_help, flags_of, take_flags
 from counterpoint.cli.manners import importing, quiet_bars, shown, terminal_width
 from counterpoint.cli.token_view import BAR, LEGEND, PART_OF_CHARACTER, draw
 from counterpoint.errors import ConfigError, DataError
+from counterpoint.strict import strict_json
 from counterpoint.visible import visible
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _show(request: Request, options: TokensOptions) -> None:
         except DataError as error:
             raise DataError(error.code, f"{name}, {error.message}") from error
         if options.json:
-            told = json.dumps({"data": name, **found.as_dict()}, ensure_ascii=False)
+            told = strict_json({"data": name, **found.as_dict()}, ensure_ascii=False)
             _write(visible(told))
         else:
             _write(f"{draw(found, name=name, width=width, color=_colored(options.color))}\n")

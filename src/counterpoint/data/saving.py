@@ -8,7 +8,6 @@ Not here: reading (``files``).
 from __future__ import annotations
 
 import gzip
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +18,7 @@ import pyarrow.parquet
 from counterpoint.errors import ConfigError, DataError
 from counterpoint.runlog import check_writable
 from counterpoint.staged import refuse_taken, staged
+from counterpoint.strict import strict_json
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
 
@@ -66,7 +66,7 @@ def write_rows(rows: Iterable[Mapping[str, Any]], path: Path, *, overwrite: bool
 
 def _lines(rows: Iterable[Mapping[str, Any]]) -> Iterable[bytes]:
     for row in rows:
-        text = json.dumps(row, ensure_ascii=False, default=str)
+        text = strict_json(row, ensure_ascii=False, default=str)
         # half of a surrogate pair cannot be written as it is, only as JSON spells it
         yield text.encode("utf-8", errors="backslashreplace") + b"\n"
 

@@ -5,7 +5,6 @@ Not here: what a code means (``table``), and finding anything (``of_*``).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +21,7 @@ from counterpoint.errors import (
 from counterpoint.invocation import runnable
 from counterpoint.language import phrase, spoken
 from counterpoint.notebook import rows_shown, shown
+from counterpoint.strict import strict_json
 from counterpoint.wrap import columns, cut, padded, wrap
 
 Severity = Literal["error", "warning", "note"]
@@ -150,7 +150,7 @@ class Report:
             for finding in self.findings
         ]
         content = {"exit_code": self.exit_code, "summary": self.summary(), "findings": findings}
-        return json.dumps(content, indent=2)
+        return strict_json(content, indent=2)
 
     def as_lines(self, width: int | None, severities: Sequence[Severity]) -> list[str]:
         """A line for each finding: its code, what is so, and as much of what was seen as fits.

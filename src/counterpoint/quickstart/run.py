@@ -41,6 +41,7 @@ from counterpoint.quickstart.task import (
 )
 from counterpoint.quickstart.translate import BASE, load_base, translate
 from counterpoint.runlog import check_writable, versions
+from counterpoint.strict import strict_json
 from counterpoint.trainer.alone import one_thread, quiet
 from counterpoint.trainer.trainer import CPOTrainer
 from counterpoint.wrap import padded
@@ -230,7 +231,7 @@ def _train_cpo(trainer: CPOTrainer) -> None:
 
 def _write_result(result: QuickstartResult, steps: int) -> None:
     content = {**asdict(result), "steps": steps, "versions": versions()}
-    text = json.dumps(content, indent=2, default=str)
+    text = strict_json(content, indent=2, default=str)
     (result.folder / RESULT_FILE).write_text(text + "\n", encoding="utf-8")
 
 

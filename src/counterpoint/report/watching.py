@@ -51,7 +51,7 @@ class Watched:
         for path in files:
             try:
                 found = path.stat()
-            except FileNotFoundError:
+            except OSError:
                 known.append((0, 0))
             else:
                 known.append((found.st_mtime_ns, found.st_size))

@@ -5,13 +5,13 @@ Not here: checking anything (``checks``), measuring the real model (``real``).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 from counterpoint.notebook import rows_shown, shown
 from counterpoint.smoke.real import Measured, duration
+from counterpoint.strict import strict_json
 from counterpoint.wrap import wrap
 
 Status = Literal["ok", "failed", "not applicable"]
@@ -83,7 +83,7 @@ class SmokeReport:
             "real": None if self.real is None else self.real.as_dict(),
             "seconds": round(self.seconds, 1),
         }
-        return json.dumps(content, indent=2)
+        return strict_json(content, indent=2)
 
 
 def head(twin: str, width: int) -> Sequence[str]:

@@ -30,6 +30,7 @@ from counterpoint.forward.router import RouterSums
 from counterpoint.losses.objective import LOSSES, Objective
 from counterpoint.records import StepTotals, TokenPair
 from counterpoint.staged import staged
+from counterpoint.strict import strict_json
 
 FORMAT = 1
 """Raised with every change of what a file holds."""
@@ -173,7 +174,7 @@ def write_replay(replay: Replay, path: Path) -> None:
         "origin": asdict(replay.origin),
     }
     with staged(path) as file:
-        file.write(save(tensors, metadata={KEY: json.dumps(described)}))
+        file.write(save(tensors, metadata={KEY: strict_json(described)}))
 
 
 def read_replay(path: str | Path) -> Replay:

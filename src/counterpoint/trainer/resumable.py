@@ -17,7 +17,6 @@ Not here: what a step is and what is logged (``trainer``), and signals (the comm
 from __future__ import annotations
 
 import errno
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -61,11 +60,13 @@ from counterpoint.errors import ConfigError, SetupError
 from counterpoint.masking import Mask
 from counterpoint.phases import phase
 from counterpoint.runlog import STREAMS, RunLog, logger
+from counterpoint.strict import strict_json
 from counterpoint.trainer.bars import without_bars
 from counterpoint.trainer.bases import base_then, other_base, unknown_base
 from counterpoint.trainer.experiment import in_words_of_today, remedy
 from counterpoint.trainer.finite import refuse_non_finite
 from counterpoint.trainer.ranks import each_does, first_does, leave_at_exit
+from counterpoint.trainer.state_file import check_trees, read_state, take_numbers, write_state
 from counterpoint.trainer.trial_save import (
     generation_config_as_it_is,
     save_and_reopen_tokenizer,
@@ -262,16 +263,13 @@ class ResumableTrainer(Trainer):
                 f"{folder} holds the model alone (save_only_model), which a run cannot go on from. "
                 "Give it as the model of a new run.",
             )
-        shared = read_tree(folder, SHARED)
+        shared, rank = read_tree(folder, SHARED), f"rank-{self.args.process_index}"
+        own_state = read_tree(folder, rank) if f"{rank}.json" in manifest.files else None
+        check_trees(shared, own_state, folder)
         base = base_then(folder, shared["own"])
         different = self._check_experiment(folder, manifest, base)
-        rank = f"rank-{self.args.process_index}"
         resumption = Resumption(
-            folder,
-            manifest,
-            shared=shared,
-            rank=read_tree(folder, rank) if f"{rank}.json" in manifest.files else None,
-            base=None if BASE in different else base,
+            folder, manifest, shared, own_state, base=None if BASE in different else base
         )
         if self.is_world_process_zero():
             own = folder.resolve().parent == run.resolve()
@@ -311,7 +309,7 @@ class ResumableTrainer(Trainer):
                 "(max_steps, num_train_epochs), so that nothing would be trained. Ask for more "
                 "steps, or take the checkpoint as the model of a new run.",
             )
-        state = json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
+        state = read_state(folder / TRAINER_STATE)
         now = self._this_experiment()
         if BASE in now and BASE not in manifest.fingerprint:
             logger().warning("%s", unknown_base(folder, base))
@@ -353,6 +351,10 @@ class ResumableTrainer(Trainer):
         if place["closed"] and more:
             return place["epoch"] + 1, 0
         return place["epoch"], place["steps"] * self.args.gradient_accumulation_steps
+
+    def _load_callback_state(self) -> None:
+        take_numbers(self.state)  # transformers has read them, marked
+        super()._load_callback_state()
 
     def _is_over(self) -> bool:
         """Whether the run that is gone on with had done its last step."""
@@ -621,7 +623,7 @@ class ResumableTrainer(Trainer):
         self.state.stateful_callbacks = {
             name: states[0] if len(states) == 1 else states for name, states in kept.items()
         }
-        self.state.save_to_json(str(staged / TRAINER_STATE))
+        write_state(self.state, staged / TRAINER_STATE)
 
     def _states_of_callbacks(self) -> dict[str, list[Any]]:
         """The states of callbacks that have one, by the names of their classes."""
@@ -679,7 +681,7 @@ class ResumableTrainer(Trainer):
             self._write_options(folder)
 
     def _write_options(self, folder: Path) -> None:
-        text = json.dumps(Mask().of(self.args.to_dict()), indent=2, default=str)
+        text = strict_json(Mask().of(self.args.to_dict()), indent=2, default=str)
         (folder / OPTIONS).write_text(f"{text}\n", encoding="utf-8")
 
     def try_saving(self) -> None:
