@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from counterpoint.language.chinese_report import REPORT
+
 _DOCTOR = {
     "error": "错误",
     "warning": "警告",
@@ -78,5 +80,5 @@ _QUICKSTART = {
     "next, the same run with another loss": "接下来，换一种损失再训练一次",
 }
 
-PHRASES: Mapping[str, str] = MappingProxyType({**_DOCTOR, **_COMMAND, **_QUICKSTART})
+PHRASES: Mapping[str, str] = MappingProxyType({**_DOCTOR, **_COMMAND, **_QUICKSTART, **REPORT})
 """English -> Chinese."""

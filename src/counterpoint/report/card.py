@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from counterpoint.constraints import KINDS
+from counterpoint.language import speaking
 from counterpoint.report import story
 from counterpoint.report.charts import number
 from counterpoint.report.constraints import in_words
@@ -118,8 +119,9 @@ def may_write(path: Path) -> bool:
         return False
 
 
+@speaking("en")
 def model_card(run: Run, about: About) -> str:
-    """The card as Markdown.
+    """The card as Markdown, in English whatever is spoken: others than the trainer's user read it.
 
     Args:
         run: its facts, metrics and alarms; the other streams are not looked at.
@@ -169,7 +171,7 @@ def _summary(run: Run, about: About) -> str:
     base = hub_id(about.base) or Path(about.base).name
     linked = f"[{base}](https://huggingface.co/{base})" if hub_id(about.base) else f"`{base}`"
     origin = f"{what} {linked}, trained" if base else "Trained"
-    steps = story.count(story.last_step(run), "step")
+    steps = story.count(story.last_step(run), *story.STEPS)
     pairs = run.facts.get("step_pairs")
     size = f" of {pairs:,} pairs" if isinstance(pairs, int) else ""
     return (
@@ -224,7 +226,7 @@ def _alarms(run: Run) -> Iterator[str]:
         return
     lines = [
         f"- `{kind.code}` {_plain(kind.meaning.title)}: from step {kind.since[0]:,}, "
-        f"raised {story.count(len(kind.steps), 'time')}"
+        f"raised {story.count(len(kind.steps), *story.TIMES)}"
         for kind in kinds
     ]
     yield "\n".join(["## Alarms\n", *lines, ""])

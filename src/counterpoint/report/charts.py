@@ -13,6 +13,8 @@ from typing import Literal
 
 import numpy as np
 
+from counterpoint.language import phrase
+
 Dash = Literal["solid", "dashed", "dotted", "dotdash"]
 DASHES: tuple[Dash, ...] = ("solid", "dashed", "dotted", "dotdash")
 
@@ -237,18 +239,28 @@ def in_words(line: Line, *, ends: bool = True) -> str:
     """
     known = [(x, y) for x, y in zip(line.x, line.y, strict=True) if not math.isnan(y)]
     if not known:
-        return f"{line.label}: no finite value."
+        return phrase("{name}: no finite value.", name=line.label)
     (first_x, first), (last_x, last) = known[0], known[-1]
     if len(known) == 1:
-        return f"{line.label}: {number(first)} at step {number(first_x)}."
-    text = (
-        f"{line.label}: {number(first)} at step {number(first_x)}, "
-        f"{number(last)} at step {number(last_x)}"
+        text = "{name}: {value} at step {step}."
+        return phrase(text, name=line.label, value=number(first), step=number(first_x))
+    told = {
+        "name": line.label,
+        "first": number(first),
+        "begin": number(first_x),
+        "last": number(last),
+        "end": number(last_x),
+    }
+    if not ends:
+        return phrase("{name}: {first} at step {begin}, {last} at step {end}.", **told)
+    low_x, low = min(known, key=lambda point: point[1])
+    high_x, high = max(known, key=lambda point: point[1])
+    return phrase(
+        "{name}: {first} at step {begin}, {last} at step {end}; least {low} at {low_step}, "
+        "greatest {high} at {high_step}.",
+        **told,
+        low=number(low),
+        low_step=number(low_x),
+        high=number(high),
+        high_step=number(high_x),
     )
-    if ends:
-        low_x, low = min(known, key=lambda point: point[1])
-        high_x, high = max(known, key=lambda point: point[1])
-        text += (
-            f"; least {number(low)} at {number(low_x)}, greatest {number(high)} at {number(high_x)}"
-        )
-    return f"{text}."

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from counterpoint.language import phrase
 from counterpoint.markup import Content, Markup, element, folded, plain_json, table
 from counterpoint.report import story
 from counterpoint.report.charts import DASHES, Line, LineChart, number, thin
@@ -62,7 +63,7 @@ def comparison(runs: Sequence[Run], *, now: float | None = None) -> str:
         SetupError: CP502 where Bokeh is not installed.
     """
     page = comparison_page(runs, now=now)
-    return render(page, draw(page.charts))
+    return render(page, draw(page.charts, axis=phrase(page.axis)))
 
 
 def comparison_page(runs: Sequence[Run], *, now: float | None = None) -> Page:
@@ -80,17 +81,22 @@ def comparison_page(runs: Sequence[Run], *, now: float | None = None) -> Page:
     curves = tuple(sorted(_charts(named), key=lambda chart: not _is_wanted(chart)))
     charts = [(_is_wanted(chart), chart_figure(chart, parts)) for chart in curves]
     sections = [
-        Section("differences", "What differs", _differences(named)),
-        Section("results", "Results", _results(named)),
-        Section("curves", "Curves", _curves(charts)),
+        Section("differences", phrase("What differs"), _differences(named)),
+        Section("results", phrase("Results"), _results(named)),
+        Section("curves", phrase("Curves"), _curves(charts)),
     ]
     return Page(
-        title=f"{' and '.join(one.name for one in named)} · Counterpoint",
+        title=f"{_all_of([one.name for one in named])} · Counterpoint",
         top=_top(named, now),
         sections=sections,
         charts=curves,
         parts=parts.content,
     )
+
+
+def _all_of(names: Sequence[str]) -> str:
+    first, last = ", ".join(names[:-1]), names[-1]
+    return phrase("{first} and {last}", first=first, last=last) if first else last
 
 
 def names_of(runs: Sequence[Run]) -> list[str]:
@@ -112,20 +118,21 @@ def _top(named: Sequence[_Named], now: float | None) -> list[Content]:
     rows = []
     for place, one in enumerate(named):
         found = story.verdict(one.run, now)
+        said = {"headline": found.headline, "sentence": found.sentence}
         rows.append(
             [
                 _swatched(one.name, place),
                 story.method(one.run),
                 story.state_in_words(one.run, now),
                 story.duration(one.run) or "–",
-                element("td", f"{found.headline}. {found.sentence}"),
+                element("td", phrase("{headline}. {sentence}", **said)),
             ]
         )
-    columns = ("run", "method", "state", "time", "verdict")
+    columns = [phrase(name) for name in ("run", "method", "state", "time", "verdict")]
     return [
-        element("p", "Comparison", class_="kicker"),
-        element("h1", f"{len(named)} runs side by side"),
-        table(columns, rows, label="The runs", names=columns[1:]),
+        element("p", phrase("Comparison"), class_="kicker"),
+        element("h1", phrase("{count} runs side by side", count=len(named))),
+        table(columns, rows, label=phrase("The runs"), names=columns[1:]),
     ]
 
 
@@ -145,24 +152,24 @@ def _differences(named: Sequence[_Named]) -> list[Content]:
     data = differing([_data(run) for run in runs])
     machine = differing([_general(run) for run in runs])
     return [
-        _block("Objective", {k: v for k, v in formulas.items() if len(set(v)) > 1}, named),
-        _block("Options", options, named),
-        _block("Data", data, named),
-        _block("Machine and versions", machine, named),
+        _block(phrase("Objective"), {k: v for k, v in formulas.items() if len(set(v)) > 1}, named),
+        _block(phrase("Options"), options, named),
+        _block(phrase("Data"), data, named),
+        _block(phrase("Machine and versions"), machine, named),
     ]
 
 
 def _block(title: str, rows: Mapping[str, Sequence[Any]], named: Sequence[_Named]) -> list[Content]:
     heading = element("h3", title, class_="above")
     if not rows:
-        return [heading, element("p", "The same in all of them.", class_="none")]
+        return [heading, element("p", phrase("The same in all of them."), class_="none")]
     body = [
         [element("code", name), *(_told(value, values) for value in values)]
         for name, values in rows.items()
     ]
     head = ["", *(_swatched(one.name, place) for place, one in enumerate(named))]
     names = [one.name for one in named]
-    label = f"{title}: what differs"
+    label = phrase("{title}: what differs", title=title)
     return [heading, table(head, body, label=label, class_="runs", names=names)]
 
 
@@ -231,20 +238,21 @@ def _results(named: Sequence[_Named]) -> list[Content]:
             for metric, label in panel.metrics.items():
                 last = [_last(one.series.get((set_name, metric))) for one in named]
                 if any(value is not None for value in last):
-                    title = f"{panel.title}{f', {label}' if label else ''}"
-                    name = [title, " ", element("small", set_name)]
+                    name = [_titled(panel, label), " ", element("small", phrase(set_name))]
                     cells = [element("span", name), *_marked(last, best)]
                     by_set.setdefault(set_name, []).append(cells)
-    alarms = ["Alarms", *_marked([float(len(one.run.alarms)) for one in named], "least")]
+    alarms = [phrase("Alarms"), *_marked([float(len(one.run.alarms)) for one in named], "least")]
     # the first set is what one compares by: the evaluation's, if there is one
     [first, *others] = [*by_set.items()] or [(TRAINING, [])]
-    head = ["last value", *(_swatched(one.name, place) for place, one in enumerate(named))]
+    head = [phrase("last value"), *(_swatched(one.name, place) for place, one in enumerate(named))]
     return [
         element(
-            "p", "The best of each row is bold, where one can say what is better.", class_="hint"
+            "p",
+            phrase("The best of each row is bold, where one can say what is better."),
+            class_="hint",
         ),
         _last_values(head, [*first[1], alarms], first[0], named),
-        [folded(name, _last_values(head, rows, name, named)) for name, rows in others],
+        [folded(phrase(name), _last_values(head, rows, name, named)) for name, rows in others],
     ]
 
 
@@ -252,7 +260,7 @@ def _last_values(
     head: Sequence[Content], rows: Sequence[Sequence[Content]], name: str, named: Sequence[_Named]
 ) -> Markup:
     names = [one.name for one in named]
-    label = f"Last values, {name}"
+    label = phrase("Last values, {name}", name=phrase(name))
     return table(head, rows, label=label, class_="numbers runs", names=names)
 
 
@@ -274,6 +282,10 @@ def _marked(values: Sequence[float | None], best: str | None) -> list[Content]:
     ]
 
 
+def _titled(panel: Panel, label: str) -> str:
+    return f"{phrase(panel.title)}, {phrase(label)}" if label else phrase(panel.title)
+
+
 def _panels(named: Sequence[_Named]) -> list[Panel]:
     found = {panel.key: panel for one in named for panel in panels_of(one.series)}
     return sorted(found.values(), key=lambda panel: panel.part)
@@ -286,7 +298,7 @@ def _is_wanted(chart: LineChart) -> bool:
 
 def _curves(charts: Sequence[tuple[bool, Markup]]) -> Content:
     if not charts:
-        return element("p", "None of the runs has logged anything yet.", class_="none")
+        return element("p", phrase("None of the runs has logged anything yet."), class_="none")
     choices = [
         element(
             "label",
@@ -295,15 +307,15 @@ def _curves(charts: Sequence[tuple[bool, Markup]]) -> Content:
                 type="radio",
                 name="axis",
                 value=axis,
-                data_label=name,
+                data_label=phrase(name),
                 checked=axis == "step",
             ),
-            f" {name}",
+            f" {phrase(name)}",
         )
         for axis, name in AXES.items()
     ]
     return [
-        element("fieldset", element("legend", "Drawn over"), choices, class_="chooser"),
+        element("fieldset", element("legend", phrase("Drawn over")), choices, class_="chooser"),
         chart_groups(charts),
     ]
 
@@ -318,10 +330,11 @@ def _charts(named: Sequence[_Named]) -> tuple[LineChart, ...]:
                 for line in _lines(one, number_of_run, f"{panel.key}-{place}", metric)
             )
             if lines:
-                title = f"{panel.title}{f', {label}' if label else ''}"
+                title = _titled(panel, label)
                 key = f"{panel.key}-{place}"
                 log = is_logarithmic(panel, lines)
-                charts.append(LineChart(key, title, panel.unit, lines, log, panel.note))
+                unit, note = phrase(panel.unit), phrase(panel.note)
+                charts.append(LineChart(key, title, unit, lines, log, note))
     return tuple(charts)
 
 
@@ -336,7 +349,7 @@ def _lines(one: _Named, place: int, chart: str, metric: str) -> list[Line]:
         lines.append(
             Line(
                 key=f"{chart}/{place}/{set_name}",
-                label=one.name if set_name == TRAINING else f"{one.name}, {set_name}",
+                label=one.name if set_name == TRAINING else f"{one.name}, {phrase(set_name)}",
                 role=SERIES[place % len(SERIES)],
                 x=series.steps,
                 y=series.values,

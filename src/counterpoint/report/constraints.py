@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from counterpoint.alarms.of_constraints import surely_above
+from counterpoint.language import phrase
 from counterpoint.markup import Content, element, table
 from counterpoint.report.charts import Line, LineChart, number, thin
 from counterpoint.report.curves import (
@@ -38,20 +39,20 @@ def constraint_charts(facts: Mapping[str, Any], series: SeriesTable) -> tuple[Li
         name = str(one["name"])
         value = _lines(series, name, {"value": "value", "bound": "bound"}, place)
         charts = (
-            LineChart(f"held-{place}", f"{name}: value and bound", "", value),
+            LineChart(f"held-{place}", phrase("{name}: value and bound", name=name), "", value),
             LineChart(
                 f"violation-{place}",
-                f"{name}: violation",
-                "value − bound",
+                phrase("{name}: violation", name=name),
+                phrase("value − bound"),
                 _lines(series, name, {"violation": "raw", "smoothed": "smoothed"}, place),
-                note="At or below 0 the bound holds.",
+                note=phrase("At or below 0 the bound holds."),
             ),
             LineChart(
                 f"multiplier-{place}",
-                f"{name}: multiplier",
-                "loss per unit of value",
+                phrase("{name}: multiplier", name=name),
+                phrase("loss per unit of value"),
                 _lines(series, name, {"multiplier": ""}, place),
-                note="What the bound costs: 0 where it holds by itself.",
+                note=phrase("What the bound costs: 0 where it holds by itself."),
             ),
         )
         found += [chart for chart in charts if chart.lines]
@@ -67,7 +68,7 @@ def _lines(
             found = series.get((where, constraint_metric(name, metric)))
             if found is None:
                 continue
-            told = [label, "" if where == TRAINING else where]
+            told = [phrase(label), "" if where == TRAINING else phrase(where)]
             lines.append(
                 thin(
                     Line(
@@ -84,6 +85,18 @@ def _lines(
     return tuple(lines)
 
 
+_TITLES = (
+    "",
+    "bound",
+    "last quarter",
+    "held out",
+    "multiplier",
+    "steps that held",
+    "at the cap",
+    "rule",
+)
+
+
 def account(facts: Mapping[str, Any], series: SeriesTable) -> Content:
     """A sentence for each constraint, and a table of what was asked and what came of it.
 
@@ -92,20 +105,11 @@ def account(facts: Mapping[str, Any], series: SeriesTable) -> Content:
         series: of its metrics.
     """
     asked = _asked(facts)
-    titles = (
-        "",
-        "bound",
-        "last quarter",
-        "held out",
-        "multiplier",
-        "steps that held",
-        "at the cap",
-        "rule",
-    )
+    titles = [phrase(title) for title in _TITLES]
     rows = [_row(one, series) for one in asked]
     return [
         element("ul", [element("li", in_words(one, series)) for one in asked]),
-        table(titles, rows, label="Constraints", class_="numbers"),
+        table(titles, rows, label=phrase("Constraints"), class_="numbers"),
     ]
 
 
@@ -118,42 +122,60 @@ def in_words(one: Fact, series: SeriesTable) -> str:
     """
     name, bound, value = one["name"], one.get("bound"), _late(series, one["name"], "value")
     if bound is None or value is None:
-        return f"{name}: nothing was measured."
-    told = (
-        f"{name} {_held(series, name, value <= bound)}: in the last quarter of the run the "
-        f"training estimate was {number(value)}, the bound {_bound(one, bound)}."
+        return phrase("{name}: nothing was measured.", name=name)
+    told = phrase(
+        "{held}: in the last quarter of the run the training estimate was {value}, the bound "
+        "{bound}.",
+        held=_held(series, name, value <= bound),
+        value=number(value),
+        bound=_bound(one, bound),
     )
     for where, last in _held_out(series, name).items():
         if not math.isfinite(last):
-            told += f" On {where} it was not a finite number."
-            continue
-        side = "at or below" if last <= bound else f"{number(last - bound)} above"
-        told += f" On {where} it is {number(last)}, {side} the bound."
+            told += phrase(" On {where} it was not a finite number.", where=phrase(where))
+        elif last <= bound:
+            text = " On {where} it is {value}, at or below the bound."
+            told += phrase(text, where=phrase(where), value=number(last))
+        else:
+            text = " On {where} it is {value}, {excess} above the bound."
+            excess = number(last - bound)
+            told += phrase(text, where=phrase(where), value=number(last), excess=excess)
     return told
 
 
 def _held(series: SeriesTable, name: str, below: bool) -> str:
     if below:
-        return "was held"
+        return phrase("{name} was held", name=name)
     sure = surely_above(_last_quarter(series, name, "violation"))
     if sure is None:
-        return "is above its bound, in too few log lines to tell it from chance"
-    return "was not held" if sure else "was held as far as chance lets one tell"
+        return phrase(
+            "{name} is above its bound, in too few log lines to tell it from chance", name=name
+        )
+    if sure:
+        return phrase("{name} was not held", name=name)
+    return phrase("{name} was held as far as chance lets one tell", name=name)
 
 
 def _bound(one: Fact, bound: float) -> str:
     slack = one.get("slack")
-    return number(bound) + ("" if slack is None else f" ({1 + slack:g} × initial)")
+    if slack is None:
+        return number(bound)
+    return phrase("{bound} ({times} × initial)", bound=number(bound), times=f"{1 + slack:g}")
 
 
 def _row(one: Fact, series: SeriesTable) -> list[str]:
     name = one["name"]
-    rule = (
-        f"{one.get('update')}, rate {one.get('rate', 0):g}, multiplier from {one.get('start', 0):g}"
+    rule = phrase(
+        "{update}, rate {rate}, multiplier from {start}",
+        update=one.get("update"),
+        rate=f"{one.get('rate', 0):g}",
+        start=f"{one.get('start', 0):g}",
     )
     capped = _share(_late(series, name, "at_cap"))
     bound = "—" if one.get("bound") is None else _bound(one, one["bound"])
-    held_out = ", ".join(f"{where} {number(x)}" for where, x in _held_out(series, name).items())
+    held_out = ", ".join(
+        f"{phrase(where)} {number(x)}" for where, x in _held_out(series, name).items()
+    )
     return [
         name,
         bound,
@@ -161,7 +183,9 @@ def _row(one: Fact, series: SeriesTable) -> list[str]:
         held_out or "—",
         _shown(_late(series, name, "multiplier")),
         _share(_late(series, name, "feasible")),
-        f"{capped} (cap {one['cap']:g})" if "cap" in one else capped,
+        phrase("{share} (cap {cap})", share=capped, cap=f"{one['cap']:g}")
+        if "cap" in one
+        else capped,
         rule,
     ]
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from counterpoint.language import phrase
 from counterpoint.report.charts import DASHES, Line, LineChart, thin
 from counterpoint.report.palette import SERIES
 from counterpoint.runlog import CONSTRAINTS
@@ -259,7 +260,14 @@ def _chart(panel: Panel, table: SeriesTable) -> LineChart:
                 )
             )
     log = is_logarithmic(panel, lines)
-    return LineChart(panel.key, panel.title, panel.unit, tuple(lines), log, panel.note)
+    return LineChart(
+        panel.key,
+        phrase(panel.title),
+        phrase(panel.unit),
+        tuple(lines),
+        log,
+        phrase(panel.note),
+    )
 
 
 def is_marked(name: str, series: Series) -> bool:
@@ -274,8 +282,8 @@ def is_logarithmic(panel: Panel, lines: Iterable[Line]) -> bool:
 
 def _label(label: str, name: str, *, alone: bool) -> str:
     if alone and label:
-        return label
-    return f"{label}, {name}" if label else name
+        return phrase(label)
+    return f"{phrase(label)}, {phrase(name)}" if label else phrase(name)
 
 
 def _end(table: SeriesTable, name: str, metric: str, series: Series) -> tuple[float, ...]:

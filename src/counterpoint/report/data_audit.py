@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from counterpoint.doctor.table import TABLE
+from counterpoint.doctor.table import TABLE, meaning
+from counterpoint.language import phrase
 from counterpoint.markup import Content, Markup, element, table
 from counterpoint.report.charts import Bars, Histogram
 
@@ -26,19 +27,19 @@ def audit(data: Mapping[str, Account]) -> Markup:
     """
     sets = list(data)
     rows: list[list[Content]] = [
-        ["rows read", *(_whole(data[name].get("rows")) for name in sets)],
-        ["kept", *(_whole(data[name].get("kept")) for name in sets)],
-        ["dropped", *(_dropped(data[name]) for name in sets)],
-        ["tokens", *(_by_part(data[name].get("tokens")) for name in sets)],
-        ["cut", *(_cuts(data[name]) for name in sets)],
-        ["limits", *(_limits(data[name].get("limits")) for name in sets)],
-        ["equal after cutting", *(_whole(data[name].get("same_rows")) for name in sets)],
-        ["nothing in column", *(_absent(data[name]) for name in sets)],
-        ["the chat template", *(_lost(data[name]) for name in sets)],
-        ["digest", *(_digest(data[name].get("digest")) for name in sets)],
+        [phrase("rows read"), *(_whole(data[name].get("rows")) for name in sets)],
+        [phrase("kept"), *(_whole(data[name].get("kept")) for name in sets)],
+        [phrase("dropped"), *(_dropped(data[name]) for name in sets)],
+        [phrase("tokens"), *(_by_part(data[name].get("tokens")) for name in sets)],
+        [phrase("cut"), *(_cuts(data[name]) for name in sets)],
+        [phrase("limits"), *(_limits(data[name].get("limits")) for name in sets)],
+        [phrase("equal after cutting"), *(_whole(data[name].get("same_rows")) for name in sets)],
+        [phrase("nothing in column"), *(_absent(data[name]) for name in sets)],
+        [phrase("the chat template"), *(_lost(data[name]) for name in sets)],
+        [phrase("digest"), *(_digest(data[name].get("digest")) for name in sets)],
     ]
     told = [row for row in rows if any(cell not in (None, "–") for cell in row[1:])]
-    return table(["", *sets], told, label="What became of the rows")
+    return table(["", *sets], told, label=phrase("What became of the rows"))
 
 
 def kept_in_words(data: Mapping[str, Account]) -> str:
@@ -48,7 +49,11 @@ def kept_in_words(data: Mapping[str, Account]) -> str:
         for name, one in data.items()
         if isinstance(one.get("kept"), int) and isinstance(one.get("rows"), int)
     }
-    return ", ".join(f"{name}: {kept:,} of {rows:,} rows" for name, (kept, rows) in known.items())
+    text = "{name}: {kept} of {rows} rows"
+    return ", ".join(
+        phrase(text, name=name, kept=f"{kept:,}", rows=f"{rows:,}")
+        for name, (kept, rows) in known.items()
+    )
 
 
 def histograms(data: Mapping[str, Account]) -> tuple[Histogram, ...]:
@@ -62,7 +67,8 @@ def histograms(data: Mapping[str, Account]) -> tuple[Histogram, ...]:
             for edges, counts in [made]
         )
         if bars:
-            found.append(Histogram(f"lengths-{number}", f"Lengths, {name}", "tokens", bars))
+            title = phrase("Lengths, {name}", name=name)
+            found.append(Histogram(f"lengths-{number}", title, phrase("tokens"), bars))
     return tuple(found)
 
 
@@ -81,13 +87,13 @@ def _whole(value: Any) -> str | None:
 def _dropped(account: Account) -> Content:
     dropped: Mapping[str, int] = account.get("dropped") or {}
     if not dropped:
-        return "none" if "rows" in account else None
+        return phrase("none") if "rows" in account else None
     examples: Mapping[str, str] = account.get("examples") or {}
     return [
         element(
             "div",
             f"{how_many:,} × {code}",
-            f" ({TABLE[code].title})" if code in TABLE else None,
+            f" ({meaning(code).title})" if code in TABLE else None,
             element("br"),
             element("small", examples[code]) if code in examples else None,
         )
@@ -106,11 +112,16 @@ def _cuts(account: Account) -> Content:
     if not rows and not tokens:
         return None
     told = [
-        f"{tokens.get(part, 0):,} {part} tokens in {rows[part]:,} rows"
+        phrase(
+            "{tokens} {part} tokens in {rows} rows",
+            tokens=f"{tokens.get(part, 0):,}",
+            part=part,
+            rows=f"{rows[part]:,}",
+        )
         for part in PARTS
         if rows.get(part)
     ]
-    return "; ".join(told) or "nothing"
+    return "; ".join(told) or phrase("nothing")
 
 
 def _absent(account: Account) -> str | None:
@@ -129,12 +140,25 @@ def _lost(account: Account) -> Content:
     return [
         element(
             "div",
-            f"{what} in {rows:,} rows",
+            _loss(what, f"{rows:,}"),
             element("br"),
             element("small", shown[what]) if what in shown else None,
         )
         for what, rows in lost.items()
     ]
+
+
+def _loss(what: str, rows: str) -> str:
+    """A kind of loss as the account calls it, "drops thoughts of the prompt", and its rows."""
+    verb, _, rest = what.partition(" ")
+    thing, _, place = rest.rpartition(" of ")
+    return phrase(
+        "{verb} {thing} of {place} in {rows} rows",
+        verb=phrase(verb),
+        thing=phrase(thing),
+        place=phrase(place),
+        rows=rows,
+    )
 
 
 def _limits(limits: Mapping[str, Any] | None) -> str | None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from counterpoint.errors import SetupError
 from counterpoint.invocation import EXTRAS, installing
+from counterpoint.language import phrase
 from counterpoint.report.charts import Chart, HeatMap, Histogram, Line, LineChart
 from counterpoint.report.palette import colour, shades
 
@@ -324,7 +325,7 @@ def _lines(chart: LineChart, steps: Any) -> Figure:
         HoverTool(
             renderers=drawn,
             mode="vline",
-            tooltips=[("$name", "@y{%.4g} at @step{0,0}")],
+            tooltips=[("$name", phrase("{value} at {step}", value="@y{%.4g}", step="@step{0,0}"))],
             formatters={"@y": "printf"},
             visible=False,
         )
@@ -392,7 +393,7 @@ def _mark(figure: Figure, alarms: Any) -> None:
     figure.add_tools(
         HoverTool(
             renderers=[span],
-            tooltips=[("alarm @number", "@text")],
+            tooltips=[(f"{phrase('alarm')} @number", "@text")],
             visible=False,
         )
     )
@@ -427,7 +428,11 @@ def _heat_map(chart: HeatMap, steps: Any) -> Figure:
     figure.add_tools(
         HoverTool(
             renderers=[cells],
-            tooltips=[("@row", "@value{%.3g}"), ("steps", "@left to @right"), ("", "@shown")],
+            tooltips=[
+                ("@row", "@value{%.3g}"),
+                (phrase("steps"), phrase("{left} to {right}", left="@left", right="@right")),
+                ("", "@shown"),
+            ],
             formatters={"@value": "printf"},
             visible=False,
         )
@@ -461,7 +466,17 @@ def _histogram(chart: Histogram) -> Figure:
         figure.add_tools(
             HoverTool(
                 renderers=[drawn],
-                tooltips=[("$name", "@top{0,0} of @left{0,0} to @right{0,0}")],
+                tooltips=[
+                    (
+                        "$name",
+                        phrase(
+                            "{count} of {left} to {right}",
+                            count="@top{0,0}",
+                            left="@left{0,0}",
+                            right="@right{0,0}",
+                        ),
+                    )
+                ],
                 visible=False,
             )
         )

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from counterpoint.language import phrase
 from counterpoint.monitor.groups import GROUPS
 from counterpoint.report.charts import Cell, HeatMap, Line, LineChart, number, thin
 from counterpoint.report.palette import SERIES
@@ -18,6 +19,8 @@ from counterpoint.report.palette import SERIES
 COLUMNS, LEAST_COLUMNS, CELLS = 100, 20, 3000
 """Most columns of the heat map, and most cells, so that a page stays small; looks beyond are taken
 together, by their means. ``LEAST_COLUMNS`` are there however many rows there are."""
+
+UNIT = "norm of the change a step, over the norm of the weights"
 
 TITLES: Mapping[str, str] = {
     "moved": "weights that moved",
@@ -55,11 +58,13 @@ def heat_map(looks: Sequence[Look]) -> HeatMap | None:
         return None
     return HeatMap(
         key="movement",
-        title="How far each layer moved",
-        unit="norm of the change a step, over the norm of the weights",
-        rows=tuple(rows),
+        title=phrase("How far each layer moved"),
+        unit=phrase(UNIT),
+        rows=tuple(_spoken(row) for row in rows),
         cells=tuple(cells),
-        note="Mean over the layer's tensors that train, from look to look. Grey: nothing moved.",
+        note=phrase(
+            "Mean over the layer's tensors that train, from look to look. Grey: nothing moved."
+        ),
     )
 
 
@@ -72,16 +77,18 @@ def group_chart(looks: Sequence[Look]) -> LineChart | None:
         if any(not math.isnan(value) for _, value in points):
             steps, values = zip(*points, strict=True)
             marks = len(points) <= 40
-            lines.append(thin(Line(f"groups/{group}", group, role, steps, values, marks=marks)))
+            lines.append(
+                thin(Line(f"groups/{group}", phrase(group), role, steps, values, marks=marks))
+            )
     if not lines:
         return None
     return LineChart(
         key="groups",
-        title="Relative change by kind of parameter",
-        unit="norm of the change a step, over the norm of the weights",
+        title=phrase("Relative change by kind of parameter"),
+        unit=phrase(UNIT),
         lines=tuple(lines),
         log=True,
-        note="A gap: nothing moved.",
+        note=phrase("A gap: nothing moved."),
     )
 
 
@@ -101,9 +108,10 @@ def last_look(looks: Sequence[Look]) -> tuple[tuple[str, ...], tuple[tuple[str, 
         for key in dict.fromkeys([*TITLES, *(key for one in groups.values() for key in one)])
         if any(_is_number(one.get(key)) for one in groups.values())
     ]
-    titles = ("parameters", *(TITLES.get(key, key.replace("_", " ")) for key in numbers))
+    named = (phrase(TITLES.get(key, key.replace("_", " "))) for key in numbers)
+    titles = (phrase("parameters"), *named)
     rows = tuple(
-        (group, *(in_words(key, groups[group].get(key)) for key in numbers))
+        (phrase(group), *(in_words(key, groups[group].get(key)) for key in numbers))
         for group in _groups(looks)
         if group in groups
     )
@@ -153,6 +161,12 @@ def _row_of(name: str, group: str) -> str:
     return f"layer {found[1]}" if found else group
 
 
+def _spoken(row: str) -> str:
+    """A row of the heat map in the language spoken."""
+    found = re.fullmatch(r"layer (\d+)", row)
+    return phrase("layer {number}", number=found[1]) if found else phrase(row)
+
+
 def _rows(looks: Iterable[Look]) -> list[str]:
     """Embeddings on top, then the layers, then whatever comes after them, the head last."""
     found = dict.fromkeys(row for look in looks for row in _by_row([look]))
@@ -192,7 +206,7 @@ def _cell(row: int, left: float, right: float, tensors: Sequence[Mapping[str, An
     }
     if "update" not in means:
         return None
-    shown = {TITLES[key]: in_words(key, value) for key, value in means.items()}
+    shown = {phrase(TITLES[key]): in_words(key, value) for key, value in means.items()}
     return Cell(row, left, right, max(0.0, means["update"]), shown)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from counterpoint.language import phrase
 from counterpoint.markup import Content, Markup, element, folded, plain_json, table
 from counterpoint.runlog import OBJECTIVE_OPTIONS
 
@@ -58,7 +59,7 @@ def formula_of(facts: Mapping[str, Any]) -> Markup:
     """The objective of a run as a list of definitions."""
     formula = str(facts.get("objective") or "")
     if not formula:
-        return element("p", "The run did not write down its objective.", class_="none")
+        return element("p", phrase("The run did not write down its objective."), class_="none")
     terms = [(element("dt", name), element("dd", value)) for name, value in typeset(formula)]
     return element("dl", terms, class_="formula")
 
@@ -90,21 +91,20 @@ def option_tables(facts: Mapping[str, Any]) -> list[Content]:
     """The chosen options, and all of them to unfold."""
     options: Mapping[str, Any] = facts.get("options") or {}
     if not options:
-        return [element("p", "The run did not write down its options.", class_="none")]
+        return [element("p", phrase("The run did not write down its options."), class_="none")]
     chosen = chosen_options(facts)
-    title = "Options unlike their defaults" if "changed" in facts else "Options that matter"
-    adapter = adapter_options(facts)
+    unlike, matter = phrase("Options unlike their defaults"), phrase("Options that matter")
+    title, everything = unlike if "changed" in facts else matter, phrase("All options")
+    adapter, its = adapter_options(facts), phrase("The adapter")
     return [
         element("h3", title, class_="above"),
         _table(chosen, title)
         if chosen
-        else element("p", "None: every option has its default.", class_="none"),
-        [element("h3", "The adapter", class_="above"), _table(adapter, "The adapter")]
-        if adapter
-        else [],
+        else element("p", phrase("None: every option has its default."), class_="none"),
+        [element("h3", its, class_="above"), _table(adapter, its)] if adapter else [],
         folded(
-            ["All options", element("small", f"{len(options)}")],
-            _table(options, "All options"),
+            [everything, element("small", f"{len(options)}")],
+            _table(options, everything),
         ),
     ]
 
@@ -114,4 +114,4 @@ def _table(options: Mapping[str, Any], label: str) -> Markup:
         (element("code", name), element("code", plain_json(value)))
         for name, value in options.items()
     ]
-    return table(["option", "value"], rows, label=label)
+    return table([phrase("option"), phrase("value")], rows, label=label)

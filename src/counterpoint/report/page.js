@@ -32,7 +32,7 @@
   }
 
   function offer() {
-    document.getElementById("theme").textContent = isDark() ? "Light colours" : "Dark colours";
+    document.getElementById("theme").textContent = data.words[isDark() ? "Light colours" : "Dark colours"];
   }
 
   const wanted = remembered.get();
@@ -146,11 +146,11 @@
           root.dataset.version = version;
           say(news.state, false);
         } else if (answer.status !== 304) {
-          say("the run cannot be read", true);
+          say(data.words["the run cannot be read"], true);
           pause = 5000;
         }
       } catch {
-        say("counterpoint watch has ended", true);
+        say(data.words["counterpoint watch has ended"], true);
         pause = 5000;
       }
       setTimeout(ask, document.hidden ? 4 * pause : pause);

@@ -16,6 +16,7 @@ from importlib import resources
 from typing import Any
 
 from counterpoint._version import __version__
+from counterpoint.language import Language, phrase, spoken
 from counterpoint.markup import Content, Markup, element, folded, join, raw, script_json
 from counterpoint.report.charts import Chart, HeatMap, Histogram, LineChart, in_words, number
 from counterpoint.report.drawing import Drawing, Mark, library, place_of
@@ -24,6 +25,19 @@ from counterpoint.report.palette import as_css
 GENERATOR = f"Counterpoint {__version__}"
 MARK_OF_OURS = '<meta name="generator" content="Counterpoint '
 """What every page of ours has, and no other file."""
+
+_FOOTER = "Written by {generator}. The page asks no network for anything."
+_NO_SCRIPT = "The charts need JavaScript; everything else can be read without."
+_SAID_BY_SCRIPT = (
+    "Light colours",
+    "Dark colours",
+    "the run cannot be read",
+    "counterpoint watch has ended",
+)
+"""What ``page.js`` says, by the English that it holds."""
+
+_TAGS: Mapping[Language, str] = {"en": "en", "zh": "zh-Hans"}
+"""What a page calls its language."""
 
 LIVE = "live.json"
 """Where a page that follows a run asks for news, beside itself."""
@@ -98,26 +112,29 @@ def render(page: Page, drawing: Drawing, *, live: Mapping[str, Any] | None = Non
         live: what the page needs to follow a run: "version" and "shape"; None for one that stays.
     """
     scripts = [library(), _file("page.js")]
-    data = {"document": drawing.document, "places": drawing.places, "live": live}
+    words = {english: phrase(english) for english in _SAID_BY_SCRIPT}
+    data = {
+        "document": drawing.document,
+        "places": drawing.places,
+        "live": live,
+        "words": words,
+    }
     links = [
         element("a", section.short or section.title, href=f"#{section.key}")
         for section in page.sections
     ]
     body = [
-        element("a", "To the report", class_="skip", href="#main"),
+        element("a", phrase("To the report"), class_="skip", href="#main"),
         element("header", _top_bar(live is not None), class_="bar"),
         element(
             "main",
             page.top,
-            element("nav", links, aria_label="Parts of this report", class_="parts"),
+            element("nav", links, aria_label=phrase("Parts of this report"), class_="parts"),
             [_section(section) for section in page.sections],
             id="main",
         ),
-        element("footer", f"Written by {GENERATOR}. The page asks no network for anything."),
-        element(
-            "noscript",
-            element("p", "The charts need JavaScript; everything else can be read without."),
-        ),
+        element("footer", phrase(_FOOTER, generator=GENERATOR)),
+        element("noscript", element("p", phrase(_NO_SCRIPT))),
         element("script", raw(script_json(data)), type="application/json", id="charts"),
         [raw(f"<script>{script}</script>") for script in scripts],
     ]
@@ -135,7 +152,7 @@ def render(page: Page, drawing: Drawing, *, live: Mapping[str, Any] | None = Non
         element("link", rel="icon", href="data:,"),
         raw(f"<style>\n{as_css()}{_file('page.css')}</style>"),
     ]
-    html = element("html", element("head", head), element("body", body), lang="en")
+    html = element("html", element("head", head), element("body", body), lang=_TAGS[spoken()])
     return f"<!doctype html>\n{html}\n"
 
 
@@ -178,9 +195,16 @@ def _in_words(chart: Chart) -> list[str]:
         still = sorted({cell.row for cell in chart.cells if cell.value == 0})
         names = ", ".join(chart.rows[row] for row in still)
         return [
-            f"Greatest: {number(most.value)}, {chart.rows[most.row]}, steps {number(most.left)} "
-            f"to {number(most.right)}.",
-            f"Did not move at some look: {names}." if still else "Every row moved at every look.",
+            phrase(
+                "Greatest: {value}, {row}, steps {left} to {right}.",
+                value=number(most.value),
+                row=chart.rows[most.row],
+                left=number(most.left),
+                right=number(most.right),
+            ),
+            phrase("Did not move at some look: {rows}.", rows=names)
+            if still
+            else phrase("Every row moved at every look."),
         ]
     return [_bars_in_words(chart, place) for place in range(len(chart.bars))]
 
@@ -189,9 +213,14 @@ def _bars_in_words(chart: Histogram, place: int) -> str:
     bars = chart.bars[place]
     most = max(range(len(bars.counts)), key=lambda one: bars.counts[one])
     low, high = bars.edges[most], bars.edges[most + 1]
-    return (
-        f"{bars.label}: from {number(bars.edges[0])} to {number(bars.edges[-1])} {chart.unit}, "
-        f"most often {number(low)} to {number(high)}."
+    return phrase(
+        "{name}: from {first} to {last} {unit}, most often {low} to {high}.",
+        name=bars.label,
+        first=number(bars.edges[0]),
+        last=number(bars.edges[-1]),
+        unit=chart.unit,
+        low=number(low),
+        high=number(high),
     )
 
 
@@ -217,7 +246,7 @@ def _legend(chart: Chart) -> Markup | None:
         )
         for key, label, role, dash in keys
     ]
-    return element("div", buttons, class_="legend", role="group", aria_label="Show or hide")
+    return element("div", buttons, class_="legend", role="group", aria_label=phrase("Show or hide"))
 
 
 def _section(section: Section) -> Markup:
@@ -238,8 +267,10 @@ def _section(section: Section) -> Markup:
 def _top_bar(live: bool) -> list[Content]:
     return [
         element("span", "Counterpoint", class_="brand"),
-        element("span", "following", id="live", class_="live", role="status") if live else None,
-        element("button", "Dark colours", type="button", id="theme"),
+        element("span", phrase("following"), id="live", class_="live", role="status")
+        if live
+        else None,
+        element("button", phrase("Dark colours"), type="button", id="theme"),
     ]
 
 

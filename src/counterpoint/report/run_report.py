@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from counterpoint.language import phrase
 from counterpoint.markup import Content, Markup, element, folded, plain_json, table
 from counterpoint.report import story
 from counterpoint.report.charts import Chart, number
@@ -59,7 +60,7 @@ def report(run: Run, *, now: float | None = None) -> str:
         SetupError: CP502 where Bokeh is not installed.
     """
     page = run_page(run, now=now)
-    return render(page, draw(page.charts, page.marks))
+    return render(page, draw(page.charts, page.marks, axis=phrase(page.axis)))
 
 
 def live_report(run: Run, version: str) -> str:
@@ -75,7 +76,7 @@ def live_report(run: Run, version: str) -> str:
         "shape": shape(page.charts, page.marks),
         "state": story.state_in_words(run),
     }
-    return render(page, draw(page.charts, page.marks), live=live)
+    return render(page, draw(page.charts, page.marks, axis=phrase(page.axis)), live=live)
 
 
 def news(run: Run, version: str) -> str:
@@ -143,32 +144,36 @@ def run_page(run: Run, *, now: float | None = None) -> Page:
     ]
     moved, rate = _movement(run, heat, groups, parts), [figure(one) for one in speed]
     sections = [
-        *([Section("alarms", "Alarms", parts.keep("alarms", _alarms(kinds)))] if kinds else []),
+        *(
+            [Section("alarms", phrase("Alarms"), parts.keep("alarms", _alarms(kinds)))]
+            if kinds
+            else []
+        ),
         Section(
             "curves",
-            "Curves",
+            phrase("Curves"),
             chart_groups([(one.key not in LESS_WANTED, figure(one)) for one in curves]),
         ),
         *_constraints(run, series, [figure(one) for one in held], parts),
-        Section("samples", "Samples", samples),
-        Section("trained", "What was trained", _trained(run), "Trained"),
+        Section("samples", phrase("Samples"), samples),
+        Section("trained", phrase("What was trained"), _trained(run), phrase("Trained")),
         Section(
             "data",
-            "Data",
+            phrase("Data"),
             _data(data, [figure(one) for one in lengths]),
             folded=True,
             hint=kept_in_words(data),
         ),
-        Section("movement", "What moved", moved, "Movement", folded=True),
+        Section("movement", phrase("What moved"), moved, phrase("Movement"), folded=True),
         Section(
             "speed",
-            "Speed and memory",
+            phrase("Speed and memory"),
             _speed(run, series, rate, parts),
-            "Speed",
+            phrase("Speed"),
             folded=True,
             hint=story.duration(run),
         ),
-        Section("environment", "Environment", _environment(run), folded=True),
+        Section("environment", phrase("Environment"), _environment(run), folded=True),
     ]
     return Page(
         title=f"{name_of(run)} · Counterpoint",
@@ -218,7 +223,7 @@ def _top(run: Run, series: SeriesTable, parts: Parts, now: float | None) -> list
     shown = [
         element(
             "div",
-            element("dt", figure.label),
+            element("dt", phrase(figure.label)),
             element("dd", figure.value),
             element("dd", _before(figure), class_="before"),
         )
@@ -234,7 +239,8 @@ def _top(run: Run, series: SeriesTable, parts: Parts, now: float | None) -> list
 
 
 def _before(figure: story.Figure) -> str:
-    told = [f"from {figure.before}" if figure.before else "", figure.set_name]
+    before = phrase("from {before}", before=figure.before) if figure.before else ""
+    told = [before, phrase(figure.set_name)]
     return ", ".join(one for one in told if one)
 
 
@@ -244,7 +250,7 @@ def _lead(run: Run, now: float | None) -> str:
         model_name(run),
         story.state_in_words(run, now),
         story.duration(run),
-        f"{pairs:,} pairs a step" if isinstance(pairs, int) else "",
+        phrase("{pairs} pairs a step", pairs=f"{pairs:,}") if isinstance(pairs, int) else "",
     ]
     return " · ".join(one for one in told if one)
 
@@ -261,15 +267,23 @@ def _alarms(kinds: Sequence[story.AlarmKind]) -> Content:
     rest = element("ol", others, class_="alarms")
     return [
         element("ol", first, class_="alarms"),
-        folded(story.count(len(others), "more kind"), rest) if others else None,
+        folded(story.count(len(others), "1 more kind", "{count} more kinds"), rest)
+        if others
+        else None,
     ]
 
 
 def _alarm(kind: story.AlarmKind) -> Markup:
     began, raised = kind.since[0], kind.steps
-    when = f"Began at step {began:,}; raised at step {raised[0]:,}"
+    times = {"since": f"{began:,}", "step": f"{raised[0]:,}"}
+    when = phrase("Began at step {since}; raised at step {step}.", **times)
     if len(raised) > 1:
-        when += f", {len(raised):,} times up to step {raised[-1]:,}"
+        when = phrase(
+            "Began at step {since}; raised at step {step}, {times} times up to step {last}.",
+            **times,
+            times=f"{len(raised):,}",
+            last=f"{raised[-1]:,}",
+        )
     return element(
         "li",
         element(
@@ -278,10 +292,10 @@ def _alarm(kind: story.AlarmKind) -> Markup:
             kind.meaning.title[:1].upper() + kind.meaning.title[1:],
             element("code", kind.code),
         ),
-        element("p", f"{when}.", class_="when"),
+        element("p", when, class_="when"),
         element("p", kind.seen) if kind.seen else None,
-        element("p", element("b", "Why it matters. "), kind.meaning.why),
-        element("p", element("b", "What to do. "), kind.meaning.do),
+        element("p", element("b", phrase("Why it matters. ")), kind.meaning.why),
+        element("p", element("b", phrase("What to do. ")), kind.meaning.do),
         element("pre", kind.fix, tabindex="0") if kind.fix else None,
     )
 
@@ -292,8 +306,8 @@ def _trained(run: Run) -> list[Content]:
 
 def _data(data: Mapping[str, Any], lengths: Sequence[Markup]) -> list[Content]:
     if not data:
-        return [_none("The run wrote no account of its data.")]
-    unknown = _none("The lengths of its pairs were not written down.")
+        return [_none(phrase("The run wrote no account of its data."))]
+    unknown = _none(phrase("The lengths of its pairs were not written down."))
     return [audit(data), element("div", lengths, class_="charts") if lengths else unknown]
 
 
@@ -304,19 +318,21 @@ def chart_groups(charts: Sequence[tuple[bool, Markup]]) -> Content:
         charts: whether it is wanted, and the figure of each, in their order.
     """
     if not charts:
-        return _none("Nothing was logged yet.")
+        return _none(phrase("Nothing was logged yet."))
     wanted, others = (
         [one for first, one in charts if first is is_first] for is_first in (True, False)
     )
     return [
         element(
             "p",
-            "Drag over a chart to look closer, at all of them at once; the button with the arrow "
-            "goes back. Of long lines the extremes are kept, so that no spike is lost.",
+            phrase(
+                "Drag over a chart to look closer, at all of them at once; the button with the "
+                "arrow goes back. Of long lines the extremes are kept, so that no spike is lost."
+            ),
             class_="hint",
         ),
         element("div", wanted, class_="charts"),
-        folded("More curves", element("div", others, class_="charts")) if others else None,
+        folded(phrase("More curves"), element("div", others, class_="charts")) if others else None,
     ]
 
 
@@ -329,22 +345,23 @@ def _constraints(
         parts.keep("constraints", account(run.facts, series)),
         element("div", charts, class_="charts"),
     ]
-    return [Section("constraints", "Constraints", content)]
+    return [Section("constraints", phrase("Constraints"), content)]
 
 
 def _movement(run: Run, heat: Chart | None, groups: Chart | None, parts: Parts) -> list[Content]:
     if heat is None and groups is None:
-        return [_none("Nobody looked at how far the parameters moved.")]
+        return [_none(phrase("Nobody looked at how far the parameters moved."))]
     titles, rows, step = last_look(run.movement)
     charts = [
         chart_figure(chart, parts, wide=True) for chart in (heat, groups) if chart is not None
     ]
+    label = phrase("Groups of parameters at step {step}", step=f"{step:,}")
     return [
         element("div", charts, class_="charts"),
         parts.keep(
             "last-look",
-            element("h3", f"At step {step:,}", class_="above"),
-            table(titles, rows, label=f"Groups of parameters at step {step:,}", class_="numbers"),
+            element("h3", phrase("At step {step}", step=f"{step:,}"), class_="above"),
+            table(titles, rows, label=label, class_="numbers"),
         ),
     ]
 
@@ -352,20 +369,22 @@ def _movement(run: Run, heat: Chart | None, groups: Chart | None, parts: Parts) 
 def _speed(run: Run, series: SeriesTable, charts: Sequence[Markup], parts: Parts) -> list[Content]:
     rows: list[tuple[str, str]] = []
     if story.duration(run):
-        rows.append(("run time", story.duration(run)))
+        rows.append((phrase("run time"), story.duration(run)))
     for metric, label, summary in _SPEEDS:
         one = series.get((TRAINING, metric))
         known = [] if one is None else [value for value in one.values if isfinite(value)]
         if known:
-            rows.append((label, number(summary(known))))
+            rows.append((phrase(label), number(summary(known))))
     return [
         parts.keep(
             "speed",
-            table(["", ""], rows, label="Speed and memory", class_="numbers") if rows else None,
+            table(["", ""], rows, label=phrase("Speed and memory"), class_="numbers")
+            if rows
+            else None,
         ),
         element("div", charts, class_="charts")
         if charts
-        else _none("The run logged neither speed nor memory."),
+        else _none(phrase("The run logged neither speed nor memory.")),
     ]
 
 
@@ -373,26 +392,25 @@ def _environment(run: Run) -> list[Content]:
     facts = run.facts
     rows: list[tuple[str, Content]] = []
     if facts.get("started"):
-        rows.append(("started", story.moment(facts["started"])))
+        rows.append((phrase("started"), story.moment(facts["started"])))
     for resume in facts.get("resumed") or ():
-        rows.append(
-            ("taken up again", f"at step {resume['step']:,}, {story.moment(resume['time'])}")
-        )
+        at = {"step": f"{resume['step']:,}", "time": story.moment(resume["time"])}
+        rows.append((phrase("taken up again"), phrase("at step {step}, {time}", **at)))
     if (facts.get("ended") or {}).get("time"):
-        rows.append(("ended", story.moment(facts["ended"]["time"])))
+        rows.append((phrase("ended"), story.moment(facts["ended"]["time"])))
     rows += _flat(facts.get("environment") or {})
     versions = facts.get("versions") or {}
     if versions:
-        rows.append(("versions", ", ".join(f"{k} {v}" for k, v in versions.items())))
+        rows.append((phrase("versions"), ", ".join(f"{k} {v}" for k, v in versions.items())))
     if facts.get("command"):
-        rows.append(("command", element("code", " ".join(map(str, facts["command"])))))
+        rows.append((phrase("command"), element("code", " ".join(map(str, facts["command"])))))
     others = {key: value for key, value in facts.items() if key not in _TOLD}
     return [
-        table(["", ""], rows, label="Environment")
+        table(["", ""], rows, label=phrase("Environment"))
         if rows
-        else _none("The run wrote nothing about its environment."),
+        else _none(phrase("The run wrote nothing about its environment.")),
         folded(
-            "Everything else in run.json",
+            phrase("Everything else in run.json"),
             element("pre", json.dumps(others, indent=2, ensure_ascii=False), tabindex="0"),
         )
         if others
@@ -403,7 +421,7 @@ def _environment(run: Run) -> list[Content]:
 def _flat(facts: Mapping[str, Any], before: str = "") -> list[tuple[str, Content]]:
     rows: list[tuple[str, Content]] = []
     for key, value in facts.items():
-        name = f"{before}{str(key).replace('_', ' ')}"
+        name = f"{before}{phrase(str(key).replace('_', ' '))}"
         if isinstance(value, Mapping):
             rows += _flat(value, f"{name}, ")
         elif isinstance(value, list) and value and not isinstance(value[0], Mapping | list):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from counterpoint.language import phrase
 from counterpoint.markup import Content, Markup, element, folded
 
 SHOWN = 6
@@ -29,7 +30,7 @@ def before_and_after(samples: Sequence[Sample]) -> list[Content]:
         samples: lines of ``samples.jsonl``.
     """
     if not samples:
-        return [element("p", "The run wrote no samples.", class_="none")]
+        return [element("p", phrase("The run wrote no samples."), class_="none")]
     by_prompt: dict[tuple[str, ...], list[Sample]] = {}
     for sample in samples:
         key = tuple(str(sample.get(part, "")) for part in ("set", "prompt", "kind"))
@@ -37,14 +38,14 @@ def before_and_after(samples: Sequence[Sample]) -> list[Content]:
     groups = [sorted(group, key=lambda one: one.get("step", 0)) for group in by_prompt.values()]
     shown = [_group(group) for group in groups[:MOST]]
     left_out = len(groups) - len(shown)
+    rest = phrase("{count} prompts", count=len(shown) - SHOWN)
+    beyond = phrase("{count} more prompts are in samples.jsonl.", count=f"{left_out:,}")
     return [
         shown[:SHOWN],
-        folded(["More", element("small", f"{len(shown) - SHOWN} prompts")], shown[SHOWN:])
+        folded([phrase("More"), element("small", rest)], shown[SHOWN:])
         if len(shown) > SHOWN
         else None,
-        element("p", f"{left_out:,} more prompts are in samples.jsonl.", class_="hint")
-        if left_out
-        else None,
+        element("p", beyond, class_="hint") if left_out else None,
     ]
 
 
@@ -59,7 +60,7 @@ def _group(group: Sequence[Sample]) -> Markup:
         element(
             "div",
             [_side(sample) for sample in sides],
-            _text("reference", reference) if reference else None,
+            _text(phrase("reference"), reference) if reference else None,
             class_="sides",
         ),
         class_="sample",
@@ -73,17 +74,19 @@ def _set_of(sample: Sample) -> str:
 
 def _side(sample: Sample) -> Markup:
     step = sample.get("step", 0)
-    when = f"after step {step:,}" if step else "before training"
+    after = phrase("after step {step}", step=f"{step:,}")
+    when = after if step else phrase("before training")
     told: list[Content] = [when]
     if sample.get("kind"):
-        told.append(f", {sample['kind']}")
+        told.append(f", {phrase(str(sample['kind']))}")
     if sample.get("tokens") is not None:
-        told.append(f", {sample['tokens']:,} tokens")
+        told += [", ", phrase("{count} tokens", count=f"{sample['tokens']:,}")]
     repetition = sample.get("repetition") or 0
     if repetition >= REPEATS:
-        told.append(element("span", f", {repetition:.0%} repetition", class_="flag"))
+        share = phrase("{share} repetition", share=f"{repetition:.0%}")
+        told.append(element("span", f", {share}", class_="flag"))
     if sample.get("ended") is False:
-        told.append(element("span", ", did not end", class_="flag"))
+        told.append(element("span", f", {phrase('did not end')}", class_="flag"))
     return _text(told, sample.get("completion"))
 
 
@@ -91,7 +94,9 @@ def _text(title: Content, text: Any) -> Markup:
     return element(
         "div",
         element("h4", title),
-        element("p", _cut(text) or element("span", "(empty)", class_="flag"), class_="text"),
+        element(
+            "p", _cut(text) or element("span", phrase("(empty)"), class_="flag"), class_="text"
+        ),
         class_="side",
     )
 
@@ -100,4 +105,5 @@ def _cut(text: Any) -> str:
     words = str(text or "")
     if len(words) <= LONGEST:
         return words
-    return f"{words[:LONGEST]} … ({len(words) - LONGEST:,} more characters)"
+    count = f"{len(words) - LONGEST:,}"
+    return phrase("{text} … ({count} more characters)", text=words[:LONGEST], count=count)

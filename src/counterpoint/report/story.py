@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from counterpoint.doctor.table import TABLE, Entry
+from counterpoint.doctor.table import TABLE, Entry, meaning
+from counterpoint.language import phrase
 from counterpoint.report.charts import number
 from counterpoint.report.curves import TRAINING, SeriesTable
 from counterpoint.report.progress import progress_of
@@ -34,11 +35,13 @@ METHODS: Mapping[str, str] = {
 }
 """loss_type -> the method's name."""
 
-_UNKNOWN = Entry(
-    "an alarm that this version does not know",
-    "It was raised by another version of Counterpoint.",
-    "counterpoint doctor --explain CODE of that version says what it means.",
-)
+
+def _unknown() -> Entry:
+    return Entry(
+        phrase("an alarm that this version does not know"),
+        phrase("It was raised by another version of Counterpoint."),
+        phrase("counterpoint doctor --explain CODE of that version says what it means."),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,7 @@ def alarm_kinds(alarms: Sequence[Mapping[str, Any]]) -> tuple[AlarmKind, ...]:
         AlarmKind(
             place,
             code,
-            TABLE.get(code, _UNKNOWN),
+            meaning(code) if code in TABLE else _unknown(),
             tuple(int(one.get("step", 0)) for one in raised),
             tuple(int(one.get("since", one.get("step", 0))) for one in raised),
             str(raised[0].get("seen", "")),
@@ -185,11 +188,12 @@ def state_in_words(run: Run, now: float | None = None) -> str:
     """How the run stands, in a few words: "finished after 2,000 steps"."""
     far = progress_of(run, now)
     pattern = _STATES.get(state_of(run, now), "ended at step {step}{of}")
-    return pattern.format(
+    return phrase(
+        pattern,
         step=f"{far.step:,}",
-        steps=count(far.step, "step"),
-        of="" if far.steps is None else f" of {far.steps:,}",
-        left="" if far.left is None else f", about {span(far.left)} left",
+        steps=count(far.step, *STEPS),
+        of="" if far.steps is None else phrase(" of {steps}", steps=f"{far.steps:,}"),
+        left="" if far.left is None else phrase(", about {time} left", time=span(far.left)),
     )
 
 
@@ -197,35 +201,39 @@ def verdict(run: Run, now: float | None = None) -> Verdict:
     """Whether the run is sound, and what that rests on."""
     state, kinds = state_of(run, now), alarm_kinds(run.alarms)
     error = _told((run.facts.get("ended") or {}).get("error"))
-    steps = count(last_step(run), "step")
-    raised = count(len(run.alarms), "alarm")
+    steps = count(last_step(run), *STEPS)
+    raised = count(len(run.alarms), *ALARMS)
     if state == "failed":
-        more = f" {raised} before that." if kinds else ""
-        return Verdict("bad", "Failed", f"{error or 'It ended with an error.'}{more}")
+        said = error or phrase("It ended with an error.")
+        if kinds:
+            said = phrase("{said} {raised} before that.", said=said, raised=raised)
+        return Verdict("bad", phrase("Failed"), said)
     if kinds:
         first = kinds[0]
-        at = (
-            f"step {first.since[0]:,}"
-            if first.since[0] == first.steps[0]
-            else (f"step {first.since[0]:,}, seen at step {first.steps[0]:,}")
-        )
-        stopped = "; the run was stopped" if state == "stopped" else ""
-        return Verdict(
-            "bad" if state == "stopped" else "warn",
-            raised,
-            f"First {first.code}, {first.meaning.title}: from {at}{stopped}.",
-        )
+        since, step = f"{first.since[0]:,}", f"{first.steps[0]:,}"
+        at = phrase("step {since}, seen at step {step}", since=since, step=step)
+        if since == step:
+            at = phrase("step {step}", step=step)
+        told = {"code": first.code, "title": first.meaning.title, "at": at}
+        if state == "stopped":
+            stopped = phrase("First {code}, {title}: from {at}; the run was stopped.", **told)
+            return Verdict("bad", raised, stopped)
+        return Verdict("warn", raised, phrase("First {code}, {title}: from {at}.", **told))
     if not run.metrics:
-        return Verdict("plain", "Nothing logged yet", "No step has been written down so far.")
+        none = phrase("No step has been written down so far.")
+        return Verdict("plain", phrase("Nothing logged yet"), none)
     if state == "gone":
-        return Verdict(
-            "warn", "Cut off", f"No alarm in {steps}, but no end either: it was killed or cut off."
-        )
+        gone = "No alarm in {steps}, but no end either: it was killed or cut off."
+        return Verdict("warn", phrase("Cut off"), phrase(gone, steps=steps))
     if state in ("interrupted", "stopped"):
-        return Verdict("plain", state.capitalize(), f"No alarm in {steps}.")
+        headline = phrase("Stopped") if state == "stopped" else phrase("Interrupted")
+        return Verdict("plain", headline, phrase("No alarm in {steps}.", steps=steps))
     if state == "running":
-        return Verdict("good", "Healthy so far", f"No alarm in {steps}.")
-    return Verdict("good", "Healthy", f"No alarm was raised in {steps}.")
+        so_far = phrase("No alarm in {steps}.", steps=steps)
+        return Verdict("good", phrase("Healthy so far"), so_far)
+    return Verdict(
+        "good", phrase("Healthy"), phrase("No alarm was raised in {steps}.", steps=steps)
+    )
 
 
 def _told(error: Any) -> str:
@@ -263,12 +271,12 @@ def method(run: Run) -> str:
     """The name of what was trained with: "SimPO", with its NLL term if it has one."""
     options = run.facts.get("options") or {}
     loss_type = str(options.get("loss_type", ""))
-    name = METHODS.get(loss_type, loss_type or "a run")
+    name = phrase(METHODS.get(loss_type, loss_type or "a run"))
     nll = float(options.get("cpo_alpha") or 0)
     if loss_type == "simpo" and nll:
         return "CPO-SimPO"
     if loss_type == "sigmoid" and not nll:
-        return "CPO without its NLL term"
+        return phrase("CPO without its NLL term")
     return name
 
 
@@ -291,14 +299,16 @@ def duration(run: Run) -> str:
 def span(seconds: float) -> str:
     """A duration in words: "2 h 05 min", "41 s"."""
     if seconds < 1:
-        return f"{seconds:.2g} s"
+        return phrase("{seconds} s", seconds=f"{seconds:.2g}")
     whole = round(seconds)
     if whole < 120:
-        return f"{whole} s"
+        return phrase("{seconds} s", seconds=whole)
     minutes, hours = whole // 60 % 60, whole // 3600
     if hours >= 48:
-        return f"{hours // 24} d {hours % 24} h"
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {whole % 60:02d} s"
+        return phrase("{days} d {hours} h", days=hours // 24, hours=hours % 24)
+    if hours:
+        return phrase("{hours} h {minutes} min", hours=hours, minutes=f"{minutes:02d}")
+    return phrase("{minutes} min {seconds} s", minutes=minutes, seconds=f"{whole % 60:02d}")
 
 
 def moment(seconds: Any) -> str:
@@ -308,6 +318,16 @@ def moment(seconds: Any) -> str:
     return str(seconds)
 
 
-def count(how_many: int, thing: str) -> str:
-    """A number of things: "1 step", "2,000 steps"."""
-    return f"{how_many:,} {thing}{'' if how_many == 1 else 's'}"
+STEPS, ALARMS = ("1 step", "{count} steps"), ("1 alarm", "{count} alarms")
+TIMES = ("1 time", "{count} times")
+
+
+def count(how_many: int, one: str, many: str) -> str:
+    """A number of things: "1 step", "2,000 steps".
+
+    Args:
+        how_many: of them.
+        one: what one of them is called, with its number.
+        many: what others are, with a field for their number.
+    """
+    return phrase(one) if how_many == 1 else phrase(many, count=f"{how_many:,}")
