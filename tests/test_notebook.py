@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -159,6 +160,18 @@ def test_the_doctors_table_speaks_the_language() -> None:
         page = report._repr_html_()
     assert row(page, "CP203")[1:3] == ["错误", "回答为空或只有空白"]
     assert row(page, "代码")[1] == "级别"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_words_of_every_table_are_in_the_language_spoken(kind: str) -> None:
+    made = KINDS[kind]("δοκιμή")
+    with speaking("zh"):
+        rows = Reader(made._repr_html_()).rows
+    columns = {"prompt", "chosen", "rejected", "score_gap", "chosen_score", "rejected_score"}
+    names = {"loss", "mlp", "all"}
+    heads = {cells[0] for cells in rows} | {cell for cells in rows[:1] for cell in cells}
+    words = {cell for cell in heads if re.fullmatch(r"[a-z][a-z _]+", cell)}
+    assert words - columns - names == set()
 
 
 def test_nothing_found_is_a_sentence_and_no_table() -> None:

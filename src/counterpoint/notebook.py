@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
+from counterpoint.language import phrase
 from counterpoint.markup import Content, element, folded, raw, table
 
 LONGEST = 2000
@@ -35,25 +36,33 @@ def shown(title: Content, *content: Content) -> str:
 
 
 def rows_shown(
-    head: Sequence[str], rows: Iterable[Sequence[object]], *, label: str, most: int = 20
+    head: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    label: str,
+    most: int = 20,
+    spoken: bool = True,
 ) -> Content:
     """A table of the first rows, and how many more there are; nothing where there is none.
 
     Args:
-        head: titles of the columns.
+        head: titles of the columns, in English.
         rows: cells, as many as there are titles; None is an empty one, a number gets its commas.
         label: what the table is, for those who do not see it.
         most: rows that are shown at once; the rest, up to ten times as many, are folded.
+        spoken: the titles are the page's own words, to be said in the language spoken.
     """
+    titles = [phrase(title) for title in head] if spoken else list(head)
     kept = [[_cell(value) for value in row] for row in islice(rows, 10 * most + 1)]
     if not kept:
         return None
     beyond = len(kept) > 10 * most
     first, rest = kept[:most], kept[most : 10 * most]
-    more = f"{len(rest):,} more{', and others' if beyond else ''}"
+    count = f"{len(rest):,}"
+    more = phrase("{count} more, and others" if beyond else "{count} more", count=count)
     return [
-        table(head, first, label=label),
-        folded(more, table(head, rest, label=f"{label}: {more}")) if rest else None,
+        table(titles, first, label=label),
+        folded(more, table(titles, rest, label=f"{label}: {more}")) if rest else None,
     ]
 
 

@@ -37,6 +37,7 @@ from typing import Any
 
 from counterpoint._version import __version__
 from counterpoint.errors import CounterpointError, SetupError
+from counterpoint.language import phrase
 from counterpoint.log_lines import LogHandler
 from counterpoint.masking import Mask, MaskingFilter
 from counterpoint.notebook import rows_shown, shown
@@ -218,7 +219,7 @@ class Run:
         columns = ("code", "step", "since", "seen")
         alarms = [[alarm.get(column) for column in columns] for alarm in self.alarms]
         return shown(
-            f"run {self.folder}",
+            f"{phrase('run')} {self.folder}",
             rows_shown(("", "of the run"), _told_of(self), label="facts"),
             rows_shown(("metric", "first", "last"), _ends_of(self.metrics), label="metrics"),
             rows_shown(columns, alarms, label="alarms"),
@@ -251,15 +252,14 @@ def _told_of(run: Run) -> Iterator[tuple[str, str]]:
     facts, ended = run.facts, run.facts.get("ended") or {}
     model = facts.get("model")
     steps = [line["step"] for line in run.metrics if "step" in line]
-    yield "model", str(model.get("name") if isinstance(model, Mapping) else model or "unknown")
-    yield "objective", str(facts.get("objective") or "unknown")
-    yield (
-        "state",
-        f"{ended.get('state', 'no end yet')}, step {ended.get('step', max(steps, default=0))}",
-    )
+    name = model.get("name") if isinstance(model, Mapping) else model
+    yield phrase("model"), str(name or phrase("unknown"))
+    yield phrase("objective"), str(facts.get("objective") or phrase("unknown"))
+    state, step = ended.get("state", "no end yet"), ended.get("step", max(steps, default=0))
+    yield phrase("state"), phrase("{state}, step {step}", state=phrase(str(state)), step=step)
     if ended.get("error"):
-        yield "error", json.dumps(ended["error"])
-    yield "log lines", ", ".join(f"{len(getattr(run, one)):,} {one}" for one in STREAMS)
+        yield phrase("error"), json.dumps(ended["error"])
+    yield phrase("log lines"), ", ".join(f"{len(getattr(run, one)):,} {one}" for one in STREAMS)
 
 
 def _ends_of(lines: tuple[Mapping[str, Any], ...]) -> Iterator[tuple[str, Any, Any]]:

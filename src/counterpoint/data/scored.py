@@ -164,7 +164,9 @@ class ScoredPairs:
         """What was made, and the first pairs, in a notebook."""
         columns = list(dict.fromkeys(name for pair in self.pairs[:50] for name in pair))
         rows = ([pair.get(name) for name in columns] for pair in self.pairs)
-        return shown(self.counts.summary(), rows_shown(columns, rows, label="pairs", most=5))
+        return shown(
+            self.counts.summary(), rows_shown(columns, rows, label="pairs", most=5, spoken=False)
+        )
 
 
 def pairs_from_scored(

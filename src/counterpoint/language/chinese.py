@@ -28,6 +28,68 @@ _DOCTOR = {
     "rows {rows}": "第 {rows} 行",
 }
 
+_NOTEBOOK = {
+    "{count} more": "另有 {count} 行",
+    "{count} more, and others": "另有 {count} 行，以及其他",
+    "of the run": "内容",
+    "model": "模型",
+    "objective": "目标函数",
+    "unknown": "未知",
+    "{state}, step {step}": "{state}，第 {step} 步",
+    "no end yet": "尚未结束",
+    "finished": "完成",
+    "interrupted": "被中断",
+    "failed": "失败",
+    "stopped": "停止",
+    "log lines": "日志行",
+    "metric": "指标",
+    "first": "最初",
+    "last": "最后",
+    "since": "始于",
+    "the same: all {count} tensors hold the same values": "相同：全部 {count} 个张量的值都一样",
+    "{moved} of the {count} tensors of both differ": "两边共有的 {count} 个张量中 {moved} 个不同",
+    "another shape: {before}, then {after}": "形状不同：先 {before}，后 {after}",
+    "only before": "只在前者",
+    "only after": "只在后者",
+    "group": "组",
+    "tensors": "张量",
+    "tensor": "张量",
+    "weights": "权重",
+    "moved": "移动过",
+    "update": "相对变化",
+    "largest": "最大变化",
+    "not compared": "未比较",
+    "{weights} weights, {trained} trained, {precision}; {layout} layout; {pairs} pairs a "
+    "step; {usable} to plan with": (
+        "{weights} 个权重，训练 {trained} 个，{precision}；{layout} 布局；每步 {pairs} 对；"
+        "可用 {usable}"
+    ),
+    "pairs of the micro-batch": "微批的对数",
+    "tokens of it": "其 token 数",
+    "peak": "峰值",
+    "fits": "放得下",
+    "too much": "放不下",
+    "optimizer": "优化器",
+    "initial policy": "初始策略",
+    "exchange between ranks": "进程间交换",
+    "gradients": "梯度",
+    "activations": "激活",
+    "backward at hand": "反向传播中",
+    "at the worst moment": "最吃紧时",
+    "as configured": "按当前配置",
+    "longest pair": "最长的一对",
+    "a device": "每设备",
+    "accumulated": "累积",
+    "ranks": "进程",
+    "most tokens": "最多 token",
+    "turn on": "打开",
+    "cost": "代价",
+    "status": "状态",
+    "ok": "通过",
+    "not applicable": "不适用",
+    "check": "检查",
+}
+
 _COMMAND = {
     "What to do: {do}": "怎么办：{do}",
 }
@@ -80,5 +142,7 @@ _QUICKSTART = {
     "next, the same run with another loss": "接下来，换一种损失再训练一次",
 }
 
-PHRASES: Mapping[str, str] = MappingProxyType({**_DOCTOR, **_COMMAND, **_QUICKSTART, **REPORT})
+PHRASES: Mapping[str, str] = MappingProxyType(
+    {**_DOCTOR, **_NOTEBOOK, **_COMMAND, **_QUICKSTART, **REPORT}
+)
 """English -> Chinese."""

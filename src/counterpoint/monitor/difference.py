@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from counterpoint.language import phrase
 from counterpoint.monitor.groups import GROUPS, group_of
 from counterpoint.monitor.weight_files import Entry, WeightFiles
 from counterpoint.notebook import rows_shown, shown
@@ -87,9 +88,11 @@ class Difference:
     def in_words(self) -> str:
         """Whether the two are the same, or how much of them differs."""
         if self.same:
-            return f"the same: all {len(self.tensors):,} tensors hold the same values"
+            text = "the same: all {count} tensors hold the same values"
+            return phrase(text, count=f"{len(self.tensors):,}")
         moved = sum(bool(one.moved) for one in self.tensors.values())
-        return f"{moved:,} of the {len(self.tensors):,} tensors of both differ"
+        text = "{moved} of the {count} tensors of both differ"
+        return phrase(text, moved=f"{moved:,}", count=f"{len(self.tensors):,}")
 
     def _repr_html_(self) -> str:
         """The difference as tables, in a notebook: groups, then tensors, most changed first."""
@@ -110,11 +113,14 @@ class Difference:
         ]
         apart = [
             *(
-                (name, f"another shape: {list(a)}, then {list(b)}")
+                (
+                    name,
+                    phrase("another shape: {before}, then {after}", before=list(a), after=list(b)),
+                )
                 for name, (a, b) in self.shapes.items()
             ),
-            *((name, "only before") for name in self.removed),
-            *((name, "only after") for name in self.added),
+            *((name, phrase("only before")) for name in self.removed),
+            *((name, phrase("only after")) for name in self.added),
         ]
         return shown(
             self.in_words(),

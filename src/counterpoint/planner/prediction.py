@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from counterpoint.language import phrase
 from counterpoint.notebook import rows_shown, shown
 from counterpoint.planner.machine import show_bytes
 from counterpoint.planner.shapes import Layout
@@ -147,14 +148,14 @@ class Plan:
         """The plan as tables, in a notebook."""
         both = (self.asked, self.longest)
         parts = [
-            ("pairs of the micro-batch", *(one.pairs for one in both)),
-            ("tokens of it", *(one.tokens for one in both)),
+            (phrase("pairs of the micro-batch"), *(one.pairs for one in both)),
+            (phrase("tokens of it"), *(one.tokens for one in both)),
             *(
-                (title, *(show_bytes(getattr(one, name)) for one in both))
+                (phrase(title), *(show_bytes(getattr(one, name)) for one in both))
                 for name, title in ROWS
                 if any(getattr(one, name) for one in both)
             ),
-            ("peak", *(", ".join(_verdict(one)) for one in both)),
+            (phrase("peak"), *(", ".join(_verdict(one)) for one in both)),
         ]
         splits = [
             (one.per_device, one.accumulation, one.ranks, one.tokens, *_verdict(one))
@@ -162,10 +163,18 @@ class Plan:
         ]
         remedies = [(one.line, one.cost, *_verdict(one)) for one in self.remedies]
         ways = ("a device", "accumulated", "ranks", "most tokens", "peak", "")
+        head = phrase(
+            "{weights} weights, {trained} trained, {precision}; {layout} layout; {pairs} pairs a "
+            "step; {usable} to plan with",
+            weights=f"{self.parameters:,}",
+            trained=f"{self.trained:,}",
+            precision=self.precision,
+            layout=self.layout,
+            pairs=f"{self.pairs:,}",
+            usable=show_bytes(self.usable),
+        )
         return shown(
-            f"{self.parameters:,} weights, {self.trained:,} trained, {self.precision}; "
-            f"{self.layout} layout; {self.pairs:,} pairs a step; "
-            f"{show_bytes(self.usable)} to plan with",
+            head,
             rows_shown(
                 ("at the worst moment", "as configured", "longest pair"), parts, label="peak"
             ),
@@ -179,4 +188,4 @@ class Plan:
 
 
 def _verdict(one: Estimate | Split | Remedy) -> tuple[str, str]:
-    return show_bytes(one.peak), "fits" if one.fits else "too much"
+    return show_bytes(one.peak), phrase("fits") if one.fits else phrase("too much")

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from counterpoint.language import phrase
 from counterpoint.notebook import rows_shown, shown
 from counterpoint.smoke.real import Measured, duration
 from counterpoint.strict import strict_json
@@ -69,7 +70,7 @@ class SmokeReport:
 
     def _repr_html_(self) -> str:
         """The checks as a table, in a notebook."""
-        rows = [(check.status, check.name, check.seen) for check in self.checks]
+        rows = [(phrase(check.status), check.name, check.seen) for check in self.checks]
         titles = ("status", "check", "seen")
         return shown(f"{self.twin}: {self.summary()}", rows_shown(titles, rows, label="checks"))
 
