@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -24,6 +25,10 @@ NARROWEST = 20
 
 LOADED = ("torchao", "torch.utils._pytree")
 """Loggers that say, as they are loaded, what concerns nobody who trains on this machine."""
+
+
+CALLED = ("transformers.generation.configuration_utils",)
+"""Loggers that say of a model's files, as it is loaded, what changes nothing here."""
 
 
 class LogHandler(logging.StreamHandler[Any]):
@@ -59,10 +64,27 @@ class _Errors(logging.Filter):
         return record.levelno >= logging.ERROR
 
 
-@contextmanager
-def quiet_imports() -> Iterator[None]:
+def quiet_imports() -> AbstractContextManager[None]:
     """Within it libraries that are loaded say nothing below an error."""
-    loggers, errors = [logging.getLogger(name) for name in LOADED], _Errors()
+    return _errors_alone(LOADED)
+
+
+@contextmanager
+def quiet_calls() -> Iterator[None]:
+    """Within it nothing is heard of what one library finds deprecated in another.
+
+    Nor of sampling values in a model's own files, which nothing here goes by and which are saved as
+    they are. To be put around a call of a library and nothing more.
+    """
+    with warnings.catch_warnings(), _errors_alone(CALLED):
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+@contextmanager
+def _errors_alone(names: Sequence[str]) -> Iterator[None]:
+    loggers, errors = [logging.getLogger(name) for name in names], _Errors()
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.addFilter(errors)  # torch sets its levels anew as it is loaded, and no filter

@@ -8,8 +8,10 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +20,12 @@ import pytest
 from tqdm import tqdm
 
 from counterpoint.cli.main import main
-from counterpoint.log_lines import LogHandler, quiet_imports
+from counterpoint.config import CPOConfig
+from counterpoint.log_lines import LogHandler, quiet_calls, quiet_imports
 from counterpoint.quickstart.task import preference_pairs
 from counterpoint.quickstart.translate import BASE
 from counterpoint.runlog import logger
+from counterpoint.trainer.loading import load_model
 from counterpoint.wrap import columns, wrapped_command
 from tests.terminal import Screen, Terminal
 
@@ -147,6 +151,31 @@ def test_libraries_that_are_loaded_say_errors_alone(caplog: pytest.LogCaptureFix
         logging.getLogger(name).warning("now")
     said = [(record.name, record.getMessage()) for record in caplog.records]
     assert said == [(n, "broken") for n in names] + [(n, "now") for n in names]
+
+
+def test_what_libraries_say_to_each_other_is_not_heard(caplog: pytest.LogCaptureFixture) -> None:
+    generation = logging.getLogger("transformers.generation.configuration_utils")
+    with quiet_calls():
+        warnings.warn("is_gradient_checkpointing is deprecated", FutureWarning, stacklevel=1)
+        generation.warning("flags are not valid")
+        logging.getLogger("transformers.modeling_utils").warning("weights are newly initialized")
+    generation.warning("now")
+    assert [one.getMessage() for one in caplog.records] == ["weights are newly initialized", "now"]
+    with pytest.raises(FutureWarning):  # which pytest makes of it outside
+        warnings.warn("a word to the user", FutureWarning, stacklevel=1)
+
+
+def test_a_published_generation_config_is_loaded_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    folder = tmp_path / "published"
+    shutil.copytree(BASE, folder)
+    values = {"eos_token_id": 2, "temperature": 0.9, "top_p": 0.6}
+    (folder / "generation_config.json").write_text(json.dumps(values))
+    model = load_model(str(folder), CPOConfig(output_dir=str(tmp_path)), adapted=False)
+    assert model.generation_config.temperature == 0.9
+    assert caplog.messages == []
 
 
 def test_an_option_and_its_value_stay_together() -> None:

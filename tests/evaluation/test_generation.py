@@ -209,5 +209,14 @@ def test_a_text_stops_where_the_models_positions_do(models, tokenizer):
         complete(model, tokenizer, prompts(3, longest=16), SOME)
 
 
+def test_that_texts_end_early_is_said_once(models, tokenizer, caplog, monkeypatch):
+    monkeypatch.setattr("counterpoint.evaluation.generation._said", set())
+    model = models("gpt2", n_positions=16, max_position_embeddings=16)
+    for _ in range(2):
+        complete(model, tokenizer, prompts(3, longest=12), replace(SOME, most_tokens=50))
+    said = [record.getMessage() for record in caplog.records if "texts end" in record.getMessage()]
+    assert said == ["texts end after 4 tokens: a prompt takes 12 of the model's 16 positions"]
+
+
 def test_no_prompt_makes_no_text(models, tokenizer):
     assert complete(models("qwen2"), tokenizer, [], SOME) == []

@@ -53,6 +53,10 @@ TOKENS = "tokens at most"
 """What is counted while texts are written: all of a batch get a token at a time."""
 
 
+_said: set[str] = set()
+"""Warnings that this process has given."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """What to write to.
@@ -295,12 +299,11 @@ def _room(model: Any, prompts: Sequence[Prompt], most_tokens: int) -> int:
             "that nothing can be written. Leave it out, or shorten it.",
         )
     room = int(positions - longest)
-    logger().warning(
-        "texts end after %d tokens: a prompt takes %d of the model's %d positions",
-        room,
-        longest,
-        positions,
-    )
+    of = f"{longest} of the model's {positions} positions"
+    said = f"texts end after {room} tokens: a prompt takes {of}"
+    if said not in _said:  # with each set, way and evaluation anew
+        logger().warning("%s", said)
+        _said.add(said)
     return room
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ModelError, SetupError
 from counterpoint.invocation import EXTRAS, installing
+from counterpoint.log_lines import quiet_calls
 from counterpoint.trainer.bases import check_base
 from counterpoint.trainer.described import check_adapter
 from counterpoint.trainer.loading import load_config, load_model, refuse_pickled_adapter
@@ -81,7 +82,8 @@ def load_adapted(source: str, args: CPOConfig) -> Any:
     model = load_model(base, args, adapted=True)
     folder = Path(source).expanduser()
     try:
-        adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+        with quiet_calls():
+            adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     except (RuntimeError, ValueError, OSError) as error:
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(

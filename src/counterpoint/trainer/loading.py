@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from counterpoint.checkpoint.manifest import MANIFEST, read_manifest, refuse_unl
 from counterpoint.config import CPOConfig
 from counterpoint.data.bounds import panics_caught
 from counterpoint.errors import ConfigError, ModelError, SetupError
+from counterpoint.log_lines import quiet_calls
 from counterpoint.phases import phase
 from counterpoint.trainer.bars import without_bars
 from counterpoint.trainer.described import (
@@ -200,10 +201,11 @@ def load_model(source: str, args: CPOConfig, *, adapted: bool) -> PreTrainedMode
 def _told(what: str, source: str) -> Iterator[None]:
     """Tell of what is loaded; where it may have to be fetched, the hub's own bars do."""
     bars = transformers_logging.is_progress_bar_enabled()
-    if bars and not Path(source).expanduser().is_dir():
-        yield
-        return
-    with without_bars(), phase(f"loading the {what} of {source}"):
+    with ExitStack() as stack:
+        stack.enter_context(quiet_calls())
+        if not bars or Path(source).expanduser().is_dir():
+            stack.enter_context(without_bars())
+            stack.enter_context(phase(f"loading the {what} of {source}"))
         yield
 
 

@@ -17,6 +17,7 @@ from counterpoint.config import CPOConfig
 from counterpoint.errors import ConfigError, ModelError, SetupError
 from counterpoint.forward.routing import find_routers, own_coefficient
 from counterpoint.invocation import EXTRAS, installing
+from counterpoint.log_lines import quiet_calls
 from counterpoint.runlog import logger
 from counterpoint.trainer.precision import check_stochastic_rounding
 from counterpoint.trainer.trainable import check_checkpointing, check_kind, check_trainable
@@ -162,7 +163,8 @@ def adapt(model: nn.Module, args: CPOConfig, peft_config: Any) -> nn.Module:
             lora_dropout,
         )
     try:
-        adapted: nn.Module = peft.get_peft_model(model, peft_config)
+        with quiet_calls():
+            adapted: nn.Module = peft.get_peft_model(model, peft_config)
     except ValueError as error:
         raise ModelError("CP307", f"the adapter does not fit the model: {error}") from error
     return adapted
