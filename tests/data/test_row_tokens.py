@@ -148,6 +148,8 @@ def test_a_row_that_is_refused_raises_its_own_code(
 
 
 @given(st.text(), st.text())
+@example("", "失瀀")  # one token ends the first character and begins the second
+@example("", "失瀀瀀失瀀")
 def test_the_texts_of_tokens_join_to_the_text(before: str, text: str) -> None:
     context, encoded = (
         BYTES(each, add_special_tokens=False)["input_ids"] for each in (before, text)

@@ -68,9 +68,9 @@ class RowTokens:
         rejected: the tokens of the other completion.
         boundary: tokens of the prompt's own encoding that the boundary left to the completions.
         same: whether cutting made the completions equal, so that the row teaches nothing.
-        lost: what the chat template drops, changes or repeats of the row, in words.
         weight: factor of the pair in the loss.
         margin: extra margin, in nats of scaled reward.
+        lost: what the chat template drops, changes or repeats of the row, in words.
     """
 
     row: int
@@ -79,9 +79,9 @@ class RowTokens:
     rejected: tuple[Piece, ...]
     boundary: int = 0
     same: bool = False
-    lost: tuple[str, ...] = ()
     weight: float = 1.0
     margin: float = 0.0
+    lost: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain JSON types."""
@@ -168,9 +168,9 @@ def tokens_of_pair(
         rejected=completion(whole.rejected, len(pair.rejected)),
         boundary=boundary,
         same=same,
-        lost=lost,
         weight=pair.weight,
         margin=pair.margin,
+        lost=lost,
     )
 
 
@@ -186,20 +186,28 @@ def texts_of(
     """
     texts: list[str] = []
     context, pending, known = list(before[-CONTEXT:]), [], ""
+    unfinished = 0
+    """Tokens that a character may have been begun and not ended in."""
     for place, number in enumerate(ids):
         pending.append(number)
         text = _added(pending, context, tokenizer)
         stable = text if place == len(ids) - 1 else text.rstrip(INCOMPLETE)
         texts.append(stable[len(known) :])
+        # a token that ends a character may begin another
+        unfinished = 1 if len(stable) > len(known) else unfinished + 1
         known = stable
+        if unfinished == LONGEST_CHARACTER and known:
+            texts[-1], stable = text[len(known) :], text  # bytes that make no character
         if stable == text:
             context, pending, known = [*context, *pending][-CONTEXT:], [], ""
-        elif len(pending) == LONGEST_CHARACTER:
+            unfinished = 0
+        elif unfinished == LONGEST_CHARACTER:
             # a character is no longer: the first token ends none, the last may begin one
             first = _added(pending[:1], context, tokenizer)
             texts[place + 1 - LONGEST_CHARACTER] = first
             known = known.removeprefix(first) if known.startswith(first) else ""
             context, pending = [*context, pending[0]][-CONTEXT:], pending[1:]
+            unfinished -= 1
     return texts
 
 
