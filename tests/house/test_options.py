@@ -14,6 +14,7 @@ import hashlib
 import inspect
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
@@ -34,6 +35,7 @@ from counterpoint.config import REFUSED
 from counterpoint.data.collate import collate_padded
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.prepare import prepare, to_pair
+from counterpoint.doctor.of_unused import UNUSED, Rest, in_a_line, unused
 from counterpoint.runlog import SAMPLES, Alarm, stream_file
 from counterpoint.trainer.assembly import Assembly
 from counterpoint.trainer.feed import Feed
@@ -495,6 +497,81 @@ ASKED: dict[str, Any] = {
 }
 """Of each refused option, a value that asks for something."""
 
+IDLE: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
+    "beta": (0.3, {"loss_type": "repo"}, {}),
+    "label_smoothing": (0.1, {"loss_type": "hinge"}, {}),
+    "cpo_alpha": (0.5, {"loss_type": "alphapo"}, {}),
+    "nll_reduction": ("sequence_sum", {"cpo_alpha": 0.0}, {}),
+    "simpo_gamma": (2.0, {}, {}),
+    "gamma_beta_ratio": (8.0, {}, {}),
+    "alpha": (0.1, {"loss_type": "orpo"}, {}),
+    "generate_during_eval": (True, {}, {"evaluates": False}),
+    "eval_samples": (2, {}, {}),
+    "eval_sample_tokens": (2, {"generate_during_eval": True}, {"evaluates": False}),
+    "eval_sample_temperature": (1.0, {"generate_during_eval": True}, {"evaluates": False}),
+    "dataset_num_proc": (2, {"max_steps": 1}, {"streams": True}),
+    "resume_anyway": (True, {}, {"resumes": False}),
+    "constraint_calibration": (2, {}, {}),
+    "constraint_normalization": (True, {}, {}),
+    "on_alarm": ("stop", {"logging_strategy": "no", "monitor_steps": 0}, {}),
+    "learning_rate": (0.1, {}, {"own_optimizer": True}),
+    "logging_steps": (2, {"logging_strategy": "epoch"}, {}),
+    "prediction_loss_only": (True, {}, {"evaluates": False}),
+    "per_device_eval_batch_size": (2, {}, {"evaluates": False}),
+    "eval_steps": (2, {"eval_strategy": "epoch"}, {}),
+    "eval_delay": (2, {}, {}),
+    "metric_for_best_model": ("loss", {"eval_strategy": "epoch"}, {}),
+    "greater_is_better": (True, {"eval_strategy": "epoch"}, {}),
+    "save_steps": (2, {"save_strategy": "epoch"}, {}),
+    "save_total_limit": (2, {"save_strategy": "no"}, {}),
+    "save_only_model": (True, {"save_strategy": "no"}, {}),
+    "num_train_epochs": (2, {"max_steps": 1}, {}),
+    "data_seed": (1, {"train_sampling_strategy": "sequential"}, {}),
+    "train_sampling_strategy": ("sequential", {"max_steps": 1}, {"streams": True}),
+    "dataloader_persistent_workers": (True, {"max_steps": 1}, {"streams": True}),
+    "dataloader_prefetch_factor": (
+        3,
+        {"max_steps": 1, "dataloader_num_workers": 1},
+        {"streams": True},
+    ),
+    "dataloader_multiprocessing_context": ("spawn", {"max_steps": 1}, {"streams": True}),
+    "remove_unused_columns": (False, {}, {}),
+    "ddp_find_unused_parameters": (True, {}, {}),
+    "ddp_bucket_cap_mb": (3, {}, {}),
+    "ddp_broadcast_buffers": (True, {}, {}),
+    "gradient_checkpointing_kwargs": (
+        {"use_reentrant": True},
+        {"gradient_checkpointing": False},
+        {},
+    ),
+    "optim": ("adafactor", {}, {"own_optimizer": True}),
+    "weight_decay": (0.1, {}, {"own_optimizer": True}),
+    "adam_beta1": (0.8, {"optim": "sgd"}, {}),
+    "adam_beta2": (0.8, {"optim": "sgd"}, {}),
+    "adam_epsilon": (1e-6, {"optim": "lion_32bit"}, {}),
+    "optim_args": ("momentum=0.9", {}, {}),
+    "optim_target_modules": (["q_proj"], {}, {}),
+    "lr_scheduler_type": ("cosine", {}, {"own_schedule": True}),
+    "warmup_steps": (5, {"lr_scheduler_type": "constant"}, {}),
+    "lr_scheduler_kwargs": ({"num_cycles": 2}, {"lr_scheduler_type": "constant"}, {}),
+}
+"""Of options that depend on the rest of a run: a value, and a rest in which it does nothing."""
+
+ALWAYS = {
+    *("max_length", "max_completion_length", "loss_type", "disable_dropout", "truncation"),
+    *("invalid_rows", "nonfinite", "layout", "max_micro_batch_tokens", "stochastic_rounding"),
+    *("constraints", "monitor_steps", "bf16", "gradient_checkpointing"),
+}
+"""Options of ours that matter in every run."""
+
+OF_THE_MODEL = {
+    "model_init_kwargs": "refused for a model that is loaded (CP104)",
+    "router_aux_loss_coef": "refused for a model without experts (CP104)",
+    "trust_remote_code": "a permission, which a model may not need",
+    "allow_pickle": "a permission, which a model may not need",
+}
+"""Options of ours that depend on the model alone."""
+
 KNOWN = {field.name for field in fields(CPOConfig)}
 
 
@@ -558,6 +635,43 @@ def test_what_a_stream_cannot_do_is_refused(bench: Bench, name: str) -> None:
             train_dataset=PAIRS.to_iterable_dataset(),
             processing_class=bench.tokenizer,
         )
+
+
+def test_of_every_option_of_ours_the_rest_where_it_matters_is_stated() -> None:
+    of_transformers = {field.name for field in fields(TrainingArguments)}
+    ours = (KNOWN - of_transformers) | (set(CPOConfig.__annotations__) & KNOWN)
+    assert {*IDLE, *ALWAYS, *OF_THE_MODEL} >= ours - set(REFUSED)
+    assert {*IDLE} & {*ALWAYS, *OF_THE_MODEL} == set()
+    assert set(UNUSED) <= set(IDLE)
+
+
+@pytest.mark.parametrize("name", sorted(IDLE))
+def test_an_option_that_can_do_nothing_in_a_run_is_said(name: str) -> None:
+    if name not in KNOWN:
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    value, others, rest = IDLE[name]
+    said = what_is_said({**others, name: value}, Rest(**{"evaluates": True, **rest}))
+    assert re.match(rf"CP104 {name}=|CW109 .* in this run: (.*; )?{name}=", said)
+
+
+def what_is_said(options: dict[str, Any], rest: Rest) -> str:
+    """That they are refused, or which of them do nothing."""
+    try:
+        args = CPOConfig(output_dir="o", use_cpu=True, **options)
+    except CounterpointError as error:
+        return str(error)
+    return in_a_line(args, unused(args, rest))
+
+
+@pytest.mark.parametrize("name", sorted({*TRIED} & {*UNUSED} - {"remove_unused_columns"}))
+def test_an_option_that_does_something_is_not_said_to_do_nothing(name: str) -> None:
+    one = TRIED[name]
+    known = {key: part for key, part in one.base.items() if key in KNOWN}
+    if name not in KNOWN:
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    args = CPOConfig(output_dir="o", use_cpu=True, **{**known, name: one.value})
+    one_process = unused(args, Rest(evaluates=True, resumes=True)).get(name)
+    assert one_process is None or one_process == "there is one process"
 
 
 # What transformers reads

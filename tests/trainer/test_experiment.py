@@ -10,6 +10,7 @@ from transformers import SchedulerType, get_scheduler
 
 from counterpoint import CPOConfig
 from counterpoint.losses.objective import Objective
+from counterpoint.schedules import schedule_of
 from counterpoint.trainer.experiment import (
     EVALUATIONS,
     METRIC,
@@ -17,7 +18,6 @@ from counterpoint.trainer.experiment import (
     RATE_STEPS,
     WARM_UP,
     experiment,
-    schedule_of,
 )
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -51,7 +51,8 @@ def rates(kind: str, *, steps: int, warm_up: int, **more: Any) -> list[float]:
 @pytest.mark.parametrize("kind", [kind.value for kind in SchedulerType])
 def test_the_table_says_what_each_schedule_of_transformers_follows(kind: str) -> None:
     given = {"lr_scheduler_kwargs": ARGUMENTS.get(kind), "eval_strategy": "epoch"}
-    follows = schedule_of(options(lr_scheduler_type=kind, **given))
+    args = options(lr_scheduler_type=kind, **given)
+    follows = schedule_of(args.lr_scheduler_type, args.lr_scheduler_kwargs)
     plain = rates(kind, steps=20, warm_up=2)
     assert (rates(kind, steps=16, warm_up=2) != plain) == follows.steps
     assert (rates(kind, steps=20, warm_up=3) != plain) == follows.warm_up
@@ -60,8 +61,7 @@ def test_the_table_says_what_each_schedule_of_transformers_follows(kind: str) ->
 @pytest.mark.filterwarnings("ignore:Both num_training_steps and num_stable_steps")
 def test_a_stable_phase_of_a_given_length_does_not_follow_the_steps() -> None:
     kind, given = "warmup_stable_decay", {"num_stable_steps": 5, "num_decay_steps": 4}
-    args = options(lr_scheduler_type=kind, lr_scheduler_kwargs=given)
-    assert not schedule_of(args).steps
+    assert not schedule_of(kind, given).steps
     assert rates(kind, steps=20, warm_up=2, **given) == rates(kind, steps=16, warm_up=2, **given)
 
 

@@ -122,7 +122,7 @@ def train(request: Request) -> None:
 def _train(trainer: CPOTrainer, request: Request, seen: Contents) -> None:
     """Train and save, in a folder that is as it was ``seen``."""
     config, folder = request.config, Path(request.config.output_dir)
-    trainer.given = Mask().of(request.given)
+    trainer.given, trainer.examined = Mask().of(request.given), request.run.doctor
     with _saved_so_far(folder), trainer.recorded():
         if is_first_process():
             refuse_changed(folder, seen)  # locks are not everybody's

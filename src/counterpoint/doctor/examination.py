@@ -25,8 +25,9 @@ from counterpoint.doctor.of_data import of_both, of_data
 from counterpoint.doctor.of_machine import of_machine
 from counterpoint.doctor.of_memory import of_memory
 from counterpoint.doctor.of_model import embedding_rows, of_model
-from counterpoint.doctor.of_objective import of_objective, of_unused
+from counterpoint.doctor.of_objective import of_objective
 from counterpoint.doctor.of_tokenizer import of_tokenizer
+from counterpoint.doctor.of_unused import Rest, of_unused
 from counterpoint.doctor.survey import Progress, Survey, TokenFacts, survey
 from counterpoint.errors import CounterpointError
 from counterpoint.phases import phase
@@ -81,7 +82,8 @@ def examine(
     pairs = train.usable if train is not None and train.whole else None
     adapted = peft_config is not None or getattr(model, "peft_config", None) is not None
     run(of_objective, args, adapted=adapted)
-    run(of_unused, args, evaluates=eval_dataset is not None)
+    streams = train_dataset is not None and not hasattr(train_dataset, "__len__")
+    run(of_unused, args, Rest(evaluates=eval_dataset is not None, streams=streams))
     run(of_batch, args, pairs=pairs, ranks=args.world_size)
     if tokenizer is not None:
         samples = train.samples if train is not None else []

@@ -1,16 +1,15 @@
-"""Checks of the objective and of options that do nothing: options in, findings out.
+"""Checks of the objective: options in, findings out.
 
 Ranges are those of published settings (``presets``), widened by a factor, since a setting that
 differs is no mistake while it is near.
 
-Not here: contradictions, which ``CPOConfig`` refuses itself; steps and batches (``of_batch``).
+Not here: contradictions, which ``CPOConfig`` refuses itself; options that do nothing
+(``of_unused``); steps and batches (``of_batch``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import MISSING, fields
-from typing import Any
+from collections.abc import Iterator
 
 from counterpoint.config import CPOConfig
 from counterpoint.doctor.findings import Finding, find
@@ -129,75 +128,3 @@ def of_reward(args: CPOConfig, *, nll: float, longest: int) -> Iterator[Finding]
             f"usable are {FLAT_EXPONENT:g} to {LARGEST_EXPONENT:g}.",
             fix="loss_type: alphapo" if sums and args.alpha > 0 else "alpha: 0.1",
         )
-
-
-# Options that do nothing
-
-_OF_ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
-
-_Reason = Callable[[CPOConfig, bool], "str | None"]
-
-
-def _when(condition: Callable[[CPOConfig, bool], bool], reason: str) -> _Reason:
-    return lambda args, evaluates: reason if condition(args, evaluates) else None
-
-
-UNUSED: dict[str, _Reason] = {
-    "beta": _when(lambda a, e: a.loss_type == "repo", "RePO has no beta"),
-    "nll_reduction": _when(lambda a, e: a.cpo_alpha == 0, "cpo_alpha is 0, so there is no NLL"),
-    "num_train_epochs": _when(lambda a, e: a.max_steps > 0, "max_steps is set, and counts"),
-    "per_device_eval_batch_size": _when(lambda a, e: not e, "there is no eval_dataset"),
-    "eval_steps": _when(lambda a, e: a.eval_strategy != "steps", "eval_strategy is not steps"),
-    "eval_delay": _when(lambda a, e: a.eval_strategy == "no", "eval_strategy is no"),
-    "save_steps": _when(lambda a, e: a.save_strategy != "steps", "save_strategy is not steps"),
-    "save_total_limit": _when(lambda a, e: a.save_strategy == "no", "save_strategy is no"),
-    "save_only_model": _when(lambda a, e: a.save_strategy == "no", "save_strategy is no"),
-    "logging_steps": _when(
-        lambda a, e: a.logging_strategy != "steps", "logging_strategy is not steps"
-    ),
-    "metric_for_best_model": _when(
-        lambda a, e: (
-            not (
-                a.load_best_model_at_end
-                or a.save_strategy == "best"
-                or a.lr_scheduler_type == "reduce_lr_on_plateau"
-            )
-        ),
-        "neither the best model nor the learning rate is chosen by it",
-    ),
-    "gradient_checkpointing_kwargs": _when(
-        lambda a, e: not a.gradient_checkpointing, "gradient_checkpointing is off"
-    ),
-    "data_seed": _when(
-        lambda a, e: a.train_sampling_strategy == "sequential", "rows are taken in their order"
-    ),
-    "remove_unused_columns": _when(lambda a, e: True, "columns are chosen by their meaning"),
-    **{
-        name: _when(lambda a, e: "adam" not in a.optim, "the optimizer is not of Adam's kind")
-        for name in _OF_ADAM
-    },
-}
-"""Option -> why it does nothing in a run, or None where it does something."""
-
-
-def of_unused(args: CPOConfig, *, evaluates: bool) -> Iterator[Finding]:
-    """Options with another value than their default that nothing will read.
-
-    Args:
-        args: the run's options.
-        evaluates: there is a set to evaluate on.
-    """
-    for name, why in UNUSED.items():
-        reason = why(args, evaluates)
-        value = getattr(args, name)
-        if reason and value != _default(name):
-            yield find(
-                "CW109",
-                f"{name}={getattr(value, 'value', value)!r}: {reason}.",
-                fix=f"# {name}: leave it out",
-            )
-
-
-def _default(name: str) -> Any:
-    field = next(field for field in fields(CPOConfig) if field.name == name)
-    return field.default_factory() if field.default_factory is not MISSING else field.default

@@ -221,6 +221,7 @@ class Miniature:
             peft_config=copy.deepcopy(self.peft_config),
             callbacks=[callback],
         )
+        trainer.examined = True  # its options are not those that were given
         trainer.remove_callback(PrinterCallback)
         return trainer
 

@@ -179,6 +179,7 @@ def measure(
         peft_config=peft_config,
         callbacks=[clock],
     )
+    trainer.examined = True  # its options are not those that were given
     trainer.remove_callback(PrinterCallback)
     _forget_peak(own.device)
     trainer.train()

@@ -1,9 +1,8 @@
 """What makes a run this experiment and no other: the facts of its fingerprint.
 
 How long a run goes on is not among them, unless something follows it: a learning rate that falls
-towards the last step, a multiplier whose pace is a share of the run. What follows what is a table
-(``SCHEDULES``), so that a longer run of a constant learning rate goes on, and one of a cosine is
-named as the other experiment that it is.
+towards the last step (``schedules``), a multiplier whose pace is a share of the run. So a longer
+run of a constant learning rate goes on, and one of a cosine is named as another experiment.
 
 Not here: the comparison (``checkpoint.fingerprint``), and what is done about a difference
 (``resumable``).
@@ -14,8 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from types import MappingProxyType
+from dataclasses import asdict
 from typing import Any
 
 from torch import nn
@@ -24,6 +22,7 @@ from counterpoint.checkpoint.fingerprint import Fingerprint, Value, model_facts
 from counterpoint.config import CPOConfig
 from counterpoint.constraints import Constraint
 from counterpoint.losses.objective import Objective
+from counterpoint.schedules import Follows, schedule_of
 from counterpoint.trainer.setup import balancing_weight
 
 OF_THE_EXPERIMENT = (
@@ -60,42 +59,6 @@ EVALUATIONS = ("eval_strategy", "eval_steps")
 METRIC = ("metric_for_best_model", "greater_is_better")
 
 
-@dataclass(frozen=True, slots=True)
-class Follows:
-    """What a schedule of the learning rate depends on, beside its own arguments.
-
-    Args:
-        steps: the number of steps of the run.
-        warm_up: the number of steps of warm-up.
-        evaluations: when a run evaluates, and a metric of it.
-    """
-
-    steps: bool = False
-    warm_up: bool = False
-    evaluations: bool = False
-
-
-SCHEDULES: Mapping[str, Follows] = MappingProxyType(
-    {
-        "constant": Follows(),
-        "constant_with_warmup": Follows(warm_up=True),
-        "inverse_sqrt": Follows(warm_up=True),
-        "reduce_lr_on_plateau": Follows(evaluations=True),
-        "greedy": Follows(evaluations=True),
-    }
-)
-"""transformers' schedules that do not follow the number of steps."""
-
-
-def schedule_of(args: CPOConfig) -> Follows:
-    """What the learning rate of a run follows; of a schedule that is not known, its steps too."""
-    name = _plain(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
-    # whose last phase begins after a number of steps that is given, and then is as long as it is
-    given = args.lr_scheduler_kwargs or {}
-    stable = name == "warmup_stable_decay" and given.get("num_stable_steps") is not None
-    return SCHEDULES.get(str(name), Follows(steps=not stable, warm_up=True))
-
-
 def experiment(
     args: CPOConfig,
     objective: Objective,
@@ -127,9 +90,13 @@ def experiment(
         "pairs a step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "ranks": args.world_size,
         **{name: _plain(getattr(args, name)) for name in OF_THE_EXPERIMENT},
-        **dict(_planned(args, steps, schedule_of(args) if scheduled else Follows())),
+        **dict(_planned(args, steps, _schedule(args) if scheduled else Follows())),
         **{f"constraint {one.name}": _as_text(one) for one in args.constrained_by},
     }
+
+
+def _schedule(args: CPOConfig) -> Follows:
+    return schedule_of(args.lr_scheduler_type, args.lr_scheduler_kwargs)
 
 
 def _planned(args: CPOConfig, steps: int, rate: Follows) -> Iterator[tuple[str, Value]]:

@@ -29,7 +29,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl
-from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, set_seed
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, has_length, set_seed
 
 from counterpoint.alarms.of_samples import degenerate_in_run
 from counterpoint.alarms.watch import Watch
@@ -37,6 +37,7 @@ from counterpoint.checkpoint.adapted import BASE, adapter_settings, identity
 from counterpoint.checkpoint.fingerprint import Fingerprint
 from counterpoint.config import CPOConfig
 from counterpoint.data.batching import PairLoader
+from counterpoint.doctor.of_unused import Rest, in_a_line, unused
 from counterpoint.errors import ConfigError, DataError, ModelError, SetupError
 from counterpoint.evaluation.preferences import accuracy_interval
 from counterpoint.forward.pair_forward import PairOutput, pair_forward, trunk_router_sums
@@ -158,6 +159,8 @@ class CPOTrainer(ResumableTrainer):
     _loss_before_step: Tensor | None = None
     given: Mapping[str, Any] | None = None
     """The options as the command was given them, without secrets; None in a script."""
+    examined = False
+    """Whether the doctor has spoken of the options already."""
     _base_name: str | None = None
     # what the model was before it trained, and which model that is
     _identity: Fingerprint = MappingProxyType({})
@@ -200,7 +203,7 @@ class CPOTrainer(ResumableTrainer):
             nll_reduction=args.nll_reduction,
         )
         self._feed = Feed(args, tokenizer)
-        self._hub_datasets, self._scheduled = hub_datasets(train_dataset), optimizers[1] is None
+        self._hub_datasets, self._handed = hub_datasets(train_dataset), optimizers
         prepared_model = None if model is None else ready(model)
         train_pairs = self._feed.train_pairs(train_dataset)
         _check_stream(train_pairs, args)
@@ -767,10 +770,21 @@ class CPOTrainer(ResumableTrainer):
             self._watch, self._ending, self._stopped_by = None, None, None
             if self.constraints is not None:
                 self.constraints.restart(anew=checkpoint is None)
+            self._say_unused(resumes=checkpoint is not None)
             each_does(self.try_saving)
             self._describe()
             with self.recorded():
                 return self._trained(checkpoint, *args, **kwargs)
+
+    def _say_unused(self, *, resumes: bool) -> None:
+        """Name the options that can do nothing in this run; the doctor's words are not repeated."""
+        known = Rest(self.eval_dataset is not None, streams=not has_length(self.train_dataset))
+        optimizer, schedule = (one is not None for one in self._handed)
+        rest = replace(known, resumes=resumes, own_optimizer=optimizer, own_schedule=schedule)
+        said = unused(self.args, known) if self.examined else {}
+        found = {name: why for name, why in unused(self.args, rest).items() if name not in said}
+        if found and self.is_world_process_zero():
+            logger().warning("%s", in_a_line(self.args, found))
 
     def _trained(self, checkpoint: str | None, *args: Any, **kwargs: Any) -> Any:
         with lost_rank_named(self.args.output_dir):
@@ -806,7 +820,7 @@ class CPOTrainer(ResumableTrainer):
             digests,
             self.steps_in_all(),
             identity=self._identity,
-            scheduled=self._scheduled,
+            scheduled=self._handed[1] is None,
         )
 
     def _sets(self) -> dict[str, Any]:
