@@ -9,18 +9,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
+from counterpoint.config import CPOConfig
+from counterpoint.data.csv_sets import lists_of_csv
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.prepare import iter_pairs, prepare
 from counterpoint.data.scored import pairs_from_scored
 from counterpoint.data.sources import load
 from counterpoint.doctor.survey import survey
 from counterpoint.errors import DataError
+from counterpoint.smoke.rows import own_pairs
 
 
 def turns(role: str, *texts: str) -> list[dict[str, str]]:
@@ -199,6 +203,57 @@ def test_a_column_without_a_meaning_may_hold_what_it_will(tmp_path: Path) -> Non
     cells = [GOOD, GOOD, GOOD[:-9]]
     path = write(tmp_path / "rows.csv", [{"prompt": "a", "raw_log": cell} for cell in cells])
     assert [row["raw_log"] for row in load(path)] == cells
+
+
+# Sets that datasets read from CSV
+
+
+def opened(path: Path, folder: Path) -> Dataset:
+    found = datasets.load_dataset(
+        "csv", data_files=str(path), split="train", cache_dir=str(folder / "cache")
+    )
+    assert isinstance(found, Dataset)
+    return found
+
+
+def test_a_set_that_datasets_read_from_csv_gives_the_rows_of_the_file(
+    chatml_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    rows = [{**row, "weight": 0.5, "note": "x"} for row in spelled(CHAT, repr)]
+    rows[0]["system"] = "Z"
+    path = write(tmp_path / "rows.csv", rows)
+    data = opened(path, tmp_path)
+    expected = list(iter_pairs(prepare(load(path), chatml_tokenizer)))
+    args = CPOConfig(output_dir="unused", report_to=[], use_cpu=True)
+    assert [pair.weight for pair in expected] == [0.5] * 4
+    for given in (data, data.with_format("torch"), data.shuffle(seed=1)):
+        found = list(iter_pairs(prepare(given, chatml_tokenizer)))
+        assert sorted(map(str, [p.prompt for p in found])) == sorted(
+            map(str, [p.prompt for p in expected])
+        )
+    assert list(iter_pairs(prepare(data, chatml_tokenizer))) == expected
+    assert own_pairs(data, chatml_tokenizer, args, 4) == expected
+    assert survey(data, chatml_tokenizer, PrepareOptions(), name="train").seen["CW220"].count == 0
+
+
+def test_its_odd_cell_is_named_too(
+    chatml_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    cells = [{"prompt": one, "chosen": "a", "rejected": "b"} for one in (GOOD, GOOD, GOOD[:-9])]
+    data = opened(write(tmp_path / "rows.csv", cells), tmp_path)
+    with pytest.raises(DataError, match=r"CP223 train, row 2, field prompt: 2 of"):
+        prepare(data, chatml_tokenizer, name="train")
+    [failure] = survey(data, None, PrepareOptions(), name="train").failures
+    assert failure.code == "CP223"
+
+
+def test_its_texts_and_candidates_are_read_as_the_file_s(tmp_path: Path) -> None:
+    texts = [{"prompt": "a", "chosen": CURRENCY, "rejected": "b"}]
+    data = opened(write(tmp_path / "texts.csv", texts), tmp_path)
+    assert lists_of_csv(data) is data
+    row = {"prompt": "2 + 2 =", "responses": [" 4", " 5"], "score": [1.0, 0.5]}
+    path = write(tmp_path / "scored.csv", [{k: str(v) for k, v in row.items()}])
+    assert pairs_from_scored(opened(path, tmp_path)).pairs == pairs_from_scored([row]).pairs
 
 
 # Elsewhere text is text

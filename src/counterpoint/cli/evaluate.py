@@ -264,12 +264,13 @@ def _decodings(options: EvaluateOptions, batch: int) -> list[Decoding]:
 
 def _read_prompts(sources: list[str], tokenizer: Any) -> list[Prompt]:
     from counterpoint.data.chat import render_prompt
+    from counterpoint.data.csv_sets import lists_of_csv
     from counterpoint.data.formats import to_prompt
     from counterpoint.data.sources import load, pick_split
     from counterpoint.data.tokenize import prompt_ids
     from counterpoint.evaluation.generation import Prompt
 
-    rows = pick_split(load(sources[0] if len(sources) == 1 else sources))
+    rows = lists_of_csv(pick_split(load(sources[0] if len(sources) == 1 else sources)))
     found = []
     for number, row in enumerate(rows):
         prompt = row.get("prompt")

@@ -102,6 +102,7 @@ def _show(request: Request, options: TokensOptions) -> None:
         open_rows,
     )
     from counterpoint.data import formats
+    from counterpoint.data.csv_sets import lists_of_csv
     from counterpoint.data.options import PrepareOptions
     from counterpoint.data.row_tokens import tokens_of_row
     from counterpoint.data.tokenize import PairTokenizer
@@ -116,6 +117,7 @@ def _show(request: Request, options: TokensOptions) -> None:
         rows = open_rows(run)
     limits, pair_tokenizer = PrepareOptions.of(config).limits, PairTokenizer(tokenizer)
     name = shown(" ".join(run.dataset))  # the rows themselves are shown as they train
+    rows = lists_of_csv(rows, name)
     if rows.column_names is not None:
         formats.check_columns(rows.column_names, name=name)
     width = terminal_width()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from counterpoint.data.candidates import LISTS, TEXTS
@@ -95,7 +94,7 @@ class _Odd:
     """A cell unlike the others of its column."""
 
     row: int
-    line: int
+    line: int | None
     reason: str
     unjoined: bool = False
 
@@ -124,7 +123,7 @@ class _Column:
     def __post_init__(self) -> None:
         self.kind = _KINDS.get(self.name, _MESSAGES)
 
-    def look(self, cell: str, row: int, line: int) -> None:
+    def look(self, cell: str, row: int, line: int | None) -> None:
         if not cell.strip():
             return
         self.filled += 1
@@ -143,18 +142,19 @@ class _Column:
         if self.broken is None or unjoined > self.broken.unjoined:
             self.broken = _Odd(row, line, reason, unjoined)
 
-    def reader(self, path: Path) -> Callable[[str], Any]:
+    def reader(self, source: object) -> Callable[[str], Any]:
         if self.name in NUMBERS:
             return _number
         if 2 * self.alike <= self.filled:
             return str
         odd = self.broken or self.text
         if odd is not None and self.name in MEANT:
-            self._refuse(path, odd)
-        return str if odd is not None else _value
+            self._refuse(source, odd)
+        return str if odd is not None else read_list
 
-    def _refuse(self, path: Path, odd: _Odd) -> None:
-        where = f"{path}, row {odd.row} (line {odd.line}), field {self.name}"
+    def _refuse(self, source: object, odd: _Odd) -> None:
+        line = "" if odd.line is None else f" (line {odd.line})"
+        where = f"{source}, row {odd.row}{line}, field {self.name}"
         if odd.unjoined:
             raise DataError(
                 "CP224",
@@ -178,7 +178,8 @@ def _number(cell: str) -> Any:
         return cell or None
 
 
-def _value(cell: str) -> Any:
+def read_list(cell: str) -> Any:
+    """What a cell of a column of lists says; None where it is blank."""
     return read_value(cell) if cell.strip() else None
 
 
@@ -193,25 +194,25 @@ class CsvColumns:
         """Nothing is seen yet."""
         self._columns = [_Column(name) for name in names]
 
-    def look(self, cells: Sequence[str], row: int, line: int) -> None:
+    def look(self, cells: Sequence[str], row: int, line: int | None = None) -> None:
         """Take note of a row.
 
         Args:
             cells: one a column.
             row: the row's number, from 0.
-            line: the line on which it ends.
+            line: the line on which it ends; None where there are no lines.
         """
         for column, cell in zip(self._columns, cells, strict=True):
             column.look(cell, row, line)
 
-    def readers(self, path: Path) -> dict[str, Callable[[str], Any]]:
+    def readers(self, source: object) -> dict[str, Callable[[str], Any]]:
         """What reads the cells of each column, once all of them were looked at.
 
         Args:
-            path: the file, for messages.
+            source: the file, or the name of the set, for messages.
 
         Raises:
             DataError: CP223 where a cell is unlike the rest of its column, CP224 where numpy
                 wrote it.
         """
-        return {column.name: column.reader(path) for column in self._columns}
+        return {column.name: column.reader(source) for column in self._columns}

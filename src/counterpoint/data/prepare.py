@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from counterpoint.data import cache, formats
 from counterpoint.data.counts import PARTS, PrepareCounts, little_is_left
+from counterpoint.data.csv_sets import lists_of_csv
 from counterpoint.data.encode import COLUMNS, encode_rows
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.sources import dataset_from_rows
@@ -125,7 +126,7 @@ def prepare(
         ModelError: CP302 for a tokenizer without EOS.
     """
     options = options or PrepareOptions()
-    dataset = undecoded(dataset)
+    dataset = lists_of_csv(undecoded(dataset), name)
     if isinstance(dataset, IterableDataset):
         return _prepare_stream(dataset, tokenizer, options, name)
     if not isinstance(dataset, Dataset) or _is_transformed(dataset):

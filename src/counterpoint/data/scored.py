@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from counterpoint.data.candidates import Candidate, ScoredPrompt, read_prompts
+from counterpoint.data.csv_sets import lists_of_csv
 from counterpoint.data.pair_rules import PairRules
 from counterpoint.data.undecoded import undecoded
 from counterpoint.errors import DataError
@@ -199,7 +200,8 @@ def pairs_from_scored(
         counts.drop(error)
 
     pairs: list[dict[str, Any]] = []
-    for number, prompt in enumerate(read_prompts(_counted(undecoded(rows), counts), rules, drop)):
+    counted = _counted(lists_of_csv(undecoded(rows), name), counts)
+    for number, prompt in enumerate(read_prompts(counted, rules, drop)):
         pairs += _pairs_of(prompt, rules, counts, number)
     if not pairs:
         raise DataError(

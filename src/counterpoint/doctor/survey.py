@@ -30,6 +30,7 @@ from transformers import PreTrainedTokenizerBase
 
 from counterpoint.data import formats
 from counterpoint.data.counts import PARTS, little_is_left
+from counterpoint.data.csv_sets import lists_of_csv
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.prepare import encode_every_row
 from counterpoint.data.sources import dataset_from_rows
@@ -235,7 +236,8 @@ def survey_rows(
 
 
 def _as_table(dataset: Dataset | list[Any], name: str) -> Dataset:
-    table = dataset if isinstance(dataset, Dataset) else dataset_from_rows(dataset, name=name)
+    given = dataset if isinstance(dataset, Dataset) else dataset_from_rows(dataset, name=name)
+    table: Dataset = lists_of_csv(given, name)
     if not len(table):
         raise DataError("CP209", f"{name} has no rows.")
     formats.check_columns(table.column_names, name=name)

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from counterpoint.config import CPOConfig
 from counterpoint.data import formats
+from counterpoint.data.csv_sets import lists_of_csv
 from counterpoint.data.encode import encode_rows
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.prepare import to_pair
@@ -101,7 +102,7 @@ def prepared(pairs: Sequence[TokenPair]) -> Dataset:
 
 def _some(rows: Any, most: int) -> tuple[list[int], list[Any]]:
     """Numbers and content of a few rows; of a stream the first ones."""
-    rows = undecoded(rows)
+    rows = lists_of_csv(undecoded(rows), "train")
     if isinstance(rows, IterableDataset):
         first = list(islice(rows.with_format(None), most))
         return list(range(len(first))), first
