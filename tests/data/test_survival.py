@@ -137,6 +137,11 @@ OF_PROMPTS: dict[str, tuple[str, dict[str, Any], Loss]] = {
         raw([USER, {**GOOD, "thinking": THOUGHT}, AGAIN]),
         Loss("dropped", "thoughts", "prompt", THOUGHT),
     ),
+    "thoughts that the answer thinks again": (
+        QWEN3,
+        raw([USER, thinking(GOOD), AGAIN], thinking(GOOD), thinking(BAD)),
+        Loss("dropped", "thoughts", "prompt", THOUGHT),
+    ),
     "a system turn once there is an answer": (
         MISTRAL,
         raw([SYSTEM, USER]),
@@ -207,6 +212,13 @@ REFUSED = {
     "thoughts in a field": (
         CHATML,
         raw([USER], {**GOOD, "thinking": "Hmm."}),
+        "thoughts of chosen",
+    ),
+    "thoughts that the prompt keeps": (
+        "{%- for m in messages %}{{- m.role + ':' }}"
+        "{{- m.content.split('</think>')[-1] if loop.index == 4 else m.content }}\n{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- 'assistant:' }}{%- endif %}",
+        raw([USER, thinking(GOOD), AGAIN], thinking(GOOD), BAD),
         "thoughts of chosen",
     ),
     "content beside calls": (

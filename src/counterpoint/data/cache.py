@@ -34,7 +34,7 @@ from transformers import PreTrainedTokenizerBase
 from counterpoint._version import __version__
 from counterpoint.data.options import Limits
 
-VERSION = 8
+VERSION = 9
 """Raised with every change of what this room makes of a row."""
 
 PACKAGES = (

@@ -22,13 +22,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, takewhile
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, TemplateError, meta
 from transformers import PreTrainedTokenizerBase
 
-from counterpoint.data.chat import THOUGHTS, Rendered, conversations, render
+from counterpoint.data.chat import THOUGHTS, Rendered, conversations, is_prefilled, render
 from counterpoint.errors import DataError
 from counterpoint.records import Message, PreferenceRow
 
@@ -144,7 +144,7 @@ def losses(row: PreferenceRow, rendered: Rendered) -> list[Loss]:
         if begun and _walk(side, text, end, in_order) >= 0:
             found.extend(in_order)
         else:
-            found += _missing([*asked, *side], text)
+            found += _missing([*asked, *side], text, _completion_begins(row, rendered, text))
     found += _repeated([*asked, *good], [*asked, *good], rendered.chosen, row)
     found += _repeated(bad, [*asked, *bad], rendered.rejected, row)
     for name in _tool_names(row.tools or []):
@@ -255,6 +255,16 @@ def _walk(values: Iterable[_Value], text: str, place: int, lost: list[_Fate]) ->
     return place
 
 
+def _completion_begins(row: PreferenceRow, rendered: Rendered, text: str) -> int:
+    """Where at the earliest a completion's values stand; a begun turn is part of it."""
+    if is_prefilled(row.prompt):
+        return 0
+    if text.startswith(rendered.prompt):
+        return len(rendered.prompt)
+    both = zip(rendered.prompt, text, strict=False)
+    return sum(1 for _ in takewhile(lambda two: two[0] == two[1], both))
+
+
 class _Taken:
     """The text, and what of it has been found to be some value's."""
 
@@ -262,15 +272,17 @@ class _Taken:
         self.text = text
         self._bare = "".join(text.split())
         self._spans: list[tuple[int, int]] = []
+        self._held: list[str] = []
 
-    def take(self, said: str) -> bool:
-        """Whether a value has a place of its own, which then is taken."""
-        start = self.text.find(said)
+    def take(self, said: str, begin: int) -> bool:
+        """Whether a value has a place of its own from there on, which then is taken."""
+        start = self.text.find(said, begin)
         while start >= 0:
             end = start + len(said)
             over = [span for span in self._spans if start < span[1] and span[0] < end]
             if not over:
                 self._spans.append((start, end))
+                self._held.append("".join(said.split()))
                 return True
             start = self.text.find(said, max(span[1] for span in over))
         return False
@@ -279,35 +291,55 @@ class _Taken:
         """What became of one that has none: "spaces" if only white space within it changed."""
         words = said.split()
         bare = "".join(words)
-        if len(words) > 1 and bare in self._bare:
+        if len(words) > 1 and self._is_free(bare):
             return "spaces"
         size = max(LEAST_PART, len(bare) // PARTS_SEEN)
         parts = (bare[at : at + size] for at in range(0, len(bare) - size, size))
-        return "changed" if any(part in self._bare for part in parts) else "dropped"
+        return "changed" if any(map(self._is_free, parts)) else "dropped"
+
+    def _is_free(self, bare: str) -> bool:
+        """Whether it stands, whatever the white space, where no other value has been found."""
+        return self._bare.count(bare) > sum(held.count(bare) for held in self._held)
 
 
-def _missing(values: Iterable[_Value], text: str) -> Iterator[_Fate]:
-    """What the text does not hold as it is, in whatever order it holds the rest."""
-    pieces = [piece for value in values for piece in _pieces(value, text)]
+def _missing(values: Iterable[_Value], text: str, begin: int) -> list[_Fate]:
+    """What the text does not hold as it is, in whatever order it holds the rest.
+
+    Args:
+        values: of the prompt and one completion.
+        text: of the two.
+        begin: where at the earliest the completion's values stand.
+    """
     taken = _Taken(text)
+
+    def take(said: str, value: _Value) -> bool:
+        return taken.take(said, 0 if value.where == "prompt" else begin)
+
+    # of two that are alike the completion's takes its place first
+    pieces: list[_Value] = []
+    for value in sorted(values, key=lambda one: one.where == "prompt"):
+        if value.what != "content" or not TAG.search(value.text):
+            pieces.append(value)
+        elif not take(value.text, value):
+            pieces += _pieces(value)
+    found: list[_Fate] = []
+    left: list[_Value] = []
     for piece in sorted(pieces, key=lambda one: -len(one.text.strip())):
-        if taken.take(piece.text):
+        if take(piece.text, piece):
             continue
-        if not any(map(taken.take, _spellings(piece.text.strip()))):
-            fate = taken.fate(piece.text)
-            if fate != "spaces":
-                yield fate, piece
-                continue
-        elif piece.what == "thoughts" or any(each in text for each in _spellings(piece.text)):
-            continue
-        yield "changed", piece._replace(what="spaces")
+        if not any(take(spelled, piece) for spelled in _spellings(piece.text.strip())):
+            left.append(piece)
+        elif piece.what != "thoughts" and not any(s in text for s in _spellings(piece.text)):
+            found.append(("changed", piece._replace(what="spaces")))
+    for piece in left:
+        fate = taken.fate(piece.text)
+        spaces = fate == "spaces"
+        found.append(("changed", piece._replace(what=fate)) if spaces else (fate, piece))
+    return found
 
 
-def _pieces(value: _Value, text: str) -> Iterator[_Value]:
+def _pieces(value: _Value) -> Iterator[_Value]:
     """A content without the marks of thoughts, which templates write in their own way."""
-    if value.what != "content" or value.text in text or not TAG.search(value.text):
-        yield value
-        return
     place, inside = 0, False
     for tag in TAG.finditer(value.text):
         inside = not (tag[1] or tag[2])
