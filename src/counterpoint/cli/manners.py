@@ -62,7 +62,7 @@ def say(text: str = "") -> None:
 
 def importing() -> AbstractContextManager[object]:
     """Tell of the libraries that compute, which take seconds to load."""
-    return phase("loading torch and transformers")
+    return phase("loading the libraries")
 
 
 def put(text: str) -> None:
