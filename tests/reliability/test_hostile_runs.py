@@ -12,18 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from counterpoint import CounterpointError, SetupError
+from counterpoint import ConfigError, CounterpointError, ModelError, SetupError
 from counterpoint.checkpoint.manifest import MANIFEST, read_manifest, seal
 from counterpoint.checkpoint.tree import read_tree, write_tree
 from counterpoint.cli.evaluate_options import of_run
+from counterpoint.monitor.weight_files import WeightFiles
 from counterpoint.report.card import About, model_card
 from counterpoint.report.comparison import comparison_page
 from counterpoint.report.run_report import news
 from counterpoint.report.watching import Watched
 from counterpoint.run_schema import DEEPEST, check_facts
 from counterpoint.runlog import METRICS, RUN_FILE, STREAMS, RunLog, read_run, stream_file
-from counterpoint.trainer.resumable import SHARED, TRAINER_STATE
+from counterpoint.trainer.replay import FORMAT, KEY, read_replay
+from counterpoint.trainer.resumable import OPTIMIZER, SHARED, TRAINER_STATE
 from counterpoint.trainer.state_file import read_state
 from tests.cli.conftest import Command, command
 from tests.reliability.scenarios import trainer_of
@@ -383,6 +387,46 @@ def test_types_of_the_runs_state_are_checked(checkpoint: Path, changes: dict[str
 @pytest.mark.parametrize(
     "changes",
     [
+        {"groups": 1},
+        {"groups": [{}]},
+        {"groups": [{"params": [1]}]},
+        {"groups": []},
+        {"state": []},
+        {"state": {"a": 1}},
+        {"state": {"a parameter of nobody": {"exp_avg": 1.0}}},
+    ],
+    ids=str,
+)
+def test_types_of_the_optimizers_state_are_checked(
+    checkpoint: Path, changes: dict[str, Any]
+) -> None:
+    write_tree(checkpoint, OPTIMIZER, read_tree(checkpoint, OPTIMIZER) | changes)
+    sealed(checkpoint)
+    assert resume(checkpoint).code in ("CP512", "CP514")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"random": []},
+        {"random": {}},
+        {"random": {"python": {"words": torch.zeros(9, dtype=torch.uint8)}}},
+        {"random": {"python": {"words": [1, 2]}}},
+        {"random": {"numpy": {"kind": "other"}}},
+        {"random": {"torch": torch.zeros(3)}},
+        {"own": 1},
+    ],
+    ids=str,
+)
+def test_types_of_a_ranks_state_are_checked(checkpoint: Path, changes: dict[str, Any]) -> None:
+    write_tree(checkpoint, "rank-0", read_tree(checkpoint, "rank-0") | changes)
+    sealed(checkpoint)
+    assert resume(checkpoint).code == "CP512"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
         {"step": "1"},
         {"step": -1},
         {"resumable": "yes"},
@@ -406,6 +450,40 @@ def test_a_manifest_with_its_own_digest_right_is_still_checked(
     with pytest.raises(SetupError) as refused:
         read_manifest(checkpoint)
     assert refused.value.code in ("CP512", "CP514")
+
+
+# Models and steps
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+@pytest.mark.parametrize("damage", [nothing, *DAMAGES], ids=lambda damage: damage.__name__)
+def test_diff_refuses_what_is_no_model(
+    checkpoint: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    if damage is link_out or (damage in (folder, pipe, link_to_itself, device) and "index" in name):
+        pytest.skip("a model may lie elsewhere; what is no file is no index")
+    for other in ("optimizer", SHARED, "rank-0"):
+        (checkpoint / f"{other}.safetensors").unlink()
+    (checkpoint / name).touch()
+    damage(checkpoint / name)
+    with pytest.raises(ModelError, match="CP301"):
+        WeightFiles(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        *("", "[]", "null", "{}", "[" * 10_000, '{"format": 1e400}', f'{{"format": {"9" * 5000}}}'),
+        json.dumps({"format": FORMAT, "step": 10**400, "seen": {}, "objective": DEEP}),
+        json.dumps({"format": FORMAT, "step": 1, "seen": [], "objective": {"beta": 10**400}}),
+    ],
+    ids=lambda told: told[:20],
+)
+def test_replay_refuses_what_is_no_step(tmp_path: Path, told: str) -> None:
+    path = tmp_path / "replay-1.safetensors"
+    save_file({"a": torch.zeros(1)}, path, metadata={KEY: told})
+    with pytest.raises(ConfigError, match="CP110"):
+        read_replay(path)
 
 
 # Strict JSON, both ways

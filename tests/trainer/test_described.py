@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +234,49 @@ def test_a_generation_config_that_names_code_is_refused(model: Path) -> None:
     alter(model, "generation_config.json", attn_implementation="somebody/kernel")
     with pytest.raises(ModelError, match="CP311"):
         load_config(str(model), options())
+
+
+@pytest.mark.parametrize(
+    ("asked", "code"),
+    [({"attn_implementation": "somebody/kernel"}, "CP311"), ({"n_layer": 300_000}, "CP315")],
+)
+@pytest.mark.usefixtures("nothing_is_built")
+def test_a_model_of_the_hub_is_looked_at_likewise(
+    model: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], code: str
+) -> None:
+    alter(model, **asked)
+    monkeypatch.setattr(described, "cached_file", lambda *words, **more: str(model / "config.json"))
+    with pytest.raises(ModelError, match=code):
+        load_config("a/model", options())
+
+
+@pytest.mark.parametrize(
+    ("file", "asked"),
+    [
+        ("config.json", {"auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}}),
+        ("config.json", {"text_config": {"auto_map": {"AutoConfig": "evil.C"}}}),
+        ("config.json", {"quantization_config": {"quant_method": "evil", "modules": ["evil"]}}),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.T", "evil.T"]}}),
+        ("tokenizer_config.json", {"processor_class": "evil.P", "tokenizer_class": "evil.T"}),
+        ("processor_config.json", {"auto_map": {"AutoProcessor": "evil.P"}}),
+        ("preprocessor_config.json", {"auto_map": {"AutoImageProcessor": "evil.P"}}),
+        ("generation_config.json", {"custom_generate": "evil", "auto_map": {"a": "evil.G"}}),
+    ],
+    ids=str,
+)
+def test_no_file_of_a_model_has_its_code_imported(
+    model: Path, monkeypatch: pytest.MonkeyPatch, file: str, asked: dict[str, Any]
+) -> None:
+    monkeypatch.setenv("HF_MODULES_CACHE", str(model / "modules"))
+    (model / "custom_generate").mkdir()
+    for name in ("evil.py", "custom_generate/generate.py"):
+        (model / name).write_text(f"open({str(model / 'it ran')!r}, 'w')")
+    alter(model, file, **asked)
+    for load in (load_config, load_tokenizer, partial(load_model, adapted=False)):
+        with contextlib.suppress(ModelError, ValueError):
+            load(str(model), options())
+    assert not (model / "it ran").exists()
+    assert "evil" not in sys.modules
 
 
 def test_the_same_words_in_options_are_refused(fetched: list[object]) -> None:

@@ -53,6 +53,9 @@ def load_named_state(
     if now != then:
         raise SetupError("CP514", _difference(then, now))
     numbers = {name: number for number, name in names.items()}
+    strange = sorted(saved["state"].keys() - numbers.keys())
+    if strange:
+        raise SetupError("CP514", f"the optimizer's state has {strange[0]}, which is not trained.")
     optimizer.load_state_dict(
         {
             "state": {numbers[name]: kept for name, kept in saved["state"].items()},

@@ -29,6 +29,8 @@ from torch import Tensor, nn
 
 from counterpoint.checkpoint.tree import plain_io_errors
 from counterpoint.errors import SetupError
+from counterpoint.run_schema import mapping_of, record
+from counterpoint.run_schema import text as words
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
@@ -104,6 +106,10 @@ def is_adapted(model: nn.Module) -> bool:
     return hasattr(model, "peft_config") and hasattr(model, "base_model")
 
 
+PLACES = record(weight_map=mapping_of(words))
+"""Of an index of shards: tensor -> file."""
+
+
 def _copy(saved: dict[str, Tensor], live: dict[str, Any], folder: Path) -> None:
     """Tensors into those of the same name, which must be alike."""
     wrong = [
@@ -125,8 +131,12 @@ def _weight_files(folder: Path, listed: Collection[str]) -> list[Path]:
         raise SetupError(
             "CP514", f"{folder} holds no {WEIGHTS}: it is a checkpoint of an adapter, or of none."
         )
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    names = sorted(set(index["weight_map"].values()))
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        PLACES(index, INDEX)
+        names = sorted(set(index["weight_map"].values()))
+    except (ValueError, KeyError, RecursionError) as error:
+        raise SetupError("CP512", f"{folder / INDEX} is no index of weights: {error!r}.") from error
     strange = [name for name in names if name not in listed]
     if strange:
         raise SetupError(

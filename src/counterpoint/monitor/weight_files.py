@@ -129,7 +129,7 @@ def _files(path: Path) -> Mapping[Path, set[str] | None]:
             return _of_index(index)
         if (path / name).is_file():
             return {path / name: None}
-    others = sorted(path.glob("*.safetensors"))
+    others = sorted(file for file in path.glob("*.safetensors") if file.is_file())
     if others:
         return dict.fromkeys(others)
     pickles = sorted(file.name for kind in ("*.bin", "*.pt") for file in path.glob(kind))
@@ -150,6 +150,6 @@ def _of_index(index: Path) -> Mapping[Path, set[str] | None]:
             inside = found.setdefault(index.parent / Path(file).name, set())
             if inside is not None:
                 inside.add(name)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError("CP301", f"{index} is no index of shards ({error!r}).") from error
     return found

@@ -171,7 +171,8 @@ def weights_of(folder: Path) -> Weights | None:
         folder: of a model or an adapter.
     """
     # those that are loaded, by their usual names; else whichever there are
-    whole = [*folder.glob("*model*.safetensors")] or [*folder.glob("*.safetensors")]
+    found = [path for path in folder.glob("*.safetensors") if path.is_file()]
+    whole = [path for path in found if "model" in path.name] or found
     if whole:
         counts = [_tensors(path) for path in whole]
         known = [count for count in counts if count is not None]

@@ -29,6 +29,7 @@ from counterpoint.errors import ConfigError
 from counterpoint.forward.router import RouterSums
 from counterpoint.losses.objective import LOSSES, Objective
 from counterpoint.records import StepTotals, TokenPair
+from counterpoint.run_schema import MOST
 from counterpoint.staged import staged
 from counterpoint.strict import strict_json
 
@@ -287,7 +288,8 @@ def _made(kind: type[Kind], values: Any) -> Kind:
 
 def _is(value: Any, kind: str) -> bool:
     if kind == "float":
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and abs(value) <= MOST  # beyond, a whole number is no float
     named = {"str": str, "int": int, "bool": bool, "None": type(None)}
     return type(value) is named[kind]
 

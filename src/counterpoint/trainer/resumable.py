@@ -66,7 +66,13 @@ from counterpoint.trainer.bases import base_then, other_base, unknown_base
 from counterpoint.trainer.experiment import in_words_of_today, remedy
 from counterpoint.trainer.finite import refuse_non_finite
 from counterpoint.trainer.ranks import each_does, first_does, leave_at_exit
-from counterpoint.trainer.state_file import check_trees, read_state, take_numbers, write_state
+from counterpoint.trainer.state_file import (
+    check_optimizer,
+    check_trees,
+    read_state,
+    take_numbers,
+    write_state,
+)
 from counterpoint.trainer.trial_save import (
     generation_config_as_it_is,
     save_and_reopen_tokenizer,
@@ -454,7 +460,7 @@ class ResumableTrainer(Trainer):
         if checkpoint is None or self._resumption is None:
             return
         with phase(f"loading the optimizer of {checkpoint}"):
-            saved = read_tree(Path(checkpoint), OPTIMIZER)
+            saved = check_optimizer(read_tree(Path(checkpoint), OPTIMIZER), Path(checkpoint))
             load_named_state(self.optimizer, self._plain(self.model), saved)
         self.lr_scheduler.load_state_dict(self._resumption.shared["scheduler"])
 

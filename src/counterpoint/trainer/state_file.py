@@ -15,10 +15,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import TrainerState
 
 from counterpoint.errors import SetupError
 from counterpoint.run_schema import (
+    Check,
     anything,
     check_sizes,
     list_of,
@@ -104,11 +107,62 @@ SHARED = record(
 )
 """What all ranks have in common, as ``ResumableTrainer`` writes it."""
 
-RANK = record(random=mapping_of(anything), own=mapping_of(anything))
+
+def _bytes(length: int | None = None) -> Check:
+    def check(value: Any, place: str) -> None:
+        plain = isinstance(value, Tensor) and value.dtype == torch.uint8 and value.dim() == 1
+        if not plain or length not in (None, len(value)):
+            raise ValueError(f"{place} should be {length or 'some'} bytes")
+
+    return check
+
+
+def _twister(value: Any, place: str) -> None:
+    if value != "MT19937":
+        raise ValueError(f"{place} should be MT19937")
+
+
+RANDOM = record(
+    python=record(version=whole, words=_bytes(4 * 625), gauss=optional(number)),
+    numpy=record(
+        kind=_twister, words=_bytes(4 * 624), position=whole, has_gauss=whole, gauss=number
+    ),
+    torch=_bytes(),
+)
+"""The random generators of a rank, as ``checkpoint.randomness`` has them."""
+
+RANK = record(random=RANDOM, own=mapping_of(anything))
 """What one rank has alone."""
 
+OPTIMIZER = record(
+    groups=list_of(record(params=list_of(text))), state=mapping_of(mapping_of(anything))
+)
+"""The state of an optimizer, as ``checkpoint.optimizer`` has it."""
+
+_RANDOM = ("python", "numpy", "torch")
 _RANK = ("random", "loss", "own")
 _SHARED = ("place", "totals", "scheduler", "scaler", "callbacks", "streams", "own")
+
+
+def check_optimizer(saved: Any, folder: Path) -> Any:
+    """Refuse a state of an optimizer that is none.
+
+    Args:
+        saved: as read.
+        folder: of the checkpoint.
+
+    Raises:
+        SetupError: CP512.
+    """
+    try:
+        OPTIMIZER(saved, "the optimizer's state")
+        missing = sorted({"groups", "state"} - saved.keys())
+        missing += ["params" for group in saved.get("groups", ()) if "params" not in group]
+        if missing:
+            raise ValueError(f"the optimizer's state lacks {missing[0]}")
+        return saved
+    except ValueError as error:
+        raise SetupError("CP512", f"{folder} is damaged: {error}.") from error
 
 
 def check_trees(shared: Any, rank: Any, folder: Path) -> None:
@@ -128,6 +182,7 @@ def check_trees(shared: Any, rank: Any, folder: Path) -> None:
             RANK(rank, "the rank's state")
         missing = [name for name in _SHARED if name not in shared]
         missing += [name for name in _RANK if rank is not None and name not in rank]
+        missing += [name for name in _RANDOM if not missing and rank and name not in rank["random"]]
         if missing:
             raise ValueError(f"the run's state lacks {missing[0]}")
     except ValueError as error:
