@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import ModelCardData
 
+from counterpoint._version import __version__
 from counterpoint.config import LOSS_TYPES
 from counterpoint.report.card import CARD, PAPERS, About, may_write, model_card
 from counterpoint.report.recipe import hub_id
@@ -176,3 +178,12 @@ def test_only_a_card_of_ours_is_written_over(tmp_path: Path, short_run: Run) -> 
 
 def test_every_loss_has_a_method_and_a_paper() -> None:
     assert set(PAPERS) == set(METHODS) == set(LOSS_TYPES)
+
+
+def test_it_says_how_the_package_was_installed_and_names_no_index(short_run: Run) -> None:
+    environment = {**short_run.facts["environment"], "installed": "from a wheel, a-1.whl"}
+    facts = {**short_run.facts, "environment": environment}
+    assert f"with Counterpoint {__version__}, installed from a wheel, a-1.whl." in model_card(
+        replace(short_run, facts=facts), ABOUT
+    )
+    assert f"with Counterpoint {__version__}.\n" in model_card(short_run, ABOUT)

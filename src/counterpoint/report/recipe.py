@@ -74,8 +74,14 @@ def recipe(run: Run, *, base: str, datasets: tuple[str, ...]) -> Iterator[str]:
     left_out = f"Left out, for they hold paths: {', '.join(missing)}.\n\n" if missing else ""
     yield (
         f"## How to make it again\n\n{how}\n\n{left_out}"
-        f"with Counterpoint {__version__}, installed from its sources.\n"
+        f"with Counterpoint {__version__}{_installed(run)}.\n"
     )
+
+
+def _installed(run: Run) -> str:
+    """How the Counterpoint that trained was installed; no index is known to hold it."""
+    how = str((run.facts.get("environment") or {}).get("installed") or "")
+    return f", installed {how}" if how else ""
 
 
 # A run of the command
