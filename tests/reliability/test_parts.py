@@ -148,8 +148,8 @@ def test_a_token_that_moves_over_a_boundary_changes_the_digest():
 
 
 def test_a_fact_that_only_one_release_knows_is_no_difference():
-    assert differences({"seed": 1, "old": 2}, {"seed": 1, "new": 3}) == []
-    assert differences({"seed": 1}, {"seed": 2}) == ["seed was 1 and is 2"]
+    assert differences({"seed": 1, "old": 2}, {"seed": 1, "new": 3}) == {}
+    assert differences({"seed": 1}, {"seed": 2}) == {"seed": "seed was 1 and is 2"}
 
 
 # Ranks
