@@ -19,6 +19,8 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from counterpoint.data.encode import COLUMNS
+
 HELD: list[dict[str, Any]] = [
     {"kind": "bc", "slack": -0.01, "rate": 50.0},
     {"kind": "absolute_preference", "bound": 0.5, "margin": 1.0, "update": "nu_pi", "nu": 0.3},
@@ -207,8 +209,10 @@ def multipliers(logs: list[dict[str, Any]]) -> list[float]:
 
 def as_stream(pairs: Dataset) -> Any:
     """Prepared pairs as the streaming set that ``prepare`` would give."""
-    extra = {"cut_prompt": 0, "cut_chosen": 0, "cut_rejected": 0, "boundary": 0}
-    return pairs.map(lambda row: {**extra, "same": False, "problem": ""}).to_iterable_dataset()
+    numbers = dict.fromkeys(("cut_prompt", "cut_chosen", "cut_rejected", "boundary", "spelled"), 0)
+    extra = {**numbers, "same": False, "absent": "", "lost": "", "problem": ""}
+    assert set(COLUMNS) == {*pairs.column_names, *extra}
+    return pairs.map(lambda row: extra).to_iterable_dataset()
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, float]:
