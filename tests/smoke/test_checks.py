@@ -116,7 +116,7 @@ def test_a_loss_that_does_not_fall_and_weights_that_do_not_move_are_seen(
 
 
 def poisoned(mini: Miniature) -> Miniature:
-    next(iter(mini.model.parameters())).data[:] = torch.nan
+    mini.model.get_output_embeddings().weight.data[:] = 3e38  # whose logits overflow
     return mini
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Collection
 from functools import reduce
 from pathlib import Path
@@ -69,11 +70,10 @@ def held_by_adapters(model: nn.Module) -> set[int]:
     Args:
         model: unwrapped, with PEFT.
     """
-    return {
-        tensor.untyped_storage().data_ptr()
-        for name in _adapters(model)
-        for tensor in _adapter_state(model, name).values()
-    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of what is saved; nothing is, here
+        states = [_adapter_state(model, name) for name in _adapters(model)]
+    return {tensor.untyped_storage().data_ptr() for state in states for tensor in state.values()}
 
 
 def load_weights(model: nn.Module, folder: Path, listed: Collection[str]) -> None:
