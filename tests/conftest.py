@@ -7,6 +7,7 @@ import gc
 import math
 import os
 import sys
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,12 @@ def _no_phase_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("counterpoint.phases._teller.bars", True)  # whatever a trainer has set
 
 
+_caches = count()
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prepared data sets of tests never meet those of a user, nor each other's."""
-    monkeypatch.setenv("COUNTERPOINT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    # not mktemp: few tests prepare a set, and a folder for each of thousands takes its time
+    own = tmp_path_factory.getbasetemp() / f"cache-{next(_caches)}"
+    monkeypatch.setenv("COUNTERPOINT_CACHE", str(own))
