@@ -109,6 +109,7 @@ def main() -> None:
         return
     for row in asked.rows:
         with tempfile.TemporaryDirectory(prefix="counterpoint-finite-") as place:
+            step.tokenizer_for(32000).save_pretrained(Path(place) / "tokenizer")
             found["rows"][row] = measured(row, Path(place))
     found["machine"] = step.machine()
     step.write_results(RESULTS, found)
