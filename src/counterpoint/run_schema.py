@@ -165,6 +165,13 @@ _SET = record(
     cut_rows=_COUNTS,
     cut_tokens=_COUNTS,
     absent_rows=_COUNTS,
+    boundary_rows=whole,
+    boundary_tokens=whole,
+    little_rows=whole,
+    same_rows=whole,
+    spelled_rows=whole,
+    lost=_COUNTS,
+    shown=optional(mapping_of(text)),
     lengths=optional(mapping_of(_HISTOGRAM)),
     limits=optional(mapping_of(anything)),
     digest=optional(text),
@@ -213,6 +220,7 @@ FACTS = record(
     environment=mapping_of(anything),
     versions=mapping_of(anything),
     step_pairs=optional(whole),
+    steps=optional(whole),
 )
 """Of ``run.json``."""
 
@@ -220,7 +228,11 @@ LINE = record(step=whole, time=moment)
 _PLACES = optional(mapping_of(mapping_of(anything)))
 
 LINES: Mapping[str, Check] = {
-    "metrics": record(_constraint_or_anything, step=whole, time=moment, train_runtime=finite),
+    "metrics": record(
+        _constraint_or_anything,
+        **{"step": whole, "time": moment, "train_runtime": finite},
+        **dict.fromkeys(("loss", "rewards/accuracies"), number),
+    ),
     "alarms": record(
         step=whole, since=whole, time=moment, code=text, seen=text, fix=optional(text)
     ),

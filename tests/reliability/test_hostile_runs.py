@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,12 @@ from counterpoint import ConfigError, CounterpointError, ModelError, SetupError
 from counterpoint.checkpoint.manifest import MANIFEST, read_manifest, seal
 from counterpoint.checkpoint.tree import read_tree, write_tree
 from counterpoint.cli.evaluate_options import of_run
+from counterpoint.cli.run_table import numbers_of
+from counterpoint.data.counts import PrepareCounts
 from counterpoint.monitor.weight_files import WeightFiles
 from counterpoint.report.card import About, model_card
 from counterpoint.report.comparison import comparison_page
+from counterpoint.report.progress import progress_of
 from counterpoint.report.run_report import news
 from counterpoint.report.watching import Watched
 from counterpoint.run_schema import DEEPEST, check_facts
@@ -35,17 +39,23 @@ from tests.report.runs import write_run
 
 __all__ = ["command"]
 
-COUNTS = {"prompt": 1, "chosen": 2, "rejected": 3}
-ACCOUNT = {
-    "rows": 9,
-    "kept": 8,
-    "dropped": {"CP203": 1},
-    "examples": {"CP203": "CP203 row 3: rejected is empty."},
+COUNTS = Counter(prompt=1, chosen=2, rejected=3)
+SAID = "drops thoughts of the prompt"
+ACCOUNT = PrepareCounts(
+    "train",
+    rows=9,
+    kept=8,
+    dropped=Counter(CP203=1),
+    examples={"CP203": "CP203 row 3: rejected is empty."},
     **dict.fromkeys(("tokens", "cut_rows", "cut_tokens", "absent_rows"), COUNTS),
-    "limits": {"max_length": 64},
-    "digest": "5f0c",
-    "lengths": {"prompt": {"edges": [0, 40, 80], "counts": [5, 3]}},
-}
+    **dict.fromkeys(("boundary_rows", "boundary_tokens", "little_rows", "same_rows"), 1),
+    spelled_rows=1,
+    lost=Counter({SAID: 1}),
+    shown={SAID: "row 1: 'I think' (CW216)"},
+    lengths={"prompt": Counter({3: 5, 50: 3}), "chosen": Counter({4: 8}), "rejected": Counter()},
+    limits={"max_length": 64},
+).as_dict()
+"""Of a set in which everything was counted."""
 CONSTRAINT = {"name": "nll", "kind": "bc", "bound": 1.0, "slack": None, "cap": 5.0, "rate": 0.1}
 
 
@@ -66,9 +76,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         constraints=[{**CONSTRAINT, "update": "dual_ascent", "start": 0.0}],
         versions={"torch": "2"},
         resumed=[{"step": 20, "time": 1.79e9}],
+        adapter={"default": {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}},
+        base="0f3a-11c2",
+        given={"model": "m", "eval_dataset": {"easy": "e.jsonl"}, "beta": 0.1},
     )
     line = {f"constraints/nll/{key}": 0.5 for key in ("value", "bound", "violation", "multiplier")}
-    RunLog(folder).append(METRICS, {"step": 41, "train_runtime": 3.5, **line})
+    line |= {"loss": 0.7, "rewards/accuracies": 0.5, "train_runtime": 3.5}
+    RunLog(folder).append(METRICS, {"step": 41, **line})
     return folder
 
 
@@ -85,6 +99,8 @@ def look_at(folder: Path) -> None:
     comparison_page([found, found])
     model_card(found, About("a", "b", adapter=True, datasets=(), tags=(), language="", license=""))
     of_run(str(folder))
+    progress_of(found)
+    numbers_of(found)
 
 
 def refusal(folder: Path) -> str:
@@ -108,14 +124,14 @@ VALUES: list[Any] = [
 ]
 
 
-def places(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to each value; of lists the first is enough, deeper down the first few."""
+def places(value: Any, wide: int, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to each value; of lists the first is enough, below ``wide`` levels the first few."""
     yield before
     if isinstance(value, dict):
-        for name, one in list(value.items())[: 2 if len(before) > 1 else 25]:
-            yield from places(one, (*before, name))
+        for name, one in list(value.items())[: 40 if len(before) < wide else 2]:
+            yield from places(one, wide, (*before, name))
     elif isinstance(value, list) and value:
-        yield from places(value[0], (*before, 0))
+        yield from places(value[0], wide, (*before, 0))
 
 
 def put(whole: Any, place: tuple[Any, ...], value: Any) -> Any:
@@ -135,7 +151,8 @@ def test_whatever_stands_at_any_place_is_read_or_refused(run: Path, file: str) -
     kept = path.read_text()
     lines = [kept] if file == RUN_FILE else kept.splitlines()
     known = json.loads(lines[-1])
-    for place in places(known):
+    # "data", a set's name, what was counted of it: the facts are looked at one level deeper
+    for place in places(known, 3 if file == RUN_FILE else 2):
         for value in VALUES:
             told = json.dumps(put(known, place, value))
             path.write_text(told if file == RUN_FILE else "\n".join([*lines[:-1], told, ""]))
