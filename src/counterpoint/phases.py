@@ -33,6 +33,7 @@ from rich.cells import cell_len, set_cell_size
 from counterpoint.masking import masked
 from counterpoint.runlog import logger
 from counterpoint.visible import visible
+from counterpoint.wrap import width_of
 
 AFTER = 2.0
 """Seconds that pass before a phase is told of."""
@@ -264,10 +265,7 @@ def clock(seconds: float) -> str:
 
 def columns(stream: IO[str]) -> int:
     """Columns of the terminal that a stream is, at least 20; 80 where it is none."""
-    try:
-        return max(20, os.get_terminal_size(stream.fileno()).columns)
-    except (OSError, ValueError, AttributeError):
-        return WIDTH
+    return max(20, width_of(stream) or WIDTH)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,17 +27,9 @@ SHORTEST_PASSWORD = 6
 _WORDS = frozenset(
     (
         *("token", "key", "secret", "secrets", "auth", "oauth", "authorization", "bearer", "jwt"),
-        *(
-            "credential",
-            "credentials",
-            "creds",
-            "cookie",
-            "cookies",
-            "webhook",
-            "webhooks",
-            "mnemonic",
-        ),
+        *("credential", "credentials", "creds", "cookie", "cookies", "webhook", "webhooks"),
         *("apikey", "apikeys", "password", "passwords", "passwd", "passphrase", "passcode"),
+        "mnemonic",
     )
 )
 """Anywhere in a name."""

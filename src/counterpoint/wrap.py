@@ -10,14 +10,14 @@ import re
 import shlex
 import unicodedata
 from collections.abc import Iterator, Sequence
-from typing import TextIO
+from typing import IO
 
 _WIDE = ("W", "F")
 # a word with the spaces before it; or one wide character, between which a line may break
 _PIECE = re.compile(r"\s*[^\s\u2e80-\uffef]+|\s*[\u2e80-\uffef]|\s+")
 
 
-def width_of(stream: TextIO) -> int | None:
+def width_of(stream: IO[str]) -> int | None:
     """Columns to fold what a stream shows; None where it is a pipe or a file.
 
     On a terminal the variable ``COLUMNS`` counts before what the terminal says, as for other

@@ -49,13 +49,10 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class PrepareOptions:
-    """What of the run's options concerns its data.
+class PrepareOptions(Limits):
+    """What of the run's options concerns its data: the limits, and what is done beside cutting.
 
     Args:
-        max_length: most tokens of prompt + completion, at least 2.
-        max_completion_length: most tokens of a completion, at least 1; None: no own limit.
-        truncation: a policy of ``config.TRUNCATIONS``.
         invalid_rows: "raise" stops at rows that are not preference pairs, "drop" counts them.
         num_proc: processes that share the work; None: this one.
 
@@ -63,9 +60,6 @@ class PrepareOptions:
         ConfigError: CP102 for a policy or a treatment that does not exist.
     """
 
-    max_length: int = 1024
-    max_completion_length: int | None = None
-    truncation: str = "completion_end"
     invalid_rows: str = "raise"
     num_proc: int | None = None
 

@@ -397,11 +397,12 @@ def check_completions(
     for loss in lost:
         if loss.how != "dropped" or loss.where == "prompt":
             continue
-        name, value = next(iter((switch_for(row, [loss], tokenizer) or {}).items()), (None, None))
-        remedy = "Use a template that writes them"
-        if name:
-            argument = json.dumps({name: value})
-            remedy = f"Give the row chat_template_kwargs {argument}, with which they stay"
+        switch = switch_for(row, [loss], tokenizer)
+        remedy = (
+            f"Give the row chat_template_kwargs {json.dumps(switch)}, with which they stay"
+            if switch
+            else "Use a template that writes them"
+        )
         raise DataError(
             "CP226",
             f"row {row.row}: the chat template {loss.in_words}, {loss.shown!r}, and another answer "

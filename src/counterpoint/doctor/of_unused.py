@@ -190,10 +190,9 @@ def of_unused(args: CPOConfig, rest: Rest) -> Iterator[Finding]:
         rest: what else the run is made of.
     """
     for name, reason in unused(args, rest).items():
-        value = getattr(args, name)
         yield find(
             CODE,
-            f"{name}={getattr(value, 'value', value)!r}: {reason}.",
+            f"{name}={_shown(getattr(args, name))}: {reason}.",
             fix=f"# {name}: leave it out",
         )
 
