@@ -196,3 +196,19 @@ def test_the_trainer_finds_what_the_doctor_prepared(
 
     monkeypatch.setattr(room, "_map", refuse)
     assert len(room.prepare(rows, tokenizer, PrepareOptions()).pairs) == len(GOOD)
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_a_quantized_model_is_examined_by_its_parts(
+    spoilt: bool, models: Any, chatml_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    torchao = pytest.importorskip("torchao.quantization")
+    model = models("qwen2")
+    torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
+    if spoilt:
+        model.model.layers[0].mlp.up_proj.weight.scale.view(-1)[0] = float("nan")
+    args = CPOConfig(output_dir="unused", use_cpu=True)
+    report = examine(args, model=model, tokenizer=chatml_tokenizer, train_dataset=GOOD)
+    found = {one.code: one.seen for one in report.findings}
+    assert "CW901" not in found
+    assert ("up_proj" in found.get("CP308", "")) is spoilt

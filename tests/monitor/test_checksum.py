@@ -82,3 +82,20 @@ def test_how_many_words_are_widened_at_a_time_does_not_matter(monkeypatch):
 def test_nothing_has_a_checksum_too():
     assert int(checksum(torch.zeros(0, 4))) == 0
     assert int(checksum(torch.tensor(3.0))) != int(checksum(torch.tensor(4.0)))
+
+
+def test_a_tensor_of_parts_is_read_by_all_of_them():
+    torchao = pytest.importorskip("torchao.quantization")
+
+    def quantized() -> torch.nn.Linear:
+        layer = torch.nn.Linear(8, 4, bias=False)
+        torch.nn.init.ones_(layer.weight)
+        torchao.quantize_(layer, torchao.Int8WeightOnlyConfig())
+        return layer
+
+    before = int(checksum(quantized().weight))
+    assert int(checksum(quantized().weight)) == before
+    for part in ("qdata", "scale"):
+        layer = quantized()
+        getattr(layer.weight, part).view(-1)[1] = 3
+        assert int(checksum(layer.weight)) != before

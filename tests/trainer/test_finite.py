@@ -141,6 +141,38 @@ def test_a_frozen_value_under_an_adapter_is_refused_too(models, chatml_tokenizer
         trainer.train()
 
 
+@pytest.mark.filterwarnings("ignore:TorchaoLoraLinear was instantiated")  # it is not merged here
+def test_a_quantized_base_is_read_by_its_parts(models, chatml_tokenizer, tmp_path: Path):
+    """torchao's tensors know no norm; what can be not finite of them is their scales."""
+    peft, torchao = pytest.importorskip("peft"), pytest.importorskip("torchao.quantization")
+    for name, spoilt in (("whole", False), ("spoilt", True)):
+        model = models("qwen2")
+        torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
+        adapter = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
+        adapted = peft.get_peft_model(model, adapter)
+        if spoilt:
+            model.model.layers[0].mlp.up_proj.weight.scale.view(-1)[0] = math.nan
+        trainer = trainer_of(adapted, chatml_tokenizer, tmp_path / name, max_steps=2)
+        if spoilt:
+            with pytest.raises(
+                ModelError, match=r"CP308 .*1 values of \S+up_proj\S+ are not finite"
+            ):
+                trainer.train()
+        else:
+            trainer.train()
+            assert [path.name for path in finished(tmp_path / name)] == ["checkpoint-2"]
+            assert not trainer._assembly().head.dense  # nor are its logits all made at once
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_numbers_of_eight_bits_are_looked_at(dtype: torch.dtype):
+    good = torch.linspace(-4, 4, 9).to(dtype)
+    assert all_finite([good])
+    bad = torch.tensor([1.0, math.nan]).to(dtype)
+    assert not all_finite([good, bad])
+    assert all_finite([torch.ones(3, device="meta")])
+
+
 @pytest.mark.parametrize(
     ("part", "code"), [("model.safetensors", "CP308"), ("optimizer.safetensors", "CP405")]
 )

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from counterpoint.checkpoint.fingerprint import Value
 from counterpoint.checkpoint.weights import held_by_adapters, is_adapted
+from counterpoint.tensor_parts import is_plain, parts_of
 
 BASE = "base model's weights"
 """The fact's name."""
@@ -75,7 +76,7 @@ def base_identity(model: nn.Module) -> str | None:
     form, values = hashlib.sha256(), hashlib.sha256()
     for name, tensor in sorted(_under(model)):
         form.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        for part in _plain(tensor):
+        for part in parts_of(tensor):
             values.update(_some_of(part))
     return f"{form.hexdigest()[:16]}-{values.hexdigest()[:16]}"
 
@@ -91,16 +92,7 @@ def _under(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _address(tensor: Tensor) -> int:
     # a tensor of a quantized kind has parts, and no memory of its own
-    return 0 if hasattr(tensor, "__tensor_flatten__") else tensor.untyped_storage().data_ptr()
-
-
-def _plain(tensor: Tensor) -> Iterator[Tensor]:
-    """The tensors that a tensor of a kind of its own (torchao's) is made of."""
-    if not hasattr(tensor, "__tensor_flatten__"):
-        yield tensor
-        return
-    for name in tensor.__tensor_flatten__()[0]:
-        yield from _plain(getattr(tensor, name))
+    return tensor.untyped_storage().data_ptr() if is_plain(tensor) else 0
 
 
 def _some_of(tensor: Tensor) -> bytes:

@@ -25,6 +25,7 @@ from counterpoint.errors import ModelError
 from counterpoint.forward.head import find_head
 from counterpoint.forward.layout import why_padded
 from counterpoint.rounding import held_share
+from counterpoint.tensor_parts import floating_parts, is_plain
 
 MOST_HELD = 0.1
 """Share of weights that may be unable to move without a word."""
@@ -86,13 +87,12 @@ def of_model(
 def _weights(model: nn.Module) -> Iterator[Finding]:
     broken, flat = [], []
     for name, weight in model.named_parameters():
-        if weight.is_meta or not weight.is_floating_point() or not weight.numel():
-            continue
-        if not _is_finite(weight.detach()):
+        parts = list(floating_parts(weight))
+        if not all(map(_is_finite, parts)):
             broken.append(name)
         # an adapter's second half starts at zero, biases at zero and norms at one
-        elif weight.dim() > 1 and "lora_" not in name and _is_constant(weight.detach()):
-            flat.append(name)
+        elif parts and is_plain(weight) and weight.dim() > 1 and "lora_" not in name:
+            flat += [name] if _is_constant(parts[0]) else []
     if broken:
         yield find(
             "CP308",
@@ -134,6 +134,8 @@ def _is_fresh(model: nn.Module) -> bool:
     for name, weight in model.named_parameters():
         if weight.is_meta or "lora_" in name or not weight.is_floating_point():
             continue
+        if not is_plain(weight):  # quantized: nobody does that to what has not been trained
+            return False
         if weight.dim() == 1 and "norm" in name and name.endswith("weight"):
             # Gemma's norms multiply by 1 + weight
             if not bool((weight == weight[0]).all()):

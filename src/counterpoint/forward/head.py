@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from jaxtyping import Float, Int
@@ -25,6 +25,7 @@ from counterpoint.forward.affine_logps import affine_token_logps, finish_logits
 from counterpoint.forward.initial_policy import InitialPolicy
 from counterpoint.forward.token_kl import Affine, affine_token_kl, logits_token_kl
 from counterpoint.forward.token_logps import dense_token_logps, module_token_logps
+from counterpoint.tensor_parts import is_plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,7 @@ class Head:
         self, hidden: Float[Tensor, "targets width"], target_ids: Int[Tensor, " targets"]
     ) -> tuple[Float[Tensor, " targets"], Float[Tensor, " targets"]]:
         """Log-probability of each target and mean logit of its row; see ``token_logps``."""
-        # exactly nn.Linear: a subclass (quantised, adapted) computes something else
-        if type(self.module) is nn.Linear:
+        if _is_linear(self.module):
             return affine_token_logps(
                 hidden,
                 self.module.weight,
@@ -75,7 +75,7 @@ class Head:
             initial_hidden: the same of the initial policy.
             initial: the initial policy, whose head may have been another.
         """
-        if not self.dense and type(self.module) is nn.Linear:
+        if not self.dense and _is_linear(self.module):
             weight, bias = self.module.weight, self.module.bias
             return affine_token_kl(
                 Affine(hidden, weight, bias),
@@ -188,6 +188,15 @@ def prove_head(model: nn.Module, head: Head, input_ids: Int[Tensor, "rows tokens
     rounding = torch.finfo(logits.dtype).eps * logits.abs().max().clamp(min=1)
     agrees = (found - expected).abs().max() <= 16 * rounding
     return head if bool(agrees) else replace(head, dense=True)
+
+
+def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether the head is its weight and bias, and nothing else.
+
+    A subclass (quantized, adapted) computes something else, and so does a weight of a kind of its
+    own, which torchao puts into the layer that was there.
+    """
+    return type(module) is nn.Linear and is_plain(module.weight)
 
 
 def _scale(config: Any) -> float:

@@ -22,6 +22,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from counterpoint.rounding import CHUNK
+from counterpoint.tensor_parts import parts_of
 
 WIDTH = 4096
 """Words in a row."""
@@ -34,11 +35,19 @@ def checksum(tensor: Tensor) -> Int[Tensor, ""]:
     """The number of a tensor's bytes.
 
     Args:
-        tensor: of any dtype and shape.
+        tensor: of any dtype, shape and kind.
 
     Returns:
         A 64-bit number on the tensor's device; 0 for a tensor without entries.
     """
+    first, *others = map(_of_bytes, parts_of(tensor))
+    if not others:
+        return first
+    numbers = torch.stack([first, *(other.to(first.device) for other in others)])
+    return (numbers * _odd(torch.arange(len(numbers), device=first.device))).sum()
+
+
+def _of_bytes(tensor: Tensor) -> Int[Tensor, ""]:
     words = _as_words(tensor)
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
     whole = len(words) // WIDTH * WIDTH

@@ -25,6 +25,7 @@ from transformers import TrainerCallback
 
 from counterpoint.checkpoint.folder import finished
 from counterpoint.errors import ConfigError, ModelError, NonFiniteError
+from counterpoint.tensor_parts import floating_parts
 
 SHOWN = 3
 """Most tensors that a message names."""
@@ -34,12 +35,13 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether every value is finite.
 
     Args:
-        tensors: of any shapes, precisions and devices; those without floating point are left out.
+        tensors: of any shapes, precisions, kinds and devices; what has no floating point is left
+            out.
     """
     given = list(tensors)
     likely = norms_finite(given)
     # only a finite norm is an answer: a sum of squares can overflow though every value is finite
-    return likely is None or bool(likely) or all(bool(_finite(tensor)) for tensor in given)
+    return likely is None or bool(likely) or not any(map(_odd_values, given))
 
 
 def norms_finite(tensors: Iterable[Tensor]) -> Bool[Tensor, ""] | None:
@@ -55,8 +57,8 @@ def norms_finite(tensors: Iterable[Tensor]) -> Bool[Tensor, ""] | None:
     """
     alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
     for tensor in tensors:
-        if tensor.is_floating_point() and tensor.numel():
-            alike[tensor.device, tensor.dtype].append(tensor.detach())
+        for part in floating_parts(tensor):
+            alike[part.device, part.dtype].append(part)
     norms = [torch.stack(torch._foreach_norm(group)) for group in alike.values()]
     if not norms:
         return None
@@ -64,12 +66,14 @@ def norms_finite(tensors: Iterable[Tensor]) -> Bool[Tensor, ""] | None:
     return torch.stack([part.isfinite().all().to(device) for part in norms]).all()
 
 
-def _finite(tensor: Tensor) -> Bool[Tensor, ""]:
-    return tensor.detach().isfinite().all()
+def _odd_values(tensor: Tensor) -> int:
+    return sum(int((~part.isfinite()).sum()) for part in floating_parts(tensor))
 
 
 class UpdateGuard(TrainerCallback):
-    """Ends a run whose weights are not finite after an update, on all ranks alike.
+    """Ends a run whose weights are not finite, before its first step or after an update.
+
+    All ranks end alike.
 
     What it sees after an update is read together with the next step's own verdict, so that a step
     looks back from the device once; and before anything is logged, evaluated or saved.
@@ -225,11 +229,7 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def _bad_weights(model: nn.Module) -> Iterator[str]:
-    found = [
-        (name, int((~weight.detach().isfinite()).sum()))
-        for name, weight in model.named_parameters()
-        if weight.is_floating_point()
-    ]
+    found = [(name, _odd_values(weight)) for name, weight in model.named_parameters()]
     bad = [(name, count) for name, count in found if count]
     for name, count in bad[:SHOWN]:
         yield f"{count:,} values of {name} are not finite"
