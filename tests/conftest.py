@@ -23,8 +23,13 @@ settings.load_profile("here")  # time limits would fail on a busy machine, not o
 pytest_plugins = ["tests.tokenizers_on_the_spot", "tests.models_on_the_spot"]
 
 
-# what the command prints depends on how it can be called; here as in an activated environment
+# What the command prints depends on how it can be called; here as in an activated environment,
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+# nor on what whoever runs the tests has set: CI says COLUMNS=80, which counts before a terminal
+_ASKED = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "COUNTERPOINT_DEBUG", "RANK", "WORLD_SIZE")
+for _name in _ASKED:
+    os.environ.pop(_name, None)
 
 # models this small lose more to the hand-over between threads than they gain
 torch.set_num_threads(1)
