@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from counterpoint import ranks
 from counterpoint.forward.pair_forward import PairOutput
 from counterpoint.records import LossTerms, PairBatch, exact_dtype
 
@@ -115,9 +115,7 @@ class MetricSums:
         if not entries:
             return {}
         names = sorted(entries)  # ranks may have met them in different orders
-        sums = torch.stack([entries[name] for name in names])
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(sums)
+        sums = ranks.add_up(torch.stack([entries[name] for name in names]))
         found = dict(zip(names, sums.tolist(), strict=True))
         return {name: (found[name][0], found[name][1]) for name in entries}
 

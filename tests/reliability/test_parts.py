@@ -20,7 +20,7 @@ from counterpoint.checkpoint.randomness import random_state, set_random_state
 from counterpoint.checkpoint.tree import read_tree, write_tree
 from counterpoint.data.pair_digest import pairs_digest
 from counterpoint.errors import CounterpointError
-from counterpoint.trainer.ranks import each_does, first_does
+from counterpoint.ranks import each_does, first_does
 from tests.steps import random_pairs
 
 VALUES = st.recursive(

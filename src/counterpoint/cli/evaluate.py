@@ -28,9 +28,9 @@ from counterpoint.evaluation.texts import Completion
 from counterpoint.invocation import EXTRAS, installing
 from counterpoint.masking import Mask
 from counterpoint.phases import phase
+from counterpoint.ranks import leave_at_exit
 from counterpoint.runlog import check_writable, logger, versions
 from counterpoint.staged import refuse_taken, staged
-from counterpoint.trainer.ranks import leave_at_exit
 from counterpoint.visible import visible
 
 if TYPE_CHECKING:

@@ -53,6 +53,7 @@ from counterpoint.errors import ConfigError, CounterpointError, SetupError
 from counterpoint.invocation import command
 from counterpoint.masking import Mask
 from counterpoint.phases import allow_bars
+from counterpoint.ranks import each_does, leave_at_exit
 from counterpoint.runlog import (
     METRICS,
     REQUEST_FILE,
@@ -64,7 +65,6 @@ from counterpoint.runlog import (
 from counterpoint.staged import staged
 from counterpoint.trainer.display import TrainingDisplay
 from counterpoint.trainer.lost_rank import lost_rank_named
-from counterpoint.trainer.ranks import each_does, leave_at_exit
 from counterpoint.trainer.trackers import check_trackers
 from counterpoint.trainer.trainer import CPOTrainer
 from counterpoint.wrap import width_of, wrapped_command

@@ -23,7 +23,6 @@ from itertools import groupby
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
@@ -32,6 +31,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from counterpoint import ranks
 from counterpoint.errors import DataError
 from counterpoint.evaluation.texts import Completion
 from counterpoint.phases import phase
@@ -114,18 +114,17 @@ def complete(
     """
     limit = _room(model, prompts, decoding.most_tokens)
     writer = _Writer(model, tokenizer, decoding, limit)
-    rank, ranks = _rank()
     written: dict[int, list[int]] = {}
     with _untouched(model), phase(f"writing to {len(prompts):,} prompts", unit=TOKENS) as now:
         batches = writer.batches([prompt.ids for prompt in prompts])
-        mine = list(enumerate(batches))[rank::ranks]
+        mine = list(enumerate(batches))[ranks.rank() :: ranks.count()]
         now.total = limit * len(mine)
         for done, (number, places) in enumerate(mine, 1):
             torch.manual_seed(decoding.seed + number)
             new = writer.write([prompts[place].ids for place in places], now.advance)
             written.update(zip(places, new, strict=True))
             now.advance(limit * done - now.done)  # some end before
-    written = _gathered(written, ranks)
+    written = {place: new for part in ranks.gathered(written) for place, new in part.items()}
     return [
         _completion(tokenizer, prompt, written[place], decoding.kind, writer.ends)
         for place, prompt in enumerate(prompts)
@@ -324,20 +323,6 @@ def _untouched(model: nn.Module) -> Iterator[None]:
             torch.mps.set_rng_state(of_mps)
         for module, mode in modes:
             module.training = mode
-
-
-def _rank() -> tuple[int, int]:
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
-def _gathered(mine: dict[int, list[int]], ranks: int) -> dict[int, list[int]]:
-    if ranks == 1:
-        return mine
-    parts = [mine] * ranks
-    dist.all_gather_object(parts, mine)
-    return {place: new for part in parts for place, new in part.items()}
 
 
 def computed_in(model: torch.nn.Module) -> torch.dtype:

@@ -16,10 +16,10 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
+from counterpoint import ranks
 from counterpoint.config import CPOConfig
 from counterpoint.data.batching import KeyedPairs
 from counterpoint.data.pair_digest import PairDigest
@@ -57,7 +57,7 @@ class Reader:
         """
         with phase("measuring the constraints", pairs, "pairs") as now:
             for number, window in enumerate(windows):
-                if number % self.args.world_size == self.args.process_index:
+                if number % ranks.count() == ranks.rank():
                     share = self.share(list(window))
                     outputs = share.fitted(partial(self.outputs, share))
                     yield from zip(outputs, share, strict=True)
@@ -103,8 +103,7 @@ def sums_of(
         terms = constraints.objective(output.logps, batch.margin)
         sums[0] += constraints.numerators(output.logps, terms, batch)[0]
         sums[1] += constraints.denominators(batch)
-    _add_over_ranks(sums)
-    return sums
+    return ranks.add_up(sums)
 
 
 def _chosen_token_logps(reader: Reader, pairs: Any, name: str) -> Float[Tensor, " rows"]:
@@ -127,13 +126,7 @@ def _chosen_token_logps(reader: Reader, pairs: Any, name: str) -> Float[Tensor, 
         real = batch.counted
         found = output.logps.chosen / output.logps.chosen_tokens
         table[batch.row_ids[real]] = found[real].detach().to(table)
-    _add_over_ranks(table)
-    return table
-
-
-def _add_over_ranks(sums: Tensor) -> None:
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(sums)
+    return ranks.add_up(table)
 
 
 def _digest(pairs: Sequence[TokenPair]) -> str:

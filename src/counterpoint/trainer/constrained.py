@@ -20,11 +20,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState
 
+from counterpoint import ranks
 from counterpoint.config import CPOConfig
 from counterpoint.constraints import Constraint
 from counterpoint.errors import ConfigError, DataError, SetupError, TrainingError
@@ -394,13 +394,11 @@ class Constraints(TrainerCallback):
 
     def _over_ranks(self, numerators: Float[Tensor, " constraints"]) -> list[float]:
         """Sums over ranks, after making sure that all have the same multipliers."""
-        if not (dist.is_available() and dist.is_initialized()):
+        if ranks.alone():
             return [float(number) for number in numerators.tolist()]
         own = numerators.new_tensor([one.state.value for one in self.all])
-        extremes = torch.stack([own, -own])
-        dist.all_reduce(numerators)
-        dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
-        sums, highest, lowest = torch.stack([numerators, *extremes]).tolist()
+        extremes = ranks.most(torch.stack([own, -own]))
+        sums, highest, lowest = torch.stack([ranks.add_up(numerators), *extremes]).tolist()
         for one, high, low in zip(self.all, highest, lowest, strict=True):
             if high != -low:
                 raise TrainingError(

@@ -13,9 +13,9 @@ from hashlib import blake2b
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from counterpoint import ranks
 from counterpoint.evaluation.scores import PairScores
 from counterpoint.forward.pair_forward import PairOutput
 from counterpoint.forward.router import RouterSums, add_sums, balancing_loss
@@ -109,10 +109,7 @@ class EvaluationPass:
         """
         mine = torch.cat(self._scores).double().cpu().numpy()
         prompts = np.array([self._prompts[int(row)] for row in mine[:, 0]], dtype=np.int64)
-        parts = [(mine, prompts)]
-        if _distributed():
-            parts = [(mine, prompts)] * dist.get_world_size()
-            dist.all_gather_object(parts, (mine, prompts))
+        parts = ranks.gathered((mine, prompts))
         every = np.concatenate([numbers for numbers, _ in parts])
         order = every[:, 0].argsort(kind="stable")
         columns = every[order].T
@@ -129,13 +126,7 @@ class EvaluationPass:
 
     def _balance(self) -> float:
         sums = add_sums(self._router)
-        if _distributed():
-            flat = torch.cat([sums.sent, sums.probability, sums.tokens[None]])
-            dist.all_reduce(flat)
-            experts = len(sums.sent)
-            sums = RouterSums(flat[:experts], flat[experts:-1], flat[-1])
+        flat = ranks.add_up(torch.cat([sums.sent, sums.probability, sums.tokens[None]]))
+        experts = len(sums.sent)
+        sums = RouterSums(flat[:experts], flat[experts:-1], flat[-1])
         return float(balancing_loss(sums, sums))
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Bool
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from counterpoint import ranks
 from counterpoint.checkpoint.folder import finished
 from counterpoint.errors import ConfigError, ModelError, NonFiniteError
 from counterpoint.tensor_parts import floating_parts
@@ -144,9 +144,7 @@ class UpdateGuard(TrainerCallback):
 def _agreed(finite: bool | Tensor, device: torch.device) -> bool:
     """Whether it is so on every rank."""
     flag = torch.as_tensor(finite, device=device).to(torch.int32)
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(flag, op=dist.ReduceOp.MIN)
-    return bool(flag)
+    return bool(ranks.least(flag))
 
 
 def refuse_non_finite(model: nn.Module, optimizer: Any, target: Path) -> None:

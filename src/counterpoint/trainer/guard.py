@@ -10,18 +10,15 @@ Not here: what stopping or skipping means (``trainer``).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from counterpoint import ranks
 from counterpoint.errors import NonFiniteError
 from counterpoint.records import FILLER_ROW, LossTerms, PairBatch
 from counterpoint.trainer.finite import UpdateGuard
-
-Entry = TypeVar("Entry")
 
 SHOWN = 20
 """Most row numbers in a message."""
@@ -88,17 +85,15 @@ class StepGuard:
         if bool(_agreed(verdict)):
             return None
         bad = rows[~finite].tolist()
-        of_all = everywhere(bad)
-        return NotFinite(_explain(of_all, everywhere(rows.tolist())), frozenset(bad), not of_all)
+        of_all = ranks.everywhere(bad)
+        return NotFinite(
+            _explain(of_all, ranks.everywhere(rows.tolist())), frozenset(bad), not of_all
+        )
 
 
 def _agreed(verdict: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
     """Whether it is true on every rank."""
-    if _ranks() == 1:
-        return verdict
-    least = verdict.to(torch.int32)
-    dist.all_reduce(least, op=dist.ReduceOp.MIN)
-    return least.bool()
+    return ranks.least(verdict.to(torch.int32)).bool()
 
 
 def non_finite_error(what: str, step: int, alpha: float, replay: str) -> NonFiniteError:
@@ -138,16 +133,3 @@ def _name(rows: list[int]) -> str:
     shown = ", ".join(map(str, rows[:SHOWN]))
     more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
     return f"row{'s' if len(rows) > 1 else ''} {shown}{more}"
-
-
-def everywhere(mine: list[Entry]) -> list[Entry]:
-    """What all ranks have, in the order of ranks; every rank must call it."""
-    if _ranks() == 1:
-        return mine
-    gathered: list[list[Entry]] = [[] for _ in range(_ranks())]
-    dist.all_gather_object(gathered, mine)
-    return [entry for part in gathered for entry in part]
-
-
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -13,8 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch.distributed as dist
-
+from counterpoint import ranks
 from counterpoint.errors import TrainingError
 
 SIGNS = (
@@ -55,7 +54,7 @@ def lost_rank_named(folder: str) -> Iterator[None]:
         line = _PLACE.sub("", next(iter(str(error).strip().splitlines()), ""))
         raise TrainingError(
             "CP404",
-            f"rank {dist.get_rank()} of {dist.get_world_size()} stops: another rank of the run is "
+            f"rank {ranks.rank()} of {ranks.count()} stops: another rank of the run is "
             f"gone ({line[:100]}). Its own last lines, or the system's log, say why; what is saved "
             f"is in {folder}.",
         ) from error
@@ -63,9 +62,5 @@ def lost_rank_named(folder: str) -> Iterator[None]:
 
 def is_lost_rank(error: BaseException) -> bool:
     """Whether an error comes of another rank that is gone."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return False
     text = str(error).lower()
-    # errors of ours, and of the models, are left as they are
-    from_there = isinstance(error, dist.DistError) or "gloo" in text or "nccl" in text
-    return from_there and any(sign in text for sign in SIGNS)
+    return ranks.raised_between_ranks(error) and any(sign in text for sign in SIGNS)

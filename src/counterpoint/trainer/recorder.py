@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from counterpoint import ranks
 from counterpoint.config import CPOConfig
 from counterpoint.data.collate import pairs_of
 from counterpoint.forward.head import Head
@@ -22,7 +23,7 @@ from counterpoint.forward.router import RouterSums
 from counterpoint.losses.objective import Objective
 from counterpoint.records import PairBatch, StepTotals
 from counterpoint.runlog import logger
-from counterpoint.trainer.guard import NotFinite, everywhere
+from counterpoint.trainer.guard import NotFinite
 from counterpoint.trainer.recompute import culprits_of, generator_states, restore_generators
 from counterpoint.trainer.replay import Culprit, Origin, Replay, Settings, write_replay
 
@@ -101,7 +102,7 @@ class StepRecorder:
                 said.append(f"counterpoint replay {path} shows what broke first.")
             except OSError as error:
                 said.append(f"{path} could not be written ({error.strerror or error}).")
-        return " ".join(everywhere(said))
+        return " ".join(ranks.everywhere(said))
 
     def _kept(
         self,

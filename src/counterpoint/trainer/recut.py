@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
-import torch.distributed as dist
 from accelerate.utils.memory import clear_device_cache
 
+from counterpoint import ranks
 from counterpoint.data.batching import filler, length
 from counterpoint.errors import SetupError
 from counterpoint.records import PairBatch, TokenPair
@@ -55,8 +55,8 @@ class TokenBudget:
     def agree(self, device: torch.device) -> None:
         """Take the lowest of all ranks; every rank must call it."""
         unset = torch.iinfo(torch.long).max
-        lowest = torch.tensor(unset if self.tokens is None else self.tokens, device=device)
-        dist.all_reduce(lowest, op=dist.ReduceOp.MIN)
+        own = torch.tensor(unset if self.tokens is None else self.tokens, device=device)
+        lowest = ranks.least(own)
         self.tokens = None if int(lowest) == unset else int(lowest)
 
 

@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import save_model
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy
 
+from counterpoint import ranks
 from counterpoint.checkpoint.adapted import BASE
 from counterpoint.checkpoint.fingerprint import Fingerprint, differences
 from counterpoint.checkpoint.folder import (
@@ -65,7 +65,6 @@ from counterpoint.trainer.bars import without_bars
 from counterpoint.trainer.bases import base_then, other_base, unknown_base
 from counterpoint.trainer.experiment import in_words_of_today, remedy
 from counterpoint.trainer.finite import refuse_non_finite
-from counterpoint.trainer.ranks import each_does, first_does, leave_at_exit
 from counterpoint.trainer.state_file import (
     check_optimizer,
     check_trees,
@@ -166,7 +165,7 @@ class ResumableTrainer(Trainer):
 
     def __init__(self, *args: Any, callbacks: list[TrainerCallback] | None = None, **more: Any):
         """Nothing is locked or written yet."""
-        leave_at_exit()
+        ranks.leave_at_exit()
         self._place = Place()
         self._resumption: Resumption | None = None
         self._restored = self._random_pending = False
@@ -236,8 +235,8 @@ class ResumableTrainer(Trainer):
         """
         run = Path(self.args.output_dir)
         with ExitStack() as stack:
-            first_does(lambda: stack.enter_context(locked(run)))
-            first_does(lambda: tidy(run))
+            ranks.first_does(lambda: stack.enter_context(locked(run)))
+            ranks.first_does(lambda: tidy(run))
             self._restored, self._experiment = False, None
             self._saved_step = None
             self._resumption = self._found(run, wanted)
@@ -252,9 +251,9 @@ class ResumableTrainer(Trainer):
 
     def _found(self, run: Path, wanted: str | Path | bool | None) -> Resumption | None:
         with phase("verifying the checkpoint to go on from"):
-            found = first_does(partial(find_checkpoint, run, wanted)) if wanted else None
+            found = ranks.first_does(partial(find_checkpoint, run, wanted)) if wanted else None
         if found is None:
-            first_does(partial(refuse_changed, run, self._seen))
+            ranks.first_does(partial(refuse_changed, run, self._seen))
         if not wanted:
             return None
         if found is None:
@@ -453,7 +452,7 @@ class ResumableTrainer(Trainer):
     def _load_best_model(self) -> None:
         best = Path(self.state.best_model_checkpoint)
         with phase(f"loading the best model, {best.name}"):
-            manifest = first_does(lambda: verify(best, step=step_of(best)))
+            manifest = ranks.first_does(lambda: verify(best, step=step_of(best)))
             load_weights(self._plain(self.model), best, manifest.files)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -532,11 +531,9 @@ class ResumableTrainer(Trainer):
 
     def _signal(self) -> int:
         """The number of a signal that has reached any rank; 0 for none."""
-        if self.args.world_size == 1 or not self.heeds_signals:
+        if not self.heeds_signals:
             return self._asked_to_end
-        highest = torch.tensor(self._asked_to_end, device=self.args.device)
-        dist.all_reduce(highest, op=dist.ReduceOp.MAX)
-        return int(highest)
+        return int(ranks.most(torch.tensor(self._asked_to_end, device=self.args.device)))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint; it is there whole, or not at all."""
@@ -551,7 +548,7 @@ class ResumableTrainer(Trainer):
             with phase(f"saving {target.name}"):
                 patiently(partial(self._write, target))
             keep = [best] if self.state.best_global_step else []
-            first_does(partial(rotate, target, self.args.save_total_limit, keep=keep))
+            ranks.first_does(partial(rotate, target, self.args.save_total_limit, keep=keep))
         except OSError as error:
             raise not_saved(target, error) from error
         self._saved_step = self.state.global_step
@@ -561,9 +558,9 @@ class ResumableTrainer(Trainer):
     def _write(self, target: Path) -> None:
         staged = staging(target)
         try:
-            first_does(partial(begin, target))
-            each_does(partial(self._write_parts, staged))
-            first_does(partial(self._publish, target))
+            ranks.first_does(partial(begin, target))
+            ranks.each_does(partial(self._write_parts, staged))
+            ranks.first_does(partial(self._publish, target))
         except BaseException:
             if self.args.process_index == 0:
                 discard(target)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
+from counterpoint import ranks
 from counterpoint.alarms.remedies import Facts
 from counterpoint.config import CPOConfig
 from counterpoint.doctor.table import TABLE, severity_of
@@ -47,25 +47,19 @@ def ends_a_run(alarm: Alarm, args: CPOConfig) -> bool:
     return args.on_alarm == "stop" and severity_of(alarm.code) != "note"
 
 
-def agreed(alarm: Alarm | None, ranks: int, device: torch.device) -> Alarm | None:
+def agreed(alarm: Alarm | None, device: torch.device) -> Alarm | None:
     """The alarm that ends the run on every rank; of several, that of the lowest rank.
 
     Every rank must call it at the same step.
 
     Args:
         alarm: of this rank.
-        ranks: how many there are.
         device: of this rank.
     """
-    if ranks == 1:
-        return alarm
     sounded = torch.tensor(alarm is not None, dtype=torch.int32, device=device)
-    dist.all_reduce(sounded, op=dist.ReduceOp.MAX)
-    if not sounded:
+    if not ranks.most(sounded):
         return None
-    every: list[Alarm | None] = [None] * ranks
-    dist.all_gather_object(every, alarm)
-    return next(one for one in every if one is not None)
+    return next(one for one in ranks.gathered(alarm) if one is not None)
 
 
 def stopped_error(alarm: Alarm, step: int, folder: str) -> TrainingError:

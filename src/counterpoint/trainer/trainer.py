@@ -25,12 +25,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, has_length, set_seed
 
+from counterpoint import ranks
 from counterpoint.alarms.of_samples import degenerate_in_run
 from counterpoint.alarms.watch import Watch
 from counterpoint.checkpoint.adapted import BASE, adapter_settings, identity
@@ -79,7 +79,6 @@ from counterpoint.trainer.loading import load_config, load_model, load_tokenizer
 from counterpoint.trainer.lost_rank import lost_rank_named
 from counterpoint.trainer.pace import COUNTED, Pace
 from counterpoint.trainer.precision import Rounding, stochastic_adamw, warn_of_rounding
-from counterpoint.trainer.ranks import each_does, first_does
 from counterpoint.trainer.recompute import generator_states, restore_generators
 from counterpoint.trainer.recorder import StepRecorder
 from counterpoint.trainer.recording import Beginning, told_to_its_end
@@ -373,11 +372,11 @@ class CPOTrainer(ResumableTrainer):
         held = None
         if self.constraints is not None:
             held = torch.stack([self.constraints.denominators(batch) for batch in share]).sum(0)
-        if self.args.world_size > 1:
+        if not ranks.alone():
             every = torch.stack([totals.weight, totals.nll])
             if held is not None:
                 every = torch.cat([every, held])
-            dist.all_reduce(every)
+            ranks.add_up(every)
             totals = StepTotals(*every[:2])
             held = None if held is None else every[2:]
         if self.constraints is not None and held is not None:
@@ -395,11 +394,8 @@ class CPOTrainer(ResumableTrainer):
     def _router_of_step(self, share: Share) -> RouterSums:
         """Where the step's tokens are sent, on all ranks."""
         sums = share.fitted(partial(self._router_of_share, share))
-        if self.args.world_size > 1:
-            flat = torch.cat([sums.sent, sums.tokens[None]])
-            dist.all_reduce(flat)
-            sums = RouterSums(flat[:-1], sums.probability, flat[-1])
-        return sums
+        flat = ranks.add_up(torch.cat([sums.sent, sums.tokens[None]]))
+        return RouterSums(flat[:-1], sums.probability, flat[-1])
 
     def _router_of_share(self, share: Share) -> RouterSums:
         """A pass through the trunk without gradient, in which routers choose as in the step.
@@ -734,10 +730,7 @@ class CPOTrainer(ResumableTrainer):
             for output, batch in zip(outputs, share, strict=True):
                 terms = self.objective(output.logps, batch.margin)
                 found.append(self.constraints.numerators(output.logps, terms, batch)[0])
-        numerators = torch.stack(found).sum(0)
-        if self.args.world_size > 1:
-            dist.all_reduce(numerators)
-        return numerators
+        return ranks.add_up(torch.stack(found).sum(0))
 
     def _outputs(self, share: Share) -> list[PairOutput]:
         with self._assembly().running():
@@ -771,7 +764,7 @@ class CPOTrainer(ResumableTrainer):
             if self.constraints is not None:
                 self.constraints.restart(anew=checkpoint is None)
             self._say_unused(resumes=checkpoint is not None)
-            each_does(self.try_saving)
+            ranks.each_does(self.try_saving)
             self._describe()
             with self.recorded():
                 return self._trained(checkpoint, *args, **kwargs)
@@ -790,9 +783,8 @@ class CPOTrainer(ResumableTrainer):
         with lost_rank_named(self.args.output_dir):
             output = super().train(checkpoint, *args, **kwargs)
             # a stream's counts are known only now, and what other ranks found to fit
-            if self.args.world_size > 1:
-                self._budget.agree(self.args.device)
-                self._eval_budget.agree(self.args.device)
+            self._budget.agree(self.args.device)
+            self._eval_budget.agree(self.args.device)
         if self._stopped_by is not None:
             raise stopped_error(self._stopped_by, self.state.global_step, self.args.output_dir)
         return output._replace(training_loss=self._mean_loss())
@@ -802,7 +794,7 @@ class CPOTrainer(ResumableTrainer):
         if self._identified is self.model:
             return
         plain, dropout = self.accelerator.unwrap_model(self.model), not self.args.disable_dropout
-        self._identity = first_does(partial(identity, plain, dropout=dropout))
+        self._identity = ranks.first_does(partial(identity, plain, dropout=dropout))
         self._identified = self.model
 
     def base_name(self) -> str:
@@ -959,7 +951,7 @@ class CPOTrainer(ResumableTrainer):
         if self.args.on_alarm == "warn":
             return
         own = self._ending
-        self._ending = agreed(own, self.args.world_size, self.args.device)
+        self._ending = agreed(own, self.args.device)
         if self._ending is None:
             return
         if own is None:  # heard elsewhere
@@ -983,7 +975,7 @@ class CPOTrainer(ResumableTrainer):
             seen += (
                 batch.attention_mask.sum() if wanted == "non_padding" else batch.input_ids.numel()
             )
-        self.state.num_input_tokens_seen += int(self.accelerator.gather(seen).sum())
+        self.state.num_input_tokens_seen += int(ranks.add_up(seen))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model and, beside the weights, a card of it (README.md)."""

@@ -1,0 +1,77 @@
+"""Ranks meet in one module, so that what all of them must call can be read in one place."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src" / "counterpoint"
+MEETINGS = {
+    "all_gather",
+    "all_gather_into_tensor",
+    "all_gather_object",
+    "all_reduce",
+    "barrier",
+    "broadcast_object_list",
+    "destroy_process_group",
+    "gather_for_metrics",
+    "get_world_size",
+    "init_process_group",
+    "is_initialized",
+    "monitored_barrier",
+    "pad_across_processes",
+    "reduce_scatter",
+    "wait_for_everyone",
+}
+OF_ACCELERATE = {"broadcast", "gather", "gather_object", "reduce"}
+"""Other things have methods of these names; of an accelerator they are exchanges."""
+
+
+def meetings(tree: ast.Module) -> list[str]:
+    """What a module names of the exchanges between ranks."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [a.name for a in node.names if a.name.startswith("torch.distributed")]
+        elif isinstance(node, ast.ImportFrom):
+            of_torch = (node.module or "").startswith("torch.distributed")
+            names = {a.name for a in node.names}
+            found += names if of_torch else names & MEETINGS
+            found += names & {"distributed"} if node.module == "torch" else ()
+        elif isinstance(node, ast.Attribute):
+            holder = ast.unparse(node.value)
+            accelerates = holder.endswith("accelerator") and node.attr in OF_ACCELERATE
+            if node.attr in MEETINGS or accelerates or holder == "torch.distributed":
+                found.append(f"{holder}.{node.attr}")
+    return found
+
+
+def test_only_one_module_names_the_exchanges_between_ranks() -> None:
+    naming = {
+        str(path.relative_to(SOURCE)): found
+        for path in sorted(SOURCE.rglob("*.py"))
+        if (found := meetings(ast.parse(path.read_text(encoding="utf-8"))))
+    }
+    assert naming.keys() == {"ranks.py"}, naming
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import torch.distributed as dist",
+        "from torch import distributed",
+        "from torch.distributed import all_reduce",
+        "torch.distributed.is_initialized()",
+        "self.accelerator.gather(seen)",
+        "accelerator.wait_for_everyone()",
+        "group.all_reduce(sums)",
+    ],
+)
+def test_every_way_to_spell_an_exchange_is_seen(line: str) -> None:
+    assert meetings(ast.parse(line))
+
+
+def test_methods_of_tensors_are_not_taken_for_exchanges() -> None:
+    assert meetings(ast.parse("logits.gather(1, ids); functools.reduce(f, xs)")) == []
