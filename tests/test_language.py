@@ -5,24 +5,26 @@ from __future__ import annotations
 import ast
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import counterpoint
-from counterpoint.doctor.chinese import CHINESE, ERRORS
 from counterpoint.doctor.findings import Report, find
-from counterpoint.doctor.table import TABLE, in_words
+from counterpoint.doctor.table import TABLE, TABLE_ZH, in_words
 from counterpoint.errors import CODES, ConfigError
 from counterpoint.language import LANGUAGES, VARIABLE, language_named, phrase, speaking, spoken
-from counterpoint.language.chinese import PHRASES
+from counterpoint.language.texts import FOLDER, error_meanings, meanings, phrases, read_texts
 from counterpoint.wrap import columns
 from tests.cli.conftest import Command, command, pattern, workshop
 
 __all__ = ["command", "pattern", "workshop"]  # fixtures
 
 SOURCES = sorted(Path(counterpoint.__file__).parent.rglob("*.py"))
+PHRASES = phrases()
 FIELD = re.compile(r"\{(\w+)\}")
 
 
@@ -91,12 +93,8 @@ def test_every_phrase_that_is_said_is_in_the_catalogue() -> None:
 
 
 def test_every_phrase_of_the_catalogue_is_said_somewhere() -> None:
-    catalogue = Path("language") / "chinese.py"
     written = {
-        text
-        for path in SOURCES
-        if not str(path).endswith(str(catalogue))
-        for text in strings(ast.parse(path.read_text(encoding="utf-8")))
+        text for path in SOURCES for text in strings(ast.parse(path.read_text(encoding="utf-8")))
     }
     assert set(PHRASES) - written == set()
 
@@ -108,11 +106,54 @@ def test_both_languages_of_a_phrase_have_the_same_fields(english: str) -> None:
 
 
 def test_every_code_has_a_remedy_in_chinese() -> None:
-    assert set(CHINESE) == set(TABLE)
-    assert set(ERRORS) == set(CODES) - set(TABLE)
-    for title, do in ERRORS.values():
-        assert re.search("[\u4e00-\u9fff]", title)
-        assert re.search("[\u4e00-\u9fff]", do)
+    assert set(TABLE_ZH) == set(TABLE)
+    assert set(error_meanings()) == set(CODES) - set(TABLE)
+    for texts in error_meanings().values():
+        assert re.search("[\u4e00-\u9fff]", texts["title"])
+        assert re.search("[\u4e00-\u9fff]", texts["do"])
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("en/*.toml")), ids=lambda path: path.name)
+def test_a_file_of_both_languages_has_the_same_codes_in_the_same_order(path: Path) -> None:
+    assert list(read_texts(path)) == list(read_texts(FOLDER / "zh" / path.name))
+
+
+@pytest.mark.parametrize(
+    ("written", "wrong"),
+    [
+        ("[CW101]\ntitle = 'a'\nwhy = 'b'\n", "[CW101] should have do and title and why, and has"),
+        ("[CP101]\nwhy = 'b'\ndo = 'c'\ntitle = 'a'\n", "should have do and why, and has do and"),
+        ("[CW101]\ntitle = 'a'\nwhy = ''\ndo = 'c'\n", "[CW101] should hold texts in quotes"),
+        ("[CW101]\ntitle = 'a'\nwhy = 1\ndo = 'c'\n", "[CW101] should hold texts in quotes"),
+        ("title = 'a'\n", "[title] should hold texts in quotes"),
+        ("[CW102]\ntitle = 'a'\nwhy = 'b'\ndo = 'c'\n", "[CW102] is in another file already"),
+        ("[CW101\n", "is no TOML file: "),
+    ],
+)
+def test_a_file_of_another_shape_is_refused_with_its_name_and_the_code(
+    written: str, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("counterpoint.language.texts.FOLDER", tmp_path)
+    (tmp_path / "en").mkdir()
+    good = "[CW102]\ntitle = 'a'\nwhy = 'b'\ndo = 'c'\n"
+    (tmp_path / "en" / "doctor-a.toml").write_text(good, encoding="utf-8")
+    assert meanings.__wrapped__("en") == {"CW102": {"title": "a", "why": "b", "do": "c"}}
+    path = tmp_path / "en" / "doctor-b.toml"
+    path.write_text(written, encoding="utf-8")
+    with pytest.raises(ValueError, match=re.escape(f"{path}")) as caught:
+        meanings.__wrapped__("en")
+    assert wrong in str(caught.value)
+
+
+def test_no_file_of_texts_is_read_before_one_is_asked_for() -> None:
+    program = (
+        "import counterpoint.doctor.table as table, counterpoint.report.story\n"
+        "from counterpoint.language.texts import meanings\n"
+        "before = meanings.cache_info().misses\n"
+        "print(before, table.TABLE['CW107'].title, meanings.cache_info().misses)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "0 AlphaPO with alpha 0 is SimPO 1\n", done.stderr
 
 
 def test_an_error_keeps_its_code_in_front_and_its_message_and_gains_a_remedy() -> None:

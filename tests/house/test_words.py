@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from counterpoint.language.texts import read_texts
 from counterpoint.metric_names import SHORT, WORDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,7 +17,7 @@ SOURCES = [
     path
     for path in sorted((ROOT / "src").rglob("*.py"))
     if path.parent.name != "losses" and path.name != "metric_names.py"
-]
+] + sorted((ROOT / "src").rglob("language/*/*.toml"))
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
 
 OTHER_WORDS = re.compile(r"\bacc\b|\bacc\.|\bmult\b|λ|\b[Ll]og-?prob\b", re.ASCII)
@@ -24,7 +25,11 @@ OTHER_WORDS = re.compile(r"\bacc\b|\bacc\.|\bmult\b|λ|\b[Ll]og-?prob\b", re.ASC
 
 
 def said(path: Path) -> Iterator[str]:
-    """The texts of a module that are no docstrings."""
+    """The texts of a module that are no docstrings, or of a file of texts."""
+    if path.suffix == ".toml":
+        for texts in read_texts(path).values():
+            yield from (*texts, *texts.values())
+        return
     tree = ast.parse(path.read_text(encoding="utf-8"))
     notes = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):

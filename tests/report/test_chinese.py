@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("bokeh", reason="the extra [report] is not installed")
 
-from counterpoint.doctor.chinese import CHINESE
+from counterpoint.doctor.table import TABLE_ZH
 from counterpoint.language import speaking
 from counterpoint.markup import join
 from counterpoint.report.card import About, model_card
@@ -112,7 +112,7 @@ def drawn(page: str) -> list[str]:
     return [*texts, *content["words"].values()]
 
 
-CODES = (*[code for code in CHINESE if code.startswith("CW4")][:4], "CW101", "CW000")
+CODES = (*[code for code in TABLE_ZH if code.startswith("CW4")][:4], "CW101", "CW000")
 """Alarms, a code that the doctor has, and one that nobody knows."""
 
 
@@ -204,7 +204,7 @@ def test_a_report_in_chinese_says_nothing_in_english(whole: Run) -> None:
         "曲线",
         "什么在移动",
         "6 个警报",
-        CHINESE[CODES[0]][0],
+        TABLE_ZH[CODES[0]].title,
         "偏好准确率",
         "每步 32 对",
     ):

@@ -5,20 +5,20 @@ of Counterpoint refuses the same thing), ``CW`` a warning, ``CN`` a note. The fi
 subject, as in ``errors``: 1 options, 2 data, 3 tokenizer and model, 4 alarms while training
 (``alarms``), 5 machine, 9 the doctor itself. Codes never change their meaning.
 
+The texts are files of ``language``: ``en/doctor-*.toml`` and ``zh/doctor-*.toml``.
 docs/diagnoses.md and docs/diagnoses.zh-CN.md are generated from here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from functools import cached_property
 from typing import Literal
 
-from counterpoint.doctor.chinese import CHINESE, ERRORS
-from counterpoint.doctor.english import ENGLISH
 from counterpoint.invocation import runnable
-from counterpoint.language import phrase, spoken
+from counterpoint.language import Language, phrase, spoken
+from counterpoint.language.texts import error_meanings, meanings
 from counterpoint.wrap import columns, wrap
 
 _SEVERITIES: dict[str, Literal["error", "warning", "note"]] = {
@@ -43,10 +43,30 @@ class Entry:
     do: str
 
 
-TABLE: Mapping[str, Entry] = MappingProxyType({code: Entry(*ENGLISH[code]) for code in ENGLISH})
+class _Table(Mapping[str, Entry]):
+    """The entries of a language, read from its files when one is first asked for."""
+
+    def __init__(self, language: Language) -> None:
+        self._language = language
+
+    @cached_property
+    def _entries(self) -> dict[str, Entry]:
+        return {code: Entry(**texts) for code, texts in meanings(self._language).items()}
+
+    def __getitem__(self, code: str) -> Entry:
+        return self._entries[code]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+TABLE: Mapping[str, Entry] = _Table("en")
 """Every code that the doctor can report, in English."""
 
-TABLE_ZH: Mapping[str, Entry] = MappingProxyType({code: Entry(*CHINESE[code]) for code in ENGLISH})
+TABLE_ZH: Mapping[str, Entry] = _Table("zh")
 """The same in Chinese."""
 
 
@@ -70,8 +90,8 @@ def in_words(code: str, message: str) -> str:
     """
     if spoken() != "zh":
         return f"{code} {message}"
-    title, do = (TABLE_ZH[code].title, TABLE_ZH[code].do) if code in TABLE_ZH else ERRORS[code]
-    return f"{code} {title}。{message} {phrase('What to do: {do}', do=do)}"
+    texts = meanings("zh").get(code) or error_meanings()[code]
+    return f"{code} {texts['title']}。{message} {phrase('What to do: {do}', do=texts['do'])}"
 
 
 def severity_of(code: str) -> Literal["error", "warning", "note"]:

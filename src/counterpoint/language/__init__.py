@@ -4,7 +4,7 @@ English is written where it is said; ``phrase`` looks it up in a catalogue and t
 itself where there is nothing. Codes, option names, metric names and whatever a machine reads stay
 as they are in every language.
 
-Not here: what the doctor's codes mean (``doctor.english``, ``doctor.chinese``).
+Not here: the files of texts (``texts``), the doctor's table of codes (``doctor.table``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from counterpoint.errors import ConfigError
-from counterpoint.language.chinese import PHRASES
+from counterpoint.language.texts import phrases
 
 Language = Literal["en", "zh"]
 
@@ -75,7 +75,7 @@ def phrase(english: str, /, **values: Any) -> str:
         english: with ``str.format`` fields for the values.
         values: by the names of the fields.
     """
-    text = PHRASES.get(english, english) if spoken() == "zh" else english
+    text = phrases().get(english, english) if spoken() == "zh" else english
     return text.format(**values) if values else text
 
 
