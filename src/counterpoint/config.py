@@ -473,7 +473,7 @@ class CPOConfig(TrainingArguments, metaclass=_ByEveryName):
     @property
     def nll_weight(self) -> float:
         """The fixed weight of the NLL term; 0 where a constraint on it has a multiplier instead."""
-        bounded = any(one.kind == "bc" for one in self._constrained_by)
+        bounded = any(one.row.nll_weight for one in self._constrained_by)
         return 0.0 if bounded else self.cpo_alpha
 
     @property
@@ -606,7 +606,7 @@ class CPOConfig(TrainingArguments, metaclass=_ByEveryName):
                     "or leave it out.",
                 )
 
-        bounded = [one for one in self.constrained_by if one.kind == "length"]
+        bounded = [one for one in self.constrained_by if one.row.of_texts]
         for one in bounded:
             if not self.generate_during_eval or self.eval_strategy == "no":
                 raise ConfigError(

@@ -1,8 +1,10 @@
-"""A constraint as it is asked for: what is bounded, by how much, and how its multiplier moves.
+"""The kinds of constraints, and a constraint as it is asked for.
 
     minimise the preference loss, subject to value <= bound for each constraint
 
-``CPOConfig(constraints=[...])`` takes these, or mappings with the same keys (YAML, JSON).
+A kind is a row of ``KINDS``, which has all that the package knows of it. ``Constraint`` says what
+is bounded, by how much, and how its multiplier moves; ``CPOConfig(constraints=[...])`` takes these,
+or mappings with the same keys (YAML, JSON).
 
 Not here: what is measured (``losses.constrained``), how multipliers move (``losses.multiplier``),
 and bounds that are relative to the initial policy, which is measured first (``trainer``).
@@ -13,35 +15,152 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
 
 from counterpoint.errors import ConfigError
 
-KINDS: Mapping[str, str] = MappingProxyType(
+UPDATES: Mapping[str, str] = MappingProxyType(
     {
-        "bc": "nats a token of the chosen completions (Eq. 4 of arXiv:2401.08417)",
-        "displacement": "nats a token that chosen completions have lost since the start",
-        "absolute_preference": "nats by which margins fall short of one",
-        "safety": "share of a second set's pairs that are the wrong way round",
-        "kl_drift": "nats a token from the initial policy, on the data's prefixes",
-        "length": "tokens that the model writes to a prompt",
-        "custom": "what your own function measures",
+        "dual_ascent": "DualAscent",
+        "pid": "PID",
+        "nu_pi": "NuPI",
+        "augmented_lagrangian": "AugmentedLagrangian",
     }
 )
-"""Kind of constraint -> what its value and bound are, with their unit."""
+"""How a multiplier may move -> the rule of that name in ``losses.multiplier``."""
 
-UPDATES = ("dual_ascent", "pid", "nu_pi", "augmented_lagrangian")
-"""How a multiplier may move; see ``losses.multiplier``."""
 
-RELATIVE = ("bc", "safety", "length", "custom")
-"""Kinds whose value is above 0 at the start, so that a share of it is a bound."""
+@dataclass(frozen=True, slots=True)
+class ConstraintKind:
+    """One row of the table of kinds: all that anything in the package asks of a kind.
 
-DEFAULT_BOUNDS: Mapping[str, tuple[float | None, float | None]] = MappingProxyType(
-    {"bc": (None, 0.0), "displacement": (0.05, None)}
-)
-"""Kind -> bound and slack where neither is given; other kinds must be told."""
+    Args:
+        name: as ``Constraint.kind`` names it.
+        measures: what its value and its bound are, with their unit.
+        math: how it is measured, a ``losses.constrained.ConstraintMath``; of the kinds that come
+            with the package its name there, so that reading the table imports no torch.
+        paper: arXiv number of where it was proposed; "": nowhere.
+        bound: bound where neither bound nor slack is given; None: it must be told.
+        slack: slack there.
+        relative: its value is above 0 at the start, so that a share of it is a bound.
+        own_options: options of ``Constraint`` that this kind reads and others do not.
+        refused_updates: rule of ``UPDATES`` that cannot move its multiplier -> why.
+        nll_weight: its multiplier takes the place of ``cpo_alpha`` as the weight of the NLL, and
+            starts there.
+        needs_references: it compares each row with what the initial policy gave it.
+        needs_policy: it runs the initial policy again at every step.
+        own_set: it is measured on pairs of its own, which come with the steps.
+        of_texts: it is measured on what the model writes at evaluations, and moves there alone;
+            its multiplier takes a price off the pairs' margins.
+        outside_normalization: ``constraint_normalization`` leaves its multiplier out.
+    """
+
+    name: str
+    measures: str
+    math: Any
+    paper: str = ""
+    bound: float | None = None
+    slack: float | None = None
+    relative: bool = False
+    own_options: tuple[str, ...] = ()
+    refused_updates: Mapping[str, str] = field(default_factory=dict)
+    nll_weight: bool = False
+    needs_references: bool = False
+    needs_policy: bool = False
+    own_set: bool = False
+    of_texts: bool = False
+    outside_normalization: bool = False
+
+    def start(self, cpo_alpha: float) -> float:
+        """The multiplier of the first step where none is asked for.
+
+        Args:
+            cpo_alpha: of the run.
+        """
+        return cpo_alpha if self.nll_weight else 0.0
+
+
+_ROWS: dict[str, ConstraintKind] = {
+    row.name: row
+    for row in (
+        ConstraintKind(
+            "bc",
+            "nats a token of the chosen completions (Eq. 4 of arXiv:2401.08417)",
+            math="NLL",
+            paper="2401.08417",
+            slack=0.0,
+            relative=True,
+            nll_weight=True,
+        ),
+        ConstraintKind(
+            "displacement",
+            "nats a token that chosen completions have lost since the start",
+            math="LOST",
+            bound=0.05,
+            needs_references=True,
+        ),
+        ConstraintKind(
+            "absolute_preference",
+            "nats by which margins fall short of one",
+            math="SHORT_OF_MARGIN",
+            paper="2605.20834",
+            own_options=("margin",),
+        ),
+        ConstraintKind(
+            "safety",
+            "share of a second set's pairs that are the wrong way round",
+            math="WRONG_WAY_ROUND",
+            relative=True,
+            own_options=("data", "pairs"),
+            own_set=True,
+        ),
+        ConstraintKind(
+            "kl_drift",
+            "nats a token from the initial policy, on the data's prefixes",
+            math="DRIFT",
+            needs_policy=True,
+        ),
+        ConstraintKind(
+            "length",
+            "tokens that the model writes to a prompt",
+            math="LENGTH",
+            paper="2403.19159",
+            relative=True,
+            refused_updates={
+                "augmented_lagrangian": "reads the violation of each step, but a length is "
+                "measured at evaluations alone"
+            },
+            of_texts=True,
+            outside_normalization=True,
+        ),
+        ConstraintKind(
+            "custom",
+            "what your own function measures",
+            math="OWN_FUNCTIONS",
+            relative=True,
+            own_options=("numerator", "denominator"),
+        ),
+    )
+}
+KINDS: Mapping[str, ConstraintKind] = MappingProxyType(_ROWS)
+"""Kind of constraint -> its row."""
+
+
+def register_constraint_kind(row: ConstraintKind) -> None:
+    """Add a kind of constraint to the table; options, doctor, report and training then know it.
+
+    Args:
+        row: with a name that no row has.
+
+    Raises:
+        ConfigError: CP104 for a name that is taken.
+    """
+    if row.name in _ROWS:
+        raise ConfigError("CP104", f"there is a constraint of kind {row.name} already.")
+    _ROWS[row.name] = row
+
 
 PairNumbers = Callable[..., Any]
 """Tensors of a micro-batch's pairs in, one number a pair out."""
@@ -54,7 +173,7 @@ class Constraint:
     Args:
         kind: a key of ``KINDS``.
         name: how logs and checkpoints call it; "": its kind. Names of a run differ.
-        bound: most that the value may be, in the unit of ``KINDS``.
+        bound: most that the value may be, in the unit of its kind.
         slack: in place of ``bound``: it is 1 + slack times the value that the initial policy has on
             the calibration slice; above -1.
         margin: of absolute_preference, in nats of log-probability as the loss reads it.
@@ -101,7 +220,7 @@ class Constraint:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        for name, choices in (("kind", tuple(KINDS)), ("update", UPDATES)):
+        for name, choices in (("kind", tuple(KINDS)), ("update", tuple(UPDATES))):
             if getattr(self, name) not in choices:
                 self._refuse("CP102", f"is not one of {', '.join(choices)}", name)
         if not self.name:
@@ -109,12 +228,24 @@ class Constraint:
         if not isinstance(self.name, str) or "/" in self.name:
             self._refuse("CP103", "should be a text without a slash", "name")
         if self.bound is None and self.slack is None:
-            bound, slack = DEFAULT_BOUNDS.get(self.kind, (None, None))
-            object.__setattr__(self, "bound", bound)
-            object.__setattr__(self, "slack", slack)
+            object.__setattr__(self, "bound", self.row.bound)
+            object.__setattr__(self, "slack", self.row.slack)
         self._check_ranges()
         self._check_bound()
         self._check_kind()
+
+    @property
+    def row(self) -> ConstraintKind:
+        """The facts of its kind."""
+        return KINDS[self.kind]
+
+    def first_multiplier(self, cpo_alpha: float) -> float:
+        """The multiplier of the first step.
+
+        Args:
+            cpo_alpha: of the run.
+        """
+        return self.row.start(cpo_alpha) if self.start is None else self.start
 
     def as_dict(self) -> dict[str, Any]:
         """What was asked for beyond the defaults, as JSON-ready values; functions by their name."""
@@ -143,13 +274,13 @@ class Constraint:
                 "to give one bound; leave one of them out.",
             )
         if self.bound is None and self.slack is None:
-            also = " or a slack" if self.kind in RELATIVE else ""
+            also = " or a slack" if self.row.relative else ""
             raise ConfigError(
                 "CP107",
                 f"constraint {self.name} has no bound. Give a bound{also}; its unit is "
-                f"{KINDS[self.kind]}.",
+                f"{self.row.measures}.",
             )
-        if self.slack is not None and self.kind not in RELATIVE:
+        if self.slack is not None and not self.row.relative:
             raise ConfigError(
                 "CP104",
                 f"constraint {self.name}: slack={self.slack} asks for a share of the initial "
@@ -157,27 +288,20 @@ class Constraint:
             )
 
     def _check_kind(self) -> None:
-        owned = {
-            "margin": "absolute_preference",
-            "data": "safety",
-            "pairs": "safety",
-            "numerator": "custom",
-            "denominator": "custom",
-        }
-        for name, kind in owned.items():
-            given = getattr(self, name) not in (None, 0.0)
-            if given and self.kind != kind:
+        for name, kinds in _owners().items():
+            if self.kind not in kinds and getattr(self, name) not in (None, 0.0):
                 raise ConfigError(
                     "CP104",
-                    f"constraint {self.name}: {name} would do nothing, for it belongs to {kind}.",
+                    f"constraint {self.name}: {name} would do nothing, for it belongs to "
+                    f"{', '.join(kinds)}.",
                 )
-        if self.kind == "length" and self.update == "augmented_lagrangian":
+        if self.update in self.row.refused_updates:
             raise ConfigError(
                 "CP104",
-                f"constraint {self.name}: augmented_lagrangian reads the violation of each step, "
-                "but a length is measured at evaluations alone; choose another update.",
+                f"constraint {self.name}: {self.update} {self.row.refused_updates[self.update]}; "
+                "choose another update.",
             )
-        if self.kind == "custom" and not callable(self.numerator):
+        if "numerator" in self.row.own_options and not callable(self.numerator):
             raise ConfigError(
                 "CP107",
                 f"constraint {self.name} needs a numerator, a function of (logps, batch) that "
@@ -190,6 +314,12 @@ class Constraint:
     def _refuse(self, code: str, expected: str, name: str) -> None:
         where = f"constraint {self.name}: " if self.name else "constraints: "
         raise ConfigError(code, f"{where}{name}={getattr(self, name)!r} {expected}.")
+
+
+def _owners() -> dict[str, list[str]]:
+    """Option of a constraint that not all kinds read -> the kinds that do."""
+    names = dict.fromkeys(name for row in KINDS.values() for name in row.own_options)
+    return {n: [k for k, row in KINDS.items() if n in row.own_options] for n in names}
 
 
 _RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = MappingProxyType(

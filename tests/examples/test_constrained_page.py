@@ -12,7 +12,7 @@ import pytest
 
 from counterpoint import Constraint
 from counterpoint.cli.main import main
-from counterpoint.constraints import DEFAULT_BOUNDS, KINDS
+from counterpoint.constraints import KINDS
 from counterpoint.doctor.table import TABLE
 from counterpoint.errors import CODES
 from counterpoint.quickstart.run import run
@@ -80,7 +80,7 @@ def test_the_tables_have_every_kind_and_every_option_with_its_default() -> None:
     kinds = {row[0].strip("`"): row[-1] for row in rows[1:]}
     assert list(kinds) == list(KINDS)
     for kind, shown in kinds.items():
-        bound, slack = DEFAULT_BOUNDS.get(kind, (None, None))
+        bound, slack = KINDS[kind].bound, KINDS[kind].slack
         number = bound if bound is not None else slack
         assert ("none" in shown) if number is None else (f"{number:g}" in shown), kind
     options = ENGLISH.split("### Options of a constraint")[1].split("## ")[0]

@@ -13,6 +13,7 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from counterpoint.constraints import KINDS
 from counterpoint.data.options import OF_A_ROW, OF_THE_MACHINE
 from counterpoint.errors import ConfigError
 from counterpoint.evaluation.references import BLEU_TOKENIZERS, METRICS
@@ -226,7 +227,8 @@ def of_run(source: str) -> Mapping[str, Any]:
         if is_its_run and (place / RUN_FILE).is_file():
             options = read_run(place, ()).facts.get("options", {})
             wanted = {name: options.get(name) for name in OBJECTIVE}
-            if any(one.get("kind") == "bc" for one in options.get("constraints") or ()):
+            kinds = [KINDS.get(str(one.get("kind"))) for one in options.get("constraints") or ()]
+            if any(kind is not None and kind.nll_weight for kind in kinds):
                 wanted["cpo_alpha"] = 0.0  # its NLL was bounded, and had no fixed weight
             # a null says how a row is read, where a run has written one: no own default does
             read = {name: options[name] for name in READING if name in options}

@@ -228,7 +228,7 @@ def second_sets(config: CPOConfig) -> dict[str, Any]:
         ConfigError: CP107 for one that names no set.
         DataError: CP2xx for what cannot be read.
     """
-    return {one.name: rows_of(one) for one in config.constrained_by if one.kind == "safety"}
+    return {one.name: rows_of(one) for one in config.constrained_by if one.row.own_set}
 
 
 def _named_sets(given: list[str] | dict[str, str]) -> list[str] | dict[str, str]:

@@ -65,8 +65,10 @@ def _is_low_rank(args: CPOConfig) -> bool:
     return any(kind in name_of(args.optim) for kind in ("galore", "apollo"))
 
 
-def _has_own_start(args: CPOConfig) -> bool:
-    return any(one.kind == "bc" and one.start is not None for one in args.constrained_by)
+def _own_start(args: CPOConfig, rest: Rest) -> str | None:
+    started = [one for one in args.constrained_by if one.start is not None]
+    found = next((one.kind for one in started if one.row.nll_weight), None)
+    return found and f"constraint {found} has a start of its own"
 
 
 def _watches(args: CPOConfig) -> bool:
@@ -100,7 +102,7 @@ UNUSED: dict[str, _Reason] = {
     "beta": _when(lambda a, r: a.loss_type == "repo", "RePO has no beta"),
     "cpo_alpha": _first(
         _when(lambda a, r: a.loss_type == "alphapo", "alphapo has no NLL term"),
-        _when(lambda a, r: _has_own_start(a), "constraint bc has a start of its own"),
+        _own_start,
     ),
     "nll_reduction": _when(lambda a, r: a.cpo_alpha == 0, "cpo_alpha is 0, so there is no NLL"),
     # of the evaluations

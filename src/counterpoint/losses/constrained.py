@@ -6,12 +6,15 @@ A denominator depends on the data alone, so that a step's is known before its fi
 step minimises f + sum of multiplier x value, multipliers held still; bounds are constants there and
 change no gradient.
 
-Not here: how multipliers move (``multiplier``), sums over micro-batches and ranks (``trainer``),
-and kinds that need more than the log-probabilities of pairs.
+A kind's functions are named in its row (``constraints.KINDS``).
+
+Not here: how multipliers move (``multiplier``), and sums over micro-batches and ranks
+(``trainer``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +27,43 @@ from counterpoint.errors import ConfigError
 from counterpoint.losses.objective import Objective
 from counterpoint.losses.preference import sigmoid_loss
 from counterpoint.records import LossTerms, PairBatch, PairLogps
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a constraint is measured on: pairs, and what is known of them.
+
+    Args:
+        objective: of the run; says how log-probabilities are read.
+        logps: what the model says of the pairs.
+        terms: what the objective makes of it.
+        batch: the pairs.
+        initial: what the initial policy gave each chosen completion, in nats a token, for kinds
+            that need references; None: what it has now.
+    """
+
+    objective: Objective
+    logps: PairLogps
+    terms: LossTerms
+    batch: PairBatch
+    initial: Float[Tensor, " pairs"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConstraintMath:
+    """How a kind of constraint is measured; every function gives one number a pair.
+
+    Args:
+        numerator: of the bounded value, with gradient; None: it is measured on no pairs.
+        surrogate: what is minimised in its place where it has no useful gradient.
+        denominator: of the bounded value, from the data alone, at least 0; None: 1 a pair.
+        price: of a multiplier, a bound and pairs, what is taken off the pairs' margins.
+    """
+
+    numerator: Callable[[Constraint, Seen], Tensor] | None = None
+    surrogate: Callable[[Constraint, Seen], Tensor] | None = None
+    denominator: Callable[[Constraint, Objective, PairBatch], Tensor] | None = None
+    price: Callable[[float, float, PairBatch], Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,55 +80,124 @@ class Measured:
     surrogate: Float[Tensor, " pairs"]
 
 
-def measured(
-    constraint: Constraint,
-    objective: Objective,
-    logps: PairLogps,
-    terms: LossTerms,
-    batch: PairBatch,
-    initial: Float[Tensor, " pairs"] | None = None,
-) -> Measured:
+def math_of(constraint: Constraint) -> ConstraintMath:
+    """The functions of a constraint's kind."""
+    named = constraint.row.math
+    found: ConstraintMath = globals()[named] if isinstance(named, str) else named
+    return found
+
+
+def measured(constraint: Constraint, seen: Seen) -> Measured:
     """Numerators of a constraint on the pairs of its set.
 
     Args:
-        constraint: of any kind but length, which is measured on none.
-        objective: of the run; says how log-probabilities are read.
-        logps: what the model says of the pairs.
-        terms: what the objective makes of it.
-        batch: the pairs.
-        initial: for displacement, what the initial policy gave each chosen completion, in nats a
-            token; None: what it has now.
+        constraint: of a kind that is measured on pairs.
+        seen: the pairs.
 
     Raises:
-        ConfigError: CP103 for a custom function that does not give a number a pair.
+        ConfigError: CP103 for a function that does not give a number a pair.
     """
-    if constraint.kind == "bc":
-        numbers = terms.nll
-    elif constraint.kind == "displacement":
-        now = logps.chosen / logps.chosen_tokens
-        numbers = torch.relu((now.detach() if initial is None else initial) - now)
-    elif constraint.kind == "absolute_preference":
-        chosen, rejected = objective.scores(logps)
-        numbers = torch.relu(constraint.margin - (chosen - rejected))
-    elif constraint.kind == "safety":
-        chosen, rejected = objective.scores(logps)
-        # a share of pairs has no gradient; the logistic loss bounds it, over log 2
-        wrong = batch.weight * (rejected >= chosen).to(batch.weight)
-        return Measured(wrong, batch.weight * sigmoid_loss(objective.beta * (chosen - rejected)))
-    elif constraint.kind == "kl_drift":
-        numbers = torch.zeros_like(logps.chosen) if logps.drift is None else logps.drift
-    else:
-        assert constraint.numerator is not None
-        numbers = _a_number_a_pair(constraint, constraint.numerator(logps, batch), batch)
-    weighted = batch.weight * numbers
-    return Measured(weighted.detach(), weighted)
+    math, weight = math_of(constraint), seen.batch.weight
+    assert math.numerator is not None
+    numbers = math.numerator(constraint, seen)
+    weighted = weight * _a_number_a_pair(constraint, numbers, seen.batch)
+    if math.surrogate is None:
+        return Measured(weighted.detach(), weighted)
+    instead = _a_number_a_pair(constraint, math.surrogate(constraint, seen), seen.batch)
+    return Measured(weighted.detach(), weight * instead)
 
 
 def belongs(constraint: Constraint, batch: PairBatch) -> bool:
-    """Whether a constraint is measured on the set that a batch is of; length is on none."""
-    if constraint.kind == "length":
+    """Whether a constraint is measured on the set that a batch is of."""
+    if math_of(constraint).numerator is None:
         return False
-    return batch.of == (constraint.name if constraint.kind == "safety" else "")
+    return batch.of == (constraint.name if constraint.row.own_set else "")
+
+
+def denominators(
+    constraint: Constraint, objective: Objective, batch: PairBatch
+) -> Float[Tensor, " pairs"]:
+    """Denominators of the same, weighted by the pairs' weights.
+
+    Args:
+        constraint: as for ``measured``.
+        objective: of the run.
+        batch: the pairs.
+
+    Raises:
+        ConfigError: as ``measured``.
+    """
+    denominator = math_of(constraint).denominator
+    if denominator is None:
+        return batch.weight
+    numbers = denominator(constraint, objective, batch)
+    return batch.weight * _a_number_a_pair(constraint, numbers, batch)
+
+
+def price(
+    constraint: Constraint, multiplier: float, bound: float, batch: PairBatch
+) -> Float[Tensor, " pairs"] | None:
+    """What a constraint takes off each pair's margin; None where it is a term beside the loss.
+
+    Args:
+        constraint: of any kind.
+        multiplier: of the running step, at least 0.
+        bound: that it holds.
+        batch: the pairs.
+    """
+    found = math_of(constraint).price
+    return None if found is None else found(multiplier, bound, batch)
+
+
+def _a_number_a_pair(constraint: Constraint, numbers: Any, batch: PairBatch) -> Tensor:
+    if not isinstance(numbers, Tensor) or numbers.shape != (len(batch),):
+        shape = getattr(numbers, "shape", None)
+        raise ConfigError(
+            "CP103",
+            f"constraint {constraint.name}: its function gave {type(numbers).__name__} "
+            f"of shape {shape} for {len(batch)} pairs; it "
+            "should give a tensor of one number a pair.",
+        )
+    return numbers.to(batch.weight)
+
+
+# ---- the kinds ----
+
+
+def _chosen_tokens(asked: Constraint, objective: Objective, batch: PairBatch) -> Tensor:
+    per_token = objective.nll_reduction == "token_mean"
+    return batch.chosen_tokens if per_token else torch.ones_like(batch.weight)
+
+
+def _lost(asked: Constraint, seen: Seen) -> Tensor:
+    now = seen.logps.chosen / seen.logps.chosen_tokens
+    return torch.relu((now.detach() if seen.initial is None else seen.initial) - now)
+
+
+def _short_of_margin(asked: Constraint, seen: Seen) -> Tensor:
+    chosen, rejected = seen.objective.scores(seen.logps)
+    return torch.relu(asked.margin - (chosen - rejected))
+
+
+def _wrong(asked: Constraint, seen: Seen) -> Tensor:
+    chosen, rejected = seen.objective.scores(seen.logps)
+    return rejected >= chosen
+
+
+def _logistic(asked: Constraint, seen: Seen) -> Tensor:
+    # a share of pairs has no gradient; the logistic loss bounds it, over log 2
+    chosen, rejected = seen.objective.scores(seen.logps)
+    return sigmoid_loss(seen.objective.beta * (chosen - rejected))
+
+
+def _drift(asked: Constraint, seen: Seen) -> Tensor:
+    logps = seen.logps
+    return torch.zeros_like(logps.chosen) if logps.drift is None else logps.drift
+
+
+def _all_tokens(asked: Constraint, objective: Objective, batch: PairBatch) -> Tensor:
+    counts: Tensor = batch.target_counts.view(2, -1).sum(0)
+    return counts
 
 
 def length_margin(multiplier: float, bound: float, batch: PairBatch) -> Float[Tensor, " pairs"]:
@@ -112,35 +221,23 @@ def length_margin(multiplier: float, bound: float, batch: PairBatch) -> Float[Te
     return multiplier * longer / bound
 
 
-def denominators(
-    constraint: Constraint, objective: Objective, batch: PairBatch
-) -> Float[Tensor, " pairs"]:
-    """Denominators of the same, weighted by the pairs' weights.
-
-    Args:
-        constraint: as for ``measured``.
-        objective: of the run.
-        batch: the pairs.
-
-    Raises:
-        ConfigError: as ``measured``.
-    """
-    if constraint.kind == "bc" and objective.nll_reduction == "token_mean":
-        return batch.weight * batch.chosen_tokens
-    if constraint.kind == "kl_drift":
-        return batch.weight * batch.target_counts.view(2, -1).sum(0)
-    if constraint.denominator is None:
-        return batch.weight
-    return batch.weight * _a_number_a_pair(constraint, constraint.denominator(batch), batch)
+def _own_numerator(asked: Constraint, seen: Seen) -> Tensor:
+    assert asked.numerator is not None
+    numbers: Tensor = asked.numerator(seen.logps, seen.batch)
+    return numbers
 
 
-def _a_number_a_pair(constraint: Constraint, numbers: Any, batch: PairBatch) -> Tensor:
-    if not isinstance(numbers, Tensor) or numbers.shape != (len(batch),):
-        shape = getattr(numbers, "shape", None)
-        raise ConfigError(
-            "CP103",
-            f"constraint {constraint.name}: its function gave {type(numbers).__name__} "
-            f"of shape {shape} for {len(batch)} pairs; it "
-            "should give a tensor of one number a pair.",
-        )
-    return numbers.to(batch.weight)
+def _own_denominator(asked: Constraint, objective: Objective, batch: PairBatch) -> Tensor:
+    if asked.denominator is None:
+        return torch.ones_like(batch.weight)
+    numbers: Tensor = asked.denominator(batch)
+    return numbers
+
+
+NLL = ConstraintMath(lambda asked, seen: seen.terms.nll, denominator=_chosen_tokens)
+LOST = ConstraintMath(_lost)
+SHORT_OF_MARGIN = ConstraintMath(_short_of_margin)
+WRONG_WAY_ROUND = ConstraintMath(_wrong, _logistic)
+DRIFT = ConstraintMath(_drift, denominator=_all_tokens)
+LENGTH = ConstraintMath(price=length_margin)
+OWN_FUNCTIONS = ConstraintMath(_own_numerator, denominator=_own_denominator)

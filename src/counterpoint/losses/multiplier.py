@@ -21,8 +21,11 @@ Not here: how a violation is measured, nor when a step counts as applied (the tr
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, runtime_checkable
+
+from counterpoint.constraints import UPDATES
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,27 @@ class MultiplierState:
     smoothed: float | None
     previous: float | None
     steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gains:
+    """What a rule may be made of, scaled to the length of a run; see ``rule_of``.
+
+    Args:
+        per_step: rise of λ per step and unit of violation.
+        at_once: part of λ per unit of the violation at hand.
+        of_rise: part of λ per unit by which the violation rises in a step.
+        nu: factor in [0, 1) of nuPI's own average.
+        smoothing: factor in [0, 1) of the average that pid and reports read.
+        cap: the largest λ.
+    """
+
+    per_step: float
+    at_once: float
+    of_rise: float
+    nu: float
+    smoothing: float
+    cap: float
 
 
 @runtime_checkable
@@ -102,6 +126,11 @@ class DualAscent:
         """Refuse a number out of its range."""
         _check(self.smoothing, self.cap, rate=self.rate)
 
+    @classmethod
+    def of(cls, gains: Gains) -> DualAscent:
+        """The rule of a run."""
+        return cls(gains.per_step, gains.smoothing, gains.cap)
+
     def start(self, value: float) -> MultiplierState:
         """See ``MultiplierRule.start``."""
         return _start(value, self.cap)
@@ -153,6 +182,11 @@ class PID:
             proportional=self.proportional,
             derivative=self.derivative,
         )
+
+    @classmethod
+    def of(cls, gains: Gains) -> PID:
+        """The rule of a run."""
+        return cls(gains.per_step, gains.at_once, gains.of_rise, gains.smoothing, gains.cap)
 
     def start(self, value: float) -> MultiplierState:
         """See ``MultiplierRule.start``."""
@@ -212,6 +246,11 @@ class NuPI:
         if not 0 <= self.nu < 1:
             raise ValueError(f"nu is {self.nu}; expected a number in [0, 1)")
 
+    @classmethod
+    def of(cls, gains: Gains) -> NuPI:
+        """The rule of a run."""
+        return cls(gains.per_step, gains.at_once, gains.nu, gains.smoothing, gains.cap)
+
     def start(self, value: float) -> MultiplierState:
         """See ``MultiplierRule.start``."""
         return _start(value, self.cap)
@@ -262,6 +301,11 @@ class AugmentedLagrangian:
         """Refuse a number out of its range."""
         _check(self.smoothing, self.cap, rate=self.rate, penalty=self.penalty)
 
+    @classmethod
+    def of(cls, gains: Gains) -> AugmentedLagrangian:
+        """The rule of a run."""
+        return cls(gains.per_step, gains.at_once, gains.smoothing, gains.cap)
+
     def start(self, value: float) -> MultiplierState:
         """See ``MultiplierRule.start``."""
         return _start(value, self.cap)
@@ -296,7 +340,7 @@ def rule_of(
     against the noise of single steps, which a shorter run does not change.
 
     Args:
-        update: "dual_ascent", "pid", "nu_pi" or "augmented_lagrangian".
+        update: a key of ``constraints.UPDATES``.
         rate: rise of λ if a violation of 1 lasts the whole run, at least 0; 0 freezes λ at λ₀.
         proportional: weight of the violation itself beside its sum, as a share of the run, at
             least 0; of all but dual ascent.
@@ -311,17 +355,16 @@ def rule_of(
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}; expected at least 1")
-    per_step, at_once = rate / steps, rate * proportional
-    match update:
-        case "dual_ascent":
-            return DualAscent(per_step, smoothing, cap)
-        case "pid":
-            return PID(per_step, at_once, rate * derivative * steps, smoothing, cap)
-        case "nu_pi":
-            return NuPI(per_step, at_once, nu, smoothing, cap)
-        case "augmented_lagrangian":
-            return AugmentedLagrangian(per_step, at_once, smoothing, cap)
-    raise ValueError(f"no rule of dual update is called {update!r}")
+    if update not in UPDATES:
+        raise ValueError(f"no rule of dual update is called {update!r}")
+    gains = Gains(rate / steps, rate * proportional, rate * derivative * steps, nu, smoothing, cap)
+    return _RULES[UPDATES[update]](gains)
+
+
+_RULES: Mapping[str, Callable[[Gains], MultiplierRule]] = {
+    rule.__name__: rule.of for rule in (DualAscent, PID, NuPI, AugmentedLagrangian)
+}
+"""Name, as ``constraints.UPDATES`` has it -> what makes the rule."""
 
 
 def _ascend(

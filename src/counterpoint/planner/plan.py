@@ -271,7 +271,7 @@ class Planner:
             optim=optim,
             stochastic=setting.stochastic,
             ranks=self.ranks,
-            drift=any(one.kind == "kl_drift" for one in self.args.constrained_by),
+            drift=any(one.row.needs_policy for one in self.args.constrained_by),
         )
         way = Way(setting.layout, setting.autocast, setting.checkpointing, accumulates)
         shape = self.lengths.long(setting.layout)

@@ -193,8 +193,8 @@ def _constraints(run: Run, series: SeriesTable) -> Iterator[str]:
 
 
 def _meant(one: Mapping[str, Any]) -> str:
-    meaning = KINDS.get(str(one.get("kind")))
-    return f" What is bounded: {meaning}." if meaning else ""
+    kind = KINDS.get(str(one.get("kind")))
+    return f" What is bounded: {kind.measures}." if kind else ""
 
 
 def _results(series: SeriesTable) -> Iterator[str]:

@@ -31,10 +31,11 @@ from counterpoint.errors import ConfigError, DataError, SetupError, TrainingErro
 from counterpoint.forward.initial_policy import InitialPolicy
 from counterpoint.losses.constrained import (
     Measured,
+    Seen,
     belongs,
     denominators,
-    length_margin,
     measured,
+    price,
 )
 from counterpoint.losses.multiplier import MultiplierRule, MultiplierState, rule_of
 from counterpoint.losses.objective import Objective, positive
@@ -216,7 +217,7 @@ class Constraints(TrainerCallback):
         """Before the first step."""
         self.objective, self.normalized = objective, normalized
         self._sound, self._was_skipped = sound, was_skipped
-        self.all = [Multiplied(one, _start(one, cpo_alpha)) for one in asked]
+        self.all = [Multiplied(one, one.first_multiplier(cpo_alpha)) for one in asked]
         self.calibration: dict[str, Any] | None = None
         self.references: dict[str, Tensor] = {}
         """Set -> what the initial policy gave the chosen completion of each row, nats a token."""
@@ -230,12 +231,12 @@ class Constraints(TrainerCallback):
     @property
     def needs_references(self) -> bool:
         """Whether the initial policy's log-probabilities of all rows must be known."""
-        return any(one.asked.kind == "displacement" for one in self.all)
+        return any(one.asked.row.needs_references for one in self.all)
 
     @property
     def needs_policy(self) -> bool:
         """Whether the initial policy itself must be kept."""
-        return any(one.asked.kind == "kl_drift" for one in self.all)
+        return any(one.asked.row.needs_policy for one in self.all)
 
     @property
     def measures_first(self) -> bool:
@@ -268,9 +269,9 @@ class Constraints(TrainerCallback):
         Returns:
             Those of the bounded values, detached, and those that are minimised.
         """
-        initial = self._initial(batch, rows)
+        seen = Seen(self.objective, logps, terms, batch, self._initial(batch, rows))
         found = [
-            measured(one.asked, self.objective, logps, terms, batch, initial)
+            measured(one.asked, seen)
             if belongs(one.asked, batch)
             else Measured(*[torch.zeros_like(batch.weight)] * 2)
             for one in self.all
@@ -295,8 +296,8 @@ class Constraints(TrainerCallback):
             constraint_metric(one.asked.name, "value"): (numerator, count)
             for one, numerator, count in zip(self.all, numerators, counts, strict=True)
             if belongs(one.asked, batch)
-            and (one.asked.kind != "displacement" or rows in self.references)
-            and (one.asked.kind != "kl_drift" or logps.drift is not None)
+            and (not one.asked.row.needs_references or rows in self.references)
+            and (not one.asked.row.needs_policy or logps.drift is not None)
         }
 
     def _initial(self, batch: PairBatch, rows: str | None) -> Tensor | None:
@@ -355,7 +356,8 @@ class Constraints(TrainerCallback):
         if not self.normalized:
             return loss
         # a price on length is part of the objective's margins, and no term beside it
-        return loss / (1 + sum(one.weight for one in self.all if one.asked.kind != "length"))
+        beside = [one.weight for one in self.all if not one.asked.row.outside_normalization]
+        return loss / (1 + sum(beside))
 
     def objective_of_step(self) -> Objective:
         """The running step's objective, with its multiplier of bc as the weight of the NLL.
@@ -363,15 +365,17 @@ class Constraints(TrainerCallback):
         That is the running step as a replay knows it; other constraints read the same
         log-probabilities and are not finite where these are not.
         """
-        weight = sum(one.weight for one in self.all if one.asked.kind == "bc")
+        weight = sum(one.weight for one in self.all if one.asked.row.nll_weight)
         return replace(self.objective, cpo_alpha=self.objective.cpo_alpha + weight)
 
     def margin(self, batch: PairBatch) -> Float[Tensor, " pairs"]:
         """The margins of a step's pairs, with what bounds on length take off them."""
         margin = batch.margin
         for one in self.all:
-            if one.asked.kind == "length" and one.weight and one.bound is not None:
-                margin = margin - length_margin(one.weight, one.bound, batch)
+            if not one.weight or one.bound is None:
+                continue
+            off = price(one.asked, one.weight, one.bound, batch)
+            margin = margin if off is None else margin - off
         return margin
 
     def discard(self) -> None:
@@ -414,8 +418,8 @@ class Constraints(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Scale the rules to the run's length, in steps or, of length, in evaluations."""
         for one in self.all:
-            of_length = one.asked.kind == "length"
-            one.plan(_evaluations(args, state) if of_length else state.max_steps)
+            of_texts = one.asked.row.of_texts
+            one.plan(_evaluations(args, state) if of_texts else state.max_steps)
         self.remember(kwargs["model"])
 
     def restart(self, *, anew: bool = True) -> None:
@@ -453,7 +457,7 @@ class Constraints(TrainerCallback):
         for one, numerator, total in zip(self.all, *sums.tolist(), strict=True):
             if total > 0:
                 one.calibrate(numerator / total)
-            elif one.asked.slack is not None and one.asked.kind != "length":
+            elif one.asked.slack is not None and not one.asked.row.of_texts:
                 raise DataError(
                     "CP209",
                     f"the bound of {one.asked.name} is a share of the initial policy's value, but "
@@ -478,7 +482,7 @@ class Constraints(TrainerCallback):
             ConfigError: CP104 for a relative bound that no text of at most ``most`` could pass.
         """
         values = {}
-        for one in (one for one in self.all if one.asked.kind == "length"):
+        for one in (one for one in self.all if one.asked.row.of_texts):
             if step == 0:
                 self._first_texts += tokens
                 one.calibrate(sum(self._first_texts) / len(self._first_texts))
@@ -567,12 +571,6 @@ def _digest(model: nn.Module) -> str:
             f"{name} {tuple(weight.shape)} {weight.dtype} {int(checksum(weight))}\n".encode()
         )
     return found.hexdigest()
-
-
-def _start(asked: Constraint, cpo_alpha: float) -> float:
-    if asked.start is not None:
-        return asked.start
-    return cpo_alpha if asked.kind == "bc" else 0.0
 
 
 def _evaluations(args: CPOConfig, state: TrainerState) -> int:

@@ -107,7 +107,7 @@ def _planned(args: CPOConfig, steps: int, rate: Follows) -> Iterator[tuple[str, 
         yield WARM_UP, args.get_warmup_steps(steps)
     if args.constrained_by:
         yield MULTIPLIER_STEPS, steps
-    by_length = any(one.kind == "length" for one in args.constrained_by)
+    by_length = any(one.row.of_texts for one in args.constrained_by)
     if rate.evaluations or by_length:
         yield from ((name, _plain(getattr(args, name))) for name in EVALUATIONS)
     if rate.evaluations:

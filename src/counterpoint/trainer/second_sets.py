@@ -68,7 +68,7 @@ class SecondSets:
     def __init__(self, args: CPOConfig, feed: Feed, given: Mapping[str, Any] | None) -> None:
         """Read and prepare all of them."""
         self.args, self._feed = args, feed
-        asked = [one for one in args.constrained_by if one.kind == "safety"]
+        asked = [one for one in args.constrained_by if one.row.own_set]
         _check_names(asked, given or {})
         self.all = [self._made(one, given or {}) for one in asked]
 
