@@ -18,7 +18,7 @@ test check torture golden: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check torture bench docs site golden constraints clean
+.PHONY: help quickstart test check torture bench docs site golden constraints hooks clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | \
@@ -39,6 +39,9 @@ check: $(DEV) ## what CI runs: format, lint, types, imports, docs, every test
 	$(BIN)/python -m pytest -n $(WORKERS)
 	@echo "Long files and functions, to look at:"
 	@$(BIN)/python scripts/smells.py
+
+hooks: $(DEV) ## run the gates of make check, but for the tests, at every commit and push
+	$(BIN)/pre-commit install
 
 torture: $(DEV) ## kill runs hundreds of times, fill disks, and compare; takes long
 	$(BIN)/python -m tests.reliability.torture $(ARGS)
