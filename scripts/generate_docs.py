@@ -18,11 +18,11 @@ from pathlib import Path
 from api_page import api_page
 
 from counterpoint import errors
-from counterpoint.cli.help import kind, show, show_default, summary
-from counterpoint.cli.options import COUNTERPOINT, GROUPS, RUN, TRANSFORMERS, Option, options
 from counterpoint.config import REFUSED
 from counterpoint.doctor.presets import PRESETS, Preset
 from counterpoint.doctor.table import TABLE, TABLE_ZH, Entry, severity_of
+from counterpoint.options.help import kind, show, show_default, summary
+from counterpoint.options.table import COUNTERPOINT, GROUPS, RUN, TRANSFORMERS, Option, options
 
 DOCS = Path(__file__).parents[1] / "docs"
 NOTE = "<!-- Written by scripts/generate_docs.py (make docs); edit the code instead. -->\n"

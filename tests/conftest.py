@@ -53,8 +53,9 @@ def real_data() -> Path:
 @pytest.fixture(autouse=True)
 def _no_phase_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test sees does not depend on how busy the machine is; those of phases set it."""
-    monkeypatch.setattr("counterpoint.phases.AFTER", math.inf)
-    monkeypatch.setattr("counterpoint.phases._teller.bars", True)  # whatever a trainer has set
+    monkeypatch.setattr("counterpoint.console.phases.AFTER", math.inf)
+    # whatever a trainer has set
+    monkeypatch.setattr("counterpoint.console.phases._teller.bars", True)
 
 
 _caches = count()

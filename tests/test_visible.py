@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 from counterpoint import CPOConfig, ModelError
-from counterpoint.cli import manners
+from counterpoint.console import manners
+from counterpoint.console.phases import Phase
 from counterpoint.errors import DataError
 from counterpoint.markup import element
 from counterpoint.masking import MaskingFilter
-from counterpoint.phases import Phase
 from counterpoint.runlog import Alarm
 from counterpoint.trainer.display import View, panel
 from counterpoint.trainer.loading import load_config
@@ -152,7 +152,7 @@ def test_an_unforeseen_error_and_its_trace_are_shown(
     def failing(*words: object, **keywords: object) -> None:
         raise ValueError(HOSTILE)
 
-    monkeypatch.setattr("counterpoint.cli.settings.read_request", failing)
+    monkeypatch.setattr("counterpoint.options.settings.read_request", failing)
     said = command("train", "--model", "model", "--debug")
     assert said.code == 1
     assert "Traceback" in said.err

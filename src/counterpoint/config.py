@@ -5,7 +5,7 @@ Names and defaults are those of TRL 1.16's ``CPOConfig`` on top of
 Counterpoint adds is marked "Counterpoint:" in its help. Options that could only mislead here
 are in ``REFUSED``, each with its reason; docs/options.md is generated from this file.
 
-Not here: reading YAML or flags (``cli``), and the arithmetic of a loss (``losses``).
+Not here: reading YAML or flags (``options``), and the arithmetic of a loss (``losses``).
 """
 
 from __future__ import annotations

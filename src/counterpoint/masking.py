@@ -6,7 +6,7 @@ parameter that is called a secret. What such a value holds in its turn (the pass
 address, a key in JSON) is one too, wherever it turns up alone. Three asterisks take its place.
 
 Not here: what is called a secret and what looks like one (``secret_signs``), who writes and says
-things (``runlog``, ``cli.manners``), and keys in training data (``doctor.signs``).
+things (``runlog``, ``console.manners``), and keys in training data (``doctor.signs``).
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ import pytest
 
 from counterpoint.cli import main as door
 from counterpoint.cli.completion import LIKE_TRAIN, SHELLS, all_words
-from counterpoint.cli.evaluate_options import OF_TRAIN
-from counterpoint.cli.options import options
+from counterpoint.options.evaluate_options import OF_TRAIN
+from counterpoint.options.table import options
 from tests.cli.conftest import Command
 
 LISTED = door.HELP.partition("commands:")[2].partition("examples:")[0]

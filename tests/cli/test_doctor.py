@@ -110,7 +110,7 @@ def test_warnings_are_shown_and_do_not_refuse(workshop: Path, command: Command) 
 def test_the_table_fits_a_terminal_of_80_columns(
     workshop: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("counterpoint.cli.manners.width_of", lambda stream: 80)
+    monkeypatch.setattr("counterpoint.console.manners.width_of", lambda stream: 80)
     rows = [{**PAIRS[0], "chosen": ""}, *PAIRS]
     write_pairs(workshop / "pairs.jsonl", rows)
     out = command("doctor", *GOOD).out

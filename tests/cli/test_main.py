@@ -16,10 +16,10 @@ import pytest
 
 import counterpoint
 from counterpoint.cli import main as door
-from counterpoint.cli.help import train_help
-from counterpoint.cli.manners import put, quiet_libraries
-from counterpoint.cli.options import options
+from counterpoint.console.manners import put, quiet_libraries
 from counterpoint.errors import DataError
+from counterpoint.options.help import train_help
+from counterpoint.options.table import options
 from tests.cli.conftest import Command
 
 SLOW = ("torch", "transformers", "datasets", "accelerate", "peft", "numpy", "yaml")
@@ -228,7 +228,7 @@ def test_the_libraries_are_quiet_inside_and_as_before_outside() -> None:
 
 def test_torch_imported_inside_warns_of_nothing() -> None:
     program = (
-        "from counterpoint.cli.manners import quiet_libraries\n"
+        "from counterpoint.console.manners import quiet_libraries\n"
         "with quiet_libraries():\n"
         "    import logging, torch\n"
         "    logging.getLogger('torch.utils._pytree').warning('nobody should see this')"

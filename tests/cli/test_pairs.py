@@ -14,10 +14,10 @@ import pytest
 from safetensors.torch import load_file
 
 from counterpoint import staged
-from counterpoint.cli.flags import flags_of
 from counterpoint.cli.pairs import PairsOptions, pairs_help
 from counterpoint.data.pair_rules import PairRules
 from counterpoint.data.sources import load
+from counterpoint.options.flags import flags_of
 from tests.cli.conftest import Command, tree, write_pairs
 
 TED = "ted-mqm-zhen-scored.jsonl.gz"

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from counterpoint.cli import tokens as module
-from counterpoint.cli.flags import flags_of
 from counterpoint.cli.token_view import BAR, CUT_SHOWN, columns, draw
 from counterpoint.cli.tokens import TokensOptions, tokens_help
 from counterpoint.data.row_tokens import Piece, RowTokens
+from counterpoint.options.flags import flags_of
 from tests.cli.conftest import PAIRS, Command, tree, write_pairs
 
 BASE = ["tokens", "--model", "model", "--dataset", "pairs.jsonl"]

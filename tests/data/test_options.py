@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from counterpoint.cli.evaluate_options import OF_TRAIN, read_evaluation
-from counterpoint.cli.settings import OF_THE_DATA
 from counterpoint.config import CPOConfig
 from counterpoint.data.options import OF_A_ROW, OF_THE_MACHINE, Limits, PrepareOptions
+from counterpoint.options.evaluate_options import OF_TRAIN, read_evaluation
+from counterpoint.options.settings import OF_THE_DATA
 from counterpoint.trainer.feed import Feed
 
 OTHER: dict[str, Any] = {
@@ -86,7 +86,7 @@ def test_a_null_of_the_run_is_inherited_as_null(tmp_path: Path) -> None:
 
 def test_what_says_it_is_read_without_a_library() -> None:
     code = (
-        "import sys, counterpoint.data.options, counterpoint.cli.evaluate_options\n"
+        "import sys, counterpoint.data.options, counterpoint.options.evaluate_options\n"
         "print({'torch', 'transformers', 'datasets', 'pyarrow'} & set(sys.modules))"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -15,21 +15,21 @@ import yaml
 from counterpoint import CPOConfig, CPOTrainer
 from counterpoint.cli.compare import CompareOptions
 from counterpoint.cli.diff import DiffOptions
-from counterpoint.cli.evaluate_options import EvaluateOptions, read_evaluation
-from counterpoint.cli.flags import flags_of, refuse_others, take_flags
 from counterpoint.cli.init import InitOptions
 from counterpoint.cli.main import main
-from counterpoint.cli.options import options
 from counterpoint.cli.pairs import PairsOptions
 from counterpoint.cli.plan import PlanOptions
 from counterpoint.cli.report import ReportOptions
-from counterpoint.cli.settings import read_request
 from counterpoint.cli.smoke import SmokeOptions
 from counterpoint.cli.tokens import TokensOptions
 from counterpoint.cli.watch import WatchOptions
 from counterpoint.data.pair_rules import PairRules
 from counterpoint.doctor.table import TABLE
 from counterpoint.errors import CODES
+from counterpoint.options.evaluate_options import EvaluateOptions, read_evaluation
+from counterpoint.options.flags import flags_of, refuse_others, take_flags
+from counterpoint.options.settings import read_request
+from counterpoint.options.table import options
 from counterpoint.quickstart.run import run
 from counterpoint.quickstart.task import preference_pairs
 from counterpoint.quickstart.translate import load_base

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from counterpoint.cli.options import options
+from counterpoint.options.table import options
 from tests.cli.conftest import Command, command, pattern, tree, workshop
 from tests.reliability.trials import trials
 

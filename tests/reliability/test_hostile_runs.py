@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from counterpoint import ConfigError, CounterpointError, ModelError, SetupError
 from counterpoint.checkpoint.manifest import MANIFEST, read_manifest, seal
 from counterpoint.checkpoint.tree import read_tree, write_tree
-from counterpoint.cli.evaluate_options import of_run
 from counterpoint.cli.run_table import numbers_of
 from counterpoint.data.counts import PrepareCounts
 from counterpoint.monitor.weight_files import WeightFiles
+from counterpoint.options.evaluate_options import of_run
 from counterpoint.report.card import About, model_card
 from counterpoint.report.comparison import comparison_page
 from counterpoint.report.progress import progress_of

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from counterpoint.cli.run_options import RunOptions
 from counterpoint.errors import SetupError
 from counterpoint.invocation import EXTRAS, installing
+from counterpoint.options.run_options import RunOptions
 
 
 def adapter_config(run: RunOptions) -> Any:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from counterpoint.cli.flags import flags_help, flags_of, take_flags
-from counterpoint.cli.manners import say
 from counterpoint.cli.report import runs_of
-from counterpoint.phases import phase
+from counterpoint.console.manners import say
+from counterpoint.console.phases import phase
+from counterpoint.options.flags import flags_help, flags_of, take_flags
 from counterpoint.runlog import read_run
 
 USAGE = """\

@@ -3,7 +3,7 @@
 The script holds every command, flag and choice as plain words, so that pressing Tab never waits
 for Python. What is no flag is completed as a file name, for that is what it is.
 
-Not here: which flags there are (``options``, ``flags``).
+Not here: which flags there are (``options.table``, ``options.flags``).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from counterpoint.cli.flags import flags_of
-from counterpoint.cli.manners import put
+from counterpoint.console.manners import put
 from counterpoint.errors import ConfigError
+from counterpoint.options.flags import flags_of
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -91,8 +91,8 @@ def completion(words: list[str]) -> None:
 
 def all_words() -> dict[str, Words]:
     """Every command, with what may follow it."""
-    from counterpoint.cli.evaluate_options import OF_TRAIN
-    from counterpoint.cli.options import options
+    from counterpoint.options.evaluate_options import OF_TRAIN
+    from counterpoint.options.table import options
 
     of_train = {one.name: _choices(one.choices, one.default) for one in options().values()}
     found = {}

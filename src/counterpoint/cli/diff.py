@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from counterpoint.cli.flags import flags_help, flags_of, refuse_others, take_flags
-from counterpoint.cli.manners import importing, put, terminal_width
+from counterpoint.console.manners import importing, put, terminal_width
+from counterpoint.console.phases import phase
 from counterpoint.errors import ConfigError
-from counterpoint.phases import phase
+from counterpoint.options.flags import flags_help, flags_of, refuse_others, take_flags
 from counterpoint.strict import strict_json
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ Not here: what is looked for (``doctor.examine``), loading (``train``).
 
 from __future__ import annotations
 
-from counterpoint.cli.manners import quiet_bars, say, table_width
-from counterpoint.cli.settings import read_request, read_what_can_be
 from counterpoint.cli.train import consult
+from counterpoint.console.manners import quiet_bars, say, table_width
 from counterpoint.doctor.findings import Finding, Report, from_error
 from counterpoint.errors import CounterpointError
+from counterpoint.options.settings import read_request, read_what_can_be
 
 
 def doctor(words: list[str], *, as_json: bool) -> int:

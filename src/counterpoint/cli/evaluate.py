@@ -16,9 +16,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from counterpoint.cli.evaluate_options import OF_TRAIN, EvaluateOptions, read_evaluation
-from counterpoint.cli.flags import flags_help, flags_of, take_flags
-from counterpoint.cli.manners import is_first_process, put, quiet_bars, quiet_replicas
+from counterpoint.console.manners import is_first_process, put, quiet_bars, quiet_replicas
+from counterpoint.console.phases import phase
 from counterpoint.errors import ConfigError, DataError
 from counterpoint.evaluation import references, table, texts
 from counterpoint.evaluation.bootstrap import SOURCE, Resampling
@@ -27,15 +26,16 @@ from counterpoint.evaluation.scores import PairScores, aligned
 from counterpoint.evaluation.texts import Completion
 from counterpoint.invocation import EXTRAS, installing
 from counterpoint.masking import Mask
-from counterpoint.phases import phase
+from counterpoint.options.evaluate_options import OF_TRAIN, EvaluateOptions, read_evaluation
+from counterpoint.options.flags import flags_help, flags_of, take_flags
 from counterpoint.ranks import leave_at_exit
 from counterpoint.runlog import check_writable, logger, versions
 from counterpoint.staged import refuse_taken, staged
 from counterpoint.visible import visible
 
 if TYPE_CHECKING:
-    from counterpoint.cli.settings import Request
     from counterpoint.evaluation.generation import Decoding, Prompt
+    from counterpoint.options.settings import Request
     from counterpoint.records import TokenPair
     from counterpoint.trainer.trainer import CPOTrainer
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import datasets
 import huggingface_hub
 
+from counterpoint.console.phases import phase
 from counterpoint.data.files import kind_of
 from counterpoint.data.sources import HUB_ID
-from counterpoint.phases import phase
 from counterpoint.runlog import logger
 
 

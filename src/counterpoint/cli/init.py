@@ -16,17 +16,17 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from counterpoint.cli.flags import flags_help, flags_of, refuse_others, take_flags
-from counterpoint.cli.manners import complain_all, terminal_width
-from counterpoint.cli.preset_file import lines_of
-from counterpoint.cli.run_file import Line, printable, written
+from counterpoint.console.manners import complain_all, terminal_width
 from counterpoint.doctor.presets import BY_NAME, PRESETS, Preset
 from counterpoint.errors import ConfigError
 from counterpoint.masking import masked
+from counterpoint.migrate.preset_file import lines_of
+from counterpoint.migrate.run_file import Line, printable, written
+from counterpoint.options.flags import flags_help, flags_of, refuse_others, take_flags
 from counterpoint.wrap import wrap
 
 if TYPE_CHECKING:
-    from counterpoint.cli.draft import Translation
+    from counterpoint.migrate.draft import Translation
 
 USAGE = """\
 usage: counterpoint init --preset NAME --model MODEL --dataset DATA [--out run.yaml]
@@ -128,7 +128,7 @@ def init(words: list[str]) -> None:
         _write(of_preset(preset, options.model, options.dataset), options)
         return
     # slow to import, since it knows every option
-    from counterpoint.cli.translation import translate
+    from counterpoint.migrate.translation import translate
 
     made = translate(str(options.from_), model=options.model, dataset=options.dataset)
     width = terminal_width()

@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from difflib import get_close_matches
 from functools import partial
 
-from counterpoint.cli.manners import (
+from counterpoint.console.manners import (
     complain,
     importing,
     put,
@@ -241,21 +241,21 @@ def _versions() -> str:
 
 def _train(words: list[str]) -> int:
     if any(word in ("-h", "--help") for word in words):
-        from counterpoint.cli.help import train_help
+        from counterpoint.options.help import train_help
 
         sys.stdout.write(train_help())
         return DONE
     # What needs no answer from a library is answered before anything slow is imported.
     if not words:
-        from counterpoint.cli.run_options import RunOptions
+        from counterpoint.options.run_options import RunOptions
 
         RunOptions()
     elif not words[0].startswith("-"):
-        from counterpoint.cli.yaml_file import read_config
+        from counterpoint.options.yaml_file import read_config
 
         read_config(words[0])
     with importing():
-        from counterpoint.cli.settings import read_request
+        from counterpoint.options.settings import read_request
 
     request = read_request(words)
     with importing():

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from counterpoint.cli.flags import flags_help, flags_of, refuse_others, take_flags
-from counterpoint.cli.manners import complain_all, put
+from counterpoint.console.manners import complain_all, put
 from counterpoint.data.pair_rules import PairRules
 from counterpoint.errors import ConfigError
+from counterpoint.options.flags import flags_help, flags_of, refuse_others, take_flags
 from counterpoint.strict import strict_json
 
 USAGE = """\

@@ -20,11 +20,11 @@ from transformers import PreTrainedTokenizerBase
 
 from counterpoint.cli.adapter import adapter_config
 from counterpoint.cli.hub import hub_or_cache
-from counterpoint.cli.run_options import RunOptions
-from counterpoint.cli.settings import Request
 from counterpoint.config import CPOConfig
 from counterpoint.data.sources import load, pick_split
 from counterpoint.errors import ConfigError, DataError
+from counterpoint.options.run_options import RunOptions
+from counterpoint.options.settings import Request
 from counterpoint.trainer.loading import load_config, load_model, load_tokenizer, random_model
 from counterpoint.trainer.second_sets import rows_of
 

@@ -11,14 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from counterpoint.cli.flags import flags_help, flags_of, take_flags
-from counterpoint.cli.manners import importing, put, quiet_bars
+from counterpoint.console.manners import importing, put, quiet_bars
+from counterpoint.console.phases import phase
 from counterpoint.errors import ConfigError
-from counterpoint.phases import phase
+from counterpoint.options.flags import flags_help, flags_of, take_flags
 from counterpoint.strict import strict_json
 
 if TYPE_CHECKING:
-    from counterpoint.cli.settings import Request
+    from counterpoint.options.settings import Request
     from counterpoint.planner.shapes import Lengths
 
 USAGE = """\
@@ -115,7 +115,7 @@ def plan(words: list[str]) -> int:
 
     memory = None if options.memory is None else read_bytes(options.memory)
     with importing():
-        from counterpoint.cli.settings import read_request
+        from counterpoint.options.settings import read_request
 
     request = read_request(others)
     _assume(request, options)

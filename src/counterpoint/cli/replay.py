@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from counterpoint.checkpoint.folder import finished, step_of
-from counterpoint.cli.flags import flags_help, flags_of, refuse_others, take_flags
-from counterpoint.cli.manners import importing, put, quiet_bars, terminal_width
+from counterpoint.console.manners import importing, put, quiet_bars, terminal_width
+from counterpoint.console.phases import phase
 from counterpoint.errors import ConfigError, CounterpointError
-from counterpoint.phases import phase
+from counterpoint.options.flags import flags_help, flags_of, refuse_others, take_flags
 from counterpoint.runlog import REQUEST_FILE
 from counterpoint.strict import strict_json
 
@@ -237,7 +237,7 @@ def _as_begun(file: Path, options: ReplayOptions) -> nn.Module:
 
     from counterpoint.cli.adapter import adapter_config
     from counterpoint.cli.parts import load_weights, merge_model_options
-    from counterpoint.cli.settings import read_request
+    from counterpoint.options.settings import read_request
     from counterpoint.trainer.bases import check_base
     from counterpoint.trainer.loading import load_config
     from counterpoint.trainer.setup import adapt

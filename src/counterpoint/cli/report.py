@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from counterpoint.cli.flags import Flag, flags_help, flags_of, refuse_others, take_flags
-from counterpoint.cli.manners import say
+from counterpoint.console.manners import say
+from counterpoint.console.phases import phase
 from counterpoint.errors import ConfigError, SetupError
-from counterpoint.phases import phase
+from counterpoint.options.flags import Flag, flags_help, flags_of, refuse_others, take_flags
 from counterpoint.runlog import REPORT_FILE, RUN_FILE, read_run
 
 USAGE = """\

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from counterpoint.cli.manners import shown
+from counterpoint.console.manners import shown
+from counterpoint.console.phases import clock
 from counterpoint.errors import CounterpointError
 from counterpoint.metric_names import WORDS
-from counterpoint.phases import clock
 from counterpoint.report.charts import number
 from counterpoint.report.progress import progress_of
 from counterpoint.report.story import last_sign, state_of

@@ -16,7 +16,7 @@ from types import FrameType
 
 from transformers.trainer_utils import SaveStrategy
 
-from counterpoint.cli.manners import complain
+from counterpoint.console.manners import complain
 from counterpoint.trainer.resumable import Interrupted, ResumableTrainer
 
 HEEDED = (signal.SIGTERM, signal.SIGINT)

@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from counterpoint.cli.flags import flags_help, flags_of, take_flags
-from counterpoint.cli.manners import complain_all, importing, put, quiet_bars, terminal_width
+from counterpoint.console.manners import complain_all, importing, put, quiet_bars, terminal_width
+from counterpoint.console.phases import on_stderr, shown_on
 from counterpoint.errors import ConfigError
-from counterpoint.phases import on_stderr, shown_on
+from counterpoint.options.flags import flags_help, flags_of, take_flags
 
 if TYPE_CHECKING:
-    from counterpoint.cli.settings import Request
+    from counterpoint.options.settings import Request
 
 USAGE = """\
 usage: counterpoint smoke [CONFIG.yaml] [--real N] [--option value ...] [--json]
@@ -78,7 +78,7 @@ def smoke(words: list[str]) -> int:
     options = SmokeOptions(**values)
     # slow to import, and so after what the words alone can tell
     with importing():
-        from counterpoint.cli.settings import read_request
+        from counterpoint.options.settings import read_request
 
     return _try(read_request(others), options)
 

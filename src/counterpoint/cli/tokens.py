@@ -13,17 +13,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from counterpoint.cli.flags import flags_help, flags_of, take_flags
-from counterpoint.cli.manners import importing, quiet_bars, shown, terminal_width
 from counterpoint.cli.token_view import BAR, LEGEND, PART_OF_CHARACTER, draw
+from counterpoint.console.manners import importing, quiet_bars, shown, terminal_width
 from counterpoint.errors import ConfigError, DataError
+from counterpoint.options.flags import flags_help, flags_of, take_flags
 from counterpoint.strict import strict_json
 from counterpoint.visible import visible
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-    from counterpoint.cli.settings import Request
+    from counterpoint.options.settings import Request
 
 USAGE = """\
 usage: counterpoint tokens [CONFIG.yaml] [--row N ...] [--option value ...]
@@ -84,7 +84,7 @@ def tokens(words: list[str]) -> None:
     options = TokensOptions(**values)
     # slow to import, and so after what the words alone can tell
     with importing():
-        from counterpoint.cli.settings import read_request, read_values
+        from counterpoint.options.settings import read_request, read_values
 
     given = read_values(others)
     if given.get("tokenizer") and not given.get("model"):

@@ -32,7 +32,10 @@ from counterpoint.checkpoint.lock import (
     refuse_changed,
 )
 from counterpoint.checkpoint.manifest import MANIFEST
-from counterpoint.cli.manners import (
+from counterpoint.cli.parts import Attempt, Parts, call, hide_token, load_parts
+from counterpoint.cli.signals import heeded
+from counterpoint.config import CPOConfig
+from counterpoint.console.manners import (
     NARROWEST,
     complain_all,
     is_first_process,
@@ -41,18 +44,15 @@ from counterpoint.cli.manners import (
     say,
     terminal_width,
 )
-from counterpoint.cli.parts import Attempt, Parts, call, hide_token, load_parts
-from counterpoint.cli.run_options import RunOptions
-from counterpoint.cli.settings import Request
-from counterpoint.cli.signals import heeded
-from counterpoint.config import CPOConfig
+from counterpoint.console.phases import allow_bars
 from counterpoint.doctor import examine
 from counterpoint.doctor.examination import examine_second_sets
 from counterpoint.doctor.findings import Finding, Report, from_error
 from counterpoint.errors import ConfigError, CounterpointError, SetupError
 from counterpoint.invocation import command
 from counterpoint.masking import Mask
-from counterpoint.phases import allow_bars
+from counterpoint.options.run_options import RunOptions
+from counterpoint.options.settings import Request
 from counterpoint.ranks import each_does, leave_at_exit
 from counterpoint.runlog import (
     METRICS,

@@ -11,12 +11,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from counterpoint.cli.flags import flags_help, flags_of, take_flags
-from counterpoint.cli.manners import put, say, table_width
 from counterpoint.cli.report import folders_of
 from counterpoint.cli.run_table import holds_runs, numbers_of, table
+from counterpoint.console.manners import put, say, table_width
+from counterpoint.console.phases import on_stderr
 from counterpoint.errors import ConfigError, SetupError
-from counterpoint.phases import on_stderr
+from counterpoint.options.flags import flags_help, flags_of, take_flags
 from counterpoint.report.story import state_in_words
 from counterpoint.runlog import METRICS, RUN_FILE, read_run
 

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from counterpoint.console.phases import Phase, phase
 from counterpoint.data import cache, formats
 from counterpoint.data.counts import PARTS, PrepareCounts, little_is_left
 from counterpoint.data.csv_sets import lists_of_csv
@@ -31,7 +32,6 @@ from counterpoint.data.sources import dataset_from_rows
 from counterpoint.data.tokenize import PairTokenizer
 from counterpoint.data.undecoded import undecoded
 from counterpoint.errors import DataError
-from counterpoint.phases import Phase, phase
 from counterpoint.records import TokenPair
 
 logger = logging.getLogger(__name__)

@@ -17,12 +17,12 @@ import datasets
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Json
 
+from counterpoint.console.phases import phase
 from counterpoint.data.enclosure import check_enclosed, check_saved
 from counterpoint.data.files import KINDS, OPENERS, kind_of, read_parquet, read_rows, unreadable
 from counterpoint.data.plain import plain
 from counterpoint.data.undecoded import undecoded
 from counterpoint.errors import DataError
-from counterpoint.phases import phase
 
 AnyDataset: TypeAlias = Dataset | IterableDataset | DatasetDict | IterableDatasetDict
 

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from counterpoint.config import CPOConfig
+from counterpoint.console.phases import phase
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.sources import pick_split
 from counterpoint.doctor.findings import Finding, Report, find, from_error
@@ -30,7 +31,6 @@ from counterpoint.doctor.of_tokenizer import of_tokenizer
 from counterpoint.doctor.of_unused import Rest, of_unused
 from counterpoint.doctor.survey import Progress, Survey, TokenFacts, survey
 from counterpoint.errors import CounterpointError
-from counterpoint.phases import phase
 from counterpoint.planner.shapes import Lengths
 
 TRAIN = "train"

@@ -3,7 +3,7 @@
 The doctor compares runs with them, ``counterpoint init`` writes them, docs/presets.md lists
 them. Plain numbers: nothing slow is imported.
 
-Not here: what is far from them (``of_objective``), and how a file is written (``cli.init``).
+Not here: what is far from them (``of_objective``), and how a file is written (``migrate``).
 """
 
 from __future__ import annotations

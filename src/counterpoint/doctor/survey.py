@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from counterpoint.console.phases import phase
 from counterpoint.data import formats
 from counterpoint.data.counts import PARTS, little_is_left
 from counterpoint.data.csv_sets import lists_of_csv
@@ -43,7 +44,6 @@ from counterpoint.doctor.near_duplicates import Signature, signature
 from counterpoint.doctor.of_tokenizer import marks_of
 from counterpoint.doctor.signs import pattern_of, plain, signs
 from counterpoint.errors import CounterpointError, DataError
-from counterpoint.phases import phase
 from counterpoint.records import PreferenceRow
 
 STREAMED = 2000

@@ -32,9 +32,9 @@ from transformers import (
 )
 
 from counterpoint import ranks
+from counterpoint.console.phases import phase
 from counterpoint.errors import DataError
 from counterpoint.evaluation.texts import Completion
-from counterpoint.phases import phase
 from counterpoint.runlog import logger
 
 Ids = Sequence[int]

@@ -24,10 +24,10 @@ import yaml
 from transformers import PrinterCallback
 
 from counterpoint.config import CPOConfig
+from counterpoint.console.phases import on_stderr, shown_on
 from counterpoint.errors import SetupError
 from counterpoint.invocation import EXTRAS, command, installing
 from counterpoint.language import phrase
-from counterpoint.phases import on_stderr, shown_on
 from counterpoint.quickstart.display import Progress, say, say_step
 from counterpoint.quickstart.supervised import train_supervised
 from counterpoint.quickstart.table import Outcome, examples, judge, table

@@ -15,8 +15,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from counterpoint.console.phases import phase
 from counterpoint.language import phrase
-from counterpoint.phases import phase
 from counterpoint.quickstart.task import prompt
 
 BASE = Path(__file__).with_name("base")

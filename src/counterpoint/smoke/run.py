@@ -25,9 +25,9 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from counterpoint.config import CPOConfig
+from counterpoint.console.phases import phase
 from counterpoint.doctor.of_batch import steps_of
 from counterpoint.errors import SetupError
-from counterpoint.phases import phase
 from counterpoint.smoke import checks
 from counterpoint.smoke.miniature import LEARNING_RATE, Miniature, Trained
 from counterpoint.smoke.real import Measured, measure

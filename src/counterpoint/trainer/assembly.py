@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from counterpoint.config import CPOConfig
+from counterpoint.console.phases import phase
 from counterpoint.data.batching import cut, length, longest_row, padded_tokens, shared_tokens
 from counterpoint.data.collate import collate_padded, collate_shared
 from counterpoint.errors import ConfigError, ModelError
@@ -26,7 +27,6 @@ from counterpoint.forward.layout import layouts_disagree, why_padded
 from counterpoint.forward.rotary import long_rows
 from counterpoint.forward.routing import find_routers, prove_routers
 from counterpoint.forward.shared_attention import shared_attention
-from counterpoint.phases import phase
 from counterpoint.records import PairBatch, TokenPair
 from counterpoint.runlog import logger
 from counterpoint.trainer.setup import embedding_rows

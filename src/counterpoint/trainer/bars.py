@@ -1,6 +1,6 @@
 """transformers' own bars, out of the way where a phase tells of the same.
 
-Not here: the phases (``phases``), and whether anybody would see a bar (``cli.manners``).
+Not here: the phases (``phases``), and whether anybody would see a bar (``console.manners``).
 """
 
 from __future__ import annotations

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from counterpoint import ranks
 from counterpoint.config import CPOConfig
+from counterpoint.console.phases import phase
 from counterpoint.data.batching import KeyedPairs
 from counterpoint.data.pair_digest import PairDigest
 from counterpoint.data.prepare import to_pair
 from counterpoint.errors import ConfigError
 from counterpoint.forward.pair_forward import PairOutput
-from counterpoint.phases import phase
 from counterpoint.records import PairBatch, TokenPair, exact_dtype
 from counterpoint.trainer.constrained import Constraints
 from counterpoint.trainer.recut import Share

@@ -27,8 +27,8 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import CallbackHandler
 from transformers.utils import logging as transformers_logging
 
+from counterpoint.console.phases import Outlet, Phase, clock, columns, displace, phase, place
 from counterpoint.metric_names import SHORT, WORDS
-from counterpoint.phases import Outlet, Phase, clock, columns, displace, phase, place
 from counterpoint.runlog import Alarm, constraint_metrics, logger
 from counterpoint.visible import visible
 

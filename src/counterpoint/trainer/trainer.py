@@ -36,6 +36,7 @@ from counterpoint.alarms.watch import Watch
 from counterpoint.checkpoint.adapted import BASE, adapter_settings, identity
 from counterpoint.checkpoint.fingerprint import Fingerprint
 from counterpoint.config import CPOConfig
+from counterpoint.console.phases import allow_bars, phase
 from counterpoint.data.batching import PairLoader
 from counterpoint.doctor.of_unused import Rest, in_a_line, unused
 from counterpoint.errors import ConfigError, DataError, ModelError, SetupError
@@ -47,7 +48,6 @@ from counterpoint.masking import keep_secrets
 from counterpoint.metric_names import PREFIX
 from counterpoint.metrics import MetricSums, means, pair_means
 from counterpoint.monitor.callback import Monitor
-from counterpoint.phases import allow_bars, phase
 from counterpoint.records import LossTerms, PairBatch, StepTotals, TokenPair
 from counterpoint.report.card import CARD, may_write
 from counterpoint.runlog import (

@@ -1,0 +1,129 @@
+"""Data sets as TRL, Axolotl and scripts name them, as the options that name them here.
+
+Not here: LLaMA-Factory's, which are names in a list of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from counterpoint.migrate.draft import Draft
+from counterpoint.options.given import plain
+
+BUILDERS = ("json", "csv", "parquet", "text", "arrow")
+"""Names that load_dataset takes for a kind of file."""
+
+_READ = ("path", "name", "split", "data_files", "ds_type")
+_OF_ROWS = (
+    "rows are read by their columns (docs/data.md lists the shapes); counterpoint tokens shows "
+    "what is trained"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One data set.
+
+    Args:
+        path: files, or one folder or hub id.
+        name: of its configuration on the hub.
+        split: of it; None where none is named.
+    """
+
+    path: tuple[str, ...]
+    name: str | None = None
+    split: str | None = None
+
+    @property
+    def is_files(self) -> bool:
+        """Whether the path is of files by their endings."""
+        return all(_is_file(path) for path in self.path)
+
+
+def source_of(
+    path: str, name: str | None = None, files: Any = None, split: str | None = None
+) -> Source | None:
+    """The data set that load_dataset's arguments name; None where they are not plain.
+
+    Args:
+        path: its first argument.
+        name: of a configuration.
+        files: data_files: a path, several, or such by split.
+        split: to load.
+    """
+    if isinstance(files, dict):
+        files, split = files.get(split or "train"), None
+    if isinstance(files, str):
+        files = [files]
+    if files is None:
+        return None if path in BUILDERS else Source((path,), name, split)
+    if not isinstance(files, list | tuple) or not all(isinstance(one, str) for one in files):
+        return None
+    return Source(tuple(files)) if path in BUILDERS else None
+
+
+def add_sources(draft: Draft, sources: Sequence[Source], option: str, where: str) -> None:
+    """Write data sets as an option; several where they are files, else the first.
+
+    Args:
+        draft: to write on.
+        sources: at least one.
+        option: dataset or eval_dataset.
+        where: what a message calls them.
+    """
+    first = sources[0]
+    paths = list(first.path)
+    for other in sources[1:]:
+        if first.is_files and other.is_files:
+            paths += other.path
+        else:
+            draft.left.append(
+                f"{where}: {' '.join(other.path)}: a run reads files, or one data set of the hub; "
+                "save the others as files to train on all of them."
+            )
+    if first.name and not first.is_files:
+        paths = [f"{first.path[0]}:{first.name}:{first.split or 'train'}"]
+    elif first.split and first.split != "train" and not first.is_files:
+        draft.put(f"{option}_split", first.split)
+    draft.put(option, paths[0] if len(paths) == 1 else paths)
+
+
+def add_list(draft: Draft, name: str, option: str) -> None:
+    """Write a list of data sets, each a mapping with a path, as an option.
+
+    Args:
+        draft: that may have it.
+        name: what the other tool calls it.
+        option: dataset or eval_dataset.
+    """
+    setting = draft.take(name)
+    if setting is None:
+        return
+    found = []
+    entries = plain(setting.given)
+    for number, entry in enumerate(entries if isinstance(entries, list) else [entries]):
+        where = f"{setting.where}[{number}]"
+        source = _of_entry(entry)
+        if source is None:
+            draft.left.append(f"{where}: it names no file and no data set of the hub.")
+            continue
+        found.append(source)
+        extra = [f"{key}={value}" for key, value in entry.items() if key not in _READ and value]
+        if extra:
+            draft.left.append(f"{where}: {', '.join(extra)}: {_OF_ROWS}.")
+    if found:
+        add_sources(draft, found, option, setting.where)
+
+
+def _of_entry(entry: Any) -> Source | None:
+    if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
+        return None
+    split = entry.get("split")
+    return source_of(entry["path"], entry.get("name"), entry.get("data_files"), split)
+
+
+def _is_file(path: str) -> bool:
+    plain = path.removesuffix(".gz").removesuffix(".bz2").removesuffix(".xz")
+    return plain.endswith((".jsonl", ".json", ".csv", ".tsv", ".parquet"))

@@ -1,0 +1,168 @@
+"""What an Axolotl file with preference training means here.
+
+Read in its repository (``src/axolotl/utils/schemas`` and ``core/builders``). Where it is silent
+and its defaults differ from those here, they are written out.
+
+Not here: its plugins, and the row shapes of its ``type:`` names.
+"""
+
+from __future__ import annotations
+
+from counterpoint.errors import ConfigError
+from counterpoint.migrate.data_sets import add_list
+from counterpoint.migrate.draft import Draft
+from counterpoint.migrate.of_llama_factory import without_reference
+from counterpoint.migrate.of_trl import QUANTISED, keep_nll
+from counterpoint.options.given import plain
+
+MARKS = ("base_model", "rl", "sequence_len", "micro_batch_size", "num_epochs", "adapter")
+"""Names by which a file of the tool is known."""
+
+_BY_ITSELF = "the model's config and tokenizer say which classes they are"
+_PACKING = "padding and packing never change a result"
+_OFTEN = "write {name}_steps, or {name}_strategy: epoch"
+REASONS = {
+    "model_type": _BY_ITSELF,
+    "tokenizer_type": _BY_ITSELF,
+    "is_llama_derived_model": _BY_ITSELF,
+    "load_in_8bit": QUANTISED,
+    "load_in_4bit": QUANTISED,
+    "gptq": QUANTISED,
+    "batch_size": "a step's pairs are per_device_train_batch_size x gradient_accumulation_steps x "
+    "ranks",
+    "chat_template": "the tokenizer's own chat template is used; chat_template takes a file with "
+    "another, counterpoint tokens shows what is trained",
+    "chat_template_jinja": "write it to a file and name that in chat_template",
+    "dataset_prepared_path": "prepared data sets are kept in datasets' cache",
+    "val_set_size": "held-out rows are a data set of their own: eval_dataset",
+    "sample_packing": _PACKING,
+    "eval_sample_packing": _PACKING,
+    "pad_to_sequence_len": _PACKING,
+    "train_on_inputs": "a prompt's tokens never carry loss",
+    "special_tokens": "give them in the tokenizer's own files; padding never reaches the loss",
+    "tokens": "add them to tokenizer and model before training",
+    "lora_model_dir": "a run starts a new adapter; merge the old one into the model first",
+    "lora_fan_in_fan_out": "peft finds it by itself",
+    "saves_per_epoch": _OFTEN.format(name="save"),
+    "evals_per_epoch": _OFTEN.format(name="eval"),
+    "early_stopping_patience": "nothing stops a run early; load_best_model_at_end keeps its best",
+    "wandb_project": "write report_to: wandb, and set WANDB_PROJECT where you run",
+    "wandb_entity": "set WANDB_ENTITY where you run",
+    "wandb_name": "write run_name",
+    "fsdp_config": "sharded engines are not supported yet; use DDP through torchrun",
+    "rpo_alpha": "it is DPO's; the NLL of the chosen is weighed by cpo_alpha",
+    "xformers_attention": "transformers has no such attention; sdpa is its default",
+    "plugins": "there are no plugins; the shared layout and the chunked head are on by themselves",
+}
+NAMES = {
+    "revision_of_model": "revision",
+    "tokenizer_config": "tokenizer",
+    "rl_beta": "beta",
+    "peft_use_dora": "use_dora",
+    "peft_use_rslora": "use_rslora",
+    "dataset_processes": "dataset_num_proc",
+    "eval_batch_size": "per_device_eval_batch_size",
+}
+_ATTENTION = {
+    "flash_attention": "flash_attention_2",
+    "sdp_attention": "sdpa",
+    "eager_attention": "eager",
+}
+
+
+def of_axolotl(draft: Draft) -> None:
+    """Translate the settings of a file with ``rl: simpo`` or ``rl: orpo``.
+
+    Args:
+        draft: with the file's settings.
+
+    Raises:
+        ConfigError: CP102 for a file that does not train on preference pairs.
+    """
+    _loss(draft)
+    _adapter(draft)
+    add_list(draft, "datasets", "dataset")
+    add_list(draft, "test_datasets", "eval_dataset")
+    for name, kind in _ATTENTION.items():
+        if draft.switch(name):
+            draft.put("attn_implementation", kind)
+    _precision(draft)
+    _defaults(draft)
+    draft.pass_on(REASONS, NAMES)
+
+
+def _loss(draft: Draft) -> None:
+    setting = draft.take("rl")
+    name = None if setting is None else plain(setting.given)
+    if name == "simpo":
+        draft.put("loss_type", "simpo")
+        keep_nll(draft, "Axolotl")
+    elif name == "orpo":
+        draft.put("loss_type", "orpo")
+        draft.notes.append(
+            "loss_type orpo: Axolotl, through TRL, takes the NLL over prompt and chosen "
+            "completion, Counterpoint over the completion alone."
+        )
+        if (weight := draft.take("orpo_alpha")) is not None:
+            draft.add("beta", weight, "was orpo_alpha")
+    elif name in ("dpo", "ipo"):
+        without_reference(draft, setting, "ipo" if name == "ipo" else "sigmoid")
+    else:
+        raise ConfigError(
+            "CP102",
+            f"rl={name} trains on no preference pairs; what can be translated is rl: simpo or orpo "
+            "(and dpo, not to the same objective).",
+        )
+    nested = draft.take("trl")
+    if nested is None:
+        return
+    inner = nested.given if isinstance(nested.given, dict) else {}
+    rest = {key: value for key, value in inner.items() if key != "beta"}
+    if "beta" in inner:
+        draft.add("beta", type(nested)("beta", inner["beta"], f"{nested.where}.beta"))
+        draft.rest.pop("rl_beta", None)  # trl.beta goes before it
+    if rest or not inner:
+        draft.leave(type(nested)("trl", rest or nested.given, nested.where), "none of it is CPO's")
+
+
+def _adapter(draft: Draft) -> None:
+    setting = draft.take("adapter")
+    kind = None if setting is None else plain(setting.given)
+    if kind == "qlora" and setting is not None:
+        draft.leave(setting, f"{QUANTISED}; a LoRA adapter on the plain weights is written")
+    if kind in ("lora", "qlora"):
+        if draft.switch("lora_target_linear"):
+            draft.rest.pop("lora_target_modules", None)  # every linear layer, as here without it
+        return
+    if setting is not None:
+        draft.leave(setting, "Counterpoint trains all weights or a LoRA adapter; all are written")
+    for name in [n for n in draft.rest if n.startswith(("lora_", "peft_"))]:
+        if unused := draft.take(name):
+            draft.leave(unused, "there is no adapter: lora to use it")
+
+
+def _precision(draft: Draft) -> None:
+    for name in ("bf16", "tf32", "fp16"):
+        value = draft.peek(name)
+        if value == "auto":
+            draft.take(name)  # left to the machine, as here without it
+        elif value == "full" and (setting := draft.take(name)):
+            draft.leave(
+                setting,
+                "the nearest is dtype: bfloat16 with stochastic_rounding: true, which needs "
+                "torchao",
+            )
+
+
+def _defaults(draft: Draft) -> None:
+    """Where the tool's own defaults differ from those here, what it would have done."""
+    for name, option, value in (
+        ("sequence_len", "max_length", 512),
+        ("micro_batch_size", "per_device_train_batch_size", 1),
+        ("num_epochs", "num_train_epochs", 1),
+        ("lr_scheduler", "lr_scheduler_type", "cosine"),
+    ):
+        if draft.peek(name) is None and draft.peek(option) is None:
+            draft.put(option, value, "Axolotl's default")
+    if draft.peek("warmup_steps") is None and draft.peek("warmup_ratio") is None:
+        draft.put("warmup_steps", 0.03, "Axolotl's default, there at most 100 steps")

@@ -1,0 +1,181 @@
+"""What a LLaMA-Factory file means here.
+
+Its defaults are those of transformers, so where it is silent they are written out. Read in its
+repository (``src/llamafactory/hparams`` and ``train/dpo``).
+
+Not here: its list of data sets (``dataset_info.json``), and its chat templates.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from counterpoint.errors import ConfigError
+from counterpoint.migrate.draft import Draft
+from counterpoint.migrate.of_trl import NO_REFERENCE, QUANTISED
+from counterpoint.options.given import Scalar, Setting, plain
+
+MARKS = ("stage", "finetuning_type", "pref_loss", "pref_beta", "cutoff_len", "lora_rank")
+"""Names by which a file of the tool is known."""
+
+_NOT_NEEDED = "there is nothing to set here"
+_DATA_LIST = (
+    "it is a name in LLaMA-Factory's dataset_info.json; give the file or hub id behind it as "
+    "{option}"
+)
+REASONS = {
+    "template": "the tokenizer's own chat template is used; chat_template takes a file with "
+    "another, counterpoint tokens shows what is trained",
+    "dataset_dir": "data sets are files or hub ids here",
+    "media_dir": "there are no images or sounds in a pair",
+    "max_samples": "all rows are trained on; keep fewer in the file, or limit max_steps",
+    "val_size": "held-out rows are a data set of their own: eval_dataset",
+    "overwrite_cache": "the cache knows by itself what has changed",
+    "do_train": _NOT_NEEDED,
+    "plot_loss": "metrics.jsonl in the run's folder holds every logged number",
+    "packing": "padding and packing never change a result",
+    "neat_packing": "padding and packing never change a result",
+    "mix_strategy": "several files are read one after the other and shuffled",
+    "quantization_bit": QUANTISED,
+    "quantization_method": QUANTISED,
+    "ref_model": NO_REFERENCE,
+    "ref_model_adapters": NO_REFERENCE,
+    "ref_model_quantization_bit": NO_REFERENCE,
+    "adapter_name_or_path": "a run starts a new adapter; merge the old one into the model first",
+    "pure_bf16": "the nearest is dtype: bfloat16 with stochastic_rounding: true, which needs "
+    "torchao",
+    "train_on_prompt": "a prompt's tokens never carry loss",
+    "mask_history": "only the last turn carries loss, always",
+    "upcast_layernorm": "trained weights are kept in float32",
+    "use_unsloth": "the shared layout and the chunked head are on by themselves",
+    "enable_liger_kernel": "the shared layout and the chunked head are on by themselves",
+    "rope_scaling": "give it in the model's config.json",
+}
+NAMES = {
+    "pref_beta": "beta",
+    "dpo_label_smoothing": "label_smoothing",
+    "preprocessing_num_workers": "dataset_num_proc",
+    "lora_rank": "lora_r",
+}
+_ATTENTION = {"fa2": "flash_attention_2", "fa3": "flash_attention_3", "sdpa": "sdpa"}
+
+
+def of_llama_factory(draft: Draft) -> None:
+    """Translate the settings of a file with ``stage: dpo``.
+
+    Args:
+        draft: with the file's settings.
+
+    Raises:
+        ConfigError: CP102 for a stage that does not train on preference pairs.
+    """
+    stage = draft.text("stage")
+    if stage != "dpo":
+        raise ConfigError(
+            "CP102",
+            f"stage={stage} trains on no preference pairs; what can be translated is stage: dpo "
+            "(with pref_loss simpo or orpo, best).",
+        )
+    _loss(draft)
+    _adapter(draft)
+    _data(draft)
+    _defaults(draft)
+    attention = draft.take("flash_attn")
+    kind = None if attention is None else getattr(attention.given, "text", "")
+    if kind in _ATTENTION:
+        draft.put("attn_implementation", _ATTENTION[kind])
+    elif attention is not None and kind != "auto":
+        draft.leave(attention, "attn_implementation takes transformers' own names")
+    if draft.switch("disable_gradient_checkpointing"):
+        draft.put("gradient_checkpointing", False)
+    draft.pass_on(REASONS, NAMES)
+
+
+def without_reference(draft: Draft, setting: Setting | None, loss_type: str) -> None:
+    """Write the loss that is left of a DPO run where there is no reference model.
+
+    Args:
+        draft: to write on.
+        setting: that asks for it; None where it is a default.
+        loss_type: sigmoid, hinge or ipo.
+    """
+    draft.put("loss_type", loss_type, "was DPO's: not the same objective")
+    what = "DPO" if setting is None else str(setting)
+    draft.left.append(
+        f"{what}: DPO's losses compare with a reference model, which CPO does without; what is "
+        f"written is loss_type: {loss_type} with the NLL of the chosen in the reference's place. "
+        "DPO's beta and learning rate do not carry over."
+    )
+
+
+def _loss(draft: Draft) -> None:
+    setting = draft.take("pref_loss")
+    name = "sigmoid" if setting is None else str(plain(setting.given))
+    extra = _number(draft, "pref_ftx")
+    if name == "simpo":
+        draft.put("loss_type", "simpo")
+        draft.put("cpo_alpha", extra, "was pref_ftx, 0 where it is not given: SimPO has no NLL")
+    elif name == "orpo":
+        draft.put("loss_type", "orpo")
+        draft.put("cpo_alpha", 1.0 + extra, "ORPO's own 1, plus pref_ftx")
+    else:
+        without_reference(draft, setting, name if name in ("hinge", "ipo") else "sigmoid")
+        if extra:
+            draft.put("cpo_alpha", extra, "was pref_ftx")
+    if extra or name == "orpo":
+        draft.notes.append(
+            "cpo_alpha: LLaMA-Factory takes the mean over pairs of means over tokens as NLL, "
+            "Counterpoint the mean over a step's tokens."
+        )
+    if draft.peek("pref_beta") is None:
+        draft.put("beta", 0.1, "LLaMA-Factory's default, which is DPO's")
+
+
+def _number(draft: Draft, name: str) -> float:
+    setting = draft.take(name)
+    value: Any = 0.0 if setting is None else plain(setting.given)
+    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
+        return float(value)
+    if setting is not None:
+        draft.leave(setting, "it should be a number, at least 0")
+    return 0.0
+
+
+def _adapter(draft: Draft) -> None:
+    setting = draft.take("finetuning_type")
+    kind = "lora" if setting is None else plain(setting.given)
+    if kind == "lora":
+        if draft.peek("lora_rank") is None:
+            draft.put("lora_r", 8, "LLaMA-Factory's default")
+        for name, option in (
+            ("lora_target", "lora_target_modules"),
+            ("additional_target", "lora_modules_to_save"),
+        ):
+            setting = draft.take(name)
+            if setting is None or plain(setting.given) == "all":
+                continue
+            words = getattr(setting.given, "text", "")  # several in one text, as no option here is
+            split = [Scalar(word.strip()) for word in words.split(",")] if words else setting.given
+            draft.add(option, Setting(setting.name, split, setting.where))
+        return
+    if setting is not None and kind != "full":
+        draft.leave(setting, "Counterpoint trains all weights or a LoRA adapter; all are written")
+    of_adapters = [n for n in draft.rest if n.startswith("lora_") or n == "additional_target"]
+    for name in of_adapters:
+        if unused := draft.take(name):
+            draft.leave(unused, f"finetuning_type {kind} does not use it")
+
+
+def _data(draft: Draft) -> None:
+    for name in ("dataset", "eval_dataset"):
+        setting = draft.take(name)
+        if setting is not None:
+            draft.leave(setting, _DATA_LIST.format(option=name))
+
+
+def _defaults(draft: Draft) -> None:
+    """Where the tool's own defaults differ from those here, what it would have done."""
+    if draft.peek("learning_rate") is None:
+        draft.put("learning_rate", 5e-5, "LLaMA-Factory's default (transformers'); high")
+    if draft.peek("cutoff_len") is None:
+        draft.put("max_length", 2048, "LLaMA-Factory's default")

@@ -1,0 +1,114 @@
+"""What TRL's options for CPO and ORPO mean here: files, commands and calls of its classes.
+
+Not here: finding them in a script (``script_calls``) or a command (``foreign_files``).
+"""
+
+from __future__ import annotations
+
+from counterpoint.migrate.data_sets import Source, add_list, add_sources, source_of
+from counterpoint.migrate.draft import Draft
+from counterpoint.options.given import Scalar
+
+NO_REFERENCE = "CPO and its relatives use no reference model"
+QUANTISED = "quantised base models are not supported yet"
+
+REASONS = {
+    "ignore_bias_buffers": "ranks need no such care here",
+    "lora_task_type": "it is always CAUSAL_LM",
+    "bnb_4bit_quant_storage": QUANTISED,
+    "max_steps_per_epoch": "max_steps limits the run",
+    "env": "set environment variables where you run",
+    "config": "counterpoint init --from that file translates it",
+    "accelerate_config": "start several processes with torchrun",
+    "num_processes": "start several processes with torchrun",
+    "dataset_mixer": "a run reads files, or one data set of the hub; give it with --dataset",
+    "dataset_splits": "name them in dataset_split and eval_dataset_split",
+    "sft_weight": "write cpo_alpha, the weight of the NLL of the chosen completion",
+    "device_map": "a model is whole on each rank's device",
+    "quantization_config": QUANTISED,
+    "test_split_size": "held-out rows are a data set of their own: eval_dataset",
+}
+_OF_SIMPO = ("gamma_beta_ratio", "gamma")
+_OF_DATA = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split")
+NAMES = {"preprocessing_num_workers": "dataset_num_proc"}
+
+
+def of_trl(draft: Draft, loss_type: str = "sigmoid") -> None:
+    """Translate options of ``trl.experimental.cpo`` and its command, or of ``orpo``.
+
+    Args:
+        draft: with the options as settings.
+        loss_type: of the class whose options they are, where they name none.
+    """
+    _loss(draft, loss_type)
+    _adapter(draft)
+    _data(draft)
+    if draft.switch("use_flash_attention_2"):
+        draft.put("attn_implementation", "flash_attention_2")
+    draft.pass_on(REASONS, NAMES)
+
+
+def keep_nll(draft: Draft, tool: str) -> None:
+    """Write out the NLL term that a tool adds to SimPO without being asked.
+
+    Args:
+        draft: whose loss is SimPO.
+        tool: whose default it is.
+    """
+    if draft.peek("cpo_alpha") is not None:
+        return
+    draft.put("cpo_alpha", 1.0, f"{tool}'s default, kept: CPO-SimPO. 0.0 would be SimPO")
+    draft.notes.append(
+        f"loss_type simpo without cpo_alpha: {tool} then adds the NLL of the chosen with weight "
+        "1, so what was trained is CPO-SimPO. Kept as it was; write cpo_alpha: 0.0 for SimPO."
+    )
+
+
+def _loss(draft: Draft, loss_type: str) -> None:
+    if loss_type == "orpo":
+        draft.put("loss_type", "orpo")
+        draft.notes.append(
+            "loss_type orpo: TRL takes the NLL over prompt and chosen completion, Counterpoint "
+            "over the completion alone."
+        )
+    elif draft.peek("loss_type") is None and any(map(draft.peek, _OF_SIMPO)):
+        draft.put("loss_type", "simpo", "its options are those of SimPO's own repository")
+        if draft.peek("cpo_alpha") is None:
+            draft.put("cpo_alpha", 0.0, "no NLL term, as there")
+    if loss_type != "orpo" and draft.peek("loss_type") == "simpo":
+        keep_nll(draft, "TRL")
+
+
+def _adapter(draft: Draft) -> None:
+    asked = draft.switch("use_peft")
+    if asked:
+        if draft.peek("lora_r") is None:
+            draft.put("lora_r", 16, "TRL's default")
+        if draft.peek("lora_alpha") is None:
+            draft.put("lora_alpha", 32, "TRL's default")
+    for name in [name for name in draft.rest if name.startswith("lora_")]:
+        if not asked and (setting := draft.take(name)):
+            draft.leave(setting, "without use_peft TRL trains all weights")
+    if draft.peek("lora_target_modules") in ("all-linear", ["all-linear"]):
+        draft.take("lora_target_modules")  # what is done here where none are named
+
+
+def _data(draft: Draft) -> None:
+    add_list(draft, "datasets", "dataset")
+    given = {name: draft.take(name) for name in _OF_DATA}
+    path, config, train, test = (
+        setting.given.text if setting and isinstance(setting.given, Scalar) else None
+        for setting in given.values()
+    )
+    strategy = draft.peek("eval_strategy") or draft.peek("evaluation_strategy")
+    source = source_of(path or "json", config, None, train)
+    if source is None or "dataset" in draft.lines:
+        for setting in filter(None, given.values()):
+            draft.leave(setting, "there is no dataset_name that counts")
+        return
+    add_sources(draft, [source], "dataset", "dataset_name")
+    if strategy not in (None, "no"):
+        held_out = Source(source.path, config, test or "test")
+        add_sources(draft, [held_out], "eval_dataset", "dataset_name")
+    elif (unused := given["dataset_test_split"]) is not None:
+        draft.leave(unused, "without eval_strategy TRL does not look at it")

@@ -1,0 +1,184 @@
+"""Another tool's file as options of ``counterpoint train``: read, translated, checked together.
+
+Not here: what each tool's options mean (``of_trl``, ``of_llama_factory``, ``of_axolotl``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from counterpoint.config import SMOOTHABLE, WITH_GAMMA, CPOConfig
+from counterpoint.doctor.presets import presets_of
+from counterpoint.errors import CounterpointError
+from counterpoint.migrate.data_sets import add_sources
+from counterpoint.migrate.draft import Draft, Translation
+from counterpoint.migrate.foreign_files import (
+    STANDARD,
+    read_foreign,
+    settings_of_command,
+    tool_of,
+)
+from counterpoint.migrate.of_axolotl import of_axolotl
+from counterpoint.migrate.of_llama_factory import of_llama_factory
+from counterpoint.migrate.of_trl import of_trl
+from counterpoint.migrate.run_file import as_yaml
+from counterpoint.migrate.script_calls import Script
+from counterpoint.options.run_options import RunOptions
+from counterpoint.options.settings import build_config
+from counterpoint.options.table import RUN, options
+from counterpoint.options.yaml_file import settings_of
+
+_ASK_FOR_EVAL = ("eval_strategy", "eval_on_start", "load_best_model_at_end", "do_eval")
+_OF_EVAL = (
+    *_ASK_FOR_EVAL,
+    "eval_steps",
+    "eval_delay",
+    "per_device_eval_batch_size",
+    "metric_for_best_model",
+    "greater_is_better",
+    "eval_dataset_split",
+)
+_FAR = 4
+"""Factor below published values of beta from which it is another loss's."""
+
+
+def translate(path: str, *, model: str | None, dataset: Sequence[str]) -> Translation:
+    """Read another tool's file and say it in options of ``counterpoint train``.
+
+    Args:
+        path: of the file; ``-`` for standard input.
+        model: in place of the one that it names.
+        dataset: in place of what it names.
+
+    Raises:
+        ConfigError: CP106 where it cannot be read as such a file, CP102 where it does not train
+            on preference pairs.
+    """
+    text, kind = read_foreign(path)
+    source = "standard input" if path == STANDARD else Path(path).name
+    read: dict[str, Callable[[str, str], tuple[str, Draft]]] = {
+        "python": _of_script,
+        "shell": _of_command,
+        "yaml": _of_yaml,
+    }
+    tool, draft = read[kind](text, source)
+    _replace(draft, model, dataset)
+    _drop_what_does_nothing(draft)
+    _mind(draft)
+    return Translation(
+        source, tool, tuple(draft.lines.values()), tuple(draft.left), tuple(draft.notes)
+    )
+
+
+def _of_script(text: str, source: str) -> tuple[str, Draft]:
+    script = Script(text, source)
+    draft = Draft(script.settings)
+    draft.left += script.left
+    for name, found in script.sources.items():
+        add_sources(draft, [found], name.removeprefix("train_"), f"{script.name}: {name}")
+    with_adapter = "lora_r" in draft.rest
+    for name in [name for name in draft.rest if with_adapter and _of_adapter(name)]:
+        draft.add(name, draft.rest.pop(name))
+    of_trl(draft, script.loss_type)
+    return "a script that uses TRL", draft
+
+
+def _of_adapter(name: str) -> bool:
+    return name.startswith("lora_") or name in ("use_rslora", "use_dora")
+
+
+def _of_command(text: str, source: str) -> tuple[str, Draft]:
+    settings, left, loss_type = settings_of_command(text, source)
+    draft = Draft(settings)
+    draft.left += left
+    of_trl(draft, loss_type)
+    return "a command of TRL", draft
+
+
+def _of_yaml(text: str, source: str) -> tuple[str, Draft]:
+    settings = settings_of(text, source)
+    tool = tool_of(settings, source)
+    draft = Draft(settings)
+    translators: dict[str, Callable[[Draft], None]] = {
+        "TRL": of_trl,
+        "LLaMA-Factory": of_llama_factory,
+        "Axolotl": of_axolotl,
+    }
+    translators[tool](draft)
+    return f"a file of {tool}", draft
+
+
+def _replace(draft: Draft, model: str | None, dataset: Sequence[str]) -> None:
+    """Put in what the command line gives, and say what is still missing."""
+    if model:
+        draft.put("model", model)
+    if dataset:
+        draft.put("dataset", dataset[0] if len(dataset) == 1 else list(dataset))
+    told = {"model": bool(model), "dataset": bool(dataset)}
+    for name, of in (("revision", "model"), ("tokenizer", "model"), ("dataset_split", "dataset")):
+        if told[of] and name in draft.lines:
+            _drop(draft, name, f"it was of what --{of} replaces")
+    for name in ("model", "dataset"):
+        if name not in draft.lines:
+            draft.notes.append(
+                f"{name} is missing, and the run needs it: write it, or add --{name}."
+            )
+
+
+def _drop_what_does_nothing(draft: Draft) -> None:
+    """Leave out what the command would refuse because nothing would read it."""
+    loss_type = _value(draft, "loss_type")
+    useless = {
+        "simpo_gamma": loss_type not in WITH_GAMMA,
+        "gamma_beta_ratio": loss_type not in ("simpo", "alphapo"),
+        "label_smoothing": loss_type not in SMOOTHABLE,
+        "alpha": loss_type in ("orpo", "repo"),
+        "cpo_alpha": loss_type == "alphapo",
+    }
+    for name in [name for name, so in useless.items() if so and name in draft.lines]:
+        _drop(draft, name, f"it does nothing with loss_type {loss_type}")
+    if "eval_dataset" not in draft.lines:
+        for name in [name for name in _OF_EVAL if name in draft.lines]:
+            if draft.lines[name].value not in (False, "no"):
+                _drop(draft, name, "there is no eval_dataset; write both to evaluate")
+            else:
+                del draft.lines[name]
+
+
+def _drop(draft: Draft, name: str, reason: str) -> None:
+    line = draft.lines.pop(name)
+    draft.left.append(f"{name}={as_yaml(line.value)}: {reason}.")
+
+
+def _mind(draft: Draft) -> None:
+    """What to look at before the run, and what the command would still refuse."""
+    loss_type, beta = _value(draft, "loss_type"), _value(draft, "beta")
+    published = [preset.beta for preset in presets_of(str(loss_type))]
+    if loss_type in ("simpo", "alphapo") and beta < min(published) / _FAR:
+        draft.notes.append(
+            f"beta={beta:g} is of the size that CPO and DPO take, whose rewards are sums over "
+            f"tokens; published {loss_type} runs have {min(published):g} to {max(published):g}, "
+            "and others collapsed. Kept as it was; counterpoint init --list shows the settings."
+        )
+    if draft.lines.get("streaming") and _value(draft, "streaming") and not _steps(draft):
+        draft.notes.append("max_steps is missing, and a streamed data set needs it.")
+    values = {line.name: line.value for line in draft.lines.values()}
+    run = {name: values.pop(name) for name in tuple(values) if options()[name].group == RUN}
+    try:
+        if {"model", "dataset"} <= set(run):
+            RunOptions(**run)
+        build_config({"output_dir": "run", **values})
+    except CounterpointError as error:
+        draft.notes.append(f"counterpoint train refuses this as it is: {error}")
+
+
+def _steps(draft: Draft) -> bool:
+    return bool(_value(draft, "max_steps") > 0)
+
+
+def _value(draft: Draft, name: str) -> Any:
+    """What an option is in the file, or its default."""
+    line = draft.lines.get(name)
+    return getattr(CPOConfig, name, None) if line is None else line.value

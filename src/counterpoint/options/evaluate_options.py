@@ -1,0 +1,250 @@
+"""What ``counterpoint evaluate`` takes: its own flags, and those of ``train`` that it reads.
+
+Where the model lies in a run's folder, the options of that run's objective and of how it read a row
+are taken over, so that the reward is the one that was trained.
+
+Not here: evaluating (``evaluate``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from counterpoint.constraints import KINDS
+from counterpoint.data.options import OF_A_ROW, OF_THE_MACHINE
+from counterpoint.errors import ConfigError
+from counterpoint.evaluation.references import BLEU_TOKENIZERS, METRICS
+from counterpoint.runlog import OBJECTIVE_OPTIONS, RUN_FILE, logger, read_run
+
+if TYPE_CHECKING:
+    from counterpoint.options.settings import Request
+
+OBJECTIVE = (
+    *OBJECTIVE_OPTIONS,
+    "router_aux_loss_coef",
+)
+READING = tuple(OF_A_ROW.values())
+"""How a row is read, so that a model is evaluated on rows read as those that it was trained on."""
+
+OF_TRAIN = (
+    *OBJECTIVE,
+    *READING,
+    *OF_THE_MACHINE.values(),
+    "revision",
+    "tokenizer",
+    "chat_template",
+    "dtype",
+    "attn_implementation",
+    "trust_remote_code",
+    "model_init_kwargs",
+    "hub_token",
+    "per_device_eval_batch_size",
+    "max_micro_batch_tokens",
+    "layout",
+    "bf16",
+    "fp16",
+    "use_cpu",
+    "ddp_backend",
+)
+"""Options of ``counterpoint train`` that mean the same here."""
+
+OF_WRITING = ("temperature", "max_new_tokens", "metrics", "bleu_tokenizer")
+"""Flags of the command that only say how, or whereby, texts are written and scored."""
+
+_AS_IN_TRAIN = {"dataset": "eval_dataset", "split": "eval_dataset_split"}
+_FIXED = (
+    "--gradient_checkpointing=false",
+    "--disable_tqdm=true",
+    "--report_to=none",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateOptions:
+    """The command's own flags; every field's help is its meaning."""
+
+    base: str | None = field(
+        default=None,
+        metadata={
+            "help": "Model to compare with, as MODEL: a table of before and after, with intervals "
+            "of the difference on the same pairs."
+        },
+    )
+    generate: int = field(
+        default=0,
+        metadata={
+            "help": "Let the model write to at most so many prompts of each set, spread evenly; "
+            "the column reference, or else the chosen completion, is what they are compared with."
+        },
+    )
+    prompts: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Files or a hub id with prompts to write to: rows with prompt (text or "
+            "messages) and, where there is one, reference."
+        },
+    )
+    max_new_tokens: int = field(
+        default=128, metadata={"help": "Most tokens written to a prompt, >= 1."}
+    )
+    temperature: float = field(
+        default=0.0,
+        metadata={"help": "Above 0: sample a second text for each prompt at this temperature."},
+    )
+    top_p: float = field(
+        default=1.0,
+        metadata={"help": "Share of probability to sample from, in (0, 1]."},
+    )
+    metrics: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Scores against references beside the exact match. Not given: bleu and "
+            "chrf, where sacrebleu is installed.",
+            "choices": (*METRICS, "none"),
+        },
+    )
+    bleu_tokenizer: str = field(
+        default="13a",
+        metadata={
+            "help": "How BLEU finds words: 13a for most languages, zh for Chinese.",
+            "choices": BLEU_TOKENIZERS,
+        },
+    )
+    resamples: int = field(
+        default=2000, metadata={"help": "Draws of the bootstrap that makes the intervals, >= 1."}
+    )
+    seed: int = field(default=0, metadata={"help": "Of the bootstrap and of sampled texts, >= 0."})
+    json: bool = field(
+        default=False, metadata={"help": "Everything as a JSON object instead of tables."}
+    )
+    out: str | None = field(
+        default=None,
+        metadata={"help": "Folder for evaluation.json and the texts, completions.jsonl."},
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "Replace these files where they are there already."}
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        for name, least in (("generate", 0), ("seed", 0), ("max_new_tokens", 1), ("resamples", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(
+                    "CP103",
+                    f"{name}={getattr(self, name)} should be a whole number, at least {least}.",
+                )
+        if self.temperature < 0:
+            raise ConfigError("CP103", f"temperature={self.temperature} should be at least 0.")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError("CP103", f"top_p={self.top_p} should be in (0, 1].")
+        if "none" in self.metrics and len(self.metrics) > 1:
+            raise ConfigError("CP104", "metrics: none contradicts the others; leave one out.")
+        self._check_writing()
+
+    @property
+    def writes(self) -> bool:
+        """Whether texts are to be written."""
+        return bool(self.generate or self.prompts)
+
+    def _check_writing(self) -> None:
+        if self.top_p != 1 and not self.temperature:
+            raise ConfigError(
+                "CP104", f"top_p={self.top_p} would do nothing without a temperature above 0."
+            )
+        idle = [name for name in OF_WRITING if getattr(self, name) != _default_of(name)]
+        if idle and not self.writes:
+            raise ConfigError(
+                "CP104",
+                f"{' and '.join(idle)} would do nothing: no text is written without --generate N "
+                "or --prompts FILE.",
+            )
+
+
+def _default_of(name: str) -> Any:
+    made = EvaluateOptions.__dataclass_fields__[name]
+    return made.default if made.default_factory is MISSING else made.default_factory()
+
+
+def read_evaluation(source: str, words: Sequence[str], output_dir: str) -> Request:
+    """The options of an evaluation as those of a run that only evaluates.
+
+    Args:
+        source: the model's hub id or folder.
+        words: the command line without the model and the command's own flags.
+        output_dir: a folder that nothing is written to.
+
+    Raises:
+        ConfigError: CP1xx, also for options of ``train`` that would do nothing here.
+    """
+    from counterpoint.options.settings import read_request, read_values
+
+    renamed = [_as_in_train(word) for word in words]
+    _refuse_stray(renamed)
+    given = read_values(renamed)
+    idle = [name for name in given if name not in (*OF_TRAIN, *_AS_IN_TRAIN.values())]
+    if idle:
+        raise ConfigError(
+            "CP101",
+            f"--{idle[0]} is no option of counterpoint evaluate, where it would do nothing; "
+            "counterpoint evaluate --help lists those that it takes.",
+        )
+    inherited = of_run(source)
+    if "loss_type" in given:
+        inherited = {name: value for name, value in inherited.items() if name in READING}
+    taken = [name for name in inherited if name not in given]
+    if taken:
+        logger().info("those of the run of %s: %s", source, ", ".join(taken))
+    return read_request(
+        [
+            f"--model={source}",
+            f"--dataset={source}",  # wanted of every run; not read
+            f"--output_dir={output_dir}",
+            *_FIXED,
+            *(
+                f"--{name}={'null' if inherited[name] is None else inherited[name]}"
+                for name in taken
+            ),
+            *renamed,
+        ]
+    )
+
+
+def of_run(source: str) -> Mapping[str, Any]:
+    """The options of objective and reading of the run that a model is of; empty without a run.
+
+    Args:
+        source: a folder with ``run.json``, or a checkpoint in one.
+
+    Raises:
+        SetupError: CP507 for a ``run.json`` that cannot be read.
+    """
+    folder = Path(source).expanduser()
+    for place in (folder, folder.parent) if folder.is_dir() else ():
+        is_its_run = place == folder or folder.name.startswith("checkpoint-")
+        if is_its_run and (place / RUN_FILE).is_file():
+            options = read_run(place, ()).facts.get("options", {})
+            wanted = {name: options.get(name) for name in OBJECTIVE}
+            kinds = [KINDS.get(str(one.get("kind"))) for one in options.get("constraints") or ()]
+            if any(kind is not None and kind.nll_weight for kind in kinds):
+                wanted["cpo_alpha"] = 0.0  # its NLL was bounded, and had no fixed weight
+            # a null says how a row is read, where a run has written one: no own default does
+            read = {name: options[name] for name in READING if name in options}
+            return {name: value for name, value in wanted.items() if value is not None} | read
+    return {}
+
+
+def _as_in_train(word: str) -> str:
+    written, equals, text = word.partition("=")
+    name = written.removeprefix("--").replace("-", "_") if written.startswith("--") else ""
+    return f"--{_AS_IN_TRAIN[name]}{equals}{text}" if name in _AS_IN_TRAIN else word
+
+
+def _refuse_stray(words: Sequence[str]) -> None:
+    if words and not words[0].startswith("--"):
+        raise ConfigError(
+            "CP101",
+            f"{words[0]!r} belongs to no flag; write counterpoint evaluate MODEL --dataset FILE.",
+        )

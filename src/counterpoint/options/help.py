@@ -1,0 +1,96 @@
+"""The text of ``counterpoint train --help``: the option table, wrapped to the terminal.
+
+Not here: what an option means; its help text lives with its field.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import textwrap
+from typing import Any
+
+from counterpoint.config import REFUSED
+from counterpoint.options.coerce import expected
+from counterpoint.options.table import GROUPS, OF_THE_COMMAND, TRANSFORMERS, Option, options
+
+_WIDEST = 110
+_INDENT = " " * 6
+_SENTENCE_END = re.compile(r"\.\s+(?=[A-Z`])")
+
+INTRODUCTION = (
+    "Trains a model on preference pairs. Options come from the YAML file, one 'option: value' a "
+    "line, and from flags, which override it. A flag may be written --max_length 512, "
+    "--max-length 512 or --max_length=512; a switch --bf16, --no_bf16 or --bf16 false; null "
+    "stands for no value. --debug alone shows the stack trace of an error."
+)
+
+EXAMPLES = """\
+examples:
+  counterpoint train --model Qwen/Qwen2.5-0.5B --dataset pairs.jsonl
+  counterpoint train simpo.yaml --learning_rate 5e-7 --output_dir runs/second
+  torchrun --nproc_per_node 2 -m counterpoint train simpo.yaml
+"""
+
+
+def train_help(width: int | None = None) -> str:
+    """Every option with its meaning and default, by group.
+
+    Args:
+        width: columns to wrap at; None takes the terminal's, at most 110.
+    """
+    columns = max(40, width or min(shutil.get_terminal_size().columns, _WIDEST))
+    parts = ["usage: counterpoint train [CONFIG.yaml] [--option value ...]", ""]
+    parts += [textwrap.fill(INTRODUCTION, columns), "", EXAMPLES]
+    for group, meaning in GROUPS.items():
+        parts += [textwrap.fill(f"{group}. {meaning}", columns), ""]
+        parts += [_describe(one, columns) for one in options().values() if one.group == group]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _describe(option: Option, columns: int) -> str:
+    text = summary(option)
+    if option.choices:
+        text += f" One of {', '.join(option.choices)}."
+    if option.default is not None:
+        text += f" Default: {show_default(option)}."
+    body = textwrap.fill(
+        text.strip(),
+        width=columns,
+        initial_indent=_INDENT,
+        subsequent_indent=_INDENT,
+        break_on_hyphens=False,
+    )
+    return f"  --{option.name}  ({kind(option)})\n{body}"
+
+
+def summary(option: Option) -> str:
+    """What an option means, or why it is refused; of transformers' own, the first sentence."""
+    if option.name in REFUSED:
+        passing, reason = REFUSED[option.name]
+        return f"Refused unless {show(passing)}: {reason}."
+    if option.group != TRANSFORMERS or option.name in OF_THE_COMMAND:
+        return option.help
+    first = _SENTENCE_END.split(option.help, maxsplit=1)[0]
+    return f"{first.rstrip('.')}."
+
+
+def kind(option: Option) -> str:
+    """What an option takes, in plain words."""
+    words = "a word" if option.choices else expected(option.hint)
+    return words.removesuffix(" or null").removeprefix("a ")
+
+
+def show_default(option: Option) -> str:
+    """An option's default as YAML would write it."""
+    return show(option.default)
+
+
+def show(value: Any) -> str:
+    """A value as YAML would write it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "none" if value in ([], "", {}) else str(value)

@@ -1,0 +1,145 @@
+"""The table of every option of ``counterpoint train``: its type, default, help and group.
+
+It is read off the fields of ``RunOptions`` and ``CPOConfig``, so an option exists once. Building
+it imports transformers, which takes seconds; ``counterpoint --help`` must not.
+
+Not here: values (``coerce``), and what transformers' own options mean.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, fields
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+from counterpoint.config import CPOConfig
+from counterpoint.errors import ConfigError
+from counterpoint.old_options import TAKEN, why_no_option
+from counterpoint.old_options import nearest as nearest_of
+from counterpoint.options.coerce import words
+from counterpoint.options.given import Setting
+from counterpoint.options.run_options import RunOptions
+
+RUN = "Model, data and adapter"
+COUNTERPOINT = "Objective and training"
+TRANSFORMERS = "transformers.TrainingArguments"
+GROUPS: Mapping[str, str] = MappingProxyType(
+    {
+        RUN: "What to train on what.",
+        COUNTERPOINT: "CPOConfig: the names and defaults of TRL's, and what Counterpoint adds.",
+        TRANSFORMERS: "All of transformers' options; those that could only mislead are refused.",
+    }
+)
+
+OF_THE_COMMAND: Mapping[str, str] = MappingProxyType(
+    {
+        "output_dir": "Folder of the run: model, log, checkpoints. null: runs/<model>-<loss_type>, "
+        "numbered where that is taken.",
+        "resume_from_checkpoint": "Folder of a checkpoint to go on from, or latest: the newest "
+        "good one in output_dir, or auto, as resume.",
+        "hub_token": "Token of the hub; kept out of everything that is written.",
+        "disable_tqdm": "No progress bar; null: one where there is a terminal to show it.",
+    }
+)
+"""Options of transformers' that mean more in the command than their own help says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of the command.
+
+    Args:
+        name: as a key of YAML and, after two hyphens, as a flag.
+        hint: the annotation of its field.
+        default: the value when it is not given.
+        help: what it means.
+        choices: the words allowed; empty where any value of the type is.
+        group: a key of ``GROUPS``.
+    """
+
+    name: str
+    hint: Any
+    default: Any
+    help: str
+    choices: tuple[str, ...]
+    group: str
+
+
+@cache
+def options() -> Mapping[str, Option]:
+    """Every option by name: the run's, then Counterpoint's own, then transformers'."""
+    own = inspect.get_annotations(CPOConfig)
+    ranked = [
+        *_read(RunOptions, {}, RUN),
+        *_read(CPOConfig, own, COUNTERPOINT),
+    ]
+    order = list(GROUPS)
+    ranked.sort(key=lambda option: order.index(option.group))
+    return MappingProxyType({option.name: option for option in ranked})
+
+
+def reads_as(name: str) -> tuple[Any, tuple[str, ...]]:
+    """Type and choices of an option's value; of an earlier release's, those of what it is today.
+
+    Args:
+        name: of an option, or one of ``TAKEN``.
+    """
+    if name in options():
+        return options()[name].hint, options()[name].choices
+    one = TAKEN[name]
+    if one.hint is not None:
+        return one.hint, ()
+    return options()[one.to].hint, options()[one.to].choices
+
+
+def is_known(name: str) -> bool:
+    """Whether a name is an option, or one of an earlier release that is taken."""
+    return name in options() or name in TAKEN
+
+
+def refuse_unknown(settings: Iterable[Setting]) -> None:
+    """Raise CP101 where a setting names no option, with what was probably meant."""
+    unknown = [setting for setting in settings if not is_known(setting.name)]
+    if unknown:
+        raise ConfigError("CP101", " ".join(_name_unknown(setting) for setting in unknown))
+
+
+def nearest(name: str) -> str | None:
+    """The option whose name is most like ``name``; None where nothing is."""
+    return nearest_of(name, options())
+
+
+def _name_unknown(setting: Setting) -> str:
+    return f"{setting.where} is no option{why_no_option(setting.name, options())}"
+
+
+def _read(config: type[Any], own: Mapping[str, Any], group: str) -> list[Option]:
+    hints = typing.get_type_hints(config)
+    return [
+        Option(
+            name=field.name,
+            hint=hints[field.name],
+            default=_default(field),
+            help=_help(field),
+            choices=tuple(field.metadata.get("choices") or ()) or words(hints[field.name]),
+            group=group if not own or field.name in own else TRANSFORMERS,
+        )
+        for field in fields(config)
+        if field.init
+    ]
+
+
+def _default(field: Field[Any]) -> Any:
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return getattr(field.default, "value", field.default)
+
+
+def _help(field: Field[Any]) -> str:
+    if field.name in OF_THE_COMMAND:
+        return OF_THE_COMMAND[field.name]
+    return " ".join(str(field.metadata.get("help", "")).split())
