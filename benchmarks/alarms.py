@@ -26,12 +26,12 @@ from step import put_between
 from transformers import PrinterCallback
 
 from counterpoint import CPOConfig, CPOTrainer
+from counterpoint.console.alone import quiet
 from counterpoint.quickstart.run import HELD_OUT, STEP_PAIRS, STEPS, training_options
 from counterpoint.quickstart.table import judge
 from counterpoint.quickstart.task import held_out_numbers, preference_pairs
 from counterpoint.quickstart.translate import load_base, translate
 from counterpoint.runlog import read_run
-from counterpoint.trainer.alone import quiet
 
 SEED, EVALUATED = 5, 200
 RESULTS = Path(__file__).parent / "results" / "alarms.json"

@@ -37,12 +37,12 @@ from step import put_between
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from counterpoint import CPOConfig, CPOTrainer
+from counterpoint.console.alone import quiet
 from counterpoint.quickstart.run import HELD_OUT, STEP_PAIRS, STEPS, training_options
 from counterpoint.quickstart.table import judge
 from counterpoint.quickstart.task import held_out_numbers, held_out_pairs, preference_pairs
 from counterpoint.quickstart.translate import BASE, translate
 from counterpoint.runlog import read_run, versions
-from counterpoint.trainer.alone import quiet
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "constrained.jsonl"

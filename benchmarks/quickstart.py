@@ -28,12 +28,12 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from counterpoint import CPOConfig, CPOTrainer
+from counterpoint.console.alone import quiet
 from counterpoint.quickstart.run import HELD_OUT, STEP_PAIRS, STEPS, training_options
 from counterpoint.quickstart.supervised import train_supervised
 from counterpoint.quickstart.table import judge
 from counterpoint.quickstart.task import held_out_numbers, preference_pairs
 from counterpoint.quickstart.translate import load_base, translate
-from counterpoint.trainer.alone import quiet
 
 SEEDS = range(5, 10)
 RESULTS = Path(__file__).parent / "results" / "quickstart.json"

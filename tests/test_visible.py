@@ -12,12 +12,12 @@ from rich.console import Console
 
 from counterpoint import CPOConfig, ModelError
 from counterpoint.console import manners
+from counterpoint.console.panel import View, panel
 from counterpoint.console.phases import Phase
 from counterpoint.errors import DataError
 from counterpoint.markup import element
 from counterpoint.masking import MaskingFilter
 from counterpoint.runlog import Alarm
-from counterpoint.trainer.display import View, panel
 from counterpoint.trainer.loading import load_config
 from counterpoint.visible import visible
 from tests.cli.conftest import Command, command, pattern, tree, workshop

@@ -15,6 +15,7 @@ from counterpoint.log_lines import quiet_imports
 
 if TYPE_CHECKING:
     from counterpoint.config import CPOConfig
+    from counterpoint.console.display import TrainingDisplay
     from counterpoint.constraints import Constraint
     from counterpoint.data.pair_rules import PairRules
     from counterpoint.data.scored import pairs_from_scored
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from counterpoint.report.inline import show
-    from counterpoint.trainer.display import TrainingDisplay
     from counterpoint.trainer.trainer import CPOTrainer
 
 __all__ = [
@@ -60,7 +60,7 @@ _HOMES = {
     "NonFiniteError": "counterpoint.errors",
     "PairRules": "counterpoint.data.pair_rules",
     "SetupError": "counterpoint.errors",
-    "TrainingDisplay": "counterpoint.trainer.display",
+    "TrainingDisplay": "counterpoint.console.display",
     "TrainingError": "counterpoint.errors",
     "pairs_from_scored": "counterpoint.data.scored",
     "show": "counterpoint.report.inline",

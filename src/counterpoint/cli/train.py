@@ -35,6 +35,7 @@ from counterpoint.checkpoint.manifest import MANIFEST
 from counterpoint.cli.parts import Attempt, Parts, call, hide_token, load_parts
 from counterpoint.cli.signals import heeded
 from counterpoint.config import CPOConfig
+from counterpoint.console.display import TrainingDisplay
 from counterpoint.console.manners import (
     NARROWEST,
     complain_all,
@@ -63,7 +64,6 @@ from counterpoint.runlog import (
     stream_file,
 )
 from counterpoint.staged import staged
-from counterpoint.trainer.display import TrainingDisplay
 from counterpoint.trainer.lost_rank import lost_rank_named
 from counterpoint.trainer.trackers import check_trackers
 from counterpoint.trainer.trainer import CPOTrainer

@@ -12,7 +12,7 @@ written), in which nobody else could look at the clock. It lives while a phase i
 process is forked while it writes, so that no worker inherits a lock that nobody opens. Fork before
 a phase all the same: Python warns of a fork beside a thread.
 
-Not here: the steps and the numbers of a training (``trainer.display``).
+Not here: the steps and the numbers of a training (``display``).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The progress display is one line that rewrites itself on a terminal, and a few lines elsewhere.
 Nothing is wider than ``WIDTH`` columns, except the name of a folder that is.
 
-Not here: what the lines say (``run``, ``table``), and silencing the libraries (``trainer.alone``).
+Not here: what the lines say (``run``, ``table``), and silencing the libraries (``console.alone``).
 """
 
 from __future__ import annotations

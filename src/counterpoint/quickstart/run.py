@@ -24,6 +24,7 @@ import yaml
 from transformers import PrinterCallback
 
 from counterpoint.config import CPOConfig
+from counterpoint.console.alone import one_thread, quiet
 from counterpoint.console.phases import on_stderr, shown_on
 from counterpoint.errors import SetupError
 from counterpoint.invocation import EXTRAS, command, installing
@@ -42,7 +43,6 @@ from counterpoint.quickstart.task import (
 from counterpoint.quickstart.translate import BASE, load_base, translate
 from counterpoint.runlog import check_writable, versions
 from counterpoint.strict import strict_json
-from counterpoint.trainer.alone import one_thread, quiet
 from counterpoint.trainer.trainer import CPOTrainer
 from counterpoint.wrap import padded
 

@@ -25,6 +25,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from counterpoint.config import CPOConfig
+from counterpoint.console.alone import one_thread, quiet
 from counterpoint.console.phases import phase
 from counterpoint.doctor.of_batch import steps_of
 from counterpoint.errors import SetupError
@@ -34,7 +35,6 @@ from counterpoint.smoke.real import Measured, measure
 from counterpoint.smoke.report import Check, SmokeReport
 from counterpoint.smoke.rows import own_pairs, shortened
 from counterpoint.smoke.twin import twin_of, weights_outside_vocabulary
-from counterpoint.trainer.alone import one_thread, quiet
 from counterpoint.trainer.setup import prepare_tokenizer
 
 PAIRS = 24

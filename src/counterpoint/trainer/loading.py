@@ -35,11 +35,11 @@ from transformers.utils import logging as transformers_logging
 
 from counterpoint.checkpoint.manifest import MANIFEST, read_manifest, refuse_unlisted
 from counterpoint.config import CPOConfig
+from counterpoint.console.bars import without_bars
 from counterpoint.console.phases import phase
 from counterpoint.data.bounds import panics_caught
 from counterpoint.errors import ConfigError, ModelError, SetupError
 from counterpoint.log_lines import quiet_calls
-from counterpoint.trainer.bars import without_bars
 from counterpoint.trainer.described import (
     read_described,
     read_object,

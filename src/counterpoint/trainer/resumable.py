@@ -55,13 +55,13 @@ from counterpoint.checkpoint.randomness import random_state, set_random_state
 from counterpoint.checkpoint.tree import plain_io_errors, read_tree, write_tree
 from counterpoint.checkpoint.weights import INDEX, WEIGHTS, load_weights, write_beside
 from counterpoint.config import CPOConfig
+from counterpoint.console.bars import without_bars
 from counterpoint.console.phases import phase
 from counterpoint.data.batching import DealtStream
 from counterpoint.errors import ConfigError, SetupError
 from counterpoint.masking import Mask
 from counterpoint.runlog import STREAMS, RunLog, logger
 from counterpoint.strict import strict_json
-from counterpoint.trainer.bars import without_bars
 from counterpoint.trainer.bases import base_then, other_base, unknown_base
 from counterpoint.trainer.experiment import in_words_of_today, remedy
 from counterpoint.trainer.finite import refuse_non_finite

@@ -31,11 +31,13 @@ from transformers import Trainer, TrainerCallback, TrainerControl
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, has_length, set_seed
 
 from counterpoint import ranks
+from counterpoint.alarms.effect import agreed, alarm_facts, ends_a_run, in_words, stopped_error
 from counterpoint.alarms.of_samples import degenerate_in_run
 from counterpoint.alarms.watch import Watch
 from counterpoint.checkpoint.adapted import BASE, adapter_settings, identity
 from counterpoint.checkpoint.fingerprint import Fingerprint
 from counterpoint.config import CPOConfig
+from counterpoint.console.display import TrainingDisplay, evaluating, watch_alone
 from counterpoint.console.phases import allow_bars, phase
 from counterpoint.data.batching import PairLoader
 from counterpoint.doctor.of_unused import Rest, in_a_line, unused
@@ -48,6 +50,7 @@ from counterpoint.masking import keep_secrets
 from counterpoint.metric_names import PREFIX
 from counterpoint.metrics import MetricSums, means, pair_means
 from counterpoint.monitor.callback import Monitor
+from counterpoint.monitor.pace import COUNTED, Pace
 from counterpoint.records import LossTerms, PairBatch, StepTotals, TokenPair
 from counterpoint.report.card import CARD, may_write
 from counterpoint.runlog import (
@@ -66,7 +69,6 @@ from counterpoint.trainer.best import check_best_metric, check_evaluated, not_gi
 from counterpoint.trainer.calibration import Reader, calibrate, sums_of
 from counterpoint.trainer.card import about_model, base_of, hub_datasets, write_card
 from counterpoint.trainer.constrained import Constraints
-from counterpoint.trainer.display import TrainingDisplay, evaluating, watch_alone
 from counterpoint.trainer.environment import environment
 from counterpoint.trainer.evaluation_pass import EvaluationPass
 from counterpoint.trainer.experiment import experiment
@@ -77,7 +79,6 @@ from counterpoint.trainer.guard import StepGuard, non_finite_error
 from counterpoint.trainer.hooks import ATTRIBUTES, check_attributes, check_hooks
 from counterpoint.trainer.loading import load_config, load_model, load_tokenizer
 from counterpoint.trainer.lost_rank import lost_rank_named
-from counterpoint.trainer.pace import COUNTED, Pace
 from counterpoint.trainer.precision import Rounding, stochastic_adamw, warn_of_rounding
 from counterpoint.trainer.recompute import generator_states, restore_generators
 from counterpoint.trainer.recorder import StepRecorder
@@ -99,7 +100,6 @@ from counterpoint.trainer.setup import (
     prepare_model,
     prepare_tokenizer,
 )
-from counterpoint.trainer.sounding import agreed, alarm_facts, ends_a_run, in_words, stopped_error
 from counterpoint.trainer.trackers import check_trackers, hide_secrets
 
 
@@ -928,7 +928,7 @@ class CPOTrainer(ResumableTrainer):
         self.run_log.append(ALARMS, alarm)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TrainingDisplay):
-                callback.sound(alarm)
+                callback.show_alarm(alarm)
 
     def add_callback(self, callback: Any) -> None:
         """Add a callback; a ``TrainingDisplay`` takes the place of transformers' own display."""

@@ -1,6 +1,6 @@
 """What an alarm does to a run: whether it ends it, on all ranks at once, and with which words.
 
-Not here: when an alarm sounds (``alarms``), and saving the checkpoint (``CPOTrainer``).
+Not here: when there is an alarm (``watch``), and saving the checkpoint (``CPOTrainer``).
 """
 
 from __future__ import annotations

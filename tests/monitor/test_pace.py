@@ -11,9 +11,9 @@ import torch
 
 from counterpoint.data.batching import filler
 from counterpoint.metrics import MetricSums
+from counterpoint.monitor import pace
+from counterpoint.monitor.pace import Pace, peak_memory
 from counterpoint.records import TokenPair
-from counterpoint.trainer import pace
-from counterpoint.trainer.pace import Pace, peak_memory
 from tests.steps import random_pairs, train_watched
 
 CPU = torch.device("cpu")

@@ -15,9 +15,9 @@ import pytest
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
 from counterpoint import CPOTrainer, TrainingDisplay
+from counterpoint.console import display as display_module
+from counterpoint.console.panel import PLAIN_WIDTH, View, panel, plain_line
 from counterpoint.runlog import Alarm, logger
-from counterpoint.trainer import display as display_module
-from counterpoint.trainer.display import PLAIN_WIDTH, View, panel, plain_line
 from tests.steps import random_pairs, train_watched
 from tests.terminal import Screen, Terminal
 

@@ -5,7 +5,7 @@ evaluates or saves. A token is counted once, a prompt that both completions shar
 that the number is the same in every layout. All of it is counted on the host, and waits for
 no device; a step ends with a look at the device anyhow (``guard``).
 
-Not here: adding up over ranks (``metrics``), how it is shown (``display``).
+Not here: adding up over ranks (``metrics``), how it is shown (``console``).
 """
 
 from __future__ import annotations
