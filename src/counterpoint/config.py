@@ -14,7 +14,7 @@ import inspect
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
@@ -28,12 +28,9 @@ from counterpoint.constraints import Constraint, read_constraints
 from counterpoint.errors import ConfigError
 from counterpoint.masking import Mask
 from counterpoint.metric_names import more_is_better
+from counterpoint.objectives import DEFAULT_LOSS, LOSSES, reading
 from counterpoint.old_options import modern, say
 
-LOSS_TYPES = ("sigmoid", "hinge", "ipo", "simpo", "alphapo", "orpo", "repo")
-SMOOTHABLE = ("sigmoid", "simpo", "alphapo")
-"""Losses of a probability that a label is right, so that flipping it has a meaning."""
-WITH_GAMMA = ("simpo", "alphapo", "repo")
 NLL_REDUCTIONS = ("token_mean", "sequence_sum")
 TRUNCATIONS = ("completion_end", "prompt_start", "prompt_end", "drop")
 INVALID_ROWS = ("raise", "drop")
@@ -214,11 +211,16 @@ SAMPLING = ("eval_samples", "eval_sample_tokens", "eval_sample_temperature")
 """Options that only say how ``generate_during_eval`` writes."""
 
 
-def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
+def _option(default: Any, text: str, choices: Collection[str] | None = None) -> Any:
     metadata: dict[str, Any] = {"help": text}
     if choices:
-        metadata["choices"] = list(choices)
+        metadata["choices"] = choices  # of a table the table itself, which may grow
     return field(default=default, metadata=metadata)
+
+
+def _those(names: list[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 _Made = TypeVar("_Made")
@@ -293,19 +295,27 @@ class CPOConfig(TrainingArguments, metaclass=_ByEveryName):
     )
     beta: float = _option(
         0.1,
-        "Scale of the reward, > 0 (IPO: strength of the regularisation; ORPO: weight of the "
-        "odds-ratio term; RePO: unused).",
+        "Scale of the reward, > 0 ("
+        + "; ".join(f"{row.method}: {row.beta}" for row in LOSSES.values() if row.beta)
+        + ").",
     )
     label_smoothing: float = _option(
-        0.0, "Probability in [0, 0.5) that a pair's label is flipped; sigmoid and simpo only."
+        0.0,
+        "Probability in [0, 0.5) that a pair's label is flipped; "
+        f"{_those(reading('label_smoothing'))} only.",
     )
-    loss_type: str = _option("sigmoid", "The preference loss; see docs/objectives.md.", LOSS_TYPES)
+    loss_type: str = _option(DEFAULT_LOSS, "The preference loss; see docs/objectives.md.", LOSSES)
     disable_dropout: bool = _option(True, "Set every dropout of the model to 0.")
     cpo_alpha: float = _option(
-        1.0, "Weight of the NLL of the chosen completion, >= 0; alphapo sets it to 0, as in TRL."
+        1.0,
+        "Weight of the NLL of the chosen completion, >= 0; "
+        f"{_those([name for name in LOSSES if name not in reading('cpo_alpha')])} sets it to 0, as "
+        "in TRL.",
     )
     simpo_gamma: float = _option(
-        0.5, "Margin that chosen must win by, in nats of scaled reward, >= 0; simpo and repo."
+        0.5,
+        "Margin that chosen must win by, in nats of scaled reward, >= 0; "
+        f"{_those(reading('simpo_gamma'))}.",
     )
     alpha: float = _option(
         0.0, "Shape of AlphaPO's reward, (1 - p^-alpha) / alpha; 0: the log-probability itself."
@@ -440,7 +450,7 @@ class CPOConfig(TrainingArguments, metaclass=_ByEveryName):
         self._check_choices()
         self._check_ranges()
         self._check_refused()
-        if self.loss_type == "alphapo":
+        if not LOSSES[self.loss_type].reads("cpo_alpha"):
             self.cpo_alpha = 0.0
         self._check_contradictions()
         if self.report_to is None:
@@ -479,7 +489,7 @@ class CPOConfig(TrainingArguments, metaclass=_ByEveryName):
     @property
     def gamma(self) -> float:
         """The margin of the loss in nats of scaled reward; 0 for losses without one."""
-        if self.loss_type not in WITH_GAMMA:
+        if not LOSSES[self.loss_type].reads("simpo_gamma"):
             return 0.0
         if self.gamma_beta_ratio is not None:
             return self.gamma_beta_ratio * self.beta
@@ -487,7 +497,7 @@ class CPOConfig(TrainingArguments, metaclass=_ByEveryName):
 
     def _check_choices(self) -> None:
         choices = {
-            "loss_type": LOSS_TYPES,
+            "loss_type": tuple(LOSSES),
             "nll_reduction": NLL_REDUCTIONS,
             "truncation": TRUNCATIONS,
             "invalid_rows": INVALID_ROWS,
@@ -524,12 +534,14 @@ class CPOConfig(TrainingArguments, metaclass=_ByEveryName):
                 "'sequential'.",
             )
 
-    def _check_contradictions(self) -> None:
-        if self.gamma_beta_ratio is not None and self.loss_type not in ("simpo", "alphapo"):
+    def _check_loss(self) -> None:
+        """What the loss does not read, by its row of the table."""
+        row, of = LOSSES[self.loss_type], f"loss_type={self.loss_type!r}"
+        if self.gamma_beta_ratio is not None and not row.reads("gamma_beta_ratio"):
             raise ConfigError(
                 "CP104",
-                f"gamma_beta_ratio={self.gamma_beta_ratio} has no meaning with "
-                f"loss_type={self.loss_type!r}; only simpo and alphapo have a margin times beta.",
+                f"gamma_beta_ratio={self.gamma_beta_ratio} has no meaning with {of}; only "
+                f"{_those(reading('gamma_beta_ratio'))} have a margin times beta.",
             )
         if self.gamma_beta_ratio is not None and self.simpo_gamma not in (
             0.5,
@@ -541,24 +553,27 @@ class CPOConfig(TrainingArguments, metaclass=_ByEveryName):
                 f"margin of {self.gamma_beta_ratio * self.beta:g}, simpo_gamma for "
                 f"{self.simpo_gamma:g}; give one of them.",
             )
-        if self.simpo_gamma != 0.5 and self.loss_type not in WITH_GAMMA:
+        if self.simpo_gamma != 0.5 and not row.reads("simpo_gamma"):
             raise ConfigError(
                 "CP104",
-                f"simpo_gamma={self.simpo_gamma} would do nothing with "
-                f"loss_type={self.loss_type!r}; only {', '.join(WITH_GAMMA)} have a margin.",
+                f"simpo_gamma={self.simpo_gamma} would do nothing with {of}; only "
+                f"{', '.join(reading('simpo_gamma'))} have a margin.",
             )
-        if self.label_smoothing and self.loss_type not in SMOOTHABLE:
+        if self.label_smoothing and not row.reads("label_smoothing"):
             raise ConfigError(
                 "CP104",
-                f"label_smoothing={self.label_smoothing} would do nothing with "
-                f"loss_type={self.loss_type!r}; only {', '.join(SMOOTHABLE)} use it.",
+                f"label_smoothing={self.label_smoothing} would do nothing with {of}; only "
+                f"{', '.join(reading('label_smoothing'))} use it.",
             )
-        if self.alpha and self.loss_type in ("orpo", "repo"):
+        if self.alpha and not row.reads("alpha"):
             raise ConfigError(
                 "CP104",
-                f"alpha={self.alpha} reshapes the log-probability reward, which "
-                f"loss_type={self.loss_type!r} does not have.",
+                f"alpha={self.alpha} reshapes the log-probability reward, which {of} does not "
+                "have.",
             )
+
+    def _check_contradictions(self) -> None:
+        self._check_loss()
         if self.stochastic_rounding and self.fp16:
             raise ConfigError(
                 "CP104", "stochastic_rounding is for bfloat16 weights; fp16=True contradicts it."

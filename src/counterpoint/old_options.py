@@ -22,6 +22,7 @@ from types import MappingProxyType
 from typing import Any
 
 from counterpoint.errors import ConfigError
+from counterpoint.objectives import ALPHAPO
 
 OLD = "CW127"
 """The code of the warning."""
@@ -37,7 +38,7 @@ OLD_NAMES: Mapping[str, str] = MappingProxyType(
         "pad_token": "padding never reaches the loss; leave it out",
         "gamma": "write simpo_gamma",
         "gamma_ratio": "write gamma_beta_ratio",
-        "alpha_po": "write alpha with loss_type: alphapo",
+        "alpha_po": f"write alpha with loss_type: {ALPHAPO.name}",
         "loss": "write loss_type",
         "rpo_alpha": "write cpo_alpha, the weight of the NLL of the chosen completion",
         "ref_model": _NO_REFERENCE,

@@ -55,18 +55,6 @@ REPORT_FILE = "report.html"
 METRICS, ALARMS, MOVEMENT, SAMPLES = STREAMS = ("metrics", "alarms", "movement", "samples")
 """The streams of a run; each is a file of that name, ending in .jsonl."""
 
-OBJECTIVE_OPTIONS = (
-    "loss_type",
-    "beta",
-    "simpo_gamma",
-    "gamma_beta_ratio",
-    "alpha",
-    "cpo_alpha",
-    "nll_reduction",
-    "label_smoothing",
-)
-"""Options that say what is minimised."""
-
 CONSTRAINTS = "constraints/"
 """How the metrics of constraints begin: ``constraints/NAME/KEY``."""
 

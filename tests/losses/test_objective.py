@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from counterpoint.config import LOSS_TYPES
-from counterpoint.losses.objective import LOSSES, Objective, sum_totals
+from counterpoint import CPOConfig
+from counterpoint.losses.objective import LossMath, Objective, math_of, sum_totals
+from counterpoint.objectives import LOSSES
 from counterpoint.records import PairBatch, PairLogps
 
 
@@ -40,10 +41,15 @@ def loss_of(objective: Objective, logps: PairLogps, weight: list[float] | None =
 
 
 def test_the_table_has_every_loss_type_of_the_configuration():
-    assert tuple(LOSSES) == LOSS_TYPES
+    assert tuple(LOSSES) == tuple(CPOConfig.__dataclass_fields__["loss_type"].metadata["choices"])
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_every_row_of_the_table_names_its_arithmetic(loss_type: str):
+    assert isinstance(math_of(loss_type), LossMath)
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
 def test_shares_of_a_step_add_up_to_the_step(loss_type: str):
     objective = Objective(loss_type, gamma=0.2 if loss_type != "sigmoid" else 0.0)
     chosen, rejected, weight = [-3.0, -9.0, -5.0], [-4.0, -8.0, -5.5], [0.3, 1.0, 1.7]
@@ -57,7 +63,7 @@ def test_shares_of_a_step_add_up_to_the_step(loss_type: str):
     assert sum(shares).item() == pytest.approx(whole.item(), rel=1e-14)
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", LOSSES)
 @pytest.mark.parametrize("size", [0.0, -1e-12, -5.0, -5000.0])
 def test_every_loss_is_finite_from_certainty_to_five_thousand_nats(loss_type: str, size: float):
     logps = logps_of([size, -1.0], [-1.0, size])

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_PUBLISHED_ALPHA = {"simpo": 0.05, "repo": 0.05}
+from counterpoint.objectives import DEFAULT_LOSS, LOSSES
+
+_ADDED_NLL = 0.05
 """Weight of the NLL term where it is published as an addition (CPO-SimPO); elsewhere 1."""
 
 
@@ -31,7 +33,7 @@ class Facts:
 
     step_pairs: int
     warmup_steps: int = 0
-    loss_type: str = "sigmoid"
+    loss_type: str = DEFAULT_LOSS
     cpo_alpha: float = 1.0
     learning_rate: float = 1e-6
     max_grad_norm: float = 1.0
@@ -41,9 +43,11 @@ class Facts:
 
 def hold_the_chosen(facts: Facts) -> str:
     """Give the likelihood of the chosen completion more weight, where the loss takes one."""
-    if facts.loss_type == "alphapo":  # which sets cpo_alpha to 0
+    loss = LOSSES.get(facts.loss_type)
+    if loss is not None and not loss.reads("cpo_alpha"):
         return halve_the_rate(facts)
-    alpha = 2 * facts.cpo_alpha or _PUBLISHED_ALPHA.get(facts.loss_type, 1.0)
+    first = _ADDED_NLL if loss is not None and loss.nll == 0 else 1.0
+    alpha = 2 * facts.cpo_alpha or first
     return f"cpo_alpha: {alpha:g}"
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from counterpoint.config import CPOConfig
 from counterpoint.doctor.findings import Finding, find
 from counterpoint.doctor.presets import Preset, presets_of
+from counterpoint.objectives import ALPHAPO, LOSSES
 
 FAR = 4.0
 """Factor beyond the published range from which a value is far from it."""
@@ -44,24 +45,28 @@ def of_objective(args: CPOConfig, *, adapted: bool) -> Iterator[Finding]:
     yield from _nll_term(args)
     yield from _scale(args, presets_of(args.loss_type))
     yield from _learning_rate(args, adapted)
-    if args.loss_type == "alphapo" and args.alpha == 0:
-        yield find("CW107", "loss_type=alphapo with alpha=0.", fix="loss_type: simpo")
+    instead = LOSSES[args.loss_type].at_alpha_zero
+    if instead and args.alpha == 0:
+        yield find(
+            "CW107", f"loss_type={args.loss_type} with alpha=0.", fix=f"loss_type: {instead}"
+        )
 
 
 def _nll_term(args: CPOConfig) -> Iterator[Finding]:
-    if args.loss_type in ("simpo", "repo") and args.cpo_alpha > HIGHEST_ALPHA_NLL:
-        name = {"simpo": "CPO-SimPO, not SimPO", "repo": "RePO with an NLL term"}[args.loss_type]
+    loss = LOSSES[args.loss_type]
+    if loss.nll == 0 and args.cpo_alpha > HIGHEST_ALPHA_NLL:
+        named = f"{loss.with_nll}, not {loss.method}"
+        name = named if loss.with_nll else f"{loss.method} with an NLL term"
         yield find(
             "CW101",
             f"loss_type={args.loss_type} with cpo_alpha={args.cpo_alpha:g}: this is {name}.",
             fix="cpo_alpha: 0.0",
         )
-    if args.loss_type in ("sigmoid", "orpo") and args.cpo_alpha == 0:
-        name = {"sigmoid": "CPO", "orpo": "ORPO"}[args.loss_type]
+    if loss.nll and args.cpo_alpha == 0:
         yield find(
             "CW102",
-            f"loss_type={args.loss_type} with cpo_alpha=0: this is {name} without its NLL.",
-            fix="cpo_alpha: 1.0",
+            f"loss_type={args.loss_type} with cpo_alpha=0: this is {loss.method} without its NLL.",
+            fix=f"cpo_alpha: {loss.nll}",
         )
 
 
@@ -118,7 +123,7 @@ def of_reward(args: CPOConfig, *, nll: float, longest: int) -> Iterator[Finding]
     """
     if not args.alpha:
         return
-    sums = args.loss_type in ("sigmoid", "hinge")
+    sums = not LOSSES[args.loss_type].per_token
     exponent = args.alpha * nll * (longest if sums else 1)
     of = f"the sum over {longest:,} tokens" if sums else "the mean over tokens"
     if exponent > LARGEST_EXPONENT or exponent < FLAT_EXPONENT:
@@ -126,5 +131,5 @@ def of_reward(args: CPOConfig, *, nll: float, longest: int) -> Iterator[Finding]
             "CW108",
             f"alpha={args.alpha:g} with {of} of {nll:.3g} nats: the exponent is {exponent:.3g}, "
             f"usable are {FLAT_EXPONENT:g} to {LARGEST_EXPONENT:g}.",
-            fix="loss_type: alphapo" if sums and args.alpha > 0 else "alpha: 0.1",
+            fix=f"loss_type: {ALPHAPO.name}" if sums and args.alpha > 0 else "alpha: 0.1",
         )

@@ -15,6 +15,7 @@ from typing import Any
 
 from counterpoint.config import SAMPLING, CPOConfig
 from counterpoint.doctor.findings import Finding, find
+from counterpoint.objectives import LOSSES, Loss
 from counterpoint.schedules import WITHOUT_ARGUMENTS, name_of, schedule_of
 
 CODE = "CW109"
@@ -44,6 +45,16 @@ _Reason = Callable[[CPOConfig, Rest], "str | None"]
 
 def _when(condition: Callable[[CPOConfig, Rest], bool], reason: str) -> _Reason:
     return lambda args, rest: reason if condition(args, rest) else None
+
+
+def _without(option: str, reason: Callable[[Loss], str]) -> _Reason:
+    """Why an option does nothing with a loss that does not read it."""
+
+    def of(args: CPOConfig, rest: Rest) -> str | None:
+        loss = LOSSES[args.loss_type]
+        return None if loss.reads(option) else reason(loss)
+
+    return of
 
 
 def _first(*reasons: _Reason) -> _Reason:
@@ -99,9 +110,9 @@ _one_process = _when(lambda a, r: a.world_size == 1, "there is one process")
 
 UNUSED: dict[str, _Reason] = {
     # of the objective
-    "beta": _when(lambda a, r: a.loss_type == "repo", "RePO has no beta"),
+    "beta": _without("beta", lambda loss: f"{loss.method} has no beta"),
     "cpo_alpha": _first(
-        _when(lambda a, r: a.loss_type == "alphapo", "alphapo has no NLL term"),
+        _without("cpo_alpha", lambda loss: f"{loss.name} has no NLL term"),
         _own_start,
     ),
     "nll_reduction": _when(lambda a, r: a.cpo_alpha == 0, "cpo_alpha is 0, so there is no NLL"),

@@ -12,15 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-SIMPO = "arXiv:2405.14734 and its repository's training configurations"
-CPO = "arXiv:2401.08417 and the ALMA repository (runs/cpo_ft.sh)"
-CPO_SIMPO = "fe1ixxu/CPO_SIMPO"
+from counterpoint.objectives import ALPHAPO, LOSSES, ORPO, SIGMOID, SIMPO
+
+OF_SIMPO = "arXiv:2405.14734 and its repository's training configurations"
+OF_CPO = "arXiv:2401.08417 and the ALMA repository (runs/cpo_ft.sh)"
+OF_CPO_SIMPO = "fe1ixxu/CPO_SIMPO"
 # TRL takes the table's 0.1 for gamma itself; SimPO's own row for this model has it as gamma / beta
-ALPHAPO = (
+OF_ALPHAPO = (
     "arXiv:2501.03884, Table 3, as TRL's paper index quotes it, its margin read as gamma / beta; "
     "the rest as SimPO's"
 )
-ORPO = "arXiv:2403.07691 and xfactlab/orpo (scripts/run_mistral_orpo_beta.sh)"
+OF_ORPO = "arXiv:2403.07691 and xfactlab/orpo (scripts/run_mistral_orpo_beta.sh)"
 
 PAIRS_PER_STEP = 128
 """Pairs of an optimizer step in all of the settings that do not say otherwise."""
@@ -81,12 +83,12 @@ def _simpo(
         f"simpo-{name}",
         "SimPO",
         model,
-        "simpo",
+        SIMPO.name,
         beta,
         ratio,
         0.0,
         learning_rate,
-        SIMPO,
+        OF_SIMPO,
         max_length=max_length,
     )
 
@@ -102,12 +104,12 @@ PRESETS: tuple[Preset, ...] = (
         "cpo-translation",
         "CPO (ALMA-R)",
         "ALMA-13B",
-        "sigmoid",
+        SIGMOID.name,
         0.1,
         None,
         1.0,
         1e-4,
-        CPO,
+        OF_CPO,
         lora_r=16,
         max_length=512,
         schedule="inverse_sqrt",
@@ -118,35 +120,35 @@ PRESETS: tuple[Preset, ...] = (
         "cpo-simpo",
         "CPO-SimPO",
         "Llama-3-8B-Instruct",
-        "simpo",
+        SIMPO.name,
         10.0,
         0.54,
         0.05,
         1e-6,
-        CPO_SIMPO,
+        OF_CPO_SIMPO,
     ),
     Preset(
-        "alphapo",
+        ALPHAPO.name,
         "AlphaPO",
         "Mistral-7B-Instruct",
-        "alphapo",
+        ALPHAPO.name,
         2.5,
         0.1,
         0.0,
         7e-7,
-        ALPHAPO,
+        OF_ALPHAPO,
         alpha=0.25,
     ),
     Preset(
-        "orpo",
+        ORPO.name,
         "ORPO (Mistral-ORPO-beta)",
         "Mistral-7B-v0.1",
-        "orpo",
+        ORPO.name,
         0.1,
         None,
         1.0,
         5e-6,
-        ORPO,
+        OF_ORPO,
         schedule="inverse_sqrt",
         warmup_steps=200,
         epochs=5,
@@ -158,6 +160,7 @@ BY_NAME: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset
 
 
 def presets_of(loss_type: str) -> tuple[Preset, ...]:
-    """The settings of a loss; AlphaPO's among them SimPO's, which it generalises."""
-    named = ("simpo", "alphapo") if loss_type == "alphapo" else (loss_type,)
+    """The settings of a loss and of the one that it generalises, as AlphaPO does SimPO."""
+    loss = LOSSES.get(loss_type)
+    named = (loss_type, loss.at_alpha_zero) if loss is not None else ()
     return tuple(preset for preset in PRESETS if preset.loss_type in named)

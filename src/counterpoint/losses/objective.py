@@ -1,4 +1,4 @@
-"""The whole objective: from ``PairLogps`` to one loss, a row of a table for each loss type.
+"""The whole objective: from ``PairLogps`` to one loss, by the row of its loss type.
 
     reward (sum | mean | log-odds, reshaped by alpha) -> gap -> preference loss
     + cpo_alpha x negative log-likelihood of the chosen completion
@@ -12,9 +12,8 @@ Not here: the load-balancing loss of mixture-of-experts models (``forward.router
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from counterpoint.losses.preference import hinge_loss, ipo_loss, repo_loss, sigmoid_loss
 from counterpoint.losses.rewards import alphapo_reward, log_odds
+from counterpoint.objectives import DEFAULT_LOSS, LOSSES
 from counterpoint.records import LossTerms, PairBatch, PairLogps, StepTotals
 
 
@@ -30,8 +30,8 @@ class Objective:
     """The resolved objective of a run.
 
     Args:
-        loss_type: a key of ``LOSSES``.
-        beta: scale of the reward, above 0; see ``LOSSES`` for what it scales.
+        loss_type: a key of ``objectives.LOSSES``.
+        beta: scale of the reward, above 0; its loss's row says what it scales.
         gamma: margin in nats of scaled reward, at least 0.
         alpha: shape of AlphaPO's reward; 0 leaves the log-probability as it is.
         label_smoothing: probability in [0, 0.5) that a pair's label is flipped.
@@ -40,7 +40,7 @@ class Objective:
             over pairs of sums over tokens (Eq. 5 of arXiv:2401.08417).
     """
 
-    loss_type: str = "sigmoid"
+    loss_type: str = DEFAULT_LOSS
     beta: float = 0.1
     gamma: float = 0.0
     alpha: float = 0.0
@@ -58,14 +58,15 @@ class Objective:
         Returns:
             The terms, from which ``share`` makes the loss and the metrics their means.
         """
-        rule = LOSSES[self.loss_type]
+        row, math = LOSSES[self.loss_type], math_of(self.loss_type)
         chosen_logps, rejected_logps = self.scores(logps)
-        chosen, rejected = self._reward(chosen_logps), self._reward(rejected_logps)
-        scale = self.beta if rule.beta_scales_gap else 1.0
+        chosen, rejected = math.reward(chosen_logps, self), math.reward(rejected_logps, self)
+        scale = self.beta if row.beta_scales_gap else 1.0
         gap = scale * (chosen - rejected) - self.gamma - margin
-        shown = 1.0 if self.loss_type == "repo" else self.beta
+        pairs = RewardedPairs(logps, chosen, rejected, self.gamma + margin, gap)
+        shown = self.beta if row.reads("beta") else 1.0
         return LossTerms(
-            preference=rule.loss(gap, self),
+            preference=math.loss(pairs, self),
             nll=-logps.chosen,
             chosen_rewards=shown * chosen.detach(),
             rejected_rewards=shown * rejected.detach(),
@@ -78,11 +79,6 @@ class Objective:
         if not LOSSES[self.loss_type].per_token:
             return logps.chosen, logps.rejected
         return logps.chosen / logps.chosen_tokens, logps.rejected / logps.rejected_tokens
-
-    def _reward(self, logp: Float[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
-        if self.loss_type == "orpo":
-            return log_odds(logp)
-        return alphapo_reward(logp, alpha=self.alpha)
 
     def totals(self, batch: PairBatch) -> StepTotals:
         """What a batch adds to the denominators of its step."""
@@ -114,19 +110,14 @@ class Objective:
 
     def formula(self) -> str:
         """The objective as a formula with its numbers, for logs and for people."""
-        rule = LOSSES[self.loss_type]
-        logp = "mean log p" if rule.per_token else "sum log p"
-        reward = logp
-        if self.loss_type == "orpo":
-            reward = f"log odds(exp({logp}))"
-        elif self.alpha:
-            reward = f"(1 - exp({-self.alpha:g} * {logp})) / {self.alpha:g}"
-        scale = f"{self.beta:g} * " if rule.beta_scales_gap else ""
+        row, math = LOSSES[self.loss_type], math_of(self.loss_type)
+        logp = "mean log p" if row.per_token else "sum log p"
+        scale = f"{self.beta:g} * " if row.beta_scales_gap else ""
         margin = f" - {self.gamma:g}" if self.gamma else ""
         lines = [
-            f"loss = mean over pairs of {rule.formula(self)}",
+            f"loss = mean over pairs of {math.formula(self)}",
             f"gap  = {scale}(r(chosen) - r(rejected)){margin}",
-            f"r(y) = {reward}",
+            f"r(y) = {math.reward_formula(logp, self)}",
         ]
         if self.cpo_alpha:
             over = (
@@ -140,59 +131,80 @@ class Objective:
 
 
 @dataclass(frozen=True, slots=True)
-class LossRule:
-    """One row of the table of losses.
+class RewardedPairs:
+    """What a loss is made of, one number a pair.
 
     Args:
-        per_token: whether the reward reads the mean over a completion's tokens, or their sum.
-        beta_scales_gap: whether beta multiplies the difference of rewards.
-        loss: from the gap of each pair to its loss.
-        formula: the same in words, with the objective's numbers.
+        logps: what the model says of each pair.
+        chosen: reward of the chosen completion, not yet scaled by beta.
+        rejected: of the rejected one.
+        margin: what the chosen must win by: gamma and the pair's own, in nats of scaled reward.
+        gap: difference of the scaled rewards, the margin taken off.
     """
 
-    per_token: bool
-    beta_scales_gap: bool
-    loss: Callable[[Tensor, Objective], Tensor]
+    logps: PairLogps
+    chosen: Float[Tensor, " pairs"]
+    rejected: Float[Tensor, " pairs"]
+    margin: Float[Tensor, " pairs"]
+    gap: Float[Tensor, " pairs"]
+
+
+def _shaped(logp: Tensor, objective: Objective) -> Tensor:
+    return alphapo_reward(logp, alpha=objective.alpha)
+
+
+def _shaped_in_words(logp: str, objective: Objective) -> str:
+    alpha = objective.alpha
+    return f"(1 - exp({-alpha:g} * {logp})) / {alpha:g}" if alpha else logp
+
+
+@dataclass(frozen=True, slots=True)
+class LossMath:
+    """How a loss is computed.
+
+    Args:
+        loss: of rewarded pairs, one number a pair; most read their gap alone.
+        formula: the same in words, with the objective's numbers.
+        reward: of log-probabilities as the loss reads them, sums or means; by default the
+            log-probability, reshaped where alpha is set.
+        reward_formula: the same in words, of the word for the log-probability.
+    """
+
+    loss: Callable[[RewardedPairs, Objective], Tensor]
     formula: Callable[[Objective], str]
+    reward: Callable[[Tensor, Objective], Tensor] = _shaped
+    reward_formula: Callable[[str, Objective], str] = _shaped_in_words
 
 
-def _logistic(gap: Tensor, objective: Objective) -> Tensor:
-    return sigmoid_loss(gap, label_smoothing=objective.label_smoothing)
-
-
-def _logistic_formula(objective: Objective) -> str:
+def _logistic_in_words(objective: Objective) -> str:
     smooth = objective.label_smoothing
     if not smooth:
         return "-log sigmoid(gap)"
     return f"-{1 - smooth:g} * log sigmoid(gap) - {smooth:g} * log sigmoid(-gap)"
 
 
-def _simpo_rule() -> LossRule:
-    return LossRule(True, True, _logistic, _logistic_formula)
-
-
-LOSSES: Mapping[str, LossRule] = MappingProxyType(
-    {
-        "sigmoid": LossRule(False, True, _logistic, _logistic_formula),
-        "hinge": LossRule(False, True, lambda gap, o: hinge_loss(gap), lambda o: "max(0, 1 - gap)"),
-        "ipo": LossRule(
-            True,
-            False,
-            lambda gap, o: ipo_loss(gap, beta=o.beta),
-            lambda o: f"(gap - {1 / (2 * o.beta):g})^2",
-        ),
-        "simpo": _simpo_rule(),
-        "alphapo": _simpo_rule(),
-        "orpo": LossRule(
-            True,
-            False,
-            lambda gap, o: o.beta * sigmoid_loss(gap),
-            lambda o: f"-{o.beta:g} * log sigmoid(gap)",
-        ),
-        "repo": LossRule(True, False, lambda gap, o: repo_loss(gap), lambda o: "max(0, -gap)"),
-    }
+LOGISTIC = LossMath(
+    lambda pairs, o: sigmoid_loss(pairs.gap, label_smoothing=o.label_smoothing),
+    _logistic_in_words,
 )
-"""Loss type -> its rule; config.LOSS_TYPES lists the same names."""
+HINGE = LossMath(lambda pairs, o: hinge_loss(pairs.gap), lambda o: "max(0, 1 - gap)")
+SQUARED = LossMath(
+    lambda pairs, o: ipo_loss(pairs.gap, beta=o.beta), lambda o: f"(gap - {1 / (2 * o.beta):g})^2"
+)
+ODDS_RATIO = LossMath(
+    lambda pairs, o: o.beta * sigmoid_loss(pairs.gap),
+    lambda o: f"-{o.beta:g} * log sigmoid(gap)",
+    reward=lambda logp, o: log_odds(logp),
+    reward_formula=lambda logp, o: f"log odds(exp({logp}))",
+)
+RECTIFIED = LossMath(lambda pairs, o: repo_loss(pairs.gap), lambda o: "max(0, -gap)")
+
+
+def math_of(loss_type: str) -> LossMath:
+    """How a loss of the table is computed."""
+    named = LOSSES[loss_type].math
+    found: LossMath = globals()[named] if isinstance(named, str) else named
+    return found
 
 
 def sum_totals(parts: list[StepTotals]) -> StepTotals:

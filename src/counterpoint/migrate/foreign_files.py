@@ -14,6 +14,7 @@ from pathlib import Path
 
 from counterpoint.errors import ConfigError
 from counterpoint.migrate import of_axolotl, of_llama_factory
+from counterpoint.objectives import DEFAULT_LOSS, DEFAULTS_OF_TRL
 from counterpoint.options.given import Given, Scalar, Setting
 from counterpoint.options.yaml_file import read_text
 
@@ -129,7 +130,15 @@ def settings_of_command(text: str, path: str) -> tuple[list[Setting], list[str],
     for launcher in ("accelerate", "torchrun", "deepspeed"):
         if launcher in words[:start]:
             left.append(f"{name}: {launcher}: start several processes with torchrun.")
-    return settings, left, "orpo" if words[start].endswith(("orpo.py", "orpo")) else "sigmoid"
+    called = words[start].removesuffix(".py")
+    return (
+        settings,
+        left,
+        next(
+            (loss for trl, loss in DEFAULTS_OF_TRL.items() if called.endswith(trl.lower())),
+            DEFAULT_LOSS,
+        ),
+    )
 
 
 def _commands(text: str, name: str) -> list[list[str]]:

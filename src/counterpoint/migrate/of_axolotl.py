@@ -11,10 +11,12 @@ from __future__ import annotations
 from counterpoint.errors import ConfigError
 from counterpoint.migrate.data_sets import add_list
 from counterpoint.migrate.draft import Draft
-from counterpoint.migrate.of_llama_factory import without_reference
+from counterpoint.migrate.of_llama_factory import put_without_reference
 from counterpoint.migrate.of_trl import QUANTISED, keep_nll
+from counterpoint.objectives import called, names_of, without_reference
 from counterpoint.options.given import plain
 
+TOOL = "Axolotl"
 MARKS = ("base_model", "rl", "sequence_len", "micro_batch_size", "num_epochs", "adapter")
 """Names by which a file of the tool is known."""
 
@@ -94,24 +96,21 @@ def of_axolotl(draft: Draft) -> None:
 def _loss(draft: Draft) -> None:
     setting = draft.take("rl")
     name = None if setting is None else plain(setting.given)
-    if name == "simpo":
-        draft.put("loss_type", "simpo")
-        keep_nll(draft, "Axolotl")
-    elif name == "orpo":
-        draft.put("loss_type", "orpo")
-        draft.notes.append(
-            "loss_type orpo: Axolotl, through TRL, takes the NLL over prompt and chosen "
-            "completion, Counterpoint over the completion alone."
-        )
-        if (weight := draft.take("orpo_alpha")) is not None:
-            draft.add("beta", weight, "was orpo_alpha")
-    elif name in ("dpo", "ipo"):
-        without_reference(draft, setting, "ipo" if name == "ipo" else "sigmoid")
+    if (loss := called(TOOL, name)) is not None:
+        draft.put("loss_type", loss.name)
+        if loss.with_nll:
+            keep_nll(draft, loss, TOOL)
+        if loss.trl_nll:
+            draft.notes.append(f"loss_type {loss.name}: {TOOL}, through TRL, {loss.trl_nll}.")
+        if loss.beta and (weight := draft.take(f"{name}_alpha")) is not None:
+            draft.add("beta", weight, f"was {name}_alpha")
+    elif (loss := without_reference(TOOL, name)) is not None:
+        put_without_reference(draft, setting, loss)
     else:
         raise ConfigError(
             "CP102",
-            f"rl={name} trains on no preference pairs; what can be translated is rl: simpo or orpo "
-            "(and dpo, not to the same objective).",
+            f"rl={name} trains on no preference pairs; what can be translated is rl: "
+            f"{' or '.join(names_of(TOOL))} (and dpo, not to the same objective).",
         )
     nested = draft.take("trl")
     if nested is None:

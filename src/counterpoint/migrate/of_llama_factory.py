@@ -13,8 +13,17 @@ from typing import Any
 from counterpoint.errors import ConfigError
 from counterpoint.migrate.draft import Draft
 from counterpoint.migrate.of_trl import NO_REFERENCE, QUANTISED
+from counterpoint.objectives import (
+    DEFAULT_LOSS,
+    LOSSES,
+    Loss,
+    called,
+    names_of,
+    without_reference,
+)
 from counterpoint.options.given import Scalar, Setting, plain
 
+TOOL = "LLaMA-Factory"
 MARKS = ("stage", "finetuning_type", "pref_loss", "pref_beta", "cutoff_len", "lora_rank")
 """Names by which a file of the tool is known."""
 
@@ -74,7 +83,7 @@ def of_llama_factory(draft: Draft) -> None:
         raise ConfigError(
             "CP102",
             f"stage={stage} trains on no preference pairs; what can be translated is stage: dpo "
-            "(with pref_loss simpo or orpo, best).",
+            f"(with pref_loss {' or '.join(names_of(TOOL))}, best).",
         )
     _loss(draft)
     _adapter(draft)
@@ -91,38 +100,39 @@ def of_llama_factory(draft: Draft) -> None:
     draft.pass_on(REASONS, NAMES)
 
 
-def without_reference(draft: Draft, setting: Setting | None, loss_type: str) -> None:
+def put_without_reference(draft: Draft, setting: Setting | None, loss: Loss) -> None:
     """Write the loss that is left of a DPO run where there is no reference model.
 
     Args:
         draft: to write on.
         setting: that asks for it; None where it is a default.
-        loss_type: sigmoid, hinge or ipo.
+        loss: that is left.
     """
-    draft.put("loss_type", loss_type, "was DPO's: not the same objective")
+    draft.put("loss_type", loss.name, "was DPO's: not the same objective")
     what = "DPO" if setting is None else str(setting)
     draft.left.append(
         f"{what}: DPO's losses compare with a reference model, which CPO does without; what is "
-        f"written is loss_type: {loss_type} with the NLL of the chosen in the reference's place. "
+        f"written is loss_type: {loss.name} with the NLL of the chosen in the reference's place. "
         "DPO's beta and learning rate do not carry over."
     )
 
 
 def _loss(draft: Draft) -> None:
     setting = draft.take("pref_loss")
-    name = "sigmoid" if setting is None else str(plain(setting.given))
+    name = None if setting is None else str(plain(setting.given))
     extra = _number(draft, "pref_ftx")
-    if name == "simpo":
-        draft.put("loss_type", "simpo")
-        draft.put("cpo_alpha", extra, "was pref_ftx, 0 where it is not given: SimPO has no NLL")
-    elif name == "orpo":
-        draft.put("loss_type", "orpo")
-        draft.put("cpo_alpha", 1.0 + extra, "ORPO's own 1, plus pref_ftx")
-    else:
-        without_reference(draft, setting, name if name in ("hinge", "ipo") else "sigmoid")
+    loss = called(TOOL, name)
+    own = 0.0 if loss is None else loss.nll or 0.0
+    if loss is None:
+        put_without_reference(draft, setting, without_reference(TOOL, name) or LOSSES[DEFAULT_LOSS])
         if extra:
             draft.put("cpo_alpha", extra, "was pref_ftx")
-    if extra or name == "orpo":
+    else:
+        draft.put("loss_type", loss.name)
+        none = f"was pref_ftx, 0 where it is not given: {loss.method} has no NLL"
+        why = f"{loss.method}'s own {own:g}, plus pref_ftx" if own else none
+        draft.put("cpo_alpha", own + extra, why)
+    if extra or own:
         draft.notes.append(
             "cpo_alpha: LLaMA-Factory takes the mean over pairs of means over tokens as NLL, "
             "Counterpoint the mean over a step's tokens."

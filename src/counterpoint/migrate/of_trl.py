@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from counterpoint.migrate.data_sets import Source, add_list, add_sources, source_of
 from counterpoint.migrate.draft import Draft
+from counterpoint.objectives import DEFAULT_LOSS, LOSSES, SIMPO, Loss
 from counterpoint.options.given import Scalar
 
 NO_REFERENCE = "CPO and its relatives use no reference model"
@@ -33,7 +34,7 @@ _OF_DATA = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_te
 NAMES = {"preprocessing_num_workers": "dataset_num_proc"}
 
 
-def of_trl(draft: Draft, loss_type: str = "sigmoid") -> None:
+def of_trl(draft: Draft, loss_type: str = DEFAULT_LOSS) -> None:
     """Translate options of ``trl.experimental.cpo`` and its command, or of ``orpo``.
 
     Args:
@@ -48,35 +49,39 @@ def of_trl(draft: Draft, loss_type: str = "sigmoid") -> None:
     draft.pass_on(REASONS, NAMES)
 
 
-def keep_nll(draft: Draft, tool: str) -> None:
+def keep_nll(draft: Draft, loss: Loss, tool: str) -> None:
     """Write out the NLL term that a tool adds to SimPO without being asked.
 
     Args:
-        draft: whose loss is SimPO.
+        draft: to write on.
+        loss: published without that term.
         tool: whose default it is.
     """
     if draft.peek("cpo_alpha") is not None:
         return
-    draft.put("cpo_alpha", 1.0, f"{tool}'s default, kept: CPO-SimPO. 0.0 would be SimPO")
+    kept = f"{tool}'s default, kept: {loss.with_nll}. 0.0 would be {loss.method}"
+    draft.put("cpo_alpha", 1.0, kept)
     draft.notes.append(
-        f"loss_type simpo without cpo_alpha: {tool} then adds the NLL of the chosen with weight "
-        "1, so what was trained is CPO-SimPO. Kept as it was; write cpo_alpha: 0.0 for SimPO."
+        f"loss_type {loss.name} without cpo_alpha: {tool} then adds the NLL of the chosen with "
+        f"weight 1, so what was trained is {loss.with_nll}. Kept as it was; write cpo_alpha: 0.0 "
+        f"for {loss.method}."
     )
 
 
 def _loss(draft: Draft, loss_type: str) -> None:
-    if loss_type == "orpo":
-        draft.put("loss_type", "orpo")
-        draft.notes.append(
-            "loss_type orpo: TRL takes the NLL over prompt and chosen completion, Counterpoint "
-            "over the completion alone."
-        )
-    elif draft.peek("loss_type") is None and any(map(draft.peek, _OF_SIMPO)):
-        draft.put("loss_type", "simpo", "its options are those of SimPO's own repository")
+    loss = LOSSES[loss_type]
+    if loss_type != DEFAULT_LOSS:
+        draft.put("loss_type", loss_type)
+        draft.notes.append(f"loss_type {loss_type}: TRL {loss.trl_nll}.")
+        return
+    named = draft.peek("loss_type")
+    if named is None and any(map(draft.peek, _OF_SIMPO)):
+        draft.put("loss_type", SIMPO.name, "its options are those of SimPO's own repository")
         if draft.peek("cpo_alpha") is None:
             draft.put("cpo_alpha", 0.0, "no NLL term, as there")
-    if loss_type != "orpo" and draft.peek("loss_type") == "simpo":
-        keep_nll(draft, "TRL")
+    asked = LOSSES.get(str(named))
+    if asked is not None and asked.with_nll:
+        keep_nll(draft, asked, "TRL")
 
 
 def _adapter(draft: Draft) -> None:

@@ -9,18 +9,10 @@ from collections.abc import Iterator
 
 from counterpoint.doctor.presets import Preset
 from counterpoint.migrate.run_file import Line
+from counterpoint.objectives import LOSSES, SIMPO, Loss
 
 PAIRS_AT_ONCE = 4
 """Pairs of a micro-batch where nothing is known of the machine."""
-
-_BETA = {
-    "sigmoid": "scales a difference of sums over tokens; SimPO's, of means, are 20 times as large",
-    "orpo": "weight of the odds-ratio term (the paper's lambda)",
-}
-_NLL = {
-    "sigmoid": "as published; with nll_reduction: sequence_sum it is the paper's Eq. 5, a sum",
-    "orpo": "ORPO is the NLL of the chosen plus the odds-ratio term",
-}
 
 
 def split_of_step(pairs: int) -> tuple[int, int]:
@@ -59,21 +51,34 @@ def _objective(preset: Preset) -> Iterator[Line]:
     if preset.lora_r is not None:
         yield Line("lora_r", preset.lora_r, "an adapter was trained, not all weights; needs peft")
     yield Line("loss_type", preset.loss_type, preset.method)
-    beta = _BETA.get(preset.loss_type, "scales a difference of means over tokens")
-    yield Line("beta", preset.beta, beta)
+    loss = LOSSES[preset.loss_type]
+    yield Line("beta", preset.beta, _beta(loss))
     if preset.ratio is not None:
         yield Line(
             "gamma_beta_ratio",
             preset.ratio,
             f"what chosen must win by, as a multiple of beta: {preset.ratio * preset.beta:g} nats",
         )
-    if preset.loss_type == "alphapo":
-        yield Line("alpha", preset.alpha, "shape of the reward; 0 would be SimPO. No NLL term")
+    if loss.at_alpha_zero:
+        at_zero = LOSSES[loss.at_alpha_zero].method
+        alpha = f"shape of the reward; 0 would be {at_zero}. No NLL term"
+        yield Line("alpha", preset.alpha, alpha)
         return
-    why = _NLL.get(preset.loss_type, "a little NLL of the chosen, which SimPO does without")
+    why = loss.nll_note or f"a little NLL of the chosen, which {loss.method} does without"
     if preset.cpo_alpha == 0:
-        why = "no NLL term; without this line it is 1, and the run CPO-SimPO"
+        why = f"no NLL term; without this line it is 1, and the run {loss.with_nll}"
     yield Line("cpo_alpha", preset.cpo_alpha, why)
+
+
+def _beta(loss: Loss) -> str:
+    if loss.beta:
+        return f"{loss.beta} (the paper's {loss.beta_in_paper})"
+    if loss.per_token:
+        return "scales a difference of means over tokens"
+    return (
+        "scales a difference of sums over tokens; "
+        f"{SIMPO.method}'s, of means, are 20 times as large"
+    )
 
 
 def _optimizer(preset: Preset) -> Iterator[Line]:

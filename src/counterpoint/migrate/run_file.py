@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from counterpoint.runlog import OBJECTIVE_OPTIONS
+from counterpoint.objectives import OBJECTIVE_OPTIONS
 
 WIDEST = 96
 """Columns of a line, but for values that are wider themselves."""

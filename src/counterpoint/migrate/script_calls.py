@@ -18,12 +18,13 @@ from typing import Any
 from counterpoint.errors import ConfigError
 from counterpoint.migrate.data_sets import Source, source_of
 from counterpoint.migrate.draft import as_given
+from counterpoint.objectives import DEFAULTS_OF_TRL
 from counterpoint.options.given import Scalar, Setting
 
-CONFIGS = {"CPOConfig": "sigmoid", "ORPOConfig": "orpo"}
+CONFIGS = {f"{trl}Config": loss for trl, loss in DEFAULTS_OF_TRL.items()}
 """Classes of options -> the loss of those that name none."""
 
-TRAINERS = ("CPOTrainer", "ORPOTrainer")
+TRAINERS = tuple(f"{trl}Trainer" for trl in DEFAULTS_OF_TRL)
 _POSITIONS = ("model", "args", "data_collator", "train_dataset", "eval_dataset", "processing_class")
 _RUN_TIME = "it is known only when the script runs"
 _DTYPES = ("bfloat16", "float16", "float32")

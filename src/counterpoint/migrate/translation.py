@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from counterpoint.config import SMOOTHABLE, WITH_GAMMA, CPOConfig
+from counterpoint.config import CPOConfig
 from counterpoint.doctor.presets import presets_of
 from counterpoint.errors import CounterpointError
 from counterpoint.migrate.data_sets import add_sources
@@ -25,6 +25,7 @@ from counterpoint.migrate.of_llama_factory import of_llama_factory
 from counterpoint.migrate.of_trl import of_trl
 from counterpoint.migrate.run_file import as_yaml
 from counterpoint.migrate.script_calls import Script
+from counterpoint.objectives import LOSSES
 from counterpoint.options.run_options import RunOptions
 from counterpoint.options.settings import build_config
 from counterpoint.options.table import RUN, options
@@ -40,6 +41,8 @@ _OF_EVAL = (
     "greater_is_better",
     "eval_dataset_split",
 )
+_OF_LOSSES = ("simpo_gamma", "gamma_beta_ratio", "label_smoothing", "alpha", "cpo_alpha")
+"""Options that the command refuses, or sets itself, with losses that do not read them."""
 _FAR = 4
 """Factor below published values of beta from which it is another loss's."""
 
@@ -130,15 +133,9 @@ def _replace(draft: Draft, model: str | None, dataset: Sequence[str]) -> None:
 def _drop_what_does_nothing(draft: Draft) -> None:
     """Leave out what the command would refuse because nothing would read it."""
     loss_type = _value(draft, "loss_type")
-    useless = {
-        "simpo_gamma": loss_type not in WITH_GAMMA,
-        "gamma_beta_ratio": loss_type not in ("simpo", "alphapo"),
-        "label_smoothing": loss_type not in SMOOTHABLE,
-        "alpha": loss_type in ("orpo", "repo"),
-        "cpo_alpha": loss_type == "alphapo",
-    }
-    for name in [name for name, so in useless.items() if so and name in draft.lines]:
-        _drop(draft, name, f"it does nothing with loss_type {loss_type}")
+    for name in _OF_LOSSES:
+        if name in draft.lines and not LOSSES[loss_type].reads(name):
+            _drop(draft, name, f"it does nothing with loss_type {loss_type}")
     if "eval_dataset" not in draft.lines:
         for name in [name for name in _OF_EVAL if name in draft.lines]:
             if draft.lines[name].value not in (False, "no"):
@@ -155,8 +152,9 @@ def _drop(draft: Draft, name: str, reason: str) -> None:
 def _mind(draft: Draft) -> None:
     """What to look at before the run, and what the command would still refuse."""
     loss_type, beta = _value(draft, "loss_type"), _value(draft, "beta")
-    published = [preset.beta for preset in presets_of(str(loss_type))]
-    if loss_type in ("simpo", "alphapo") and beta < min(published) / _FAR:
+    published = [preset.beta for preset in presets_of(loss_type)]
+    of_means = LOSSES[loss_type].per_token and LOSSES[loss_type].beta_scales_gap
+    if of_means and published and beta < min(published) / _FAR:
         draft.notes.append(
             f"beta={beta:g} is of the size that CPO and DPO take, whose rewards are sums over "
             f"tokens; published {loss_type} runs have {min(published):g} to {max(published):g}, "

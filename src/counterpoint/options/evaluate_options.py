@@ -17,7 +17,8 @@ from counterpoint.constraints import KINDS
 from counterpoint.data.options import OF_A_ROW, OF_THE_MACHINE
 from counterpoint.errors import ConfigError
 from counterpoint.evaluation.references import BLEU_TOKENIZERS, METRICS
-from counterpoint.runlog import OBJECTIVE_OPTIONS, RUN_FILE, logger, read_run
+from counterpoint.objectives import OBJECTIVE_OPTIONS
+from counterpoint.runlog import RUN_FILE, logger, read_run
 
 if TYPE_CHECKING:
     from counterpoint.options.settings import Request

@@ -29,6 +29,7 @@ from counterpoint.console.phases import on_stderr, shown_on
 from counterpoint.errors import SetupError
 from counterpoint.invocation import EXTRAS, command, installing
 from counterpoint.language import phrase
+from counterpoint.objectives import DEFAULT_LOSS, SIMPO
 from counterpoint.quickstart.display import Progress, say, say_step
 from counterpoint.quickstart.supervised import train_supervised
 from counterpoint.quickstart.table import Outcome, examples, judge, table
@@ -164,7 +165,7 @@ def training_options(folder: Path, *, seed: int, steps: int) -> dict[str, Any]:
     """
     return {
         "output_dir": str(folder / RUN_FOLDER),
-        "loss_type": "sigmoid",
+        "loss_type": DEFAULT_LOSS,
         "beta": 2.0,
         "cpo_alpha": 0.03,
         "learning_rate": 2e-4,
@@ -273,5 +274,5 @@ def _show_result(result: QuickstartResult, steps: int, held_out: int, shown: lis
         say(f"{padded(phrase('that needs'), 15)}{installing(EXTRAS['report'])}", folded=False)
     say(phrase("next, the same run with another loss"))
     say(f"  {here} train {folder}/{CONFIG_FILE} \\", folded=False)
-    say("    --loss_type simpo --beta 5 --simpo_gamma 2.5 \\", folded=False)
+    say(f"    --loss_type {SIMPO.name} --beta 5 --simpo_gamma 2.5 \\", folded=False)
     say(f"    --output_dir {folder}/simpo", folded=False)

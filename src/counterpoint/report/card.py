@@ -19,6 +19,7 @@ import yaml
 
 from counterpoint.constraints import KINDS
 from counterpoint.language import speaking
+from counterpoint.objectives import DEFAULT_LOSS, LOSSES
 from counterpoint.report import story
 from counterpoint.report.charts import number
 from counterpoint.report.constraints import in_words
@@ -33,53 +34,6 @@ OURS = "<!-- Written by Counterpoint, and written anew with every save. Remove t
 """How the mark begins by which a card of ours is known."""
 
 _MARK = f"{OURS}your own text. -->"
-
-PAPERS: Mapping[str, tuple[str, str, str, str]] = {
-    "sigmoid": (
-        "Contrastive Preference Optimization: Pushing the Boundaries of LLM Performance in "
-        "Machine Translation",
-        "Xu, Haoran and others",
-        "2024",
-        "2401.08417",
-    ),
-    "hinge": (
-        "SLiC-HF: Sequence Likelihood Calibration with Human Feedback",
-        "Zhao, Yao and others",
-        "2023",
-        "2305.10425",
-    ),
-    "ipo": (
-        "A General Theoretical Paradigm to Understand Learning from Human Preferences",
-        "Azar, Mohammad Gheshlaghi and others",
-        "2023",
-        "2310.12036",
-    ),
-    "simpo": (
-        "SimPO: Simple Preference Optimization with a Reference-Free Reward",
-        "Meng, Yu and Xia, Mengzhou and Chen, Danqi",
-        "2024",
-        "2405.14734",
-    ),
-    "alphapo": (
-        "AlphaPO: Reward Shape Matters for LLM Alignment",
-        "Gupta, Aman and others",
-        "2025",
-        "2501.03884",
-    ),
-    "orpo": (
-        "ORPO: Monolithic Preference Optimization without Reference Model",
-        "Hong, Jiwoo and Lee, Noah and Thorne, James",
-        "2024",
-        "2403.07691",
-    ),
-    "repo": (
-        "RePO: ReLU-based Preference Optimization",
-        "Wu, Junkang and others",
-        "2025",
-        "2503.07426",
-    ),
-}
-"""loss_type -> title, authors, year and arXiv number of its paper."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +114,7 @@ def _front_matter(run: Run, about: About) -> str:
     tags = ["counterpoint", "preference-optimization", "cpo", loss_type, *about.tags]
     if about.adapter:
         tags.append("lora")
-    content["tags"] = [tag for tag in dict.fromkeys(tags) if tag and tag != "sigmoid"]
+    content["tags"] = [tag for tag in dict.fromkeys(tags) if tag and tag != DEFAULT_LOSS]
     if about.datasets:
         content["datasets"] = list(about.datasets)
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
@@ -256,12 +210,14 @@ def _versions(run: Run) -> Iterator[str]:
 
 def _citation(run: Run) -> Iterator[str]:
     loss_type = str((run.facts.get("options") or {}).get("loss_type", ""))
-    if loss_type not in PAPERS:
+    loss = LOSSES.get(loss_type)
+    paper = None if loss is None else loss.paper
+    if paper is None:
         return
-    title, authors, year, arxiv = PAPERS[loss_type]
     yield (
-        f"## Citation\n\n```bibtex\n@misc{{{loss_type}{year},\n  title = {{{title}}},\n"
-        f"  author = {{{authors}}},\n  year = {{{year}}},\n  eprint = {{{arxiv}}},\n"
+        f"## Citation\n\n```bibtex\n@misc{{{loss_type}{paper.year},\n  title = {{{paper.title}}},\n"
+        f"  author = {{{paper.authors}}},\n  year = {{{paper.year}}},\n"
+        f"  eprint = {{{paper.arxiv}}},\n"
         "  archivePrefix = {arXiv}\n}\n```\n"
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from counterpoint.language import phrase
 from counterpoint.markup import Content, Markup, element, folded, plain_json, table
-from counterpoint.runlog import OBJECTIVE_OPTIONS
+from counterpoint.objectives import OBJECTIVE_OPTIONS
 
 MATTER = (
     *OBJECTIVE_OPTIONS,

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from counterpoint.doctor.table import TABLE, Entry, meaning
 from counterpoint.language import phrase
+from counterpoint.objectives import LOSSES
 from counterpoint.report.charts import number
 from counterpoint.report.curves import TRAINING, SeriesTable
 from counterpoint.report.progress import progress_of
@@ -23,17 +24,6 @@ from counterpoint.runlog import RUN_FILE, Run
 Tone = Literal["good", "warn", "bad", "plain"]
 QUIET = 600
 """Seconds without a line after which a run without an end counts as gone."""
-
-METHODS: Mapping[str, str] = {
-    "sigmoid": "CPO",
-    "hinge": "CPO, hinge loss (SLiC)",
-    "ipo": "IPO",
-    "simpo": "SimPO",
-    "alphapo": "AlphaPO",
-    "orpo": "ORPO",
-    "repo": "RePO",
-}
-"""loss_type -> the method's name."""
 
 
 def _unknown() -> Entry:
@@ -271,13 +261,11 @@ def method(run: Run) -> str:
     """The name of what was trained with: "SimPO", with its NLL term if it has one."""
     options = run.facts.get("options") or {}
     loss_type = str(options.get("loss_type", ""))
-    name = phrase(METHODS.get(loss_type, loss_type or "a run"))
-    nll = float(options.get("cpo_alpha") or 0)
-    if loss_type == "simpo" and nll:
-        return "CPO-SimPO"
-    if loss_type == "sigmoid" and not nll:
-        return phrase("CPO without its NLL term")
-    return name
+    loss = LOSSES.get(loss_type)
+    if loss is None:
+        return phrase(loss_type or "a run")
+    with_nll = float(options.get("cpo_alpha") or 0) != 0
+    return phrase((loss.with_nll if with_nll else loss.without_nll) or loss.method)
 
 
 def duration(run: Run) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from counterpoint import ranks
 from counterpoint.errors import NonFiniteError
+from counterpoint.objectives import ALPHAPO
 from counterpoint.records import FILLER_ROW, LossTerms, PairBatch
 from counterpoint.trainer.finite import UpdateGuard
 
@@ -112,8 +113,8 @@ def non_finite_error(what: str, step: int, alpha: float, replay: str) -> NonFini
     if alpha > 0:
         hint = (
             f" AlphaPO's reward grows as exp({alpha:g} x |log p|) and overflows on long sums: "
-            "use a loss that reads the mean log-probability (loss_type='alphapo') or a smaller "
-            "alpha."
+            f"use a loss that reads the mean log-probability (loss_type={ALPHAPO.name!r}) or a "
+            "smaller alpha."
         )
     return NonFiniteError(
         "CP401",

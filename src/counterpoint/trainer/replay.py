@@ -27,7 +27,8 @@ from torch import Tensor
 
 from counterpoint.errors import ConfigError
 from counterpoint.forward.router import RouterSums
-from counterpoint.losses.objective import LOSSES, Objective
+from counterpoint.losses.objective import Objective
+from counterpoint.objectives import LOSSES
 from counterpoint.records import StepTotals, TokenPair
 from counterpoint.run_schema import MOST
 from counterpoint.staged import staged

@@ -1,0 +1,276 @@
+"""The table of losses: everything the package knows of each, one row a loss.
+
+Options and their help, what contradicts what, the doctor, the report, the remedies of alarms and
+the translation of other tools' files read it here. ``register_loss`` adds a row.
+
+Not here: the arithmetic, which is named in the row (``losses.objective``), and published settings
+(``doctor.presets``). No torch is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from counterpoint.errors import ConfigError
+
+OBJECTIVE_OPTIONS = (
+    "loss_type",
+    "beta",
+    "simpo_gamma",
+    "gamma_beta_ratio",
+    "alpha",
+    "cpo_alpha",
+    "nll_reduction",
+    "label_smoothing",
+)
+"""Options that say what is minimised."""
+
+_NLL = ("cpo_alpha", "nll_reduction")
+_GAMMA = ("simpo_gamma", "gamma_beta_ratio")
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """Where a loss was published.
+
+    Args:
+        title: of the paper.
+        authors: as BibTeX has them.
+        year: of its first version.
+        arxiv: its number there.
+    """
+
+    title: str
+    authors: str
+    year: str
+    arxiv: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """One row of the table of losses.
+
+    Args:
+        name: as ``loss_type`` names it.
+        method: what its authors call it.
+        math: how it is computed, a ``losses.objective.LossMath``; of the losses that come with the
+            package its name there, so that reading the table imports no torch.
+        paper: where it was published.
+        options: those of ``OBJECTIVE_OPTIONS`` that it reads; others do nothing or are refused.
+        per_token: its reward reads the mean over a completion's tokens, not their sum.
+        beta_scales_gap: beta multiplies the difference of rewards.
+        beta: what beta is where it is not the scale of the reward.
+        beta_in_paper: the paper's own letter for it.
+        nll: weight of the NLL term as published; None: nothing is published.
+        nll_note: a word on that term in a run's file.
+        with_nll: what the method is called with an NLL term, where it has none as published.
+        without_nll: what it is called without one.
+        at_alpha_zero: the loss that it is with alpha 0, where its reward has a shape.
+        trl: the trainer of TRL that has it, as "CPO" of CPOTrainer; "": none.
+        trl_nll: how TRL's NLL term differs.
+        names: tool -> its name for the loss.
+        dpo_names: tool -> its name for the loss of DPO that is this one but for the reference
+            model.
+    """
+
+    name: str
+    method: str
+    math: Any
+    paper: Paper | None = None
+    options: tuple[str, ...] = ("beta", "alpha", *_NLL)
+    per_token: bool = True
+    beta_scales_gap: bool = True
+    beta: str = ""
+    beta_in_paper: str = ""
+    nll: float | None = None
+    nll_note: str = ""
+    with_nll: str = ""
+    without_nll: str = ""
+    at_alpha_zero: str = ""
+    trl: str = ""
+    trl_nll: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
+    dpo_names: Mapping[str, str] = field(default_factory=dict)
+
+    def reads(self, option: str) -> bool:
+        """Whether it reads one of ``OBJECTIVE_OPTIONS``."""
+        return option == "loss_type" or option in self.options
+
+
+SIGMOID = Loss(
+    "sigmoid",
+    "CPO",
+    math="LOGISTIC",
+    paper=Paper(
+        "Contrastive Preference Optimization: Pushing the Boundaries of LLM Performance in "
+        "Machine Translation",
+        "Xu, Haoran and others",
+        "2024",
+        "2401.08417",
+    ),
+    options=("beta", "alpha", *_NLL, "label_smoothing"),
+    per_token=False,
+    nll=1.0,
+    nll_note="as published; with nll_reduction: sequence_sum it is the paper's Eq. 5, a sum",
+    without_nll="CPO without its NLL term",
+    trl="CPO",
+    dpo_names={"LLaMA-Factory": "sigmoid", "Axolotl": "dpo"},
+)
+HINGE = Loss(
+    "hinge",
+    "CPO, hinge loss (SLiC)",
+    math="HINGE",
+    paper=Paper(
+        "SLiC-HF: Sequence Likelihood Calibration with Human Feedback",
+        "Zhao, Yao and others",
+        "2023",
+        "2305.10425",
+    ),
+    per_token=False,
+    trl="CPO",
+    dpo_names={"LLaMA-Factory": "hinge"},
+)
+IPO = Loss(
+    "ipo",
+    "IPO",
+    math="SQUARED",
+    paper=Paper(
+        "A General Theoretical Paradigm to Understand Learning from Human Preferences",
+        "Azar, Mohammad Gheshlaghi and others",
+        "2023",
+        "2310.12036",
+    ),
+    beta_scales_gap=False,
+    beta="strength of the regularisation",
+    beta_in_paper="tau",
+    trl="CPO",
+    dpo_names={"LLaMA-Factory": "ipo", "Axolotl": "ipo"},
+)
+SIMPO = Loss(
+    "simpo",
+    "SimPO",
+    math="LOGISTIC",
+    paper=Paper(
+        "SimPO: Simple Preference Optimization with a Reference-Free Reward",
+        "Meng, Yu and Xia, Mengzhou and Chen, Danqi",
+        "2024",
+        "2405.14734",
+    ),
+    options=("beta", *_GAMMA, "alpha", *_NLL, "label_smoothing"),
+    nll=0.0,
+    with_nll="CPO-SimPO",
+    trl="CPO",
+    names={"LLaMA-Factory": "simpo", "Axolotl": "simpo"},
+)
+ALPHAPO = Loss(
+    "alphapo",
+    "AlphaPO",
+    math="LOGISTIC",
+    paper=Paper(
+        "AlphaPO: Reward Shape Matters for LLM Alignment",
+        "Gupta, Aman and others",
+        "2025",
+        "2501.03884",
+    ),
+    options=("beta", *_GAMMA, "alpha", "nll_reduction", "label_smoothing"),
+    at_alpha_zero=SIMPO.name,
+    trl="CPO",
+)
+ORPO = Loss(
+    "orpo",
+    "ORPO",
+    math="ODDS_RATIO",
+    paper=Paper(
+        "ORPO: Monolithic Preference Optimization without Reference Model",
+        "Hong, Jiwoo and Lee, Noah and Thorne, James",
+        "2024",
+        "2403.07691",
+    ),
+    options=("beta", *_NLL),
+    beta_scales_gap=False,
+    beta="weight of the odds-ratio term",
+    beta_in_paper="lambda",
+    nll=1.0,
+    nll_note="ORPO is the NLL of the chosen plus the odds-ratio term",
+    trl="ORPO",
+    trl_nll="takes the NLL over prompt and chosen completion, Counterpoint over the completion "
+    "alone",
+    names={"LLaMA-Factory": "orpo", "Axolotl": "orpo"},
+)
+REPO = Loss(
+    "repo",
+    "RePO",
+    math="RECTIFIED",
+    paper=Paper(
+        "RePO: ReLU-based Preference Optimization",
+        "Wu, Junkang and others",
+        "2025",
+        "2503.07426",
+    ),
+    options=("simpo_gamma", *_NLL),
+    beta_scales_gap=False,
+    beta="unused",
+    nll=0.0,
+)
+
+_ROWS: dict[str, Loss] = {
+    row.name: row for row in (SIGMOID, HINGE, IPO, SIMPO, ALPHAPO, ORPO, REPO)
+}
+LOSSES: Mapping[str, Loss] = MappingProxyType(_ROWS)
+"""Loss type -> its row."""
+
+DEFAULT_LOSS = SIGMOID.name
+"""The loss of a run that names none, as in TRL."""
+
+
+DEFAULTS_OF_TRL: Mapping[str, str] = MappingProxyType(
+    {row.trl: row.name for row in (SIGMOID, ORPO)}
+)
+"""Trainer of TRL, as "CPO" of CPOTrainer -> the loss of those of its options that name none."""
+
+
+def register_loss(row: Loss) -> None:
+    """Add a loss to the table; options, doctor, report, planner and training then know it.
+
+    Args:
+        row: with a name that no row has.
+
+    Raises:
+        ConfigError: CP104 for a name that is taken.
+    """
+    if row.name in _ROWS:
+        raise ConfigError("CP104", f"there is a loss called {row.name} already.")
+    _ROWS[row.name] = row
+
+
+def reading(option: str) -> list[str]:
+    """The losses that read an option."""
+    return [name for name, row in LOSSES.items() if row.reads(option)]
+
+
+def called(tool: str, name: str | None) -> Loss | None:
+    """The loss that another tool has under a name; None where it is none of the table.
+
+    Args:
+        tool: as ``Loss.names`` has it.
+        name: there.
+    """
+    return next((row for row in LOSSES.values() if name and row.names.get(tool) == name), None)
+
+
+def names_of(tool: str) -> list[str]:
+    """The names that another tool has for losses of the table."""
+    return [row.names[tool] for row in LOSSES.values() if tool in row.names]
+
+
+def without_reference(tool: str, name: str | None) -> Loss | None:
+    """The loss that is left of a loss of DPO without its reference model; None for other names.
+
+    Args:
+        tool: as ``Loss.dpo_names`` has it.
+        name: there.
+    """
+    return next((row for row in LOSSES.values() if name and row.dpo_names.get(tool) == name), None)
