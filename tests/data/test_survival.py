@@ -15,7 +15,8 @@ from counterpoint.data.chat import render
 from counterpoint.data.formats import to_preference_row
 from counterpoint.data.prepare import PrepareOptions, iter_pairs, prepare
 from counterpoint.data.sources import load
-from counterpoint.data.survival import Loss, losses, switch_for
+from counterpoint.data.survival import Loss, losses
+from counterpoint.data.switches import switch_for
 from counterpoint.errors import DataError
 from tests.templates_on_the_spot import GEMMA, LLAMA3, MISTRAL, QWEN3, R1, with_template
 from tests.tokenizers_on_the_spot import CHATML

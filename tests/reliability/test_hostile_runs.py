@@ -571,7 +571,8 @@ LOOSE = {
     *("cli/given.py", "markup.py", "masking.py", "report/run_report.py", "trainer/described.py"),
     *("data/cache.py", "data/candidates.py", "data/scored.py", "data/sources.py"),
     *("checkpoint/manifest.py", "doctor/survey.py", "report/drawing.py", "trainer/experiment.py"),
-    *("quickstart/run.py", "runlog.py", "checkpoint/adapted.py", "data/survival.py"),
+    *("quickstart/run.py", "runlog.py", "checkpoint/adapted.py"),
+    *("data/survival.py", "data/said_values.py", "data/switches.py"),
 }
 """Modules whose ``json.dumps`` is for a message, a page or a digest, or of texts alone."""
 

@@ -24,7 +24,8 @@ from counterpoint.data.chat import Rendered, render
 from counterpoint.data.formats import to_preference_row
 from counterpoint.data.frame import frame_of
 from counterpoint.data.options import Limits
-from counterpoint.data.survival import Loss, as_column, check_completions, losses
+from counterpoint.data.survival import Loss, as_column, losses
+from counterpoint.data.switches import check_completions
 from counterpoint.data.tokenize import PairTokenizer, Tokens
 from counterpoint.data.truncate import Truncation, truncate
 from counterpoint.errors import DataError

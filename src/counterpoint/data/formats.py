@@ -12,7 +12,8 @@ Accepted, each with text or with messages (``role``/``content`` or ShareGPT's ``
 ``chat_template_kwargs``, ``weight`` and ``margin`` are read where present. A null is a missing
 column, row by row: rows of all these shapes may stand in one set.
 
-Not here: rendering messages to text (``chat``), and anything that needs a tokenizer.
+Not here: where the prompt ends in sides that hold it (``shared_prompt``), rendering messages to
+text (``chat``), and anything that needs a tokenizer.
 """
 
 from __future__ import annotations
@@ -31,6 +32,14 @@ from counterpoint.data.cells import (
     read_tools,
 )
 from counterpoint.data.plain import is_missing, plain
+from counterpoint.data.shared_prompt import (
+    LIKELY_PROMPTS,
+    begun_in,
+    continuation,
+    is_transcript,
+    split_messages,
+    split_text,
+)
 from counterpoint.errors import DataError
 from counterpoint.records import Message, PreferenceRow, Text
 
@@ -56,8 +65,6 @@ COLUMNS = (
 )
 """Every column that can have a meaning; all others are ignored."""
 
-LIKELY_PROMPTS = ("question", "query", "source", "input", "context", "user", "src")
-"""Columns that are probably a misnamed prompt where a row has none."""
 
 NUMBERS = ("weight", "margin")
 """Columns of numbers, where NaN is no absence."""
@@ -69,9 +76,6 @@ SHAPES = (
     "Accepted are prompt + chosen + rejected, chosen + rejected with a shared beginning, "
     "conversations + chosen + rejected, and instruction + chosen + rejected"
 )
-
-ASSISTANT_TAG = "\n\nAssistant:"
-"""What precedes an assistant's turn in transcripts such as hh-rlhf's."""
 
 
 def to_preference_row(raw: Mapping[str, Any], row: int) -> PreferenceRow:
@@ -153,7 +157,7 @@ def _is_absent(name: str, given: Mapping[str, Any], raw: Mapping[str, Any], prom
         return False
     if name in NUMBERS:
         return True
-    return isinstance(prompt, str) and not _is_transcript(str(raw.get("chosen")))
+    return isinstance(prompt, str) and not is_transcript(str(raw.get("chosen")))
 
 
 def to_prompt(raw: Mapping[str, Any], row: int) -> PreferenceRow:
@@ -251,7 +255,7 @@ def _split(
             return _with_system(raw, asked), _assistant(chosen), _assistant(rejected)
         if given is not None:
             return given, chosen, rejected
-        return _split_text(raw, chosen, rejected, row)
+        return split_text(raw, chosen, rejected, row)
     if isinstance(chosen, str) or isinstance(rejected, str):
         fail("CP202", row, "rejected", "and field chosen must both be text or both be messages.")
     whole = _is_whole(chosen) or _is_whole(rejected)
@@ -260,8 +264,8 @@ def _split(
     if isinstance(given, str) and not whole:
         return _with_system(raw, [{"role": "user", "content": given}]), chosen, rejected
     chosen, rejected = _with_system(raw, chosen), _with_system(raw, rejected)
-    if isinstance(given, list) and _begun_in(given, chosen) and _begun_in(given, rejected):
-        return given, _continuation(given, chosen), _continuation(given, rejected)
+    if isinstance(given, list) and begun_in(given, chosen) and begun_in(given, rejected):
+        return given, continuation(given, chosen), continuation(given, rejected)
     if isinstance(given, list) and given != chosen[: len(given)]:
         fail(
             "CP206",
@@ -270,30 +274,7 @@ def _split(
             "is a whole conversation that does not begin with the prompt given beside it. Remove "
             "the prompt's column, or leave only the assistant's turns in chosen and rejected.",
         )
-    return _split_messages(chosen, rejected, row)
-
-
-def _begun_in(prompt: list[Message], side: list[Message]) -> bool:
-    """Whether a whole conversation goes on in the very turn that its prompt begins."""
-    if len(side) < len(prompt):
-        return False
-    last = side[len(prompt) - 1]
-    return bool(
-        prompt[-1]["role"] == last["role"] == "assistant"
-        and prompt[:-1] == side[: len(prompt) - 1]
-        and isinstance(prompt[-1].get("content"), str)
-        and isinstance(last.get("content"), str)
-        and last["content"] != prompt[-1]["content"]
-        and last["content"].startswith(prompt[-1]["content"])
-    )
-
-
-def _continuation(prompt: list[Message], side: list[Message]) -> list[Message]:
-    """What is left of the prompt's last turn, and the turns that follow it."""
-    begun, turn = prompt[-1], side[len(prompt) - 1]
-    new = {name: value for name, value in turn.items() if begun.get(name) != value}
-    rest = turn["content"][len(begun["content"]) :]
-    return [{**new, "role": "assistant", "content": rest}, *side[len(prompt) :]]
+    return split_messages(chosen, rejected, row)
 
 
 def _given_prompt(raw: Mapping[str, Any], row: int) -> Text | None:
@@ -377,90 +358,6 @@ def _assistant(text: str) -> list[Message]:
 def _is_whole(messages: list[Message]) -> bool:
     """Whether the messages begin before the assistant's first turn."""
     return bool(messages[0]["role"] in ("system", "developer", "user"))
-
-
-def _split_messages(
-    chosen: list[Message], rejected: list[Message], row: int
-) -> tuple[Text, Text, Text]:
-    """The longest common start is the prompt; at least one turn stays on each side."""
-    longest = min(len(chosen), len(rejected)) - 1
-    shared = next((n for n in range(longest) if chosen[n] != rejected[n]), longest)
-    for field, side in (("chosen", chosen), ("rejected", rejected)):
-        if side[-1]["role"] != "assistant":
-            fail("CP207", row, field, f"ends with a turn of role {side[-1]['role']!r}.")
-        if side[shared]["role"] != "assistant":
-            fail(
-                "CP206",
-                row,
-                field,
-                f"turn {shared} is of role {side[shared]['role']!r} and differs from the other "
-                "side's; the two conversations may differ from an assistant's turn on only.",
-            )
-    if shared == 0:
-        fail("CP206", row, "chosen", "and field rejected share no turn, so there is no prompt.")
-    return chosen[:shared], chosen[shared:], rejected[shared:]
-
-
-def _split_text(
-    raw: Mapping[str, Any], chosen: str, rejected: str, row: int
-) -> tuple[Text, Text, Text]:
-    """Transcripts are cut after the last "Assistant:", other text where the two first differ."""
-    if _is_transcript(chosen) or _is_transcript(rejected):
-        prompt, ours = _cut_transcript(chosen)
-        other, theirs = _cut_transcript(rejected)
-        if prompt != other:
-            fail(
-                "CP206",
-                row,
-                "rejected",
-                "answers another prompt than field chosen: the transcripts differ before the "
-                "last 'Assistant:'. Remove the row or repair one side.",
-            )
-        return prompt, ours, theirs
-    likely = [column for column in LIKELY_PROMPTS if isinstance(raw.get(column), str)]
-    if likely:
-        raise DataError(
-            "CP201",
-            f"row {row} has no prompt, but a column {likely[0]} that may be it. Rename it to "
-            "prompt; if it is not the prompt, remove it.",
-        )
-    shared = _shared_characters(chosen, rejected)
-    if shared == 0:
-        fail(
-            "CP206",
-            row,
-            "chosen",
-            "and field rejected share no beginning, so there is no prompt. Give a column prompt; "
-            "an empty one trains without a prompt.",
-        )
-    return chosen[:shared], chosen[shared:], rejected[shared:]
-
-
-def _is_transcript(text: str) -> bool:
-    return text.lstrip().startswith(("Human:", "Assistant:")) and ASSISTANT_TAG in text
-
-
-def _cut_transcript(text: str) -> tuple[str, str]:
-    end = text.rfind(ASSISTANT_TAG)
-    end = 0 if end < 0 else end + len(ASSISTANT_TAG)
-    return text[:end], text[end:]
-
-
-def _shared_characters(chosen: str, rejected: str) -> int:
-    """Length of the common start, a trailing space left to the completions, as in TRL.
-
-    Tokenizers join a space with the word after it, so a prompt ending in one would split words
-    where generation never does. At least one character stays on each side.
-    """
-    longest = min(len(chosen), len(rejected)) - 1
-    if chosen[:longest] == rejected[:longest]:
-        shared = longest
-    else:
-        shared = next(n for n in range(longest) if chosen[n] != rejected[n])
-    differs = shared < len(chosen) and chosen[shared] != rejected[shared]
-    if differs and shared and chosen[shared - 1] == " ":
-        shared -= 1
-    return shared
 
 
 def _check_completion(completion: Text, row: int, field: str) -> None:

@@ -35,7 +35,8 @@ from counterpoint.data.csv_sets import lists_of_csv
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.prepare import encode_every_row
 from counterpoint.data.sources import dataset_from_rows
-from counterpoint.data.survival import Loss, from_column, switch_for
+from counterpoint.data.survival import Loss, from_column
+from counterpoint.data.switches import switch_for
 from counterpoint.data.undecoded import undecoded
 from counterpoint.doctor.consistency import Consistency, Keys, consistency
 from counterpoint.doctor.findings import MOST_ROWS
