@@ -13,10 +13,10 @@ from counterpoint import DataError
 from counterpoint.cli.token_view import draw
 from counterpoint.config import TRUNCATIONS
 from counterpoint.data.collate import collate_padded
+from counterpoint.data.encoder import TextEncoder
 from counterpoint.data.options import Limits, PrepareOptions
 from counterpoint.data.prepare import iter_pairs, prepare
 from counterpoint.data.row_tokens import Piece, RowTokens, texts_of, tokens_of_pair, tokens_of_row
-from counterpoint.data.tokenize import PairTokenizer
 from counterpoint.records import TokenPair
 from tests.tokenizers_on_the_spot import byte_level
 
@@ -59,9 +59,9 @@ def test_what_is_not_cut_is_what_is_trained_and_loss_is_what_is_a_target(
         pair = trained(ROWS[name], chatml_tokenizer, limits)
     except DataError as error:
         with pytest.raises(DataError, match=error.code):
-            tokens_of_row(ROWS[name], 0, PairTokenizer(chatml_tokenizer), limits)
+            tokens_of_row(ROWS[name], 0, TextEncoder(chatml_tokenizer), limits)
         return
-    shown = tokens_of_row(ROWS[name], 0, PairTokenizer(chatml_tokenizer), limits)
+    shown = tokens_of_row(ROWS[name], 0, TextEncoder(chatml_tokenizer), limits)
     assert ids(shown.prompt) == pair.prompt
     assert (ids(shown.chosen), ids(shown.rejected)) == (pair.chosen, pair.rejected)
     targets = collate_padded([pair], pad_id=0).target_ids.tolist()
@@ -73,7 +73,7 @@ def test_what_is_not_cut_is_what_is_trained_and_loss_is_what_is_a_target(
 def test_cut_tokens_stand_where_they_were(
     llama_tokenizer: PreTrainedTokenizerFast, policy: str
 ) -> None:
-    tokenizer = PairTokenizer(llama_tokenizer)
+    tokenizer = TextEncoder(llama_tokenizer)
     whole = tokens_of_row(ROWS["text"], 0, tokenizer, Limits())
     completion = max(len(whole.chosen), len(whole.rejected))
     limits = Limits(completion + 4, None, policy)
@@ -89,10 +89,10 @@ def test_cut_tokens_stand_where_they_were(
 def test_bos_eos_and_the_marks_of_a_template_are_special(
     chatml_tokenizer: PreTrainedTokenizerFast, llama_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    chat = tokens_of_row(ROWS["chat"], 0, PairTokenizer(chatml_tokenizer), Limits())
+    chat = tokens_of_row(ROWS["chat"], 0, TextEncoder(chatml_tokenizer), Limits())
     specials = [piece.text for piece in chat.prompt + chat.chosen if piece.special]
     assert specials == ["<|im_start|>", "<|im_end|>", "<|im_start|>", "<|im_end|>"]
-    text = tokens_of_row(ROWS["text"], 0, PairTokenizer(llama_tokenizer), Limits())
+    text = tokens_of_row(ROWS["text"], 0, TextEncoder(llama_tokenizer), Limits())
     assert [p.text for p in text.prompt + text.chosen if p.special] == ["<s>", "</s>"]
 
 
@@ -108,7 +108,7 @@ def test_a_token_that_merges_over_the_boundary_is_counted_and_belongs_to_the_com
     merging_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     raw = {"prompt": "x:", "chosen": "a", "rejected": "b"}
-    shown = tokens_of_row(raw, 0, PairTokenizer(merging_tokenizer), Limits())
+    shown = tokens_of_row(raw, 0, TextEncoder(merging_tokenizer), Limits())
     assert [piece.text for piece in shown.prompt] == ["x"]
     assert [piece.text for piece in shown.chosen] == [":a", "</s>"]
     assert [piece.text for piece in shown.rejected] == [":", "b", "</s>"]
@@ -120,21 +120,21 @@ def test_completions_that_cutting_made_equal_are_flagged(
 ) -> None:
     raw = {"prompt": "p", "chosen": " the fox is old", "rejected": " the fox is young"}
     limits = Limits(max_completion_length=2)
-    assert tokens_of_row(raw, 0, PairTokenizer(gpt2_tokenizer), limits).same
-    assert not tokens_of_row(raw, 0, PairTokenizer(gpt2_tokenizer), Limits()).same
+    assert tokens_of_row(raw, 0, TextEncoder(gpt2_tokenizer), limits).same
+    assert not tokens_of_row(raw, 0, TextEncoder(gpt2_tokenizer), Limits()).same
 
 
 def test_what_the_chat_template_drops_is_shown(chatml_tokenizer: PreTrainedTokenizerFast) -> None:
     thought = {"role": "assistant", "content": "Good.", "thinking": "Hmm."}
     raw = {**ROWS["chat"], "prompt": [*ROWS["chat"]["prompt"], thought, *ROWS["chat"]["prompt"]]}
-    shown = tokens_of_row(raw, 0, PairTokenizer(chatml_tokenizer), Limits())
+    shown = tokens_of_row(raw, 0, TextEncoder(chatml_tokenizer), Limits())
     assert shown.lost == ("drops thoughts of the prompt: 'Hmm.'",)
     assert "  the chat template drops thoughts of the prompt: 'Hmm.'\n" in draw(shown, name="a")
 
 
 def test_weight_and_margin_are_shown(gpt2_tokenizer: PreTrainedTokenizerFast) -> None:
     raw = {**ROWS["text"], "weight": 2.0, "margin": 0.5}
-    shown = tokens_of_row(raw, 9, PairTokenizer(gpt2_tokenizer), Limits())
+    shown = tokens_of_row(raw, 9, TextEncoder(gpt2_tokenizer), Limits())
     assert (shown.row, shown.weight, shown.margin) == (9, 2.0, 0.5)
     assert shown.as_dict()["prompt"][0]["special"] is True
 
@@ -144,7 +144,7 @@ def test_a_row_that_is_refused_raises_its_own_code(
 ) -> None:
     raw = {**ROWS["text"], "chosen": " "}
     with pytest.raises(DataError, match=r"^CP203 row 5, field chosen: is blank"):
-        tokens_of_row(raw, 5, PairTokenizer(gpt2_tokenizer), Limits())
+        tokens_of_row(raw, 5, TextEncoder(gpt2_tokenizer), Limits())
 
 
 @given(st.text(), st.text())
@@ -189,6 +189,6 @@ def test_a_character_of_three_tokens_is_written_by_the_last() -> None:
 def test_words_keep_the_space_that_a_sentencepiece_token_stands_for(
     llama_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    shown = tokens_of_row(ROWS["text"], 0, PairTokenizer(llama_tokenizer), Limits())
+    shown = tokens_of_row(ROWS["text"], 0, TextEncoder(llama_tokenizer), Limits())
     assert "".join(piece.text for piece in shown.chosen) == " Paris.</s>"
     assert isinstance(shown, RowTokens)

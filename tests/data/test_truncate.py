@@ -170,6 +170,77 @@ def test_only_drop_and_a_prompt_without_room_give_up(case: dict) -> None:
         assert not gives_up
 
 
+# Spans that must not be cut
+
+
+@st.composite
+def cases_with_spans(draw: st.DrawFn) -> dict:
+    """A prompt of different tokens, and stretches of it that are whole or gone."""
+    case = draw(cases())
+    size, first = len(case["prompt"]), int(case["keep_first"])
+    places = sorted(draw(st.lists(st.integers(first, size), unique=True)) if size > first else [])
+    frame = case["frame"] or {"head": first}
+    spans = tuple(zip(places[::2], places[1::2], strict=False))
+    return {**case, "prompt": [*range(size)], "frame": {**frame, "whole": spans}}
+
+
+def without_spans(case: dict) -> Truncation:
+    return cut({**case, "frame": {**case["frame"], "whole": ()}})
+
+
+@given(cases_with_spans())
+def test_a_span_is_kept_whole_or_goes_whole(case: dict) -> None:
+    left = set(cut(case).prompt)
+    for start, end in case["frame"]["whole"]:
+        assert left & {*range(start, end)} in (set(), {*range(start, end)})
+
+
+@given(cases_with_spans())
+def test_beside_the_rest_of_spans_the_same_is_cut_as_without_them(case: dict) -> None:
+    left, plain = cut(case), without_spans(case)
+    inside = {place for start, end in case["frame"]["whole"] for place in range(start, end)}
+    if left.fits:
+        assert {*left.prompt} <= {*plain.prompt}
+        assert {*plain.prompt} - {*left.prompt} <= inside
+        for side in ("chosen", "rejected"):
+            assert len(getattr(left, side)) >= len(getattr(plain, side))
+            assert len(left.prompt) + len(getattr(left, side)) <= case["max_length"]
+
+
+@given(cases_with_spans())
+def test_spans_make_it_give_up_only_where_nothing_of_the_prompt_would_be_left(case: dict) -> None:
+    left, plain = cut(case), without_spans(case)
+    assert left.prompt or not case["prompt"]
+    if plain.fits and not left.fits:
+        assert left == Truncation(case["prompt"], case["chosen"], case["rejected"], fits=False)
+        spans = case["frame"]["whole"]
+        kept = {*plain.prompt} - {0} if case["keep_first"] else {*plain.prompt}
+        torn = [span for span in spans if {*range(*span)} - {*plain.prompt}]
+        assert kept <= {place for span in torn for place in range(*span)}
+
+
+@pytest.mark.parametrize(
+    ("policy", "whole", "left"),
+    [
+        ("prompt_start", [(2, 5)], [0, 5, 6, 7, 8, 9]),
+        ("prompt_end", [(2, 5)], [0, 1, 2, 3, 4, 5]),
+        ("prompt_end", [(2, 5), (5, 8)], [0, 1, 2, 3, 4]),
+        ("prompt_start", [(1, 2), (7, 10)], [0, 5, 6, 7, 8, 9]),
+        ("prompt_start", [(2, 8)], [0, 8, 9]),
+        ("prompt_start", [(1, 10)], None),
+    ],
+)
+def test_what_a_cut_would_tear_goes_with_it(
+    policy: str, whole: list[tuple[int, int]], left: list[int] | None
+) -> None:
+    prompt, frame = [*range(10)], Frame(head=1, whole=whole)
+    pair = truncate(prompt, [1], [2, 3], max_length=8, policy=policy, keep_first=True, frame=frame)
+    if left is None:
+        assert pair == Truncation(prompt, [1], [2, 3], fits=False)
+    else:
+        assert pair == Truncation(left, [1], [2, 3], cut_prompt=10 - len(left))
+
+
 def test_completion_end_cuts_each_completion_by_itself() -> None:
     pair = truncate([1, 2, 3], [4, 5], [6, 7, 8, 9], max_length=5)
     assert pair == Truncation([1, 2, 3], [4, 5], [6, 7], cut_rejected=2)

@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerFast
 from counterpoint import PairRules, pairs_from_scored
 from counterpoint.cli.main import main
 from counterpoint.cli.token_view import draw
+from counterpoint.data.encoder import TextEncoder
 from counterpoint.data.formats import to_preference_row
 from counterpoint.data.options import Limits
 from counterpoint.data.row_tokens import tokens_of_row
-from counterpoint.data.tokenize import PairTokenizer
 from counterpoint.data.truncate import truncate
 from counterpoint.losses.objective import Objective
 
@@ -63,7 +63,7 @@ def test_the_account_of_scored_translations_is_what_the_builder_says(real_data: 
 def test_the_tokens_shown_are_what_the_command_draws(gpt2_tokenizer: PreTrainedTokenizerFast):
     raw = {"prompt": "What is 2 and 2?", "chosen": " It is 4.", "rejected": " 2, I am."}
     limits = Limits(max_completion_length=3)
-    tokens = tokens_of_row(raw, 1, PairTokenizer(gpt2_tokenizer), limits)
+    tokens = tokens_of_row(raw, 1, TextEncoder(gpt2_tokenizer), limits)
     assert draw(tokens, name="pairs.jsonl") in blocks(DATA, "text")
 
 

@@ -21,10 +21,10 @@ from counterpoint import ConfigError, CPOConfig, DataError, ModelError
 from counterpoint.data import bounds, chat, files
 from counterpoint.data.cells import MOST_CHARACTERS
 from counterpoint.data.encode import encode_rows
+from counterpoint.data.encoder import TextEncoder
 from counterpoint.data.options import Limits, PrepareOptions
 from counterpoint.data.prepare import prepare
 from counterpoint.data.sources import load
-from counterpoint.data.tokenize import PairTokenizer
 from counterpoint.trainer.loading import load_config, load_model
 from tests.cli.conftest import PAIRS, Command, command, pattern, tree, workshop, write_pairs
 from tests.models_on_the_spot import make_model
@@ -307,7 +307,7 @@ def _with(tokenizer: PreTrainedTokenizerFast, template: str) -> PreTrainedTokeni
 def _encode(rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast) -> dict[str, list[Any]]:
     names = {name for row in rows for name in row}
     batch = {name: [row.get(name) for row in rows] for name in names}
-    return encode_rows(batch, range(len(rows)), tokenizer=PairTokenizer(tokenizer), limits=Limits())
+    return encode_rows(batch, range(len(rows)), encoder=TextEncoder(tokenizer), limits=Limits())
 
 
 LOOPS = {

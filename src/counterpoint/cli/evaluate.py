@@ -263,14 +263,14 @@ def _decodings(options: EvaluateOptions, batch: int) -> list[Decoding]:
 
 
 def _read_prompts(sources: list[str], tokenizer: Any) -> list[Prompt]:
-    from counterpoint.data.chat import render_prompt
     from counterpoint.data.csv_sets import lists_of_csv
+    from counterpoint.data.encoder import encoder_for
     from counterpoint.data.formats import to_prompt
     from counterpoint.data.sources import load, pick_split
-    from counterpoint.data.tokenize import prompt_ids
     from counterpoint.evaluation.generation import Prompt
 
     rows = lists_of_csv(pick_split(load(sources[0] if len(sources) == 1 else sources)))
+    encoder = encoder_for(tokenizer)
     found = []
     for number, row in enumerate(rows):
         prompt = row.get("prompt")
@@ -280,8 +280,8 @@ def _read_prompts(sources: list[str], tokenizer: Any) -> list[Prompt]:
                 f"{' '.join(sources)}, row {number}: prompt is {str(prompt)[:40]!r}; expected a "
                 "text or a list of messages.",
             )
-        text = render_prompt(to_prompt(row, number), tokenizer)
-        found.append(Prompt(tuple(prompt_ids(text, tokenizer)), _reference(row, number)))
+        ids = encoder.prompt_ids(to_prompt(row, number))
+        found.append(Prompt(tuple(ids), _reference(row, number)))
     return found
 
 

@@ -103,9 +103,9 @@ def _show(request: Request, options: TokensOptions) -> None:
     )
     from counterpoint.data import formats
     from counterpoint.data.csv_sets import lists_of_csv
+    from counterpoint.data.encoder import encoder_for
     from counterpoint.data.options import PrepareOptions
     from counterpoint.data.row_tokens import tokens_of_row
-    from counterpoint.data.tokenize import PairTokenizer
     from counterpoint.trainer.setup import prepare_tokenizer
 
     quiet_bars()
@@ -115,7 +115,7 @@ def _show(request: Request, options: TokensOptions) -> None:
         merge_model_options(run, config)
         tokenizer = prepare_tokenizer(load_own_tokenizer(run, config))
         rows = open_rows(run)
-    limits, pair_tokenizer = PrepareOptions.of(config).limits, PairTokenizer(tokenizer)
+    limits, encoder = PrepareOptions.of(config).limits, encoder_for(tokenizer)
     name = shown(" ".join(run.dataset))  # the rows themselves are shown as they train
     rows = lists_of_csv(rows, name)
     if rows.column_names is not None:
@@ -123,7 +123,7 @@ def _show(request: Request, options: TokensOptions) -> None:
     width = terminal_width()
     for raw, row in _picked(rows, options.row, name):
         try:
-            found = tokens_of_row(raw, row, pair_tokenizer, limits)
+            found = tokens_of_row(raw, row, encoder, limits)
         except DataError as error:
             raise DataError(error.code, f"{name}, {error.message}") from error
         if options.json:

@@ -1,6 +1,6 @@
 """Prepared data sets are kept on disk under a digest of all that they were made from.
 
-The digest covers the rows' content, the tokenizer's content, the limits, the version of this
+The digest covers the rows' content, the encoder's identity, the limits, the version of this
 code and those of every package that renders and tokenizes (``PACKAGES``); never a file's time or an
 object's identity. So a run that changes nothing reads what the last one wrote, and a run that
 changes anything cannot.
@@ -29,9 +29,9 @@ from typing import Any
 import datasets
 import pyarrow as pa
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
 
 from counterpoint._version import __version__
+from counterpoint.data.encoder import Encoder
 from counterpoint.data.options import Limits
 
 VERSION = 9
@@ -52,8 +52,6 @@ PACKAGES = (
 
 ROWS_AT_ONCE = 1000
 
-BACKEND_PARTS = ("normalizer", "pre_tokenizer", "model", "post_processor", "decoder")
-"""The parts of a fast tokenizer, each of which can be read as JSON."""
 
 logger = logging.getLogger(__name__)
 
@@ -70,21 +68,19 @@ def folder() -> Path | None:
     return Path(named) if named else Path(datasets.config.HF_DATASETS_CACHE) / "counterpoint"
 
 
-def digest(
-    dataset: Dataset, columns: Iterable[str], tokenizer: PreTrainedTokenizerBase, limits: Limits
-) -> str:
-    """A name for what preparing these rows with this tokenizer gives, as 40 hexadecimal digits.
+def digest(dataset: Dataset, columns: Iterable[str], encoder: Encoder[Any], limits: Limits) -> str:
+    """A name for what preparing these rows with this encoder gives, as 40 hexadecimal digits.
 
     Args:
         dataset: the raw rows.
         columns: those of its columns that are read.
-        tokenizer: fast or slow.
+        encoder: its identity counts.
         limits: as given to ``encode_rows``.
     """
     total = hashlib.blake2b(digest_size=20)
     limit_values = [limits.max_length, limits.max_completion_length, limits.truncation]
     total.update(json.dumps([VERSION, _versions(), *limit_values]).encode())
-    total.update(_tokenizer_content(tokenizer))
+    total.update(encoder.identity())
     _add_rows(total, dataset.select_columns(sorted(columns)))
     return total.hexdigest()
 
@@ -163,37 +159,6 @@ def _write(dataset: Dataset, path: Path) -> None:
                 writer.write_batch(part)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> bytes:
-    """All of a tokenizer that can change what it makes of a text, its padding state left out."""
-    special = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
-    content: dict[str, Any] = {
-        "class": f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}",
-        "template": tokenizer.chat_template,
-        "special": special,
-        "map": {
-            key: str(value)
-            for key, value in tokenizer.special_tokens_map.items()
-            if key != "pad_token"  # set between the doctor and the trainer, and never used here
-        },
-        "split": getattr(tokenizer, "split_special_tokens", False),
-    }
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        added = backend.get_added_tokens_decoder()
-        content["added"] = [[key, token.__getstate__()] for key, token in sorted(added.items())]
-        parts = (getattr(backend, part) for part in BACKEND_PARTS)
-        # as they come: reading the JSON of a large vocabulary takes longer than all the rest
-        states = [b"null" if part is None else bytes(part.__getstate__()) for part in parts]
-        return b"\n".join([json.dumps(content, sort_keys=True).encode(), *states])
-    content["vocabulary"] = tokenizer.get_vocab()
-    content["added"] = {k: str(v) for k, v in tokenizer.added_tokens_decoder.items()}
-    content["init"] = {k: repr(v) for k, v in tokenizer.init_kwargs.items()}
-    file = getattr(tokenizer, "vocab_file", None)
-    if file and Path(file).is_file():
-        content["file"] = hashlib.blake2b(Path(file).read_bytes()).hexdigest()
-    return json.dumps(content, sort_keys=True).encode()
 
 
 def _add_rows(total: Any, dataset: Dataset) -> None:

@@ -1,8 +1,8 @@
-"""A batch of raw rows becomes columns of token ids: formats, chat, tokenize, truncate in one.
+"""A batch of raw rows becomes columns of token ids: formats, encoder, truncate in one.
 
 The one function that ``datasets`` runs, in this process or in many, eagerly or while streaming.
 A row that cannot be used does not stop it: its ``problem`` says why, and its ids are empty.
-What does not follow from the row alone is raised: a tokenizer that fits no row, a package that is
+What does not follow from the row alone is raised: an encoder that fits no row, a package that is
 missing, memory that ran out.
 
 Not here: dropping, counting, caching (``prepare``).
@@ -14,41 +14,39 @@ import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from datasets import Features, List, Value
 
 from counterpoint.data.bounds import bounded_memory
 from counterpoint.data.cells import row_spells_messages
-from counterpoint.data.chat import Rendered, render
+from counterpoint.data.counts import PARTS
+from counterpoint.data.encoder import Draft, Encoder
 from counterpoint.data.formats import to_preference_row
-from counterpoint.data.frame import frame_of
 from counterpoint.data.options import Limits
-from counterpoint.data.survival import Loss, as_column, losses
-from counterpoint.data.switches import check_completions
-from counterpoint.data.tokenize import PairTokenizer, Tokens
+from counterpoint.data.survival import as_column
+from counterpoint.data.tokenize import Tokens
 from counterpoint.data.truncate import Truncation, truncate
 from counterpoint.errors import DataError
-from counterpoint.records import PreferenceRow
 
-COLUMNS = (
-    "prompt_ids",
-    "chosen_ids",
-    "rejected_ids",
-    "weight",
-    "margin",
-    "row",
-    "cut_prompt",
-    "cut_chosen",
-    "cut_rejected",
-    "boundary",
-    "same",
-    "absent",
-    "spelled",
-    "lost",
-    "problem",
+FEATURES = Features(
+    {
+        **{f"{part}_ids": List(Value("int32")) for part in PARTS},
+        "weight": Value("float64"),
+        "margin": Value("float64"),
+        "row": Value("int64"),
+        **{f"cut_{part}": Value("int32") for part in PARTS},
+        "boundary": Value("int32"),
+        "same": Value("bool"),
+        "absent": Value("string"),
+        "spelled": Value("bool"),
+        "lost": Value("string"),
+        "problem": Value("string"),
+    }
 )
-"""The columns that ``encode_rows`` returns, one entry a row in each."""
+"""The columns that ``encode_rows`` makes, and their types."""
+
+COLUMNS = tuple(FEATURES)
 
 NOT_OF_THE_ROW = ("CP208", "CP217", "CP222")
 """Codes that blame the tokenizer or the machine: the row may be in order, so that it is neither
@@ -59,7 +57,7 @@ def encode_rows(
     batch: Mapping[str, Sequence[Any]],
     rows: Sequence[int],
     *,
-    tokenizer: PairTokenizer,
+    encoder: Encoder[Any],
     limits: Limits,
     first_row: int = 0,
 ) -> dict[str, list[Any]]:
@@ -68,7 +66,7 @@ def encode_rows(
     Args:
         batch: the raw columns of some rows.
         rows: their numbers in the data set.
-        tokenizer: knows the pieces of the batches before, and so is best used for all.
+        encoder: may remember the batches before, and so is best used for all.
         limits: how long a pair may be.
         first_row: number of the row that ``rows`` calls 0.
 
@@ -85,14 +83,14 @@ def encode_rows(
         SetupError: CP502 where a package is missing that the template needs.
     """
     columns = {name: list(values) for name, values in batch.items()}
-    good: list[_Read] = []
+    good: list[Draft] = []
     records: list[dict[str, Any]] = []
     places: list[int] = []
     with bounded_memory():
         for place, row in enumerate(row + first_row for row in rows):
             raw = {name: values[place] for name, values in columns.items()}
             try:
-                good.append(_read(raw, row, tokenizer.tokenizer))
+                good.append(encoder.draft(to_preference_row(raw, row)))
             except DataError as error:
                 if error.code in NOT_OF_THE_ROW:
                     raise
@@ -107,15 +105,15 @@ def encode_rows(
                 records.append({})
                 places.append(place)
     with _collector_paused():
-        encoded = tokenizer([read.rendered for read in good])
+        encoded = encoder.tokens(good)
     with bounded_memory():
-        for place, read, tokens in zip(places, good, encoded, strict=True):
+        for place, draft, tokens in zip(places, good, encoded, strict=True):
             try:
-                records[place] = _record(read, tokens, limits, tokenizer)
+                records[place] = _record(draft, tokens, limits, encoder)
             except DataError as error:
                 if error.code in NOT_OF_THE_ROW:
                     raise
-                records[place] = _problem(read.row.row, error)
+                records[place] = _problem(draft.row.row, error)
     return {name: [record[name] for record in records] for name in COLUMNS}
 
 
@@ -135,45 +133,24 @@ def _collector_paused() -> Iterator[None]:
 
 
 def _problem(row: int, error: DataError) -> dict[str, Any]:
-    empty: dict[str, Any] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
-    cuts = {"cut_prompt": 0, "cut_chosen": 0, "cut_rejected": 0, "boundary": 0, "same": False}
-    numbers = {"weight": 0.0, "margin": 0.0, "row": row}
     return {
-        **empty,
-        **numbers,
-        **cuts,
-        "absent": "",
-        "spelled": False,
-        "lost": "",
+        **{f"{part}_ids": [] for part in PARTS},
+        **{"weight": 0.0, "margin": 0.0, "row": row},
+        **{f"cut_{part}": 0 for part in PARTS},
+        **{"boundary": 0, "same": False, "absent": "", "spelled": False, "lost": ""},
         "problem": str(error),
     }
 
 
-class _Read(NamedTuple):
-    row: PreferenceRow
-    rendered: Rendered
-    lost: list[Loss]
-
-
-def _read(raw: Mapping[str, Any], number: int, tokenizer: PreTrainedTokenizerBase) -> _Read:
-    row = to_preference_row(raw, number)
-    rendered = render(row, tokenizer)
-    lost = losses(row, rendered)
-    check_completions(row, lost, tokenizer)
-    return _Read(row, rendered, lost)
-
-
-def _record(
-    read: _Read, tokens: Tokens, limits: Limits, tokenizer: PairTokenizer
-) -> dict[str, Any]:
-    row = read.row
+def _record(draft: Draft, tokens: Tokens, limits: Limits, encoder: Encoder[Any]) -> dict[str, Any]:
+    row = draft.row
     if tokens.chosen == tokens.rejected:
         raise DataError(
             "CP205",
             f"row {row.row}: the tokenizer makes the same {len(tokens.chosen)} tokens of chosen "
             "and rejected, so there is nothing to prefer. Remove the row.",
         )
-    pair = _cut(read, tokens, limits, tokenizer)
+    pair = _cut(draft, tokens, limits, encoder)
     if not pair.fits:
         raise _too_long(row.row, tokens, limits)
     if not pair.prompt and min(len(pair.chosen), len(pair.rejected)) < 2:
@@ -196,12 +173,12 @@ def _record(
         "same": pair.chosen == pair.rejected,
         "absent": " ".join(row.absent),
         "spelled": row_spells_messages(row),
-        "lost": as_column(read.lost),
+        "lost": as_column(draft.lost),
         "problem": "",
     }
 
 
-def _cut(read: _Read, tokens: Tokens, limits: Limits, tokenizer: PairTokenizer) -> Truncation:
+def _cut(draft: Draft, tokens: Tokens, limits: Limits, encoder: Encoder[Any]) -> Truncation:
     """The pair within the limits; of a prompt that must be cut, what frames it is looked up."""
     cut = partial(
         truncate,
@@ -211,12 +188,12 @@ def _cut(read: _Read, tokens: Tokens, limits: Limits, tokenizer: PairTokenizer) 
         max_length=limits.max_length,
         max_completion_length=limits.max_completion_length,
         policy=limits.truncation,
-        keep_first=tokenizer.bos is not None,
+        keep_first=encoder.bos is not None,
     )
     pair = cut()
     if not pair.cut_prompt:
         return pair
-    return cut(frame=frame_of(read.row, read.rendered.prompt, tokens.prompt, tokenizer.tokenizer))
+    return cut(frame=encoder.frame(draft, tokens.prompt))
 
 
 def _too_long(row: int, tokens: Tokens, limits: Limits) -> DataError:
@@ -229,6 +206,13 @@ def _too_long(row: int, tokens: Tokens, limits: Limits) -> DataError:
             "CP204",
             f"row {row}: prompt and longer completion take {prompt:,} + {longest:,} tokens of "
             f'{allowed}, and truncation="drop" drops such rows.',
+        )
+    if limits.truncation != "completion_end":
+        return DataError(
+            "CP204",
+            f"row {row}: the prompt's {prompt:,} tokens hold a part that is not to be cut, and "
+            f"{limits.max_length:,} tokens have no room for it beside the completions. Raise "
+            'max_length, or set truncation="drop" to drop such rows.',
         )
     return DataError(
         "CP204",

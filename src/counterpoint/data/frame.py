@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from counterpoint.data.chat import render_prompt
 from counterpoint.data.tokenize import prompt_ids
-from counterpoint.data.truncate import Frame
+from counterpoint.data.truncate import Frame, Span
 from counterpoint.errors import DataError
 from counterpoint.records import Message, PreferenceRow
 
@@ -31,9 +31,6 @@ MARK = "WORDS_OF_TURN_{}_STAND_HERE"
 
 SYSTEM = ("system", "developer")
 """Roles of turns that frame what the others say."""
-
-Span = tuple[int, int]
-"""First place and the one past the last."""
 
 
 def frame_of(

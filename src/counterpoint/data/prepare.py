@@ -19,17 +19,17 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, Features, IterableDataset, List, Value
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from counterpoint.console.phases import Phase, phase
 from counterpoint.data import cache, formats
 from counterpoint.data.counts import PARTS, PrepareCounts, little_is_left
 from counterpoint.data.csv_sets import lists_of_csv
-from counterpoint.data.encode import COLUMNS, encode_rows
+from counterpoint.data.encode import COLUMNS, FEATURES, encode_rows
+from counterpoint.data.encoder import Encoder, encoder_for
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.sources import dataset_from_rows
-from counterpoint.data.tokenize import PairTokenizer
 from counterpoint.data.undecoded import undecoded
 from counterpoint.errors import DataError
 from counterpoint.records import TokenPair
@@ -42,22 +42,6 @@ PAIR_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "weight", "margin", 
 PROMPT_OF_TRL = "prompt_input_ids"
 """TRL's name for ``prompt_ids``, the one column of its prepared sets with the same content; beside
 ours, in the same memory."""
-
-FEATURES = Features(
-    {
-        **{f"{part}_ids": List(Value("int32")) for part in PARTS},
-        "weight": Value("float64"),
-        "margin": Value("float64"),
-        "row": Value("int64"),
-        **{f"cut_{part}": Value("int32") for part in PARTS},
-        "boundary": Value("int32"),
-        "same": Value("bool"),
-        "absent": Value("string"),
-        "spelled": Value("bool"),
-        "lost": Value("string"),
-        "problem": Value("string"),
-    }
-)
 
 BATCH = 500
 """Rows per call of the tokenizer."""
@@ -103,7 +87,7 @@ class Prepared:
 
 def prepare(
     dataset: Dataset | IterableDataset | Iterable[Any],
-    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder[Any] | PreTrainedTokenizerBase,
     options: PrepareOptions | None = None,
     *,
     name: str = "the data set",
@@ -113,7 +97,7 @@ def prepare(
     Args:
         dataset: raw rows of any shape that ``formats`` knows; a list or iterable of rows is
             read into memory.
-        tokenizer: fast or slow, with an EOS token.
+        encoder: or a tokenizer, fast or slow, with an EOS token.
         options: limits and what to do with unusable rows; None: the defaults.
         name: the data set's name in messages and counts.
 
@@ -128,13 +112,13 @@ def prepare(
     options = options or PrepareOptions()
     dataset = lists_of_csv(undecoded(dataset), name)
     if isinstance(dataset, IterableDataset):
-        return _prepare_stream(dataset, tokenizer, options, name)
+        return _prepare_stream(dataset, encoder_for(encoder), options, name)
     if not isinstance(dataset, Dataset) or _is_transformed(dataset):
         dataset = dataset_from_rows(list(dataset), name=name)
     if len(dataset) == 0:
         raise _empty(name)
     formats.check_columns(dataset.column_names, name=name)
-    encoded = encode_every_row(dataset, tokenizer, options, name=name)
+    encoded = encode_every_row(dataset, encoder, options, name=name)
     return _account(encoded, options, name)
 
 
@@ -230,7 +214,7 @@ def _is_policy(problem: str, options: PrepareOptions) -> bool:
 
 def _prepare_stream(
     dataset: IterableDataset,
-    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder[Any],
     options: PrepareOptions,
     name: str,
 ) -> Prepared:
@@ -238,7 +222,7 @@ def _prepare_stream(
         formats.check_columns(dataset.column_names, name=name)
     # row by row: batches of streams that were joined would mix tables of unlike columns
     plain = dataset.with_format(None).map(_row_as_it_is)
-    arguments = _arguments(tokenizer, options)
+    arguments = {"encoder": encoder, "limits": options.limits}
 
     def after(rows: int) -> IterableDataset:
         encoded = (plain.skip(rows) if rows else plain).map(
@@ -264,7 +248,7 @@ def _row_as_it_is(row: dict[str, Any]) -> dict[str, Any]:
 
 def encode_every_row(
     dataset: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder[Any] | PreTrainedTokenizerBase,
     options: PrepareOptions,
     *,
     name: str = "the data set",
@@ -273,7 +257,7 @@ def encode_every_row(
 
     Args:
         dataset: raw rows, at least one.
-        tokenizer: fast or slow, with an EOS token.
+        encoder: or a tokenizer, fast or slow, with an EOS token.
         options: the limits of the run; ``prepare`` with the same ones finds the result.
         name: the data set's name.
 
@@ -283,9 +267,10 @@ def encode_every_row(
     """
     read = [column for column in dataset.column_names if column in formats.READ]
     dataset = undecoded(dataset).with_format(None).select_columns(read)
-    key = cache.digest(dataset, read, tokenizer, options.limits)
+    ready = encoder_for(encoder)
+    key = cache.digest(dataset, read, ready, options.limits)
     return cache.cached(
-        key, lambda path: _map(dataset, tokenizer, options, path, name), rows=len(dataset)
+        key, lambda path: _map(dataset, ready, options, path, name), rows=len(dataset)
     )
 
 
@@ -296,7 +281,7 @@ def _is_transformed(dataset: Dataset) -> bool:
 
 def _map(
     dataset: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder[Any],
     options: PrepareOptions,
     path: str | None,
     name: str,
@@ -317,7 +302,7 @@ def _map(
             writer_batch_size=BATCH,
             remove_columns=dataset.column_names,
             features=FEATURES,
-            fn_kwargs=_arguments(tokenizer, options),
+            fn_kwargs={"encoder": encoder, "limits": options.limits},
             num_proc=processes if processes > 1 else None,
             cache_file_name=path,
             keep_in_memory=path is None,
@@ -331,10 +316,6 @@ def _counted(now: Phase, batch: Any, places: list[int], **more: Any) -> Any:
     found = encode_rows(batch, places, **more)
     now.advance(len(places))
     return found
-
-
-def _arguments(tokenizer: PreTrainedTokenizerBase, options: PrepareOptions) -> dict[str, Any]:
-    return {"tokenizer": PairTokenizer(tokenizer), "limits": options.limits}
 
 
 @contextlib.contextmanager

@@ -19,10 +19,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from counterpoint.data.encode import encode_rows
+from counterpoint.data.encoder import Encoder
 from counterpoint.data.options import Limits
 from counterpoint.data.prepare import to_pair
 from counterpoint.data.survival import from_column
-from counterpoint.data.tokenize import PairTokenizer
 from counterpoint.errors import DataError
 from counterpoint.records import TokenPair
 
@@ -89,27 +89,27 @@ class RowTokens:
 
 
 def tokens_of_row(
-    raw: Mapping[str, Any], row: int, tokenizer: PairTokenizer, limits: Limits
+    raw: Mapping[str, Any], row: int, encoder: Encoder[Any], limits: Limits
 ) -> RowTokens:
     """Encode a raw row as training does, and keep what was cut in sight.
 
     Args:
         raw: the row's cells by column.
         row: its number in the data set.
-        tokenizer: as given to ``encode_rows``.
+        encoder: as given to ``encode_rows``.
         limits: the run's.
 
     Raises:
         DataError: the code of what makes the row unusable.
     """
-    record = _encoded(raw, row, tokenizer, limits)
+    record = _encoded(raw, row, encoder, limits)
     if record["problem"]:
         raise DataError(record["problem"][:5], record["problem"][6:])
     unlimited = Limits(max_length=sys.maxsize)
     return tokens_of_pair(
         to_pair(record),
-        tokenizer.tokenizer,
-        whole=to_pair(_encoded(raw, row, tokenizer, unlimited)),
+        encoder.tokenizer,
+        whole=to_pair(_encoded(raw, row, encoder, unlimited)),
         boundary=record["boundary"],
         same=record["same"],
         lost=tuple(f"{e.in_words}: {e.shown!r}" for e in from_column(record["lost"])),
@@ -243,8 +243,8 @@ class _Namer:
 
 
 def _encoded(
-    raw: Mapping[str, Any], row: int, tokenizer: PairTokenizer, limits: Limits
+    raw: Mapping[str, Any], row: int, encoder: Encoder[Any], limits: Limits
 ) -> dict[str, Any]:
     batch = {name: [value] for name, value in raw.items()}
-    columns = encode_rows(batch, [row], tokenizer=tokenizer, limits=limits)
+    columns = encode_rows(batch, [row], encoder=encoder, limits=limits)
     return {name: values[0] for name, values in columns.items()}

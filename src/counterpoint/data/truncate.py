@@ -2,6 +2,7 @@
 
 For every policy: prompt + completion never exceed ``max_length``, no completion becomes empty,
 no prompt becomes empty that was not, a pair that fits is left alone, and each cut is counted.
+Spans that must not be cut, such as the tokens of an image, stay whole or go whole.
 
 A policy that cuts the prompt cuts words, and leaves what frames them: the system turn and the mark
 of the first turn before them, the mark that opens the answer after them.
@@ -17,12 +18,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 LEAST_SHARE = 4
-"""A prompt that is cut keeps one token in so many of ``max_length``, if it has them."""
+"""A prompt that is cut keeps one token in so many of ``max_length``, if it has them; fewer only
+where a span goes whole."""
+
+Span = tuple[int, int]
+"""First place and the one past the last."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Where in a prompt a chat template's own writing ends and the words begin, in tokens.
+    """What of a prompt is not to be cut as words are, in tokens.
+
+    That is a chat template's own writing around the words, and spans that make no sense in part.
 
     Args:
         head: tokens before the first words: BOS, system turn, mark of the first turn.
@@ -32,12 +39,14 @@ class Frame:
             tail out of any.
         system: the same of the words of a system turn in the head; they are cut themselves where
             the head is too long. (0, 0): there are none.
+        whole: spans that are kept whole or go whole; in order, apart, and without BOS.
     """
 
     head: int = 0
     tail: int = 0
-    turns: Sequence[tuple[int, int]] = ()
-    system: tuple[int, int] = (0, 0)
+    turns: Sequence[Span] = ()
+    system: Span = (0, 0)
+    whole: Sequence[Span] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +102,8 @@ def truncate(
 
     Returns:
         The pair that is left; ``fits`` is False where "completion_end" finds a prompt without
-        room for a completion token, and where "drop" finds a pair over a limit.
+        room for a completion token, where "drop" finds a pair over a limit, and where nothing of
+        the prompt would be left without the spans that go.
     """
     pair = Truncation(prompt, chosen, rejected)
     longest = max(len(chosen), len(rejected))
@@ -101,15 +111,18 @@ def truncate(
         return pair
     if policy == "drop":
         return replace(pair, fits=False)
-    if policy == "completion_end":
-        kept = prompt
-    else:
+    kept = prompt
+    if policy != "completion_end":
         own = frame or Frame(head=int(keep_first))
         room = max_length - min(longest, max_completion_length or longest)
         least = max(1 + keep_first, max_length // LEAST_SHARE)
         size = min(len(prompt), max(room, least), max_length - 1)
         cut = _cut_start if policy == "prompt_start" else _cut_end
-        kept = cut(prompt, size, own, int(keep_first))
+        stretch = cut(len(prompt), size, own, int(keep_first))
+        begin, end = _widened(stretch, own.whole)
+        if (begin, end) != stretch and len(prompt) - (end - begin) <= keep_first:
+            return replace(pair, fits=False)
+        kept = [*prompt[:begin], *prompt[end:]]
     room = min(max_length - len(kept), max_completion_length or max_length)
     if room < 1:
         return replace(pair, fits=False)
@@ -123,34 +136,41 @@ def truncate(
     )
 
 
-def _cut_start(prompt: Sequence[int], size: int, frame: Frame, first: int) -> Sequence[int]:
-    """At most ``size`` tokens: the head, and the end from some word on."""
-    if size == len(prompt):
-        return prompt
-    lost = len(prompt) - size
+def _cut_start(length: int, size: int, frame: Frame, first: int) -> Span:
+    """What to cut so that at most ``size`` tokens are left: between the head and some word."""
+    lost = length - size
+    if not lost:
+        return 0, 0
     if _fits(frame, frame.head, size):
         head, place = frame.head, frame.head + lost
         turn = bisect_right(frame.turns, place, key=lambda words: words[1])
         if turn < len(frame.turns):
             place = max(place, frame.turns[turn][0])
-    elif frame.system[0] + lost < frame.system[1]:
-        head, place = frame.system[0], frame.system[0] + lost
-    else:
-        head, place = min(first, size), min(first, size) + lost
-    return [*prompt[:head], *prompt[place:]]
+        return head, place
+    if frame.system[0] + lost < frame.system[1]:
+        return frame.system[0], frame.system[0] + lost
+    head = min(first, size)
+    return head, head + lost
 
 
-def _cut_end(prompt: Sequence[int], size: int, frame: Frame, first: int) -> Sequence[int]:
-    """At most ``size`` tokens: the beginning up to some word, and the tail."""
-    if size == len(prompt):
-        return prompt
-    if not _fits(frame, frame.tail, size):
-        return prompt[:size]
+def _cut_end(length: int, size: int, frame: Frame, first: int) -> Span:
+    """What to cut so that at most ``size`` tokens are left: between some word and the tail."""
+    if size == length or not _fits(frame, frame.tail, size):
+        return size, length
     place = size - frame.tail
     turn = bisect_left(frame.turns, place, key=lambda words: words[0])
     if turn:
         place = min(place, frame.turns[turn - 1][1])
-    return [*prompt[:place], *prompt[len(prompt) - frame.tail :]]
+    return place, length - frame.tail
+
+
+def _widened(stretch: Span, whole: Sequence[Span]) -> Span:
+    """A stretch that is cut, and the rest of each span that it would cut in two."""
+    begin, end = stretch
+    for start, stop in whole:
+        if start < end and begin < stop:
+            begin, end = min(begin, start), max(end, stop)
+    return begin, end
 
 
 def _fits(frame: Frame, part: int, size: int) -> bool:

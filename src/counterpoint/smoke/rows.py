@@ -20,10 +20,10 @@ from counterpoint.config import CPOConfig
 from counterpoint.data import formats
 from counterpoint.data.csv_sets import lists_of_csv
 from counterpoint.data.encode import encode_rows
+from counterpoint.data.encoder import encoder_for
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.prepare import to_pair
 from counterpoint.data.sources import dataset_from_rows
-from counterpoint.data.tokenize import PairTokenizer
 from counterpoint.data.undecoded import undecoded
 from counterpoint.errors import DataError
 from counterpoint.records import TokenPair
@@ -55,7 +55,7 @@ def own_pairs(
     formats.check_columns(list(names), name="train")
     table = {name: [row.get(name) for row in raw] for name in names if name in formats.READ}
     options = PrepareOptions.of(args)
-    columns = encode_rows(table, numbers, tokenizer=PairTokenizer(tokenizer), limits=options.limits)
+    columns = encode_rows(table, numbers, encoder=encoder_for(tokenizer), limits=options.limits)
     cells = zip(*columns.values(), strict=True)
     records = [dict(zip(columns, row, strict=True)) for row in cells]
     problems = [record["problem"] for record in records if record["problem"]]

@@ -1,0 +1,194 @@
+"""What makes token ids of a preference row: the face behind which the tokenizer stands.
+
+Whoever prepares, caches or shows rows asks an ``Encoder``, so that a model that reads something
+else than one text (images beside it, a source and a target in two languages) needs another class
+here and a line in ``encoder_for``, and nothing else of this room changes.
+
+An encoder refuses a row by raising ``DataError``; whoever asks counts it.
+
+Not here: raw rows of all shapes (``formats``), limits on length (``truncate``), batches of rows as
+columns (``encode``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from transformers import PreTrainedTokenizerBase
+
+from counterpoint.data.chat import Rendered, render, render_prompt
+from counterpoint.data.frame import frame_of
+from counterpoint.data.survival import Loss, losses
+from counterpoint.data.switches import check_completions
+from counterpoint.data.tokenize import PairTokenizer, Tokens, prompt_ids
+from counterpoint.data.truncate import Frame
+from counterpoint.records import PreferenceRow
+
+BACKEND_PARTS = ("normalizer", "pre_tokenizer", "model", "post_processor", "decoder")
+"""The parts of a fast tokenizer, each of which can be read as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A row on its way to token ids.
+
+    Args:
+        row: the row.
+        lost: what of it the model will not see as the row says it.
+    """
+
+    row: PreferenceRow
+    lost: Sequence[Loss]
+
+
+Drafted = TypeVar("Drafted", bound=Draft)
+
+
+class Encoder(ABC, Generic[Drafted]):
+    """Rows in, token ids out.
+
+    Args:
+        tokenizer: what spells the ids.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """With the tokenizer as it is now."""
+        self.tokenizer = tokenizer
+
+    @property
+    def bos(self) -> int | None:
+        """The id with which every prompt begins, and which no cut takes away; None for none."""
+        bos: int | None = self.tokenizer.bos_token_id
+        return bos
+
+    @abstractmethod
+    def draft(self, row: PreferenceRow) -> Drafted:
+        """What can be found of one row by itself.
+
+        Raises:
+            DataError: for a row that cannot be encoded; CP208, CP217 and CP222 where the row is
+                not to blame.
+        """
+
+    @abstractmethod
+    def tokens(self, drafts: Sequence[Drafted]) -> list[Tokens]:
+        """Ids of a batch, one entry a draft, in order; equal to encoding each by itself."""
+
+    @abstractmethod
+    def prompt_ids(self, row: PreferenceRow) -> list[int]:
+        """Ids of a row's prompt, for a model to answer.
+
+        Raises:
+            DataError: as ``draft``.
+        """
+
+    @abstractmethod
+    def identity(self) -> bytes:
+        """All that can change what comes out for a row; the same bytes in every process."""
+
+    def frame(self, draft: Drafted, prompt: Sequence[int]) -> Frame | None:
+        """What of a prompt that must be cut is to stay, and the spans that must not be cut in two.
+
+        Asked only where a prompt is too long. None: any token may be cut.
+
+        Args:
+            draft: of the row.
+            prompt: its ids, as ``tokens`` gave them.
+        """
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class TextDraft(Draft):
+    """A row as text.
+
+    Args:
+        rendered: its three texts.
+    """
+
+    rendered: Rendered
+
+
+class TextEncoder(Encoder[TextDraft]):
+    """A chat template and a tokenizer; no part of a text must be kept whole.
+
+    Args:
+        tokenizer: fast or slow.
+
+    Raises:
+        ModelError: CP302 if the tokenizer has no EOS token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """No piece of text is known yet."""
+        super().__init__(tokenizer)
+        self._pairs = PairTokenizer(tokenizer)
+
+    def draft(self, row: PreferenceRow) -> TextDraft:
+        """Its three texts, and what the template lost of the row."""
+        rendered = render(row, self.tokenizer)
+        lost = losses(row, rendered)
+        check_completions(row, lost, self.tokenizer)
+        return TextDraft(row, lost, rendered)
+
+    def tokens(self, drafts: Sequence[TextDraft]) -> list[Tokens]:
+        """Ids of a batch; pieces of text that were met before are not tokenized again."""
+        return self._pairs([draft.rendered for draft in drafts])
+
+    def prompt_ids(self, row: PreferenceRow) -> list[int]:
+        """Ids of a row's prompt, up to where the assistant begins or continues to speak."""
+        return prompt_ids(render_prompt(row, self.tokenizer), self.tokenizer)
+
+    def identity(self) -> bytes:
+        """The tokenizer's content."""
+        return tokenizer_content(self.tokenizer)
+
+    def frame(self, draft: TextDraft, prompt: Sequence[int]) -> Frame | None:
+        """What the chat template wrote around the words."""
+        return frame_of(draft.row, draft.rendered.prompt, prompt, self.tokenizer)
+
+
+def encoder_for(given: Encoder[Any] | PreTrainedTokenizerBase) -> Encoder[Any]:
+    """The encoder of what a run was given: a tokenizer reads text; an encoder is taken as it is.
+
+    Raises:
+        ModelError: CP302 for a tokenizer without EOS.
+    """
+    return given if isinstance(given, Encoder) else TextEncoder(given)
+
+
+def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> bytes:
+    """All of a tokenizer that can change what it makes of a text, its padding state left out."""
+    special = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
+    content: dict[str, Any] = {
+        "class": f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}",
+        "template": tokenizer.chat_template,
+        "special": special,
+        "map": {
+            key: str(value)
+            for key, value in tokenizer.special_tokens_map.items()
+            if key != "pad_token"  # set between the doctor and the trainer, and never used here
+        },
+        "split": getattr(tokenizer, "split_special_tokens", False),
+    }
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        added = backend.get_added_tokens_decoder()
+        content["added"] = [[key, token.__getstate__()] for key, token in sorted(added.items())]
+        parts = (getattr(backend, part) for part in BACKEND_PARTS)
+        # as they come: reading the JSON of a large vocabulary takes longer than all the rest
+        states = [b"null" if part is None else bytes(part.__getstate__()) for part in parts]
+        return b"\n".join([json.dumps(content, sort_keys=True).encode(), *states])
+    content["vocabulary"] = tokenizer.get_vocab()
+    content["added"] = {k: str(v) for k, v in tokenizer.added_tokens_decoder.items()}
+    content["init"] = {k: repr(v) for k, v in tokenizer.init_kwargs.items()}
+    file = getattr(tokenizer, "vocab_file", None)
+    if file and Path(file).is_file():
+        content["file"] = hashlib.blake2b(Path(file).read_bytes()).hexdigest()
+    return json.dumps(content, sort_keys=True).encode()
