@@ -30,7 +30,7 @@ from counterpoint.report.run_report import news
 from counterpoint.report.watching import Watched
 from counterpoint.run_schema import DEEPEST, check_facts
 from counterpoint.runlog import METRICS, RUN_FILE, STREAMS, RunLog, read_run, stream_file
-from counterpoint.trainer.replay import FORMAT, KEY, read_replay
+from counterpoint.step.replay.file import FORMAT, KEY, read_replay
 from counterpoint.trainer.resumable import OPTIMIZER, SHARED, TRAINER_STATE
 from counterpoint.trainer.state_file import read_state
 from tests.cli.conftest import Command, command

@@ -19,9 +19,9 @@ from counterpoint import ConfigError, NonFiniteError
 from counterpoint.data.collate import collate_padded, collate_shared, pairs_of
 from counterpoint.data.prepare import to_pair
 from counterpoint.records import PairBatch, TokenPair
-from counterpoint.trainer import recompute
-from counterpoint.trainer.guard import StepGuard
-from counterpoint.trainer.replay import Replay, read_replay, write_replay
+from counterpoint.step.guard import StepGuard
+from counterpoint.step.replay import recompute
+from counterpoint.step.replay.file import Replay, read_replay, write_replay
 from tests.cli.conftest import Command, command, pattern, workshop
 from tests.steps import random_pairs, train_watched
 
@@ -32,7 +32,7 @@ __all__ = ["command", "pattern", "workshop"]
 def _weights_are_lost_after_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that are not finite before the first step are CP308; here they come about later."""
     monkeypatch.setattr(
-        "counterpoint.trainer.finite.UpdateGuard.on_train_begin", lambda *_, **__: None
+        "counterpoint.step.finite.UpdateGuard.on_train_begin", lambda *_, **__: None
     )
 
 
@@ -163,7 +163,7 @@ def test_a_disk_that_refuses_the_file_does_not_hide_the_verdict(
     def full(*facts: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("counterpoint.trainer.recorder.write_replay", full)
+    monkeypatch.setattr("counterpoint.step.replay.recorder.write_replay", full)
     message = stopped(models("qwen2"), chatml_tokenizer, poisoned_margin(6), tmp_path)
     assert "the loss of row 6 is not finite" in message
     assert "could not be written (No space left on device)" in message
@@ -339,7 +339,7 @@ def test_looking_into_a_skipped_step_changes_nothing_after_it(
 
     looked = trained(tmp_path / "a")
     monkeypatch.setattr(
-        "counterpoint.trainer.recorder.StepRecorder.keep", lambda *facts, **more: ""
+        "counterpoint.step.replay.recorder.StepRecorder.keep", lambda *facts, **more: ""
     )
     not_looked = trained(tmp_path / "b")
     assert all(torch.equal(looked[name], not_looked[name]) for name in looked)

@@ -22,7 +22,7 @@ from counterpoint import (
 )
 from counterpoint.checkpoint.folder import finished
 from counterpoint.checkpoint.manifest import read_manifest, seal, verify
-from counterpoint.trainer.finite import all_finite, refuse_vanishing
+from counterpoint.step.finite import all_finite, refuse_vanishing
 from tests.steps import random_pairs
 
 

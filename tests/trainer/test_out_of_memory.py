@@ -16,7 +16,7 @@ from counterpoint import CPOConfig, CPOTrainer, SetupError
 from counterpoint.data.batching import length
 from counterpoint.data.collate import collate_shared
 from counterpoint.records import PairBatch, TokenPair
-from counterpoint.trainer.recut import Share, TokenBudget, is_out_of_memory
+from counterpoint.step.share import Share, TokenBudget, is_out_of_memory
 from tests.small_memory import SmallMemory
 from tests.steps import distance, random_pairs, train_watched, untimed
 

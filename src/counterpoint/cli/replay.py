@@ -1,11 +1,11 @@
 """``counterpoint replay``: a step that was not finite, done again, to see what broke first.
 
-The run wrote the step into its folder when it failed (``trainer.recorder``), with what was not
+The run wrote the step into its folder when it failed (``step.replay.recorder``), with what was not
 finite then. Weights are not in the file: they are read from the run's last checkpoint before the
 step, else from the run as it began, or from ``--model``; where they are others than the step's,
 the outcome may be another, and that is said.
 
-Not here: the file (``trainer.replay``), the arithmetic (``trainer.recompute``).
+Not here: the file (``step.replay.file``), the arithmetic (``step.replay.recompute``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from counterpoint.config import CPOConfig
-    from counterpoint.trainer.replay import Culprit, Replay
+    from counterpoint.step.replay.file import Culprit, Replay
 
 USAGE = """\
 usage: counterpoint replay FILE [--model M] [--option value ...]
@@ -112,7 +112,7 @@ def replay(words: list[str]) -> int:
     options, path = ReplayOptions(**values), Path(others[0])
     # slow to import, and so after what the words alone can tell
     with importing():
-        from counterpoint.trainer.replay import read_replay
+        from counterpoint.step.replay.file import read_replay
 
     quiet_bars()
     step = read_replay(path)
@@ -132,7 +132,7 @@ def _again(step: Replay, model: nn.Module) -> tuple[Culprit, ...]:
 
     from counterpoint.forward.head import find_head, prove_head
     from counterpoint.forward.layout import why_not_shared
-    from counterpoint.trainer.recompute import culprits_of
+    from counterpoint.step.replay.recompute import culprits_of
     from counterpoint.trainer.setup import disable_dropout, embedding_rows
 
     device = step.settings.device if _is_here(step.settings.device) else "cpu"

@@ -3,6 +3,6 @@
     PairScores --preferences--> accuracies, margins, likelihoods     (numpy alone)
     prompts --generation--> Completions --texts, references--> lengths, repetition, BLEU, chrF
 
-Not here: the forward pass that gives scores (``trainer.evaluation_pass``), and which prompts a
+Not here: the forward pass that gives scores (``step.evaluation_pass``), and which prompts a
 run writes to (``trainer.samples``).
 """

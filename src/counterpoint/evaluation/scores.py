@@ -1,6 +1,6 @@
 """What a model says of each pair of a set, as arrays: all that the statistics may know.
 
-Not here: how it was computed (``trainer.evaluation_pass``).
+Not here: how it was computed (``step.evaluation_pass``).
 """
 
 from __future__ import annotations

@@ -61,10 +61,10 @@ from counterpoint.data.batching import DealtStream
 from counterpoint.errors import ConfigError, SetupError
 from counterpoint.masking import Mask
 from counterpoint.runlog import STREAMS, RunLog, logger
+from counterpoint.step.finite import refuse_non_finite
 from counterpoint.strict import strict_json
 from counterpoint.trainer.bases import base_then, other_base, unknown_base
 from counterpoint.trainer.experiment import in_words_of_today, remedy
-from counterpoint.trainer.finite import refuse_non_finite
 from counterpoint.trainer.state_file import (
     check_optimizer,
     check_trees,

@@ -64,26 +64,26 @@ from counterpoint.runlog import (
     constraint_metric,
     logger,
 )
+from counterpoint.step.calibration import Reader, calibrate, sums_of
+from counterpoint.step.constraint_set import Constraints
+from counterpoint.step.evaluation_pass import EvaluationPass
+from counterpoint.step.finite import UpdateGuard, refuse_vanishing
+from counterpoint.step.guard import StepGuard, non_finite_error
+from counterpoint.step.replay.recompute import generator_states, restore_generators
+from counterpoint.step.replay.recorder import StepRecorder
+from counterpoint.step.share import Share, TokenBudget
 from counterpoint.trainer.assembly import Assembly
 from counterpoint.trainer.best import check_best_metric, check_evaluated, not_given, prefixed
-from counterpoint.trainer.calibration import Reader, calibrate, sums_of
 from counterpoint.trainer.card import about_model, base_of, hub_datasets, write_card
-from counterpoint.trainer.constrained import Constraints
 from counterpoint.trainer.environment import environment
-from counterpoint.trainer.evaluation_pass import EvaluationPass
 from counterpoint.trainer.experiment import experiment
 from counterpoint.trainer.feed import Feed
-from counterpoint.trainer.finite import UpdateGuard, refuse_vanishing
 from counterpoint.trainer.fitting import fitting_budget
-from counterpoint.trainer.guard import StepGuard, non_finite_error
 from counterpoint.trainer.hooks import ATTRIBUTES, check_attributes, check_hooks
 from counterpoint.trainer.loading import load_config, load_model, load_tokenizer
 from counterpoint.trainer.lost_rank import lost_rank_named
 from counterpoint.trainer.precision import Rounding, stochastic_adamw, warn_of_rounding
-from counterpoint.trainer.recompute import generator_states, restore_generators
-from counterpoint.trainer.recorder import StepRecorder
 from counterpoint.trainer.recording import Beginning, told_to_its_end
-from counterpoint.trainer.recut import Share, TokenBudget
 from counterpoint.trainer.resumable import ResumableTrainer
 from counterpoint.trainer.samples import (
     SamplesBefore,

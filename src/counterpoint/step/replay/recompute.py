@@ -34,7 +34,7 @@ from counterpoint.records import (
     TokenPair,
     exact_dtype,
 )
-from counterpoint.trainer.replay import Culprit, Replay
+from counterpoint.step.replay.file import Culprit, Replay
 
 MOST = 100
 """Things that are not finite, of one kind, that are told of."""

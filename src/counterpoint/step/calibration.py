@@ -28,8 +28,8 @@ from counterpoint.data.prepare import to_pair
 from counterpoint.errors import ConfigError
 from counterpoint.forward.pair_forward import PairOutput
 from counterpoint.records import PairBatch, TokenPair, exact_dtype
-from counterpoint.trainer.constrained import Constraints
-from counterpoint.trainer.recut import Share
+from counterpoint.step.constraint_set import Constraints
+from counterpoint.step.share import Share
 
 
 @dataclass(frozen=True, slots=True)

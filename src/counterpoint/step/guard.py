@@ -19,7 +19,7 @@ from counterpoint import ranks
 from counterpoint.errors import NonFiniteError
 from counterpoint.objectives import ALPHAPO
 from counterpoint.records import FILLER_ROW, LossTerms, PairBatch
-from counterpoint.trainer.finite import UpdateGuard
+from counterpoint.step.finite import UpdateGuard
 
 SHOWN = 20
 """Most row numbers in a message."""

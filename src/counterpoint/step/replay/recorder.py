@@ -23,9 +23,9 @@ from counterpoint.forward.router import RouterSums
 from counterpoint.losses.objective import Objective
 from counterpoint.records import PairBatch, StepTotals
 from counterpoint.runlog import logger
-from counterpoint.trainer.guard import NotFinite
-from counterpoint.trainer.recompute import culprits_of, generator_states, restore_generators
-from counterpoint.trainer.replay import Culprit, Origin, Replay, Settings, write_replay
+from counterpoint.step.guard import NotFinite
+from counterpoint.step.replay.file import Culprit, Origin, Replay, Settings, write_replay
+from counterpoint.step.replay.recompute import culprits_of, generator_states, restore_generators
 
 MOST_FILES = 3
 """Steps of a run that are kept."""

@@ -22,7 +22,7 @@ from counterpoint.forward.router import RouterSums, add_sums, balancing_loss
 from counterpoint.losses.objective import Objective
 from counterpoint.metrics import MetricSums, means, pair_means
 from counterpoint.records import PairBatch, TokenPair
-from counterpoint.trainer.constrained import Constraints
+from counterpoint.step.constraint_set import Constraints
 
 PREFERENCE, NLL = "_preference", "_nll"
 

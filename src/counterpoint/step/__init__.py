@@ -1,0 +1,1 @@
+"""One optimizer step: from the pairs of a step to one gradient, torch without transformers."""
