@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast, Trainer
 from counterpoint import ConfigError, CPOConfig, CPOTrainer
 from counterpoint.trainer.hooks import ATTRIBUTES, CALLS, NOT_CALLED
 from counterpoint.trainer.resumable import ResumableTrainer
+from counterpoint.trainer.transformers_seams import Seams
 from tests.models_on_the_spot import make_model
 from tests.steps import random_pairs
 
@@ -62,19 +63,25 @@ def uses(node: ast.AST, *owners: str) -> set[str]:
 
 def called() -> set[str]:
     """Methods that a run, an evaluation or a save comes to call, found in the sources."""
-    theirs, ours = methods(Trainer), {**methods(ResumableTrainer), **methods(CPOTrainer)}
+    kinds = [methods(kind) for kind in (CPOTrainer, ResumableTrainer, Seams, Trainer)]
+
+    def first(name: str, above: int = 0) -> tuple[int, str]:
+        return next((n for n in range(above, len(kinds)) if name in kinds[n]), len(kinds)), name
+
     entries = ("__init__", "train", "evaluate", "predict", "save_model", "push_to_hub", "measure")
-    left = [(name in ours, name) for name in (*entries, "hyperparameter_search", "log")]
+    left = [first(name) for name in (*entries, "hyperparameter_search", "log")]
     seen, found = set(), set()
     while left:
         place = left.pop()
-        node = (ours if place[0] else theirs).get(place[1])
-        if place in seen or node is None:
+        kind, name = place
+        if place in seen or kind == len(kinds):
             continue
         seen.add(place)
+        node = kinds[kind][name]
         found |= uses(node, "self")
-        left += [(name in ours, name) for name in uses(node, "self")]
-        left += [(False, name) for name in uses(node, "super()", "Trainer")]
+        left += [first(name) for name in uses(node, "self")]
+        left += [first(name, kind + 1) for name in uses(node, "super()")]
+        left += [first(name, len(kinds) - 1) for name in uses(node, "Trainer")]
     return found
 
 

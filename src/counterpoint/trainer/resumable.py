@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors.torch import save_model
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerControl
+from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SaveStrategy
 
@@ -54,7 +54,6 @@ from counterpoint.checkpoint.optimizer import load_named_state, named_state
 from counterpoint.checkpoint.randomness import random_state, set_random_state
 from counterpoint.checkpoint.tree import plain_io_errors, read_tree, write_tree
 from counterpoint.checkpoint.weights import INDEX, WEIGHTS, load_weights, write_beside
-from counterpoint.config import CPOConfig
 from counterpoint.console.bars import without_bars
 from counterpoint.console.phases import phase
 from counterpoint.data.batching import DealtStream
@@ -72,6 +71,7 @@ from counterpoint.trainer.state_file import (
     take_numbers,
     write_state,
 )
+from counterpoint.trainer.transformers_seams import Epoch, Moment, Seams
 from counterpoint.trainer.trial_save import (
     generation_config_as_it_is,
     save_and_reopen_tokenizer,
@@ -156,11 +156,9 @@ class Resumption:
         return bool(self.shared["place"]["stopped"])
 
 
-class ResumableTrainer(Trainer):
+class ResumableTrainer(Seams):
     """What ``CPOTrainer`` adds to, and what it inherits of going on after a kill."""
 
-    args: CPOConfig
-    control: TrainerControl
     run_log: RunLog
 
     def __init__(self, *args: Any, callbacks: list[TrainerCallback] | None = None, **more: Any):
@@ -334,93 +332,71 @@ class ResumableTrainer(Trainer):
             f"resume_anyway=True if the difference is meant.{remedy(different)}",
         )
 
-    def _init_training_state(
-        self,
-        max_steps: int,
-        num_update_steps_per_epoch: int,
-        num_train_epochs: int,
-        resume_from_checkpoint: str | None,
-        trial: Any,
-    ) -> tuple[int, int]:
+    def starting_place(self, found: tuple[int, int], epochs: int) -> tuple[int, int]:
         """The epoch to go on in, and how many of its windows are done; by position."""
-        found: tuple[int, int] = super()._init_training_state(
-            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-        )
         if self._resumption is None:
             return found
         best = self._resumption.folder.with_name(f"checkpoint-{self.state.best_global_step}")
         if self.state.best_global_step and best.is_dir():
             self.state.best_model_checkpoint = str(best)  # the run's folder may have been moved
         place = self._resumption.shared["place"]
-        more = place["epoch"] + 1 < num_train_epochs and not self._is_over()
+        more = place["epoch"] + 1 < epochs and not self._is_over()
         if place["closed"] and more:
             return place["epoch"] + 1, 0
         return place["epoch"], place["steps"] * self.args.gradient_accumulation_steps
 
-    def _load_callback_state(self) -> None:
-        take_numbers(self.state)  # transformers has read them, marked
-        super()._load_callback_state()
+    def before_callbacks_load(self) -> None:
+        """Take numbers out of the marks that JSON needs."""
+        take_numbers(self.state)
 
     def _is_over(self) -> bool:
         """Whether the run that is gone on with had done its last step."""
         stopped = self._resumption is not None and self._resumption.stopped
         return stopped or self.state.global_step >= self.state.max_steps
 
-    def _run_epoch(self, **facts: Any) -> None:
-        """One epoch, or what was left of it."""
-        epoch = facts["epoch"]
-        steps = facts["steps_trained_in_current_epoch"] // self.args.gradient_accumulation_steps
+    def train_epoch(self, epoch: Epoch) -> None:
+        """Train one epoch, or what was left of it."""
+        steps = epoch.windows_done // self.args.gradient_accumulation_steps
         going_on = self._resumption is not None and not self._restored
-        self._place.enter(epoch, steps if epoch == facts["epochs_trained"] else 0)
+        self._place.enter(epoch.number, steps if epoch.number == epoch.first else 0)
         if not going_on or self._resumption is None:
-            super()._run_epoch(**facts)
+            super().train_epoch(epoch)
             return
         self._restore(self._resumption)
         place = self._resumption.shared["place"]
-        if place["closed"] and epoch == place["epoch"]:
+        if place["closed"] and epoch.number == place["epoch"]:
             self._restore_random()
             self.control.should_training_stop = self._is_over()
         elif not place["closed"] and (
-            self._is_over()
-            or place["epoch_stopped"]
-            or steps >= facts["num_update_steps_per_epoch"]
+            self._is_over() or place["epoch_stopped"] or steps >= epoch.steps
         ):
             self._restore_random()
             self.control.should_training_stop = self._is_over()
-            self._end_epoch(facts)
+            self._end_epoch(epoch)
         else:
             # older releases of transformers forget it for a loader that leaves out windows
-            facts["train_dataloader"].set_epoch(epoch)
-            data = facts["train_dataloader"].dataset
+            epoch.loader.set_epoch(epoch.number)
+            data = epoch.loader.dataset
             if isinstance(data, DealtStream):
-                data.done = facts["steps_trained_in_current_epoch"]
+                data.done = epoch.windows_done
             if steps == 0:
                 self._restore_random()
-            super()._run_epoch(**facts)
+            super().train_epoch(epoch)
 
-    def _end_epoch(self, facts: dict[str, Any]) -> None:
+    def _end_epoch(self, epoch: Epoch) -> None:
         """What comes after an epoch's last step, which the checkpoint did not see any more."""
         self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
-        self._maybe_log_save_evaluate(
-            self._tr_loss,
-            self._last_norm,
-            facts["model"],
-            facts["trial"],
-            facts["epoch"],
-            facts["ignore_keys_for_eval"],
-            facts["start_time"],
-            learning_rate=self._last_rate,
-        )
+        self.request_report(epoch.end(self.running_loss, self._last_norm, self._last_rate))
 
     def _restore(self, resumption: Resumption) -> None:
         """What the training loop has set to nothing by now, and what its callbacks have."""
         shared, totals = resumption.shared, resumption.shared["totals"]
-        self._total_loss_scalar = totals["loss"]
-        self._globalstep_last_logged = totals["last_logged"]
+        self.total_loss = totals["loss"]
+        self.last_logged = totals["last_logged"]
         self._last_norm, self._last_rate = totals["grad_norm"], totals["learning_rate"]
         self.load_shared_state(shared["own"])
         if resumption.rank is not None:
-            self._tr_loss.copy_(resumption.rank["loss"])
+            self.running_loss.copy_(resumption.rank["loss"])
             self.load_rank_state(resumption.rank["own"])
         for callback, kept in self._kept_by_callbacks(shared["callbacks"]):
             callback.load_state_dict(kept)
@@ -437,72 +413,54 @@ class ResumableTrainer(Trainer):
         if self._resumption is not None and self._resumption.rank is not None:
             set_random_state(self._resumption.rank["random"])
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Not when transformers would: by then something may have been drawn for the step."""
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """The weights, all of them or an error."""
+    def load_model_weights(self, folder: Path, model: nn.Module | None) -> None:
+        """Load all of a checkpoint's weights, or raise."""
         self.before_loading()
         target = self.model if model is None else model
-        folder = Path(resume_from_checkpoint)
         listed = read_manifest(folder) if self._resumption is None else self._resumption.manifest
         with phase(f"loading the weights of {folder}"):
             load_weights(self._plain(target), folder, listed.files)
 
-    def _load_best_model(self) -> None:
-        best = Path(self.state.best_model_checkpoint)
+    def load_best_weights(self) -> None:
+        """Load the weights of the best checkpoint, verified."""
+        best = Path(str(self.state.best_model_checkpoint))
         with phase(f"loading the best model, {best.name}"):
             manifest = ranks.first_does(lambda: verify(best, step=step_of(best)))
             load_weights(self._plain(self.model), best, manifest.files)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or self._resumption is None:
+    def load_optimizer_state(self, folder: Path) -> None:
+        """Load the states of optimizer and learning rate, where a run goes on."""
+        if self._resumption is None:
             return
-        with phase(f"loading the optimizer of {checkpoint}"):
-            saved = check_optimizer(read_tree(Path(checkpoint), OPTIMIZER), Path(checkpoint))
+        with phase(f"loading the optimizer of {folder}"):
+            saved = check_optimizer(read_tree(folder, OPTIMIZER), folder)
             load_named_state(self.optimizer, self._plain(self.model), saved)
         self.lr_scheduler.load_state_dict(self._resumption.shared["scheduler"])
 
-    def _load_scaler(self, checkpoint: str | None) -> None:
+    def load_scaler_state(self) -> None:
+        """Load the state of the gradient scaler, where there is one."""
         if self._resumption is not None and self._resumption.shared["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(self._resumption.shared["scaler"])
 
-    def _evaluate(
-        self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False
+    def evaluate_in_training(
+        self, trial: Any, ignored: list[str] | None, *, at_start: bool
     ) -> dict[str, float]:
         """Evaluate; not at the start of a run that goes on, which did it when it started."""
-        if skip_scheduler and self._resumption is not None:
+        if at_start and self._resumption is not None:
             return {}
-        found: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
-        return found
+        return super().evaluate_in_training(trial, ignored, at_start=at_start)
 
     # ---- saving ----
 
-    def _maybe_log_save_evaluate(
-        self,
-        tr_loss: torch.Tensor,
-        grad_norm: torch.Tensor | float | None,
-        *facts: Any,
-        learning_rate: float | None = None,
-    ) -> None:
+    def report_and_save(self, moment: Moment) -> None:
         """Remember what a log line at the end of the epoch would say of its last step."""
-        self._last_norm = grad_norm
-        self._last_rate = learning_rate
-        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *facts, learning_rate=learning_rate)
+        self._last_norm, self._last_rate = moment.grad_norm, moment.learning_rate
+        super().report_and_save(moment)
         number = self._signal()
         if number:
-            model, trial = facts[:2]
             if self.args.save_strategy != SaveStrategy.NO:
-                self.save_now(model, trial)
+                self.save_now(moment.model, moment.trial)
             raise Interrupted(number)
-
-    def _finalize_training(self, *facts: Any, **more: Any) -> Any:
-        """End the run without transformers' own removal of checkpoints: ``rotate`` has done it."""
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            return super()._finalize_training(*facts, **more)
-        finally:
-            self.args.save_total_limit = limit
 
     def save_now(self, model: nn.Module, trial: Any) -> None:
         """Save a checkpoint of this step, unless there is one.
@@ -515,7 +473,7 @@ class ResumableTrainer(Trainer):
             SetupError: CP515 where it cannot be written.
         """
         if self._saved_step != self.state.global_step:
-            self._save_checkpoint(model, trial)
+            self.request_checkpoint(model, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def end_after_step(self, number: int) -> None:
@@ -535,11 +493,11 @@ class ResumableTrainer(Trainer):
             return self._asked_to_end
         return int(ranks.most(torch.tensor(self._asked_to_end, device=self.args.device)))
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+    def write_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint; it is there whole, or not at all."""
         if self.hp_search_backend is None and trial is None:
             self.store_flos()
-        run = Path(self._get_output_dir(trial))
+        run = self.output_folder(trial)
         target = run / f"checkpoint-{self.state.global_step}"
         best = run / f"checkpoint-{self.state.best_global_step}"
         if self.state.best_global_step and (best == target or best.is_dir()):
@@ -553,7 +511,7 @@ class ResumableTrainer(Trainer):
             raise not_saved(target, error) from error
         self._saved_step = self.state.global_step
         if self.args.push_to_hub:
-            self._push_from_checkpoint(str(target))
+            self.request_push(target)
 
     def _write(self, target: Path) -> None:
         staged = staging(target)
@@ -570,7 +528,7 @@ class ResumableTrainer(Trainer):
         """The files of this rank; it meets no other."""
         whole = not self.args.save_only_model
         if whole:
-            own = {"random": random_state(self.args.device), "loss": self._tr_loss}
+            own = {"random": random_state(self.args.device), "loss": self.running_loss}
             write_tree(staged, f"rank-{self.args.process_index}", {**own, "own": self.rank_state()})
         if not self.args.should_save:
             return
@@ -606,8 +564,8 @@ class ResumableTrainer(Trainer):
                 "epoch_stopped": self.control.should_epoch_stop,
             },
             "totals": {
-                "loss": self._total_loss_scalar,
-                "last_logged": self._globalstep_last_logged,
+                "loss": self.total_loss,
+                "last_logged": self.last_logged,
                 "grad_norm": norm if norm is None else float(norm),
                 "learning_rate": self._last_rate,
             },
@@ -652,11 +610,11 @@ class ResumableTrainer(Trainer):
             if states and isinstance(callback, ExportableState):
                 yield callback, states.pop(0)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def write_model_files(self, folder: Path | None, state_dict: Any) -> None:
         """Save the model; each of its files is there whole, or as it was before."""
         if not self.args.should_save:
             return
-        folder = Path(self.args.output_dir if output_dir is None else output_dir)
+        folder = Path(self.args.output_dir) if folder is None else folder
         refuse_non_finite(self._plain(self.model), None, folder / WEIGHTS)
         # the folder is perhaps another run's by now
         with phase("saving the model"), locked(folder), filled(folder) as staged:
@@ -713,7 +671,7 @@ class ResumableTrainer(Trainer):
 
     def _mean_loss(self) -> float:
         """The mean loss of a step, of all steps of the run."""
-        return float(self._total_loss_scalar / max(self.state.global_step, 0.001))
+        return float(self.total_loss / max(self.state.global_step, 0.001))
 
 
 def find_checkpoint(run: Path, wanted: str | Path | bool) -> tuple[Path, Manifest] | None:

@@ -3,7 +3,7 @@
 ``compute_loss`` reads like the flow. Around it, four things transformers does not do: a step's
 denominators are known before its first backward (``get_batch_samples``), so that a step is a
 function of its set of pairs; a step that does not fit in memory is cut and done again
-(``training_step``); a non-finite step never reaches the weights (``_get_grad_norm``); and
+(``training_step``); a non-finite step never reaches the weights (``step_norm``); and
 evaluation adds up sums instead of averaging batches (``evaluation_loop``).
 
 Not here: the arithmetic of any of it, saving and going on (``resumable``), what samples are like
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, has_length, set_seed
 
 from counterpoint import ranks
@@ -101,6 +101,7 @@ from counterpoint.trainer.setup import (
     prepare_tokenizer,
 )
 from counterpoint.trainer.trackers import check_trackers, hide_secrets
+from counterpoint.trainer.transformers_seams import Epoch, Moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,14 +149,13 @@ class CPOTrainer(ResumableTrainer):
         SetupError: CP5xx for a folder, package or launch that will not do.
     """
 
-    control: TrainerControl
     loss_is_scaled_for_ga = True  # shares of a step are divided by the step's totals already
     # of the running training; ``train`` begins them anew
     _watch: Watch | None = None
     _ending: Alarm | None = None
     _stopped_by: Alarm | None = None
     _rounding: Rounding | None = None
-    _loss_before_step: Tensor | None = None
+    _loss_before_step: Tensor
     given: Mapping[str, Any] | None = None
     """The options as the command was given them, without secrets; None in a script."""
     examined = False
@@ -320,7 +320,7 @@ class CPOTrainer(ResumableTrainer):
         loader = self._feed.loader(
             pairs,
             name,
-            micro_batch=self._train_batch_size if train else self.args.eval_batch_size,
+            micro_batch=self.micro_batch_size if train else self.args.eval_batch_size,
             train=train,
         )
         loader.pairs = pairs
@@ -359,11 +359,11 @@ class CPOTrainer(ResumableTrainer):
         if not windows:
             self._restore_random()
             return [], None
-        self._loss_before_step = self._tr_loss.clone()
+        self._loss_before_step = self.running_loss.clone()
         pairs = [pair for window in windows for pair in window]
         self._pace.count(pairs)
         pairs += self._second_sets.of_step(self.state.global_step)
-        share = self._share(pairs, self._train_batch_size, self._budget, ranks=self.args.world_size)
+        share = self._share(pairs, self.micro_batch_size, self._budget, ranks=self.args.world_size)
         self._restore_random()  # after the proofs of a run's first pairs, before all that it draws
         totals = sum_totals([self.objective.totals(batch) for batch in share if not batch.of])
         router = None
@@ -540,9 +540,9 @@ class CPOTrainer(ResumableTrainer):
             )
         return self._assembled
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+    def step_norm(self, model: nn.Module, norm: Any) -> Any:
         """The norm of the step's gradient; the last moment before the weights move."""
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = super().step_norm(model, norm)
         has_scaler = self.accelerator.scaler is not None
         problem = self._guard.close(None if has_scaler else norm, self._updates)
         if problem is None:
@@ -560,16 +560,16 @@ class CPOTrainer(ResumableTrainer):
         error = non_finite_error(problem.seen, step, self.args.alpha, where)
         if self.args.nonfinite == "raise":
             raise error
-        self._tr_loss.copy_(self._loss_before_step)
+        self.running_loss.copy_(self._loss_before_step)
         self._skipped_steps += 1
         logger().warning("skipped: %s", error)
         return None
 
-    def _run_epoch(self, **facts: Any) -> None:
-        """One epoch; before the first of a run, the initial policy is measured."""
-        if self.constraints is not None and not self.is_going_on and facts["epoch"] == 0:
+    def train_epoch(self, epoch: Epoch) -> None:
+        """Train one epoch; before the first of a run, the initial policy is measured."""
+        if self.constraints is not None and not self.is_going_on and epoch.number == 0:
             self._calibrate(self.constraints)
-        super()._run_epoch(**facts)
+        super().train_epoch(epoch)
 
     def _calibrate(self, constraints: Constraints) -> None:
         self.model.eval()
@@ -634,10 +634,10 @@ class CPOTrainer(ResumableTrainer):
         named = {k if k.startswith(prefix) else prefix + k: v for k, v in metrics.items()}
         return EvalLoopOutput(predictions, None, named, pairs)
 
-    def _evaluate(self, *facts: Any, **more: Any) -> dict[str, float]:
+    def evaluate_in_training(self, *facts: Any, **more: Any) -> dict[str, float]:
         """Evaluate while training; the metric that a learning rate goes by has to be given."""
         try:
-            return super()._evaluate(*facts, **more)
+            return super().evaluate_in_training(*facts, **more)
         except KeyError as error:
             if "metric_for_best_model" not in str(error):
                 raise
@@ -647,12 +647,12 @@ class CPOTrainer(ResumableTrainer):
             given = {name for line in now for name in line if name.startswith(PREFIX)}
             raise not_given(str(self.args.metric_for_best_model), given) from error
 
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+    def is_best_so_far(self, metrics: dict[str, float], trial: Any) -> bool:
         """Whether this evaluation is the best so far."""
         wanted = prefixed(self.args.metric_for_best_model)
         if wanted is not None and wanted not in metrics:
             raise not_given(wanted, metrics)
-        return bool(super()._determine_best_metric(metrics, trial))
+        return super().is_best_so_far(metrics, trial)
 
     def measure(self, dataset: Any, name: str = "test") -> EvaluationPass:
         """What the model says of every pair of a set, for statistics; no gradient is paid for.
@@ -935,19 +935,13 @@ class CPOTrainer(ResumableTrainer):
         super().add_callback(callback)
         watch_alone(self.callback_handler)
 
-    def _maybe_log_save_evaluate(
-        self,
-        tr_loss: Tensor,
-        grad_norm: Tensor | float | None,
-        *facts: Any,
-        learning_rate: float | None = None,
-    ) -> None:
+    def report_and_save(self, moment: Moment) -> None:
         """Log, evaluate, save; then end a run that an alarm has ended, with a checkpoint."""
         control = self.control
         reads = (control.should_log, control.should_evaluate, control.should_save)
         if any(reads) or control.should_training_stop:
             self._updates.settle()  # nothing is said, chosen or kept of weights that are lost
-        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *facts, learning_rate=learning_rate)
+        super().report_and_save(moment)
         if self.args.on_alarm == "warn":
             return
         own = self._ending
@@ -956,17 +950,18 @@ class CPOTrainer(ResumableTrainer):
             return
         if own is None:  # heard elsewhere
             self._write_alarm(self._ending)
-        model, trial = facts[:2]
-        self.save_now(model, trial)
+        self.save_now(moment.model, moment.trial)
         self.control.should_training_stop = True
         self._stopped_by = self._ending
 
     def floating_point_ops(self, inputs: Share) -> int:
         """Six operations a parameter and input token, embeddings left out, as transformers."""
         tokens = sum(batch.input_ids.numel() for batch in inputs)
-        return 6 * tokens * int(self.model.num_parameters(exclude_embeddings=True))
+        model: Any = self.model
+        return 6 * tokens * int(model.num_parameters(exclude_embeddings=True))
 
-    def _track_num_input_tokens(self, inputs: Share) -> None:
+    def count_input_tokens(self, inputs: Share) -> None:
+        """Add what ``include_num_input_tokens_seen`` asks for to the state."""
         wanted = self.args.include_num_input_tokens_seen
         if wanted == "no":
             return
@@ -1007,13 +1002,11 @@ class CPOTrainer(ResumableTrainer):
         about = about_model(self.model, named, self._hub_datasets, base=self._began_with(), **more)
         write_card(folder, run_folder, about)
 
-    def _prepare_inputs(self, inputs: PairBatch) -> PairBatch:
-        return inputs  # on the device since get_batch_samples
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+    def push_checkpoint(self, folder: str) -> None:
+        """Send a checkpoint to the hub."""
         # transformers pickles the options into what it uploads
         with without_secrets(self.args):
-            super()._push_from_checkpoint(checkpoint_folder)
+            super().push_checkpoint(folder)
 
     def _describe_again(self) -> None:
         if self.run_log.described:  # what is refused before it begins leaves a folder as it was
