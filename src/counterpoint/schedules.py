@@ -1,6 +1,6 @@
 """What each of transformers' schedules of the learning rate follows, as a table.
 
-Not here: making one (transformers), what a run remembers of it (``trainer.experiment``), and
+Not here: making one (transformers), what a run remembers of it (``checkpoint.experiment``), and
 options that one leaves unread (``doctor.of_unused``).
 """
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from counterpoint import ConfigError, SetupError
+from counterpoint.checkpoint.experiment import PLANNED
 from counterpoint.checkpoint.folder import FILLED, checkpoints, filled, last_good, step_of, tidy
 from counterpoint.checkpoint.manifest import MANIFEST, seal
 from counterpoint.runlog import read_run
-from counterpoint.trainer.experiment import PLANNED
 from counterpoint.trainer.resumable import ResumableTrainer
 from tests.reliability.scenarios import (
     SCENARIOS,

@@ -14,7 +14,8 @@ from huggingface_hub.repocard_data import ModelCardData
 
 from counterpoint._version import __version__
 from counterpoint.objectives import LOSSES
-from counterpoint.report.card import CARD, About, may_write, model_card
+from counterpoint.report.about import About
+from counterpoint.report.card import CARD, may_write, model_card
 from counterpoint.report.recipe import hub_id
 from counterpoint.runlog import Run, read_run
 from tests.report.runs import facts, write_run

@@ -18,7 +18,8 @@ pytest.importorskip("bokeh", reason="the extra [report] is not installed")
 from counterpoint.doctor.table import TABLE_ZH
 from counterpoint.language import speaking
 from counterpoint.markup import join
-from counterpoint.report.card import About, model_card
+from counterpoint.report.about import About
+from counterpoint.report.card import model_card
 from counterpoint.report.comparison import comparison
 from counterpoint.report.run_report import live_report, report, run_page
 from counterpoint.runlog import METRICS, SAMPLES, Alarm, Run, RunLog, read_run

@@ -9,7 +9,8 @@ import pytest
 
 pytest.importorskip("bokeh", reason="the extra [report] is not installed")
 
-from counterpoint.report.card import About, model_card
+from counterpoint.report.about import About
+from counterpoint.report.card import model_card
 from counterpoint.report.constraints import constraint_charts, in_words
 from counterpoint.report.curves import line_charts, panels_of, read_series
 from counterpoint.report.run_report import report

@@ -12,8 +12,8 @@ import yaml
 from datasets import Dataset
 
 from counterpoint import CPOConfig, CPOTrainer
+from counterpoint.report.about import base_of, hub_datasets
 from counterpoint.runlog import Alarm
-from counterpoint.trainer.card import base_of, hub_datasets
 
 ROWS = [
     {"prompt": f"What is {i} and {i}?", "chosen": f" It is {2 * i}.", "rejected": f" Maybe {i}?"}

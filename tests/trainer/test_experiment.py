@@ -9,9 +9,7 @@ import torch
 from transformers import SchedulerType, get_scheduler
 
 from counterpoint import CPOConfig
-from counterpoint.losses.objective import Objective
-from counterpoint.schedules import schedule_of
-from counterpoint.trainer.experiment import (
+from counterpoint.checkpoint.experiment import (
     EVALUATIONS,
     METRIC,
     MULTIPLIER_STEPS,
@@ -19,6 +17,8 @@ from counterpoint.trainer.experiment import (
     WARM_UP,
     experiment,
 )
+from counterpoint.losses.objective import Objective
+from counterpoint.schedules import schedule_of
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "cosine_with_min_lr": {"min_lr_rate": 0.1},
@@ -69,7 +69,11 @@ def facts(steps: int = 20, *, scheduled: bool = True, **more: Any) -> dict[str, 
     model = torch.nn.Linear(2, 2)
     objective = Objective(loss_type="sigmoid", beta=0.1)
     args = options(router_aux_loss_coef=0.0, **more)
-    return dict(experiment(args, objective, model, {}, steps, identity={}, scheduled=scheduled))
+    return dict(
+        experiment(
+            args, objective, model, {}, steps, identity={}, balancing=0.0, scheduled=scheduled
+        )
+    )
 
 
 def test_a_share_of_the_steps_is_resolved_before_it_is_compared() -> None:

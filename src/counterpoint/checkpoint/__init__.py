@@ -7,6 +7,10 @@
     fingerprint   whether a checkpoint is of this experiment
     tree          nested state as JSON and safetensors; no pickle
     weights, optimizer, randomness    what a run's state is made of
+    state_file    transformers' own account of a run, and what the trees must look like
+    experiment    the facts of a run's fingerprint
+    trial_save    everything but the weights, saved once before the first step
+    saved_options the options as transformers pickles them, without secrets
 
 Not here: when a checkpoint is written or gone on from (``trainer.resumable``).
 """

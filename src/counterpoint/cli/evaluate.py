@@ -155,8 +155,8 @@ def _side(source: str, request: Request, options: EvaluateOptions) -> Side:
     """Load a model, and let it judge every pair and write to every prompt."""
     from counterpoint.cli.parts import eval_sets
     from counterpoint.evaluation.generation import complete
+    from counterpoint.evaluation.samples import prompts_of
     from counterpoint.trainer.feed import Feed
-    from counterpoint.trainer.samples import prompts_of
 
     trainer = _trainer(source, request)
     tokenizer = trainer.processing_class

@@ -4,5 +4,5 @@
     prompts --generation--> Completions --texts, references--> lengths, repetition, BLEU, chrF
 
 Not here: the forward pass that gives scores (``step.evaluation_pass``), and which prompts a
-run writes to (``trainer.samples``).
+run writes to (``samples``).
 """

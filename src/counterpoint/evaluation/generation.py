@@ -10,7 +10,7 @@
 4. What the model's own files say of decoding (penalties, a temperature) is left aside, so that
    greedy means greedy; only their end-of-sequence tokens count, beside the tokenizer's.
 
-Not here: what the texts are like (``texts``), which prompts (``trainer.samples``).
+Not here: what the texts are like (``texts``), which prompts (``evaluation.samples``).
 """
 
 from __future__ import annotations

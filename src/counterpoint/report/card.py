@@ -3,29 +3,31 @@
 The front matter is that of Hugging Face's hub. Nothing of the machine gets in, and no text of the
 data.
 
-Not here: how to make the run again (``recipe``), finding out what the card is told (the trainer),
-writing it beside the weights.
+Not here: how to make the run again (``recipe``), what a run's files do not say (``about``).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from counterpoint.constraints import KINDS
+from counterpoint.errors import SetupError
 from counterpoint.language import speaking
 from counterpoint.objectives import DEFAULT_LOSS, LOSSES
 from counterpoint.report import story
+from counterpoint.report.about import About
 from counterpoint.report.charts import number
 from counterpoint.report.constraints import in_words
 from counterpoint.report.curves import SeriesTable, panels_of, read_series, sets_of
 from counterpoint.report.recipe import hub_id, recipe
-from counterpoint.runlog import CONSTRAINTS, Run
+from counterpoint.runlog import ALARMS, CONSTRAINTS, METRICS, Run, read_run
+from counterpoint.staged import staged
+from counterpoint.visible import visible
 
 CARD = "README.md"
 """The card's name beside the weights."""
@@ -34,29 +36,6 @@ OURS = "<!-- Written by Counterpoint, and written anew with every save. Remove t
 """How the mark begins by which a card of ours is known."""
 
 _MARK = f"{OURS}your own text. -->"
-
-
-@dataclass(frozen=True, slots=True)
-class About:
-    """What a run's files do not say of its model.
-
-    Args:
-        name: what the model is to be called.
-        base: hub id or name of the model it was made from; "" where that is not known.
-        adapter: whether the weights are an adapter's.
-        datasets: hub ids of the data.
-        tags: further tags.
-        language: of the hub, as "en".
-        license: of the hub, as "apache-2.0".
-    """
-
-    name: str
-    base: str = ""
-    adapter: bool = False
-    datasets: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
-    language: str = ""
-    license: str = ""
 
 
 def may_write(path: Path) -> bool:
@@ -71,6 +50,22 @@ def may_write(path: Path) -> bool:
         return True
     except (OSError, UnicodeDecodeError):
         return False
+
+
+def write_card(folder: Path, run_folder: Path, about: About) -> None:
+    """Write the card beside the weights.
+
+    Args:
+        folder: of the weights.
+        run_folder: of the run that made them; need not hold a run.
+        about: what its files do not say.
+    """
+    try:
+        run = read_run(run_folder, (METRICS, ALARMS))
+    except SetupError:  # a model can be saved without having been trained
+        run = Run(run_folder, {}, (), (), (), ())
+    with staged(folder / CARD) as file:
+        file.write(visible(model_card(run, about)).encode())
 
 
 @speaking("en")

@@ -32,6 +32,23 @@ class Beginning(TrainerCallback):
         self._run_log.planned(state.max_steps)
 
 
+class SamplesBefore(TrainerCallback):
+    """Has a run write before its first step, so that before and after can be compared.
+
+    Args:
+        write: writes to the run's prompts.
+    """
+
+    def __init__(self, write: Callable[[], None]) -> None:
+        """Nothing is written yet."""
+        self._write = write
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write, unless the run goes on from a checkpoint or begins with an evaluation."""
+        if state.global_step == 0 and not args.eval_on_start:
+            self._write()
+
+
 @contextmanager
 def told_to_its_end(run_log: RunLog, state: Callable[[], TrainerState]) -> Iterator[None]:
     """Tell how what is done within ends.

@@ -35,6 +35,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from counterpoint import ranks
 from counterpoint.checkpoint.adapted import BASE
+from counterpoint.checkpoint.experiment import in_words_of_today, remedy
 from counterpoint.checkpoint.fingerprint import Fingerprint, differences
 from counterpoint.checkpoint.folder import (
     begin,
@@ -52,7 +53,20 @@ from counterpoint.checkpoint.lock import contents, locked, own_change, refuse_ch
 from counterpoint.checkpoint.manifest import Manifest, read_manifest, seal, verify
 from counterpoint.checkpoint.optimizer import load_named_state, named_state
 from counterpoint.checkpoint.randomness import random_state, set_random_state
+from counterpoint.checkpoint.state_file import (
+    check_optimizer,
+    check_trees,
+    read_state,
+    take_numbers,
+    write_state,
+)
 from counterpoint.checkpoint.tree import plain_io_errors, read_tree, write_tree
+from counterpoint.checkpoint.trial_save import (
+    generation_config_as_it_is,
+    save_and_reopen_tokenizer,
+    save_configs,
+    try_saving,
+)
 from counterpoint.checkpoint.weights import INDEX, WEIGHTS, load_weights, write_beside
 from counterpoint.console.bars import without_bars
 from counterpoint.console.phases import phase
@@ -63,21 +77,7 @@ from counterpoint.runlog import STREAMS, RunLog, logger
 from counterpoint.step.finite import refuse_non_finite
 from counterpoint.strict import strict_json
 from counterpoint.trainer.bases import base_then, other_base, unknown_base
-from counterpoint.trainer.experiment import in_words_of_today, remedy
-from counterpoint.trainer.state_file import (
-    check_optimizer,
-    check_trees,
-    read_state,
-    take_numbers,
-    write_state,
-)
 from counterpoint.trainer.transformers_seams import Epoch, Moment, Seams
-from counterpoint.trainer.trial_save import (
-    generation_config_as_it_is,
-    save_and_reopen_tokenizer,
-    save_configs,
-    try_saving,
-)
 
 Result = TypeVar("Result")
 

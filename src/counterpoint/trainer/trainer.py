@@ -35,7 +35,9 @@ from counterpoint.alarms.effect import agreed, alarm_facts, ends_a_run, in_words
 from counterpoint.alarms.of_samples import degenerate_in_run
 from counterpoint.alarms.watch import Watch
 from counterpoint.checkpoint.adapted import BASE, adapter_settings, identity
+from counterpoint.checkpoint.experiment import experiment
 from counterpoint.checkpoint.fingerprint import Fingerprint
+from counterpoint.checkpoint.saved_options import without_secrets
 from counterpoint.config import CPOConfig
 from counterpoint.console.display import TrainingDisplay, evaluating, watch_alone
 from counterpoint.console.phases import allow_bars, phase
@@ -43,6 +45,7 @@ from counterpoint.data.batching import PairLoader
 from counterpoint.doctor.of_unused import Rest, in_a_line, unused
 from counterpoint.errors import ConfigError, DataError, ModelError, SetupError
 from counterpoint.evaluation.preferences import accuracy_interval
+from counterpoint.evaluation.samples import decodings, sample, sample_metrics
 from counterpoint.forward.pair_forward import PairOutput, pair_forward, trunk_router_sums
 from counterpoint.forward.router import RouterSums, add_sums, balancing_loss
 from counterpoint.losses.objective import Objective, sum_totals
@@ -51,8 +54,10 @@ from counterpoint.metric_names import PREFIX
 from counterpoint.metrics import MetricSums, means, pair_means
 from counterpoint.monitor.callback import Monitor
 from counterpoint.monitor.pace import COUNTED, Pace
+from counterpoint.provenance.environment import environment
 from counterpoint.records import LossTerms, PairBatch, StepTotals, TokenPair
-from counterpoint.report.card import CARD, may_write
+from counterpoint.report.about import about_model, base_of, hub_datasets
+from counterpoint.report.card import CARD, may_write, write_card
 from counterpoint.runlog import (
     ALARMS,
     METRICS,
@@ -74,24 +79,14 @@ from counterpoint.step.replay.recorder import StepRecorder
 from counterpoint.step.share import Share, TokenBudget
 from counterpoint.trainer.assembly import Assembly
 from counterpoint.trainer.best import check_best_metric, check_evaluated, not_given, prefixed
-from counterpoint.trainer.card import about_model, base_of, hub_datasets, write_card
-from counterpoint.trainer.environment import environment
-from counterpoint.trainer.experiment import experiment
 from counterpoint.trainer.feed import Feed
 from counterpoint.trainer.fitting import fitting_budget
 from counterpoint.trainer.hooks import ATTRIBUTES, check_attributes, check_hooks
 from counterpoint.trainer.loading import load_config, load_model, load_tokenizer
 from counterpoint.trainer.lost_rank import lost_rank_named
 from counterpoint.trainer.precision import Rounding, stochastic_adamw, warn_of_rounding
-from counterpoint.trainer.recording import Beginning, told_to_its_end
+from counterpoint.trainer.recording import Beginning, SamplesBefore, told_to_its_end
 from counterpoint.trainer.resumable import ResumableTrainer
-from counterpoint.trainer.samples import (
-    SamplesBefore,
-    decodings,
-    sample,
-    sample_metrics,
-)
-from counterpoint.trainer.saved_options import without_secrets
 from counterpoint.trainer.second_sets import SecondSets
 from counterpoint.trainer.setup import (
     announce,
@@ -812,6 +807,7 @@ class CPOTrainer(ResumableTrainer):
             digests,
             self.steps_in_all(),
             identity=self._identity,
+            balancing=self._balancing_weight,
             scheduled=self._handed[1] is None,
         )
 

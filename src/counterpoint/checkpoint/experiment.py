@@ -5,7 +5,7 @@ towards the last step (``schedules``), a multiplier whose pace is a share of the
 run of a constant learning rate goes on, and one of a cosine is named as another experiment.
 
 Not here: the comparison (``checkpoint.fingerprint``), and what is done about a difference
-(``resumable``).
+(``trainer.resumable``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from counterpoint.config import CPOConfig
 from counterpoint.constraints import Constraint
 from counterpoint.losses.objective import Objective
 from counterpoint.schedules import Follows, schedule_of
-from counterpoint.trainer.setup import balancing_weight
 
 OF_THE_EXPERIMENT = (
     "seed",
@@ -67,6 +66,7 @@ def experiment(
     steps: int,
     *,
     identity: Fingerprint,
+    balancing: float,
     scheduled: bool = True,
 ) -> Fingerprint:
     """What makes a run this experiment and no other.
@@ -78,13 +78,14 @@ def experiment(
         digests: of the prepared pairs of each set, by its name.
         steps: optimizer steps of the whole run.
         identity: of the model, see ``checkpoint.adapted``.
+        balancing: weight of the load-balancing loss; 0 without experts.
         scheduled: the learning rate's schedule is made from the options, and not one that was
             passed to the trainer.
     """
     return {
         **{f"data {name}": digest for name, digest in digests.items()},
         **asdict(objective),
-        "load balancing": balancing_weight(model, args),
+        "load balancing": balancing,
         **model_facts(model),
         **identity,
         "pairs a step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from counterpoint.trainer.commit import commit_of
+from counterpoint.provenance.commit import commit_of
 
 NAME = "counterpoint"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from counterpoint.trainer.commit import commit_of
-from counterpoint.trainer.environment import environment
+from counterpoint.provenance.commit import commit_of
+from counterpoint.provenance.environment import environment
 
 WHO = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from counterpoint.trainer.environment import environment
-from counterpoint.trainer.installed import how_installed
+from counterpoint.provenance.environment import environment
+from counterpoint.provenance.installed import how_installed
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -2,7 +2,7 @@
 
 What cannot be saved is then known in the first seconds, and not when the training is over.
 
-Not here: the weights (``resumable``), and whether the folder can be written at all (``runlog``).
+Not here: the weights (``saving``), and whether the folder can be written at all (``runlog``).
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ import psutil
 import torch
 
 from counterpoint.planner.machine import show_bytes
-from counterpoint.trainer.commit import commit_of
-from counterpoint.trainer.installed import how_installed
+from counterpoint.provenance.commit import commit_of
+from counterpoint.provenance.installed import how_installed
 
 
 def environment() -> dict[str, Any]:

@@ -1,23 +1,42 @@
-"""What the trainer tells its model's card: the base model's name, and where the data came from.
+"""What a run's files do not say of its model: its base's name, and where the data came from.
 
-Not here: what the card says (``report.card``).
+Not here: what the card says (``card``).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from counterpoint.errors import SetupError
-from counterpoint.report.card import CARD, About, model_card
 from counterpoint.report.recipe import hub_id
-from counterpoint.runlog import ALARMS, METRICS, Run, read_run
-from counterpoint.staged import staged
-from counterpoint.visible import visible
 
 _HUB_FILE = re.compile(r"hf://datasets/([^/@]+/[^/@]+)@")
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a run's files do not say of its model.
+
+    Args:
+        name: what the model is to be called.
+        base: hub id or name of the model it was made from; "" where that is not known.
+        adapter: whether the weights are an adapter's.
+        datasets: hub ids of the data.
+        tags: further tags.
+        language: of the hub, as "en".
+        license: of the hub, as "apache-2.0".
+    """
+
+    name: str
+    base: str = ""
+    adapter: bool = False
+    datasets: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    language: str = ""
+    license: str = ""
 
 
 def hub_datasets(dataset: Any) -> tuple[str, ...]:
@@ -74,19 +93,3 @@ def about_model(
         language=language,
         license=license_,
     )
-
-
-def write_card(folder: Path, run_folder: Path, about: About) -> None:
-    """Write the card beside the weights.
-
-    Args:
-        folder: of the weights.
-        run_folder: of the run that made them; need not hold a run.
-        about: what its files do not say.
-    """
-    try:
-        run = read_run(run_folder, (METRICS, ALARMS))
-    except SetupError:  # a model can be saved without having been trained
-        run = Run(run_folder, {}, (), (), (), ())
-    with staged(folder / CARD) as file:
-        file.write(visible(model_card(run, about)).encode())

@@ -3,38 +3,20 @@
 The prompts are the same each time, and so are the seeds, so that only the weights make a
 difference. The chosen completion stands as the reference.
 
-Not here: how texts are written and counted (``evaluation``).
+Not here: how texts are written and counted (``generation``, ``texts``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase
 
 from counterpoint.config import CPOConfig
 from counterpoint.evaluation.generation import Decoding, Prompt, complete, text_of
 from counterpoint.evaluation.texts import Completion, statistics
 from counterpoint.records import TokenPair
-
-
-class SamplesBefore(TrainerCallback):
-    """Has a run write before its first step, so that before and after can be compared.
-
-    Args:
-        write: writes to the run's prompts.
-    """
-
-    def __init__(self, write: Callable[[], None]) -> None:
-        """Nothing is written yet."""
-        self._write = write
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write, unless the run goes on from a checkpoint or begins with an evaluation."""
-        if state.global_step == 0 and not args.eval_on_start:
-            self._write()
 
 
 def decodings(args: CPOConfig) -> list[Decoding]:
