@@ -148,18 +148,22 @@ KINDS: Mapping[str, ConstraintKind] = MappingProxyType(_ROWS)
 """Kind of constraint -> its row."""
 
 
-def register_constraint_kind(row: ConstraintKind) -> None:
+def register_constraint_kind(row: ConstraintKind) -> ConstraintKind:
     """Add a kind of constraint to the table; options, doctor, report and training then know it.
 
     Args:
         row: with a name that no row has.
 
+    Returns:
+        The same.
+
     Raises:
-        ConfigError: CP104 for a name that is taken.
+        ValueError: for a name that is taken.
     """
     if row.name in _ROWS:
-        raise ConfigError("CP104", f"there is a constraint of kind {row.name} already.")
+        raise ValueError(f"there is a constraint of kind {row.name!r} already")
     _ROWS[row.name] = row
+    return row
 
 
 PairNumbers = Callable[..., Any]

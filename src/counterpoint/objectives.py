@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from counterpoint.errors import ConfigError
-
 OBJECTIVE_OPTIONS = (
     "loss_type",
     "beta",
@@ -232,18 +230,22 @@ DEFAULTS_OF_TRL: Mapping[str, str] = MappingProxyType(
 """Trainer of TRL, as "CPO" of CPOTrainer -> the loss of those of its options that name none."""
 
 
-def register_loss(row: Loss) -> None:
+def register_loss(row: Loss) -> Loss:
     """Add a loss to the table; options, doctor, report, planner and training then know it.
 
     Args:
         row: with a name that no row has.
 
+    Returns:
+        The same.
+
     Raises:
-        ConfigError: CP104 for a name that is taken.
+        ValueError: for a name that is taken.
     """
     if row.name in _ROWS:
-        raise ConfigError("CP104", f"there is a loss called {row.name} already.")
+        raise ValueError(f"there is a loss called {row.name!r} already")
     _ROWS[row.name] = row
+    return row
 
 
 def reading(option: str) -> list[str]:

@@ -32,8 +32,12 @@ TRL_MARKS = (
 )
 """Names by which a YAML of TRL is known, where it is nobody else's."""
 
-_COMMAND = re.compile(r"\btrl\s+(cpo|orpo)\b|(\b|_)(cpo|orpo)\.py\b")
-_SCRIPT = re.compile(r"^\s*(from|import|def|class)\s|\w+\s*=\s*\w*(CPO|ORPO)Config\(", re.MULTILINE)
+_CLASSES = "|".join(DEFAULTS_OF_TRL)
+_NAMES = _CLASSES.lower()
+_COMMAND = re.compile(rf"\btrl\s+({_NAMES})\b|(\b|_)({_NAMES})\.py\b")
+_SCRIPT = re.compile(
+    rf"^\s*(from|import|def|class)\s|\w+\s*=\s*\w*({_CLASSES})Config\(", re.MULTILINE
+)
 _ENDS = re.compile(r"[;&|<>()]+")
 _COMPUTED = re.compile(r"[$`]")
 _SUBSTITUTED = re.compile(r"\$\([^()]*\)|`[^`]*`")

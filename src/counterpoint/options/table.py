@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from types import MappingProxyType
@@ -57,7 +57,8 @@ class Option:
         hint: the annotation of its field.
         default: the value when it is not given.
         help: what it means.
-        choices: the words allowed; empty where any value of the type is.
+        allowed: the words allowed, or a table of them that may grow; empty where any value of the
+            type is.
         group: a key of ``GROUPS``.
     """
 
@@ -65,8 +66,13 @@ class Option:
     hint: Any
     default: Any
     help: str
-    choices: tuple[str, ...]
+    allowed: Collection[str]
     group: str
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words allowed now."""
+        return tuple(self.allowed)
 
 
 @cache
@@ -125,7 +131,7 @@ def _read(config: type[Any], own: Mapping[str, Any], group: str) -> list[Option]
             hint=hints[field.name],
             default=_default(field),
             help=_help(field),
-            choices=tuple(field.metadata.get("choices") or ()) or words(hints[field.name]),
+            allowed=field.metadata.get("choices") or words(hints[field.name]),
             group=group if not own or field.name in own else TRANSFORMERS,
         )
         for field in fields(config)
