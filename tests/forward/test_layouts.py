@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import peft
@@ -12,10 +13,12 @@ from hypothesis import strategies as st
 
 from counterpoint.data.collate import collate_padded, collate_shared
 from counterpoint.forward.head import find_head
+from counterpoint.forward.kernels import ATTENTION_KERNELS, PAIRWISE
 from counterpoint.forward.layout import layouts_disagree, why_not_shared
 from counterpoint.forward.pair_forward import pair_forward, trunk_router_sums
+from counterpoint.forward.pairwise_attention import attend_to_pairs
 from counterpoint.forward.routing import find_routers
-from counterpoint.forward.shared_attention import attend_to_pairs, shared_attention
+from counterpoint.forward.shared_attention import shared_attention
 from counterpoint.records import FILLER_ROW, PairSegments, TokenPair
 from tests.float64 import Float64Throughout
 from tests.forward.test_pair_forward import token_pairs
@@ -195,9 +198,7 @@ def test_the_proof_passes_where_layouts_agree_and_not_where_they_do_not(models, 
         whole = sum(sum(s[2:]) for s in segments)
         return attend_to_pairs(query, key, value, (PairSegments(0, 0, 0, whole, 0),), **options)
 
-    import counterpoint.forward.shared_attention as module
-
-    monkeypatch.setattr(module, "attend_to_pairs", leaky)
+    monkeypatch.setitem(ATTENTION_KERNELS, "pairwise", replace(PAIRWISE, run=leaky))
     assert "log-probabilities differ" in layouts_disagree(model, find_head(model), *batches)
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterpoint.forward.shared_attention import attend_to_pairs
+from counterpoint.forward.pairwise_attention import attend_to_pairs
 from counterpoint.records import PairSegments
 
 

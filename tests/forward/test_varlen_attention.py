@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 from torch.nn.attention import varlen
 
 import counterpoint.forward.kernel_proof as kernel_proof
+import counterpoint.forward.kernels as kernels
 import counterpoint.forward.shared_attention as shared_attention
 import counterpoint.forward.varlen_attention as varlen_attention
 from counterpoint.forward.kernel_proof import MOST_TOKENS, kernel_disagrees, prove_kernel
 from counterpoint.forward.layout import layouts_disagree
-from counterpoint.forward.shared_attention import SharedRow, attend_to_pairs
+from counterpoint.forward.pairwise_attention import attend_to_pairs
+from counterpoint.forward.shared_attention import SharedRow
 from counterpoint.forward.varlen_attention import (
     AttentionCall,
     attend_varlen,
@@ -92,8 +94,8 @@ def kernel(monkeypatch):
     def put(function=slow_kernel):
         monkeypatch.setattr(varlen_attention, "varlen_attn", function)
 
-    monkeypatch.setattr(varlen_attention, "PROVED", set())
-    monkeypatch.setattr(kernel_proof, "PROVED", varlen_attention.PROVED)
+    monkeypatch.setattr(kernels, "PROOFS", {})
+    monkeypatch.setattr(kernel_proof, "PROOFS", kernels.PROOFS)
     put()
     return put
 
@@ -186,21 +188,24 @@ def test_all_pairs_at_once_are_the_pairs_one_by_one(
         torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)
 
 
-class Always(set):
-    """A set that holds everything."""
+class Always(dict):
+    """Proofs of everything."""
 
-    def __contains__(self, item: object) -> bool:
-        return True
+    def get(self, key: object, default: object = None) -> None:
+        return None
+
+
+def both_plans(segments) -> SharedRow:
+    """A row as it is on CUDA."""
+    return SharedRow({"varlen": varlen_plan(segments, CPU), "pairwise": segments})
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "mistral", "gemma3", "deepseek_v3", "mixtral"])
 def test_models_learn_the_same_through_the_kernel(kind, kernel, models, monkeypatch):
     calls = []
     kernel(lambda *args, **kwargs: calls.append(0) or slow_kernel(*args, **kwargs))
-    monkeypatch.setattr(varlen_attention, "PROVED", Always())
-    monkeypatch.setattr(
-        SharedRow, "of", lambda segments, device: SharedRow(segments, varlen_plan(segments, device))
-    )
+    monkeypatch.setattr(kernels, "PROOFS", Always())
+    monkeypatch.setattr(SharedRow, "of", lambda segments, device: both_plans(segments))
     with Float64Throughout():
         model = models(kind).double()
         assert gap(model, pairs_of([(7, 5, 9), (1, 12, 3), (20, 2, 2)], 0)) <= 1e-12
@@ -222,14 +227,14 @@ def test_what_has_not_been_proved_goes_pair_by_pair(kernel, monkeypatch):
 
     kernel(never)
     segments = segments_of([(2, 3, 4)])
-    row = SharedRow(segments, varlen_plan(segments, CPU))
+    row = both_plans(segments)
     states = [torch.randn(1, 2, 9, 8) for _ in range(3)]
     options = {"scaling": None, "window": None, "softcap": None, "sinks": None}
     call = AttentionCall.of(*states, options)
     assert (call.heads, call.kv_heads, call.width, call.value_width) == (2, 2, 8, 8)
     expected = attend_to_pairs(*states, segments)
     torch.testing.assert_close(shared_attention._attend(*states, row, **options), expected)
-    varlen_attention.PROVED.add((call, torch.float32))
+    kernels.PROOFS["varlen", call, torch.float32] = None
     capped = {**options, "softcap": 2.0}
     shared_attention._attend(*states, row, **capped)
     kernel(slow_kernel)
@@ -341,7 +346,8 @@ def test_only_a_proved_kernel_is_let_in(reason, kernel, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, logger="counterpoint"):
         prove_kernel(CALL, LONG, torch.bfloat16, torch.device("cuda"))
     assert len(asked) == 1
-    assert ((CALL, torch.bfloat16) in varlen_attention.PROVED) == (reason is None)
+    assert kernels.PROOFS["varlen", CALL, torch.bfloat16] == reason
+    assert kernels.may_run("varlen", CALL, torch.bfloat16) == (reason is None)
     assert ("attention goes pair by pair: FlashAttention's values differ" in caplog.text) == (
         reason is not None
     )

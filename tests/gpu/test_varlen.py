@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from counterpoint.forward.kernel_proof import kernel_disagrees
-from counterpoint.forward.shared_attention import attend_to_pairs
+from counterpoint.forward.pairwise_attention import attend_to_pairs
 from counterpoint.forward.varlen_attention import AVAILABLE, attend_varlen, varlen_plan
 from tests.forward.test_layouts import pairs_of, value_and_gradient
 from tests.forward.test_shared_attention import segments_of
@@ -67,8 +67,8 @@ def test_models_in_bf16_learn_what_they_learn_in_float32(kind, models):
     """Both layouts in bf16 are as far from the float32 gradient, within a factor of two."""
     from counterpoint.data.collate import collate_padded, collate_shared
     from counterpoint.forward.head import find_head
+    from counterpoint.forward.kernels import PROOFS
     from counterpoint.forward.layout import layouts_disagree
-    from counterpoint.forward.varlen_attention import PROVED
 
     model = models(kind).to(CUDA)
     pairs = pairs_of([(40, 20, 30), (3, 50, 20), (64, 9, 1)], 0)
@@ -76,6 +76,6 @@ def test_models_in_bf16_learn_what_they_learn_in_float32(kind, models):
     truth = value_and_gradient(model, padded)[1]
     with torch.autocast("cuda", dtype=torch.bfloat16):
         assert layouts_disagree(model, find_head(model), shared, padded) is None
-        assert any(dtype == torch.bfloat16 for _, dtype in PROVED)
+        assert any(key[2] == torch.bfloat16 and bad is None for key, bad in PROOFS.items())
         errors = [distance(truth, value_and_gradient(model, b)[1]) for b in (padded, shared)]
     assert errors[1] <= 2 * errors[0]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-import counterpoint.forward.shared_attention as shared_attention
 from counterpoint import ConfigError
+from counterpoint.forward.kernels import ATTENTION_KERNELS, PAIRWISE
 from counterpoint.trainer import assembly
 from tests.forward.test_layouts import FOUND, REASONS
 from tests.models_on_the_spot import APART
@@ -42,11 +43,8 @@ def test_a_layout_that_fails_its_proof_is_given_up(
     models, chatml_tokenizer, tmp_path: Path, caplog, monkeypatch
 ):
     truth, _ = gradient(models, chatml_tokenizer, tmp_path, layout="padded")
-    monkeypatch.setattr(
-        shared_attention,
-        "attend_to_pairs",
-        lambda q, k, v, s, **o: v.transpose(1, 2).repeat(1, 1, 2, 1),
-    )
+    wrong = replace(PAIRWISE, run=lambda q, k, v, s, **o: v.transpose(1, 2).repeat(1, 1, 2, 1))
+    monkeypatch.setitem(ATTENTION_KERNELS, "pairwise", wrong)
     with caplog.at_level(logging.INFO, logger="counterpoint"):
         found, _ = gradient(models, chatml_tokenizer, tmp_path)
     assert "layout: padded (log-probabilities differ" in caplog.text

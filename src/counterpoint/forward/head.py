@@ -11,21 +11,27 @@ Not here: the log-probabilities (``token_logps``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.errors import ModelError
-from counterpoint.forward.affine_logps import affine_token_logps, finish_logits
+from counterpoint.forward.affine_logps import finish_logits
+from counterpoint.forward.gradient_proof import NARROW, WIDE, largest_difference, sampled_gradient
 from counterpoint.forward.initial_policy import InitialPolicy
+from counterpoint.forward.kernels import HEAD_KERNELS, Projection, trusted_head_kernel
 from counterpoint.forward.token_kl import Affine, affine_token_kl, logits_token_kl
-from counterpoint.forward.token_logps import dense_token_logps, module_token_logps
+from counterpoint.forward.token_logps import dense_token_logps
 from counterpoint.tensor_parts import is_plain
+
+
+def _as_it_is(weight: Tensor) -> Tensor:
+    return weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,30 +43,53 @@ class Head:
         scale: factor of its output.
         softcap: bound of its scaled output, or None.
         dense: True where the model must compute its logits itself.
+        kernel: name of its row in ``HEAD_KERNELS``; None for the one of ours that takes it.
+        whole: gives all of a weight of which this process may hold a part; the engine's.
     """
 
     module: nn.Module
     scale: float = 1.0
     softcap: float | None = None
     dense: bool = False
+    kernel: str | None = None
+    whole: Callable[[Tensor], Tensor] = _as_it_is
 
     def token_logps(
-        self, hidden: Float[Tensor, "targets width"], target_ids: Int[Tensor, " targets"]
+        self, hidden: Float[Tensor, "targets features"], target_ids: Int[Tensor, " targets"]
     ) -> tuple[Float[Tensor, " targets"], Float[Tensor, " targets"]]:
-        """Log-probability of each target and mean logit of its row; see ``token_logps``."""
-        if _is_linear(self.module):
-            return affine_token_logps(
-                hidden,
-                self.module.weight,
-                self.module.bias,
-                target_ids,
-                scale=self.scale,
-                softcap=self.softcap,
-                dtype=_matmul_dtype(hidden, self.module.weight),
-            )
-        return module_token_logps(
-            hidden, self.module, target_ids, scale=self.scale, softcap=self.softcap
-        )
+        """Log-probability of each target and mean logit of its row; see ``token_logps``.
+
+        Args:
+            hidden: the head's input; of a dense head, the logits.
+            target_ids: the token of each row.
+        """
+        projection = self.projection(hidden)
+        kernel = trusted_head_kernel(projection) if self.kernel is None else self.kernel
+        return HEAD_KERNELS[kernel].run(projection, hidden, target_ids)
+
+    def projection(self, hidden: Float[Tensor, "targets features"]) -> Projection:
+        """The head as a kernel is given it.
+
+        Args:
+            hidden: as for ``token_logps``.
+        """
+        weight, bias = (None, None) if self.dense else self._matrix()
+        dtype = hidden.dtype if weight is None else _matmul_dtype(hidden, weight)
+        return Projection(self.module, weight, bias, self.scale, self.softcap, dtype, self.dense)
+
+    def _matrix(self) -> tuple[Tensor | None, Tensor | None]:
+        """Weight and bias, whole, where the head is these and nothing else; else None twice.
+
+        A subclass (quantized, adapted) computes something else, and so does a weight of a kind of
+        its own, which torchao puts into the layer that was there.
+        """
+        if type(self.module) is not nn.Linear:
+            return None, None
+        weight, bias = self.module.weight, self.module.bias
+        weight = self.whole(weight)
+        if not is_plain(weight):
+            return None, None
+        return weight, None if bias is None else self.whole(bias)
 
     def token_kl(
         self,
@@ -75,14 +104,15 @@ class Head:
             initial_hidden: the same of the initial policy.
             initial: the initial policy, whose head may have been another.
         """
-        if not self.dense and _is_linear(self.module):
-            weight, bias = self.module.weight, self.module.bias
+        weight, bias = (None, None) if self.dense else self._matrix()
+        if weight is not None:
+            own: Any = self.module
             return affine_token_kl(
                 Affine(hidden, weight, bias),
                 Affine(
                     initial_hidden,
-                    initial.was(weight),
-                    None if bias is None else initial.was(bias),
+                    self.whole(initial.was(own.weight)),
+                    None if bias is None else self.whole(initial.was(own.bias)),
                 ),
                 scale=self.scale,
                 softcap=self.softcap,
@@ -101,11 +131,12 @@ class Head:
         return finish_logits(self.module(rows), self.scale, self.softcap)
 
 
-def find_head(model: nn.Module) -> Head:
+def find_head(model: nn.Module, whole: Callable[[Tensor], Tensor] = _as_it_is) -> Head:
     """The head of a plain or PEFT-wrapped causal language model.
 
     Args:
         model: not wrapped for distributed training.
+        whole: the engine's ``whole_weight``.
 
     Returns:
         The head with scale and soft-cap as the model's configuration names them.
@@ -127,7 +158,7 @@ def find_head(model: nn.Module) -> Head:
         module = module.modules_to_save[adapter]
     config: Any = model.config
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return Head(module=module, scale=_scale(config), softcap=_softcap(config))
+    return Head(module, _scale(config), _softcap(config), whole=whole)
 
 
 @contextmanager
@@ -168,7 +199,8 @@ def prove_head(model: nn.Module, head: Head, input_ids: Int[Tensor, "rows tokens
         input_ids: a few real tokens, without padding.
 
     Returns:
-        The head itself where the log-probabilities agree, else the dense one.
+        The head with the first kernel whose log-probabilities agree, else the dense one. A kernel
+        that the tests have not proved has to have the gradient of one that they have.
     """
     next_ids = input_ids.roll(-1, 1).flatten()
     was_training = model.training
@@ -179,24 +211,39 @@ def prove_head(model: nn.Module, head: Head, input_ids: Int[Tensor, "rows tokens
             expected, _ = dense_token_logps(own_tokens(logits, input_ids).flatten(0, 1), next_ids)
             with head_input(head) as taken:
                 model(input_ids, use_cache=False)
-            if len(taken) != 1:
-                return replace(head, dense=True)
-            found, _ = head.token_logps(own_tokens(taken[0], input_ids).flatten(0, 1), next_ids)
+        if len(taken) != 1:
+            return replace(head, dense=True)
+        rows = own_tokens(taken[0], input_ids).flatten(0, 1).detach()
+        # two kernels for one product may differ by rounding of the logits, not by more
+        limit = 16 * torch.finfo(logits.dtype).eps * logits.abs().max().clamp(min=1)
+        candidates = [*_of_others(head, rows, next_ids), head]
+        for one in candidates:
+            with torch.no_grad():
+                found, _ = one.token_logps(rows, next_ids)
+            if bool((found - expected).abs().max() <= limit):
+                return one
     finally:
         model.train(was_training)
-    # two kernels for one product may differ by rounding of the logits, not by more
-    rounding = torch.finfo(logits.dtype).eps * logits.abs().max().clamp(min=1)
-    agrees = (found - expected).abs().max() <= 16 * rounding
-    return head if bool(agrees) else replace(head, dense=True)
+    return replace(head, dense=True)
 
 
-def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether the head is its weight and bias, and nothing else.
+def _of_others(head: Head, rows: Tensor, target_ids: Tensor) -> Iterator[Head]:
+    """The head with each kernel that takes it and has the gradient of ours."""
+    projection, device = head.projection(rows), rows.device.type
+    able = [k for k in HEAD_KERNELS.values() if not k.trusted and k.takes(projection, device)]
+    for kernel in able:
+        other = replace(head, kernel=kernel.name)
+        ours, theirs = (_gradients(one, rows, target_ids) for one in (head, other))
+        narrow = projection.dtype.itemsize < 4
+        if largest_difference(ours, theirs)[1] <= (NARROW if narrow else WIDE):
+            yield other
 
-    A subclass (quantized, adapted) computes something else, and so does a weight of a kind of its
-    own, which torchao puts into the layer that was there.
-    """
-    return type(module) is nn.Linear and is_plain(module.weight)
+
+def _gradients(head: Head, rows: Tensor, target_ids: Tensor) -> list[Tensor]:
+    leaf = rows.clone().requires_grad_()
+    trained = [weight for weight in head.module.parameters() if weight.requires_grad]
+    with torch.enable_grad():
+        return sampled_gradient(head.token_logps(leaf, target_ids)[0].sum(), [leaf, *trained])
 
 
 def _scale(config: Any) -> float:

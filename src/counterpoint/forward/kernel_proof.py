@@ -1,6 +1,6 @@
-"""The proof of the CUDA kernel for shared rows: values and gradients against the pairwise way.
+"""The proof of kernels for shared rows: values and gradients against the pairwise way.
 
-The layouts are compared in the weights' precision, where that kernel does not run; a run in 16
+The layouts are compared in the weights' precision, where the CUDA kernel does not run; a run in 16
 bits would then rest on a kernel that nobody has looked at on its machine. So it is compared too:
 random inputs of the model's own heads and widths, lengths of the run's first pairs, the pairwise
 way in float32 as the truth. Where it disagrees, attention goes pair by pair, which is slower and
@@ -18,14 +18,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from counterpoint.forward.shared_attention import attend_to_pairs
-from counterpoint.forward.varlen_attention import (
-    PROVED,
-    AttentionCall,
-    attend_varlen,
-    varlen_plan,
-    varlen_takes,
-)
+from counterpoint.forward.kernels import ATTENTION_KERNELS, PROOFS, VARLEN, AttentionKernel
+from counterpoint.forward.pairwise_attention import attend_to_pairs
+from counterpoint.forward.varlen_attention import AttentionCall
 from counterpoint.records import PairSegments
 from counterpoint.runlog import logger
 
@@ -47,7 +42,9 @@ def prove_kernel(
     dtype: torch.dtype,
     device: torch.device,
 ) -> None:
-    """Let attention of this kind use the kernel, if it is right; else say why not.
+    """Let attention of this kind use the kernels that are right; of others say why not.
+
+    What an earlier process of the run has found (``kernels.load_state_dict``) is not found again.
 
     Args:
         call: the attention.
@@ -55,13 +52,16 @@ def prove_kernel(
         dtype: in which the run's attention runs.
         device: where.
     """
-    if device.type != "cuda" or not varlen_takes(call, dtype) or (call, dtype) in PROVED:
-        return
-    reason = kernel_disagrees(call, segments, dtype, device)
-    if reason is None:
-        PROVED.add((call, dtype))
-    else:
-        logger().warning("attention goes pair by pair: FlashAttention's %s", reason)
+    for name, kernel in ATTENTION_KERNELS.items():
+        # no soft-cap and no sink: what a call does with them it does not say
+        can = kernel.runs_on(device) and call.plain and kernel.takes(call, dtype)
+        if kernel.trusted or not can:
+            continue
+        key = (name, call, dtype)
+        if key not in PROOFS:
+            PROOFS[key] = kernel_disagrees(call, segments, dtype, device, kernel)
+        if PROOFS[key] is not None:
+            logger().warning("attention goes pair by pair: %s %s", kernel.owner, PROOFS[key])
 
 
 def kernel_disagrees(
@@ -69,14 +69,16 @@ def kernel_disagrees(
     segments: Sequence[PairSegments],
     dtype: torch.dtype,
     device: torch.device,
+    kernel: AttentionKernel = VARLEN,
 ) -> str | None:
-    """Compare the kernel with the pairwise way.
+    """Compare a kernel with the pairwise way.
 
     Args:
         call: the attention; a window wider than the proof's rows is made to bind.
         segments: lengths that a run has.
         dtype: of 16 bits.
         device: where the kernel runs.
+        kernel: that one.
 
     Returns:
         None where they agree; else what was seen.
@@ -88,7 +90,7 @@ def kernel_disagrees(
     inputs = _random_inputs(call, sum(sum(s[2:]) for s in row), dtype, device)
     # not the default, so that a scale that is not heeded shows
     options = {"scaling": 0.75 * call.width**-0.5, "window": call.window}
-    plan = varlen_plan(row, device)
+    plan = kernel.plan(row, device)
     try:
         with torch.autocast(device.type, enabled=False):
             exact = [tensor.float() for tensor in inputs]
@@ -96,7 +98,7 @@ def kernel_disagrees(
                 lambda q, k, v: attend_to_pairs(q, k, v, row, **options), exact
             )
             found = _value_and_gradients(
-                lambda q, k, v: attend_varlen(q, k, v, plan, **options), inputs
+                lambda q, k, v: kernel.run(q, k, v, plan, **options), inputs
             )
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         line = next(iter(str(error).splitlines()), "")

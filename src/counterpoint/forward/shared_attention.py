@@ -2,8 +2,7 @@
 
 The prompt goes through the trunk once. Inside attention each completion is rebuilt: chosen is
 causal over prompt + chosen, rejected queries see prompt + rejected, and no pair sees another.
-Nothing masked is computed but the upper triangles. Pair by pair that suits a CPU, and any dtype
-and mask; on CUDA one kernel does all pairs where it can (``varlen_attention``).
+Nothing masked is computed but the upper triangles. Which kernel does that is a row of ``kernels``.
 
 It hangs on transformers' public interface: a function registered with ``AttentionInterface``,
 and the layout of the batch as an extra keyword of the forward call, which transformers hands to
@@ -18,27 +17,20 @@ Not here: whether a model may share its prompts (``layout``), how rows are laid 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from counterpoint.forward.varlen_attention import (
-    AttentionCall,
-    VarlenPlan,
-    attend_varlen,
-    running_dtype,
-    varlen_is_proved,
-    varlen_plan,
-)
+from counterpoint.forward.kernels import ATTENTION_KERNELS, may_run
+from counterpoint.forward.varlen_attention import AttentionCall, running_dtype
 from counterpoint.records import PairSegments
 
 KEYWORD = "shared_row"
@@ -66,17 +58,16 @@ class SharedRow:
     """What attention is told of a row of pairs, once for all layers.
 
     Args:
-        segments: where each pair lies; they cover the row without gaps.
-        plan: the same for the kernel that takes all pairs at once, on CUDA.
+        plans: where each pair lies, as each kernel wants it that runs on the device; by name.
     """
 
-    segments: tuple[PairSegments, ...]
-    plan: VarlenPlan | None
+    plans: Mapping[str, Any]
 
     @classmethod
     def of(cls, segments: tuple[PairSegments, ...], device: torch.device) -> SharedRow:
-        """The row of some pairs on a device."""
-        return cls(segments, varlen_plan(segments, device) if device.type == "cuda" else None)
+        """The row of some pairs, which cover it without gaps, on a device."""
+        able = {name: one for name, one in ATTENTION_KERNELS.items() if one.runs_on(device)}
+        return cls({name: one.plan(segments, device) for name, one in able.items()})
 
 
 @contextmanager
@@ -106,101 +97,6 @@ def watched_calls() -> Iterator[set[AttentionCall]]:
         yield calls
     finally:
         _calls.reset(token)
-
-
-def attend_to_pairs(
-    query: Float[Tensor, "one heads tokens width"],
-    key: Float[Tensor, "one kv_heads tokens width"],
-    value: Float[Tensor, "one kv_heads tokens value_width"],
-    segments: tuple[PairSegments, ...],
-    *,
-    scaling: float | None = None,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks: Float[Tensor, " heads"] | None = None,
-) -> Float[Tensor, "one tokens heads value_width"]:
-    """Attention over one row of pairs.
-
-    Args:
-        query: rotated already, at the positions of ``PairBatch.position_ids``.
-        key: likewise; fewer heads where queries share them.
-        value: likewise.
-        segments: where each pair lies; they cover the row without gaps.
-        scaling: factor of the scores; None: the inverse square root of the width.
-        window: a query sees that many positions back, itself included; None: all.
-        softcap: bound of the scores (Gemma 2); None for none.
-        sinks: a score that every query of a head has for nothing (gpt-oss); None for none.
-
-    Returns:
-        The attended values, token by token.
-    """
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    # split and not slices: the gradient of each slice would be as long as the whole row
-    ways = [length for segment in segments for length in segment[2:]]
-    own = [n for s in segments for n in (s.prompt + s.chosen, s.rejected)]
-    queries = torch.split(query, own, 2)
-    keys, values = torch.split(key, ways, 2), torch.split(value, ways, 2)
-    parts = []
-    for pair in range(len(segments)):
-        prompt, chosen, rejected = range(3 * pair, 3 * pair + 3)
-        for side, completion in enumerate((chosen, rejected)):
-            parts.append(
-                _causal(
-                    queries[2 * pair + side],
-                    torch.cat([keys[prompt], keys[completion]], 2),
-                    torch.cat([values[prompt], values[completion]], 2),
-                    scaling,
-                    window,
-                    softcap,
-                    sinks,
-                )
-            )
-    return torch.cat(parts, 2).transpose(1, 2)
-
-
-def _causal(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scaling: float | None,
-    window: int | None,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> Tensor:
-    """The last queries of a sequence over all of its keys."""
-    queries, keys = query.shape[2], key.shape[2]
-    narrow = window is not None and window < keys
-    plain = softcap is None and sinks is None
-    if plain and queries == keys and not narrow:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
-    mask = _mask(queries, keys, window if narrow else None, query.device)
-    if plain:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = query @ key.transpose(2, 3) * scale
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.masked_fill(~mask, float("-inf"))
-    if sinks is not None:
-        scores = torch.cat([scores, sinks[:, None, None].expand(*scores.shape[:3], 1)], -1)
-    weights = scores.softmax(-1, dtype=_wide(scores.dtype))[..., :keys]
-    return weights.to(value.dtype) @ value
-
-
-def _mask(
-    queries: int, keys: int, window: int | None, device: torch.device
-) -> Bool[Tensor, "queries keys"]:
-    behind = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(
-        keys, device=device
-    )
-    seen = behind >= 0
-    return seen if window is None else seen & (behind < window)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _stand_in(own: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -247,15 +143,13 @@ def _known(kwargs: dict[str, Any]) -> dict[str, Any]:
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, row: SharedRow, **options: Any
 ) -> Float[Tensor, "one tokens heads value_width"]:
-    """The kernel for all pairs at once where it has proved itself, else pair by pair."""
-    call = AttentionCall.of(query, key, value, options)
+    """Through the first kernel that runs here and is right for the call."""
+    call, dtype = AttentionCall.of(query, key, value, options), running_dtype(query)
     calls = _calls.get()
     if calls is not None:
         calls.add(call)
-    if row.plan is not None and varlen_is_proved(call, running_dtype(query)):
-        scaling, window = options["scaling"], options["window"]
-        return attend_varlen(query, key, value, row.plan, scaling=scaling, window=window)
-    return attend_to_pairs(query, key, value, row.segments, **options)
+    name = next(name for name in row.plans if may_run(name, call, dtype))
+    return ATTENTION_KERNELS[name].run(query, key, value, row.plans[name], **options)
 
 
 def _name(own: str) -> str:

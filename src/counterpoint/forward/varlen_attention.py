@@ -7,9 +7,9 @@ there twice. Nothing masked is computed, no length is padded, and a layer launch
 kernels however many pairs there are.
 
 A kernel of someone else's, on a machine that no test has seen: only what has been compared with
-the pairwise way in this process (``kernel_proof``) goes through it.
+the pairwise way (``kernel_proof``) goes through it.
 
-Not here: float32, soft-caps, sinks and CPUs, which go pair by pair (``shared_attention``).
+Not here: float32, soft-caps, sinks and CPUs, which go pair by pair (``pairwise_attention``).
 """
 
 from __future__ import annotations
@@ -74,10 +74,6 @@ class AttentionCall:
             window=options["window"],
             plain=options["softcap"] is None and options["sinks"] is None,
         )
-
-
-PROVED: set[tuple[AttentionCall, torch.dtype]] = set()
-"""What the kernel was found right for in this process; ``kernel_proof`` writes it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,11 +156,6 @@ def varlen_takes(call: AttentionCall, dtype: torch.dtype) -> bool:
     )
 
 
-def varlen_is_proved(call: AttentionCall, dtype: torch.dtype) -> bool:
-    """Whether the kernel has been found right for this attention, in this process."""
-    return (call, dtype) in PROVED
-
-
 def running_dtype(query: Tensor) -> torch.dtype:
     """In which dtype attention runs: under autocast in that of products, as PyTorch's own does.
 
@@ -184,7 +175,7 @@ def attend_varlen(
     scaling: float | None = None,
     window: int | None = None,
 ) -> Float[Tensor, "one tokens heads value_width"]:
-    """Attention over one row of pairs; see ``shared_attention.attend_to_pairs``.
+    """Attention over one row of pairs; see ``pairwise_attention.attend_to_pairs``.
 
     Args:
         query: rotated already, on CUDA, its ``running_dtype`` of 16 bits.

@@ -1,0 +1,110 @@
+"""Attention of pairs that share their prompt, pair by pair: any device, dtype and mask.
+
+It is the truth that every other kernel is compared with (``kernel_proof``), and suits a CPU.
+
+Not here: which kernel runs (``kernels``), how it is reached from a model (``shared_attention``).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from counterpoint.records import PairSegments
+
+
+def attend_to_pairs(
+    query: Float[Tensor, "one heads tokens width"],
+    key: Float[Tensor, "one kv_heads tokens width"],
+    value: Float[Tensor, "one kv_heads tokens value_width"],
+    segments: tuple[PairSegments, ...],
+    *,
+    scaling: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Float[Tensor, " heads"] | None = None,
+) -> Float[Tensor, "one tokens heads value_width"]:
+    """Attention over one row of pairs.
+
+    Args:
+        query: rotated already, at the positions of ``PairBatch.position_ids``.
+        key: likewise; fewer heads where queries share them.
+        value: likewise.
+        segments: where each pair lies; they cover the row without gaps.
+        scaling: factor of the scores; None: the inverse square root of the width.
+        window: a query sees that many positions back, itself included; None: all.
+        softcap: bound of the scores (Gemma 2); None for none.
+        sinks: a score that every query of a head has for nothing (gpt-oss); None for none.
+
+    Returns:
+        The attended values, token by token.
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    # split and not slices: the gradient of each slice would be as long as the whole row
+    ways = [length for segment in segments for length in segment[2:]]
+    own = [n for s in segments for n in (s.prompt + s.chosen, s.rejected)]
+    queries = torch.split(query, own, 2)
+    keys, values = torch.split(key, ways, 2), torch.split(value, ways, 2)
+    parts = []
+    for pair in range(len(segments)):
+        prompt, chosen, rejected = range(3 * pair, 3 * pair + 3)
+        for side, completion in enumerate((chosen, rejected)):
+            parts.append(
+                _causal(
+                    queries[2 * pair + side],
+                    torch.cat([keys[prompt], keys[completion]], 2),
+                    torch.cat([values[prompt], values[completion]], 2),
+                    scaling,
+                    window,
+                    softcap,
+                    sinks,
+                )
+            )
+    return torch.cat(parts, 2).transpose(1, 2)
+
+
+def _causal(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """The last queries of a sequence over all of its keys."""
+    queries, keys = query.shape[2], key.shape[2]
+    narrow = window is not None and window < keys
+    plain = softcap is None and sinks is None
+    if plain and queries == keys and not narrow:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+    mask = _mask(queries, keys, window if narrow else None, query.device)
+    if plain:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = query @ key.transpose(2, 3) * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.masked_fill(~mask, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks[:, None, None].expand(*scores.shape[:3], 1)], -1)
+    weights = scores.softmax(-1, dtype=_wide(scores.dtype))[..., :keys]
+    return weights.to(value.dtype) @ value
+
+
+def _mask(
+    queries: int, keys: int, window: int | None, device: torch.device
+) -> Bool[Tensor, "queries keys"]:
+    behind = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(
+        keys, device=device
+    )
+    seen = behind >= 0
+    return seen if window is None else seen & (behind < window)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
