@@ -293,9 +293,9 @@ def measure_head(work: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def measure_equality(work: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """How far each layout's gradient is from that of padded rows in float32, relatively."""
-    from counterpoint.data.collate import collate_padded, collate_shared
     from counterpoint.data.prepare import prepare, to_pair
     from counterpoint.forward.head import find_head
+    from counterpoint.forward.layouts import PADDED, SHARED
     from counterpoint.forward.pair_forward import pair_forward
     from counterpoint.forward.shared_attention import shared_attention
     from counterpoint.losses.objective import Objective
@@ -308,8 +308,8 @@ def measure_equality(work: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     rows = prepare(rows_for(work, work["pairs"]), tokenizer).pairs
     pairs, objective = [to_pair(row) for row in rows], Objective()
     batches = {
-        "padded": collate_padded(pairs, pad_id=tokenizer.pad_token_id),
-        "shared": collate_shared(pairs),
+        "padded": PADDED.collate(pairs, pad_id=tokenizer.pad_token_id),
+        "shared": SHARED.collate(pairs),
     }
 
     def gradient(layout: str, bf16: bool) -> torch.Tensor:

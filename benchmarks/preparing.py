@@ -89,10 +89,10 @@ def _trainer_maker(side: str, folder: Path) -> Callable[..., Any]:
 
 def _batches(side: str, trainer: Any) -> Iterator[int]:
     """Pairs of each batch, laid out."""
-    from counterpoint.data.collate import collate_shared
+    from counterpoint.forward.layouts import SHARED
 
     for batch in trainer.get_train_dataloader():
-        yield len(batch["chosen_input_ids"]) if side == "trl" else len(collate_shared(batch))
+        yield len(batch["chosen_input_ids"]) if side == "trl" else len(SHARED.collate(batch))
 
 
 def many_rows(number: int) -> Iterator[dict[str, str]]:

@@ -35,9 +35,9 @@ import step
 import torch
 from torch import Tensor, nn
 
-from counterpoint.data.collate import collate_shared
 from counterpoint.data.prepare import prepare, to_pair
 from counterpoint.forward.head import Head, find_head
+from counterpoint.forward.layouts import SHARED
 from counterpoint.forward.pair_forward import pair_forward
 from counterpoint.forward.shared_attention import shared_attention
 from counterpoint.losses.objective import Objective
@@ -59,7 +59,7 @@ def collate_unshared(pairs: Sequence[TokenPair]) -> PairBatch:
         replace(p, prompt=[], chosen=[*p.prompt, *p.chosen], rejected=[*p.prompt, *p.rejected])
         for p in pairs
     ]
-    row = collate_shared(whole)
+    row = SHARED.collate(whole)
     # of each completion: where its copy of the prompt begins, its prompt, its own tokens
     lengths = [n for p in whole for n in (len(p.chosen), len(p.rejected))]
     starts = [0, *accumulate(lengths)]
@@ -123,7 +123,7 @@ def measure(precision: str, size: int, rounds: int, folder: Path) -> dict[str, A
     heads = {"trunk": TrunkOnly(whole.module), "whole": whole}
     layouts: dict[str, Callable[..., PairBatch]] = {
         "unshared": collate_unshared,
-        "shared": collate_shared,
+        "shared": SHARED.collate,
     }
     batches = {
         layout: [lay(pairs[n : n + size]) for n in range(0, len(pairs), size)]

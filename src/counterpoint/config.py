@@ -26,6 +26,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from counterpoint.constraints import Constraint, read_constraints
 from counterpoint.errors import ConfigError
+from counterpoint.forward.layouts import AUTO, LAYOUTS
 from counterpoint.masking import Mask
 from counterpoint.metric_names import more_is_better
 from counterpoint.objectives import DEFAULT_LOSS, LOSSES, reading
@@ -36,7 +37,6 @@ TRUNCATIONS = ("completion_end", "prompt_start", "prompt_end", "drop")
 INVALID_ROWS = ("raise", "drop")
 NONFINITE = ("raise", "skip")
 ON_ALARM = ("warn", "stop")
-LAYOUTS = ("auto", "shared", "padded")
 ADAMW = ("adamw_torch", "adamw_torch_fused")
 """Names of the plain AdamW, which an option may replace by a variant."""
 
@@ -373,7 +373,7 @@ class CPOConfig(TrainingArguments, metaclass=_ByEveryName):
         "Counterpoint: run each prompt once for both completions (shared) or once for each "
         "(padded). Both give the same numbers; auto shares on a CPU where the model allows it, "
         "and checks on the run's first pairs.",
-        LAYOUTS,
+        (AUTO, *LAYOUTS),
     )
     max_micro_batch_tokens: int | None = _option(
         None,
@@ -503,7 +503,7 @@ class CPOConfig(TrainingArguments, metaclass=_ByEveryName):
             "invalid_rows": INVALID_ROWS,
             "nonfinite": NONFINITE,
             "on_alarm": ON_ALARM,
-            "layout": LAYOUTS,
+            "layout": (AUTO, *LAYOUTS),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

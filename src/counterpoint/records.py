@@ -12,9 +12,9 @@ Log-probabilities are in nats throughout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -86,6 +86,11 @@ class TokenPair:
     margin: float = 0.0
     of: str = ""
 
+    @property
+    def longest_row(self) -> int:
+        """Tokens of the prompt with the longer completion."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+
 
 class PairSegments(NamedTuple):
     """Where a pair lies when it shares its prompt: ``prompt | chosen | rejected`` in one row."""
@@ -105,24 +110,28 @@ class PairBatch:
     of pair ``s - pairs`` otherwise. Targets are sorted by sequence.
 
     Args:
-        layout: "padded" (chosen rows, then rejected rows, each with its own prompt) or "shared".
-        input_ids: token ids of the model's input.
+        layout: name of the layout (``forward.layouts``).
+        pairs: what was laid into it.
+        cost: input tokens, padding included: what a token budget counts.
+        input_ids: token ids of the rows whose hidden states predict targets.
         attention_mask: True where a token is real, False at padding.
-        position_ids: positions where they are not the plain 0, 1, 2, ...; else None.
+        inputs: what else the model is called with, by keyword, such as positions.
         target_source: flat index into rows x tokens of the hidden state that predicts a target.
         target_ids: the token it should predict.
         target_counts: targets of each of the 2 x pairs sequences.
         weight: factor of each pair in the loss, at least 0.
         margin: extra margin of each pair, in nats of scaled reward.
         row_ids: row numbers in the data set; ``FILLER_ROW`` counts nowhere.
-        segments: for the shared layout, where each pair lies; else empty.
+        segments: where each pair lies in a row that holds several; else empty.
         of: the constraint whose set the pairs are of; "": the run's own sets.
     """
 
-    layout: Literal["padded", "shared"]
+    layout: str
+    pairs: tuple[TokenPair, ...]
+    cost: int
     input_ids: Int[Tensor, "rows tokens"]
     attention_mask: Bool[Tensor, "rows tokens"]
-    position_ids: Int[Tensor, "rows tokens"] | None
+    inputs: Mapping[str, Tensor]
     target_source: Int[Tensor, " targets"]
     target_ids: Int[Tensor, " targets"]
     target_counts: Int[Tensor, " sequences"]
@@ -154,16 +163,20 @@ class PairBatch:
             dtype = exact if tensor.is_floating_point() else tensor.dtype
             return tensor.to(device, dtype=dtype, non_blocking=non_blocking)
 
-        return self._map(move)
+        return self._map(move, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> PairBatch:
         """The same batch in page-locked memory."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        return self._map(Tensor.pin_memory, Tensor.pin_memory)
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> PairBatch:
+    def _map(
+        self, own: Callable[[Tensor], Tensor], inputs: Callable[[Tensor], Tensor]
+    ) -> PairBatch:
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        tensors: dict[str, Any] = {k: change(v) for k, v in values.items() if isinstance(v, Tensor)}
-        return replace(self, **tensors)
+        changed: dict[str, Any] = {k: own(v) for k, v in values.items() if isinstance(v, Tensor)}
+        # what a model is called with keeps its dtype
+        changed["inputs"] = {name: inputs(tensor) for name, tensor in self.inputs.items()}
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ import pytest
 import sharing
 import torch
 
-from counterpoint.data.collate import collate_padded, collate_shared
 from counterpoint.forward.head import find_head
+from counterpoint.forward.layouts import PADDED, SHARED
 from counterpoint.forward.pair_forward import pair_forward
 from counterpoint.forward.shared_attention import shared_attention
 from counterpoint.records import TokenPair
@@ -22,8 +22,8 @@ PAIRS = [
 def test_without_sharing_every_pair_has_the_same_log_probabilities():
     model = make_model("qwen2").double()
     head = find_head(model)
-    expected = pair_forward(model, head, collate_padded(PAIRS, pad_id=0)).logps
-    for collate in (sharing.collate_unshared, collate_shared):
+    expected = pair_forward(model, head, PADDED.collate(PAIRS)).logps
+    for collate in (sharing.collate_unshared, SHARED.collate):
         with shared_attention(model):
             found = pair_forward(model, head, collate(PAIRS)).logps
         for side in ("chosen", "rejected"):
@@ -38,7 +38,7 @@ def test_without_sharing_each_prompt_is_there_twice_and_nothing_is_padded():
         [5, 6, 7, 8, 9, 10, 2, 5, 6, 7, 8, 11, 2, 12, 13, 2, 12, 14, 15, 16, 2]
     ]
     assert row.attention_mask.all()
-    shared = collate_shared(PAIRS)
+    shared = SHARED.collate(PAIRS)
     assert row.input_ids.numel() / shared.input_ids.numel() == pytest.approx(sharing.limit(PAIRS))
     assert sharing.limit(PAIRS) == pytest.approx(1 + 5 / 16)
 
@@ -48,7 +48,7 @@ def test_the_trunk_alone_still_sends_a_gradient_through_every_layer():
     head = sharing.TrunkOnly(find_head(model).module)
     sharing.seconds_of(model, head, sharing.collate_unshared(PAIRS), bf16=False)
     with shared_attention(model):
-        logps = pair_forward(model, head, collate_shared(PAIRS)).logps
+        logps = pair_forward(model, head, SHARED.collate(PAIRS)).logps
         (logps.chosen - logps.rejected).sum().backward()
     layers = [p for name, p in model.named_parameters() if "layers" in name]
     assert all(p.grad is not None and p.grad.any() for p in layers)

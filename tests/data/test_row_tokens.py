@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerFast
 from counterpoint import DataError
 from counterpoint.cli.token_view import draw
 from counterpoint.config import TRUNCATIONS
-from counterpoint.data.collate import collate_padded
 from counterpoint.data.encoder import TextEncoder
 from counterpoint.data.options import Limits, PrepareOptions
 from counterpoint.data.prepare import iter_pairs, prepare
 from counterpoint.data.row_tokens import Piece, RowTokens, texts_of, tokens_of_pair, tokens_of_row
+from counterpoint.forward.layouts import PADDED
 from counterpoint.records import TokenPair
 from tests.tokenizers_on_the_spot import byte_level
 
@@ -64,7 +64,7 @@ def test_what_is_not_cut_is_what_is_trained_and_loss_is_what_is_a_target(
     shown = tokens_of_row(ROWS[name], 0, TextEncoder(chatml_tokenizer), limits)
     assert ids(shown.prompt) == pair.prompt
     assert (ids(shown.chosen), ids(shown.rejected)) == (pair.chosen, pair.rejected)
-    targets = collate_padded([pair], pad_id=0).target_ids.tolist()
+    targets = PADDED.collate([pair]).target_ids.tolist()
     assert [p.id for p in shown.chosen + shown.rejected if p.loss] == targets
     assert not any(piece.loss for piece in shown.prompt)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterpoint.data.batching import DealtStream, cut, filler, padded_tokens, shared_tokens
+from counterpoint.data.batching import DealtStream, cut, filler
 from counterpoint.data.sampler import StepSampler, deal
+from counterpoint.forward.layouts import PADDED, SHARED
 from counterpoint.records import FILLER_ROW, TokenPair
 
 small = st.integers(1, 5)
@@ -131,12 +132,12 @@ lengths = st.lists(
 @given(lengths, st.integers(1, 5))
 def test_a_cut_by_pairs_keeps_every_pair_and_the_limit(sizes, most_pairs):
     pairs = [pair(row, *size) for row, size in enumerate(sizes)]
-    parts = cut(pairs, most_pairs=most_pairs, most_tokens=None, tokens_of=padded_tokens)
+    parts = cut(pairs, most_pairs=most_pairs, most_tokens=None, tokens_of=PADDED.tokens)
     assert sorted(p.row for part in parts for p in part) == list(range(len(pairs)))
     assert len(parts) == -(-len(pairs) // most_pairs)
 
 
-@given(lengths, st.integers(1, 200), st.sampled_from([padded_tokens, shared_tokens]))
+@given(lengths, st.integers(1, 200), st.sampled_from([PADDED.tokens, SHARED.tokens]))
 def test_a_cut_by_tokens_is_over_budget_only_where_one_pair_is(sizes, budget, tokens_of):
     pairs = [pair(row, *size) for row, size in enumerate(sizes)]
     parts = cut(pairs, most_pairs=1, most_tokens=budget, tokens_of=tokens_of)
@@ -145,7 +146,7 @@ def test_a_cut_by_tokens_is_over_budget_only_where_one_pair_is(sizes, budget, to
 
 
 def test_fillers_leave_when_there_is_a_real_pair_and_stay_when_there_is_none():
-    options = {"most_pairs": 4, "most_tokens": None, "tokens_of": shared_tokens}
+    options = {"most_pairs": 4, "most_tokens": None, "tokens_of": SHARED.tokens}
     assert cut([filler(pair(0)), pair(7)], **options) == [[pair(7)]]
     alone = cut([filler(pair(0)), filler(pair(1))], **options)
     assert [[p.row for p in part] for part in alone] == [[FILLER_ROW]]

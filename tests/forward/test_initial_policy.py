@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from counterpoint.data.collate import collate_padded
 from counterpoint.forward.head import find_head
 from counterpoint.forward.initial_policy import InitialPolicy
+from counterpoint.forward.layouts import PADDED
 from counterpoint.forward.pair_forward import pair_forward
 from counterpoint.records import TokenPair
 from tests.models_on_the_spot import make_model
@@ -199,7 +199,7 @@ def test_log_probabilities_are_bit_for_bit_what_they_are_without_a_drift(model):
         TokenPair(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"], row["row"])
         for row in random_pairs(4)
     ]
-    policy, batch = InitialPolicy(model), collate_padded(pairs, pad_id=0)
+    policy, batch = InitialPolicy(model), PADDED.collate(pairs)
     move(model)
     head, grads = find_head(model), []
     for initial in (None, policy):

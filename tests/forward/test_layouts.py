@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from counterpoint.data.collate import collate_padded, collate_shared
+from counterpoint.forward.agreement import layouts_disagree
 from counterpoint.forward.head import find_head
 from counterpoint.forward.kernels import ATTENTION_KERNELS, PAIRWISE
-from counterpoint.forward.layout import layouts_disagree, why_not_shared
+from counterpoint.forward.layouts import PADDED, SHARED
 from counterpoint.forward.pair_forward import pair_forward, trunk_router_sums
 from counterpoint.forward.pairwise_attention import attend_to_pairs
 from counterpoint.forward.routing import find_routers
@@ -52,8 +52,8 @@ def test_a_shared_prompt_gives_the_gradient_of_two(kind, checkpointed, models):
         getattr(model, enable if hasattr(model, enable) else "gradient_checkpointing_enable")()
         model.train()
     pairs = token_pairs(5)
-    padded = value_and_gradient(model, collate_padded(pairs, pad_id=0))
-    shared = value_and_gradient(model, collate_shared(pairs))
+    padded = value_and_gradient(model, PADDED.collate(pairs))
+    shared = value_and_gradient(model, SHARED.collate(pairs))
     assert shared[0] == pytest.approx(padded[0], rel=1e-5)
     assert distance(padded[1], shared[1]) <= 1e-5
 
@@ -70,8 +70,8 @@ def pairs_of(lengths, seed: int) -> list[TokenPair]:
 
 def gap(model, pairs) -> float:
     """Relative distance of the gradients of both layouts."""
-    padded = value_and_gradient(model, collate_padded(pairs, pad_id=0))
-    shared = value_and_gradient(model, collate_shared(pairs))
+    padded = value_and_gradient(model, PADDED.collate(pairs))
+    shared = value_and_gradient(model, SHARED.collate(pairs))
     return distance(padded[1], shared[1])
 
 
@@ -120,8 +120,8 @@ def test_a_shared_prompt_is_balanced_as_two(kind, lengths, seed):
     pairs.append(TokenPair([5, 6, 7], [8], [9, 10], FILLER_ROW, weight=0.0))
     head, routers = find_head(model), find_routers(model)
     with Float64Throughout(), shared_attention(model):
-        padded = trunk_router_sums(model, head, collate_padded(pairs, pad_id=0), routers=routers)
-        shared = trunk_router_sums(model, head, collate_shared(pairs), routers=routers)
+        padded = trunk_router_sums(model, head, PADDED.collate(pairs), routers=routers)
+        shared = trunk_router_sums(model, head, SHARED.collate(pairs), routers=routers)
     assert shared.tokens.item() == padded.tokens.item()
     assert shared.tokens.item() == 2 * sum(2 * p + c + r for p, c, r in lengths)  # in two layers
     assert shared.sent.tolist() == padded.sent.tolist()
@@ -130,8 +130,8 @@ def test_a_shared_prompt_is_balanced_as_two(kind, lengths, seed):
 
 def test_a_pair_without_a_prompt_predicts_from_its_completions_alone(models):
     model, pairs = models("phi").double(), [TokenPair([], [5, 6, 7], [8, 9], 0)]
-    padded = value_and_gradient(model, collate_padded(pairs, pad_id=0))
-    shared = value_and_gradient(model, collate_shared(pairs))
+    padded = value_and_gradient(model, PADDED.collate(pairs))
+    shared = value_and_gradient(model, SHARED.collate(pairs))
     assert shared[0] == pytest.approx(padded[0], rel=1e-12)
 
 
@@ -147,7 +147,7 @@ def test_the_models_own_attention_is_back_afterwards_and_works_meanwhile(models)
 
 
 def test_nothing_speaks_against_plain_models(models):
-    assert [kind for kind in KINDS if why_not_shared(models(kind)) is not None] == []
+    assert [kind for kind in KINDS if SHARED.why_not(models(kind)) is not None] == []
 
 
 @pytest.mark.parametrize(
@@ -166,12 +166,12 @@ def test_what_forbids_sharing_is_named(change, reason, models):
         setattr(model.config, name, value)
         for layer in model.model.layers:
             setattr(layer.self_attn, name, value)
-    assert reason in why_not_shared(model)
+    assert reason in SHARED.why_not(model)
 
 
 def test_prompt_learning_is_not_shared(models):
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
-    assert "prompt learning" in why_not_shared(peft.get_peft_model(models("qwen2"), config))
+    assert "prompt learning" in SHARED.why_not(peft.get_peft_model(models("qwen2"), config))
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen2_tied", "gemma3", "deepseek_v3", "gpt_oss"])
@@ -184,14 +184,14 @@ def test_an_adapted_model_shares(kind, models):
     )
     torch.manual_seed(0)
     model = peft.get_peft_model(models(kind), config)
-    assert why_not_shared(model) is None
+    assert SHARED.why_not(model) is None
     assert proof_of(model) is None
     assert gap(model, token_pairs(3)) <= 1e-5
 
 
 def test_the_proof_passes_where_layouts_agree_and_not_where_they_do_not(models, monkeypatch):
     model, pairs = models("llama"), token_pairs(2)
-    batches = collate_shared(pairs), collate_padded(pairs, pad_id=0)
+    batches = SHARED.collate(pairs), PADDED.collate(pairs)
     assert layouts_disagree(model, find_head(model), *batches) is None
 
     def leaky(query, key, value, segments, **options):
@@ -225,18 +225,16 @@ FOUND = {
 
 def proof_of(model) -> str | None:
     pairs = token_pairs(2)
-    return layouts_disagree(
-        model, find_head(model), collate_shared(pairs), collate_padded(pairs, pad_id=0)
-    )
+    return layouts_disagree(model, find_head(model), SHARED.collate(pairs), PADDED.collate(pairs))
 
 
 @pytest.mark.parametrize("kind", APART)
 def test_what_keeps_prompts_apart_is_named_or_found(kind, models):
     model = models(kind)
     if kind in REASONS:
-        assert REASONS[kind] in why_not_shared(model)
+        assert REASONS[kind] in SHARED.why_not(model)
     else:
-        assert why_not_shared(model) is None
+        assert SHARED.why_not(model) is None
         assert FOUND[kind] in proof_of(model)
 
 
@@ -247,7 +245,7 @@ def test_the_proof_lets_every_kind_share(kind, models):
 
 def test_a_window_that_only_masks_know_of_is_found(models):
     model = models("phimoe", router_jitter_noise=0.0, input_jitter_noise=0.0)
-    assert why_not_shared(model) is None
+    assert SHARED.why_not(model) is None
     assert "its window of 64 positions is known to masks only" in proof_of(model)
 
 

@@ -7,15 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from counterpoint.data.collate import collate_padded
 from counterpoint.errors import ModelError
 from counterpoint.forward.head import find_head, prove_head
+from counterpoint.forward.layouts import PADDED
 from counterpoint.forward.pair_forward import pair_forward
 from counterpoint.forward.router import (
     add_sums,
     balancing_loss,
     router_sums,
-    token_multiplicity,
 )
 from counterpoint.forward.routing import Choice, find_routers
 from counterpoint.records import TokenPair
@@ -34,7 +33,7 @@ def token_pairs(count: int = 4, seed: int = 5) -> list[TokenPair]:
 def assert_equals_single_rows(model, pairs, limit: float = 1e-5) -> None:
     head = prove_head(model, find_head(model), torch.tensor([pairs[0].prompt]))
     assert not head.dense
-    logps = pair_forward(model, head, collate_padded(pairs, pad_id=0)).logps
+    logps = pair_forward(model, head, PADDED.collate(pairs)).logps
     with torch.no_grad():
         for i, pair in enumerate(pairs):
             chosen = completion_logps(model, pair.prompt, pair.chosen).sum()
@@ -70,7 +69,7 @@ def test_an_adapted_model_says_what_its_single_rows_say(adapter, models):
 def test_only_the_adapter_gets_a_gradient(adapter, models):
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False, **LORA[adapter])
     model = peft.get_peft_model(models("qwen2"), config)
-    batch = collate_padded(token_pairs(), pad_id=0)
+    batch = PADDED.collate(token_pairs())
     pair_forward(model, find_head(model), batch).logps.chosen.sum().backward()
     with_gradient = {n for n, p in model.named_parameters() if p.grad is not None}
     assert with_gradient == {n for n, p in model.named_parameters() if p.requires_grad}
@@ -84,7 +83,7 @@ def test_virtual_tokens_of_prompt_tuning_shift_nothing(models):
     pairs = token_pairs()
     head = prove_head(model, find_head(model), torch.tensor([pairs[0].prompt]))
     assert not head.dense
-    logps = pair_forward(model, head, collate_padded(pairs, pad_id=0)).logps
+    logps = pair_forward(model, head, PADDED.collate(pairs)).logps
     with torch.no_grad():
         for i, pair in enumerate(pairs):
             ids = torch.tensor([[*pair.prompt, *pair.chosen]])
@@ -113,7 +112,7 @@ def test_a_head_that_cannot_be_reproduced_is_found_out_and_left_to_the_model(mod
     model, pairs = Sharpened(models("qwen2")), token_pairs()
     head = prove_head(model, find_head(model), torch.tensor([pairs[0].prompt]))
     assert head.dense
-    logps = pair_forward(model, head, collate_padded(pairs, pad_id=0)).logps
+    logps = pair_forward(model, head, PADDED.collate(pairs)).logps
     with torch.no_grad():
         expected = completion_logps(model, pairs[0].prompt, pairs[0].chosen).sum()
     assert logps.chosen[0].item() == pytest.approx(expected.item(), rel=1e-5)
@@ -126,7 +125,7 @@ def test_a_model_without_a_head_is_refused(models):
 
 def test_no_hook_stays_behind(models):
     model = models("qwen2")
-    pair_forward(model, find_head(model), collate_padded(token_pairs(), pad_id=0))
+    pair_forward(model, find_head(model), PADDED.collate(token_pairs()))
     assert not model.lm_head._forward_pre_hooks
 
 
@@ -145,14 +144,14 @@ def test_the_head_computes_no_logit_of_prompt_or_padding(models, monkeypatch):
     monkeypatch.setattr(affine_logps._Columns, "tiles", counted)
     pairs = token_pairs()
     model = models("qwen2")
-    pair_forward(model, find_head(model), collate_padded(pairs, pad_id=0))
+    pair_forward(model, find_head(model), PADDED.collate(pairs))
     targets = sum(len(p.chosen) + len(p.rejected) for p in pairs)
     assert sum(seen) == targets * model.config.vocab_size
 
 
 @pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral", "gpt_oss"])
 def test_balancing_is_transformers_balancing(kind, models):
-    model, batch = models(kind), collate_padded(token_pairs(), pad_id=0)
+    model, batch = models(kind), PADDED.collate(token_pairs())
     output = pair_forward(model, find_head(model), batch, routers=find_routers(model))
     mask = batch.attention_mask.long()
     theirs = model(input_ids=batch.input_ids, attention_mask=mask, output_router_logits=True)
@@ -161,7 +160,7 @@ def test_balancing_is_transformers_balancing(kind, models):
 
 
 def test_a_dense_model_of_a_family_with_experts_has_nothing_to_balance(models):
-    model, batch = models("doge"), collate_padded(token_pairs(), pad_id=0)
+    model, batch = models("doge"), PADDED.collate(token_pairs())
     routers = find_routers(model)
     assert routers == ()
     assert pair_forward(model, find_head(model), batch, routers=routers).router is None
@@ -169,14 +168,14 @@ def test_a_dense_model_of_a_family_with_experts_has_nothing_to_balance(models):
 
 def test_balancing_shares_add_up_and_micro_batch_means_do_not():
     generator = torch.Generator().manual_seed(0)
-    batch = collate_padded(token_pairs(4), pad_id=0)
-    halves = [collate_padded(token_pairs(4)[i : i + 2], pad_id=0) for i in (0, 2)]
+    batch = PADDED.collate(token_pairs(4))
+    halves = [PADDED.collate(token_pairs(4)[i : i + 2]) for i in (0, 2)]
     logits = [
         tuple(torch.randn(h.input_ids.numel(), 4, generator=generator) for _ in range(2))
         for h in halves
     ]
     parts = [
-        router_sums([Choice(each, each.topk(2).indices) for each in one], token_multiplicity(h))
+        router_sums([Choice(each, each.topk(2).indices) for each in one], PADDED.times_counted(h))
         for one, h in zip(logits, halves, strict=True)
     ]
     step = add_sums(parts)

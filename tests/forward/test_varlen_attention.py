@@ -21,8 +21,8 @@ import counterpoint.forward.kernel_proof as kernel_proof
 import counterpoint.forward.kernels as kernels
 import counterpoint.forward.shared_attention as shared_attention
 import counterpoint.forward.varlen_attention as varlen_attention
+from counterpoint.forward.agreement import layouts_disagree
 from counterpoint.forward.kernel_proof import MOST_TOKENS, kernel_disagrees, prove_kernel
-from counterpoint.forward.layout import layouts_disagree
 from counterpoint.forward.pairwise_attention import attend_to_pairs
 from counterpoint.forward.shared_attention import SharedRow
 from counterpoint.forward.varlen_attention import (
@@ -354,17 +354,15 @@ def test_only_a_proved_kernel_is_let_in(reason, kernel, monkeypatch, caplog):
 
 
 def test_the_layouts_proof_proves_each_kind_of_call_in_the_runs_dtype(models, monkeypatch):
-    import counterpoint.forward.layout as layout
-    from counterpoint.data.collate import collate_padded, collate_shared
+    import counterpoint.forward.layouts as layouts
     from counterpoint.forward.head import find_head
+    from counterpoint.forward.layouts import PADDED, SHARED
 
     model, pairs, asked = models("gemma3"), pairs_of([(3, 4, 5), (6, 7, 8)], 0), []
-    monkeypatch.setattr(layout, "prove_kernel", lambda *args: asked.append(args))
+    monkeypatch.setattr(layouts, "prove_kernel", lambda *args: asked.append(args))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert (
-            layouts_disagree(
-                model, find_head(model), collate_shared(pairs), collate_padded(pairs, pad_id=0)
-            )
+            layouts_disagree(model, find_head(model), SHARED.collate(pairs), PADDED.collate(pairs))
             is None
         )
     assert {call.window for call, *_ in asked} == {8, None}

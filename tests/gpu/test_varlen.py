@@ -65,14 +65,14 @@ def test_long_rows_agree_with_pair_by_pair(window, heads, widths):
 @pytest.mark.parametrize("kind", ["qwen3", "mistral", "gemma3"])
 def test_models_in_bf16_learn_what_they_learn_in_float32(kind, models):
     """Both layouts in bf16 are as far from the float32 gradient, within a factor of two."""
-    from counterpoint.data.collate import collate_padded, collate_shared
+    from counterpoint.forward.agreement import layouts_disagree
     from counterpoint.forward.head import find_head
     from counterpoint.forward.kernels import PROOFS
-    from counterpoint.forward.layout import layouts_disagree
+    from counterpoint.forward.layouts import PADDED, SHARED
 
     model = models(kind).to(CUDA)
     pairs = pairs_of([(40, 20, 30), (3, 50, 20), (64, 9, 1)], 0)
-    padded, shared = collate_padded(pairs, pad_id=0).to(CUDA), collate_shared(pairs).to(CUDA)
+    padded, shared = PADDED.collate(pairs).to(CUDA), SHARED.collate(pairs).to(CUDA)
     truth = value_and_gradient(model, padded)[1]
     with torch.autocast("cuda", dtype=torch.bfloat16):
         assert layouts_disagree(model, find_head(model), shared, padded) is None

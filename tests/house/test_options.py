@@ -32,10 +32,10 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 from counterpoint import CounterpointError, CPOConfig, CPOTrainer
 from counterpoint.config import REFUSED
-from counterpoint.data.collate import collate_padded
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.prepare import prepare, to_pair
 from counterpoint.doctor.of_unused import UNUSED, Rest, in_a_line, unused
+from counterpoint.forward.layouts import PADDED
 from counterpoint.runlog import SAMPLES, Alarm, stream_file
 from counterpoint.trainer.assembly import Assembly
 from counterpoint.trainer.feed import Feed
@@ -358,7 +358,7 @@ def pinned(bench: Bench, options: dict[str, Any]) -> bool:
     args = CPOConfig(output_dir="o", **options)  # use_cpu would turn it off
     device = SimpleNamespace(type="cuda")
     chosen = SimpleNamespace(device=device, dataloader_pin_memory=args.dataloader_pin_memory)
-    batch = collate_padded([to_pair(PAIRS[0])], pad_id=0, vocab_size=640)
+    batch = PADDED.collate([to_pair(PAIRS[0])], pad_id=0, vocab_size=640)
     calls: list[bool] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(batch), "pin_memory", lambda self: calls.append(True) or self)

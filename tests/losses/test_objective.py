@@ -22,9 +22,11 @@ def batch_of(weight: list[float], tokens: int = 10) -> PairBatch:
     ids = torch.zeros(2 * pairs, tokens + 1, dtype=torch.long)
     return PairBatch(
         layout="padded",
+        pairs=(),
+        cost=ids.numel(),
         input_ids=ids,
         attention_mask=ids.eq(0),
-        position_ids=None,
+        inputs={},
         target_source=torch.arange(2 * pairs * tokens),
         target_ids=torch.zeros(2 * pairs * tokens, dtype=torch.long),
         target_counts=torch.full((2 * pairs,), tokens),

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from counterpoint.data.collate import collate_padded, collate_shared
 from counterpoint.forward import token_kl
 from counterpoint.forward.head import find_head, prove_head
 from counterpoint.forward.initial_policy import InitialPolicy
+from counterpoint.forward.layouts import PADDED, SHARED
 from counterpoint.forward.pair_forward import pair_forward
 from counterpoint.forward.shared_attention import shared_attention
 from counterpoint.records import TokenPair
@@ -101,7 +101,7 @@ def test_drift_and_its_gradient_are_those_of_single_rows(kind, layout, monkeypat
         head = prove_head(model, find_head(model), torch.tensor([pairs[0].prompt]))
         assert head.dense == (kind == "dense")
         shared = layout == "shared"
-        batch = collate_shared(pairs) if shared else collate_padded(pairs, pad_id=0)
+        batch = SHARED.collate(pairs) if shared else PADDED.collate(pairs)
         with shared_attention(model) if shared else nullcontext():
             found = pair_forward(model, head, batch, initial=policy).logps.drift
             found.sum().backward()

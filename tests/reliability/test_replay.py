@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from counterpoint import ConfigError, NonFiniteError
-from counterpoint.data.collate import collate_padded, collate_shared, pairs_of
 from counterpoint.data.prepare import to_pair
+from counterpoint.forward.layouts import PADDED, SHARED
 from counterpoint.records import PairBatch, TokenPair
 from counterpoint.step.guard import StepGuard
 from counterpoint.step.replay import recompute
@@ -78,9 +78,9 @@ def same(one: PairBatch, other: PairBatch) -> bool:
 @pytest.mark.parametrize("seed", range(40))
 def test_the_pairs_of_a_batch_make_the_batch_again(seed: int) -> None:
     pairs = random_token_pairs(random.Random(seed))
-    padded, shared = collate_padded(pairs, pad_id=0), collate_shared(pairs)
-    assert same(collate_padded(pairs_of(padded), pad_id=0), padded)
-    assert pairs_of(shared) == pairs
+    padded, shared = PADDED.collate(pairs), SHARED.collate(pairs)
+    assert same(PADDED.collate(padded.pairs), padded)
+    assert list(shared.pairs) == pairs
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from peft import LoraConfig
 
 from counterpoint import ConfigError, CPOConfig, CPOTrainer
 from counterpoint.data.prepare import to_pair
+from counterpoint.forward.layouts import SHARED
 from counterpoint.losses.objective import Objective
 from counterpoint.records import PairBatch, StepTotals
 from counterpoint.smoke import checks, miniature
@@ -177,14 +178,15 @@ def test_a_frozen_tensor_that_moves_is_named(make: Make, monkeypatch: pytest.Mon
 
 
 def test_layouts_that_disagree_are_seen(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    laid = assembly.collate_shared
+    laid = SHARED.collate
 
     def misplaced(*facts: Any, **more: Any) -> PairBatch:
         batch = laid(*facts, **more)
-        assert batch.position_ids is not None
-        return replace(batch, position_ids=torch.arange(batch.input_ids.numel())[None])
+        assert "position_ids" in batch.inputs
+        plain = {"position_ids": torch.arange(batch.input_ids.numel())[None]}
+        return replace(batch, inputs=plain)
 
-    monkeypatch.setattr(assembly, "collate_shared", misplaced)
+    monkeypatch.setattr(SHARED, "collate", misplaced)
     status, seen = checks.layouts_agree(make())
     assert status == "not applicable"  # the run's own proof would find it, and go on padded
     assert "log-probabilities differ" in seen

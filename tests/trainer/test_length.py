@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from counterpoint import ConfigError, CPOConfig, CPOTrainer
-from counterpoint.data.collate import collate_padded
 from counterpoint.data.prepare import to_pair
+from counterpoint.forward.layouts import PADDED
 from counterpoint.losses.constrained import length_margin
 from counterpoint.losses.objective import Objective
 from counterpoint.records import PairLogps
@@ -50,7 +50,7 @@ def trainer_of(tokenizer, folder: Path, **options: Any) -> CPOTrainer:
 
 def test_a_price_on_length_asks_less_of_pairs_whose_chosen_is_the_longer_one() -> None:
     """R-DPO's term: the gap grows by it, so the loss pushes such a pair less."""
-    batch = collate_padded([to_pair(row) for row in random_pairs(8)], pad_id=0).to("cpu")
+    batch = PADDED.collate([to_pair(row) for row in random_pairs(8)]).to("cpu")
     chosen, rejected = batch.target_counts.view(2, -1).double()
     off = length_margin(3.0, 6.0, batch)
     torch.testing.assert_close(off, 3.0 * (chosen - rejected) / 6.0, rtol=1e-15, atol=0)

@@ -14,7 +14,7 @@ import torch
 
 from counterpoint import CPOConfig, CPOTrainer, SetupError
 from counterpoint.data.batching import length
-from counterpoint.data.collate import collate_shared
+from counterpoint.forward.layouts import SHARED
 from counterpoint.records import PairBatch, TokenPair
 from counterpoint.step.share import Share, TokenBudget, is_out_of_memory
 from tests.small_memory import SmallMemory
@@ -342,7 +342,7 @@ def cut_in(parts: int) -> Callable[..., list[PairBatch]]:
         size = -(-len(pairs) // parts)
         longest_first = sorted(pairs, key=length, reverse=True)
         return [
-            collate_shared(longest_first[start : start + size], vocab_size=640)
+            SHARED.collate(longest_first[start : start + size], vocab_size=640)
             for start in range(0, len(pairs), size)
         ]
 

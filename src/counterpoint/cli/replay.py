@@ -131,7 +131,7 @@ def _again(step: Replay, model: nn.Module) -> tuple[Culprit, ...]:
     import torch
 
     from counterpoint.forward.head import find_head, prove_head
-    from counterpoint.forward.layout import why_not_shared
+    from counterpoint.forward.layouts import LAYOUTS
     from counterpoint.step.replay.recompute import culprits_of
     from counterpoint.trainer.setup import disable_dropout, embedding_rows
 
@@ -143,7 +143,7 @@ def _again(step: Replay, model: nn.Module) -> tuple[Culprit, ...]:
         enable: Any = model.gradient_checkpointing_enable
         enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     _check_ids(step, embedding_rows(model))
-    if step.settings.layout == "shared" and (reason := why_not_shared(model)):
+    if reason := LAYOUTS[step.settings.layout].why_not(model):
         raise ConfigError("CP104", f"the step shared its prompts, but in this model {reason}.")
     first = step.micro_batches[0][0]
     ids = torch.tensor([[*first.prompt, *first.chosen][:16]], device=device)
@@ -157,7 +157,7 @@ def _is_here(device: str) -> bool:
 
 
 def _check_ids(step: Replay, known: int) -> None:
-    from counterpoint.data.collate import beyond_embedding
+    from counterpoint.forward.rows import beyond_embedding
 
     for pair in (pair for batch in step.micro_batches for pair in batch):
         highest = max([*pair.prompt, *pair.chosen, *pair.rejected])

@@ -7,8 +7,8 @@ ranks, and no rank runs dry before another.
 A loader gives pairs, not tensors: the trainer sees all pairs of a step before it cuts them into
 micro-batches (``cut``), and chooses their layout.
 
-Not here: what a step is (``sampler``), how a batch is laid out (``collate``), text and tokens
-(``prepare``).
+Not here: what a step is (``sampler``), how a batch is laid out (``forward.layouts``), text and
+tokens (``prepare``).
 """
 
 from __future__ import annotations
@@ -153,18 +153,3 @@ def cut(
 def length(pair: TokenPair) -> int:
     """Tokens of a pair whose prompt is there once."""
     return len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
-
-
-def longest_row(pair: TokenPair) -> int:
-    """Tokens of the prompt with the longer completion."""
-    return len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
-
-
-def shared_tokens(pairs: Sequence[TokenPair]) -> int:
-    """Input tokens of the shared layout."""
-    return sum(map(length, pairs))
-
-
-def padded_tokens(pairs: Sequence[TokenPair]) -> int:
-    """Input tokens of the padded layout, padding included."""
-    return 2 * len(pairs) * max(map(longest_row, pairs))

@@ -17,6 +17,7 @@ from counterpoint.config import CPOConfig
 from counterpoint.doctor.findings import Finding, find
 from counterpoint.doctor.of_machine import bytes_of
 from counterpoint.errors import ModelError
+from counterpoint.forward.layouts import REFERENCE
 from counterpoint.planner.bound import surely_fits
 from counterpoint.planner.machine import available_memory, show_bytes
 from counterpoint.planner.plan import Planner
@@ -38,7 +39,7 @@ def of_memory(
     # the weights are in the machine's memory already, from which they go to an accelerator
     room = available_memory(args.device) + (least.weights if args.device.type == "cpu" else 0)
     if lengths is not None:
-        tokens = lengths.heaviest(1, "padded")
+        tokens = lengths.heaviest(1, REFERENCE.name)
         if surely_fits(model, tokens, tokens // 2, room - least.weights):
             return
         try:

@@ -23,7 +23,7 @@ from counterpoint.doctor.of_objective import of_reward
 from counterpoint.doctor.survey import TokenFacts, TokenIds
 from counterpoint.errors import ModelError
 from counterpoint.forward.head import find_head
-from counterpoint.forward.layout import why_padded
+from counterpoint.forward.layouts import AUTO, REFERENCE, first_choice, not_possible
 from counterpoint.rounding import held_share
 from counterpoint.tensor_parts import floating_parts, is_plain
 
@@ -267,12 +267,12 @@ def _dropout(model: nn.Module, args: CPOConfig, peft_config: Any) -> Iterator[Fi
 def _layout(model: nn.Module, args: CPOConfig) -> Iterator[Finding]:
     # the trainer turns dropout off, if it does, before it asks
     stays = not args.disable_dropout
-    reason = why_padded(model, args.layout, args.device.type, dropout_stays=stays)
-    layout = "shared, if it agrees with padded on the first pairs"
+    first, reason = first_choice(model, args.layout, args.device.type, dropout_stays=stays)
+    layout = f"{first.name}, if it agrees with {REFERENCE.name} on the first pairs"
     if reason is not None:
-        layout = f"padded: {reason}"
-    if args.layout == "shared" and reason is not None:
-        yield find("CP104", f"layout='shared' is not possible: {reason}.", fix="layout: auto")
+        layout = f"{first.name}: {reason}"
+    if args.layout not in (AUTO, first.name):
+        yield find("CP104", not_possible(args.layout, reason), fix=f"layout: {AUTO}")
     attention = getattr(model.config, "_attn_implementation", None)
     weights = sum(weight.numel() for weight in model.parameters())
     yield find(

@@ -8,7 +8,7 @@ the rest is let go at once.
 Nothing stays behind: ``torch.autograd.grad`` leaves ``.grad`` and the hooks of DDP alone, and
 ``left_as_it_was`` puts back generators, buffers and modes.
 
-Not here: what is compared, and what follows (``layout``, ``head``).
+Not here: what is compared, and what follows (``agreement``, ``head``).
 """
 
 from __future__ import annotations

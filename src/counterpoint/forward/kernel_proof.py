@@ -7,7 +7,7 @@ way in float32 as the truth. Where it disagrees, attention goes pair by pair, wh
 right. Not at the first use, which may be inside a checkpointed layer: there a second forward must
 do what the first did.
 
-Not here: the layouts' proof (``layout``).
+Not here: the layouts' proof (``agreement``).
 """
 
 from __future__ import annotations

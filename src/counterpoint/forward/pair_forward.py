@@ -5,14 +5,13 @@
 The head sees only rows that have a target, never the prompt or padding, and its logits exist
 only in chunks.
 
-Not here: how pairs are laid into rows (``data.collate``), and what is made of the sums
+Not here: how pairs are laid into rows (``layouts``), and what is made of the sums
 (``losses``).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,9 +19,9 @@ from torch import Tensor, nn
 
 from counterpoint.forward.head import Head, head_input, own_tokens
 from counterpoint.forward.initial_policy import InitialPolicy
-from counterpoint.forward.router import RouterSums, router_sums, token_multiplicity
+from counterpoint.forward.layouts import LAYOUTS
+from counterpoint.forward.router import RouterSums, router_sums
 from counterpoint.forward.routing import Router, choices
-from counterpoint.forward.shared_attention import KEYWORD, SharedRow
 from counterpoint.forward.token_logps import dense_token_logps
 from counterpoint.records import PairBatch, PairLogps, exact_dtype
 
@@ -126,18 +125,11 @@ def trunk(
         batch: the pairs.
         routers: of the model, to have their sums as well; none without.
     """
-    # a cache would be wasted, and some models mistake packed rows for continued ones with it
-    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
-    # padded rows are so at their end, where no token looks from before: they need no mask, and
-    # without one attention takes its fastest kernel and nothing is read back from the device
-    if batch.layout == "shared":
-        # a mask of four dimensions is taken as it is, none is built, and our attention needs none
-        inputs["attention_mask"] = batch.attention_mask[:, None, None]
-        inputs["position_ids"] = batch.position_ids
-        inputs[KEYWORD] = SharedRow.of(batch.segments, batch.input_ids.device)
+    layout = LAYOUTS[batch.layout]
     with head_input(head) as taken, choices(routers) as chosen:
-        outputs = model(**inputs)
-    router = router_sums(chosen, token_multiplicity(batch)) if routers else None
+        # a cache would be wasted, and some models mistake packed rows for continued ones with it
+        outputs = model(**layout.inputs(batch), use_cache=False)
+    router = router_sums(chosen, layout.times_counted(batch)) if routers else None
     states = outputs.logits if head.dense else taken[0]
     return own_tokens(states, batch.input_ids), router
 

@@ -9,7 +9,7 @@ be known before the first backward, and then every micro-batch contributes exact
 The shares count the experts that the routers chose (``routing``). The mean probability is a
 softmax of their logits, as transformers takes it, also where a router weighs by sigmoid.
 
-Not here: what a router chose (``routing``).
+Not here: what a router chose (``routing``), how often a token counts (``layouts``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from torch import Tensor
 
 from counterpoint.errors import ModelError
 from counterpoint.forward.routing import Choice
-from counterpoint.records import PairBatch, exact_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +38,6 @@ class RouterSums:
     sent: Float[Tensor, " experts"]
     probability: Float[Tensor, " experts"]
     tokens: Float[Tensor, ""]
-
-
-def token_multiplicity(batch: PairBatch) -> Float[Tensor, "rows tokens"]:
-    """How often each input token counts: 0 at padding and in fillers, 2 in a shared prompt."""
-    weight = batch.attention_mask.to(exact_dtype(batch.input_ids.device))
-    if batch.layout == "padded":
-        return weight * batch.counted.repeat(2)[:, None]
-    for pair, (row, start, prompt, chosen, rejected) in enumerate(batch.segments):
-        weight[row, start : start + prompt] = 2
-        end = start + prompt + chosen + rejected
-        weight[row, start:end] *= batch.counted[pair]
-    return weight
 
 
 def router_sums(choices: list[Choice], multiplicity: Float[Tensor, "rows tokens"]) -> RouterSums:

@@ -11,7 +11,7 @@ during the backward. Without the keyword (text generation in a callback, say) th
 attention runs. A keyword that nobody here knows might change what is attended to, on long rows
 only perhaps: it is refused, so that the proof on short rows proves the long ones too.
 
-Not here: whether a model may share its prompts (``layout``), how rows are laid (``data.collate``).
+Not here: whether a model may share its prompts (``sharable``), how rows are laid (``rows``).
 """
 
 from __future__ import annotations

@@ -20,12 +20,12 @@ from torch import nn
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ModelError
 from counterpoint.forward.affine_logps import LOGITS_ELSEWHERE, LOGITS_PER_TILE
-from counterpoint.forward.layout import why_not_shared, why_padded
+from counterpoint.forward.layouts import AUTO, REFERENCE, first_choice
 from counterpoint.planner.demand import Demand
 from counterpoint.planner.holdings import holdings_of
 from counterpoint.planner.prediction import Estimate, Plan, Remedy, Split
 from counterpoint.planner.rehearsal import Way, rehearse
-from counterpoint.planner.shapes import Layout, Lengths, tokens_of
+from counterpoint.planner.shapes import Lengths, tokens_of
 from counterpoint.planner.twin import adapted, fake_mode, quiet_fakes, twin_of
 
 REHEARSED = (2, 4)
@@ -50,7 +50,7 @@ class Setting:
         stochastic: ``stochastic_rounding`` is on.
     """
 
-    layout: Layout
+    layout: str
     autocast: torch.dtype | None = None
     checkpointing: Mapping[str, Any] | None = None
     dtype: torch.dtype | None = None
@@ -91,21 +91,21 @@ class Planner:
         autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         # the trainer turns dropout off, if it does, before it asks
         stays = not args.disable_dropout
-        why = why_padded(model, args.layout, self.device, dropout_stays=stays)
+        layout, why = first_choice(model, args.layout, self.device, dropout_stays=stays)
         self.reason = why or ""
         self.setting = Setting(
-            layout="padded" if self.reason else "shared",
+            layout=layout.name,
             autocast=autocast,
             checkpointing=_checkpointing(args),
             adapter=adapter,
             stochastic=args.stochastic_rounding,
         )
-        if self.setting.layout == "shared":
+        if layout is not REFERENCE:
             try:
                 self.demand(self.setting)
             except ModelError as error:  # the trainer too would fall back
                 self.reason = error.message
-                self.setting = replace(self.setting, layout="padded")
+                self.setting = replace(self.setting, layout=REFERENCE.name)
 
     def demand(self, setting: Setting, *, accumulates: bool = True) -> Demand:
         """Memory as a function of tokens.
@@ -287,8 +287,10 @@ class Planner:
     def _changes(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """What can be turned on, the cheapest first: line, cost, and the change of a setting."""
         now = self.setting
-        if self.args.layout == "padded" and self.device == "cpu" and not why_not_shared(self.model):
-            yield "layout: shared", "nothing: the same step, prompts once", {"layout": "shared"}
+        if self.args.layout == REFERENCE.name:
+            layout, _ = first_choice(self.model, AUTO, self.device)
+            if layout.gain:
+                yield f"layout: {layout.name}", layout.gain, {"layout": layout.name}
         if now.checkpointing is None:
             cost = "the same step, about a fifth slower"
             yield "gradient_checkpointing: true", cost, {"checkpointing": {}}

@@ -11,7 +11,6 @@ from typing import Any
 from counterpoint.language import phrase
 from counterpoint.notebook import rows_shown, shown
 from counterpoint.planner.machine import show_bytes
-from counterpoint.planner.shapes import Layout
 
 ROWS = (
     ("weights", "weights"),
@@ -124,7 +123,7 @@ class Plan:
 
     parameters: int
     trained: int
-    layout: Layout
+    layout: str
     reason: str
     precision: str
     checkpointing: bool

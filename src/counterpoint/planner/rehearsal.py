@@ -11,7 +11,7 @@ Not here: what lasts from step to step (``holdings``), conclusions (``demand``).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, masking_utils
 
 from counterpoint.forward.head import Head, find_head
+from counterpoint.forward.layouts import LAYOUTS
 from counterpoint.forward.pair_forward import trunk
-from counterpoint.forward.shared_attention import shared_attention
 from counterpoint.planner.ledger import Ledger
-from counterpoint.planner.shapes import Layout, Shape, batch_of, tokens_of
+from counterpoint.planner.shapes import Shape, batch_of, tokens_of
 from counterpoint.records import PairBatch
 
 SEGMENTS = 24
@@ -42,7 +42,7 @@ class Way:
         accumulates: gradients of the step's earlier micro-batches are there already.
     """
 
-    layout: Layout
+    layout: str
     autocast: torch.dtype | None = None
     checkpointing: Mapping[str, Any] | None = None
     accumulates: bool = False
@@ -111,8 +111,7 @@ def rehearse(
     if way.checkpointing is not None:
         _checkpoint(twin, way.checkpointing)
     ledger = Ledger("gradients", there=[*twin.parameters(), *twin.buffers()])
-    sharing = shared_attention(twin) if way.layout == "shared" else nullcontext()
-    with mode, ledger, sharing, _nothing_read():
+    with mode, ledger, LAYOUTS[way.layout].running(twin), _nothing_read():
         for weight in trained:
             weight.grad = torch.empty_like(weight) if way.accumulates else None
         begin = len(ledger.entries)

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from counterpoint.data.batching import padded_tokens, shared_tokens
-from counterpoint.data.collate import collate_padded, collate_shared
 from counterpoint.data.counts import PARTS
+from counterpoint.forward.layouts import LAYOUTS
 from counterpoint.records import PairBatch, TokenPair
-
-Layout = Literal["padded", "shared"]
 
 LONG = 0.1
 """Share of the pairs, the longest, whose mean length stands for those of a full micro-batch."""
@@ -73,16 +70,16 @@ class Lengths:
         """Number of pairs."""
         return len(self.parts)
 
-    def longest(self, layout: Layout) -> Shape:
+    def longest(self, layout: str) -> Shape:
         """The pair of most input tokens."""
         return Shape(*(int(n) for n in self.parts[self._order(layout)[0]]))
 
-    def heaviest(self, pairs: int, layout: Layout) -> int:
+    def heaviest(self, pairs: int, layout: str) -> int:
         """Input tokens of the heaviest micro-batch that so many pairs can make."""
         heaviest = self.parts[self._order(layout)[:pairs]]
         return tokens_of([Shape(*(int(n) for n in row)) for row in heaviest], layout)
 
-    def long(self, layout: Layout) -> Shape:
+    def long(self, layout: str) -> Shape:
         """What a pair of a full micro-batch is like: micro-batches are of like lengths."""
         few = max(1, round(LONG * len(self)))
         mean = np.ceil(self.parts[self._order(layout)[:few]].mean(0))
@@ -94,10 +91,8 @@ class Lengths:
         shares = {"50%": 0.5, "90%": 0.9, "99%": 0.99, "longest": 1.0}
         return {name: int(np.quantile(whole, share)) for name, share in shares.items()}
 
-    def _order(self, layout: Layout) -> npt.NDArray[np.int64]:
-        prompt, chosen, rejected = self.parts.T
-        either = chosen + rejected if layout == "shared" else np.maximum(chosen, rejected)
-        return np.argsort(-(prompt + either), kind="stable")
+    def _order(self, layout: str) -> npt.NDArray[np.int64]:
+        return np.argsort(-LAYOUTS[layout].tokens_alone(self.parts), kind="stable")
 
 
 def _lengths(pairs: Dataset) -> Iterator[npt.NDArray[np.int64]]:
@@ -107,13 +102,11 @@ def _lengths(pairs: Dataset) -> Iterator[npt.NDArray[np.int64]]:
         yield np.stack([column.to_numpy() for column in columns], 1).astype(np.int64)
 
 
-def tokens_of(shapes: Sequence[Shape], layout: Layout) -> int:
+def tokens_of(shapes: Sequence[Shape], layout: str) -> int:
     """Input tokens of a micro-batch, padding included."""
-    count = shared_tokens if layout == "shared" else padded_tokens
-    return count([shape.pair for shape in shapes])
+    return LAYOUTS[layout].tokens([shape.pair for shape in shapes])
 
 
-def batch_of(shapes: Sequence[Shape], layout: Layout) -> PairBatch:
+def batch_of(shapes: Sequence[Shape], layout: str) -> PairBatch:
     """A micro-batch of pairs of these shapes."""
-    pairs = [shape.pair for shape in shapes]
-    return collate_shared(pairs) if layout == "shared" else collate_padded(pairs, pad_id=0)
+    return LAYOUTS[layout].collate([shape.pair for shape in shapes])

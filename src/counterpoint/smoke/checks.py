@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from counterpoint.errors import ConfigError, CounterpointError, NonFiniteError
+from counterpoint.forward.layouts import AUTO, REFERENCE, UNASKED
 from counterpoint.records import TokenPair
 from counterpoint.smoke.miniature import Miniature, Trained, distance
 from counterpoint.smoke.report import Check, Status
@@ -107,16 +108,17 @@ def frozen_stay(trained: Trained) -> Judgement:
 
 def layouts_agree(mini: Miniature) -> Judgement:
     """Whether sharing prompts gives the gradient that padded rows give."""
-    if mini.args.layout == "padded":
+    if mini.args.layout == REFERENCE.name:
         return "not applicable", "the run asks for padded rows"
+    name = UNASKED[0].name if mini.args.layout == AUTO else mini.args.layout
     try:
-        shared = mini.gradient(layout="shared")
+        shared = mini.gradient(layout=name)
     except ConfigError as error:
         if error.code != "CP104":
             raise
         return "not applicable", error.message
-    padded = mini.gradient(layout="padded")
-    return _agreement([distance(padded, shared)], "shared and padded rows")
+    padded = mini.gradient(layout=REFERENCE.name)
+    return _agreement([distance(padded, shared)], f"{name} and {REFERENCE.name} rows")
 
 
 def splits_agree(mini: Miniature) -> Judgement:

@@ -180,4 +180,4 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _tokens(batch: PairBatch) -> int:
-    return batch.input_ids.numel()
+    return batch.cost

@@ -1,7 +1,7 @@
 """From the pairs of a step to the batches a model takes, in the layout that suits it.
 
-On the first pairs of a run the head is proved against the model's own logits, and the shared
-layout against the padded one; what fails its proof is replaced, with a word on why.
+On the first pairs of a run the head is proved against the model's own logits, and the layout
+against the reference; what fails its proof is replaced, with a word on why.
 
 Not here: which pairs make a step (``data.sampler``), the proofs themselves (``forward``).
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,14 +18,14 @@ from torch import nn
 
 from counterpoint.config import CPOConfig
 from counterpoint.console.phases import phase
-from counterpoint.data.batching import cut, length, longest_row, padded_tokens, shared_tokens
-from counterpoint.data.collate import collate_padded, collate_shared
-from counterpoint.errors import ConfigError, ModelError
+from counterpoint.data.batching import cut, length
+from counterpoint.errors import ModelError
+from counterpoint.forward.agreement import layouts_disagree
 from counterpoint.forward.head import Head, find_head, prove_head
-from counterpoint.forward.layout import layouts_disagree, why_padded
+from counterpoint.forward.layouts import AUTO, REFERENCE, Layout, first_choice, must_hold
 from counterpoint.forward.rotary import long_rows
 from counterpoint.forward.routing import find_routers, prove_routers
-from counterpoint.forward.shared_attention import shared_attention
+from counterpoint.forward.rows import check_ids
 from counterpoint.records import PairBatch, TokenPair
 from counterpoint.runlog import logger
 from counterpoint.trainer.setup import embedding_rows
@@ -67,17 +66,15 @@ class Assembly:
         self.routers = find_routers(model) if balanced else ()
         self.model, self.args, self.autocast = model, args, autocast
         self._known_layout = known_layout
-        vocab_size = embedding_rows(model)
-        self._padded = partial(collate_padded, pad_id=pad_id, vocab_size=vocab_size)
-        self._shared = partial(collate_shared, vocab_size=vocab_size)
+        self._pad_id, self._vocab_size = pad_id, embedding_rows(model)
         self._long_rows = long_rows(model)
         self._head: Head | None = None
-        self._layout: str | None = None
+        self._layout: Layout | None = None
 
     @property
     def layout(self) -> str | None:
-        """What the run uses, shared or padded; None before the first pairs."""
-        return self._layout
+        """Name of what the run uses; None before the first pairs."""
+        return None if self._layout is None else self._layout.name
 
     @property
     def head(self) -> Head:
@@ -97,16 +94,13 @@ class Assembly:
         Raises:
             ModelError: CP306 for a pair that would change what its neighbours are worth.
         """
-        self._settle(pairs)
-        shared = self._layout == "shared"
-        tokens_of = shared_tokens if shared else padded_tokens
+        layout = self._settled(pairs)
         cut_group = partial(
-            cut, most_pairs=most_pairs, most_tokens=most_tokens, tokens_of=tokens_of
+            cut, most_pairs=most_pairs, most_tokens=most_tokens, tokens_of=layout.tokens
         )
         parts = [part for group in self._groups(pairs) for part in cut_group(group)]
-        parts.sort(key=tokens_of, reverse=True)
-        collate = self._shared if shared else self._padded
-        return [self._on_device(replace(collate(part), of=part[0].of)) for part in parts]
+        parts.sort(key=layout.tokens, reverse=True)
+        return [self._batch(layout, part) for part in parts]
 
     def _groups(self, pairs: Sequence[TokenPair]) -> list[list[TokenPair]]:
         """Pairs that may share a batch; all those of a set, with nearly all models."""
@@ -117,12 +111,12 @@ class Assembly:
         rows = self._long_rows
         if rows is None:
             return [list(pairs)]
-        short = [pair for pair in pairs if longest_row(pair) <= rows.context]
-        long = [pair for pair in pairs if longest_row(pair) > rows.context]
+        short = [pair for pair in pairs if pair.longest_row <= rows.context]
+        long = [pair for pair in pairs if pair.longest_row > rows.context]
         if long and not rows.separable:
             raise ModelError(
                 "CP306",
-                f"row {long[0].row} has {longest_row(long[0])} tokens, and past {rows.context} "
+                f"row {long[0].row} has {long[0].longest_row} tokens, and past {rows.context} "
                 "this model's dynamic rotary positions depend on the longest row so far: a step "
                 f"would not be a function of its pairs. Set max_length={rows.context} or lower, or "
                 "another rope_type (yarn, linear) in the model's config.",
@@ -131,7 +125,12 @@ class Assembly:
 
     def running(self) -> AbstractContextManager[None]:
         """To be open around forward and backward of ``micro_batches``."""
-        return shared_attention(self.model) if self._layout == "shared" else nullcontext()
+        return nullcontext() if self._layout is None else self._layout.running(self.model)
+
+    def _batch(self, layout: Layout, pairs: Sequence[TokenPair]) -> PairBatch:
+        return self._on_device(
+            layout.collate(pairs, pad_id=self._pad_id, vocab_size=self._vocab_size)
+        )
 
     def _on_device(self, batch: PairBatch) -> PairBatch:
         # only from page-locked memory does a copy to CUDA let the host go on
@@ -139,27 +138,28 @@ class Assembly:
             batch = batch.pin_memory()
         return batch.to(self.args.device, non_blocking=True)
 
-    def _settle(self, pairs: Sequence[TokenPair]) -> None:
-        """Choose the layout, once."""
-        if self._layout is not None:
-            return
-        with phase("proving head and layout on the first pairs"):
-            self._prove(pairs)
+    def _settled(self, pairs: Sequence[TokenPair]) -> Layout:
+        """The layout, chosen once."""
+        if self._layout is None:
+            with phase("proving head and layout on the first pairs"):
+                self._layout = self._proved(pairs)
+        return self._layout
 
-    def _prove(self, pairs: Sequence[TokenPair]) -> None:
+    def _proved(self, pairs: Sequence[TokenPair]) -> Layout:
         self._head = head = self._proved_head(pairs[0])
         wanted = self.args.layout
-        reason = why_padded(self.model, wanted, self.args.device.type)
-        if reason is None and wanted == "auto" and self._known_layout == "padded":
-            reason = "as before the checkpoint"
-        reason = reason or self._disproof(head, pairs)
-        if reason and wanted == "shared":
-            raise ConfigError("CP104", f"layout='shared' is not possible: {reason}.")
-        self._layout = "padded" if reason else "shared"
-        logger().info("layout: %s%s", self._layout, f" ({reason})" if reason else "")
+        layout, reason = first_choice(self.model, wanted, self.args.device.type)
+        if layout is not REFERENCE:
+            if wanted == AUTO and self._known_layout == REFERENCE.name:
+                reason = "as before the checkpoint"
+            reason = reason or self._disproof(layout, head, pairs)
+            layout = REFERENCE if reason else layout
+        must_hold(layout, wanted, reason)
+        logger().info("layout: %s%s", layout.name, f" ({reason})" if reason else "")
+        return layout
 
     def _proved_head(self, pair: TokenPair) -> Head:
-        self._padded([pair])  # refuses ids that the embedding does not have
+        check_ids([pair], self._vocab_size)
         few = [*pair.prompt, *pair.chosen][:PROOF_TOKENS]
         ids = torch.tensor([few], device=self.args.device)
         with self.autocast():
@@ -174,8 +174,8 @@ class Assembly:
             )
         return head
 
-    def _disproof(self, head: Head, pairs: Sequence[TokenPair]) -> str | None:
+    def _disproof(self, layout: Layout, head: Head, pairs: Sequence[TokenPair]) -> str | None:
         few = sorted(pairs, key=length)[:PROOF_PAIRS]
-        shared, padded = self._on_device(self._shared(few)), self._on_device(self._padded(few))
+        batch, truth = self._batch(layout, few), self._batch(REFERENCE, few)
         with self.autocast():
-            return layouts_disagree(self.model, head, shared, padded)
+            return layouts_disagree(self.model, head, batch, truth)

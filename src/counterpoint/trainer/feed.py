@@ -17,13 +17,13 @@ from transformers import PreTrainedTokenizerBase
 
 from counterpoint.config import CPOConfig
 from counterpoint.data.batching import DealtStream, KeyedPairs, PairLoader
-from counterpoint.data.collate import beyond_embedding
 from counterpoint.data.counts import PARTS, PrepareCounts
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.pair_digest import pairs_digest
 from counterpoint.data.prepare import PAIR_COLUMNS, Prepared, iter_pairs, prepare, to_pair
 from counterpoint.data.sampler import StepSampler
 from counterpoint.data.sources import pick_split
+from counterpoint.forward.rows import beyond_embedding
 from counterpoint.records import TokenPair
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ModelError
+from counterpoint.forward.layouts import REFERENCE
 from counterpoint.planner.bound import surely_fits
 from counterpoint.planner.machine import SHARE, available_memory, local_ranks, show_bytes
 from counterpoint.planner.plan import Planner
@@ -39,8 +40,8 @@ def fitting_budget(model: nn.Module, args: CPOConfig, pairs: Any) -> int | None:
     lengths = Lengths.of(pairs)
     # two processes on one machine's memory will each want the same at the same time
     left = available_memory(args.device) // (local_ranks() if args.device.type == "cpu" else 1)
-    tokens = lengths.heaviest(args.per_device_train_batch_size, "padded")
-    if surely_fits(model, tokens, sum(lengths.longest("padded")), left):
+    tokens = lengths.heaviest(args.per_device_train_batch_size, REFERENCE.name)
+    if surely_fits(model, tokens, sum(lengths.longest(REFERENCE.name)), left):
         return None
     try:
         planner = Planner(model, args, lengths, ranks=args.world_size)

@@ -952,7 +952,7 @@ class CPOTrainer(ResumableTrainer):
 
     def floating_point_ops(self, inputs: Share) -> int:
         """Six operations a parameter and input token, embeddings left out, as transformers."""
-        tokens = sum(batch.input_ids.numel() for batch in inputs)
+        tokens = sum(batch.cost for batch in inputs)
         model: Any = self.model
         return 6 * tokens * int(model.num_parameters(exclude_embeddings=True))
 
@@ -963,9 +963,7 @@ class CPOTrainer(ResumableTrainer):
             return
         seen = torch.zeros((), dtype=torch.long, device=self.args.device)
         for batch in inputs:
-            seen += (
-                batch.attention_mask.sum() if wanted == "non_padding" else batch.input_ids.numel()
-            )
+            seen += batch.attention_mask.sum() if wanted == "non_padding" else batch.cost
         self.state.num_input_tokens_seen += int(ranks.add_up(seen))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

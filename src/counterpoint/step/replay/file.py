@@ -26,6 +26,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from counterpoint.errors import ConfigError
+from counterpoint.forward.layouts import LAYOUTS
 from counterpoint.forward.router import RouterSums
 from counterpoint.losses.objective import Objective
 from counterpoint.objectives import LOSSES
@@ -48,7 +49,7 @@ class Settings:
     """How the step was computed.
 
     Args:
-        layout: "shared" or "padded".
+        layout: name of the layout.
         autocast: dtype of mixed precision, "bfloat16" or "float16"; "" without.
         device: kind of device.
         checkpointing: whether activations were recomputed in the backward pass.
@@ -211,7 +212,7 @@ def _read(described: Any, tensors: Mapping[str, Tensor]) -> Replay:
     if isinstance(told, dict):
         told.pop("top_k", None)  # in files of 0.4.0
     settings = _made(Settings, told)
-    _check(settings.layout in ("shared", "padded"), f"there is no layout {settings.layout!r}")
+    _check(settings.layout in LAYOUTS, f"there is no layout {settings.layout!r}")
     _check(settings.autocast in ("", "bfloat16", "float16"), "its precision is none")
     batches = _batches(tensors)
     weight, nll = _typed(tensors["totals"], torch.float64, 2)

@@ -10,7 +10,6 @@ Not here: what the step is made of (``replay``), and what is done about it.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -19,19 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from counterpoint.data.collate import collate_padded, collate_shared
 from counterpoint.forward.head import Head
+from counterpoint.forward.layouts import LAYOUTS
 from counterpoint.forward.pair_forward import trunk
 from counterpoint.forward.router import RouterSums, balancing_loss
 from counterpoint.forward.routing import find_routers
-from counterpoint.forward.shared_attention import shared_attention
 from counterpoint.forward.token_logps import dense_token_logps
 from counterpoint.records import (
     LossTerms,
     PairBatch,
     PairLogps,
     StepTotals,
-    TokenPair,
     exact_dtype,
 )
 from counterpoint.step.replay.file import Culprit, Replay
@@ -58,13 +55,13 @@ def culprits_of(
     """
     found = [*_of_parameters(model), *_of_data(replay)]
     model.train()
+    layout = LAYOUTS[replay.settings.layout]
     for number, pairs in enumerate(replay.micro_batches):
-        shared = replay.settings.layout == "shared"
-        batch = collate_shared(pairs) if shared else collate_padded(pairs, pad_id=0)
+        batch = layout.collate(pairs)
         if replay.generators:
             restore_generators(replay.generators[number])
-        with shared_attention(model) if shared else nullcontext():
-            found += _of_batch(replay, model, head, batch.to(device), pairs)
+        with layout.running(model):
+            found += _of_batch(replay, model, head, batch.to(device))
     return tuple(found)
 
 
@@ -102,14 +99,12 @@ def _of_data(replay: Replay) -> Iterator[Culprit]:
 # The step
 
 
-def _of_batch(
-    replay: Replay, model: nn.Module, head: Head, batch: PairBatch, pairs: Sequence[TokenPair]
-) -> list[Culprit]:
+def _of_batch(replay: Replay, model: nn.Module, head: Head, batch: PairBatch) -> list[Culprit]:
     settings = replay.settings
     kind = batch.input_ids.device.type
     routers = find_routers(model) if settings.balancing_weight else ()
     mixed = getattr(torch, settings.autocast) if settings.autocast else None
-    watching = _watched_layers(model, batch, pairs)
+    watching = _watched_layers(model, batch)
     with torch.autocast(kind, mixed) if mixed else nullcontext(), watching as layers:
         states, router = trunk(model, head, batch, routers)
         rows = states.flatten(0, 1).index_select(0, batch.target_source)
@@ -145,9 +140,7 @@ def _on(like: Tensor, sums: RouterSums) -> RouterSums:
 
 
 @contextmanager
-def _watched_layers(
-    model: nn.Module, batch: PairBatch, pairs: Sequence[TokenPair]
-) -> Iterator[list[Culprit]]:
+def _watched_layers(model: nn.Module, batch: PairBatch) -> Iterator[list[Culprit]]:
     """The first layer whose output is not finite, once one was, and its first such token."""
     found: list[Culprit] = []
     handles = []
@@ -158,7 +151,7 @@ def _watched_layers(
             if found or not isinstance(tensor, Tensor) or not tensor.is_floating_point():
                 return
             for one in _of_tensor(tensor.detach(), "layer", name):
-                found.append(_at_token(one, tensor.detach(), batch, pairs))
+                found.append(_at_token(one, tensor.detach(), batch))
 
         return look
 
@@ -172,36 +165,15 @@ def _watched_layers(
             handle.remove()
 
 
-def _at_token(
-    one: Culprit, output: Tensor, batch: PairBatch, pairs: Sequence[TokenPair]
-) -> Culprit:
+def _at_token(one: Culprit, output: Tensor, batch: PairBatch) -> Culprit:
     """A layer's culprit with its first token, where the output has one entry a token."""
     if output.dim() < 3 or output.shape[:2] != batch.input_ids.shape:
         return one
     bad = ~torch.isfinite(output.flatten(2)).all(-1)
     row, position = bad.nonzero()[0].tolist()
-    number, part, token = _part_of(row, position, batch, pairs)
+    number, part, token = LAYOUTS[batch.layout].part_at(batch, row, position)
     token_id = int(batch.input_ids[row, position])
-    return replace(one, row=pairs[number].row, part=part, token=token, token_id=token_id)
-
-
-def _part_of(
-    row: int, position: int, batch: PairBatch, pairs: Sequence[TokenPair]
-) -> tuple[int, str, int]:
-    """Which pair a place of the model's input is of, which part of it, and where in that."""
-    number, start = row % len(pairs), 0
-    sides = ["chosen"] if row < len(pairs) else ["rejected"]
-    if batch.layout == "shared":
-        ends = [segment.start for segment in batch.segments]
-        number = bisect_right(ends, position) - 1
-        start, sides = ends[number], ["chosen", "rejected"]
-    left = position - start
-    for part in ("prompt", *sides):
-        length = len(getattr(pairs[number], part))
-        if left < length:
-            return number, part, left
-        left -= length
-    return number, "padding", left
+    return replace(one, row=batch.pairs[number].row, part=part, token=token, token_id=token_id)
 
 
 def _of_tokens(token_logps: Tensor, batch: PairBatch) -> Iterator[Culprit]:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from counterpoint import ranks
 from counterpoint.config import CPOConfig
-from counterpoint.data.collate import pairs_of
 from counterpoint.forward.head import Head
 from counterpoint.forward.router import RouterSums
 from counterpoint.losses.objective import Objective
@@ -125,7 +124,7 @@ class StepRecorder:
             step=step,
             seen=verdict.seen,
             culprits=(),
-            micro_batches=tuple(tuple(pairs_of(batch)) for batch in batches),
+            micro_batches=tuple(batch.pairs for batch in batches),
             totals=self._totals or self.objective.totals(batches[0]),
             router=self._router,
             objective=self.objective,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterpoint.data.collate import collate_padded, collate_shared
 from counterpoint.errors import ModelError
+from counterpoint.forward.layouts import LAYOUTS, PADDED, SHARED
 from counterpoint.records import PairSegments, TokenPair
 
 PAIRS = [
@@ -18,7 +19,7 @@ PAIRS = [
 
 
 def test_padded_rows_are_chosen_then_rejected_each_with_its_prompt():
-    batch = collate_padded(PAIRS, pad_id=0)
+    batch = PADDED.collate(PAIRS)
     assert batch.input_ids.tolist() == [
         [5, 6, 7, 8, 9],
         [5, 6, 0, 0, 0],
@@ -32,15 +33,37 @@ def test_padded_rows_are_chosen_then_rejected_each_with_its_prompt():
 
 
 def test_a_shared_row_holds_each_prompt_once_and_names_its_end_twice():
-    batch = collate_shared(PAIRS)
+    batch = SHARED.collate(PAIRS)
     assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9, 10, 5, 6, 7, 8]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 2, 0, 1, 1, 2]]
+    assert batch.inputs["position_ids"].tolist() == [[0, 1, 2, 3, 4, 2, 0, 1, 1, 2]]
     assert batch.target_source.tolist() == [1, 2, 3, 6, 1, 6, 8]
     assert batch.segments == (PairSegments(0, 0, 2, 3, 1), PairSegments(0, 6, 1, 1, 2))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_what_a_batch_costs_is_what_its_pairs_were_said_to_cost(layout):
+    lengths = np.array([[len(p.prompt), len(p.chosen), len(p.rejected)] for p in PAIRS])
+    for number, pair in enumerate(PAIRS):
+        alone = layout.collate([pair])
+        assert alone.cost == alone.input_ids.numel() == layout.tokens_alone(lengths)[number]
+    batch = layout.collate(PAIRS)
+    assert batch.cost == batch.input_ids.numel() == layout.tokens(PAIRS)
+    assert batch.pairs == tuple(PAIRS)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_every_place_of_a_batch_knows_its_pair_and_part(layout):
+    batch = layout.collate(PAIRS)
+    for row, ids in enumerate(batch.input_ids.tolist()):
+        for position, token in enumerate(ids):
+            number, part, place = layout.part_at(batch, row, position)
+            known = [] if part == "padding" else getattr(PAIRS[number], part)
+            assert (part == "padding") == (not batch.attention_mask[row, position])
+            assert part == "padding" or known[place] == token
+
+
 def test_weight_margin_and_row_travel_along():
-    for batch in (collate_padded(PAIRS, pad_id=0), collate_shared(PAIRS)):
+    for batch in (PADDED.collate(PAIRS), SHARED.collate(PAIRS)):
         assert batch.weight.tolist() == [0.5, 1.0]
         assert batch.margin.tolist() == [0.1, 0.0]
         assert batch.row_ids.tolist() == [3, 4]
@@ -60,7 +83,7 @@ def test_layouts_agree_on_targets_and_on_what_predicts_them(parts):
         )
         for n, (prompt, chosen, rejected) in enumerate(parts)
     ]
-    padded, shared = collate_padded(pairs, pad_id=0), collate_shared(pairs)
+    padded, shared = PADDED.collate(pairs), SHARED.collate(pairs)
     assert padded.target_ids.tolist() == shared.target_ids.tolist()
     assert padded.target_counts.tolist() == shared.target_counts.tolist()
     predictors = [b.input_ids.flatten()[b.target_source].tolist() for b in (padded, shared)]
@@ -73,8 +96,8 @@ def test_layouts_agree_on_targets_and_on_what_predicts_them(parts):
 @pytest.mark.parametrize(
     "collate",
     [
-        lambda p, v: collate_padded(p, pad_id=0, vocab_size=v),
-        lambda p, v: collate_shared(p, vocab_size=v),
+        lambda p, v: PADDED.collate(p, pad_id=0, vocab_size=v),
+        lambda p, v: SHARED.collate(p, vocab_size=v),
     ],
 )
 def test_an_id_beyond_the_embedding_names_its_row(collate):

@@ -1,0 +1,343 @@
+"""Layouts: how the pairs of a micro-batch become rows, and what a model is given of them.
+
+All that anyone needs to know of a layout is a method of its row in ``LAYOUTS``: what pairs cost
+in it, how they are laid, what the model is called with and in which context, what forbids it,
+and what besides values and gradients has to be seen before it is trusted (``agreement``). Nobody
+asks for a layout's name to decide what to do; a new one is registered and chosen by its name.
+
+Not here: which pairs make a batch (``data.sampler``), the proof (``agreement``).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Sequence, Set
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from counterpoint.errors import ConfigError
+from counterpoint.forward.kernel_proof import prove_kernel
+from counterpoint.forward.rows import Rows, check_ids, padded_rows, shared_row
+from counterpoint.forward.sharable import unseen, why_not_shared
+from counterpoint.forward.shared_attention import (
+    KEYWORD,
+    SharedRow,
+    shared_attention,
+    watched_calls,
+)
+from counterpoint.records import PairBatch, TokenPair, exact_dtype
+
+AUTO = "auto"
+"""The option that leaves the choice to us."""
+
+
+class Layout(ABC):
+    """A way to lay pairs into rows. It keeps nothing: one object serves all models and runs."""
+
+    name: ClassVar[str]
+    """As the option ``layout`` says it."""
+
+    gain: ClassVar[str] = ""
+    """What is won by it, and at what cost, for a plan's remedies; empty where nothing is."""
+
+    @abstractmethod
+    def tokens(self, pairs: Sequence[TokenPair]) -> int:
+        """Input tokens that a batch of these pairs has, padding included.
+
+        Args:
+            pairs: at least one.
+        """
+
+    @abstractmethod
+    def tokens_alone(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The same of each pair as a batch of its own, from lengths.
+
+        Args:
+            lengths: of prompt, chosen and rejected completion, ``[pairs, 3]``.
+        """
+
+    @abstractmethod
+    def rows(self, pairs: Sequence[TokenPair], pad_id: int) -> Rows:
+        """The pairs as rows of ids.
+
+        Args:
+            pairs: at least one.
+            pad_id: any id that the embedding has.
+        """
+
+    @abstractmethod
+    def times_counted(self, batch: PairBatch) -> Float[Tensor, "rows tokens"]:
+        """How often each input token counts: 0 at padding and in fillers, 2 in a shared prompt."""
+
+    @abstractmethod
+    def part_at(self, batch: PairBatch, row: int, position: int) -> tuple[int, str, int]:
+        """Which pair a place of the input is of, which part of it, and where in that.
+
+        Returns:
+            Number of the pair in its batch; "prompt", "chosen", "rejected" or "padding"; a place.
+        """
+
+    def collate(
+        self, pairs: Sequence[TokenPair], *, pad_id: int = 0, vocab_size: int | None = None
+    ) -> PairBatch:
+        """Lay pairs into a batch, on the CPU.
+
+        Args:
+            pairs: at least one, all of one set.
+            pad_id: any id that the embedding has.
+            vocab_size: rows of the model's embedding; None leaves ids unchecked.
+
+        Raises:
+            ModelError: CP303 for a token id that the embedding does not have.
+        """
+        if vocab_size is not None:
+            check_ids(pairs, vocab_size)
+        rows = self.rows(pairs, pad_id)
+        positions = rows.positions
+        return PairBatch(
+            layout=self.name,
+            pairs=tuple(pairs),
+            cost=self.tokens(pairs),
+            input_ids=torch.from_numpy(rows.ids),
+            attention_mask=torch.from_numpy(rows.mask),
+            inputs={} if positions is None else {"position_ids": torch.from_numpy(positions)},
+            target_source=torch.from_numpy(np.concatenate(rows.sources)),
+            target_ids=torch.from_numpy(np.concatenate(rows.targets)),
+            target_counts=torch.tensor([len(targets) for targets in rows.targets]),
+            weight=torch.tensor([pair.weight for pair in pairs], dtype=torch.float64),
+            margin=torch.tensor([pair.margin for pair in pairs], dtype=torch.float64),
+            row_ids=torch.tensor([pair.row for pair in pairs]),
+            segments=rows.segments,
+            of=pairs[0].of,
+        )
+
+    def inputs(self, batch: PairBatch) -> dict[str, Any]:
+        """What the model is called with."""
+        return {"input_ids": batch.input_ids, **batch.inputs}
+
+    def running(self, model: nn.Module) -> AbstractContextManager[None]:
+        """What has to be open around forward and backward."""
+        return nullcontext()
+
+    def why_not(self, model: nn.Module, *, dropout_stays: bool = True) -> str | None:
+        """What is known to forbid it, in words; None if nothing is.
+
+        Args:
+            model: unwrapped from distributed training; PEFT-wrapped or plain.
+            dropout_stays: False for a model whose dropout will be turned off before it trains.
+        """
+        return None
+
+    def why_not_unasked(self, device: str) -> str | None:
+        """Why it is not chosen on a kind of device unless it is asked for; None if it is."""
+        return None
+
+    def watched(self) -> AbstractContextManager[Set[Any]]:
+        """While open, what else the proof has to see is put into the set."""
+        return nullcontext(set())
+
+    def unseen(self, model: nn.Module, seen: Set[Any]) -> str | None:
+        """What should have been seen and was not, so that nothing is proved; None if all was."""
+        return None
+
+    def prove_kernels(self, seen: Set[Any], batch: PairBatch, dtype: torch.dtype) -> None:
+        """Prove the kernels that it will run through in the run's own dtype."""
+        return
+
+
+class Padded(Layout):
+    """Two rows a pair, each with its own prompt: the truth that other layouts are compared with.
+
+    Rows are padded at their end, where no token looks from before. So they need no mask, and
+    without one attention takes its fastest kernel and nothing is read back from the device.
+    """
+
+    name = "padded"
+
+    def tokens(self, pairs: Sequence[TokenPair]) -> int:
+        """Twice the longest row a pair."""
+        return 2 * len(pairs) * max(pair.longest_row for pair in pairs)
+
+    def tokens_alone(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Two rows as long as the longer one."""
+        prompt, chosen, rejected = lengths.T
+        total: npt.NDArray[np.int64] = 2 * (prompt + np.maximum(chosen, rejected))
+        return total
+
+    def rows(self, pairs: Sequence[TokenPair], pad_id: int) -> Rows:
+        """Chosen rows, then rejected rows."""
+        return padded_rows(pairs, pad_id)
+
+    def times_counted(self, batch: PairBatch) -> Float[Tensor, "rows tokens"]:
+        """Once where a token is real."""
+        weight = batch.attention_mask.to(exact_dtype(batch.input_ids.device))
+        return weight * batch.counted.repeat(2)[:, None]
+
+    def part_at(self, batch: PairBatch, row: int, position: int) -> tuple[int, str, int]:
+        """From the row's number."""
+        side = "chosen" if row < len(batch) else "rejected"
+        return _part_of(batch, row % len(batch), ("prompt", side), position)
+
+
+class Shared(Layout):
+    """All pairs in one row, each prompt once; attention keeps them apart."""
+
+    name = "shared"
+    gain = "nothing: the same step, prompts once"
+
+    def tokens(self, pairs: Sequence[TokenPair]) -> int:
+        """Every token once."""
+        return sum(len(p.prompt) + len(p.chosen) + len(p.rejected) for p in pairs)
+
+    def tokens_alone(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Every token once."""
+        total: npt.NDArray[np.int64] = lengths.sum(1)
+        return total
+
+    def rows(self, pairs: Sequence[TokenPair], pad_id: int) -> Rows:
+        """One row, without padding."""
+        return shared_row(pairs)
+
+    def times_counted(self, batch: PairBatch) -> Float[Tensor, "rows tokens"]:
+        """Twice in a prompt."""
+        weight = batch.attention_mask.to(exact_dtype(batch.input_ids.device))
+        for pair, (row, start, prompt, chosen, rejected) in enumerate(batch.segments):
+            weight[row, start : start + prompt] = 2
+            end = start + prompt + chosen + rejected
+            weight[row, start:end] *= batch.counted[pair]
+        return weight
+
+    def part_at(self, batch: PairBatch, row: int, position: int) -> tuple[int, str, int]:
+        """From where the pairs begin."""
+        starts = [segment.start for segment in batch.segments]
+        number = bisect_right(starts, position) - 1
+        return _part_of(batch, number, ("prompt", "chosen", "rejected"), position - starts[number])
+
+    def inputs(self, batch: PairBatch) -> dict[str, Any]:
+        """With the segments for our attention."""
+        return {
+            **super().inputs(batch),
+            # one of four dimensions is taken as it is, none is built, and our attention needs none
+            "attention_mask": batch.attention_mask[:, None, None],
+            KEYWORD: SharedRow.of(batch.segments, batch.input_ids.device),
+        }
+
+    def running(self, model: nn.Module) -> AbstractContextManager[None]:
+        """With our attention in the place of the model's."""
+        return shared_attention(model)
+
+    def why_not(self, model: nn.Module, *, dropout_stays: bool = True) -> str | None:
+        """What keeps a model from sharing its prompts."""
+        return why_not_shared(model, dropout_stays=dropout_stays)
+
+    def why_not_unasked(self, device: str) -> str | None:
+        """It has been measured on CPUs."""
+        if device == "cpu":
+            return None
+        return f"sharing has been measured on CPUs only; layout={self.name!r} turns it on"
+
+    def watched(self) -> AbstractContextManager[Set[Any]]:
+        """The kinds of calls that reach our attention."""
+        return watched_calls()
+
+    def unseen(self, model: nn.Module, seen: Set[Any]) -> str | None:
+        """The proof's pairs may be shorter than a window; it must have been seen all the same."""
+        return unseen(model, seen)
+
+    def prove_kernels(self, seen: Set[Any], batch: PairBatch, dtype: torch.dtype) -> None:
+        """The kernel for all pairs at once, for each kind of call."""
+        for call in seen:
+            prove_kernel(call, batch.segments, dtype, batch.input_ids.device)
+
+
+def _part_of(
+    batch: PairBatch, number: int, parts: Sequence[str], left: int
+) -> tuple[int, str, int]:
+    for part in parts:
+        length = len(getattr(batch.pairs[number], part))
+        if left < length:
+            return number, part, left
+        left -= length
+    return number, "padding", left
+
+
+PADDED, SHARED = Padded(), Shared()
+
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (SHARED, PADDED)}
+"""Every layout by its name."""
+
+REFERENCE: Layout = PADDED
+"""What other layouts are compared with, and what a run falls back to."""
+
+UNASKED: tuple[Layout, ...] = (SHARED,)
+"""What ``AUTO`` tries before the reference, in this order."""
+
+
+def register_layout(layout: Layout) -> None:
+    """Add a layout of your own, to be chosen by its name: ``CPOConfig(layout=name)``.
+
+    A run proves it against padded rows on its first pairs, in value and gradient, as any other.
+
+    Args:
+        layout: whose name no other has.
+
+    Raises:
+        ValueError: for a name that is taken.
+    """
+    if layout.name in (AUTO, *LAYOUTS):
+        raise ValueError(f"there is a layout {layout.name!r} already")
+    LAYOUTS[layout.name] = layout
+
+
+def first_choice(
+    model: nn.Module, wanted: str, device: str, *, dropout_stays: bool = True
+) -> tuple[Layout, str | None]:
+    """The layout that a run tries, as far as it is known before anything is computed.
+
+    Args:
+        model: as for ``Layout.why_not``.
+        wanted: the option ``layout``.
+        device: kind of device that the run is on.
+        dropout_stays: as for ``Layout.why_not``.
+
+    Returns:
+        The layout; and where it is the reference, why it is no other.
+    """
+    if wanted == REFERENCE.name:
+        return REFERENCE, "as asked for"
+    first = None
+    for layout in UNASKED if wanted == AUTO else (LAYOUTS[wanted],):
+        reason = layout.why_not(model, dropout_stays=dropout_stays)
+        if reason is None and wanted == AUTO:
+            reason = layout.why_not_unasked(device)
+        if reason is None:
+            return layout, None
+        first = first or reason
+    return REFERENCE, first
+
+
+def must_hold(layout: Layout, wanted: str, reason: str | None) -> None:
+    """Stop a run that asked for a layout which is not possible.
+
+    Args:
+        layout: what the run would use.
+        wanted: the option ``layout``.
+        reason: why it is no other.
+
+    Raises:
+        ConfigError: CP104 where another was asked for by its name.
+    """
+    if wanted not in (AUTO, layout.name):
+        raise ConfigError("CP104", not_possible(wanted, reason))
+
+
+def not_possible(wanted: str, reason: str | None) -> str:
+    """CP104 in words."""
+    return f"layout={wanted!r} is not possible: {reason}."

@@ -1,0 +1,141 @@
+"""Token pairs as rows of ids, and where in them each target is predicted.
+
+Padded: two rows a pair, chosen rows first, then rejected rows, each with its own copy of the
+prompt, padded at the end. Shared: all pairs in one row, ``prompt | chosen | rejected`` one after
+the other, no padding, each prompt once. Which tokens carry loss follows from lengths alone, so
+that a pad token that is also EOS hides nothing.
+
+Not here: which pairs make a batch (``data.sampler``), what a model is given of it (``layouts``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from counterpoint.errors import ModelError
+from counterpoint.records import PairSegments, TokenPair
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """What a layout makes of pairs.
+
+    Args:
+        ids: token ids, ``[rows, tokens]``.
+        mask: True where a token is real, likewise.
+        sources: of each sequence (chosen completions, then rejected ones) the flat places in
+            ``ids`` of the tokens that predict its targets.
+        targets: the targets themselves.
+        positions: of each token, where they are not 0, 1, 2, ... in each row.
+        segments: where each pair lies in a row that holds several.
+    """
+
+    ids: Ids
+    mask: npt.NDArray[np.bool_]
+    sources: list[Ids]
+    targets: list[Ids]
+    positions: Ids | None = None
+    segments: tuple[PairSegments, ...] = ()
+
+
+def padded_rows(pairs: Sequence[TokenPair], pad_id: int) -> Rows:
+    """Two rows a pair, as wide as the longest.
+
+    Args:
+        pairs: at least one.
+        pad_id: any id the embedding has; nothing looks at it, and it is never a target.
+    """
+    sequences = [(pair.prompt, pair.chosen) for pair in pairs]
+    sequences += [(pair.prompt, pair.rejected) for pair in pairs]
+    width = max(len(prompt) + len(completion) for prompt, completion in sequences)
+    rows = np.full((len(sequences), width), pad_id, dtype=np.int64)
+    mask = np.zeros((len(sequences), width), dtype=bool)
+    sources, targets = [], []
+    for index, (prompt, completion) in enumerate(sequences):
+        ids = np.concatenate([np.asarray(prompt, np.int64), np.asarray(completion, np.int64)])
+        rows[index, : len(ids)] = ids
+        mask[index, : len(ids)] = True
+        # the very first token of a row has nothing before it that could predict it
+        first = max(len(prompt), 1)
+        sources.append(np.arange(first - 1, len(ids) - 1) + index * width)
+        targets.append(ids[first:])
+    return Rows(rows, mask, sources, targets)
+
+
+def shared_row(pairs: Sequence[TokenPair]) -> Rows:
+    """All pairs in one row; positions of a rejected completion go on from its prompt.
+
+    Args:
+        pairs: at least one.
+    """
+    ids, positions, segments = [], [], []
+    chosen_sources, rejected_sources, chosen_targets, rejected_targets = [], [], [], []
+    start = 0
+    for pair in pairs:
+        prompt, chosen, rejected = (
+            np.asarray(part, np.int64) for part in (pair.prompt, pair.chosen, pair.rejected)
+        )
+        before, split = len(prompt), start + len(prompt) + len(chosen)
+        ids += [prompt, chosen, rejected]
+        positions += [
+            np.arange(before + len(chosen)),
+            np.arange(before, before + len(rejected)),
+        ]
+        segments.append(PairSegments(0, start, before, len(chosen), len(rejected)))
+        # both completions start from the last prompt token, which is there once
+        last = [start + before - 1] if before else []
+        skip = 0 if before else 1
+        chosen_sources.append(np.array([*last, *range(start + before, split - 1)], np.int64))
+        rejected_sources.append(
+            np.array([*last, *range(split, split + len(rejected) - 1)], np.int64)
+        )
+        chosen_targets.append(chosen[skip:])
+        rejected_targets.append(rejected[skip:])
+        start = split + len(rejected)
+    row = np.concatenate(ids)[None]
+    return Rows(
+        ids=row,
+        mask=np.ones_like(row, dtype=bool),
+        sources=chosen_sources + rejected_sources,
+        targets=chosen_targets + rejected_targets,
+        positions=np.concatenate(positions)[None],
+        segments=tuple(segments),
+    )
+
+
+def check_ids(pairs: Sequence[TokenPair], vocab_size: int) -> None:
+    """Refuse token ids that the embedding does not have.
+
+    Args:
+        pairs: any.
+        vocab_size: rows of the embedding.
+
+    Raises:
+        ModelError: CP303, with the first row that has one.
+    """
+    for pair in pairs:
+        highest = max(max(ids, default=0) for ids in (pair.prompt, pair.chosen, pair.rejected))
+        if highest >= vocab_size:
+            raise beyond_embedding(int(highest), vocab_size, pair.row)
+
+
+def beyond_embedding(token_id: int, vocab_size: int, row: int | None = None) -> ModelError:
+    """CP303, ready to raise.
+
+    Args:
+        token_id: the id that is too high.
+        vocab_size: rows of the embedding.
+        row: where it was met, if that is known.
+    """
+    where = "the data set has" if row is None else f"row {row} has"
+    return ModelError(
+        "CP303",
+        f"{where} token id {token_id}, but the model's embedding has {vocab_size} rows. Use the "
+        "model's own tokenizer, or call model.resize_token_embeddings(len(tokenizer)).",
+    )

@@ -1,0 +1,89 @@
+"""What keeps a model from sharing its prompts, as far as it can be read off the model.
+
+Everything else must agree with padded rows on the first pairs of a run (``agreement``).
+
+Not here: the attention that shares (``shared_attention``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import Any
+
+from torch import nn
+
+from counterpoint.forward.shared_attention import BACKENDS
+from counterpoint.forward.varlen_attention import AttentionCall
+
+PLAIN_LAYERS = {"full_attention", "sliding_attention"}
+"""Kinds of layers, as transformers' configurations name them, that only look back in attention."""
+
+
+def why_not_shared(model: nn.Module, *, dropout_stays: bool = True) -> str | None:
+    """What forbids a model to share prompts, in words; None if nothing known does.
+
+    Args:
+        model: unwrapped from distributed training; PEFT-wrapped or plain.
+        dropout_stays: False for a model whose dropout will be turned off before it trains.
+    """
+    inner: Any = model
+    if any(getattr(c, "is_prompt_learning", False) for c in _adapters(inner)):
+        return "prompt learning puts its own tokens before each row"
+    attention = getattr(inner.config, "_attn_implementation", None)
+    if attention not in BACKENDS:
+        return f"attention runs through {attention}, not through {' or '.join(BACKENDS)}"
+    can_set = getattr(inner, "_can_set_attn_implementation", None)
+    if can_set is None or not can_set():
+        return "its attention cannot be exchanged through transformers' interface"
+    config = inner.config.get_text_config()
+    strange = set(getattr(config, "layer_types", None) or ()) - PLAIN_LAYERS
+    if strange:
+        return f"it has layers of kind {', '.join(sorted(strange))}"
+    if _jitter(inner):
+        return "its routers add noise, which would fall on a shared prompt once instead of twice"
+    if dropout_stays and _dropout(inner):
+        return "dropout is on, and would fall on a shared prompt once instead of twice"
+    return None
+
+
+def unseen(model: nn.Module, calls: Set[AttentionCall]) -> str | None:
+    """What attention was not told, though it must know it to share; None if it was told all.
+
+    Args:
+        model: as for ``why_not_shared``.
+        calls: that reached our attention in a forward pass.
+    """
+    if not calls:
+        return "the model does not hand the layout of a row on to its attention"
+    inner: Any = model
+    config = inner.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    layers = getattr(config, "layer_types", None)
+    slides = layers is None or "sliding_attention" in layers
+    if window and slides and all(call.window is None for call in calls):
+        return f"its window of {window} positions is known to masks only, not to its attention"
+    return None
+
+
+def _adapters(model: Any) -> list[Any]:
+    configs = getattr(model, "peft_config", None)
+    return list(configs.values()) if isinstance(configs, dict) else []
+
+
+def _jitter(model: nn.Module) -> bool:
+    return any(
+        isinstance(value, float) and value > 0 and "jitter" in name
+        for module in model.modules()
+        for name, value in vars(module).items()
+    )
+
+
+def _dropout(model: nn.Module) -> bool:
+    rates = [m.p for m in model.modules() if isinstance(m, nn.Dropout)]
+    rates += [
+        value
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, float) and ("dropout" in name or name.endswith("_pdrop"))
+    ]
+    return any(rate > 0 for rate in rates)
