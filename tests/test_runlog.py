@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import counterpoint.runlog
+import counterpoint.runlog.writing
 from counterpoint.errors import SetupError
 from counterpoint.runlog import (
     ALARMS,
@@ -65,7 +65,7 @@ def test_what_is_said_of_a_run_holds_no_secret_whoever_writes_it_down(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MY_API_KEY", "canary-of-mine")
-    counterpoint.runlog.logger().warning("the key is %s", "canary-of-mine")
+    counterpoint.log.logger().warning("the key is %s", "canary-of-mine")
     assert caplog.messages == ["the key is ***"]
 
 
@@ -204,8 +204,8 @@ def test_a_full_disk_ends_no_training_and_loses_no_line_once_there_is_room(
             raise OSError(28, "No space left on device")
         written(path, line)
 
-    written = counterpoint.runlog._append
-    monkeypatch.setattr(counterpoint.runlog, "_append", append)
+    written = counterpoint.runlog.writing._append
+    monkeypatch.setattr(counterpoint.runlog.writing, "_append", append)
     log.begun()
     for step in (1, 2):
         log.append(METRICS, {"step": step})
@@ -227,7 +227,7 @@ def test_lines_that_could_not_be_written_to_the_end_are_counted_aloud(
     def full(path: Path, line: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(counterpoint.runlog, "_append", full)
+    monkeypatch.setattr(counterpoint.runlog.writing, "_append", full)
     log.begun()
     for step in (1, 2):
         log.append(METRICS, {"step": step})
@@ -240,7 +240,7 @@ def test_a_line_is_appended_whole_or_not_at_all(tmp_path: Path) -> None:
     if not full.exists():
         pytest.skip("no device that is always full")
     with pytest.raises(OSError, match="No space left"):
-        counterpoint.runlog._append(full, b"line\n")
+        counterpoint.runlog.writing._append(full, b"line\n")
 
 
 def test_only_the_first_description_must_be_written(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from counterpoint._version import __version__
 from counterpoint.floors import check_floors
-from counterpoint.log_lines import quiet_imports
+from counterpoint.log import quiet_imports
 
 if TYPE_CHECKING:
     from counterpoint.config import CPOConfig

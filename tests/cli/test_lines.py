@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from counterpoint.cli.main import main
 from counterpoint.config import CPOConfig
-from counterpoint.log_lines import LogHandler, quiet_calls, quiet_imports
+from counterpoint.log import LogHandler, quiet_calls, quiet_imports
 from counterpoint.quickstart.task import preference_pairs
 from counterpoint.quickstart.translate import BASE
 from counterpoint.runlog import logger

@@ -31,7 +31,7 @@ def described(
     with pytest.MonkeyPatch.context() as patch:
         for number in range(lines + 1):
             at = NOW - every * (lines - number)
-            patch.setattr("counterpoint.runlog.time.time", lambda at=at: at)
+            patch.setattr("counterpoint.runlog.writing.time.time", lambda at=at: at)
             if number:
                 line = {"step": 10 * number, "loss": 0.5 + number, "rewards/accuracies": 0.71}
                 log.append(METRICS, line)

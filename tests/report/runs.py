@@ -92,7 +92,7 @@ class Clock:
 def clock() -> Iterator[Clock]:
     """The run log's time, in the hands of the test."""
     hands = Clock()
-    with mock.patch("counterpoint.runlog.time.time", hands):
+    with mock.patch("counterpoint.runlog.writing.time.time", hands):
         yield hands
 
 

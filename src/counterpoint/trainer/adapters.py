@@ -12,7 +12,7 @@ from typing import Any
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ModelError, SetupError
 from counterpoint.invocation import EXTRAS, installing
-from counterpoint.log_lines import quiet_calls
+from counterpoint.log import quiet_calls
 from counterpoint.trainer.bases import check_base
 from counterpoint.trainer.described import check_adapter
 from counterpoint.trainer.loading import load_config, load_model, refuse_pickled_adapter

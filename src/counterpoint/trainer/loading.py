@@ -39,7 +39,7 @@ from counterpoint.console.bars import without_bars
 from counterpoint.console.phases import phase
 from counterpoint.data.bounds import panics_caught
 from counterpoint.errors import ConfigError, ModelError, SetupError
-from counterpoint.log_lines import quiet_calls
+from counterpoint.log import quiet_calls
 from counterpoint.trainer.described import (
     read_described,
     read_object,

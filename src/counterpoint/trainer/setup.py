@@ -17,7 +17,7 @@ from counterpoint.config import CPOConfig
 from counterpoint.errors import ConfigError, ModelError, SetupError
 from counterpoint.forward.routing import find_routers, own_coefficient
 from counterpoint.invocation import EXTRAS, installing
-from counterpoint.log_lines import quiet_calls
+from counterpoint.log import quiet_calls
 from counterpoint.runlog import logger
 from counterpoint.trainer.precision import check_stochastic_rounding
 from counterpoint.trainer.trainable import check_checkpointing, check_kind, check_trainable

@@ -1,16 +1,17 @@
-"""How a line of the log reaches standard error: folded, and beside the bars of others.
+"""The logger of what a run says to people, and how its lines reach standard error.
 
 1. On a terminal a line is folded at words; elsewhere it stays one line, which a program can read.
 2. A bar of tqdm makes room and is drawn again below the line, as for ``tqdm.write``.
 3. Commands are written as they have to be called here.
 
-Not here: what is said, and to whom (``runlog``); the voices of the libraries that compute, but for
+Not here: what a run writes (``runlog``); the voices of the libraries that compute, but for
 those that speak when they are loaded (``quiet_imports``).
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from counterpoint.invocation import runnable
+from counterpoint.masking import MaskingFilter
 from counterpoint.wrap import width_of, wrap
 
 NARROWEST = 20
@@ -29,6 +31,24 @@ LOADED = ("torchao", "torch.utils._pytree")
 
 CALLED = ("transformers.generation.configuration_utils",)
 """Loggers that say of a model's files, as it is loaded, what changes nothing here."""
+
+
+_MASKING = MaskingFilter()
+
+
+def logger() -> logging.Logger:
+    """The logger of what a run says to people; shows INFO on stderr unless set up otherwise."""
+    log = logging.getLogger("counterpoint")
+    if not log.handlers and not logging.getLogger().handlers:
+        handler = LogHandler()
+        handler.addFilter(_MASKING)  # a logger's filter does not see what its children say
+        log.addHandler(handler)
+    log.addFilter(_MASKING)
+    if log.level == logging.NOTSET:
+        # of several ranks one speaks; all of them warn
+        first = os.environ.get("RANK", "0") == "0"
+        log.setLevel(logging.INFO if first else logging.WARNING)
+    return log
 
 
 class LogHandler(logging.StreamHandler[Any]):

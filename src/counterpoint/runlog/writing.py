@@ -1,21 +1,9 @@
-"""The run directory: what a run writes about itself, and where.
-
-    run.json         what was trained: objective, options, data, environment, how it ended; written
-                     at the start and whenever something of it changes, whole or not at all
-    metrics.jsonl    every log line
-    alarms.jsonl     every alarm that was raised
-    movement.jsonl   how far each parameter has moved, now and then
-    samples.jsonl    texts that the model wrote
-
-The streams are appended to as things happen, one JSON object a line, and can be read meanwhile.
-Where training begins anew or goes on from a checkpoint a *mark* says so, and ``read_run`` leaves
-out what it overrides: a step that was done twice is read once.
+"""Write a run's own files: ``run.json`` whole or not at all, streams a line at a time.
 
 A disk that is full does not end a training. What cannot be written is kept, one warning says so,
 and the next line that can be written brings it along; at the end a warning counts what is lost.
 
-Not here: weights and checkpoints (the trainer writes them into the same folder), and anything
-secret (``masking``).
+Not here: weights and checkpoints (``checkpoint``), and which secrets are left out (``masking``).
 """
 
 from __future__ import annotations
@@ -23,71 +11,38 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import logging
 import math
 import os
 import platform
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from counterpoint._version import __version__
 from counterpoint.errors import CounterpointError, SetupError
-from counterpoint.language import phrase
-from counterpoint.log_lines import LogHandler
-from counterpoint.masking import Mask, MaskingFilter
-from counterpoint.notebook import rows_shown, shown
-from counterpoint.run_schema import check_facts, check_line
-from counterpoint.staged import lies_within, make_folder, refuse_unusable, staged
-from counterpoint.strict import NUMBERS, is_odd, spelt
-
-RUN_FILE = "run.json"
-REQUEST_FILE = "train.yaml"
-"""The options a run was given, in its folder: ``counterpoint train`` takes it as it is."""
-
-REPORT_FILE = "report.html"
-"""The page about a run, in its folder, unless another name is asked for."""
-
-METRICS, ALARMS, MOVEMENT, SAMPLES = STREAMS = ("metrics", "alarms", "movement", "samples")
-"""The streams of a run; each is a file of that name, ending in .jsonl."""
-
-CONSTRAINTS = "constraints/"
-"""How the metrics of constraints begin: ``constraints/NAME/KEY``."""
-
-MARK, BEGUN, RESUMED = "mark", "begun", "resumed"
-"""The key that a mark has and no other line, and its two values."""
+from counterpoint.log import logger
+from counterpoint.masking import Mask
+from counterpoint.runlog.nouns import (
+    BEGUN,
+    MARK,
+    NOT_FINITE,
+    RESUMED,
+    RUN_FILE,
+    STREAMS,
+    Alarm,
+    stream_file,
+)
+from counterpoint.runlog.reading import course_of
+from counterpoint.staged import make_folder, refuse_unusable, staged
+from counterpoint.strict import is_odd, spelt
 
 _BLOCK = 2**16
 
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "peft")
-
-
-NOT_FINITE = "not_finite"
-"""Where a line keeps its numbers that JSON cannot hold: name -> nan, inf or -inf, as words."""
-
-MOST_BYTES = 2**26
-"""Of ``run.json``; a run's own takes some thousands."""
-
-_MASKING = MaskingFilter()
-
-
-def logger() -> logging.Logger:
-    """The logger of what a run says to people; shows INFO on stderr unless set up otherwise."""
-    log = logging.getLogger("counterpoint")
-    if not log.handlers and not logging.getLogger().handlers:
-        handler = LogHandler()
-        handler.addFilter(_MASKING)  # a logger's filter does not see what its children say
-        log.addHandler(handler)
-    log.addFilter(_MASKING)
-    if log.level == logging.NOTSET:
-        # of several ranks one speaks; all of them warn
-        first = os.environ.get("RANK", "0") == "0"
-        log.setLevel(logging.INFO if first else logging.WARNING)
-    return log
 
 
 def check_writable(folder: str | Path) -> None:
@@ -126,212 +81,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def constraint_metric(name: str, key: str) -> str:
-    """What a log line calls a number of a constraint.
-
-    Args:
-        name: of the constraint, without a slash.
-        key: value, bound, violation, smoothed, multiplier, feasible or at_cap.
-    """
-    return f"{CONSTRAINTS}{name}/{key}"
-
-
-def constraint_metrics(line: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str, float]]:
-    """The numbers of each constraint in a log line, by name and key, in the line's order.
-
-    Args:
-        line: of the stream ``METRICS``.
-        prefix: before their names, such as "eval_".
-    """
-    found: dict[str, dict[str, float]] = {}
-    for metric, number in line.items():
-        if metric.startswith(prefix + CONSTRAINTS):
-            name, _, key = metric.removeprefix(prefix + CONSTRAINTS).partition("/")
-            found.setdefault(name, {})[key] = float(number)
-    return found
-
-
-def stream_file(folder: str | Path, stream: str) -> Path:
-    """Where a stream of a run lies.
-
-    Args:
-        folder: the run directory.
-        stream: one of ``STREAMS``.
-    """
-    return Path(folder) / f"{stream}.jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class Alarm:
-    """Something that goes wrong while a run goes on.
-
-    Args:
-        code: a key of the doctor's table, CW4xx.
-        step: optimizer step at which it was seen.
-        since: optimizer step at which it began, <= step.
-        seen: what was seen, with values.
-        fix: a line of configuration to paste; "" where there is none.
-    """
-
-    code: str
-    step: int
-    since: int
-    seen: str
-    fix: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A run directory, as far as it is written.
-
-    Args:
-        folder: where it was read.
-        facts: of ``run.json``; empty where there is none.
-        metrics: log lines, in the order they were written, each with its "step" and "time".
-        alarms: what was raised.
-        movement: looks at the parameters.
-        samples: texts that the model wrote.
-    """
-
-    folder: Path
-    facts: Mapping[str, Any]
-    metrics: tuple[Mapping[str, Any], ...]
-    alarms: tuple[Mapping[str, Any], ...]
-    movement: tuple[Mapping[str, Any], ...]
-    samples: tuple[Mapping[str, Any], ...]
-
-    def _repr_html_(self) -> str:
-        """How the run went, in a notebook: facts, first and last numbers, alarms."""
-        columns = ("code", "step", "since", "seen")
-        alarms = [[alarm.get(column) for column in columns] for alarm in self.alarms]
-        return shown(
-            f"{phrase('run')} {self.folder}",
-            rows_shown(("", "of the run"), _told_of(self), label="facts"),
-            rows_shown(("metric", "first", "last"), _ends_of(self.metrics), label="metrics"),
-            rows_shown(columns, alarms, label="alarms"),
-        )
-
-
-def read_run(folder: str | Path, streams: Collection[str] = STREAMS) -> Run:
-    """Read a run directory, also while it is written.
-
-    Args:
-        folder: the run directory.
-        streams: those of ``STREAMS`` to read; the others are left empty.
-
-    Returns:
-        Each step once, as it was done last.
-
-    Raises:
-        SetupError: CP507 where there is no run, or its ``run.json`` or a line cannot be read or
-            holds what no run writes (``run_schema``).
-    """
-    path = Path(folder)
-    facts = _facts(path)
-    found: dict[str, tuple[Mapping[str, Any], ...]] = dict.fromkeys(STREAMS, ())
-    for stream in streams:
-        found[stream] = tuple(_that_count(_lines(stream_file(path, stream))))
-    return Run(path, facts, **found)
-
-
-def _told_of(run: Run) -> Iterator[tuple[str, str]]:
-    facts, ended = run.facts, run.facts.get("ended") or {}
-    model = facts.get("model")
-    steps = [line["step"] for line in run.metrics if "step" in line]
-    name = model.get("name") if isinstance(model, Mapping) else model
-    yield phrase("model"), str(name or phrase("unknown"))
-    yield phrase("objective"), str(facts.get("objective") or phrase("unknown"))
-    state, step = ended.get("state", "no end yet"), ended.get("step", max(steps, default=0))
-    yield phrase("state"), phrase("{state}, step {step}", state=phrase(str(state)), step=step)
-    if ended.get("error"):
-        yield phrase("error"), json.dumps(ended["error"])
-    yield phrase("log lines"), ", ".join(f"{len(getattr(run, one)):,} {one}" for one in STREAMS)
-
-
-def _ends_of(lines: tuple[Mapping[str, Any], ...]) -> Iterator[tuple[str, Any, Any]]:
-    """The first and the last value of each metric, in the order in which they were first logged."""
-    ends: dict[str, tuple[Any, Any]] = {}
-    for line in lines:
-        for name, value in line.items():
-            if name not in ("step", "time", "epoch"):
-                ends[name] = (ends.get(name, (value,))[0], value)
-    return ((name, *both) for name, both in ends.items())
-
-
-def _facts(folder: Path) -> Mapping[str, Any]:
-    """The content of ``run.json``."""
-    try:
-        _refuse_foreign(folder / RUN_FILE, folder)
-        with (folder / RUN_FILE).open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise ValueError(f"it is larger than {MOST_BYTES // 2**20} MiB")
-        return check_facts(json.loads(content.decode("utf-8")))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise SetupError(
-            "CP507", f"{folder} holds no run: its {RUN_FILE} cannot be read ({error})."
-        ) from error
-
-
-def _refuse_foreign(path: Path, folder: Path) -> None:
-    """Refuse what is no file of the run's own; what is not there is nobody's.
-
-    Raises:
-        ValueError: for a folder, a pipe, a device, and a link that leads out of the run.
-    """
-    if os.path.lexists(path):
-        if path.exists() and not path.is_file():
-            raise ValueError("it is no file")
-        if not lies_within(folder.resolve(), path.resolve()):
-            raise ValueError("it leads out of the run's folder")
-
-
-Placed = tuple[int, Mapping[str, Any]]
-"""A line of a stream, and the byte at which it begins."""
-
-
-def _lines(path: Path) -> Iterator[Placed]:
-    """The whole lines of a stream; one that is being written is left for the next time."""
-    try:
-        _refuse_foreign(path, path.parent)
-    except (ValueError, RuntimeError) as error:  # a link to itself
-        raise SetupError("CP507", f"{path} is no part of a run: {error}.") from error
-    if not path.is_file():
-        return
-    begin = 0
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if line.endswith(b"\n"):
-                try:
-                    found = _with_not_finite(json.loads(line.decode("utf-8")))
-                    yield begin, check_line(path.stem, found, MARK)
-                except (ValueError, RecursionError) as error:
-                    raise SetupError(
-                        "CP507", f"{path} line {number} is no line of a run ({error})."
-                    ) from error
-            begin += len(line)
-
-
-def _that_count(lines: Iterator[Placed]) -> Iterator[Mapping[str, Any]]:
-    """The lines of a stream without its marks and what they override."""
-    kept: list[Placed] = []
-    for begin, line in lines:
-        if MARK in line:
-            kept = [(at, one) for at, one in kept if _still_counts(at, one, line)]
-        else:
-            kept.append((begin, line))
-    return (line for _, line in kept)
-
-
-def _still_counts(begin: int, line: Mapping[str, Any], mark: Mapping[str, Any]) -> bool:
-    """Whether a line counts after a later mark."""
-    if mark[MARK] == BEGUN:
-        return bool(begin >= mark.get("from", 0))
-    if "to" in mark:
-        return bool(begin < mark["to"])
-    return bool(line.get("step", 0) <= mark.get("step", 0))
 
 
 class RunLog:
@@ -545,19 +294,6 @@ def _whole_size(path: Path) -> int:
     return 0
 
 
-def course_of(folder: Path) -> Mapping[str, Any]:
-    """When a run was started and where it was taken up again, as its ``run.json`` says.
-
-    Args:
-        folder: of a run; where its ``run.json`` cannot be read nothing is known.
-    """
-    try:
-        found = _facts(folder)
-    except SetupError:
-        return {}
-    return {name: found[name] for name in ("started", "resumed") if found.get(name)}
-
-
 def _told(error: BaseException) -> dict[str, str | None]:
     """The code of an error, if it has one, and one line for people."""
     if isinstance(error, CounterpointError):
@@ -586,14 +322,6 @@ def _strict(content: Mapping[str, Any]) -> dict[str, Any]:
     odd = {name: str(value) for name, value in content.items() if is_odd(value)}
     kept = {name: spelt(value) for name, value in content.items() if name not in odd}
     return {**kept, NOT_FINITE: odd} if odd else kept
-
-
-def _with_not_finite(line: Any) -> Any:
-    """A line with the numbers that ``_strict`` set apart back in it."""
-    if not isinstance(line, dict) or not isinstance(line.get(NOT_FINITE), dict):
-        return line
-    odd = {name: NUMBERS.get(str(word), word) for name, word in line[NOT_FINITE].items()}
-    return {name: value for name, value in line.items() if name != NOT_FINITE} | odd
 
 
 def _append(path: Path, line: bytes) -> int:
