@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from counterpoint.checkpoint.fingerprint import Value
 from counterpoint.checkpoint.weights import held_by_adapters, is_adapted
+from counterpoint.model_seams import SOURCE_KEY
 from counterpoint.tensor_parts import is_plain, parts_of
 
 BASE = "base model's weights"
@@ -50,7 +51,7 @@ _TOLD = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules")
 """Settings that are told also where they have their default values."""
 
 _NOT_OF_A_MODEL = (
-    "_name_or_path",
+    SOURCE_KEY,
     "transformers_version",
     "architectures",
     "dtype",

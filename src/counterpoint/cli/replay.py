@@ -19,6 +19,7 @@ from counterpoint.checkpoint.folder import finished, step_of
 from counterpoint.console.manners import importing, put, quiet_bars, terminal_width
 from counterpoint.console.phases import phase
 from counterpoint.errors import ConfigError, CounterpointError
+from counterpoint.model_seams import loaded_from
 from counterpoint.options.flags import flags_help, flags_of, refuse_others, take_flags
 from counterpoint.runlog import REQUEST_FILE
 from counterpoint.strict import strict_json
@@ -338,7 +339,7 @@ def _tokenizer(model: nn.Module) -> Any:
     from counterpoint.config import CPOConfig
     from counterpoint.trainer.loading import load_tokenizer
 
-    source = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+    source = loaded_from(model)
     try:
         return load_tokenizer(source, CPOConfig(output_dir="replay", use_cpu=True))
     except (CounterpointError, OSError, ValueError):

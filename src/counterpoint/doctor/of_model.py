@@ -24,6 +24,7 @@ from counterpoint.doctor.survey import TokenFacts, TokenIds
 from counterpoint.errors import ModelError
 from counterpoint.forward.head import find_head
 from counterpoint.forward.layouts import AUTO, REFERENCE, first_choice, not_possible
+from counterpoint.model_seams import attention_of
 from counterpoint.rounding import held_share
 from counterpoint.tensor_parts import floating_parts, is_plain
 
@@ -273,7 +274,7 @@ def _layout(model: nn.Module, args: CPOConfig) -> Iterator[Finding]:
         layout = f"{first.name}: {reason}"
     if args.layout not in (AUTO, first.name):
         yield find("CP104", not_possible(args.layout, reason), fix=f"layout: {AUTO}")
-    attention = getattr(model.config, "_attn_implementation", None)
+    attention = attention_of(model)
     weights = sum(weight.numel() for weight in model.parameters())
     yield find(
         "CN321",

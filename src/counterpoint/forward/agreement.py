@@ -28,6 +28,7 @@ from counterpoint.forward.gradient_proof import (
 from counterpoint.forward.head import Head
 from counterpoint.forward.layouts import LAYOUTS
 from counterpoint.forward.pair_forward import pair_forward
+from counterpoint.model_seams import own_forward
 from counterpoint.records import PairBatch, PairLogps
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
@@ -116,13 +117,5 @@ def full_precision(model: nn.Module, device: str) -> Iterator[None]:
         model: unwrapped from distributed training.
         device: kind of device.
     """
-    own = vars(model)
-    inside, plain = own.get("forward"), own.get("_original_forward")
-    if inside is not None and plain is not None:
-        own["forward"] = plain
-    try:
-        with torch.autocast(device, enabled=False):
-            yield
-    finally:
-        if inside is not None:
-            own["forward"] = inside
+    with own_forward(model), torch.autocast(device, enabled=False):
+        yield

@@ -14,6 +14,7 @@ from torch import nn
 
 from counterpoint.forward.shared_attention import BACKENDS
 from counterpoint.forward.varlen_attention import AttentionCall
+from counterpoint.model_seams import attention_of, can_exchange_attention
 
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of layers, as transformers' configurations name them, that only look back in attention."""
@@ -29,11 +30,10 @@ def why_not_shared(model: nn.Module, *, dropout_stays: bool = True) -> str | Non
     inner: Any = model
     if any(getattr(c, "is_prompt_learning", False) for c in _adapters(inner)):
         return "prompt learning puts its own tokens before each row"
-    attention = getattr(inner.config, "_attn_implementation", None)
+    attention = attention_of(model)
     if attention not in BACKENDS:
         return f"attention runs through {attention}, not through {' or '.join(BACKENDS)}"
-    can_set = getattr(inner, "_can_set_attn_implementation", None)
-    if can_set is None or not can_set():
+    if not can_exchange_attention(model):
         return "its attention cannot be exchanged through transformers' interface"
     config = inner.config.get_text_config()
     strange = set(getattr(config, "layer_types", None) or ()) - PLAIN_LAYERS

@@ -31,7 +31,10 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from counterpoint.forward.kernels import ATTENTION_KERNELS, may_run
 from counterpoint.forward.varlen_attention import AttentionCall, running_dtype
+from counterpoint.model_seams import attention_of
 from counterpoint.records import PairSegments
+
+_REGISTERED = AttentionInterface()
 
 KEYWORD = "shared_row"
 BACKENDS = ("sdpa", "eager")
@@ -80,7 +83,7 @@ def shared_attention(model: nn.Module) -> Iterator[None]:
         model: unwrapped from distributed training, with an attention of ``BACKENDS``.
     """
     inner: Any = model
-    own = inner.config._attn_implementation
+    own: Any = attention_of(model)
     inner.set_attn_implementation(_name(own))
     try:
         yield
@@ -111,7 +114,7 @@ def _stand_in(own: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     ) -> tuple[Tensor, Tensor | None]:
         row: SharedRow | None = kwargs.pop(KEYWORD, None)
         if row is None:
-            original: Any = AttentionInterface._global_mapping.get(own)
+            original: Any = _REGISTERED.get(own)
             if original is None:  # every model file has an eager attention of its own
                 original = sys.modules[type(module).__module__].eager_attention_forward
             result: tuple[Tensor, Tensor | None] = original(
@@ -158,4 +161,4 @@ def _name(own: str) -> str:
 
 for _own in BACKENDS:
     AttentionInterface.register(_name(_own), _stand_in(_own))
-    AttentionMaskInterface.register(_name(_own), AttentionMaskInterface._global_mapping[_own])
+    AttentionMaskInterface.register(_name(_own), AttentionMaskInterface()[_own])

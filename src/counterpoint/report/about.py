@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from counterpoint.model_seams import loaded_from
 from counterpoint.report.recipe import hub_id
 
 _HUB_FILE = re.compile(r"hf://datasets/([^/@]+/[^/@]+)@")
@@ -57,7 +58,7 @@ def base_of(model: Any) -> str:
     Args:
         model: with a ``config``, or None.
     """
-    name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+    name = loaded_from(model)
     # what looks like an id may be a folder, and where that lies is nobody's business
     return name if hub_id(name) and not Path(name).exists() else Path(name).name
 

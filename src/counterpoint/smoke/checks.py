@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from counterpoint.errors import ConfigError, CounterpointError, NonFiniteError
 from counterpoint.forward.layouts import AUTO, REFERENCE, UNASKED
+from counterpoint.model_seams import attention_of
 from counterpoint.records import TokenPair
 from counterpoint.smoke.miniature import Miniature, Trained, distance
 from counterpoint.smoke.report import Check, Status
@@ -147,7 +148,7 @@ def save_reloads(mini: Miniature, trained: Trained) -> Judgement:
         loaded, report = AutoModelForCausalLM.from_pretrained(
             trained.folder,
             dtype=trained.model.dtype,
-            attn_implementation=trained.model.config._attn_implementation,
+            attn_implementation=attention_of(trained.model),
             trust_remote_code=mini.args.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,

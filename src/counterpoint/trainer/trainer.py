@@ -52,6 +52,7 @@ from counterpoint.losses.objective import Objective, sum_totals
 from counterpoint.masking import keep_secrets
 from counterpoint.metric_names import PREFIX
 from counterpoint.metrics import MetricSums, means, pair_means
+from counterpoint.model_seams import loaded_from
 from counterpoint.monitor.callback import Monitor
 from counterpoint.monitor.pace import COUNTED, Pace
 from counterpoint.provenance.environment import environment
@@ -1090,7 +1091,7 @@ def _check_stream(pairs: Any, args: CPOConfig) -> None:
 
 def _own_tokenizer(model: nn.Module, args: CPOConfig) -> Any:
     """The tokenizer that lies beside a model's weights."""
-    source = str(getattr(model.config, "_name_or_path", ""))
+    source = loaded_from(model)
     if not source:
         raise ModelError(
             "CP301", "a model made in memory has no tokenizer of its own; pass processing_class."

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from counterpoint.config import CPOConfig
 from counterpoint.forward.head import Head
 from counterpoint.forward.router import RouterSums
 from counterpoint.losses.objective import Objective
+from counterpoint.model_seams import attention_of, loaded_from
 from counterpoint.records import PairBatch, StepTotals
 from counterpoint.runlog import logger
 from counterpoint.step.guard import NotFinite
@@ -161,11 +161,9 @@ class StepRecorder:
 
 
 def _origin(model: nn.Module) -> Origin:
-    inner: Any = model
-    config = inner.config
     return Origin(
-        model=str(getattr(config, "_name_or_path", "") or ""),
+        model=loaded_from(model),
         kind=type(model).__name__,
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-        attention=str(getattr(config, "_attn_implementation", "") or ""),
+        attention=attention_of(model) or "",
     )
