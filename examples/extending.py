@@ -1,0 +1,76 @@
+"""A loss and a kind of constraint of our own, added to Counterpoint from outside.
+
+    python examples/extending.py
+
+Each is a row of a table and a few lines of arithmetic: options, the doctor, the report, the planner
+and the training know it from then on. The task is the quickstart's, shipped with the package:
+offline, a few seconds.
+
+Not here: what each part of a row means (docs/extending.md).
+"""
+
+from counterpoint import CPOConfig, CPOTrainer
+from counterpoint.constraints import ConstraintKind, register_constraint_kind
+from counterpoint.losses.constrained import ConstraintMath
+from counterpoint.losses.objective import LossMath
+from counterpoint.objectives import Loss, register_loss
+from counterpoint.quickstart.task import preference_pairs
+from counterpoint.quickstart.translate import load_base
+
+# SimPER (arXiv:2502.00883): how likely a token of each completion is, and nothing to tune
+register_loss(
+    Loss(
+        "simper",
+        "SimPER",
+        math=LossMath(
+            loss=lambda pairs, objective: -pairs.gap,
+            formula=lambda objective: "-gap",
+            reward=lambda logp, objective: logp.exp(),
+            reward_formula=lambda logp, objective: f"exp({logp})",
+        ),
+        options=("cpo_alpha", "nll_reduction"),
+        beta_scales_gap=False,
+        nll=0.0,
+    )
+)
+
+# the log-probability of rejected completions, which is to stay below a bound
+register_constraint_kind(
+    ConstraintKind(
+        "rejected_likelihood",
+        "nats a token of the rejected completions, as a log-probability",
+        math=ConstraintMath(
+            numerator=lambda asked, seen: seen.logps.rejected,
+            denominator=lambda asked, objective, batch: batch.target_counts.view(2, -1)[1],
+        ),
+    )
+)
+
+
+def main(output_dir="runs/extending", steps=40):
+    model, tokenizer = load_base()
+    args = CPOConfig(
+        output_dir=output_dir,
+        loss_type="simper",
+        cpo_alpha=0.1,
+        constraints=[{"kind": "rejected_likelihood", "bound": -2.5}],
+        learning_rate=2e-4,
+        max_steps=steps,
+        per_device_train_batch_size=32,
+        max_length=64,
+        gradient_checkpointing=False,
+        logging_steps=max(1, steps // 4),
+        save_strategy="no",
+    )
+    trainer = CPOTrainer(
+        model=model,
+        args=args,
+        processing_class=tokenizer,
+        train_dataset=[pair.row for pair in preference_pairs(32 * steps, seed=0)],
+    )
+    trainer.train()
+    return trainer
+
+
+if __name__ == "__main__":
+    main()

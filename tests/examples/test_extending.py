@@ -1,0 +1,152 @@
+"""What is added from outside works everywhere; the tables are the only place to touch."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from counterpoint import ConfigError, Constraint, CPOConfig, CPOTrainer, constraints, objectives
+from counterpoint.alarms.remedies import Facts, hold_the_chosen
+from counterpoint.constraints import KINDS
+from counterpoint.doctor.of_objective import of_objective
+from counterpoint.doctor.of_unused import Rest, unused
+from counterpoint.forward.layouts import PADDED
+from counterpoint.losses.constrained import Seen, denominators, measured
+from counterpoint.losses.objective import Objective
+from counterpoint.objectives import LOSSES
+from counterpoint.options.table import options
+from counterpoint.records import PairLogps, TokenPair
+from counterpoint.report.story import method
+from counterpoint.runlog import read_run
+from tests.examples.pages import DOCS, blocks
+
+EXAMPLE = DOCS.parent / "examples" / "extending.py"
+PAGE = DOCS / "extending.md"
+TABLES: tuple[dict[str, Any], ...] = (objectives._ROWS, constraints._ROWS)
+
+
+@pytest.fixture(scope="module")
+def example() -> Iterator[dict[str, Any]]:
+    """The example's names; what it added to the tables is gone afterwards."""
+    before = [dict(table) for table in TABLES]
+    yield runpy.run_path(str(EXAMPLE))
+    for table, rows in zip(TABLES, before, strict=True):
+        table.clear()
+        table.update(rows)
+
+
+@pytest.fixture(scope="module")
+def trainer(example: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> CPOTrainer:
+    """A run of a few steps with all that was added."""
+    return example["main"](output_dir=str(tmp_path_factory.mktemp("run")), steps=8)
+
+
+def lines_of(trainer: CPOTrainer) -> list[dict[str, float]]:
+    return [line for line in trainer.state.log_history if "loss" in line]
+
+
+LOGPS = PairLogps(
+    torch.tensor([-4.0, -9.0], dtype=torch.float64, requires_grad=True),
+    torch.tensor([-6.0, -8.0], dtype=torch.float64, requires_grad=True),
+    torch.tensor([2, 3]),
+    torch.tensor([3, 4]),
+)
+
+
+def test_an_added_loss_is_computed_by_its_own_formula(example: dict[str, Any]) -> None:
+    objective = Objective("simper", cpo_alpha=0.0)
+    terms = objective(LOGPS, torch.zeros(2).double())
+    chosen, rejected = (
+        (LOGPS.chosen / torch.tensor([2, 3])).exp(),
+        (LOGPS.rejected / torch.tensor([3, 4])).exp(),
+    )
+    assert torch.equal(terms.preference, -(chosen - rejected))
+    assert torch.equal(terms.chosen_rewards, chosen)  # beta, which it does not read, scales nothing
+    (slope,) = torch.autograd.grad(terms.preference[0], LOGPS.chosen)
+    assert slope[0].item() == pytest.approx(-chosen[0].item() / 2)
+    assert objective.formula() == (
+        "loss = mean over pairs of -gap\ngap  = (r(chosen) - r(rejected))\nr(y) = exp(mean log p)"
+    )
+
+
+def test_an_added_loss_trains_and_is_named_by_the_report(trainer: CPOTrainer) -> None:
+    first, last = lines_of(trainer)[0], lines_of(trainer)[-1]
+    assert last["rewards/margins"] > first["rewards/margins"]
+    run = read_run(trainer.args.output_dir)
+    assert run.facts["objective"].startswith("loss = mean over pairs of -gap + 0.1 * NLL")
+    assert method(run) == "SimPER"
+
+
+def test_an_added_loss_is_an_option_with_its_own_refusals(
+    example: dict[str, Any], tmp_path: Path
+) -> None:
+    assert options()["loss_type"].choices == tuple(LOSSES)
+    assert "simper" in options()["loss_type"].choices
+    for option, value in (("label_smoothing", 0.1), ("simpo_gamma", 1.0), ("alpha", 0.25)):
+        with pytest.raises(ConfigError, match=r"CP104.*simper"):
+            CPOConfig(output_dir=str(tmp_path), loss_type="simper", **{option: value})
+    args = CPOConfig(output_dir=str(tmp_path), loss_type="simper", beta=2.0)
+    assert unused(args, Rest(evaluates=False)) == {"beta": "SimPER has no beta"}
+    assert [one.code for one in of_objective(args, adapted=False)] == ["CW101"]
+    assert hold_the_chosen(Facts(8, loss_type="simper", cpo_alpha=0.0)) == "cpo_alpha: 0.05"
+
+
+def test_an_added_kind_is_measured_over_the_whole_step(example: dict[str, Any]) -> None:
+    asked = Constraint("rejected_likelihood", bound=-2.5)
+    pairs = [TokenPair([1], [4] * 2, [5] * 3, 0), TokenPair([1], [4] * 3, [5] * 4, 1, weight=0.5)]
+    batch = PADDED.collate(pairs)
+    objective = Objective()
+    terms = objective(LOGPS, batch.margin)
+    found = measured(asked, Seen(objective, LOGPS, terms, batch))
+    assert found.numerator.tolist() == [-6.0, -4.0]
+    assert denominators(asked, objective, batch).tolist() == [3.0, 2.0]
+
+
+def test_an_added_kind_holds_its_bound(trainer: CPOTrainer) -> None:
+    lines = lines_of(trainer)
+    for line in lines:
+        value, bound = (
+            line[f"constraints/rejected_likelihood/{key}"] for key in ("value", "bound")
+        )
+        assert bound == -2.5
+        violation = line["constraints/rejected_likelihood/violation"]
+        assert violation == pytest.approx(value + 2.5)
+    above = [line["constraints/rejected_likelihood/violation"] > 0 for line in lines]
+    multipliers = [line["constraints/rejected_likelihood/multiplier"] for line in lines]
+    assert above[0]
+    assert multipliers[0] > 0
+    assert (
+        read_run(trainer.args.output_dir).facts["constraints"][0]["kind"] == "rejected_likelihood"
+    )
+
+
+def test_an_added_kind_is_an_option_with_its_own_refusals(example: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"CP107.*its unit is nats a token of the rejected"):
+        Constraint("rejected_likelihood")
+    with pytest.raises(ConfigError, match=r"CP104.*give a bound"):
+        Constraint("rejected_likelihood", slack=0.1)
+    with pytest.raises(ConfigError, match=r"CP104.*belongs to absolute_preference"):
+        Constraint("rejected_likelihood", bound=-2.5, margin=1.0)
+    assert list(KINDS)[-1] == "rejected_likelihood"
+
+
+def test_a_name_that_is_taken_is_refused() -> None:
+    with pytest.raises(ValueError, match="there is a loss called 'simpo' already"):
+        objectives.register_loss(LOSSES["simpo"])
+    with pytest.raises(ValueError, match="there is a constraint of kind 'bc' already"):
+        constraints.register_constraint_kind(KINDS["bc"])
+
+
+def test_the_page_shows_the_example() -> None:
+    shown = [text for kind, text in blocks(PAGE.read_text(encoding="utf-8")) if kind == "python"]
+    assert len(shown) == len(TABLES)
+    source = EXAMPLE.read_text(encoding="utf-8")
+    for text in shown:
+        imports, added = text.strip().split("\n\n", 1)
+        assert added in source
+        assert all(line in source for line in imports.splitlines())
