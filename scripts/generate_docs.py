@@ -20,7 +20,7 @@ from api_page import api_page
 from counterpoint import errors
 from counterpoint.config import REFUSED
 from counterpoint.doctor.presets import PRESETS, Preset
-from counterpoint.doctor.table import TABLE, TABLE_ZH, Entry, severity_of
+from counterpoint.doctor.table import TABLE, TABLE_ZH, Diagnosis, severity_of
 from counterpoint.options.help import kind, show, show_default, summary
 from counterpoint.options.table import COUNTERPOINT, GROUPS, RUN, TRANSFORMERS, Option, options
 
@@ -173,7 +173,9 @@ def diagnoses_page_zh() -> str:
     return "\n".join(parts)
 
 
-def _diagnoses(table: Mapping[str, Entry], language: int, head: tuple[str, ...]) -> Iterable[str]:
+def _diagnoses(
+    table: Mapping[str, Diagnosis], language: int, head: tuple[str, ...]
+) -> Iterable[str]:
     for subject, titles in SUBJECTS.items():
         rows = [head]
         for code, entry in table.items():

@@ -55,7 +55,6 @@ class Mask:
     """What is secret at this moment; the environment is read once."""
 
     def __init__(self) -> None:
-        """Collect the secrets."""
         values = sorted({form for value in _secrets() for form in _forms(value)}, key=len)
         # a secret may be a part of another one
         self._values = re.compile("|".join(map(_found, reversed(values)))) if values else None

@@ -62,7 +62,6 @@ class MetricSums:
     """Sums since the last log line, those of the running step held back until it is applied."""
 
     def __init__(self) -> None:
-        """Start with nothing."""
         self._applied: dict[str, Tensor] = {}
         self._pending: dict[str, Tensor] = {}
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config
 
 from counterpoint import CPOTrainer
 from counterpoint.smoke import checks, run
-from counterpoint.smoke.real import Measured, duration
+from counterpoint.smoke.real import MeasuredSteps, duration
 from tests.cli.conftest import Command, tree, write_pairs
 
 WORDS = (
@@ -178,9 +178,9 @@ def test_steps_of_the_real_model_are_measured_and_not_kept(
 
 
 def test_the_first_step_counts_only_if_it_is_alone() -> None:
-    later = Measured(pairs=8, seconds=(9.0, 2.0, 4.0), peak_bytes=None, steps=100, loss=1.0)
+    later = MeasuredSteps(pairs=8, seconds=(9.0, 2.0, 4.0), peak_bytes=None, steps=100, loss=1.0)
     assert (later.step_seconds, later.run_seconds) == (3.0, 300.0)
-    alone = Measured(pairs=8, seconds=(9.0,), peak_bytes=None, steps=None, loss=1.0)
+    alone = MeasuredSteps(pairs=8, seconds=(9.0,), peak_bytes=None, steps=None, loss=1.0)
     assert (alone.step_seconds, alone.run_seconds) == (9.0, None)
     assert "max_steps is not set" in " ".join(alone.as_lines(80))
 

@@ -15,7 +15,7 @@ from counterpoint.data.chat import render
 from counterpoint.data.formats import to_preference_row
 from counterpoint.data.prepare import PrepareOptions, iter_pairs, prepare
 from counterpoint.data.sources import load
-from counterpoint.data.survival import Loss, losses
+from counterpoint.data.survival import LostText, losses
 from counterpoint.data.switches import switch_for
 from counterpoint.errors import DataError
 from tests.templates_on_the_spot import GEMMA, LLAMA3, MISTRAL, QWEN3, R1, with_template
@@ -55,7 +55,7 @@ def raw(prompt: Any, good: Any = GOOD, bad: Any = BAD, **more: Any) -> dict[str,
     return {"prompt": prompt, **dict(zip(("chosen", "rejected"), sides, strict=True)), **more}
 
 
-def lost(row: dict[str, Any], template: str, base: PreTrainedTokenizerFast) -> list[Loss]:
+def lost(row: dict[str, Any], template: str, base: PreTrainedTokenizerFast) -> list[LostText]:
     """What a row loses in a template."""
     read = to_preference_row(row, 0)
     return losses(read, render(read, with_template(base, template)))
@@ -127,75 +127,75 @@ def test_what_is_written_otherwise_or_added_is_no_loss(
     assert lost(row, template, chatml_tokenizer) == []
 
 
-OF_PROMPTS: dict[str, tuple[str, dict[str, Any], Loss]] = {
+OF_PROMPTS: dict[str, tuple[str, dict[str, Any], LostText]] = {
     "thoughts of earlier turns": (
         QWEN3,
         raw([USER, thinking(GOOD), AGAIN]),
-        Loss("dropped", "thoughts", "prompt", THOUGHT),
+        LostText("dropped", "thoughts", "prompt", THOUGHT),
     ),
     "thoughts in a field of earlier turns": (
         CHATML,
         raw([USER, {**GOOD, "thinking": THOUGHT}, AGAIN]),
-        Loss("dropped", "thoughts", "prompt", THOUGHT),
+        LostText("dropped", "thoughts", "prompt", THOUGHT),
     ),
     "thoughts that the answer thinks again": (
         QWEN3,
         raw([USER, thinking(GOOD), AGAIN], thinking(GOOD), thinking(BAD)),
-        Loss("dropped", "thoughts", "prompt", THOUGHT),
+        LostText("dropped", "thoughts", "prompt", THOUGHT),
     ),
     "a system turn once there is an answer": (
         MISTRAL,
         raw([SYSTEM, USER]),
-        Loss("dropped", "system", "prompt", "Be brief, whatever is asked of you."),
+        LostText("dropped", "system", "prompt", "Be brief, whatever is asked of you."),
     ),
     "all calls but the first": (
         LLAMA3,
         raw([USER, calling({"name": "look", "arguments": {"at": "sky"}}, CALL), RESULT]),
-        Loss("dropped", "calls", "prompt", "weather"),
+        LostText("dropped", "calls", "prompt", "weather"),
     ),
     "results": (
         CHATML.replace(
             "(message.content or '')", "(message.content if message.role != 'tool' else '')"
         ),
         raw([USER, calling(CALL), RESULT]),
-        Loss("dropped", "results", "prompt", '{"degrees": 21, "sky": "clear"}'),
+        LostText("dropped", "results", "prompt", '{"degrees": 21, "sky": "clear"}'),
     ),
     "tools": (
         GEMMA,
         raw([USER], tools=[{"type": "function", "function": {"name": "weather"}}]),
-        Loss("dropped", "tools", "prompt", "weather"),
+        LostText("dropped", "tools", "prompt", "weather"),
     ),
     "space": (
         GEMMA,
         raw([{**USER, "content": "Say: "}]),
-        Loss("changed", "spaces", "prompt", "Say:"),
+        LostText("changed", "spaces", "prompt", "Say:"),
     ),
     "lines that become one": (
         "{%- for m in messages %}{{- m.content.split() | join(' ') }}\n{%- endfor %}",
         raw([{**USER, "content": "def f(x):\n    return x"}]),
-        Loss("changed", "spaces", "prompt", "def f(x): return x"),
+        LostText("changed", "spaces", "prompt", "def f(x): return x"),
     ),
     "a short thought that stands in the answer": (
         R1,
         raw([USER, thinking(GOOD, "Paris"), AGAIN]),
-        Loss("dropped", "thoughts", "prompt", "Paris"),
+        LostText("dropped", "thoughts", "prompt", "Paris"),
     ),
     "the end of a text": (
         "{%- for m in messages %}{{- m.content[:20] }}\n{%- endfor %}",
         raw([{**USER, "content": "Tell me everything about the city of Rome"}]),
-        Loss("changed", "content", "prompt", "Tell me everything about the city of Rom…"),
+        LostText("changed", "content", "prompt", "Tell me everything about the city of Rom…"),
     ),
     "a system turn in every turn": (
         "{%- for m in messages %}{{- messages[0].content + m.content }}\n{%- endfor %}",
         raw([SYSTEM, USER]),
-        Loss("repeated", "system", "prompt", "Be brief, whatever is asked of you."),
+        LostText("repeated", "system", "prompt", "Be brief, whatever is asked of you."),
     ),
 }
 
 
 @pytest.mark.parametrize(("template", "row", "loss"), OF_PROMPTS.values(), ids=OF_PROMPTS)
 def test_what_a_prompt_loses_is_named(
-    chatml_tokenizer: PreTrainedTokenizerFast, template: str, row: dict[str, Any], loss: Loss
+    chatml_tokenizer: PreTrainedTokenizerFast, template: str, row: dict[str, Any], loss: LostText
 ) -> None:
     assert lost(row, template, chatml_tokenizer) == [loss]
 
@@ -204,7 +204,9 @@ def test_white_space_at_the_end_of_an_answer_is_seen(
     chatml_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     row = raw([USER], {**GOOD, "content": "Paris. "})
-    assert lost(row, LLAMA3, chatml_tokenizer) == [Loss("changed", "spaces", "chosen", "Paris.")]
+    assert lost(row, LLAMA3, chatml_tokenizer) == [
+        LostText("changed", "spaces", "chosen", "Paris.")
+    ]
 
 
 REFUSED = {

@@ -7,12 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from counterpoint.evaluation.bootstrap import Bootstrap, Estimate, Ratio, Resampling, mean
+from counterpoint.evaluation.bootstrap import Bootstrap, BootstrapEstimate, Ratio, Resampling, mean
 
 PLAN = Resampling(resamples=2000, seed=3)
 
 
-def of(values, *, prompts=None, plan: Resampling = PLAN, is_share: bool = False) -> Estimate:
+def of(
+    values, *, prompts=None, plan: Resampling = PLAN, is_share: bool = False
+) -> BootstrapEstimate:
     names = np.arange(len(values)) if prompts is None else np.asarray(prompts)
     ratios = {"it": mean(values, is_share=is_share)}
     return Bootstrap(names, plan).estimates(ratios)["it"]
@@ -120,7 +122,7 @@ def test_a_part_of_the_pairs_is_drawn_with_all_of_them():
     inside = np.array([1.0, 0.0, 0.0, 0.0])
     ratios = {"bin": Ratio(inside * 2, inside), "empty": Ratio(0 * inside, 0 * inside)}
     found = Bootstrap(np.arange(4), PLAN).estimates(ratios)
-    assert found["bin"] == Estimate(2.0, 2.0, 2.0)
+    assert found["bin"] == BootstrapEstimate(2.0, 2.0, 2.0)
     assert all(math.isnan(x) for x in (found["empty"].value, found["empty"].low))
 
 

@@ -22,7 +22,7 @@ from transformers import TrainerCallback
 from counterpoint import CPOConfig, CPOTrainer
 from counterpoint.monitor.callback import Monitor, is_look
 from counterpoint.monitor.sample import MOST
-from counterpoint.monitor.watch import Watch
+from counterpoint.monitor.watch import MovementWatch
 from counterpoint.quickstart.task import preference_pairs
 from counterpoint.quickstart.translate import load_base
 from counterpoint.runlog import Run, read_run
@@ -432,7 +432,7 @@ def test_watching_changes_no_bit_of_what_is_trained(build, models):
 def test_steps_that_are_left_out_do_not_count(models):
     model = models(num_hidden_layers=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    watch = Watch(model, optimizer)
+    watch = MovementWatch(model, optimizer)
 
     def step(number: int, *, gradients: bool, skipped: bool = False) -> Any:
         for parameter in model.parameters():
@@ -455,7 +455,7 @@ def test_a_layer_that_is_thawed_on_the_way_has_not_changed_against_orders(models
     model = models(num_hidden_layers=1)
     model.lm_head.requires_grad_(False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    watch = Watch(model, optimizer)
+    watch = MovementWatch(model, optimizer)
     model.lm_head.requires_grad_(True)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)

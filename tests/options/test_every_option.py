@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from counterpoint.cli.parts import Parts, call, load_parts, merge_model_options
+from counterpoint.cli.parts import RunParts, call, load_parts, merge_model_options
 from counterpoint.cli.plan import PlanOptions
 from counterpoint.cli.tokens import TokensOptions
 from counterpoint.errors import ConfigError
@@ -29,7 +29,7 @@ GIVEN = {"model": "model", "dataset": "pairs.jsonl", "output_dir": "out", "use_c
 LORA = ["--lora_r", "4"]
 
 
-def parts(words: list[str]) -> Parts:
+def parts(words: list[str]) -> RunParts:
     """What a command line loads; a flag given twice counts as last given."""
     flags = {f"--{name}": value for name, value in GIVEN.items() if f"--{name}" not in words}
     return load_parts(read_request([*(w for flag in flags.items() for w in flag), *words]), call)

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterpoint.report.charts import Line, in_words, number, thin, thinned
+from counterpoint.report.charts import ChartLine, in_words, number, thin, thinned
 
 
-def line(values: list[float], **more: object) -> Line:
+def line(values: list[float], **more: object) -> ChartLine:
     steps = tuple(range(1, len(values) + 1))
-    return Line("k", "training", "series-1", steps, tuple(values), **more)
+    return ChartLine("k", "training", "series-1", steps, tuple(values), **more)
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=400), st.integers(8, 60))

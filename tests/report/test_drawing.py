@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from counterpoint.report.charts import Bars, Cell, HeatMap, Histogram, Line, LineChart, number
+from counterpoint.report.charts import Bars, Cell, ChartLine, HeatMap, Histogram, LineChart, number
 from counterpoint.report.constraints import in_words as constraint_in_words
 from counterpoint.report.curves import TRAINING, Series
 from counterpoint.report.drawing import Mark, columns, draw, scales, shape
@@ -24,7 +24,9 @@ def heat(*values: float) -> HeatMap:
 
 def chart(*values: float, **more: Any) -> LineChart:
     steps = tuple(float(step) for step in range(1, len(values) + 1))
-    return LineChart("loss", "Loss", "", (Line("loss/training", "", "series-1", steps, values),))
+    return LineChart(
+        "loss", "Loss", "", (ChartLine("loss/training", "", "series-1", steps, values),)
+    )
 
 
 @given(st.lists(st.floats(0.0, allow_infinity=False), min_size=1, max_size=20))
@@ -47,7 +49,7 @@ def test_a_cell_is_below_the_scale_exactly_where_nothing_moved(values: list[floa
 
 def test_numbers_reach_the_page_as_they_were_logged() -> None:
     values = (0.1, 16_777_217.0, 1e39, 1e-46)
-    line = Line("k", "", "series-1", (1, 2, 3, 4), values, axes={"pairs": values}, low=values)
+    line = ChartLine("k", "", "series-1", (1, 2, 3, 4), values, axes={"pairs": values}, low=values)
     drawn = columns([LineChart("c", "", "", (line,))])["k"]
     assert drawn["y"].tolist() == drawn["pairs"].tolist() == list(values)
     bars = Bars("b", "", "series-1", (0.1, 0.3, 16_777_217.0), (1.0, 16_777_217.0))
@@ -61,7 +63,9 @@ def test_numbers_reach_the_page_as_they_were_logged() -> None:
 
 
 def test_what_is_not_finite_is_a_gap_and_never_an_end_of_an_axis() -> None:
-    line = Line("k", "", "series-1", (1, 2), (1.0, 2.0), low=(-math.inf, 1.0), high=(math.inf, 3.0))
+    line = ChartLine(
+        "k", "", "series-1", (1, 2), (1.0, 2.0), low=(-math.inf, 1.0), high=(math.inf, 3.0)
+    )
     drawn = columns([LineChart("c", "", "", (line,))])["k"]
     assert np.isnan(drawn["low"][0])
     assert np.isnan(drawn["high"][0])

@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from counterpoint import CPOConfig, ModelError
 from counterpoint.trainer import described
 from counterpoint.trainer.adapters import load_adapted
-from counterpoint.trainer.described import Weights, refuse_code, refuse_unbounded
+from counterpoint.trainer.described import WeightsFound, refuse_code, refuse_unbounded
 from counterpoint.trainer.loading import load_config, load_model, load_tokenizer
 from tests.cli.conftest import Command, command, pattern, tree, workshop
 
@@ -167,7 +167,7 @@ def test_the_models_there_are_are_within_the_bounds() -> None:
 def test_published_sizes_fit_their_files(asked: tuple[int, ...], bytes_: int) -> None:
     names = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")
     plain = dict(zip((*names, "max_position_embeddings"), asked, strict=True))
-    refuse_unbounded(plain, "published", Weights(bytes_, 1000))
+    refuse_unbounded(plain, "published", WeightsFound(bytes_, 1000))
 
 
 @pytest.mark.parametrize("first", ["train", "doctor", "plan", "smoke", "evaluate", "tokens"])

@@ -92,7 +92,6 @@ class Curve:
     """What is remembered of a metric: its first and last lines, and its highest level."""
 
     def __init__(self, points: Iterable[tuple[int, float]] = ()) -> None:
-        """Begin with some points, ``(step, value)``."""
         self._first: list[float] = []
         self._last: deque[tuple[int, float]] = deque(maxlen=WINDOW)
         self.count = 0

@@ -44,7 +44,7 @@ RISING = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class PooledShare:
     """How often chosen was preferred, over some pairs.
 
     Args:
@@ -58,13 +58,13 @@ class Share:
     pairs: int
 
 
-def pooled(parts: Sequence[Share]) -> Share:
+def pooled(parts: Sequence[PooledShare]) -> PooledShare:
     """Several shares as one."""
     preferred, pairs = (sum(getattr(p, name) for p in parts) for name in ("preferred", "pairs"))
-    return Share(parts[-1].step, preferred, pairs)
+    return PooledShare(parts[-1].step, preferred, pairs)
 
 
-def from_chance(share: Share) -> float:
+def from_chance(share: PooledShare) -> float:
     """How far a share is from one half, in standard deviations of a tossed coin; below: < 0."""
     return (2 * share.preferred - share.pairs) / math.sqrt(share.pairs)
 
@@ -110,7 +110,9 @@ def lost_margin(margin: Curve, facts: Facts, step: int) -> Alarm | None:
     return Alarm("CW423", step, margin.peak_step, f"{seen}.", halve_the_rate(facts))
 
 
-def below_chance(start: Share, recent: Sequence[Share], look: int, step: int) -> Alarm | None:
+def below_chance(
+    start: PooledShare, recent: Sequence[PooledShare], look: int, step: int
+) -> Alarm | None:
     """CW424: rejected is preferred more often than a coin would have it, and it gets no better.
 
     The bound is the coin's own (``from_chance``), at the hundredth look 0.41 for 640 pairs. A model
@@ -190,7 +192,9 @@ def gradient_spike(norm: Curve, value: float, facts: Facts, step: int) -> Alarm 
     return Alarm("CW426", step, step, seen, clip(facts, value / times))
 
 
-def disagreement(train: Sequence[Share], held_out: Sequence[Share], name: str) -> Alarm | None:
+def disagreement(
+    train: Sequence[PooledShare], held_out: Sequence[PooledShare], name: str
+) -> Alarm | None:
     """CW427: training prefers what it calls chosen, and an evaluation set says the opposite.
 
     Both are judged against a coin (``from_chance``). A model that has learnt its pairs by heart

@@ -17,7 +17,7 @@ from typing import Any
 from counterpoint.alarms import of_constraints, of_curves
 from counterpoint.alarms.curve import LEVEL, Curve
 from counterpoint.alarms.of_constraints import Point, is_last
-from counterpoint.alarms.of_curves import POOLED, Share, pooled
+from counterpoint.alarms.of_curves import POOLED, PooledShare, pooled
 from counterpoint.alarms.remedies import Facts
 from counterpoint.runlog import Alarm
 
@@ -38,14 +38,13 @@ class Watch:
     """
 
     def __init__(self, facts: Facts) -> None:
-        """Nothing has been seen."""
         self._facts = facts
         self._read = 0
         self._step = self._skipped = 0
         self._curves = {name: Curve() for name in CURVES}
-        self._first: list[Share] = []
-        self._recent: deque[Share] = deque(maxlen=POOLED)
-        self._evaluations: dict[str, list[tuple[Share, float]]] = {}
+        self._first: list[PooledShare] = []
+        self._recent: deque[PooledShare] = deque(maxlen=POOLED)
+        self._evaluations: dict[str, list[tuple[PooledShare, float]]] = {}
         self._constraints: dict[str, list[Point]] = {}
         self._held_out: dict[tuple[str, str], int] = {}  # (constraint, set) -> last step
         self._episodes: dict[tuple[str, str], int] = {}
@@ -105,7 +104,7 @@ class Watch:
         for name, value in values.items():
             if math.isfinite(value):
                 self._curves[name].add(step, value)
-        yield self._of_share(Share(step, float(entry[ACCURACY]) * pairs, pairs))
+        yield self._of_share(PooledShare(step, float(entry[ACCURACY]) * pairs, pairs))
         if nll.known and margin.known:  # an NLL without end is no line of its curve
             yield of_curves.displacement(nll, margin, facts, step)
             yield of_curves.lost_margin(margin, facts, step)
@@ -129,7 +128,7 @@ class Watch:
             points = self._constraints.get(held, [])
             yield of_constraints.not_held_out(points, violation, held, where, steps)
 
-    def _of_share(self, share: Share) -> Alarm | None:
+    def _of_share(self, share: PooledShare) -> Alarm | None:
         if len(self._first) < LEVEL:
             self._first.append(share)
             return None
@@ -147,7 +146,7 @@ class Watch:
         pairs = round(entry.get(f"{prefix}runtime", 0) * speed)
         if not pairs:
             return
-        share = Share(int(entry["step"]), float(entry[key]) * pairs, pairs)
+        share = PooledShare(int(entry["step"]), float(entry[key]) * pairs, pairs)
         seen = self._evaluations.setdefault(name, [])
         seen.append((share, float(entry[f"{prefix}{NLL}"])))
         shares = [share for share, _ in seen]

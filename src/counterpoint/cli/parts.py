@@ -33,7 +33,7 @@ _NAMED = re.compile(r"([A-Za-z_][\w-]*)=(.+)")
 
 
 @dataclass(slots=True)
-class Parts:
+class RunParts:
     """What a run is made of; None for what could not be loaded, or was not asked for.
 
     Args:
@@ -64,7 +64,7 @@ def call(function: Callable[..., Any], *facts: Any, **more: Any) -> Any:
     return function(*facts, **more)
 
 
-def load_parts(request: Request, attempt: Attempt, *, weights: bool = True) -> Parts:
+def load_parts(request: Request, attempt: Attempt, *, weights: bool = True) -> RunParts:
     """Load everything that a run is made of.
 
     Args:
@@ -95,10 +95,10 @@ def load_weights(request: Request, model_config: Any) -> Any:
     return load_model(str(run.model), config, adapted=run.lora_r is not None)
 
 
-def _load_parts(run: RunOptions, config: CPOConfig, attempt: Attempt) -> Parts:
+def _load_parts(run: RunOptions, config: CPOConfig, attempt: Attempt) -> RunParts:
     source = str(run.model)
     attempt(merge_model_options, run, config)
-    return Parts(
+    return RunParts(
         model_config=attempt(load_config, source, config, from_scratch=run.from_scratch),
         tokenizer=attempt(load_own_tokenizer, run, config),
         adapter=attempt(adapter_config, run),

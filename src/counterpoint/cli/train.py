@@ -32,7 +32,7 @@ from counterpoint.checkpoint.lock import (
     refuse_changed,
 )
 from counterpoint.checkpoint.manifest import MANIFEST
-from counterpoint.cli.parts import Attempt, Parts, call, hide_token, load_parts
+from counterpoint.cli.parts import Attempt, RunParts, call, hide_token, load_parts
 from counterpoint.cli.signals import heeded
 from counterpoint.config import CPOConfig
 from counterpoint.console.display import TrainingDisplay
@@ -137,7 +137,7 @@ def _train(trainer: CPOTrainer, request: Request, seen: Contents) -> None:
         trainer.save_model()
 
 
-def consult(request: Request) -> tuple[Report, Parts]:
+def consult(request: Request) -> tuple[Report, RunParts]:
     """Load a run as far as it can be, and let the doctor look at it.
 
     Args:
@@ -176,7 +176,7 @@ def consult(request: Request) -> tuple[Report, Parts]:
     return Report.of([*found, *rest]), parts
 
 
-def _consulted(request: Request) -> Parts:
+def _consulted(request: Request) -> RunParts:
     """The parts of a run that the doctor has nothing against; says what it found."""
     _refuse_at_once(request)
     report, parts = consult(request)
@@ -235,7 +235,7 @@ def check_run(request: Request, attempt: Attempt) -> None:
         attempt(_check_vacant, config, request.run.overwrite_output_dir)
 
 
-def _build(parts: Parts, config: CPOConfig, display: TrainingDisplay) -> CPOTrainer:
+def _build(parts: RunParts, config: CPOConfig, display: TrainingDisplay) -> CPOTrainer:
     """Everything else that can fail on what the user gave."""
     return CPOTrainer(
         model=parts.model,

@@ -33,7 +33,6 @@ class KeyedPairs(Dataset[TokenPair]):
     """
 
     def __init__(self, rows: Any, to_pair: Callable[[Mapping[str, Any]], TokenPair]) -> None:
-        """Keep the rows where they are."""
         self.rows, self.to_pair = rows, to_pair
 
     def __len__(self) -> int:
@@ -76,7 +75,6 @@ class DealtStream(IterableDataset[list[TokenPair]]):
         ranks: int = 1,
         rank: int = 0,
     ) -> None:
-        """Remember the plan; nothing is read yet."""
         self.pairs = pairs
         self.done = 0
         """Windows of the next pass that are not read again, but given empty: a run that goes on

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
-from counterpoint.data.cells import fail, read_text
+from counterpoint.data.cells import fail, fail_type, read_text
 from counterpoint.data.pair_rules import PairRules, template_parts
 from counterpoint.data.plain import plain
 from counterpoint.errors import DataError
@@ -29,7 +29,7 @@ TEXTS = ("text", "completion", "response", "output", "translation")
 
 YES, NO = ("true", "yes", "1"), ("false", "no", "0", "")
 
-Given = ParamSpec("Given")
+_Given = ParamSpec("_Given")
 Read = TypeVar("Read")
 
 
@@ -128,9 +128,9 @@ def _text_field(fields: Mapping[str, Any], rules: PairRules) -> str | None:
 
 def _try(
     drop: Callable[[DataError], None],
-    read: Callable[Given, Read],
-    *args: Given.args,
-    **kwargs: Given.kwargs,
+    read: Callable[_Given, Read],
+    *args: _Given.args,
+    **kwargs: _Given.kwargs,
 ) -> Read | None:
     """What is read, or None where it cannot be used."""
     try:
@@ -152,8 +152,7 @@ def _parts(
         _missing(raw, row, column, "candidates")
     listed = raw[column]
     if not isinstance(listed, list | tuple):
-        kind = type(listed).__name__
-        fail("CP202", row, column, f"is of type {kind}; expected a list of candidates.")
+        fail_type(listed, row, column, "a list of candidates")
     beside = bool(listed) and not isinstance(listed[0], Mapping)
     return prompt, kept, _beside(raw, row, column, rules) if beside else list(listed)
 
@@ -219,8 +218,7 @@ def _candidate(fields: Any, row: int, place: str, rules: PairRules) -> Candidate
         return f"{place}.{name}" if place else name
 
     if not isinstance(fields, Mapping):
-        kind = type(fields).__name__
-        fail("CP202", row, place, f"is of type {kind}; expected an object with text and score.")
+        fail_type(fields, row, place, "an object with text and score")
     named = rules.text or next((name for name in TEXTS if name in fields), None)
     name = _text_field(fields, rules) or named
     if name is None or name not in fields:

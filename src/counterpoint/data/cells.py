@@ -53,6 +53,11 @@ def fail(code: str, row: int, field: str, text: str) -> NoReturn:
     raise DataError(code, f"row {row}, field {field}: {text}")
 
 
+def fail_type(value: Any, row: int, field: str, expected: str) -> NoReturn:
+    """Refuse a cell of another type than ``expected`` names: CP202."""
+    fail("CP202", row, field, f"is of type {type(value).__name__}; expected {expected}.")
+
+
 def check_size(raw: Mapping[str, Any], row: int) -> None:
     """Refuse a row whose texts are longer than ``MOST_CHARACTERS``, before any of it is read.
 
@@ -143,8 +148,7 @@ def read_messages(value: Any, row: int, field: str) -> list[Message]:
             fail("CP202", row, field, f"is text that spells no messages: {error}.")
     turns = [read] if isinstance(read, Mapping) else read
     if not isinstance(turns, list | tuple):
-        kind = type(value).__name__
-        fail("CP202", row, field, f"is of type {kind}; expected text or messages.")
+        fail_type(value, row, field, "text or messages")
     if not turns:
         fail("CP202", row, field, "is an empty list; expected at least one message.")
     return [_message(turn, row, f"{field}[{n}]") for n, turn in enumerate(turns)]
@@ -153,7 +157,7 @@ def read_messages(value: Any, row: int, field: str) -> list[Message]:
 def _message(turn: Any, row: int, field: str) -> Message:
     """One message with ``role`` and ``content``, without the nulls that Arrow adds."""
     if not isinstance(turn, Mapping):
-        fail("CP202", row, field, f"is of type {type(turn).__name__}; expected a message.")
+        fail_type(turn, row, field, "a message")
     message = _without_nulls(turn)
     names, other = ("role", "content"), ("from", "value")
     if "role" not in message and "from" in message:

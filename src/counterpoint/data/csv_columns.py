@@ -191,7 +191,6 @@ class CsvColumns:
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        """Nothing is seen yet."""
         self._columns = [_Column(name) for name in names]
 
     def look(self, cells: Sequence[str], row: int, line: int | None = None) -> None:

@@ -21,7 +21,7 @@ from datasets import Features, List, Value
 from counterpoint.data.bounds import bounded_memory
 from counterpoint.data.cells import row_spells_messages
 from counterpoint.data.counts import PARTS
-from counterpoint.data.encoder import Draft, Encoder
+from counterpoint.data.encoder import Encoder, RowDraft
 from counterpoint.data.formats import to_preference_row
 from counterpoint.data.options import Limits
 from counterpoint.data.survival import as_column
@@ -83,7 +83,7 @@ def encode_rows(
         SetupError: CP502 where a package is missing that the template needs.
     """
     columns = {name: list(values) for name, values in batch.items()}
-    good: list[Draft] = []
+    good: list[RowDraft] = []
     records: list[dict[str, Any]] = []
     places: list[int] = []
     with bounded_memory():
@@ -142,7 +142,9 @@ def _problem(row: int, error: DataError) -> dict[str, Any]:
     }
 
 
-def _record(draft: Draft, tokens: Tokens, limits: Limits, encoder: Encoder[Any]) -> dict[str, Any]:
+def _record(
+    draft: RowDraft, tokens: Tokens, limits: Limits, encoder: Encoder[Any]
+) -> dict[str, Any]:
     row = draft.row
     if tokens.chosen == tokens.rejected:
         raise DataError(
@@ -178,7 +180,7 @@ def _record(draft: Draft, tokens: Tokens, limits: Limits, encoder: Encoder[Any])
     }
 
 
-def _cut(draft: Draft, tokens: Tokens, limits: Limits, encoder: Encoder[Any]) -> Truncation:
+def _cut(draft: RowDraft, tokens: Tokens, limits: Limits, encoder: Encoder[Any]) -> Truncation:
     """The pair within the limits; of a prompt that must be cut, what frames it is looked up."""
     cut = partial(
         truncate,

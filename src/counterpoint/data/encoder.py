@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from counterpoint.data.chat import Rendered, render, render_prompt
 from counterpoint.data.frame import frame_of
-from counterpoint.data.survival import Loss, losses
+from counterpoint.data.survival import LostText, losses
 from counterpoint.data.switches import check_completions
 from counterpoint.data.tokenize import PairTokenizer, Tokens, prompt_ids
 from counterpoint.data.truncate import Frame
@@ -35,7 +35,7 @@ BACKEND_PARTS = ("normalizer", "pre_tokenizer", "model", "post_processor", "deco
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class RowDraft:
     """A row on its way to token ids.
 
     Args:
@@ -44,10 +44,10 @@ class Draft:
     """
 
     row: PreferenceRow
-    lost: Sequence[Loss]
+    lost: Sequence[LostText]
 
 
-Drafted = TypeVar("Drafted", bound=Draft)
+Drafted = TypeVar("Drafted", bound=RowDraft)
 
 
 class Encoder(ABC, Generic[Drafted]):
@@ -58,7 +58,6 @@ class Encoder(ABC, Generic[Drafted]):
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """With the tokenizer as it is now."""
         self.tokenizer = tokenizer
 
     @property
@@ -105,7 +104,7 @@ class Encoder(ABC, Generic[Drafted]):
 
 
 @dataclass(frozen=True, slots=True)
-class TextDraft(Draft):
+class TextDraft(RowDraft):
     """A row as text.
 
     Args:
@@ -126,7 +125,6 @@ class TextEncoder(Encoder[TextDraft]):
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """No piece of text is known yet."""
         super().__init__(tokenizer)
         self._pairs = PairTokenizer(tokenizer)
 

@@ -25,6 +25,7 @@ from counterpoint.data.cells import (
     check_depth,
     check_size,
     fail,
+    fail_type,
     read_messages,
     read_number,
     read_template_kwargs,
@@ -307,8 +308,7 @@ def _refuse_media(raw: Mapping[str, Any], row: int) -> None:
 def _check_system(raw: Mapping[str, Any], row: int) -> None:
     system = raw.get("system", "")
     if not isinstance(system, str):
-        kind = type(system).__name__
-        fail("CP202", row, "system", f"is of type {kind}; expected the text of a system turn.")
+        fail_type(system, row, "system", "the text of a system turn")
 
 
 def _refuse_beside_text(cells: Mapping[str, Any], row: int) -> None:
@@ -337,8 +337,7 @@ def _instruction(raw: Mapping[str, Any], row: int) -> list[Message]:
         messages += [{"role": "user", "content": str(turn[0])}, *_assistant(str(turn[1]))]
     for field in ("instruction", "input"):
         if not isinstance(raw.get(field, ""), str):
-            kind = type(raw[field]).__name__
-            fail("CP202", row, field, f"is of type {kind}; expected text.")
+            fail_type(raw[field], row, field, "text")
     asked = [raw["instruction"], raw.get("input")]
     messages.append({"role": "user", "content": "\n".join(part for part in asked if part)})
     return _with_system(raw, messages)

@@ -48,7 +48,6 @@ class LiteralError(ValueError):
     """
 
     def __init__(self, reason: str, *, unjoined: bool = False) -> None:
-        """See the class."""
         super().__init__(reason)
         self.unjoined = unjoined
 

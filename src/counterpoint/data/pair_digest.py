@@ -40,7 +40,6 @@ class PairDigest:
     """Grows with each row."""
 
     def __init__(self) -> None:
-        """Of no rows."""
         names = [*IDS, *(f"{name} lengths" for name in IDS), *NUMBERS]
         self._columns = {name: hashlib.blake2b(digest_size=20) for name in names}
 

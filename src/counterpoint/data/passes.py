@@ -22,7 +22,6 @@ class Passes:
     """
 
     def __init__(self, pairs: int, *, most: int, seed: int | None) -> None:
-        """Remember the plan."""
         self.pairs, self.seed = pairs, seed
         self.steps = -(-pairs // min(most, pairs))
         """Steps of a pass."""

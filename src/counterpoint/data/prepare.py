@@ -54,7 +54,7 @@ SHOW_PROGRESS_FROM = 5000
 
 
 @dataclass(slots=True)
-class Progress:
+class StreamProgress:
     """How far a streaming set has been read in the running pass.
 
     Args:
@@ -82,7 +82,7 @@ class Prepared:
     counts: PrepareCounts
     options: PrepareOptions = field(default_factory=PrepareOptions)
     after: Callable[[int], IterableDataset] | None = None
-    progress: Progress = field(default_factory=Progress)
+    progress: StreamProgress = field(default_factory=StreamProgress)
 
 
 def prepare(

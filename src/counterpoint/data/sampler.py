@@ -63,7 +63,6 @@ class StepSampler(Sampler[list[int]]):
         seed: int | None = None,
         drop_last: bool = False,
     ) -> None:
-        """Remember the plan."""
         self.pairs, self.seed = pairs, seed
         self.micro_batch, self.ranks, self.rank = micro_batch, ranks, rank
         self.step_pairs = micro_batch * accumulation * ranks

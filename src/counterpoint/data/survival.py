@@ -45,7 +45,7 @@ SHOWN = 40
 """Characters of a value that are shown."""
 
 
-class Loss(NamedTuple):
+class LostText(NamedTuple):
     """One thing that did not survive.
 
     Args:
@@ -90,7 +90,7 @@ _Fate = tuple[str, SaidValue]
 """How a value was lost."""
 
 
-def losses(row: PreferenceRow, rendered: Rendered) -> list[Loss]:
+def losses(row: PreferenceRow, rendered: Rendered) -> list[LostText]:
     """What of a row its rendered texts do not say as the row does.
 
     Args:
@@ -124,18 +124,18 @@ def losses(row: PreferenceRow, rendered: Rendered) -> list[Loss]:
     once: dict[tuple[str, str, str], str] = {}
     for how, (what, where, said) in found:
         once.setdefault((how, what, where), said)
-    return [Loss(*kind, _shown(said)) for kind, said in once.items()]
+    return [LostText(*kind, _shown(said)) for kind, said in once.items()]
 
 
-def as_column(lost: Iterable[Loss]) -> str:
+def as_column(lost: Iterable[LostText]) -> str:
     """What a row lost, as one text; "" for nothing."""
     found = [*lost]
     return _JSON.encode(found) if found else ""
 
 
-def from_column(text: str) -> list[Loss]:
+def from_column(text: str) -> list[LostText]:
     """The same again."""
-    return [Loss(*each) for each in json.loads(text)] if text else []
+    return [LostText(*each) for each in json.loads(text)] if text else []
 
 
 # Places in the text

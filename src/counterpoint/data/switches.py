@@ -18,7 +18,7 @@ from jinja2 import Environment, TemplateError, meta
 from transformers import PreTrainedTokenizerBase
 
 from counterpoint.data.chat import render
-from counterpoint.data.survival import Loss, losses
+from counterpoint.data.survival import LostText, losses
 from counterpoint.errors import DataError
 from counterpoint.records import PreferenceRow
 
@@ -41,7 +41,7 @@ GIVEN = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 
 def check_completions(
-    row: PreferenceRow, lost: Iterable[Loss], tokenizer: PreTrainedTokenizerBase
+    row: PreferenceRow, lost: Iterable[LostText], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Refuse a row of whose trained turns the template leaves something out.
 
@@ -70,7 +70,7 @@ def check_completions(
 
 
 def switch_for(
-    row: PreferenceRow, lost: Iterable[Loss], tokenizer: PreTrainedTokenizerBase
+    row: PreferenceRow, lost: Iterable[LostText], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any] | None:
     """An argument of the template with which a row loses nothing of a kind that it lost.
 

@@ -74,7 +74,6 @@ class PairTokenizer:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, cut: bool | None = None) -> None:
-        """Nothing is known yet."""
         self.tokenizer = tokenizer
         self.cut = may_be_cut(tokenizer) if cut is None else cut
         self.bos = tokenizer.bos_token_id

@@ -35,7 +35,7 @@ from counterpoint.data.csv_sets import lists_of_csv
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.prepare import encode_every_row
 from counterpoint.data.sources import dataset_from_rows
-from counterpoint.data.survival import Loss, from_column
+from counterpoint.data.survival import LostText, from_column
 from counterpoint.data.switches import switch_for
 from counterpoint.data.undecoded import undecoded
 from counterpoint.doctor.consistency import Consistency, Keys, consistency
@@ -366,7 +366,7 @@ def _lost(usable: pa.Table, raw: Dataset, tokenizer: PreTrainedTokenizerBase) ->
     lossy = usable.filter(pc.not_equal(usable.column("lost"), ""))
     found: dict[str, Lost] = {}
     for number, text in zip(lossy["row"].to_pylist(), lossy["lost"].to_pylist(), strict=True):
-        of_row: dict[str, list[Loss]] = {}
+        of_row: dict[str, list[LostText]] = {}
         for loss in from_column(text):
             of_row.setdefault(loss.code, []).append(loss)
         for code, losses in of_row.items():

@@ -29,7 +29,7 @@ _SEVERITIES: dict[str, Literal["error", "warning", "note"]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Diagnosis:
     """What a code means.
 
     Args:
@@ -43,17 +43,17 @@ class Entry:
     do: str
 
 
-class _Table(Mapping[str, Entry]):
+class _Table(Mapping[str, Diagnosis]):
     """The entries of a language, read from its files when one is first asked for."""
 
     def __init__(self, language: Language) -> None:
         self._language = language
 
     @cached_property
-    def _entries(self) -> dict[str, Entry]:
-        return {code: Entry(**texts) for code, texts in meanings(self._language).items()}
+    def _entries(self) -> dict[str, Diagnosis]:
+        return {code: Diagnosis(**texts) for code, texts in meanings(self._language).items()}
 
-    def __getitem__(self, code: str) -> Entry:
+    def __getitem__(self, code: str) -> Diagnosis:
         return self._entries[code]
 
     def __iter__(self) -> Iterator[str]:
@@ -63,14 +63,14 @@ class _Table(Mapping[str, Entry]):
         return len(self._entries)
 
 
-TABLE: Mapping[str, Entry] = _Table("en")
+TABLE: Mapping[str, Diagnosis] = _Table("en")
 """Every code that the doctor can report, in English."""
 
-TABLE_ZH: Mapping[str, Entry] = _Table("zh")
+TABLE_ZH: Mapping[str, Diagnosis] = _Table("zh")
 """The same in Chinese."""
 
 
-def meaning(code: str) -> Entry:
+def meaning(code: str) -> Diagnosis:
     """What a code means, in the language spoken.
 
     Raises:

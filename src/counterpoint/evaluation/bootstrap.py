@@ -49,7 +49,7 @@ class Resampling:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class BootstrapEstimate:
     """A number and its interval; the ends are NaN where no draw had anything to count."""
 
     value: float
@@ -100,11 +100,10 @@ class Bootstrap:
     """
 
     def __init__(self, prompts: NDArray[np.int64], plan: Resampling) -> None:
-        """Nothing is drawn yet."""
         names, self._prompt = np.unique(prompts, return_inverse=True)
         self.prompts, self.plan = len(names), plan
 
-    def estimates(self, ratios: Mapping[str, Ratio]) -> dict[str, Estimate]:
+    def estimates(self, ratios: Mapping[str, Ratio]) -> dict[str, BootstrapEstimate]:
         """Each statistic with its interval.
 
         Args:
@@ -112,13 +111,13 @@ class Bootstrap:
         """
         draws = self._draws(ratios)
         return {
-            name: self._bounded(ratio, Estimate(ratio.value, *self._interval(draws[name])))
+            name: self._bounded(ratio, BootstrapEstimate(ratio.value, *self._interval(draws[name])))
             for name, ratio in ratios.items()
         }
 
     def differences(
         self, before: Mapping[str, Ratio], after: Mapping[str, Ratio]
-    ) -> dict[str, Estimate]:
+    ) -> dict[str, BootstrapEstimate]:
         """After minus before of each statistic, with the interval of the difference.
 
         Args:
@@ -131,14 +130,14 @@ class Bootstrap:
             with np.errstate(all="ignore"):
                 value = ratio.value - before[name].value
                 draws = other[name] - one[name]
-            found[name] = Estimate(value, *self._interval(draws))
+            found[name] = BootstrapEstimate(value, *self._interval(draws))
             if ratio.is_share and abs(value) == 1:
                 end = 2 * self._least(ratio) - 1
                 ends = (end, value) if value > 0 else (value, -end)
-                found[name] = Estimate(value, *ends)
+                found[name] = BootstrapEstimate(value, *ends)
             elif ratio.is_share and value == 0 and ratio.value in (0.0, 1.0):
                 end = 1 - self._least(ratio)
-                found[name] = Estimate(value, -end, end)
+                found[name] = BootstrapEstimate(value, -end, end)
         return found
 
     def _draws(self, ratios: Mapping[str, Ratio]) -> dict[str, Numbers]:
@@ -166,11 +165,15 @@ class Bootstrap:
             low, high = np.quantile(counted, [outside, 1 - outside])
         return float(low), float(high)
 
-    def _bounded(self, ratio: Ratio, found: Estimate) -> Estimate:
+    def _bounded(self, ratio: Ratio, found: BootstrapEstimate) -> BootstrapEstimate:
         if not ratio.is_share or found.value not in (0.0, 1.0):
             return found
         least = self._least(ratio)
-        return Estimate(0.0, 0.0, 1 - least) if found.value == 0 else Estimate(1.0, least, 1.0)
+        return (
+            BootstrapEstimate(0.0, 0.0, 1 - least)
+            if found.value == 0
+            else BootstrapEstimate(1.0, least, 1.0)
+        )
 
     def _least(self, ratio: Ratio) -> float:
         """The least share of which so many prompts, all of them right, are not too unlikely."""

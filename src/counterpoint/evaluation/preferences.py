@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from counterpoint.evaluation.bootstrap import Bootstrap, Estimate, Ratio, Resampling, mean
+from counterpoint.evaluation.bootstrap import Bootstrap, BootstrapEstimate, Ratio, Resampling, mean
 from counterpoint.evaluation.scores import Numbers, PairScores, aligned
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -48,7 +48,7 @@ class LengthBin:
     low: int | None
     high: int | None
     pairs: int
-    accuracy: Estimate
+    accuracy: BootstrapEstimate
     longer_wins: float
 
 
@@ -68,7 +68,7 @@ class Preferences:
     pairs: int
     prompts: int
     ties: int
-    measures: Mapping[str, Estimate]
+    measures: Mapping[str, BootstrapEstimate]
     margin_quantiles: Mapping[float, float]
     by_length: tuple[LengthBin, ...]
 
@@ -94,7 +94,7 @@ class Comparison:
     pairs: int
     before: Mapping[str, float]
     after: Mapping[str, float]
-    differences: Mapping[str, Estimate]
+    differences: Mapping[str, BootstrapEstimate]
 
 
 def judge(scores: PairScores, plan: Resampling) -> Preferences:
@@ -148,7 +148,7 @@ def compare(before: PairScores, after: PairScores, plan: Resampling) -> Comparis
     )
 
 
-def accuracy_interval(scores: PairScores) -> Estimate:
+def accuracy_interval(scores: PairScores) -> BootstrapEstimate:
     """The accuracy of the training log, in which a tie is a loss as in TRL, with its interval.
 
     Args:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from counterpoint.evaluation.bootstrap import Estimate
+from counterpoint.evaluation.bootstrap import BootstrapEstimate
 from counterpoint.evaluation.preferences import Comparison, LengthBin, Preferences
 from counterpoint.evaluation.texts import Completion
 
@@ -107,7 +107,7 @@ def text_comparison_table(
     title: str,
     before: Mapping[str, float],
     after: Mapping[str, float],
-    differences: Mapping[str, Estimate],
+    differences: Mapping[str, BootstrapEstimate],
     level: float,
 ) -> list[str]:
     """What the texts of two models are like, side by side.
@@ -149,7 +149,7 @@ def number(value: float) -> str:
 def _sides(
     before: Mapping[str, float],
     after: Mapping[str, float],
-    differences: Mapping[str, Estimate],
+    differences: Mapping[str, BootstrapEstimate],
     level: float,
 ) -> list[str]:
     lines = [
@@ -171,7 +171,7 @@ def _signed(value: float) -> str:
     return number(value) if value <= 0 else f"+{number(value)}"
 
 
-def _interval(estimate: Estimate) -> str:
+def _interval(estimate: BootstrapEstimate) -> str:
     return f"{number(estimate.low)} to {number(estimate.high)}"
 
 

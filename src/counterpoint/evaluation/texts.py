@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from counterpoint.evaluation.bootstrap import Bootstrap, Estimate, Ratio, Resampling, mean
+from counterpoint.evaluation.bootstrap import Bootstrap, BootstrapEstimate, Ratio, Resampling, mean
 
 REPEATED = 4
 """Tokens of the n-grams whose repetition counts."""
@@ -136,7 +136,7 @@ def ratios_of(completions: Sequence[Completion]) -> dict[str, Ratio]:
 
 def differences(
     before: Sequence[Completion], after: Sequence[Completion], plan: Resampling
-) -> dict[str, Estimate]:
+) -> dict[str, BootstrapEstimate]:
     """After minus before of each mean, with its interval over prompts.
 
     Args:

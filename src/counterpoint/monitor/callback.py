@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from counterpoint.monitor.judge import Judge
 from counterpoint.monitor.look import Look
-from counterpoint.monitor.watch import Watch
+from counterpoint.monitor.watch import MovementWatch
 from counterpoint.runlog import Alarm, logger
 
 EARLY = (1, 2, 5)
@@ -51,9 +51,8 @@ class Monitor(TrainerCallback):
         write: Callable[[Mapping[str, Any]], None],
         sound: Callable[[Alarm], None],
     ) -> None:
-        """Nothing is looked at yet."""
         self.every, self._write, self._sound = every, write, sound
-        self._watch: Watch | None = None
+        self._watch: MovementWatch | None = None
         self._judge = Judge()
         self._restored: Mapping[str, Any] | None = None
 
@@ -64,10 +63,10 @@ class Monitor(TrainerCallback):
         self._watch, self._judge = None, Judge()
         if not state.is_world_process_zero or not any(p.requires_grad for p in model.parameters()):
             return
-        self._watch = Watch(model, optimizer, state.global_step)
+        self._watch = MovementWatch(model, optimizer, state.global_step)
         self._take_over(self._watch)
 
-    def _take_over(self, watch: Watch) -> None:
+    def _take_over(self, watch: MovementWatch) -> None:
         """Go on from the state of another process, if there is one."""
         restored, self._restored = self._restored, None
         if restored is None:
@@ -136,7 +135,7 @@ class Monitor(TrainerCallback):
         step = state.global_step + 1
         return is_look(step, self.every) or step >= state.max_steps
 
-    def _tell(self, look: Look, watch: Watch) -> None:
+    def _tell(self, look: Look, watch: MovementWatch) -> None:
         self._write(look.as_dict())
         for alarm in self._judge.judge(look, watch.unchanged):
             self._sound(alarm)

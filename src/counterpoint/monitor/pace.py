@@ -34,7 +34,6 @@ class Pace(TrainerCallback):
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Nothing is done yet."""
         self._device = device
         self._steps, self._seconds, self._since = 0, 0.0, time.perf_counter()
         self._counts = dict.fromkeys(COUNTED, 0)

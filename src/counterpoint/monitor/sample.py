@@ -34,7 +34,6 @@ class Sample:
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        """Draw them."""
         every = list(tensors.values())
         self.entries = max(LEAST, min(MOST, IN_ALL // len(every)))
         self.device = every[0].device

@@ -29,7 +29,7 @@ Half = tuple[Tensor, Tensor, Tensor]
 """What is seen before a step: samples of the weights and of their gradients, and the norms."""
 
 
-class Watch:
+class MovementWatch:
     """A model under training, seen by one process.
 
     Args:
@@ -39,7 +39,6 @@ class Watch:
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int = 0) -> None:
-        """Take what there is for the start."""
         here = {n: p for n, p in model.named_parameters() if p.device.type != "meta"}
         self.trained = {name: p for name, p in here.items() if p.requires_grad}
         self.frozen = {name: p for name, p in here.items() if not p.requires_grad}

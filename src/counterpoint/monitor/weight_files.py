@@ -58,7 +58,6 @@ class WeightFiles:
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Read the headers."""
         self.path = Path(path)
         self._open = ExitStack()
         self._of: dict[str, Any] = {}

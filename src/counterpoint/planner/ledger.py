@@ -21,7 +21,7 @@ GROUPED = torch.ops.aten._grouped_mm.default
 
 
 @dataclass(slots=True)
-class Entry:
+class LedgerEntry:
     """The memory behind some tensors that are views of each other.
 
     Args:
@@ -46,12 +46,11 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __init__(self, kind: str, there: Iterable[Tensor] = ()) -> None:
-        """Nothing is noted yet."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.kind = kind
-        self.entries: list[Entry] = []
+        self.entries: list[LedgerEntry] = []
         self._old = {tensor.untyped_storage()._cdata for tensor in there}
-        self._there: dict[int, tuple[Entry, weakref.ref[Any]]] = {}
+        self._there: dict[int, tuple[LedgerEntry, weakref.ref[Any]]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -97,7 +96,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key = storage._cdata
         if key in self._there or key in self._old:
             return
-        entry = Entry(storage.nbytes(), self.kind, len(self.entries))
+        entry = LedgerEntry(storage.nbytes(), self.kind, len(self.entries))
         self.entries.append(entry)
         self._there[key] = entry, weakref.ref(storage, lambda _: self._end(key))
 

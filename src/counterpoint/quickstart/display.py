@@ -56,7 +56,6 @@ class Progress(TrainerCallback):
     """
 
     def __init__(self, label: str) -> None:
-        """Nothing is shown yet."""
         self._name = padded(phrase(label), 10)
         self._numbers = ""
         self._live = sys.stdout.isatty()

@@ -23,7 +23,7 @@ POINTS = 1200
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ChartLine:
     """One curve of a chart.
 
     Args:
@@ -75,7 +75,7 @@ class LineChart:
     key: str
     title: str
     unit: str
-    lines: tuple[Line, ...]
+    lines: tuple[ChartLine, ...]
     log: bool = False
     note: str = ""
 
@@ -191,7 +191,7 @@ def thinned(values: Sequence[float], most: int = POINTS) -> list[int]:
     return sorted(kept)
 
 
-def thin(line: Line, most: int = POINTS) -> Line:
+def thin(line: ChartLine, most: int = POINTS) -> ChartLine:
     """The line with the points of ``thinned``."""
     places = thinned(line.y, most)
     if len(places) == len(line.y):
@@ -230,7 +230,7 @@ def number(value: float | None) -> str:
     return text.replace("-", "−", 1) if text.startswith("-") else text
 
 
-def in_words(line: Line, *, ends: bool = True) -> str:
+def in_words(line: ChartLine, *, ends: bool = True) -> str:
     """A line as a sentence, for those who do not see it.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any
 from counterpoint.language import phrase
 from counterpoint.markup import Content, Markup, element, folded, plain_json, table
 from counterpoint.report import story
-from counterpoint.report.charts import DASHES, Line, LineChart, number, thin
+from counterpoint.report.charts import DASHES, ChartLine, LineChart, number, thin
 from counterpoint.report.curves import (
     LESS_WANTED,
     PANELS,
@@ -29,7 +29,7 @@ from counterpoint.report.curves import (
 )
 from counterpoint.report.drawing import draw
 from counterpoint.report.objective import adapter_options, typeset
-from counterpoint.report.page import Page, Parts, Section, chart_figure, render
+from counterpoint.report.page import Page, PageParts, Section, chart_figure, render
 from counterpoint.report.palette import SERIES
 from counterpoint.report.run_report import chart_groups, name_of
 from counterpoint.runlog import Run
@@ -77,7 +77,7 @@ def comparison_page(runs: Sequence[Run], *, now: float | None = None) -> Page:
         _Named(name, run, read_series(run.metrics))
         for name, run in zip(names_of(runs), runs, strict=True)
     ]
-    parts = Parts()
+    parts = PageParts()
     curves = tuple(sorted(_charts(named), key=lambda chart: not _is_wanted(chart)))
     charts = [(_is_wanted(chart), chart_figure(chart, parts)) for chart in curves]
     sections = [
@@ -338,7 +338,7 @@ def _charts(named: Sequence[_Named]) -> tuple[LineChart, ...]:
     return tuple(charts)
 
 
-def _lines(one: _Named, place: int, chart: str, metric: str) -> list[Line]:
+def _lines(one: _Named, place: int, chart: str, metric: str) -> list[ChartLine]:
     started = min((line["time"] for line in one.run.metrics if "time" in line), default=0.0)
     pairs = one.run.facts.get("step_pairs") or 1
     lines = []
@@ -347,7 +347,7 @@ def _lines(one: _Named, place: int, chart: str, metric: str) -> list[Line]:
         if series is None:
             continue
         lines.append(
-            Line(
+            ChartLine(
                 key=f"{chart}/{place}/{set_name}",
                 label=one.name if set_name == TRAINING else f"{one.name}, {phrase(set_name)}",
                 role=SERIES[place % len(SERIES)],

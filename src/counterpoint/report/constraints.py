@@ -13,7 +13,7 @@ from typing import Any
 from counterpoint.alarms.of_constraints import surely_above
 from counterpoint.language import phrase
 from counterpoint.markup import Content, element, table
-from counterpoint.report.charts import Line, LineChart, number, thin
+from counterpoint.report.charts import ChartLine, LineChart, number, thin
 from counterpoint.report.curves import (
     TRAINING,
     Series,
@@ -61,8 +61,8 @@ def constraint_charts(facts: Mapping[str, Any], series: SeriesTable) -> tuple[Li
 
 def _lines(
     series: SeriesTable, name: str, wanted: Mapping[str, str], place: int
-) -> tuple[Line, ...]:
-    lines: list[Line] = []
+) -> tuple[ChartLine, ...]:
+    lines: list[ChartLine] = []
     for where in sets_of(series):
         for metric, label in wanted.items():
             found = series.get((where, constraint_metric(name, metric)))
@@ -71,7 +71,7 @@ def _lines(
             told = [phrase(label), "" if where == TRAINING else phrase(where)]
             lines.append(
                 thin(
-                    Line(
+                    ChartLine(
                         key=f"{place}/{metric}/{where}",
                         label=", ".join(part for part in told if part),
                         role=SERIES[len(lines) % len(SERIES)],

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from counterpoint.language import phrase
-from counterpoint.report.charts import DASHES, Line, LineChart, thin
+from counterpoint.report.charts import DASHES, ChartLine, LineChart, thin
 from counterpoint.report.palette import SERIES
 from counterpoint.runlog import CONSTRAINTS
 
@@ -246,7 +246,7 @@ def _chart(panel: Panel, table: SeriesTable) -> LineChart:
             role = SERIES[(number if several else number_of_set) % len(SERIES)]
             lines.append(
                 thin(
-                    Line(
+                    ChartLine(
                         key=f"{panel.key}/{name}/{metric}",
                         label=_label(label, name, alone=len(sets_of(table)) == 1),
                         role=role,
@@ -275,7 +275,7 @@ def is_marked(name: str, series: Series) -> bool:
     return len(series.steps) <= (2 if name == TRAINING else MOST_MARKS)
 
 
-def is_logarithmic(panel: Panel, lines: Iterable[Line]) -> bool:
+def is_logarithmic(panel: Panel, lines: Iterable[ChartLine]) -> bool:
     """Whether a chart's scale is logarithmic: as its panel says, if every value can be on one."""
     return panel.log and all(y > 0 for line in lines for y in line.y if not math.isnan(y))
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from counterpoint.errors import SetupError
 from counterpoint.invocation import EXTRAS, installing
 from counterpoint.language import phrase
-from counterpoint.report.charts import Chart, HeatMap, Histogram, Line, LineChart
+from counterpoint.report.charts import Chart, ChartLine, HeatMap, Histogram, LineChart
 from counterpoint.report.palette import colour, shades
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def _numbers(values: Sequence[float]) -> FloatArray:
     return array
 
 
-def _line_columns(line: Line) -> Columns:
+def _line_columns(line: ChartLine) -> Columns:
     other = {name: _numbers(values) for name, values in line.axes.items()}
     ends = {
         name: _numbers(values)
@@ -342,7 +342,7 @@ def _span_around(chart: LineChart) -> float:
     return max(map(abs, values), default=0.0) / 5 or 2.0
 
 
-def _line(figure: Figure, line: Line) -> Any:
+def _line(figure: Figure, line: ChartLine) -> Any:
     source = _source(line.key, _line_columns(line))
     colours = _coloured(line_color=line.role)
     if line.low and line.high:

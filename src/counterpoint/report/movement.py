@@ -13,7 +13,7 @@ from typing import Any
 
 from counterpoint.language import phrase
 from counterpoint.monitor.groups import GROUPS
-from counterpoint.report.charts import Cell, HeatMap, Line, LineChart, number, thin
+from counterpoint.report.charts import Cell, ChartLine, HeatMap, LineChart, number, thin
 from counterpoint.report.palette import SERIES
 
 COLUMNS, LEAST_COLUMNS, CELLS = 100, 20, 3000
@@ -78,7 +78,7 @@ def group_chart(looks: Sequence[Look]) -> LineChart | None:
             steps, values = zip(*points, strict=True)
             marks = len(points) <= 40
             lines.append(
-                thin(Line(f"groups/{group}", phrase(group), role, steps, values, marks=marks))
+                thin(ChartLine(f"groups/{group}", phrase(group), role, steps, values, marks=marks))
             )
     if not lines:
         return None

@@ -44,7 +44,7 @@ LIVE = "live.json"
 
 
 @dataclass(slots=True)
-class Parts:
+class PageParts:
     """Pieces of a page that change while a run goes on, by the ids of their elements.
 
     Args:
@@ -156,7 +156,7 @@ def render(page: Page, drawing: Drawing, *, live: Mapping[str, Any] | None = Non
     return f"<!doctype html>\n{html}\n"
 
 
-def chart_figure(chart: Chart, parts: Parts, *, wide: bool = False) -> Markup:
+def chart_figure(chart: Chart, parts: PageParts, *, wide: bool = False) -> Markup:
     """The place of a chart, with its title, its legend and its content in words.
 
     Args:

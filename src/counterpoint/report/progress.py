@@ -14,7 +14,7 @@ from counterpoint.runlog import Run
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class RunProgress:
     """How far a run is.
 
     Args:
@@ -33,7 +33,7 @@ class Progress:
         return f"{self.step:,}" if self.steps is None else f"{self.step:,}/{self.steps:,}"
 
 
-def progress_of(run: Run, now: float | None = None) -> Progress:
+def progress_of(run: Run, now: float | None = None) -> RunProgress:
     """How far a run is.
 
     Args:
@@ -45,12 +45,12 @@ def progress_of(run: Run, now: float | None = None) -> Progress:
     step = max([*(line["step"] for line in lines), int(ended.get("step") or 0)], default=0)
     steps = _planned(run)
     if ended or steps is None:
-        return Progress(step, steps, None)
+        return RunProgress(step, steps, None)
     pace = _seconds_a_step(run, lines)
     if pace is None:
-        return Progress(step, steps, None)
+        return RunProgress(step, steps, None)
     since = (time.time() if now is None else now) - float(lines[-1].get("time", 0))
-    return Progress(step, steps, max(0.0, pace * (steps - step) - since))
+    return RunProgress(step, steps, max(0.0, pace * (steps - step) - since))
 
 
 def _planned(run: Run) -> int | None:

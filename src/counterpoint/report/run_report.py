@@ -25,7 +25,7 @@ from counterpoint.report.data_audit import audit, histograms, kept_in_words
 from counterpoint.report.drawing import Mark, columns, draw, scales, shape
 from counterpoint.report.movement import group_chart, heat_map, last_look
 from counterpoint.report.objective import formula_of, option_tables
-from counterpoint.report.page import Page, Parts, Section, chart_figure, render
+from counterpoint.report.page import Page, PageParts, Section, chart_figure, render
 from counterpoint.report.samples import before_and_after
 from counterpoint.runlog import Run
 
@@ -128,7 +128,7 @@ def run_page(run: Run, *, now: float | None = None) -> Page:
         run: as far as it is written.
         now: seconds since 1970; None asks the clock.
     """
-    parts = Parts()
+    parts = PageParts()
     series = read_series(run.metrics)
     kinds = story.alarm_kinds(run.alarms)
     data: Mapping[str, Any] = run.facts.get("data") or {}
@@ -211,7 +211,7 @@ def marks_of(kinds: Sequence[story.AlarmKind]) -> tuple[Mark, ...]:
 # ---- the parts ----
 
 
-def _top(run: Run, series: SeriesTable, parts: Parts, now: float | None) -> list[Content]:
+def _top(run: Run, series: SeriesTable, parts: PageParts, now: float | None) -> list[Content]:
     found = story.verdict(run, now)
     said = element(
         "div",
@@ -337,7 +337,7 @@ def chart_groups(charts: Sequence[tuple[bool, Markup]]) -> Content:
 
 
 def _constraints(
-    run: Run, series: SeriesTable, charts: Sequence[Markup], parts: Parts
+    run: Run, series: SeriesTable, charts: Sequence[Markup], parts: PageParts
 ) -> list[Section]:
     if not run.facts.get("constraints"):
         return []
@@ -348,7 +348,9 @@ def _constraints(
     return [Section("constraints", phrase("Constraints"), content)]
 
 
-def _movement(run: Run, heat: Chart | None, groups: Chart | None, parts: Parts) -> list[Content]:
+def _movement(
+    run: Run, heat: Chart | None, groups: Chart | None, parts: PageParts
+) -> list[Content]:
     if heat is None and groups is None:
         return [_none(phrase("Nobody looked at how far the parameters moved."))]
     titles, rows, step = last_look(run.movement)
@@ -366,7 +368,9 @@ def _movement(run: Run, heat: Chart | None, groups: Chart | None, parts: Parts) 
     ]
 
 
-def _speed(run: Run, series: SeriesTable, charts: Sequence[Markup], parts: Parts) -> list[Content]:
+def _speed(
+    run: Run, series: SeriesTable, charts: Sequence[Markup], parts: PageParts
+) -> list[Content]:
     rows: list[tuple[str, str]] = []
     if story.duration(run):
         rows.append((phrase("run time"), story.duration(run)))

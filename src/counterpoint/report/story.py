@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from counterpoint.doctor.table import TABLE, Entry, meaning
+from counterpoint.doctor.table import TABLE, Diagnosis, meaning
 from counterpoint.language import phrase
 from counterpoint.objectives import LOSSES
 from counterpoint.report.charts import number
@@ -26,8 +26,8 @@ QUIET = 600
 """Seconds without a line after which a run without an end counts as gone."""
 
 
-def _unknown() -> Entry:
-    return Entry(
+def _unknown() -> Diagnosis:
+    return Diagnosis(
         phrase("an alarm that this version does not know"),
         phrase("It was raised by another version of Counterpoint."),
         phrase("counterpoint doctor --explain CODE of that version says what it means."),
@@ -50,7 +50,7 @@ class AlarmKind:
 
     number: int
     code: str
-    meaning: Entry
+    meaning: Diagnosis
     steps: tuple[int, ...]
     since: tuple[int, ...]
     seen: str

@@ -39,7 +39,6 @@ class Watched:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Nothing is read yet."""
         self.folder = folder
         self._lock = threading.Lock()
         self._made: dict[tuple[str, str], bytes] = {}

@@ -46,7 +46,7 @@ _PEAK, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredSteps:
     """What some steps of the real model cost.
 
     Args:
@@ -121,7 +121,6 @@ class StepClock(TrainerCallback):
     """How long each step takes, from its first forward pass to the moved weights."""
 
     def __init__(self) -> None:
-        """No step yet."""
         self.seconds: list[float] = []
         self._started = 0.0
 
@@ -146,7 +145,7 @@ def measure(
     folder: Path,
     steps: int,
     run_steps: int | None,
-) -> Measured:
+) -> MeasuredSteps:
     """Train a few steps and see what they cost.
 
     Args:
@@ -184,7 +183,7 @@ def measure(
     _forget_peak(own.device)
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    return Measured(
+    return MeasuredSteps(
         pairs=min(len(pairs), args.train_batch_size * args.gradient_accumulation_steps),
         seconds=tuple(clock.seconds),
         peak_bytes=_peak(own.device),

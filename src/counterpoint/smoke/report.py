@@ -11,7 +11,7 @@ from typing import Literal
 
 from counterpoint.language import phrase
 from counterpoint.notebook import rows_shown, shown
-from counterpoint.smoke.real import Measured, duration
+from counterpoint.smoke.real import MeasuredSteps, duration
 from counterpoint.strict import strict_json
 from counterpoint.wrap import wrap
 
@@ -55,7 +55,7 @@ class SmokeReport:
 
     twin: str
     checks: tuple[Check, ...]
-    real: Measured | None
+    real: MeasuredSteps | None
     seconds: float
 
     @property

@@ -31,7 +31,7 @@ from counterpoint.doctor.of_batch import steps_of
 from counterpoint.errors import SetupError
 from counterpoint.smoke import checks
 from counterpoint.smoke.miniature import LEARNING_RATE, Miniature, Trained
-from counterpoint.smoke.real import Measured, measure
+from counterpoint.smoke.real import MeasuredSteps, measure
 from counterpoint.smoke.report import Check, SmokeReport
 from counterpoint.smoke.rows import own_pairs, shortened
 from counterpoint.smoke.twin import twin_of, weights_outside_vocabulary
@@ -159,7 +159,7 @@ def _in_words(mini: Miniature) -> str:
     )
 
 
-def _real(run: Subject, model: nn.Module, folder: Path, steps: int) -> Measured:
+def _real(run: Subject, model: nn.Module, folder: Path, steps: int) -> MeasuredSteps:
     args = run.args
     rows = len(run.rows) if hasattr(run.rows, "__len__") else None
     plan = steps_of(args, rows, args.world_size)

@@ -103,7 +103,7 @@ KINDS = (LAYERS, VOCABULARY, WIDTH, HEADS, EXPERTS, INNER, HEAD_WIDTH, POSITIONS
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class WeightsFound:
     """What a model's files hold.
 
     Args:
@@ -164,7 +164,7 @@ def read_object(path: Path) -> Mapping[str, Any]:
     return described if isinstance(described, dict) else {}
 
 
-def weights_of(folder: Path) -> Weights | None:
+def weights_of(folder: Path) -> WeightsFound | None:
     """What the weight files in a folder hold; None where there are none.
 
     Args:
@@ -176,12 +176,14 @@ def weights_of(folder: Path) -> Weights | None:
     if whole:
         counts = [_tensors(path) for path in whole]
         known = [count for count in counts if count is not None]
-        return Weights(sum(map(_size, whole)), sum(known) if known == counts else None)
+        return WeightsFound(sum(map(_size, whole)), sum(known) if known == counts else None)
     pickled = [path for ending in ("bin", "pt", "pth") for path in folder.glob(f"*.{ending}")]
-    return Weights(sum(map(_size, pickled)), None) if pickled else None
+    return WeightsFound(sum(map(_size, pickled)), None) if pickled else None
 
 
-def refuse_unbounded(described: Mapping[str, Any], source: str, weights: Weights | None) -> None:
+def refuse_unbounded(
+    described: Mapping[str, Any], source: str, weights: WeightsFound | None
+) -> None:
     """Refuse a configuration that asks for more than any model has, or than its files hold.
 
     Args:
@@ -306,7 +308,7 @@ def _counted(name: str, value: Any, source: str) -> Iterator[Number]:
             )
 
 
-def _hold_against(numbers: list[Number], source: str, weights: Weights) -> None:
+def _hold_against(numbers: list[Number], source: str, weights: WeightsFound) -> None:
     """Refuse what the weight files have no room for."""
     layers = max((number for _, kind, number in numbers if kind is LAYERS), default=1)
     width = min((number for _, kind, number in numbers if kind is WIDTH and number > 0), default=1)
