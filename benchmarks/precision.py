@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torchao.optim import _AdamW
 
 from counterpoint import CPOConfig, CPOTrainer
-from counterpoint.trainer.stochastic_adamw import StochasticAdamW
+from counterpoint.models.stochastic_adamw import StochasticAdamW
 from tests.steps import random_pairs
 
 RESULTS = Path(__file__).parent / "results" / "precision.json"

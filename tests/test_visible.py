@@ -17,8 +17,8 @@ from counterpoint.console.phases import Phase
 from counterpoint.errors import DataError
 from counterpoint.markup import element
 from counterpoint.masking import MaskingFilter
+from counterpoint.models.loading import load_config
 from counterpoint.runlog import Alarm
-from counterpoint.trainer.loading import load_config
 from counterpoint.visible import visible
 from tests.cli.conftest import Command, command, pattern, tree, workshop
 

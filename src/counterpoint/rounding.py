@@ -3,7 +3,7 @@
 A bfloat16 weight has 8 bits of precision; a step below half a unit in its last place leaves it
 where it is, however often it is made.
 
-Not here: what is said about it (``doctor``, ``trainer.precision``, ``monitor``).
+Not here: what is said about it (``doctor``, ``models.precision``, ``monitor``).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from counterpoint import CPOConfig, CPOTrainer
 from counterpoint.cli.main import main
-from counterpoint.trainer.loading import load_model, load_tokenizer
+from counterpoint.models.loading import load_model, load_tokenizer
 from tests.cli.conftest import PAIRS, Command, Said, tree, write_pairs
 from tests.models_on_the_spot import make_model
 

@@ -19,7 +19,7 @@ from counterpoint.config import CPOConfig
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.prepare import prepare, to_pair
 from counterpoint.data.sources import load
-from counterpoint.trainer.loading import random_model
+from counterpoint.models.loading import random_model
 from tests.cli.conftest import Command, write_pairs
 from tests.models_on_the_spot import make_model
 from tests.reference.naive import completion_logps

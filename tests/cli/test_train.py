@@ -24,8 +24,8 @@ from counterpoint import CPOConfig, CPOTrainer
 from counterpoint.alarms.watch import Watch
 from counterpoint.cli.train import CPOTrainer as Used
 from counterpoint.invocation import command as called
+from counterpoint.models.loading import load_model, load_tokenizer, random_model
 from counterpoint.runlog import Alarm, read_run
-from counterpoint.trainer.loading import load_model, load_tokenizer, random_model
 from tests.cli.conftest import PAIRS, Command, tree, write_pairs
 
 RUN: dict[str, Any] = {

@@ -36,10 +36,10 @@ from counterpoint.data.options import PrepareOptions
 from counterpoint.data.prepare import prepare, to_pair
 from counterpoint.doctor.of_unused import UNUSED, Rest, in_a_line, unused
 from counterpoint.forward.layouts import PADDED
+from counterpoint.models.loading import load_config, load_model
 from counterpoint.runlog import SAMPLES, Alarm, stream_file
-from counterpoint.trainer.assembly import Assembly
+from counterpoint.step.assembly import Assembly
 from counterpoint.trainer.feed import Feed
-from counterpoint.trainer.loading import load_config, load_model
 from counterpoint.trainer.resumable import ResumableTrainer
 from counterpoint.trainer.transformers_seams import Seams
 from tests.models_on_the_spot import make_model

@@ -10,7 +10,7 @@ import torch
 
 from counterpoint.planner.rehearsal import Way, rehearse
 from counterpoint.planner.shapes import Shape
-from counterpoint.planner.twin import fake_mode, twin_of
+from counterpoint.planner.weightless import fake_mode, weightless_twin
 
 SHAPES = [Shape(9, 7, 8), Shape(5, 3, 2)]
 WAYS = {
@@ -25,7 +25,7 @@ WAYS = {
 
 def faked(model, way, shapes=SHAPES):
     mode = fake_mode()
-    return rehearse(twin_of(model, mode), mode, shapes, way)
+    return rehearse(weightless_twin(model, mode), mode, shapes, way)
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)

@@ -25,7 +25,7 @@ from counterpoint.data.encoder import TextEncoder
 from counterpoint.data.options import Limits, PrepareOptions
 from counterpoint.data.prepare import prepare
 from counterpoint.data.sources import load
-from counterpoint.trainer.loading import load_config, load_model
+from counterpoint.models.loading import load_config, load_model
 from tests.cli.conftest import PAIRS, Command, command, pattern, tree, workshop, write_pairs
 from tests.models_on_the_spot import make_model
 

@@ -574,7 +574,7 @@ LOOSE = {
         "markup.py",
         "masking.py",
         "report/run_report.py",
-        "trainer/described.py",
+        "models/described.py",
     ),
     *("data/cache.py", "data/candidates.py", "data/scored.py", "data/sources.py"),
     *("checkpoint/experiment.py", "checkpoint/manifest.py", "doctor/survey.py"),

@@ -76,7 +76,7 @@ def test_a_loss_scale_is_in_the_checkpoint(tmp_path: Path):
 
 def test_stochastic_rounding_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("torchao")
-    monkeypatch.setattr("counterpoint.trainer.stochastic_adamw._compiles", lambda device: False)
+    monkeypatch.setattr("counterpoint.models.stochastic_adamw._compiles", lambda device: False)
     scenario = {"dtype": torch.bfloat16, "stochastic_rounding": True}
     trainer_of(scenario, tmp_path / "whole").train()
     for step in (2, 3):

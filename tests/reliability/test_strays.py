@@ -15,7 +15,7 @@ from counterpoint import CPOConfig, ModelError, SetupError
 from counterpoint.checkpoint.folder import last_good, tidy
 from counterpoint.checkpoint.manifest import MANIFEST, seal, verify
 from counterpoint.checkpoint.weights import BESIDE, load_weights
-from counterpoint.trainer.loading import load_config
+from counterpoint.models.loading import load_config
 from tests.models_on_the_spot import make_model
 from tests.reliability.scenarios import SCENARIOS, trainer_of
 

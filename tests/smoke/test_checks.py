@@ -21,7 +21,7 @@ from counterpoint.smoke import checks, miniature
 from counterpoint.smoke.checks import judge
 from counterpoint.smoke.miniature import Miniature
 from counterpoint.smoke.report import Check
-from counterpoint.trainer import assembly
+from counterpoint.step import assembly
 from tests.models_on_the_spot import MakeModel
 from tests.steps import OBJECTIVES, random_pairs
 

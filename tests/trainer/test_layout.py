@@ -11,7 +11,7 @@ import torch
 
 from counterpoint import ConfigError
 from counterpoint.forward.kernels import ATTENTION_KERNELS, PAIRWISE
-from counterpoint.trainer import assembly
+from counterpoint.step import assembly
 from tests.forward.test_layouts import FOUND, REASONS
 from tests.models_on_the_spot import APART
 from tests.steps import distance, random_pairs, train_watched

@@ -1,6 +1,6 @@
 """The adapter that the command's LoRA options describe.
 
-Not here: wrapping a model with it (``trainer.setup``).
+Not here: wrapping a model with it (``models.preparing``).
 """
 
 from __future__ import annotations

@@ -189,8 +189,8 @@ def _trainer(source: str, request: Request) -> CPOTrainer:
     """A trainer that only evaluates."""
     from counterpoint.cli.hub import hub_or_cache
     from counterpoint.cli.parts import hide_token, merge_model_options, names_of
-    from counterpoint.trainer.adapters import base_of, is_adapter, load_adapted
-    from counterpoint.trainer.loading import load_config, load_model, load_tokenizer
+    from counterpoint.models.adapters import base_of, is_adapter, load_adapted
+    from counterpoint.models.loading import load_config, load_model, load_tokenizer
     from counterpoint.trainer.trainer import CPOTrainer
 
     run, config = request.run, request.config

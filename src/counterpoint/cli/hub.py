@@ -3,7 +3,7 @@
 Without a network that client tries each name six times with growing pauses, 25 seconds in all,
 also where its cache holds everything that is needed.
 
-Not here: what is loaded from the hub (``trainer.loading``, ``data.sources``).
+Not here: what is loaded from the hub (``models.loading``, ``data.sources``).
 """
 
 from __future__ import annotations

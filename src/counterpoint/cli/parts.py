@@ -3,7 +3,7 @@
 Each command takes what it needs: ``train`` and ``doctor`` all of it, ``smoke`` no weights,
 ``plan`` and ``tokens`` neither weights nor evaluation sets.
 
-Not here: how options are read (``settings``), how a model or a file is loaded (``trainer.loading``,
+Not here: how options are read (``settings``), how a model or a file is loaded (``models.loading``,
 ``data.sources``).
 """
 
@@ -23,9 +23,9 @@ from counterpoint.cli.hub import hub_or_cache
 from counterpoint.config import CPOConfig
 from counterpoint.data.sources import load, pick_split
 from counterpoint.errors import ConfigError, DataError
+from counterpoint.models.loading import load_config, load_model, load_tokenizer, random_model
 from counterpoint.options.run_options import RunOptions
 from counterpoint.options.settings import Request
-from counterpoint.trainer.loading import load_config, load_model, load_tokenizer, random_model
 from counterpoint.trainer.second_sets import rows_of
 
 EVAL_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")

@@ -146,9 +146,9 @@ def _planner(request: Request, options: PlanOptions) -> Any:
         merge_model_options,
         names_of,
     )
+    from counterpoint.models.loading import load_config, random_model
+    from counterpoint.models.preparing import disable_dropout, prepare_tokenizer
     from counterpoint.planner.plan import Planner
-    from counterpoint.trainer.loading import load_config, random_model
-    from counterpoint.trainer.setup import disable_dropout, prepare_tokenizer
 
     quiet_bars()
     run, config = request.run, request.config

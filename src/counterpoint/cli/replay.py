@@ -133,8 +133,8 @@ def _again(step: Replay, model: nn.Module) -> tuple[Culprit, ...]:
 
     from counterpoint.forward.head import find_head, prove_head
     from counterpoint.forward.layouts import LAYOUTS
+    from counterpoint.models.preparing import disable_dropout, embedding_rows
     from counterpoint.step.replay.recompute import culprits_of
-    from counterpoint.trainer.setup import disable_dropout, embedding_rows
 
     device = step.settings.device if _is_here(step.settings.device) else "cpu"
     model.to(device)
@@ -202,8 +202,8 @@ def _last_checkpoint(folder: Path, step: int) -> tuple[int, Path] | None:
 
 
 def _load(source: str, step: Replay, options: ReplayOptions) -> nn.Module:
-    from counterpoint.trainer.adapters import is_adapter, load_adapted
-    from counterpoint.trainer.loading import load_config, load_model
+    from counterpoint.models.adapters import is_adapter, load_adapted
+    from counterpoint.models.loading import load_config, load_model
 
     config = _config(step, options)
     if is_adapter(source):
@@ -238,10 +238,10 @@ def _as_begun(file: Path, options: ReplayOptions) -> nn.Module:
 
     from counterpoint.cli.adapter import adapter_config
     from counterpoint.cli.parts import load_weights, merge_model_options
+    from counterpoint.models.bases import check_base
+    from counterpoint.models.loading import load_config
+    from counterpoint.models.preparing import adapt
     from counterpoint.options.settings import read_request
-    from counterpoint.trainer.bases import check_base
-    from counterpoint.trainer.loading import load_config
-    from counterpoint.trainer.setup import adapt
 
     switches = ("trust_remote_code", "allow_pickle")
     words = (f"--{name}={str(getattr(options, name)).lower()}" for name in switches)
@@ -337,7 +337,7 @@ def _place(one: Culprit, tokenizer: Any) -> str:
 def _tokenizer(model: nn.Module) -> Any:
     """The model's own, if it lies beside its weights; None: ids alone are shown."""
     from counterpoint.config import CPOConfig
-    from counterpoint.trainer.loading import load_tokenizer
+    from counterpoint.models.loading import load_tokenizer
 
     source = loaded_from(model)
     try:

@@ -106,7 +106,7 @@ def _show(request: Request, options: TokensOptions) -> None:
     from counterpoint.data.encoder import encoder_for
     from counterpoint.data.options import PrepareOptions
     from counterpoint.data.row_tokens import tokens_of_row
-    from counterpoint.trainer.setup import prepare_tokenizer
+    from counterpoint.models.preparing import prepare_tokenizer
 
     quiet_bars()
     run, config = request.run, request.config

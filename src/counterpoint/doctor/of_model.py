@@ -2,7 +2,7 @@
 
 Weights are looked at where they are, nothing is changed, and no gradient is taken.
 
-Not here: loading (``trainer.loading``), the head's and the layout's own proofs on the run's
+Not here: loading (``models.loading``), the head's and the layout's own proofs on the run's
 first pairs (``forward``).
 """
 

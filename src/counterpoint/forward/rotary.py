@@ -8,7 +8,7 @@ worth one thing beside a short neighbour and another beside a long one:
 2. "dynamic" takes frequencies of the longest row, and keeps those of the longest batch so far;
    no cut of a step makes that a function of its pairs.
 
-Not here: keeping such pairs apart (``trainer.assembly``).
+Not here: keeping such pairs apart (``step.assembly``).
 """
 
 from __future__ import annotations

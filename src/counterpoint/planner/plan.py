@@ -26,7 +26,7 @@ from counterpoint.planner.holdings import holdings_of
 from counterpoint.planner.prediction import Estimate, Plan, Remedy, Split
 from counterpoint.planner.rehearsal import Way, rehearse
 from counterpoint.planner.shapes import Lengths, tokens_of
-from counterpoint.planner.twin import adapted, fake_mode, quiet_fakes, twin_of
+from counterpoint.planner.weightless import adapted, fake_mode, quiet_fakes, weightless_twin
 
 REHEARSED = (2, 4)
 """Pairs of the two rehearsals."""
@@ -262,7 +262,7 @@ class Planner:
         mode, model, dtype = fake_mode(), self.model, setting.dtype
         if setting.adapter is not None:
             model, dtype = adapted(model, setting.adapter, dtype), None
-        twin: Any = twin_of(model, mode, dtype)
+        twin: Any = weightless_twin(model, mode, dtype)
         if experts is not None:
             twin.set_experts_implementation(experts)
         optim = str(getattr(self.args.optim, "value", self.args.optim))

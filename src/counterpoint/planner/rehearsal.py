@@ -97,7 +97,7 @@ def rehearse(
     """Go through a micro-batch.
 
     Args:
-        twin: from ``twin_of``; afterwards it checkpoints its activations, if that is the way.
+        twin: from ``weightless_twin``; afterwards it checkpoints, if that is the way.
         mode: that the twin belongs to; with ``nullcontext()`` and a real model it all happens.
         shapes: of the micro-batch's pairs.
         way: how it is computed.

@@ -29,13 +29,13 @@ from counterpoint.console.alone import one_thread, quiet
 from counterpoint.console.phases import phase
 from counterpoint.doctor.of_batch import steps_of
 from counterpoint.errors import SetupError
+from counterpoint.models.preparing import prepare_tokenizer
+from counterpoint.models.tiny_twin import tiny_twin, weights_outside_vocabulary
 from counterpoint.smoke import checks
 from counterpoint.smoke.miniature import LEARNING_RATE, Miniature, Trained
 from counterpoint.smoke.real import MeasuredSteps, measure
 from counterpoint.smoke.report import Check, SmokeReport
 from counterpoint.smoke.rows import own_pairs, shortened
-from counterpoint.smoke.twin import twin_of, weights_outside_vocabulary
-from counterpoint.trainer.setup import prepare_tokenizer
 
 PAIRS = 24
 """Rows that a miniature trains on."""
@@ -109,7 +109,7 @@ def smoke(
 def _miniature(run: Subject, folder: Path) -> Miniature:
     tokenizer = prepare_tokenizer(run.tokenizer)
     pairs = own_pairs(run.rows, tokenizer, run.args, PAIRS)
-    model = twin_of(run.source, run.args, run.config, adapted=run.peft_config is not None)
+    model = tiny_twin(run.source, run.args, run.config, adapted=run.peft_config is not None)
     return Miniature(
         args=run.args,
         model=model,

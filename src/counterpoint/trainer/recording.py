@@ -11,8 +11,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerState
 
+from counterpoint.config import CPOConfig
 from counterpoint.errors import CounterpointError
-from counterpoint.runlog import RunLog
+from counterpoint.runlog import RunLog, logger
 
 
 class Beginning(TrainerCallback):
@@ -72,3 +73,17 @@ def _state_after(error: BaseException) -> str:
     # an alarm ends a run as it was asked to
     by_alarm = isinstance(error, CounterpointError) and error.code == "CP402"
     return "stopped" if by_alarm else "failed"
+
+
+def announce(objective: str, args: CPOConfig, ranks: int) -> None:
+    """Say what will be optimised and how many pairs make a step."""
+    per_device, windows = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    logger().info("%s", objective)
+    logger().info(
+        "step = %d pairs (%d a device x %d accumulated x %d %s)",
+        per_device * windows * ranks,
+        per_device,
+        windows,
+        ranks,
+        "rank" if ranks == 1 else "ranks",
+    )

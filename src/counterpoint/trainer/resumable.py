@@ -73,10 +73,10 @@ from counterpoint.console.phases import phase
 from counterpoint.data.batching import DealtStream
 from counterpoint.errors import ConfigError, SetupError
 from counterpoint.masking import Mask
+from counterpoint.models.bases import base_then, other_base, unknown_base
 from counterpoint.runlog import STREAMS, RunLog, logger
 from counterpoint.step.finite import refuse_non_finite
 from counterpoint.strict import strict_json
-from counterpoint.trainer.bases import base_then, other_base, unknown_base
 from counterpoint.trainer.transformers_seams import Epoch, Moment, Seams
 
 Result = TypeVar("Result")

@@ -53,6 +53,14 @@ from counterpoint.masking import keep_secrets
 from counterpoint.metric_names import PREFIX
 from counterpoint.metrics import MetricSums, means, pair_means
 from counterpoint.model_seams import loaded_from
+from counterpoint.models.loading import load_config, load_model, load_tokenizer
+from counterpoint.models.precision import Rounding, stochastic_adamw, warn_of_rounding
+from counterpoint.models.preparing import (
+    balancing_weight,
+    embedding_rows,
+    prepare_model,
+    prepare_tokenizer,
+)
 from counterpoint.monitor.callback import Monitor
 from counterpoint.monitor.pace import COUNTED, Pace
 from counterpoint.provenance.environment import environment
@@ -70,6 +78,7 @@ from counterpoint.runlog import (
     constraint_metric,
     logger,
 )
+from counterpoint.step.assembly import Assembly
 from counterpoint.step.calibration import Reader, calibrate, sums_of
 from counterpoint.step.constraint_set import Constraints
 from counterpoint.step.evaluation_pass import EvaluationPass
@@ -78,24 +87,14 @@ from counterpoint.step.guard import StepGuard, non_finite_error
 from counterpoint.step.replay.recompute import generator_states, restore_generators
 from counterpoint.step.replay.recorder import StepRecorder
 from counterpoint.step.share import Share, TokenBudget
-from counterpoint.trainer.assembly import Assembly
 from counterpoint.trainer.best import check_best_metric, check_evaluated, not_given, prefixed
 from counterpoint.trainer.feed import Feed
 from counterpoint.trainer.fitting import fitting_budget
 from counterpoint.trainer.hooks import ATTRIBUTES, check_attributes, check_hooks
-from counterpoint.trainer.loading import load_config, load_model, load_tokenizer
 from counterpoint.trainer.lost_rank import lost_rank_named
-from counterpoint.trainer.precision import Rounding, stochastic_adamw, warn_of_rounding
-from counterpoint.trainer.recording import Beginning, SamplesBefore, told_to_its_end
+from counterpoint.trainer.recording import Beginning, SamplesBefore, announce, told_to_its_end
 from counterpoint.trainer.resumable import ResumableTrainer
 from counterpoint.trainer.second_sets import SecondSets
-from counterpoint.trainer.setup import (
-    announce,
-    balancing_weight,
-    embedding_rows,
-    prepare_model,
-    prepare_tokenizer,
-)
 from counterpoint.trainer.trackers import check_trackers, hide_secrets
 from counterpoint.trainer.transformers_seams import Epoch, Moment
 
@@ -528,6 +527,7 @@ class CPOTrainer(ResumableTrainer):
             self._assembled = Assembly(
                 self.model,
                 self.args,
+                vocab_size=embedding_rows(self.model),
                 # old models warn of the pad token where no mask is given
                 pad_id=0 if self.processing_class.pad_token_id else 1,
                 autocast=self.accelerator.autocast,

@@ -9,7 +9,7 @@
    updates as small as a learning rate of 1e-6 makes, unless ``stochastic_rounding`` is on.
    ``bf16`` still computes in bfloat16.
 
-Not here: making a model ready to train (``setup``).
+Not here: making a model ready to train (``preparing``).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from counterpoint.console.phases import phase
 from counterpoint.data.bounds import panics_caught
 from counterpoint.errors import ConfigError, ModelError, SetupError
 from counterpoint.log import quiet_calls
-from counterpoint.trainer.described import (
+from counterpoint.models.described import (
     read_described,
     read_object,
     refuse_code,

@@ -122,7 +122,7 @@ def stochastic_adamw(args: CPOConfig) -> tuple[type[torch.optim.Optimizer], dict
 
 def _stochastic_class() -> type[torch.optim.Optimizer]:
     try:
-        from counterpoint.trainer.stochastic_adamw import StochasticAdamW
+        from counterpoint.models.stochastic_adamw import StochasticAdamW
     except ImportError as error:
         raise SetupError(
             "CP502",

@@ -28,7 +28,6 @@ from counterpoint.forward.routing import find_routers, prove_routers
 from counterpoint.forward.rows import check_ids
 from counterpoint.records import PairBatch, TokenPair
 from counterpoint.runlog import logger
-from counterpoint.trainer.setup import embedding_rows
 
 PROOF_TOKENS = 16
 """Tokens of the first pair on which the head is proved."""
@@ -43,6 +42,7 @@ class Assembly:
     Args:
         model: unwrapped from distributed training.
         args: the run's options.
+        vocab_size: rows of the model's embedding.
         pad_id: id that fills the ends of padded rows; any will do.
         autocast: the run's precision, as a context.
         known_layout: what a run that is gone on with has used, if it has used one.
@@ -57,6 +57,7 @@ class Assembly:
         model: nn.Module,
         args: CPOConfig,
         *,
+        vocab_size: int,
         pad_id: int,
         autocast: Callable[[], AbstractContextManager[Any]],
         known_layout: str | None = None,
@@ -66,7 +67,7 @@ class Assembly:
         self.routers = find_routers(model) if balanced else ()
         self.model, self.args, self.autocast = model, args, autocast
         self._known_layout = known_layout
-        self._pad_id, self._vocab_size = pad_id, embedding_rows(model)
+        self._pad_id, self._vocab_size = pad_id, vocab_size
         self._long_rows = long_rows(model)
         self._head: Head | None = None
         self._layout: Layout | None = None

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from counterpoint import CPOConfig, CPOTrainer, SetupError
 from counterpoint.checkpoint.adapted import BASE, base_identity, identity
 from counterpoint.checkpoint.manifest import MANIFEST, seal
+from counterpoint.models.adapters import load_adapted
 from counterpoint.runlog import read_run
-from counterpoint.trainer.adapters import load_adapted
 from tests.models_on_the_spot import make_model
 from tests.reliability.scenarios import tokenizer
 from tests.steps import random_pairs

@@ -48,7 +48,9 @@ def quiet_fakes() -> Iterator[None]:
         log.disabled = before
 
 
-def twin_of(model: nn.Module, mode: FakeTensorMode, dtype: torch.dtype | None = None) -> nn.Module:
+def weightless_twin(
+    model: nn.Module, mode: FakeTensorMode, dtype: torch.dtype | None = None
+) -> nn.Module:
     """A copy of a model's modules whose weights have shapes and no data.
 
     Args:

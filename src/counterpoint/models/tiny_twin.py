@@ -8,7 +8,7 @@
 3. A twin is only given out after it was built, was found small, and has run on a few tokens;
    a configuration that cannot be shrunk like this is an error with a code.
 
-Not here: the model itself and its weights (``trainer.loading``).
+Not here: the model itself and its weights (``models.loading``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ModelError
-from counterpoint.trainer.loading import random_model
+from counterpoint.models.loading import random_model
 
 WIDTH = 64
 """Width of a twin's hidden states."""
@@ -62,7 +62,7 @@ PER_LAYER = ("layer_types", "mlp_layer_types", "layers_block_type", "attention_l
 """Lists of the kinds of layers that may be computed and no field of their own."""
 
 
-def twin_of(
+def tiny_twin(
     source: str, args: CPOConfig, config: PretrainedConfig, *, adapted: bool
 ) -> PreTrainedModel:
     """The tiny twin of a model.

@@ -6,7 +6,7 @@ import peft
 import pytest
 
 from counterpoint.errors import ModelError
-from counterpoint.trainer.trainable import check_checkpointing, check_trainable
+from counterpoint.models.trainable import check_checkpointing, check_trainable
 
 LORA = {"task_type": "CAUSAL_LM", "r": 2, "target_modules": ["q_proj"]}
 

@@ -1,6 +1,6 @@
 """Why nothing of a model would train, and what to do about it.
 
-Not here: wrapping a model with an adapter (``setup``), adapters' folders (``adapters``).
+Not here: wrapping a model with an adapter (``preparing``), adapters' folders (``adapters``).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """An adapter's folder as a model: its base model, and the adapter on it.
 
-Not here: new adapters (``setup``), models of one piece (``loading``).
+Not here: new adapters (``preparing``), models of one piece (``loading``).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from counterpoint.config import CPOConfig
 from counterpoint.errors import ModelError, SetupError
 from counterpoint.invocation import EXTRAS, installing
 from counterpoint.log import quiet_calls
-from counterpoint.trainer.bases import check_base
-from counterpoint.trainer.described import check_adapter
-from counterpoint.trainer.loading import load_config, load_model, refuse_pickled_adapter
+from counterpoint.models.bases import check_base
+from counterpoint.models.described import check_adapter
+from counterpoint.models.loading import load_config, load_model, refuse_pickled_adapter
 
 ADAPTER_FILE = "adapter_config.json"
 

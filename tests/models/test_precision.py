@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from counterpoint import ConfigError, CPOConfig, CPOTrainer, SetupError
+from counterpoint.models import precision, stochastic_adamw
+from counterpoint.models.precision import rounding, warn_of_rounding
+from counterpoint.models.stochastic_adamw import StochasticAdamW
 from counterpoint.rounding import held
-from counterpoint.trainer import precision, stochastic_adamw
-from counterpoint.trainer.precision import rounding, warn_of_rounding
-from counterpoint.trainer.stochastic_adamw import StochasticAdamW
 from tests.steps import random_pairs
 
 STEP = 1e-6
@@ -330,7 +330,7 @@ def test_it_is_refused_where_it_would_do_nothing(options, reason, build):
 
 
 def test_without_torchao_the_install_command_is_named(build, models, monkeypatch):
-    monkeypatch.delitem(sys.modules, "counterpoint.trainer.stochastic_adamw")
+    monkeypatch.delitem(sys.modules, "counterpoint.models.stochastic_adamw")
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
     with pytest.raises(SetupError, match=r"-m pip install 'torchao>=0\.18'") as caught:
         build(models().bfloat16(), stochastic_rounding=True)

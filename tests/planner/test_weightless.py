@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from counterpoint.forward.initial_policy import InitialPolicy
 from counterpoint.planner.holdings import holdings_of
-from counterpoint.planner.twin import fake_mode, model_of, twin_of
+from counterpoint.planner.weightless import fake_mode, model_of, weightless_twin
 from tests.models_on_the_spot import APART, KINDS
 
 DECODERS = sorted({**KINDS, **APART}.keys() - {"bart"})
@@ -28,7 +28,7 @@ def test_a_twin_is_tied_and_frozen_as_its_model_is_and_has_no_data(models):
     model = models("qwen2_tied")
     model.model.layers[0].requires_grad_(False)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
-    twin = twin_of(model, fake_mode())
+    twin = weightless_twin(model, fake_mode())
     assert twin.lm_head.weight is twin.model.embed_tokens.weight
     for (name, ours), theirs in zip(model.named_parameters(), twin.parameters(), strict=True):
         assert isinstance(theirs, FakeTensor)
@@ -40,7 +40,7 @@ def test_a_twin_is_tied_and_frozen_as_its_model_is_and_has_no_data(models):
 
 def test_a_twin_of_another_precision_changes_weights_and_not_buffers(models):
     model = models("qwen2")
-    twin = twin_of(model, fake_mode(), torch.bfloat16)
+    twin = weightless_twin(model, fake_mode(), torch.bfloat16)
     assert {weight.dtype for weight in twin.parameters()} == {torch.bfloat16}
     kinds = [buffer.dtype for buffer in model.buffers()]
     assert [buffer.dtype for buffer in twin.buffers()] == kinds

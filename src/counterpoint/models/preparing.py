@@ -1,7 +1,6 @@
-"""Everything a trainer needs before transformers' own constructor runs.
+"""A model and its tokenizer made ready to train, before transformers' own constructor runs.
 
-Model and tokenizer are checked and made ready here: what cannot be trained is refused with a
-code before anything is written.
+What cannot be trained is refused with a code before anything is written.
 
 Not here: loading by name (``loading``), data (``data.prepare``).
 """
@@ -18,9 +17,9 @@ from counterpoint.errors import ConfigError, ModelError, SetupError
 from counterpoint.forward.routing import find_routers, own_coefficient
 from counterpoint.invocation import EXTRAS, installing
 from counterpoint.log import quiet_calls
+from counterpoint.models.precision import check_stochastic_rounding
+from counterpoint.models.trainable import check_checkpointing, check_kind, check_trainable
 from counterpoint.runlog import logger
-from counterpoint.trainer.precision import check_stochastic_rounding
-from counterpoint.trainer.trainable import check_checkpointing, check_kind, check_trainable
 
 
 def prepare_tokenizer(tokenizer: Any) -> PreTrainedTokenizerBase:
@@ -217,17 +216,3 @@ def balancing_weight(model: nn.Module, args: CPOConfig) -> float:
             )
         return 0.0
     return weight
-
-
-def announce(objective: str, args: CPOConfig, ranks: int) -> None:
-    """Say what will be optimised and how many pairs make a step."""
-    per_device, windows = args.per_device_train_batch_size, args.gradient_accumulation_steps
-    logger().info("%s", objective)
-    logger().info(
-        "step = %d pairs (%d a device x %d accumulated x %d %s)",
-        per_device * windows * ranks,
-        per_device,
-        windows,
-        ranks,
-        "rank" if ranks == 1 else "ranks",
-    )

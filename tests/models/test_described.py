@@ -19,10 +19,10 @@ from transformers.integrations import hub_kernels
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from counterpoint import CPOConfig, ModelError
-from counterpoint.trainer import described
-from counterpoint.trainer.adapters import load_adapted
-from counterpoint.trainer.described import WeightsFound, refuse_code, refuse_unbounded
-from counterpoint.trainer.loading import load_config, load_model, load_tokenizer
+from counterpoint.models import described
+from counterpoint.models.adapters import load_adapted
+from counterpoint.models.described import WeightsFound, refuse_code, refuse_unbounded
+from counterpoint.models.loading import load_config, load_model, load_tokenizer
 from tests.cli.conftest import Command, command, pattern, tree, workshop
 
 __all__ = ["command", "pattern", "tree", "workshop"]
