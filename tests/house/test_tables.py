@@ -26,7 +26,7 @@ OTHER_THINGS = {"length", "custom"}
 SAID = re.compile(r"(?:loss_type|kind)\W{1,3}(\w+)")
 """A name in a line of configuration that is printed, or in a sentence."""
 
-EXAMPLES = {"config.py": {"bc"}, "cli/main.py": {"simpo"}}
+EXAMPLES = {"config/options.py": {"bc"}, "cli/main.py": {"simpo"}}
 """Texts of help that show how an option is given, by their files."""
 
 
