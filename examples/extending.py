@@ -1,16 +1,21 @@
-"""A loss and a kind of constraint of our own, added to Counterpoint from outside.
+"""A loss, a kind of constraint and a layout of our own, added to Counterpoint from outside.
 
     python examples/extending.py
 
-Each is a row of a table and a few lines of arithmetic: options, the doctor, the report, the planner
+Each is a row of a table and a few lines of code: options, the doctor, the report, the planner
 and the training know it from then on. The task is the quickstart's, shipped with the package:
 offline, a few seconds.
 
 Not here: what each part of a row means (docs/extending.md).
 """
 
+from dataclasses import replace
+
+import numpy as np
+
 from counterpoint import CPOConfig, CPOTrainer
 from counterpoint.constraints import ConstraintKind, register_constraint_kind
+from counterpoint.forward.layouts import Padded, register_layout
 from counterpoint.losses.constrained import ConstraintMath
 from counterpoint.losses.objective import LossMath
 from counterpoint.objectives import Loss, register_loss
@@ -47,11 +52,43 @@ register_constraint_kind(
 )
 
 
+class PaddedToEight(Padded):
+    """Padded rows whose width is a multiple of 8, as matrix units like it."""
+
+    name = "padded-to-8"
+
+    def tokens(self, pairs):
+        return 2 * len(pairs) * whole(max(pair.longest_row for pair in pairs))
+
+    def tokens_alone(self, lengths):
+        prompt, chosen, rejected = lengths.T
+        return 2 * whole(prompt + np.maximum(chosen, rejected))
+
+    def rows(self, pairs, pad_id):
+        rows = super().rows(pairs, pad_id)
+        width = rows.ids.shape[1]
+        more = ((0, 0), (0, whole(width) - width))
+        return replace(
+            rows,
+            ids=np.pad(rows.ids, more, constant_values=pad_id),
+            mask=np.pad(rows.mask, more),
+            sources=[flat // width * whole(width) + flat % width for flat in rows.sources],
+        )
+
+
+def whole(width):
+    return -(-width // 8) * 8
+
+
+register_layout(PaddedToEight())
+
+
 def main(output_dir="runs/extending", steps=40):
     model, tokenizer = load_base()
     args = CPOConfig(
         output_dir=output_dir,
         loss_type="simper",
+        layout="padded-to-8",
         cpo_alpha=0.1,
         constraints=[{"kind": "rejected_likelihood", "bound": -2.5}],
         learning_rate=2e-4,

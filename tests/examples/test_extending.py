@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from counterpoint import ConfigError, Constraint, CPOConfig, CPOTrainer, constraints, objectives
 from counterpoint.alarms.remedies import Facts, hold_the_chosen
 from counterpoint.constraints import KINDS
 from counterpoint.doctor.of_objective import of_objective
 from counterpoint.doctor.of_unused import Rest, unused
-from counterpoint.forward.layouts import PADDED
+from counterpoint.forward.layouts import LAYOUTS, PADDED, register_layout
 from counterpoint.losses.constrained import Seen, denominators, measured
 from counterpoint.losses.objective import Objective
 from counterpoint.objectives import LOSSES
@@ -24,10 +27,13 @@ from counterpoint.records import PairLogps, TokenPair
 from counterpoint.report.story import method
 from counterpoint.runlog import read_run
 from tests.examples.pages import DOCS, blocks
+from tests.models_on_the_spot import make_model
+from tests.steps import distance, random_pairs, train_watched
+from tests.tokenizers_on_the_spot import byte_level
 
 EXAMPLE = DOCS.parent / "examples" / "extending.py"
 PAGE = DOCS / "extending.md"
-TABLES: tuple[dict[str, Any], ...] = (objectives._ROWS, constraints._ROWS)
+TABLES: tuple[dict[str, Any], ...] = (objectives._ROWS, constraints._ROWS, LAYOUTS)
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +141,51 @@ def test_an_added_kind_is_an_option_with_its_own_refusals(example: dict[str, Any
     assert list(KINDS)[-1] == "rejected_likelihood"
 
 
+def test_an_added_layout_lays_every_pair_of_a_run(trainer: CPOTrainer) -> None:
+    facts = read_run(trainer.args.output_dir).facts
+    assert facts["layout"] == "padded-to-8"
+
+
+def test_an_added_layout_gives_the_same_step(example: dict[str, Any], tmp_path: Path) -> None:
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=byte_level(["<|endoftext|>"], size=384), eos_token="<|endoftext|>"
+    )
+    model = make_model("phi").double()
+    (plain,), (other,) = (
+        train_watched(
+            copy.deepcopy(model),
+            tokenizer,
+            random_pairs(8),
+            tmp_path / layout,
+            layout=layout,
+            per_device_train_batch_size=8,
+        )[0]
+        for layout in ("padded", "padded-to-8")
+    )
+    assert distance(plain, other) < 1e-12
+
+
+def test_an_added_layout_costs_what_it_lays(example: dict[str, Any]) -> None:
+    pairs = [TokenPair([1] * 4, [4] * 2, [5] * 7, 0), TokenPair([1], [4] * 3, [5] * 4, 1)]
+    batch = LAYOUTS["padded-to-8"].collate(pairs)
+    assert batch.input_ids.shape == (4, 16)
+    assert batch.cost == batch.input_ids.numel() == 64
+    lengths = np.array([[4, 2, 7], [1, 3, 4]])
+    assert options()["layout"].choices == ("auto", "shared", "padded", "padded-to-8")
+    assert LAYOUTS["padded-to-8"].tokens_alone(lengths).tolist() == [32, 16]
+    predicted = batch.input_ids.flatten()[batch.target_source]
+    assert torch.equal(
+        predicted, PADDED.collate(pairs).input_ids.flatten()[PADDED.collate(pairs).target_source]
+    )
+
+
 def test_a_name_that_is_taken_is_refused() -> None:
     with pytest.raises(ValueError, match="there is a loss called 'simpo' already"):
         objectives.register_loss(LOSSES["simpo"])
     with pytest.raises(ValueError, match="there is a constraint of kind 'bc' already"):
         constraints.register_constraint_kind(KINDS["bc"])
+    with pytest.raises(ValueError, match="there is a layout 'padded' already"):
+        register_layout(PADDED)
 
 
 def test_the_page_shows_the_example() -> None:

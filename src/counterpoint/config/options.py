@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import ChainMap
 from collections.abc import Collection, Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar
@@ -36,7 +37,7 @@ from counterpoint.config.checks import (
 from counterpoint.config.names import ByEveryName
 from counterpoint.constraints import Constraint, read_constraints
 from counterpoint.errors import ConfigError
-from counterpoint.forward.layouts import AUTO, LAYOUTS
+from counterpoint.forward.layouts import AUTO, LAYOUTS, REFERENCE
 from counterpoint.masking import Mask
 from counterpoint.metric_names import more_is_better
 from counterpoint.objectives import DEFAULT_LOSS, LOSSES, reading
@@ -169,7 +170,7 @@ class CPOConfig(TrainingArguments, metaclass=ByEveryName):
         "Counterpoint: run each prompt once for both completions (shared) or once for each "
         "(padded). Both give the same numbers; auto shares on a CPU where the model allows it, "
         "and checks on the run's first pairs.",
-        (AUTO, *LAYOUTS),
+        ChainMap(LAYOUTS, {AUTO: REFERENCE}),  # a view, whose first name is the last map's
     )
     max_micro_batch_tokens: int | None = _option(
         None,
