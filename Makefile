@@ -11,14 +11,22 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 RUNTIME := $(VENV)/.counterpoint-runtime
 DEV := $(VENV)/.counterpoint-dev
 
+# The oldest versions that pyproject.toml allows. Where they cannot be had, or are too large (on
+# Linux pip brings torch for CUDA), name another one: make floors FLOOR_TORCH=torch==2.13.0
+FLOOR_VENV ?= .venv-floors
+FLOORS := $(FLOOR_VENV)/.counterpoint-floors
+FLOOR_TORCH ?=
+FLOOR_TESTS := tests/house/test_seams.py tests/trainer/test_hooks.py \
+	tests/trainer/test_out_of_memory.py tests/reliability/test_resuming.py
+
 # The tests' models are so small that a second thread only waits, forty times as long under load.
-test check torture golden: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
+test check torture golden floors: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)
 
 # Processes that share the tests, a core each; 0 for one that a debugger can stop.
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check torture bench docs site golden constraints hooks clean
+.PHONY: help quickstart test check torture bench docs site golden floors constraints hooks clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | \
@@ -64,14 +72,17 @@ site: $(DEV) ## the documentation as a site, in build/site; every link and ancho
 golden: $(DEV) ## record the golden losses anew; say why in the commit
 	$(BIN)/python -m tests.house.golden
 
+floors: $(FLOORS) ## some tests with the oldest versions allowed, in their own environment
+	PYTHONPATH=src $(FLOOR_VENV)/bin/python -m pytest $(FLOOR_TESTS) $(ARGS)
+
 constraints: $(DEV) ## pin the versions that are installed now
 	@sed -n '/^#/p' $(CONSTRAINTS) > $(CONSTRAINTS).new
 	@$(BIN)/python -m pip freeze --exclude-editable | grep -v '^#' | \
 		sed -E 's/\+[a-z0-9.]+$$//' | sort -f >> $(CONSTRAINTS).new
 	@mv $(CONSTRAINTS).new $(CONSTRAINTS)
 
-clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+clean: ## remove the virtual environments and caches
+	rm -rf $(VENV) $(FLOOR_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { \
@@ -90,3 +101,9 @@ $(DEV): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(PIP) install --quiet -c $(CONSTRAINTS) --group dev --group docs --group trl \
 		-e '.[peft,torchao,report,evaluate]'
 	@touch $@ $(RUNTIME)
+
+$(FLOORS): pyproject.toml scripts/floors.py
+	$(PYTHON) -m venv $(FLOOR_VENV)
+	$(FLOOR_VENV)/bin/python -m pip install --quiet pytest hypothesis beartype sacrebleu \
+		$$($(PYTHON) scripts/floors.py | $(if $(FLOOR_TORCH),sed 's/^torch==.*/$(FLOOR_TORCH)/',cat))
+	@touch $@

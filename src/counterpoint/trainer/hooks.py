@@ -15,17 +15,13 @@ from collections.abc import Iterator, Mapping
 from types import CodeType, MappingProxyType
 from typing import Any
 
-from transformers import Trainer
-
 from counterpoint.errors import ConfigError
+from counterpoint.trainer.transformers_seams import EVALUATION, IDLE
 
 _LOSS = "compute_loss, which is called for every micro-batch, or trainer.objective, which makes the"
 _LOSS += " loss of each pair"
 _FORWARD = "compute_loss, which is called with every micro-batch as a PairBatch"
 _DATA = "a train_dataset of prepared rows (counterpoint.data), or get_train_dataloader"
-_COLUMNS = "columns are chosen by their meaning (docs/data.md); change the train_dataset"
-_EVALUATION = "evaluation_loop, compute_metrics, or trainer.objective"
-_SAVING = "shared_state and rank_state with their load_ methods, which a checkpoint is made of"
 _SAMPLES = "generate_during_eval, or a callback"
 
 NOT_CALLED: Mapping[str, str] = MappingProxyType(
@@ -49,30 +45,11 @@ NOT_CALLED: Mapping[str, str] = MappingProxyType(
         "get_batch_samples_from_model": _SAMPLES,
         "store_metrics": "log",
         # transformers' Trainer
-        "prediction_step": _EVALUATION,
-        "prediction_loop": _EVALUATION,
-        "_nested_gather": _EVALUATION,
-        "_get_dataloader": "get_train_dataloader and get_eval_dataloader",
-        "_get_train_sampler": "train_sampling_strategy, or get_train_dataloader",
+        "prediction_step": EVALUATION,
+        "prediction_loop": EVALUATION,
         "get_train_sampler": "train_sampling_strategy, or get_train_dataloader",
-        "_get_eval_sampler": "get_eval_dataloader",
         "get_eval_sampler": "get_eval_dataloader",
-        "_get_collator_with_removed_columns": _COLUMNS,
-        "_remove_unused_columns": _COLUMNS,
-        "_set_signature_columns_if_needed": _COLUMNS,
-        "_get_num_items_in_batch": "get_batch_samples",
-        "_prepare_input": "_prepare_inputs",
-        "_issue_warnings_after_load": "_load_from_checkpoint",
-        "_save_rng_state": _SAVING,
-        "_save_optimizer_and_scheduler": _SAVING,
-        "_save_scaler": _SAVING,
-        "_rotate_checkpoints": "save_total_limit, or a callback's on_save",
-        "_sorted_checkpoints": "save_total_limit, or a callback's on_save",
-        **(
-            {"create_optimizer_and_scheduler": "create_optimizer and create_scheduler"}
-            if hasattr(Trainer, "_prepare_for_training")  # before, transformers itself called it
-            else {}
-        ),
+        **IDLE,
     }
 )
 """Method that nothing calls here -> the hook that is ours."""

@@ -144,7 +144,6 @@ class CPOTrainer(ResumableTrainer):
         SetupError: CP5xx for a folder, package or launch that will not do.
     """
 
-    loss_is_scaled_for_ga = True  # shares of a step are divided by the step's totals already
     # of the running training; ``train`` begins them anew
     _watch: Watch | None = None
     _ending: Alarm | None = None
@@ -219,10 +218,6 @@ class CPOTrainer(ResumableTrainer):
             optimizers=optimizers,
             compute_metrics=compute_metrics,
         )
-        # older releases of transformers ask the model instead of loss_is_scaled_for_ga, and let
-        # accelerate divide by the accumulation once more
-        self.model_accepts_loss_kwargs = True
-        self.accelerator.gradient_accumulation_steps = 1
         self._train_sums, self._guard = MetricSums(), StepGuard()
         self._updates = UpdateGuard()
         self._recorder = StepRecorder(args, self.objective)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,6 +43,36 @@ if TYPE_CHECKING:
         def _finalize_training(self, *facts: Any, **more: Any) -> Any: ...
 else:
     from transformers import Trainer
+
+EVALUATION = "evaluation_loop, compute_metrics, or trainer.objective"
+_COLUMNS = "columns are chosen by their meaning (docs/data.md); change the train_dataset"
+_SAVING = "shared_state and rank_state with their load_ methods, which a checkpoint is made of"
+
+IDLE: Mapping[str, str] = MappingProxyType(
+    {
+        "_nested_gather": EVALUATION,
+        "_get_dataloader": "get_train_dataloader and get_eval_dataloader",
+        "_get_train_sampler": "train_sampling_strategy, or get_train_dataloader",
+        "_get_eval_sampler": "get_eval_dataloader",
+        "_get_collator_with_removed_columns": _COLUMNS,
+        "_remove_unused_columns": _COLUMNS,
+        "_set_signature_columns_if_needed": _COLUMNS,
+        "_get_num_items_in_batch": "get_batch_samples",
+        "_prepare_input": "_prepare_inputs",
+        "_issue_warnings_after_load": "_load_from_checkpoint",
+        "_save_rng_state": _SAVING,
+        "_save_optimizer_and_scheduler": _SAVING,
+        "_save_scaler": _SAVING,
+        "_rotate_checkpoints": "save_total_limit, or a callback's on_save",
+        "_sorted_checkpoints": "save_total_limit, or a callback's on_save",
+        **(
+            {"create_optimizer_and_scheduler": "create_optimizer and create_scheduler"}
+            if hasattr(Trainer, "_prepare_for_training")  # before, transformers itself called it
+            else {}
+        ),
+    }
+)
+"""Method of transformers' that nothing calls here -> the hook that is ours (``hooks``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +147,16 @@ class Moment:
 
 class Seams(Trainer):
     """transformers' ``Trainer`` by public names."""
+
+    loss_is_scaled_for_ga = True  # shares of a step are divided by the step's totals already
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        """Leave the division by the steps of accumulation to the denominators of the step."""
+        super().__init__(*args, **more)
+        # older releases of transformers ask the model instead of loss_is_scaled_for_ga, and let
+        # accelerate divide by the accumulation once more
+        self.model_accepts_loss_kwargs = True
+        self.accelerator.gradient_accumulation_steps = 1
 
     # ---- what it holds ----
 
