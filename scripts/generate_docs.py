@@ -149,7 +149,7 @@ def diagnoses_page() -> str:
         "trains (unless `--doctor off`). `counterpoint doctor --explain CODE` shows one of them, "
         "`--json` all that were found, for machines. From Python: "
         "`counterpoint.doctor.examine`. Alarms of a run that is under way have their codes here "
-        "too; [alarms.md](alarms.md) says when they sound.\n",
+        "too; [alarms.md](alarms.md) says when they are raised.\n",
         "Errors (`CP`) refuse to train, warnings (`CW`) do not, notes (`CN`) only tell. The exit "
         "code is 2 with errors, 1 with warnings, else 0. A code never changes its meaning.\n",
         *_diagnoses(TABLE, 0, ("Code", "Severity", "What is so", "Why it matters", "What to do")),

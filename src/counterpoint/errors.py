@@ -135,7 +135,7 @@ class ModelError(CounterpointError, ValueError):
 
 
 class TrainingError(CounterpointError, RuntimeError):
-    """CP4xx: a run that does not go on."""
+    """CP4xx: a run that cannot continue."""
 
 
 class NonFiniteError(TrainingError, ArithmeticError):

@@ -200,7 +200,7 @@ class CPOConfig(TrainingArguments, metaclass=ByEveryName):
     )
     resume_anyway: bool = _option(
         False,
-        "Counterpoint: go on from a checkpoint though data, objective, model, steps or optimizer "
+        "Counterpoint: resume from a checkpoint though data, objective, model, steps or optimizer "
         "differ from its own; they are named either way. See docs/reliability.md.",
     )
     router_aux_loss_coef: float | None = _option(

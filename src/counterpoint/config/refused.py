@@ -66,7 +66,7 @@ REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
         "fsdp_config": (None, "sharded engines are not supported yet; use DDP through torchrun"),
         "ignore_data_skip": (
             False,
-            "a run goes on after the pairs that it has trained on, and finding its place reads "
+            "a run resumes after the pairs that it has trained on, and finding its place reads "
             "none of them",
         ),
         "include_for_metrics": ([], "there are no inputs or losses to pass to compute_metrics"),
@@ -89,7 +89,7 @@ REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
         ),
         "restore_callback_states_from_checkpoint": (
             False,
-            "a run that goes on gives callbacks their states back, always",
+            "a resumed run gives callbacks their states back, always",
         ),
         "save_on_each_node": (
             False,

@@ -105,7 +105,7 @@ class RunOptions:
     )
     resume: str | None = _option(
         None,
-        "Go on from a checkpoint: auto, after the newest good one in output_dir, or from the "
+        "Resume from a checkpoint: auto, after the newest good one in output_dir, or from the "
         "start where there is none; latest, which insists on one; or its folder.",
     )
     overwrite_output_dir: bool = _option(

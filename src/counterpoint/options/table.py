@@ -39,7 +39,7 @@ OF_THE_COMMAND: Mapping[str, str] = MappingProxyType(
     {
         "output_dir": "Folder of the run: model, log, checkpoints. null: runs/<model>-<loss_type>, "
         "numbered where that is taken.",
-        "resume_from_checkpoint": "Folder of a checkpoint to go on from, or latest: the newest "
+        "resume_from_checkpoint": "Folder of a checkpoint to resume from, or latest: the newest "
         "good one in output_dir, or auto, as resume.",
         "hub_token": "Token of the hub; kept out of everything that is written.",
         "disable_tqdm": "No progress bar; null: one where there is a terminal to show it.",
