@@ -1,15 +1,17 @@
 """From the pairs of a step to the batches a model takes, in the layout that suits it.
 
 On the first pairs of a run the head is proved against the model's own logits, and the layout
-against the reference; what fails its proof is replaced, with a word on why.
+against the reference; what fails its proof is replaced, with a word on why. What was found belongs
+to the run: it travels in its checkpoints, so that a resumed run decides nothing anew.
 
 Not here: which pairs make a step (``data.sampler``), the proofs themselves (``forward``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,12 +22,15 @@ from counterpoint.config import CPOConfig
 from counterpoint.console.phases import phase
 from counterpoint.data.batching import cut, length
 from counterpoint.errors import ModelError
+from counterpoint.forward import kernels
 from counterpoint.forward.agreement import layouts_disagree
 from counterpoint.forward.head import Head, find_head, prove_head
-from counterpoint.forward.layouts import AUTO, REFERENCE, Layout, first_choice, must_hold
+from counterpoint.forward.kernels import HEAD_KERNELS
+from counterpoint.forward.layouts import AUTO, LAYOUTS, REFERENCE, Layout, first_choice, must_hold
 from counterpoint.forward.rotary import long_rows
 from counterpoint.forward.routing import find_routers, prove_routers
 from counterpoint.forward.rows import check_ids
+from counterpoint.model_seams import attention_of
 from counterpoint.records import PairBatch, TokenPair
 from counterpoint.runlog import logger
 
@@ -45,7 +50,6 @@ class Assembly:
         vocab_size: rows of the model's embedding.
         pad_id: id that fills the ends of padded rows; any will do.
         autocast: the run's precision, as a context.
-        known_layout: what a run that is gone on with has used, if it has used one.
         balanced: whether the load of the model's experts is.
 
     Raises:
@@ -60,17 +64,17 @@ class Assembly:
         vocab_size: int,
         pad_id: int,
         autocast: Callable[[], AbstractContextManager[Any]],
-        known_layout: str | None = None,
         balanced: bool = False,
     ) -> None:
         """Nothing is proved before there are pairs."""
         self.routers = find_routers(model) if balanced else ()
         self.model, self.args, self.autocast = model, args, autocast
-        self._known_layout = known_layout
         self._pad_id, self._vocab_size = pad_id, vocab_size
         self._long_rows = long_rows(model)
         self._head: Head | None = None
         self._layout: Layout | None = None
+        self._reason: str | None = None
+        self._known: Mapping[str, Any] = {}
 
     @property
     def layout(self) -> str | None:
@@ -81,6 +85,27 @@ class Assembly:
     def head(self) -> Head:
         """The head; proved once there were pairs."""
         return self._head or find_head(self.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was found of layout, head and kernels, and under which conditions; plain values."""
+        if self._layout is None or self._head is None:
+            return dict(self._known)
+        return {
+            "layout": self._layout.name,
+            "reason": self._reason,
+            "head": {"dense": self._head.dense, "kernel": self._head.kernel},
+            "kernels": kernels.state_dict(),
+            "under": self._conditions(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go by what an earlier process of the run found.
+
+        Args:
+            state: from ``state_dict``; up to 0.4 the layout alone, and the rest is proved again.
+        """
+        self._known = dict(state)
+        self._head = self._layout = None
 
     def micro_batches(
         self, pairs: Sequence[TokenPair], most_tokens: int | None, *, most_pairs: int
@@ -140,23 +165,61 @@ class Assembly:
         return batch.to(self.args.device, non_blocking=True)
 
     def _settled(self, pairs: Sequence[TokenPair]) -> Layout:
-        """The layout, chosen once."""
+        """The layout, chosen once in a run."""
         if self._layout is None:
-            with phase("proving head and layout on the first pairs"):
-                self._layout = self._proved(pairs)
+            layout = self._found_before()
+            if layout is None:
+                with phase("proving head and layout on the first pairs"):
+                    layout = self._proved(pairs)
+            self._layout, why = layout, f" ({self._reason})" if self._reason else ""
+            logger().info("layout: %s%s", layout.name, why)
+            if self.head.dense:
+                logger().warning(
+                    "%s does something to its logits that could not be reproduced; it computes "
+                    "them itself, which needs more memory.",
+                    type(self.model).__name__,
+                )
         return self._layout
+
+    def _conditions(self) -> dict[str, Any]:
+        """What a proof holds under: the same weights on another device are another matter."""
+        device = self.args.device.type
+        with self.autocast():
+            mixed = torch.is_autocast_enabled(device)
+            running = torch.get_autocast_dtype(device) if mixed else None
+        return {
+            "wanted": self.args.layout,
+            "device": device,
+            "weights": str(next(self.model.parameters()).dtype),
+            "products": str(running),
+            "attention": attention_of(self.model),
+            "balanced": bool(self.routers),
+        }
+
+    def _found_before(self) -> Layout | None:
+        """What the checkpoint says, if it was found under the same conditions."""
+        known = self._known
+        layout = LAYOUTS.get(known.get("layout", ""))
+        if layout is None or known.get("under") != self._conditions():
+            return None
+        if layout.why_not(self.model) or known["head"]["kernel"] not in (None, *HEAD_KERNELS):
+            return None
+        kernels.load_state_dict(known["kernels"])
+        self._head = replace(find_head(self.model), **known["head"])
+        self._reason = known["reason"]
+        return layout
 
     def _proved(self, pairs: Sequence[TokenPair]) -> Layout:
         self._head = head = self._proved_head(pairs[0])
         wanted = self.args.layout
         layout, reason = first_choice(self.model, wanted, self.args.device.type)
         if layout is not REFERENCE:
-            if wanted == AUTO and self._known_layout == REFERENCE.name:
+            if wanted == AUTO and self._known.get("layout") == REFERENCE.name:
                 reason = "as before the checkpoint"
             reason = reason or self._disproof(layout, head, pairs)
             layout = REFERENCE if reason else layout
         must_hold(layout, wanted, reason)
-        logger().info("layout: %s%s", layout.name, f" ({reason})" if reason else "")
+        self._reason = reason
         return layout
 
     def _proved_head(self, pair: TokenPair) -> Head:
@@ -167,12 +230,6 @@ class Assembly:
             head = prove_head(self.model, find_head(self.model), ids)
             if self.routers:
                 prove_routers(self.model, self.routers, ids)
-        if head.dense:
-            logger().warning(
-                "%s does something to its logits that could not be reproduced; it computes them "
-                "itself, which needs more memory.",
-                type(self.model).__name__,
-            )
         return head
 
     def _disproof(self, layout: Layout, head: Head, pairs: Sequence[TokenPair]) -> str | None:

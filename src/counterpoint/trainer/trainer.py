@@ -224,7 +224,7 @@ class CPOTrainer(ResumableTrainer):
         self._budget = TokenBudget(args.max_micro_batch_tokens, self._budget_lowered)
         self._eval_budget = TokenBudget(args.max_micro_batch_tokens, self._budget_lowered)
         self._assembled: Assembly | None = None
-        self._known_layout: str | None = None
+        self._known_proofs: dict[str, Any] = {}
         self._skipped_steps = 0
         self._balancing_weight = balancing_weight(self.model, args)
         self._environment: dict[str, Any] | None = None
@@ -526,9 +526,9 @@ class CPOTrainer(ResumableTrainer):
                 # old models warn of the pad token where no mask is given
                 pad_id=0 if self.processing_class.pad_token_id else 1,
                 autocast=self.accelerator.autocast,
-                known_layout=self._known_layout,
                 balanced=self._balancing_weight > 0,
             )
+            self._assembled.load_state_dict(self._known_proofs)
         return self._assembled
 
     def step_norm(self, model: nn.Module, norm: Any) -> Any:
@@ -819,13 +819,13 @@ class CPOTrainer(ResumableTrainer):
         return {name: pairs for name, pairs in every.items() if pairs is not None}
 
     def shared_state(self) -> dict[str, Any]:
-        """Skipped steps, the layout that was proved, where the streams are, the multipliers."""
-        layout = self._known_layout if self._assembled is None else self._assembled.layout
+        """Skipped steps, what was proved, where the streams are, the multipliers."""
+        proofs = self._known_proofs if self._assembled is None else self._assembled.state_dict()
         held = None if self.constraints is None else self.constraints.kept()
         return {
             "model": self._began_with(),
             "skipped_steps": self._skipped_steps,
-            "layout": layout,
+            "proofs": proofs,
             "feed": self._feed.state(),
             "constraints": held,
         }
@@ -838,7 +838,10 @@ class CPOTrainer(ResumableTrainer):
     def load_shared_state(self, state: dict[str, Any]) -> None:
         """Go on with them."""
         self._skipped_steps = state["skipped_steps"]
-        self._known_layout = state["layout"]
+        # up to 0.4 the layout alone
+        self._known_proofs = state["proofs"] if "proofs" in state else {"layout": state["layout"]}
+        if self._assembled is not None:
+            self._assembled.load_state_dict(self._known_proofs)
         self._feed.load_state(state["feed"], within_pass=self._place.steps > 0)
         if self.constraints is not None and state.get("constraints"):
             self.constraints.take(state["constraints"], anyway=self.args.resume_anyway)
