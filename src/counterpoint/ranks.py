@@ -10,6 +10,7 @@ Not here: what gradients go through, which is the engine's.
 from __future__ import annotations
 
 import atexit
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +38,16 @@ def count() -> int:
 def alone() -> bool:
     """Whether there is no other rank."""
     return count() == 1
+
+
+def launched() -> int:
+    """How many processes a launcher says that it has started, before they have met; at least 1."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def launched_here() -> int:
+    """How many of them share this machine."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def add_up(mine: Tensor) -> Tensor:

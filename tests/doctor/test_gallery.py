@@ -705,6 +705,20 @@ def test_a_precision_without_hardware_for_it_is_named(tmp_path: Path) -> None:
     assert seen(pasted(finding)(options(fp16=True)(patient)), "CW501") is None
 
 
+def test_a_launch_that_no_engine_runs_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = healthy(str(tmp_path / "out"))
+    assert seen(patient, "CP105") is None
+    monkeypatch.setattr(of_machine, "launched_for", lambda kind: "FSDP")
+    finding = seen(patient, "CP105")
+    assert finding is not None
+    assert finding.seen == (
+        "accelerate is set up for FSDP, but sharded engines are not supported yet; use DDP "
+        "through torchrun."
+    )
+
+
 def test_a_large_model_on_a_cpu_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     patient = healthy(str(tmp_path / "out"))
     assert seen(patient, "CW502") is None

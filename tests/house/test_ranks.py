@@ -75,3 +75,14 @@ def test_every_way_to_spell_an_exchange_is_seen(line: str) -> None:
 
 def test_methods_of_tensors_are_not_taken_for_exchanges() -> None:
     assert meetings(ast.parse("logits.gather(1, ids); functools.reduce(f, xs)")) == []
+
+
+def test_only_one_module_asks_a_launcher_how_many_ranks_there_are() -> None:
+    asked = {"WORLD_SIZE", "LOCAL_WORLD_SIZE"}
+    asking = {
+        str(path.relative_to(SOURCE))
+        for path in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in asked
+    }
+    assert asking == {"ranks.py"}

@@ -20,6 +20,7 @@ from torch.nn.functional import linear
 from transformers import TrainerCallback
 
 from counterpoint import CPOConfig, CPOTrainer
+from counterpoint.engine.plain import Plain
 from counterpoint.monitor.callback import Monitor, is_look
 from counterpoint.monitor.sample import MOST
 from counterpoint.monitor.watch import MovementWatch
@@ -405,15 +406,41 @@ def test_a_run_that_is_stopped_is_looked_at_once_more(build, models):
 
 def test_only_the_first_rank_looks(models):
     class State:
-        is_world_process_zero, global_step, max_steps = False, 0, 5
+        global_step, max_steps = 0, 5
 
-    monitor = Monitor(1, pytest.fail, pytest.fail)
+    class Second(Plain):
+        watches = False
+
+    monitor = Monitor(1, pytest.fail, pytest.fail, Second())
     model = models(num_hidden_layers=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     monitor.on_train_begin(None, State, None, model=model, optimizer=optimizer)
     monitor.on_pre_optimizer_step(None, State, None)
     monitor.on_optimizer_step(None, State, None, optimizer=optimizer)
     assert monitor.state_dict() == {"facts": {}, "tensors": {}}
+
+
+def test_a_rank_looks_at_its_own_parts_alone(models):
+    class Halves(Plain):
+        def own_part(self, parameter: torch.Tensor) -> torch.Tensor:
+            return parameter[: len(parameter) // 2]
+
+    model = models(num_hidden_layers=1)
+    frozen = model.model.embed_tokens.requires_grad_(False).weight
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    watch = MovementWatch(model, optimizer, engine=Halves())
+    for parameter in watch.trained.values():
+        parameter.grad = torch.zeros_like(parameter)
+        parameter.grad[: len(parameter) // 4] = 1
+    watch.before_step(look=True)
+    optimizer.step()
+    with torch.no_grad():
+        frozen[-1] += 1  # of another rank
+    look = watch.after_step(1, look=True)
+    norm = look.tensors["model.norm.weight"]
+    assert (norm.weights, norm.moved) == (len(model.model.norm.weight) // 2, 0.5)
+    assert look.frozen["embeddings"] == frozen.numel() // 2
+    assert look.changed == ()
 
 
 # What it leaves alone

@@ -110,7 +110,8 @@ def plan(words: list[str]) -> int:
     values, others = take_flags(words, flags_of(PlanOptions))
     options = PlanOptions(**values)
     with importing():
-        from counterpoint.planner.machine import SHARE, available_memory, local_ranks, read_bytes
+        from counterpoint import ranks
+        from counterpoint.planner.machine import SHARE, available_memory, read_bytes
         from counterpoint.planner.table import as_table
 
     memory = None if options.memory is None else read_bytes(options.memory)
@@ -120,7 +121,7 @@ def plan(words: list[str]) -> int:
     request = read_request(others)
     _assume(request, options)
     if memory is None:
-        memory = available_memory(request.config.device) // local_ranks()
+        memory = available_memory(request.config.device) // ranks.launched_here()
     planner = _planner(request, options)
     with phase("planning"):
         found = planner.plan(memory, round(SHARE * memory), options.pairs)

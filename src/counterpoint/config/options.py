@@ -12,7 +12,6 @@ Not here: which values are refused (``checks``, ``refused``), and reading YAML o
 from __future__ import annotations
 
 import json
-import os
 from collections import ChainMap
 from collections.abc import Collection, Iterator
 from dataclasses import MISSING, dataclass, field, fields
@@ -22,6 +21,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available
 
+from counterpoint import ranks
 from counterpoint.config.checks import (
     INVALID_ROWS,
     NLL_REDUCTIONS,
@@ -297,7 +297,7 @@ class CPOConfig(TrainingArguments, metaclass=ByEveryName):
         if self.bf16 is None:
             self.bf16 = gpu and not self.fp16 and not self.use_cpu
         # without being told, accelerate takes each process on CPUs for a run of its own
-        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        several = ranks.launched() > 1
         if (self.bf16 or several) and not gpu and not _has_accelerator():
             self.use_cpu: bool = True
 

@@ -17,6 +17,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from counterpoint.config import CPOConfig
 from counterpoint.doctor.findings import Finding, find, from_error
+from counterpoint.engine.table import launched_for, refusal
 from counterpoint.errors import SetupError
 from counterpoint.runlog import RUN_FILE, check_writable
 
@@ -83,6 +84,7 @@ def of_machine(
         overwrite: what the folder holds may be replaced.
     """
     yield from _folder(args, overwrite)
+    yield from _engine(args)
     yield _told(args)
     yield from _precision(args)
     if not isinstance(model, nn.Module):
@@ -116,6 +118,13 @@ def _folder(args: CPOConfig, overwrite: bool) -> Iterator[Finding]:
             f"{args.output_dir} holds a run already.",
             fix=f"output_dir: {args.output_dir}-2",
         )
+
+
+def _engine(args: CPOConfig) -> Iterator[Finding]:
+    """Whether an engine runs what the launcher will set up."""
+    reason = refusal(launched_for(args.distributed_state.distributed_type.value))
+    if reason:
+        yield find("CP105", reason)
 
 
 def _told(args: CPOConfig) -> Finding:

@@ -9,7 +9,7 @@ Not here: numbers that ranks exchange themselves (``ranks``), which engine runs 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 from typing import Any, ClassVar, Literal
@@ -116,7 +116,7 @@ class Engine(ABC):
     # ---- a checkpoint ----
 
     @abstractmethod
-    def state_for_saving(self, state: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    def state_for_saving(self, state: dict[str, Any]) -> dict[str, Any] | None:
         """What this rank writes of a state; None where other ranks write all of it.
 
         Args:
@@ -124,7 +124,7 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def state_to_load(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    def state_to_load(self, saved: dict[str, Any]) -> dict[str, Any]:
         """What this rank loads of a whole saved state.
 
         Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -59,10 +59,10 @@ class Plain(Engine):
         """The first rank sees all of the model, and the gradients of all ranks."""
         return ranks.rank() == 0
 
-    def state_for_saving(self, state: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    def state_for_saving(self, state: dict[str, Any]) -> dict[str, Any] | None:
         """All of it, on the first rank."""
         return state if ranks.rank() == 0 else None
 
-    def state_to_load(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    def state_to_load(self, saved: dict[str, Any]) -> dict[str, Any]:
         """All of it."""
         return saved

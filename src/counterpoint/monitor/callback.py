@@ -1,8 +1,8 @@
 """The monitor as a callback of transformers' trainer: when to look, and whom to tell.
 
 Looks are close together at first (after steps 1, 2, 5, 10, 20, 50, ...), then ``monitor_steps``
-apart, and one is taken at the end. Rank 0 alone looks: the gradients it sees are those of all
-ranks, and so are the weights.
+apart, and one is taken at the end. Which ranks look the engine says: where each has the whole model
+and the gradients of all ranks, rank 0 alone.
 
 Not here: what a look is (``watch``), what an alarm does (``trainer``).
 """
@@ -14,6 +14,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from counterpoint.engine.face import Engine
+from counterpoint.engine.plain import Plain
 from counterpoint.monitor.judge import Judge
 from counterpoint.monitor.look import Look
 from counterpoint.monitor.watch import MovementWatch
@@ -43,6 +45,7 @@ class Monitor(TrainerCallback):
         every: steps between two looks, at least 1.
         write: takes a look, ready for ``movement.jsonl``.
         sound: takes an alarm.
+        engine: of the run; of one process without.
     """
 
     def __init__(
@@ -50,8 +53,10 @@ class Monitor(TrainerCallback):
         every: int,
         write: Callable[[Mapping[str, Any]], None],
         sound: Callable[[Alarm], None],
+        engine: Engine | None = None,
     ) -> None:
         self.every, self._write, self._sound = every, write, sound
+        self._engine = engine or Plain()
         self._watch: MovementWatch | None = None
         self._judge = Judge()
         self._restored: Mapping[str, Any] | None = None
@@ -61,9 +66,9 @@ class Monitor(TrainerCallback):
     ) -> None:
         """Take the start, or go on from the state of another process."""
         self._watch, self._judge = None, Judge()
-        if not state.is_world_process_zero or not any(p.requires_grad for p in model.parameters()):
+        if not self._engine.watches or not any(p.requires_grad for p in model.parameters()):
             return
-        self._watch = MovementWatch(model, optimizer, state.global_step)
+        self._watch = MovementWatch(model, optimizer, state.global_step, self._engine)
         self._take_over(self._watch)
 
     def _take_over(self, watch: MovementWatch) -> None:

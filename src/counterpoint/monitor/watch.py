@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from counterpoint.engine.face import Engine
+from counterpoint.engine.plain import Plain
 from counterpoint.monitor.checksum import checksum
 from counterpoint.monitor.groups import group_of
 from counterpoint.monitor.look import Look, TensorLook, count
@@ -36,16 +38,24 @@ class MovementWatch:
         model: whose named parameters are watched, each once; at least one of them trains.
         optimizer: that moves them.
         step: optimizer steps done before.
+        engine: whose parts of the parameters are watched; the whole of them without one.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int = 0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        step: int = 0,
+        engine: Engine | None = None,
+    ) -> None:
+        self._own = (engine or Plain()).own_part
         here = {n: p for n, p in model.named_parameters() if p.device.type != "meta"}
         self.trained = {name: p for name, p in here.items() if p.requires_grad}
         self.frozen = {name: p for name, p in here.items() if not p.requires_grad}
         self._optimizer = optimizer
-        self._sample = Sample(self.trained)
-        self._start = self._last = self._sample.read(list(self.trained.values()))
-        self._sums = {name: checksum(p) for name, p in here.items()}
+        self._sample = Sample({name: self._own(p) for name, p in self.trained.items()})
+        self._start = self._last = self._read()
+        self._sums = {name: checksum(self._own(p)) for name, p in here.items()}
         self._heard = self._start.new_zeros(len(self.trained))
         self._silent = list(range(len(self.trained)))
         self._rounds = rounds_to_nearest(optimizer)
@@ -63,7 +73,7 @@ class MovementWatch:
         Args:
             look: whether the step is to be looked at.
         """
-        gradients = [p.grad for p in self.trained.values()]
+        gradients = [None if p.grad is None else self._own(p.grad) for p in self.trained.values()]
         self._acting = any(gradient is not None for gradient in gradients)
         wanted = range(len(gradients)) if look else self._silent
         norms = self._norms([gradients[number] for number in wanted])
@@ -131,13 +141,13 @@ class MovementWatch:
             final=final,
             tensors={
                 name: TensorLook.of(
-                    tensor, row, taken=taken, norm=norm, loses=self._loses(tensor, rates)
+                    self._own(tensor), row, taken=taken, norm=norm, loses=self._loses(tensor, rates)
                 )
                 for (name, tensor), row, taken, norm in facts
             },
             silent=tuple(names[number] for number in self._silent),
             unoptimized=self._unoptimized,
-            frozen=_weights_by_group(self.frozen),
+            frozen=_weights_by_group({name: self._own(p) for name, p in self.frozen.items()}),
             changed=found,
             unchanged_at=self._unchanged_at,
         )
@@ -169,7 +179,7 @@ class MovementWatch:
         return self._rounds.get(tensor, False) and rates[tensor] > 0
 
     def _read(self) -> Float[Tensor, "tensors entries"]:
-        return self._sample.read(list(self.trained.values()))
+        return self._sample.read([self._own(p) for p in self.trained.values()])
 
     def _norms(self, gradients: list[Tensor | None]) -> Float[Tensor, " tensors"]:
         device, dtype = self._sample.device, self._sample.dtype
@@ -185,7 +195,8 @@ class MovementWatch:
     def _changed(self, tensors: Mapping[str, Tensor]) -> Float[Tensor, " tensors"]:
         """1 where the checksum is not that of the start."""
         device = self._sample.device
-        flags = [(checksum(t) != self._sums[name]).to(device) for name, t in tensors.items()]
+        sums = {name: checksum(self._own(tensor)) for name, tensor in tensors.items()}
+        flags = [(now != self._sums[name]).to(device) for name, now in sums.items()]
         return torch.stack(flags).double() if flags else torch.zeros(0, device=device).double()
 
     # ---- learning rates ----

@@ -6,13 +6,13 @@ Not here: how a file or a flag is read (``yaml_file``, ``arguments``), what a ty
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from counterpoint import ranks
 from counterpoint.config import CPOConfig
 from counterpoint.console.manners import has_terminal
 from counterpoint.data.options import OF_A_ROW, OF_THE_MACHINE
@@ -163,7 +163,7 @@ def _next_folder(run: RunOptions, values: Mapping[str, Any]) -> str:
     missing = "output_dir is missing"
     if values.get("resume_from_checkpoint"):
         raise ConfigError("CP107", f"{missing}: a run that goes on needs the folder it was in.")
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if ranks.launched() > 1:
         raise ConfigError("CP107", f"{missing}: several processes must agree on one folder.")
     model = re.sub(r"[^\w.-]+", "-", Path(str(run.model)).name) or "model"
     plain = Path(RUNS) / f"{model}-{values.get('loss_type', CPOConfig.loss_type)}"

@@ -5,7 +5,6 @@ Not here: how much is needed (``demand``).
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -61,11 +60,6 @@ def available_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return min(int(psutil.virtual_memory().available), _left_in_container())
-
-
-def local_ranks() -> int:
-    """Processes of the run that share this machine's memory."""
-    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _left_in_container() -> int:

@@ -13,7 +13,6 @@ Not here: loading by name (the command does), what a check asks (``checks``).
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig
 
+from counterpoint import ranks
 from counterpoint.config import CPOConfig
 from counterpoint.console.alone import one_thread, quiet
 from counterpoint.console.phases import phase
@@ -83,7 +83,7 @@ def smoke(
         CounterpointError: with the code of what cannot be done, CP309 for a model without a
             twin and CP503 for several processes among them.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if ranks.launched() > 1:
         raise SetupError(
             "CP503",
             "a smoke run is one process, but several were launched (WORLD_SIZE). Start it without "

@@ -79,9 +79,6 @@ class Accelerator(Protocol):
     ) -> Any:
         """The model without what distributed training has put around it."""
 
-    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor of every rank, one after the other."""
-
 
 class TrainerFace:
     """transformers' ``Trainer``."""

@@ -13,11 +13,12 @@ from typing import Any
 from datasets import Dataset
 from torch import nn
 
+from counterpoint import ranks
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ModelError
 from counterpoint.forward.layouts import REFERENCE
 from counterpoint.planner.bound import surely_fits
-from counterpoint.planner.machine import SHARE, available_memory, local_ranks, show_bytes
+from counterpoint.planner.machine import SHARE, available_memory, show_bytes
 from counterpoint.planner.plan import Planner
 from counterpoint.planner.shapes import Lengths
 from counterpoint.runlog import logger
@@ -39,7 +40,8 @@ def fitting_budget(model: nn.Module, args: CPOConfig, pairs: Any) -> int | None:
         return None
     lengths = Lengths.of(pairs)
     # two processes on one machine's memory will each want the same at the same time
-    left = available_memory(args.device) // (local_ranks() if args.device.type == "cpu" else 1)
+    on_cpu = args.device.type == "cpu"  # where processes share the memory
+    left = available_memory(args.device) // (ranks.launched_here() if on_cpu else 1)
     tokens = lengths.heaviest(args.per_device_train_batch_size, REFERENCE.name)
     if surely_fits(model, tokens, sum(lengths.longest(REFERENCE.name)), left):
         return None

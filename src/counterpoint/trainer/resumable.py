@@ -71,6 +71,7 @@ from counterpoint.checkpoint.weights import INDEX, WEIGHTS, load_weights, write_
 from counterpoint.console.bars import without_bars
 from counterpoint.console.phases import phase
 from counterpoint.data.batching import DealtStream
+from counterpoint.engine.table import engine_for
 from counterpoint.errors import ConfigError, SetupError
 from counterpoint.masking import Mask
 from counterpoint.models.bases import base_then, other_base, unknown_base
@@ -175,6 +176,7 @@ class ResumableTrainer(Seams):
         self._last_norm: torch.Tensor | float | None = None
         self._last_rate: float | None = None
         super().__init__(*args, callbacks=[*(callbacks or []), self._place], **more)
+        self.engine = engine_for(self.accelerator, self.model)
         self._seen = contents(Path(self.args.output_dir))
         """What the folder held when the trainer was made; more of it is another run's."""
 
@@ -434,7 +436,8 @@ class ResumableTrainer(Seams):
             return
         with phase(f"loading the optimizer of {folder}"):
             saved = check_optimizer(read_tree(folder, OPTIMIZER), folder)
-            load_named_state(self.optimizer, self._plain(self.model), saved)
+            mine = self.engine.state_to_load(saved)
+            load_named_state(self.optimizer, self._plain(self.model), mine)
         self.lr_scheduler.load_state_dict(self._resumption.shared["scheduler"])
 
     def load_scaler_state(self) -> None:
@@ -530,15 +533,17 @@ class ResumableTrainer(Seams):
         if whole:
             own = {"random": random_state(self.args.device), "loss": self.running_loss}
             write_tree(staged, f"rank-{self.args.process_index}", {**own, "own": self.rank_state()})
-        if not self.args.should_save:
+        plain = self._plain(self.model)
+        of_optimizer = named_state(self.optimizer, plain) if whole else {}
+        mine = self.engine.state_for_saving(of_optimizer)
+        if mine is None:
             return
-        optimizer = self.optimizer if whole else None
         target = staged.with_name(f"checkpoint-{self.state.global_step}")
-        refuse_non_finite(self._plain(self.model), optimizer, target)
+        refuse_non_finite(plain, self.optimizer if whole else None, target)
         self._write_model(staged)
         if whole:
-            write_beside(staged, self._plain(self.model))
-            write_tree(staged, OPTIMIZER, named_state(self.optimizer, self._plain(self.model)))
+            write_beside(staged, plain)
+            write_tree(staged, OPTIMIZER, mine)
             write_tree(staged, SHARED, self._shared())
         self._write_trainer_state(staged)
 

@@ -13,7 +13,6 @@ Not here: the arithmetic of any of it, saving and going on (``resumable``), what
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -255,7 +254,7 @@ class CPOTrainer(ResumableTrainer):
         if not self.args.monitor_steps:
             return None
         write = partial(self.run_log.append, MOVEMENT)
-        return Monitor(self.args.monitor_steps, write, self.sound)
+        return Monitor(self.args.monitor_steps, write, self.sound, self.engine)
 
     def _made_constraints(self) -> Constraints | None:
         if not self.args.constrained_by:
@@ -1124,7 +1123,7 @@ def _checked_args(
     allow_bars(not args.disable_tqdm)
     keep_secrets(vars(args))
     hide_secrets(args)
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    launched = ranks.launched()
     if launched > 1 and args.world_size == 1:
         raise SetupError(
             "CP503",

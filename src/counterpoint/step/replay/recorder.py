@@ -156,7 +156,7 @@ class StepRecorder:
             restore_generators(before)
 
     def _path(self, step: int) -> Path:
-        several = f"-rank-{self.args.process_index}" if self.args.world_size > 1 else ""
+        several = "" if ranks.alone() else f"-rank-{ranks.rank()}"
         return Path(self.args.output_dir) / f"replay-{step}{several}.safetensors"
 
 
