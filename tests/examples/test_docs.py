@@ -19,6 +19,7 @@ from counterpoint.data.options import Limits
 from counterpoint.data.row_tokens import tokens_of_row
 from counterpoint.data.truncate import truncate
 from counterpoint.losses.objective import Objective
+from counterpoint.objectives import LOSSES
 
 ROOT = Path(__file__).parents[2]
 DATA, OBJECTIVES, FROM_TRL = (
@@ -112,3 +113,18 @@ def test_the_table_of_differences_holds_what_was_measured():
         for name, found in findings.items()
     }
     assert shown == measured, "run python benchmarks/differences.py --docs"
+
+
+def test_the_table_of_losses_is_the_table_of_the_code():
+    table = OBJECTIVES.split("## The losses")[1].split("\n\n")[1]
+    rows = [[cell.strip() for cell in re.split(r" \| ", line)] for line in table.splitlines()[2:]]
+    assert [re.findall(r"`(\w+)`", row[0])[0] for row in rows] == list(LOSSES)
+    for (_, reads, _, options, paper), loss in zip(rows, LOSSES.values(), strict=True):
+        assert loss.paper is not None
+        assert f"[{loss.paper.arxiv}](https://arxiv.org/abs/{loss.paper.arxiv})" in paper
+        assert ("bar s" in reads) == loss.per_token
+        named = set(re.findall(r"`(\w+)`", options.split("; sets")[0]))
+        # alpha and nll_reduction have paragraphs of their own
+        assert named - {"alpha"} == set(loss.options) - {"alpha", "nll_reduction"} - (
+            {"gamma_beta_ratio"} if "gamma_beta_ratio" not in options else set()
+        )

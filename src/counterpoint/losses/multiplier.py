@@ -21,9 +21,10 @@ Not here: how a violation is measured, nor when a step counts as applied (the tr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
 from counterpoint.constraints import UPDATES
 
@@ -70,12 +71,19 @@ class Gains:
     cap: float
 
 
-@runtime_checkable
-class MultiplierRule(Protocol):
+class MultiplierRule(ABC):
     """A rule of dual update: a pure function from state and violation to the next state."""
 
-    measures_first: ClassVar[bool]
+    __slots__ = ()
+
+    cap: float
+    measures_first: ClassVar[bool] = False
     """Whether ``weight`` wants the violation at the step's own weights, before its backward."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls, gains: Gains) -> MultiplierRule:
+        """The rule of a run."""
 
     def start(self, value: float) -> MultiplierState:
         """The state before the first step; λ stays there for as long as the violation is 0.
@@ -86,7 +94,11 @@ class MultiplierRule(Protocol):
         Raises:
             ValueError: λ₀ is outside [0, cap] or not a number.
         """
+        if not 0 <= value <= self.cap:
+            raise ValueError(f"λ₀ is {value}; expected a number from 0 to the cap, {self.cap}")
+        return MultiplierState(float(value), float(value), smoothed=None, previous=None, steps=0)
 
+    @abstractmethod
     def step(self, state: MultiplierState, violation: float) -> MultiplierState:
         """The state after one applied optimizer step.
 
@@ -96,16 +108,17 @@ class MultiplierRule(Protocol):
         """
 
     def weight(self, state: MultiplierState, violation: float | None) -> float:
-        """What multiplies the constraint's gradient in the next step, in [0, cap].
+        """What multiplies the constraint's gradient in the next step, in [0, cap]; by default λ.
 
         Args:
             state: after the step before.
             violation: at the next step's weights, where ``measures_first``; else not read.
         """
+        return state.value
 
 
 @dataclass(frozen=True, slots=True)
-class DualAscent:
+class DualAscent(MultiplierRule):
     """Projected dual ascent: λ <- clip(λ + rate g, 0, cap), the method of Arrow, Hurwicz, Uzawa.
 
     Args:
@@ -120,32 +133,23 @@ class DualAscent:
     rate: float
     smoothing: float
     cap: float
-    measures_first: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse a number out of its range."""
         _check(self.smoothing, self.cap, rate=self.rate)
 
     @classmethod
-    def of(cls, gains: Gains) -> DualAscent:
+    def of(cls, gains: Gains) -> MultiplierRule:
         """The rule of a run."""
         return cls(gains.per_step, gains.smoothing, gains.cap)
-
-    def start(self, value: float) -> MultiplierState:
-        """See ``MultiplierRule.start``."""
-        return _start(value, self.cap)
 
     def step(self, state: MultiplierState, violation: float) -> MultiplierState:
         """See ``MultiplierRule.step``."""
         return _ascend(state, violation, self.rate, self.smoothing, self.cap)
 
-    def weight(self, state: MultiplierState, violation: float | None) -> float:
-        """See ``MultiplierRule.weight``; λ itself."""
-        return state.value
-
 
 @dataclass(frozen=True, slots=True)
-class PID:
+class PID(MultiplierRule):
     """PID control of λ in positional form (Stooke, Achiam, Abbeel 2020, arXiv:2007.03964).
 
     I <- clip(I + integral g, 0, cap)
@@ -171,7 +175,6 @@ class PID:
     derivative: float
     smoothing: float
     cap: float
-    measures_first: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse a number out of its range."""
@@ -184,13 +187,9 @@ class PID:
         )
 
     @classmethod
-    def of(cls, gains: Gains) -> PID:
+    def of(cls, gains: Gains) -> MultiplierRule:
         """The rule of a run."""
         return cls(gains.per_step, gains.at_once, gains.of_rise, gains.smoothing, gains.cap)
-
-    def start(self, value: float) -> MultiplierState:
-        """See ``MultiplierRule.start``."""
-        return _start(value, self.cap)
 
     def step(self, state: MultiplierState, violation: float) -> MultiplierState:
         """See ``MultiplierRule.step``."""
@@ -205,13 +204,9 @@ class PID:
             _clip(value, self.cap), integral, smoothed, smoothed, state.steps + 1
         )
 
-    def weight(self, state: MultiplierState, violation: float | None) -> float:
-        """See ``MultiplierRule.weight``; λ itself."""
-        return state.value
-
 
 @dataclass(frozen=True, slots=True)
-class NuPI:
+class NuPI(MultiplierRule):
     """nuPI control of λ in recursive form (Sohrabi et al. 2024, arXiv:2406.04558).
 
     ξ <- nu ξ + (1 - nu) g
@@ -238,7 +233,6 @@ class NuPI:
     nu: float
     smoothing: float
     cap: float
-    measures_first: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse a number out of its range."""
@@ -247,13 +241,9 @@ class NuPI:
             raise ValueError(f"nu is {self.nu}; expected a number in [0, 1)")
 
     @classmethod
-    def of(cls, gains: Gains) -> NuPI:
+    def of(cls, gains: Gains) -> MultiplierRule:
         """The rule of a run."""
         return cls(gains.per_step, gains.at_once, gains.nu, gains.smoothing, gains.cap)
-
-    def start(self, value: float) -> MultiplierState:
-        """See ``MultiplierRule.start``."""
-        return _start(value, self.cap)
 
     def step(self, state: MultiplierState, violation: float) -> MultiplierState:
         """See ``MultiplierRule.step``."""
@@ -266,13 +256,9 @@ class NuPI:
         smoothed = _average(state.smoothed, violation, self.smoothing)
         return MultiplierState(value, value, smoothed, xi, state.steps + 1)
 
-    def weight(self, state: MultiplierState, violation: float | None) -> float:
-        """See ``MultiplierRule.weight``; λ itself."""
-        return state.value
-
 
 @dataclass(frozen=True, slots=True)
-class AugmentedLagrangian:
+class AugmentedLagrangian(MultiplierRule):
     """Augmented Lagrangian of an inequality (Rockafellar 1973; Nocedal and Wright, 17.4).
 
     The loss gets (max(0, λ + penalty g)² - λ²) / (2 penalty), whose gradient is
@@ -302,13 +288,9 @@ class AugmentedLagrangian:
         _check(self.smoothing, self.cap, rate=self.rate, penalty=self.penalty)
 
     @classmethod
-    def of(cls, gains: Gains) -> AugmentedLagrangian:
+    def of(cls, gains: Gains) -> MultiplierRule:
         """The rule of a run."""
         return cls(gains.per_step, gains.at_once, gains.smoothing, gains.cap)
-
-    def start(self, value: float) -> MultiplierState:
-        """See ``MultiplierRule.start``."""
-        return _start(value, self.cap)
 
     def step(self, state: MultiplierState, violation: float) -> MultiplierState:
         """See ``MultiplierRule.step``."""
@@ -358,13 +340,13 @@ def rule_of(
     if update not in UPDATES:
         raise ValueError(f"no rule of dual update is called {update!r}")
     gains = Gains(rate / steps, rate * proportional, rate * derivative * steps, nu, smoothing, cap)
-    return _RULES[UPDATES[update]](gains)
+    return _RULES[UPDATES[update]].of(gains)
 
 
-_RULES: Mapping[str, Callable[[Gains], MultiplierRule]] = {
-    rule.__name__: rule.of for rule in (DualAscent, PID, NuPI, AugmentedLagrangian)
+_RULES: Mapping[str, type[MultiplierRule]] = {
+    rule.__name__: rule for rule in (DualAscent, PID, NuPI, AugmentedLagrangian)
 }
-"""Name, as ``constraints.UPDATES`` has it -> what makes the rule."""
+"""Name, as ``constraints.UPDATES`` has it -> the rule."""
 
 
 def _ascend(
@@ -375,12 +357,6 @@ def _ascend(
     value = _clip(state.value + rate * violation, cap)
     smoothed = _average(state.smoothed, violation, smoothing)
     return replace(state, value=value, integral=value, smoothed=smoothed, steps=state.steps + 1)
-
-
-def _start(value: float, cap: float) -> MultiplierState:
-    if not 0 <= value <= cap:
-        raise ValueError(f"λ₀ is {value}; expected a number from 0 to the cap, {cap}")
-    return MultiplierState(float(value), float(value), smoothed=None, previous=None, steps=0)
 
 
 def _average(average: float | None, violation: float, factor: float) -> float:
