@@ -1,4 +1,4 @@
-"""A loss, a kind of constraint and a layout of our own, added to Counterpoint from outside.
+"""A loss, a kind of constraint, a layout and an engine of our own, added from outside.
 
     python examples/extending.py
 
@@ -12,9 +12,12 @@ Not here: what each part of a row means (docs/extending.md).
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from counterpoint import CPOConfig, CPOTrainer
 from counterpoint.constraints import ConstraintKind, register_constraint_kind
+from counterpoint.engine.plain import Plain
+from counterpoint.engine.table import register_engine
 from counterpoint.forward.layouts import Padded, register_layout
 from counterpoint.losses.constrained import ConstraintMath
 from counterpoint.losses.objective import LossMath
@@ -81,6 +84,16 @@ def whole(width):
 
 
 register_layout(PaddedToEight())
+
+
+@register_engine
+class Offloaded(Plain):
+    """One process; what the backward needs waits for it in the host's memory."""
+
+    name = "offloaded"
+
+    def accumulating(self, model, *, last):
+        return torch.autograd.graph.save_on_cpu()
 
 
 def main(output_dir="runs/extending", steps=40):

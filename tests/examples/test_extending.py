@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,8 @@ from counterpoint.alarms.remedies import Facts, hold_the_chosen
 from counterpoint.constraints import KINDS
 from counterpoint.doctor.of_objective import of_objective
 from counterpoint.doctor.of_unused import Rest, unused
+from counterpoint.engine.plain import Plain
+from counterpoint.engine.table import ENGINES, engine_for, register_engine
 from counterpoint.forward.layouts import LAYOUTS, PADDED, register_layout
 from counterpoint.losses.constrained import Seen, denominators, measured
 from counterpoint.losses.objective import Objective
@@ -28,12 +29,12 @@ from counterpoint.report.story import method
 from counterpoint.runlog import read_run
 from tests.examples.pages import DOCS, blocks
 from tests.models_on_the_spot import make_model
-from tests.steps import distance, random_pairs, train_watched
+from tests.steps import Gradients, distance, random_pairs, train_watched
 from tests.tokenizers_on_the_spot import byte_level
 
 EXAMPLE = DOCS.parent / "examples" / "extending.py"
 PAGE = DOCS / "extending.md"
-TABLES: tuple[dict[str, Any], ...] = (objectives._ROWS, constraints._ROWS, LAYOUTS)
+TABLES: tuple[dict[str, Any], ...] = (objectives._ROWS, constraints._ROWS, LAYOUTS, ENGINES)
 
 
 @pytest.fixture(scope="module")
@@ -146,20 +147,17 @@ def test_an_added_layout_lays_every_pair_of_a_run(trainer: CPOTrainer) -> None:
     assert facts["layout"] == "padded-to-8"
 
 
-def test_an_added_layout_gives_the_same_step(example: dict[str, Any], tmp_path: Path) -> None:
+def steps_with(folder: Path, **options: Any) -> tuple[Gradients, CPOTrainer]:
+    """An epoch of eight pairs in float64: the gradients of its steps, and the trainer."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=byte_level(["<|endoftext|>"], size=384), eos_token="<|endoftext|>"
     )
-    model = make_model("phi").double()
+    return train_watched(make_model("phi").double(), tokenizer, random_pairs(8), folder, **options)
+
+
+def test_an_added_layout_gives_the_same_step(example: dict[str, Any], tmp_path: Path) -> None:
     (plain,), (other,) = (
-        train_watched(
-            copy.deepcopy(model),
-            tokenizer,
-            random_pairs(8),
-            tmp_path / layout,
-            layout=layout,
-            per_device_train_batch_size=8,
-        )[0]
+        steps_with(tmp_path / layout, layout=layout, per_device_train_batch_size=8)[0]
         for layout in ("padded", "padded-to-8")
     )
     assert distance(plain, other) < 1e-12
@@ -179,6 +177,23 @@ def test_an_added_layout_costs_what_it_lays(example: dict[str, Any]) -> None:
     )
 
 
+def test_an_added_engine_runs_where_the_plain_one_would(trainer: CPOTrainer) -> None:
+    assert trainer.engine.name == "offloaded"
+    assert engine_for(trainer.accelerator).name == "offloaded"
+
+
+def test_an_added_engine_gives_the_same_step_bit_for_bit(
+    example: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    offloaded, trainer = steps_with(tmp_path / "offloaded", **options)
+    assert trainer.engine.name == "offloaded"
+    monkeypatch.delitem(ENGINES, "offloaded")
+    plain, trainer = steps_with(tmp_path / "plain", **options)
+    assert trainer.engine.name == "plain"
+    assert [distance(one, other) for one, other in zip(plain, offloaded, strict=True)] == [0, 0]
+
+
 def test_a_name_that_is_taken_is_refused() -> None:
     with pytest.raises(ValueError, match="there is a loss called 'simpo' already"):
         objectives.register_loss(LOSSES["simpo"])
@@ -186,6 +201,8 @@ def test_a_name_that_is_taken_is_refused() -> None:
         constraints.register_constraint_kind(KINDS["bc"])
     with pytest.raises(ValueError, match="there is a layout 'padded' already"):
         register_layout(PADDED)
+    with pytest.raises(ValueError, match="there is an engine 'plain' already"):
+        register_engine(Plain)
 
 
 def test_the_page_shows_the_example() -> None:
