@@ -140,8 +140,8 @@ def table(found: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"Verifying it before going on takes {verified:.2f} s. {found['rounds']} rounds in "
-            f"turns on {found['machine']['cores']} cores, {found['machine']['cpu']}. "
+            f"Verifying it before a run resumes takes {verified:.2f} s. {found['rounds']} rounds "
+            f"in turns on {found['machine']['cores']} cores, {found['machine']['cpu']}. "
             "`python benchmarks/checkpoint.py`",
         ]
     )
