@@ -314,7 +314,7 @@ def test_a_disk_that_fills_up_while_saving_is_one_line(
     def full(target: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("counterpoint.trainer.resumable.begin", full)
+    monkeypatch.setattr("counterpoint.checkpoint.saving.begin", full)
     said = command("train", write_run(save_steps=1), "--doctor", "off")
     assert said.code == 1
     last = said.err.splitlines()[-1]

@@ -27,7 +27,6 @@ from transformers.trainer_callback import (
 )
 
 from counterpoint import CPOTrainer
-from counterpoint.trainer.resumable import ResumableTrainer
 from counterpoint.trainer.transformers_seams import Seams
 
 FILE = Path(__file__).with_name("seams.json")
@@ -54,7 +53,8 @@ def faces() -> Iterator[tuple[type[Any], ast.ClassDef]]:
 
 def overridden() -> set[str]:
     """Methods of transformers' trainer that a class of ours has, too."""
-    ours = {name for kind in (Seams, ResumableTrainer, CPOTrainer) for name in vars(kind)}
+    kinds = CPOTrainer.__mro__[: CPOTrainer.__mro__.index(Trainer)]
+    ours = {name for kind in kinds for name in vars(kind)}
     return {name for name in ours if callable(getattr(Trainer, name, None))} - {"__doc__"}
 
 

@@ -27,7 +27,7 @@ OTHERS = [
     for path in sorted(SOURCE.rglob("*.py"))
     if path.relative_to(SOURCE).as_posix() not in SEAMS
 ]
-OF_TRAINERS = {"trainer/resumable.py", "trainer/trainer.py"}
+OF_TRAINERS = {"trainer/saving.py", "trainer/resumable.py", "trainer/trainer.py"}
 
 MODULES = (
     "transformers.configuration_utils",

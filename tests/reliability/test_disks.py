@@ -78,7 +78,7 @@ def test_a_disk_that_fills_up_while_saving_leaves_the_last_checkpoint(
 def test_an_error_that_passes_is_waited_for(
     a_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr("counterpoint.trainer.resumable.WAITS", (0.0, 0.0))
+    monkeypatch.setattr("counterpoint.checkpoint.saving.WAITS", (0.0, 0.0))
     monkeypatch.setattr(os, "fsync", Disk(5, OSError(errno.EIO, "I/O error"), times=1))
     trainer_of({}, tmp_path / "run", max_steps=3).train()
     assert "I/O error; trying again in 0 seconds" in caplog.text
@@ -86,7 +86,7 @@ def test_an_error_that_passes_is_waited_for(
 
 
 def test_an_error_that_does_not_pass_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("counterpoint.trainer.resumable.WAITS", (0.0, 0.0))
+    monkeypatch.setattr("counterpoint.checkpoint.saving.WAITS", (0.0, 0.0))
     disk = Disk(0, OSError(errno.EIO, "I/O error"))
     monkeypatch.setattr(os, "fsync", disk)
     with pytest.raises(SetupError, match=r"CP515 .*I/O error\. There is none before it\."):
@@ -101,7 +101,7 @@ def test_a_folder_that_cannot_be_written_any_more_stops_the_run(
     def refuse(target: Path) -> None:
         raise OSError(number, os.strerror(number), str(target))
 
-    monkeypatch.setattr("counterpoint.trainer.resumable.begin", refuse)
+    monkeypatch.setattr("counterpoint.checkpoint.saving.begin", refuse)
     with pytest.raises(SetupError, match=f"CP515 .*could not be saved: {os.strerror(number)}"):
         trainer_of({}, tmp_path / "run", max_steps=3).train()
 

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 
 from counterpoint import ConfigError, CounterpointError, ModelError, SetupError
 from counterpoint.checkpoint.manifest import MANIFEST, read_manifest, seal
-from counterpoint.checkpoint.state_file import read_state
+from counterpoint.checkpoint.resumption import OPTIMIZER, SHARED
+from counterpoint.checkpoint.state_file import TRAINER_STATE, read_state
 from counterpoint.checkpoint.tree import read_tree, write_tree
 from counterpoint.cli.run_table import numbers_of
 from counterpoint.data.counts import PrepareCounts
@@ -33,7 +34,6 @@ from counterpoint.report.watching import Watched
 from counterpoint.run_schema import DEEPEST, check_facts
 from counterpoint.runlog import METRICS, RUN_FILE, STREAMS, RunLog, read_run, stream_file
 from counterpoint.step.replay.file import FORMAT, KEY, read_replay
-from counterpoint.trainer.resumable import OPTIMIZER, SHARED, TRAINER_STATE
 from tests.cli.conftest import Command, command
 from tests.reliability.scenarios import trainer_of
 from tests.report.runs import write_run

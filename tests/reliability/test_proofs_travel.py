@@ -106,7 +106,7 @@ def test_a_checkpoint_that_knows_the_layout_alone_has_the_rest_proved(
 ) -> None:
     """As 0.4 wrote them."""
     trainer = trainer_of(STEADY, tmp_path, max_steps=1)
-    state = {**trainer.shared_state(), "layout": PADDED.name}
+    state = {**trainer.state_dict(), "layout": PADDED.name}
     del state["proofs"]
     trainer._known_proofs = {"layout": state["layout"]}
     made: Assembly = trainer._assembly()

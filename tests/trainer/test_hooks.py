@@ -14,8 +14,6 @@ from transformers import PreTrainedTokenizerFast, Trainer
 
 from counterpoint import ConfigError, CPOConfig, CPOTrainer
 from counterpoint.trainer.hooks import ATTRIBUTES, CALLS, NOT_CALLED
-from counterpoint.trainer.resumable import ResumableTrainer
-from counterpoint.trainer.transformers_seams import Seams
 from tests.models_on_the_spot import make_model
 from tests.steps import random_pairs
 
@@ -63,7 +61,8 @@ def uses(node: ast.AST, *owners: str) -> set[str]:
 
 def called() -> set[str]:
     """Methods that a run, an evaluation or a save comes to call, found in the sources."""
-    kinds = [methods(kind) for kind in (CPOTrainer, ResumableTrainer, Seams, Trainer)]
+    last = CPOTrainer.__mro__.index(Trainer)
+    kinds = [methods(kind) for kind in CPOTrainer.__mro__[: last + 1]]
 
     def first(name: str, above: int = 0) -> tuple[int, str]:
         return next((n for n in range(above, len(kinds)) if name in kinds[n]), len(kinds)), name

@@ -9,8 +9,11 @@
     weights, optimizer, randomness    what a run's state is made of
     state_file    transformers' own account of a run, and what the trees must look like
     experiment    the facts of a run's fingerprint
+    bases         which model a run, or an adapter, began with
+    resumption    the checkpoint that a run resumes from: found, verified, of the same experiment
+    saving        a checkpoint, or a model's folder, written whole
     trial_save    everything but the weights, saved once before the first step
     saved_options the options as transformers pickles them, without secrets
 
-Not here: when a checkpoint is written or gone on from (``trainer.resumable``).
+Not here: when a checkpoint is written (``trainer.saving``) or resumed from (``trainer.resumable``).
 """

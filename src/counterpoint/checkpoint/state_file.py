@@ -35,6 +35,9 @@ from counterpoint.run_schema import (
 )
 from counterpoint.strict import marked, strict_json, unmarked
 
+TRAINER_STATE = "trainer_state.json"
+"""transformers' own account of a run; its name is what its callbacks and the hub look for."""
+
 _ODD_OR = optional(lambda value, place: number(unmarked(value), place))
 
 STATE = record(

@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,21 @@ def try_saving(run: Path, parts: dict[str, Callable[[Path], object]]) -> None:
                 ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def saved_beside(model: Any, tokenizer: Any) -> dict[str, Callable[[Path], object]]:
+    """What is saved beside the weights of a model: what it is called -> what saves it.
+
+    Args:
+        model: plain or adapted.
+        tokenizer: None for none.
+    """
+    parts: dict[str, Callable[[Path], object]] = {}
+    if hasattr(model, "config"):
+        parts["model's configuration"] = partial(save_configs, model)
+    if tokenizer is not None:
+        parts["tokenizer"] = partial(save_and_reopen_tokenizer, tokenizer)
+    return parts
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from types import FrameType
 from transformers.trainer_utils import SaveStrategy
 
 from counterpoint.console.manners import complain
-from counterpoint.trainer.resumable import Interrupted, ResumableTrainer
+from counterpoint.trainer.place import Interrupted
+from counterpoint.trainer.resumable import ResumableTrainer
 
 HEEDED = (signal.SIGTERM, signal.SIGINT)
 

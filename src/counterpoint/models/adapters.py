@@ -9,11 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from counterpoint.checkpoint.bases import check_base
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ModelError, SetupError
 from counterpoint.invocation import EXTRAS, installing
 from counterpoint.log import quiet_calls
-from counterpoint.models.bases import check_base
 from counterpoint.models.described import check_adapter
 from counterpoint.models.loading import load_config, load_model, refuse_pickled_adapter
 

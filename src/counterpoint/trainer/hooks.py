@@ -44,6 +44,11 @@ NOT_CALLED: Mapping[str, str] = MappingProxyType(
         "generate_from_model": _SAMPLES,
         "get_batch_samples_from_model": _SAMPLES,
         "store_metrics": "log",
+        # Counterpoint's own up to 0.4
+        "shared_state": "state_dict",
+        "load_shared_state": "load_state_dict",
+        "rank_state": "rank_state_dict",
+        "load_rank_state": "load_rank_state_dict",
         # transformers' Trainer
         "prediction_step": EVALUATION,
         "prediction_loop": EVALUATION,

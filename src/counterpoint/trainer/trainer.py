@@ -557,7 +557,7 @@ class CPOTrainer(ResumableTrainer):
 
     def train_epoch(self, epoch: Epoch) -> None:
         """Train one epoch; before the first of a run, the initial policy is measured."""
-        if self.constraints is not None and not self.is_going_on and epoch.number == 0:
+        if self.constraints is not None and not self.is_resumed and epoch.number == 0:
             self._calibrate(self.constraints)
         super().train_epoch(epoch)
 
@@ -732,7 +732,7 @@ class CPOTrainer(ResumableTrainer):
         """Train; see ``transformers.Trainer.train``. Writes ``run.json`` first.
 
         Args:
-            resume_from_checkpoint: a checkpoint to go on from; see ``going_on``.
+            resume_from_checkpoint: a checkpoint to go on from; see ``resuming``.
             args: transformers' further arguments.
             kwargs: the same by name.
         """
@@ -740,7 +740,7 @@ class CPOTrainer(ResumableTrainer):
         check_best_metric(self)
         self._skipped_steps = 0
         self._take_identity()
-        with self.going_on(resume_from_checkpoint) as checkpoint:
+        with self.resuming(resume_from_checkpoint) as checkpoint:
             self._base_name = self.base_name() if self.base_then is None else self.base_then
             announce(self._formula(), self.args, self.args.world_size)
             for counts in self._feed.counts().values():
@@ -817,7 +817,7 @@ class CPOTrainer(ResumableTrainer):
         every = {"train": self.train_dataset, **sets}
         return {name: pairs for name, pairs in every.items() if pairs is not None}
 
-    def shared_state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Skipped steps, what was proved, where the streams are, the multipliers."""
         proofs = self._known_proofs if self._assembled is None else self._assembled.state_dict()
         held = None if self.constraints is None else self.constraints.kept()
@@ -834,7 +834,7 @@ class CPOTrainer(ResumableTrainer):
         if self.constraints is not None:
             self.constraints.remember(self.model)
 
-    def load_shared_state(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with them."""
         self._skipped_steps = state["skipped_steps"]
         # up to 0.4 the layout alone
@@ -846,7 +846,7 @@ class CPOTrainer(ResumableTrainer):
             self.constraints.take(state["constraints"], anyway=self.args.resume_anyway)
             self._describe()
 
-    def rank_state(self) -> dict[str, Any]:
+    def rank_state_dict(self) -> dict[str, Any]:
         """The sums since the last log line, and what was learnt of this rank's memory."""
         budgets = (self._budget, self._eval_budget)
         return {
@@ -854,7 +854,7 @@ class CPOTrainer(ResumableTrainer):
             "budgets": [{"tokens": b.tokens, "proved": b.proved} for b in budgets],
         }
 
-    def load_rank_state(self, state: dict[str, Any]) -> None:
+    def load_rank_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with them."""
         self._train_sums.load_state(state["sums"], self.args.device)
         for budget, kept in zip((self._budget, self._eval_budget), state["budgets"], strict=True):

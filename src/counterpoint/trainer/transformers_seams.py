@@ -46,7 +46,7 @@ else:
 
 EVALUATION = "evaluation_loop, compute_metrics, or trainer.objective"
 _COLUMNS = "columns are chosen by their meaning (docs/data.md); change the train_dataset"
-_SAVING = "shared_state and rank_state with their load_ methods, which a checkpoint is made of"
+_SAVING = "state_dict and rank_state_dict with their load_ methods, which make up a checkpoint"
 
 IDLE: Mapping[str, str] = MappingProxyType(
     {

@@ -4,7 +4,7 @@ A checkpoint says in its fingerprint what its adapter lay on, and a run's folder
 (``checkpoint.adapted``). What a run began with has a name, too, which a resumed run keeps: another
 model of the same shapes, given to resume a full run, is never trained.
 
-Not here: what resuming on another base is (``trainer.resumable``), loading (``adapters``).
+Not here: what resuming on another base is (``resumption``), loading (``models.adapters``).
 """
 
 from __future__ import annotations

@@ -1,0 +1,166 @@
+"""The checkpoint that a run resumes from: found, verified, and of the same experiment.
+
+Not here: what makes an experiment the same (``experiment``, ``fingerprint``), loading what is found
+(``trainer.resumable``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from counterpoint.checkpoint.adapted import BASE
+from counterpoint.checkpoint.bases import base_then, other_base, unknown_base
+from counterpoint.checkpoint.experiment import in_words_of_today, remedy
+from counterpoint.checkpoint.fingerprint import Fingerprint, differences
+from counterpoint.checkpoint.folder import last_good, step_of
+from counterpoint.checkpoint.manifest import Manifest, verify
+from counterpoint.checkpoint.state_file import TRAINER_STATE, check_trees, read_state
+from counterpoint.checkpoint.tree import read_tree
+from counterpoint.errors import ConfigError, SetupError
+from counterpoint.log import logger
+
+SHARED, OPTIMIZER = "run_state", "optimizer"
+"""Names of the trees that hold what all ranks have in common, and the optimizer's state."""
+
+
+def tree_of_rank(number: int) -> str:
+    """The name of the tree that holds what one rank alone has.
+
+    Args:
+        number: of the rank.
+    """
+    return f"rank-{number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """A verified checkpoint that a run goes on from.
+
+    Args:
+        folder: where it lies.
+        manifest: as verified.
+        shared: what all ranks have in common.
+        rank: what this rank alone has; None where it had none.
+        base: name of the model that its run began with; None where another lies under it now.
+    """
+
+    folder: Path
+    manifest: Manifest
+    shared: dict[str, Any]
+    rank: dict[str, Any] | None
+    base: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a callback had stopped the training before its last step."""
+        return bool(self.shared["place"]["stopped"])
+
+
+def find_checkpoint(run: Path, wanted: str | Path | bool) -> tuple[Path, Manifest] | None:
+    """The checkpoint that a run is to go on from, verified.
+
+    Args:
+        run: the run's folder.
+        wanted: as ``ResumableTrainer.resuming`` takes it.
+
+    Returns:
+        None where "auto" finds none.
+
+    Raises:
+        ConfigError: CP103 where there is none, or the named one is no folder.
+        SetupError: CP511 to CP514 for a named one that is not whole; CP512 where there are some
+            but none is whole.
+    """
+    word = str(wanted).lower()
+    folder = Path(str(wanted))
+    if word in ("true", "latest", "auto"):
+        found = last_good(run)
+        if found is None and word != "auto":
+            raise ConfigError(
+                "CP103", f"resume_from_checkpoint: {run} holds no complete checkpoint."
+            )
+        return found
+    if not folder.is_dir():
+        raise ConfigError(
+            "CP103",
+            f"resume_from_checkpoint={wanted} is no checkpoint: it should be a folder, or "
+            "'latest' or 'auto'.",
+        )
+    return folder, verify(folder, step=step_of(folder))
+
+
+def read_resumption(folder: Path, manifest: Manifest, rank: int) -> Resumption:
+    """Read what a checkpoint holds beside weights and optimizer.
+
+    Args:
+        folder: of the checkpoint.
+        manifest: as verified.
+        rank: the number of this one.
+
+    Raises:
+        SetupError: CP514 for a model alone, CP512 for states that are none.
+    """
+    if not manifest.resumable:
+        raise SetupError(
+            "CP514",
+            f"{folder} holds the model alone (save_only_model), which a run cannot go on from. "
+            "Give it as the model of a new run.",
+        )
+    shared, name = read_tree(folder, SHARED), tree_of_rank(rank)
+    own = read_tree(folder, name) if f"{name}.json" in manifest.files else None
+    check_trees(shared, own, folder)
+    return Resumption(folder, manifest, shared, own, base=base_then(folder, shared["own"]))
+
+
+def compared(
+    found: Resumption,
+    experiment: Callable[[], Fingerprint],
+    *,
+    steps: int,
+    base: str,
+    anyway: bool,
+) -> Resumption:
+    """Refuse a checkpoint of another experiment, unless that is meant.
+
+    Args:
+        found: as read.
+        experiment: gives the fingerprint of this run; it may go through all of the data.
+        steps: optimizer steps that this run is to have in all.
+        base: the name of the model that this run was given.
+        anyway: the difference is meant, and only told.
+
+    Returns:
+        The same, without the name of its base where another model lies under it now.
+
+    Raises:
+        SetupError: CP513.
+    """
+    folder, manifest = found.folder, found.manifest
+    if steps < manifest.step:
+        raise SetupError(
+            "CP513",
+            f"{folder} is after step {manifest.step:,}, and the run is to have {steps:,} in all "
+            "(max_steps, num_train_epochs), so that nothing would be trained. Ask for more "
+            "steps, or take the checkpoint as the model of a new run.",
+        )
+    state = read_state(folder / TRAINER_STATE)
+    now = experiment()
+    if BASE in now and BASE not in manifest.fingerprint:
+        logger().warning("%s", unknown_base(folder, found.base))
+    different = differences(in_words_of_today(manifest.fingerprint, int(state["max_steps"])), now)
+    if not different:
+        return found
+    text = f"{folder} is of a different experiment: {'; '.join(different.values())}."
+    if BASE in different:
+        text += other_base(found.base, base)
+    if not anyway:
+        raise SetupError(
+            "CP513",
+            f"{text} Go on with the options and data it was made with, or with "
+            f"resume_anyway=True if the difference is meant.{remedy(different)}",
+        )
+    logger().warning("resume_anyway: %s", text)
+    return replace(found, base=None) if BASE in different else found
