@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import runpy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from math import exp, log1p
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from counterpoint import ConfigError, Constraint, CPOConfig, CPOTrainer, constraints, objectives
@@ -21,8 +24,8 @@ from counterpoint.engine.plain import Plain
 from counterpoint.engine.table import ENGINES, engine_for, register_engine
 from counterpoint.forward.layouts import LAYOUTS, PADDED, register_layout
 from counterpoint.losses.constrained import Seen, denominators, measured
-from counterpoint.losses.objective import Objective
-from counterpoint.objectives import LOSSES
+from counterpoint.losses.objective import LossMath, Objective, RewardedPairs
+from counterpoint.objectives import LOSSES, Loss
 from counterpoint.options.table import options
 from counterpoint.records import PairLogps, TokenPair
 from counterpoint.report.story import method
@@ -101,6 +104,46 @@ def test_an_added_loss_is_an_option_with_its_own_refusals(
     assert unused(args, Rest(evaluates=False)) == {"beta": "SimPER has no beta"}
     assert [one.code for one in of_objective(args, adapted=False)] == ["CW101"]
     assert hold_the_chosen(Facts(8, loss_type="simper", cpo_alpha=0.0)) == "cpo_alpha: 0.05"
+
+
+def arpo(pairs: RewardedPairs, objective: Objective) -> Tensor:
+    """arXiv:2410.03115: the rejected completion counts less, the more it is like the chosen."""
+    logps = pairs.logps
+    apart = logps.chosen / logps.chosen_tokens - logps.rejected / logps.rejected_tokens
+    part = (0.9 * (0.4 * apart.abs()).exp() - 1).clamp(max=1)
+    gap = objective.beta * (logps.chosen - part * logps.rejected) - pairs.margin
+    return -F.logsigmoid(gap)
+
+
+def apo_zero(pairs: RewardedPairs, objective: Objective) -> Tensor:
+    """arXiv:2408.06266: of both rewards, not of their gap."""
+    chosen, rejected = objective.beta * pairs.chosen, objective.beta * pairs.rejected
+    return 1 - chosen.sigmoid() + rejected.sigmoid()
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        # part of rejected: 0.9 e^(0.4 |-2 + 2|) - 1 = -0.1, and 0.9 e^(0.4 |-3 + 2|) - 1
+        (arpo, [log1p(exp(-0.1 * (-4 - 0.6))), log1p(exp(-0.1 * (-9 + 8 * (0.9 * exp(0.4) - 1))))]),
+        (
+            apo_zero,
+            [
+                1 - 1 / (1 + exp(0.4)) + 1 / (1 + exp(0.6)),
+                1 - 1 / (1 + exp(0.9)) + 1 / (1 + exp(0.8)),
+            ],
+        ),
+    ],
+)
+def test_a_row_holds_a_loss_that_reads_more_than_the_gap(
+    loss: Callable[[RewardedPairs, Objective], Tensor],
+    expected: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    row = Loss("read", "Read", math=LossMath(loss, lambda objective: "more"), per_token=False)
+    monkeypatch.setitem(objectives._ROWS, "read", row)
+    terms = Objective("read", beta=0.1)(LOGPS, torch.zeros(2).double())
+    assert terms.preference.tolist() == pytest.approx(expected, rel=1e-12)
 
 
 def test_an_added_kind_is_measured_over_the_whole_step(example: dict[str, Any]) -> None:
