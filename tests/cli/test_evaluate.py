@@ -48,7 +48,7 @@ def test_the_numbers_are_those_of_the_trainer(workshop: Path, command: Command):
     )
     args = CPOConfig(output_dir="o", use_cpu=True, beta=0.7)
     trainer = CPOTrainer(
-        load_model("model", args, adapted=False),
+        load_model("model", args),
         args,
         processing_class=load_tokenizer("model", args),
     )

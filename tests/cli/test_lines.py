@@ -173,7 +173,7 @@ def test_a_published_generation_config_is_loaded_without_a_word(
     shutil.copytree(BASE, folder)
     values = {"eos_token_id": 2, "temperature": 0.9, "top_p": 0.6}
     (folder / "generation_config.json").write_text(json.dumps(values))
-    model = load_model(str(folder), CPOConfig(output_dir=str(tmp_path)), adapted=False)
+    model = load_model(str(folder), CPOConfig(output_dir=str(tmp_path)))
     assert model.generation_config.temperature == 0.9
     assert caplog.messages == []
 

@@ -25,6 +25,7 @@ from counterpoint.alarms.watch import Watch
 from counterpoint.cli.train import CPOTrainer as Used
 from counterpoint.invocation import command as called
 from counterpoint.models.loading import load_model, load_tokenizer, random_model
+from counterpoint.models.weights import WeightsPolicy
 from counterpoint.runlog import Alarm, read_run
 from tests.cli.conftest import PAIRS, Command, tree, write_pairs
 
@@ -417,7 +418,7 @@ def test_weights_that_train_are_float32_and_frozen_ones_stay_as_they_are(
     config = json.loads(Path("model/config.json").read_text())
     Path("model/config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
     args = CPOConfig(output_dir="o", model_init_kwargs=keywords, use_cpu=True)
-    assert load_model("model", args, adapted=adapted).dtype == dtype
+    assert load_model("model", args, WeightsPolicy.of(args, adapter=adapted)).dtype == dtype
 
 
 def test_a_tokenizer_may_come_from_elsewhere(workshop: Path, command: Command) -> None:

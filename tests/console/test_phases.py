@@ -291,7 +291,7 @@ def test_every_phase_of_a_run_has_a_name(
     )
     rows = load(data)
     tokenizer = load_tokenizer(str(made), args)
-    model = load_model(str(made), args, adapted=False)
+    model = load_model(str(made), args)
     examine(args, model=model, tokenizer=tokenizer, train_dataset=rows)
     trainer = CPOTrainer(
         model, args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer

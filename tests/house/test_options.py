@@ -290,7 +290,7 @@ def processes(bench: Bench, options: dict[str, Any]) -> list[Any]:
 
 def precision(bench: Bench, options: dict[str, Any]) -> torch.dtype:
     make_model(vocab_size=64).save_pretrained(bench.folder / "model")
-    return load_model(str(bench.folder / "model"), bench.args(options), adapted=False).dtype
+    return load_model(str(bench.folder / "model"), bench.args(options)).dtype
 
 
 def pickled_model(bench: Bench, options: dict[str, Any]) -> str:
@@ -300,7 +300,7 @@ def pickled_model(bench: Bench, options: dict[str, Any]) -> str:
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     try:
         load_config(str(folder), bench.args(options))
-        return str(load_model(str(folder), bench.args(options), adapted=False).dtype)
+        return str(load_model(str(folder), bench.args(options)).dtype)
     except CounterpointError as error:
         return error.code
 

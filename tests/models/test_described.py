@@ -7,7 +7,6 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -272,7 +271,7 @@ def test_no_file_of_a_model_has_its_code_imported(
     for name in ("evil.py", "custom_generate/generate.py"):
         (model / name).write_text(f"open({str(model / 'it ran')!r}, 'w')")
     alter(model, file, **asked)
-    for load in (load_config, load_tokenizer, partial(load_model, adapted=False)):
+    for load in (load_config, load_tokenizer, load_model):
         with contextlib.suppress(ModelError, ValueError):
             load(str(model), options())
     assert not (model / "it ran").exists()
@@ -291,7 +290,7 @@ def test_who_trusts_the_code_gets_as_far_as_fetching_it(model: Path, fetched: li
     trusting = options(trust_remote_code=True)
     load_config(str(model), trusting)
     with pytest.raises(Exception, match="CP"):
-        load_model(str(model), trusting, adapted=False)
+        load_model(str(model), trusting)
     assert fetched
 
 

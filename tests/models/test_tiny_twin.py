@@ -18,6 +18,7 @@ from counterpoint.models.tiny_twin import (
     tiny_twin,
     weights_outside_vocabulary,
 )
+from counterpoint.models.weights import WeightsPolicy
 from tests.models_on_the_spot import APART, KINDS, SMALL
 
 ARCHITECTURES = (
@@ -59,7 +60,7 @@ def test_a_twin_is_of_the_same_class_tiny_and_knows_every_token(
 ) -> None:
     config = config_of(model_type)
     before = config.to_dict()
-    made = tiny_twin(model_type, args, config, adapted=False)
+    made = tiny_twin(model_type, args, config)
     with torch.device("meta"):
         whole = AutoModelForCausalLM.from_config(config)
     assert type(made) is type(whole)
@@ -75,7 +76,7 @@ def test_a_twin_is_of_the_same_class_tiny_and_knows_every_token(
 def test_a_model_that_is_tiny_already_has_a_twin_too(kind: str, args: CPOConfig) -> None:
     options = {**SMALL, **{**KINDS, **APART}[kind]}
     config = config_of(options.pop("model_type"), **options)
-    made = tiny_twin(kind, args, config, adapted=False)
+    made = tiny_twin(kind, args, config)
     assert made.config.get_text_config().hidden_size <= 64
 
 
@@ -124,7 +125,7 @@ def test_factors_of_a_long_rope_fit_the_narrower_head(args: CPOConfig) -> None:
     small = shrink(config).rope_parameters
     assert len(small["short_factor"]) == len(small["long_factor"]) == 8
     assert small["long_factor"] == sorted(small["long_factor"])
-    tiny_twin("phi3", args, config, adapted=False)
+    tiny_twin("phi3", args, config)
 
 
 def test_sections_of_a_rope_still_add_up_to_half_a_head() -> None:
@@ -133,10 +134,7 @@ def test_sections_of_a_rope_still_add_up_to_half_a_head() -> None:
 
 
 def test_twins_of_one_seed_are_one(args: CPOConfig) -> None:
-    first, second = (
-        tiny_twin("llama", args, config_of("llama", vocab_size=100), adapted=False)
-        for _ in range(2)
-    )
+    first, second = (tiny_twin("llama", args, config_of("llama", vocab_size=100)) for _ in range(2))
     pairs = zip(first.parameters(), second.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
 
@@ -155,7 +153,7 @@ def test_a_twin_keeps_the_precision_of_the_run(
 ) -> None:
     args = CPOConfig(output_dir="never-written", use_cpu=True, model_init_kwargs=keywords)
     config = config_of("qwen2", vocab_size=100, dtype="bfloat16")
-    assert tiny_twin("qwen2", args, config, adapted=adapted).dtype == dtype
+    assert tiny_twin("qwen2", args, config, WeightsPolicy.of(args, adapter=adapted)).dtype == dtype
 
 
 def test_matrices_are_spread_and_vectors_are_not() -> None:
@@ -173,7 +171,7 @@ def test_a_configuration_that_stays_large_has_no_twin(
     monkeypatch.setattr(twin, "OF_WIDTHS", ())
     monkeypatch.setattr(twin, "OF_COUNTS", ())
     with pytest.raises(ModelError, match=r"CP309 .*\(llama\).*not counting those of the voc"):
-        tiny_twin("some/llama", args, config_of("llama"), adapted=False)
+        tiny_twin("some/llama", args, config_of("llama"))
 
 
 def test_fields_that_no_longer_fit_together_are_an_error_with_a_code(
@@ -181,4 +179,4 @@ def test_fields_that_no_longer_fit_together_are_an_error_with_a_code(
 ) -> None:
     monkeypatch.setattr(twin, "OF_WIDTHS", ((r"^num_attention_heads$", lambda s, value: 5),))
     with pytest.raises(ModelError, match=r"CP309 no tiny twin of some/llama"):
-        tiny_twin("some/llama", args, config_of("llama"), adapted=False)
+        tiny_twin("some/llama", args, config_of("llama"))

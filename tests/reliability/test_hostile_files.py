@@ -8,7 +8,6 @@ import lzma
 import os
 import pickle
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,7 @@ def test_pickled_weights_are_refused_unless_they_are_allowed(pickled: Path) -> N
         load_config(str(pickled), options())
     allowed = options(allow_pickle=True)
     load_config(str(pickled), allowed)
-    model = load_model(str(pickled), allowed, adapted=False)
+    model = load_model(str(pickled), allowed)
     kept = make_model("qwen2", vocab_size=64).state_dict()
     assert all(torch.equal(weight, kept[name]) for name, weight in model.state_dict().items())
 
@@ -81,7 +80,7 @@ def test_a_pickle_bomb_never_goes_off(pickled: Path, tmp_path: Path, allowed: bo
     with (pickled / "pytorch_model.bin").open("wb") as file:
         pickle.dump({"lm_head.weight": Bomb(proof)}, file)
     args = options(allow_pickle=allowed)
-    for loads in (load_config, partial(load_model, adapted=False))[0 if not allowed else 1 :]:
+    for loads in (load_config, load_model)[0 if not allowed else 1 :]:
         with pytest.raises(ModelError, match=r"CP301|CP310"):
             loads(str(pickled), args)
     assert not proof.exists()
@@ -92,7 +91,7 @@ def test_safetensors_are_taken_where_both_are_there(pickled: Path, tmp_path: Pat
     with (pickled / "pytorch_model.bin").open("wb") as file:
         pickle.dump(Bomb(tmp_path / "went off"), file)
     load_config(str(pickled), options(allow_pickle=True))
-    load_model(str(pickled), options(allow_pickle=True), adapted=False)
+    load_model(str(pickled), options(allow_pickle=True))
     assert not (tmp_path / "went off").exists()
 
 

@@ -191,6 +191,7 @@ def _trainer(source: str, request: Request) -> CPOTrainer:
     from counterpoint.cli.parts import hide_token, merge_model_options, names_of
     from counterpoint.models.adapters import base_of, is_adapter, load_adapted
     from counterpoint.models.loading import load_config, load_model, load_tokenizer
+    from counterpoint.models.weights import WeightsPolicy
     from counterpoint.trainer.trainer import CPOTrainer
 
     run, config = request.run, request.config
@@ -203,7 +204,7 @@ def _trainer(source: str, request: Request) -> CPOTrainer:
         else:
             load_config(source, config)
             # weights that nobody trains keep the precision of their files
-            model = load_model(source, config, adapted=True)
+            model = load_model(source, config, WeightsPolicy.of(config, adapter=True))
         own = source if not adapter or _has_tokenizer(source) else base_of(source)
         tokenizer = load_tokenizer(
             run.tokenizer or own,

@@ -23,7 +23,9 @@ from counterpoint.cli.hub import hub_or_cache
 from counterpoint.config import CPOConfig
 from counterpoint.data.sources import load, pick_split
 from counterpoint.errors import ConfigError, DataError
+from counterpoint.models.family import family_of
 from counterpoint.models.loading import load_config, load_model, load_tokenizer, random_model
+from counterpoint.models.weights import WeightsPolicy
 from counterpoint.options.run_options import RunOptions
 from counterpoint.options.settings import Request
 from counterpoint.trainer.second_sets import rows_of
@@ -92,7 +94,8 @@ def load_weights(request: Request, model_config: Any) -> Any:
     run, config = request.run, request.config
     if run.from_scratch:
         return random_model(str(run.model), config, model_config)
-    return load_model(str(run.model), config, adapted=run.lora_r is not None)
+    policy = WeightsPolicy.of(config, adapter=run.lora_r is not None)
+    return load_model(str(run.model), config, policy, family=family_of(model_config))
 
 
 def _load_parts(run: RunOptions, config: CPOConfig, attempt: Attempt) -> RunParts:

@@ -149,6 +149,7 @@ def _planner(request: Request, options: PlanOptions) -> Any:
     )
     from counterpoint.models.loading import load_config, random_model
     from counterpoint.models.preparing import disable_dropout, prepare_tokenizer
+    from counterpoint.models.weights import WeightsPolicy
     from counterpoint.planner.plan import Planner
 
     quiet_bars()
@@ -159,13 +160,9 @@ def _planner(request: Request, options: PlanOptions) -> Any:
         described = load_config(str(run.model), config, from_scratch=True)
         tokenizer = prepare_tokenizer(load_own_tokenizer(run, config))
         lengths = _lengths(request, tokenizer)
-    keywords: Any = dict(config.model_init_kwargs or {})  # type: ignore[arg-type]
-    # frozen weights keep the precision of their files
-    if keywords.get("dtype", "auto" if run.lora_r else None) == "auto":
-        keywords["dtype"] = getattr(described, "dtype", None) or torch.float32
-    config.model_init_kwargs = keywords
+    policy = WeightsPolicy.of(config, adapter=bool(run.lora_r))
     with torch.device("meta"):
-        model = random_model(str(run.model), config, described)
+        model = random_model(str(run.model), config, described, policy)
     if config.disable_dropout:
         disable_dropout(model)
     return Planner(

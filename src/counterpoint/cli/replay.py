@@ -157,12 +157,12 @@ def _is_here(device: str) -> bool:
     return device == "cuda" and torch.cuda.is_available()
 
 
-def _check_ids(step: Replay, known: int) -> None:
+def _check_ids(step: Replay, known: int | None) -> None:
     from counterpoint.forward.rows import beyond_embedding
 
     for pair in (pair for batch in step.micro_batches for pair in batch):
         highest = max([*pair.prompt, *pair.chosen, *pair.rejected])
-        if highest >= known:
+        if known is not None and highest >= known:
             raise beyond_embedding(highest, known, pair.row)
 
 
@@ -210,7 +210,7 @@ def _load(source: str, step: Replay, options: ReplayOptions) -> nn.Module:
         adapted: nn.Module = load_adapted(source, config)
         return adapted
     load_config(source, config)
-    model: nn.Module = load_model(source, config, adapted=False)
+    model: nn.Module = load_model(source, config)
     return model
 
 

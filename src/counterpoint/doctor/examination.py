@@ -25,12 +25,13 @@ from counterpoint.doctor.of_batch import of_batch, steps_of
 from counterpoint.doctor.of_data import of_both, of_data
 from counterpoint.doctor.of_machine import of_machine
 from counterpoint.doctor.of_memory import of_memory
-from counterpoint.doctor.of_model import embedding_rows, of_model
+from counterpoint.doctor.of_model import of_model
 from counterpoint.doctor.of_objective import of_objective
 from counterpoint.doctor.of_tokenizer import of_tokenizer
 from counterpoint.doctor.of_unused import Rest, of_unused
 from counterpoint.doctor.survey import Progress, Survey, TokenFacts, survey
 from counterpoint.errors import CounterpointError
+from counterpoint.models.preparing import embedding_rows
 from counterpoint.planner.shapes import Lengths
 
 TRAIN = "train"

@@ -25,6 +25,8 @@ from counterpoint.errors import ModelError
 from counterpoint.forward.head import find_head
 from counterpoint.forward.layouts import AUTO, REFERENCE, first_choice, not_possible
 from counterpoint.model_seams import attention_of
+from counterpoint.models.family import family_of, why_not_trained
+from counterpoint.models.preparing import embedding_rows
 from counterpoint.rounding import held_share
 from counterpoint.tensor_parts import floating_parts, is_plain
 
@@ -61,13 +63,9 @@ def of_model(
         peft_config: the adapter that will be; None to train the model as it is.
         tokens: of the training set; None if there are none to ask the model about.
     """
-    config = getattr(model, "config", None)
-    if config is None or not isinstance(model, nn.Module):
-        text = f"{type(model).__name__} is not a causal language model of transformers."
-        yield find("CP306", text)
-        return
-    if getattr(config, "is_encoder_decoder", False):
-        yield find("CP306", f"{type(model).__name__} is an encoder-decoder model.")
+    refusal = why_not_trained(model)
+    if refusal:
+        yield find("CP306", refusal)
         return
     broken = []
     for finding in [*_weights(model), *_head(model)]:
@@ -268,7 +266,10 @@ def _dropout(model: nn.Module, args: CPOConfig, peft_config: Any) -> Iterator[Fi
 def _layout(model: nn.Module, args: CPOConfig) -> Iterator[Finding]:
     # the trainer turns dropout off, if it does, before it asks
     stays = not args.disable_dropout
-    first, reason = first_choice(model, args.layout, args.device.type, dropout_stays=stays)
+    possible = family_of(model.config).layouts
+    first, reason = first_choice(
+        model, args.layout, args.device.type, dropout_stays=stays, possible=possible
+    )
     layout = f"{first.name}, if it agrees with {REFERENCE.name} on the first pairs"
     if reason is not None:
         layout = f"{first.name}: {reason}"
@@ -295,14 +296,6 @@ def _ids(model: Any, tokens: TokenFacts) -> Iterator[Finding]:
             rows=[row],
             fix="model.resize_token_embeddings(len(tokenizer))",
         )
-
-
-def embedding_rows(model: Any) -> int | None:
-    """Token ids that a model's embedding knows; None where it cannot be asked."""
-    try:
-        return int(model.get_input_embeddings().weight.shape[0])
-    except (AttributeError, NotImplementedError, TypeError):
-        return None
 
 
 @dataclass(frozen=True, slots=True)

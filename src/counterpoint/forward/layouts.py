@@ -276,9 +276,6 @@ LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (SHARED, PADDED)
 REFERENCE: Layout = PADDED
 """What other layouts are compared with, and what a run falls back to."""
 
-UNASKED: tuple[Layout, ...] = (SHARED,)
-"""What ``AUTO`` tries before the reference, in this order."""
-
 
 def register_layout(layout: Layout) -> None:
     """Add a layout of your own, to be chosen by its name: ``CPOConfig(layout=name)``.
@@ -297,7 +294,12 @@ def register_layout(layout: Layout) -> None:
 
 
 def first_choice(
-    model: nn.Module, wanted: str, device: str, *, dropout_stays: bool = True
+    model: nn.Module,
+    wanted: str,
+    device: str,
+    *,
+    dropout_stays: bool = True,
+    possible: Sequence[Layout] = (SHARED, PADDED),
 ) -> tuple[Layout, str | None]:
     """The layout that a run tries, as far as it is known before anything is computed.
 
@@ -306,21 +308,24 @@ def first_choice(
         wanted: the option ``layout``.
         device: kind of device that the run is on.
         dropout_stays: as for ``Layout.why_not``.
+        possible: of the model's family, those that ``AUTO`` tries in their order; the last is the
+            reference.
 
     Returns:
         The layout; and where it is the reference, why it is no other.
     """
-    if wanted == REFERENCE.name:
-        return REFERENCE, "as asked for"
+    *others, reference = possible
+    if wanted == reference.name:
+        return reference, "as asked for"
     first = None
-    for layout in UNASKED if wanted == AUTO else (LAYOUTS[wanted],):
+    for layout in others if wanted == AUTO else (LAYOUTS[wanted],):
         reason = layout.why_not(model, dropout_stays=dropout_stays)
         if reason is None and wanted == AUTO:
             reason = layout.why_not_unasked(device)
         if reason is None:
             return layout, None
         first = first or reason
-    return REFERENCE, first
+    return reference, first
 
 
 def must_hold(layout: Layout, wanted: str, reason: str | None) -> None:

@@ -15,7 +15,9 @@ from counterpoint.errors import ModelError, SetupError
 from counterpoint.invocation import EXTRAS, installing
 from counterpoint.log import quiet_calls
 from counterpoint.models.described import check_adapter
-from counterpoint.models.loading import load_config, load_model, refuse_pickled_adapter
+from counterpoint.models.folders import refuse_pickled_adapter
+from counterpoint.models.loading import load_config, load_model
+from counterpoint.models.weights import WeightsPolicy
 
 ADAPTER_FILE = "adapter_config.json"
 
@@ -79,7 +81,7 @@ def load_adapted(source: str, args: CPOConfig) -> Any:
             "CP502", f"{source} is an adapter and needs peft: {installing(EXTRAS['peft'])}"
         ) from error
     load_config(base, args)
-    model = load_model(base, args, adapted=True)
+    model = load_model(base, args, WeightsPolicy.of(args, adapter=True))
     folder = Path(source).expanduser()
     try:
         with quiet_calls():

@@ -5,35 +5,28 @@
 2. What comes with a model is data: its code, and an adapter that it names, are refused.
 3. Each check that needs no weights is made before any weight is read; what a configuration may
    ask for (``described``) before anything is built.
-4. Full fine-tuning keeps float32 weights, whatever the files hold: a bfloat16 weight cannot take
-   updates as small as a learning rate of 1e-6 makes, unless ``stochastic_rounding`` is on.
-   ``bf16`` still computes in bfloat16.
 
-Not here: making a model ready to train (``preparing``).
+Not here: what lies in a folder (``folders``), in which precision weights are held (``weights``),
+making a model ready to train (``preparing``).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
-from transformers.models.auto import modeling_auto
 from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
-from counterpoint.checkpoint.manifest import MANIFEST, read_manifest, refuse_unlisted
 from counterpoint.config import CPOConfig
 from counterpoint.console.bars import without_bars
 from counterpoint.console.phases import phase
@@ -47,10 +40,17 @@ from counterpoint.models.described import (
     refuse_unbounded,
     weights_of,
 )
+from counterpoint.models.family import DECODER, FAMILIES, Family, family_of
+from counterpoint.models.folders import (
+    check_model_folder,
+    check_tokenizer_folder,
+    first_line,
+    folder_named,
+    holds_an_adapter,
+    is_pickled,
+)
+from counterpoint.models.weights import WeightsPolicy, init_keywords
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-_ADAPTER = "adapter_config.json"
 _NOT_PICKLED = "thus cannot be loaded with `safetensors`"
 _HAS_CODE = "custom code"
 """What transformers says of a model without safetensors, and of one that brings code."""
@@ -65,16 +65,6 @@ OURS = {
     "state_dict": "a model's files",
 }
 """Arguments of from_pretrained that are not ``model_init_kwargs``, and what gives them instead."""
-
-_VOCABULARIES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-)
 
 
 def load_config(source: str, args: CPOConfig, *, from_scratch: bool = False) -> PretrainedConfig:
@@ -92,14 +82,14 @@ def load_config(source: str, args: CPOConfig, *, from_scratch: bool = False) -> 
         SetupError: CP521 for a checkpoint with files that its manifest does not list.
         ConfigError: CP104 for ``model_init_kwargs`` that are not theirs to give.
     """
-    folder = _folder(source, "model")
+    folder = folder_named(source, "model")
     _check_keywords(args)
     if folder:
-        _check_model_folder(folder, from_scratch, args.allow_pickle)
+        check_model_folder(folder, from_scratch, args.allow_pickle)
     _check_described(source, folder, args, from_scratch)
     try:
         if not folder and find_adapter_config_file(source, revision=_revision(args)):
-            raise _is_adapter(source)
+            raise holds_an_adapter(source)
         config = AutoConfig.from_pretrained(
             source, revision=_revision(args), trust_remote_code=args.trust_remote_code
         )
@@ -107,9 +97,9 @@ def load_config(source: str, args: CPOConfig, *, from_scratch: bool = False) -> 
         raise
     except Exception as error:
         raise _unloadable(source, "configuration", folder, error) from error
-    reason = _unsupported(config)
-    if reason:
-        raise ModelError("CP306", f"{source} ({config.model_type}) {reason}")
+    refusal = family_of(config).refusal
+    if refusal:
+        raise ModelError("CP306", f"{source} ({config.model_type}) {refusal}")
     return config
 
 
@@ -129,9 +119,9 @@ def load_tokenizer(
             configuration beside it that asks for more than any model has.
         SetupError: CP502 where it needs a package that is missing.
     """
-    folder = _folder(source, "tokenizer")
+    folder = folder_named(source, "tokenizer")
     if folder:
-        _check_tokenizer_folder(folder, of_model)
+        check_tokenizer_folder(folder, of_model)
     # transformers may make the model's configuration to find the kind of tokenizer
     described = read_described(source, folder, _revision(args) if of_model else "main")
     refuse_unbounded(described, source, None)
@@ -143,7 +133,9 @@ def load_tokenizer(
                 trust_remote_code=args.trust_remote_code,
             )
     except ImportError as error:
-        raise SetupError("CP502", f"the tokenizer of {source} needs it: {_line(error)}") from error
+        raise SetupError(
+            "CP502", f"the tokenizer of {source} needs it: {first_line(error)}"
+        ) from error
     except Exception as error:
         raise _unloadable(source, "tokenizer", folder, error) from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
@@ -153,27 +145,32 @@ def load_tokenizer(
     return tokenizer
 
 
-def load_model(source: str, args: CPOConfig, *, adapted: bool) -> PreTrainedModel:
-    """A causal language model with its weights, float32 unless they stay frozen.
-
-    With ``stochastic_rounding`` they are bfloat16.
+def load_model(
+    source: str,
+    args: CPOConfig,
+    policy: WeightsPolicy | None = None,
+    *,
+    family: Family = FAMILIES[DECODER],
+) -> PreTrainedModel:
+    """A model with its weights.
 
     Args:
         source: hub id or folder.
         args: ``model_init_kwargs``, ``stochastic_rounding``, ``allow_pickle`` and
             ``trust_remote_code`` are used.
-        adapted: an adapter will be trained; the weights keep the precision of their files.
+        policy: how its weights are held; None: as in a run that trains all of them.
+        family: whose class loads it.
 
     Raises:
         ModelError: CP301 where the weights cannot be read or are not all there, CP310 where they
             are pickled, CP311 where the model brings code.
         SetupError: CP502 where they need a package that is missing.
     """
-    keywords = _keywords(args)
-    keywords.setdefault("dtype", "auto" if adapted else _trained_dtype(args))
+    keywords = init_keywords(args)
+    keywords["dtype"] = (policy or WeightsPolicy.of(args)).dtype
     try:
         with _told("weights", source):
-            model, report = AutoModelForCausalLM.from_pretrained(
+            model, report = family.auto_class.from_pretrained(
                 source,
                 trust_remote_code=args.trust_remote_code,
                 # not False, which would prefer pickles; and tensors only, whatever the file
@@ -183,9 +180,9 @@ def load_model(source: str, args: CPOConfig, *, adapted: bool) -> PreTrainedMode
                 **keywords,
             )
     except ImportError as error:
-        raise SetupError("CP502", f"{source} needs it: {_line(error)}") from error
+        raise SetupError("CP502", f"{source} needs it: {first_line(error)}") from error
     except Exception as error:
-        raise _unloadable(source, "weights", _folder(source, "model"), error) from error
+        raise _unloadable(source, "weights", folder_named(source, "model"), error) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(
@@ -209,64 +206,39 @@ def _told(what: str, source: str) -> Iterator[None]:
         yield
 
 
-def refuse_pickled_adapter(folder: Path, args: CPOConfig) -> None:
-    """Refuse an adapter without safetensors: PEFT would read its pickle without a word.
-
-    Args:
-        folder: of the adapter.
-        args: ``allow_pickle`` is used.
-
-    Raises:
-        ModelError: CP310.
-    """
-    if not (folder / "adapter_model.safetensors").is_file() and not args.allow_pickle:
-        raise _is_pickled(folder)
-
-
-def random_model(source: str, args: CPOConfig, config: PretrainedConfig) -> PreTrainedModel:
-    """A causal language model with random weights, the same ones for the same seed.
+def random_model(
+    source: str, args: CPOConfig, config: PretrainedConfig, policy: WeightsPolicy | None = None
+) -> PreTrainedModel:
+    """A model with random weights, the same ones for the same seed.
 
     Args:
         source: hub id or folder, for messages.
         args: ``seed``, ``model_init_kwargs``, ``stochastic_rounding`` and ``trust_remote_code``
             are used.
         config: what ``load_config`` returned.
+        policy: how its weights are held; None: as in a run that trains all of them.
 
     Raises:
         ModelError: CP301 where the configuration describes no model.
     """
-    keywords = _keywords(args)
+    keywords = init_keywords(args)
     keywords.pop("revision", None)
-    keywords.setdefault("dtype", _trained_dtype(args))
+    keywords["dtype"] = (policy or WeightsPolicy.of(args)).made(config)
     set_seed(args.seed)
     try:
         with phase(f"making random weights for {source}"):
-            return AutoModelForCausalLM.from_config(
+            return family_of(config).auto_class.from_config(
                 config, trust_remote_code=args.trust_remote_code, **keywords
             )
     except Exception as error:
-        reason = f"{type(error).__name__}: {_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise ModelError(
             "CP301", f"the config.json of {source} makes no model: {reason}"
         ) from error
 
 
-def _folder(source: str, what: str) -> Path | None:
-    """The folder that a model or tokenizer lies in; None if the name is one of the hub's."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    if path.is_file():
-        raise ModelError(
-            "CP301", f"{what} {source} is a file; name the folder it lies in, or a hub id."
-        )
-    if source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith("/"):
-        raise ModelError("CP301", f"{what} {source}: there is no such folder.")
-    return None
-
-
 def _check_keywords(args: CPOConfig) -> None:
-    keywords = _keywords(args)
+    keywords = init_keywords(args)
     for name, instead in OURS.items():
         if name in keywords:
             raise ConfigError(
@@ -286,138 +258,23 @@ def _check_described(source: str, folder: Path | None, args: CPOConfig, from_scr
         refuse_code(generation, source, trusted=args.trust_remote_code)
 
 
-def _is_adapter(source: object) -> ModelError:
-    # transformers would load whichever base model it names, and put it on
-    return ModelError(
-        "CP301", f"{source} holds a LoRA adapter, not a model; merge it into its base model first."
-    )
-
-
-def _check_model_folder(folder: Path, from_scratch: bool, allow_pickle: bool) -> None:
-    found = {path.name for path in folder.iterdir()}
-    if MANIFEST in found:
-        _check_checkpoint(folder)
-    if _ADAPTER in found:
-        raise _is_adapter(folder)
-    if "config.json" not in found:
-        raise ModelError(
-            "CP301",
-            f"{folder} is no model: it has no config.json. A model's folder holds config.json, "
-            "the weights as safetensors and the tokenizer; with from_scratch, no weights.",
-        )
-    if from_scratch:
-        return
-    if found.intersection(WEIGHTS):
-        _check_shards(folder, found)
-        return
-    if found.intersection(PICKLES):
-        if allow_pickle:
-            return
-        raise _is_pickled(folder)
-    raise ModelError(
-        "CP301",
-        f"{folder} has a config.json but no weights ({WEIGHTS[0]}); add --from_scratch to start "
-        "from random weights.",
-    )
-
-
-def _check_checkpoint(folder: Path) -> None:
-    """A checkpoint taken for a model has no file beside those that it was saved with."""
-    try:
-        manifest = read_manifest(folder)
-    except SetupError:  # a file of that name that is not ours, or too old or damaged to tell
-        return
-    refuse_unlisted(folder, manifest)
-
-
-def _is_pickled(source: object) -> ModelError:
-    return ModelError(
-        "CP310",
-        f"{source} has its weights as pickles, which can run code when opened; save them as "
-        "safetensors with save_pretrained first, or set allow_pickle (--allow_pickle) if you trust "
-        "whoever made them.",
-    )
-
-
-def _check_shards(folder: Path, found: set[str]) -> None:
-    index = folder / WEIGHTS[1]
-    if not index.is_file():
-        return
-    try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        missing = sorted(shards - found)
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise ModelError("CP301", f"{index} is no index of weights: {_line(error)}") from error
-    if WEIGHTS[0] in found:
-        if shards <= {WEIGHTS[0]}:
-            return
-        raise ModelError(
-            "CP301",
-            f"{folder} holds two sets of weights: {WEIGHTS[0]}, and the {len(shards)} files that "
-            f"{WEIGHTS[1]} names. Only one can be meant; move the other out of the folder.",
-        )
-    if missing:
-        raise ModelError(
-            "CP301",
-            f"{folder} lacks {len(missing)} of {len(shards)} files of weights: {missing[0]}"
-            f"{', ...' if len(missing) > 1 else ''}.",
-        )
-
-
-def _check_tokenizer_folder(folder: Path, of_model: bool) -> None:
-    found = [path.name for path in folder.iterdir()]
-    if any(name in _VOCABULARIES or name.endswith(".tiktoken") for name in found):
-        return
-    # transformers would make up a tokenizer without words from the model's config.json
-    advice = "name one with --tokenizer" if of_model else "name another folder"
-    raise ModelError(
-        "CP301", f"{folder} holds no tokenizer (no tokenizer.json or vocabulary); {advice}."
-    )
-
-
-def _unsupported(config: PretrainedConfig) -> str | None:
-    kind = config.model_type
-    if getattr(config, "is_encoder_decoder", False):
-        return "is an encoder-decoder; only decoder-only language models are supported."
-    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
-        return None
-    causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if kind not in causal:
-        return "is no causal language model; only decoder-only language models are supported."
-    if causal[kind] == modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(kind):
-        return "reads images too; only text models are supported."
-    masked = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if kind in masked and not getattr(config, "is_decoder", False):
-        return "sees the words after a word; only decoder-only language models are supported."
-    return None
-
-
-def _keywords(args: CPOConfig) -> dict[str, Any]:
-    keywords = dict(args.model_init_kwargs) if isinstance(args.model_init_kwargs, dict) else {}
-    if "torch_dtype" in keywords:
-        keywords["dtype"] = keywords.pop("torch_dtype")
-    return keywords
-
-
-def _trained_dtype(args: CPOConfig) -> str:
-    return "bfloat16" if args.stochastic_rounding else "float32"
-
-
 def _revision(args: CPOConfig) -> str:
-    return str(_keywords(args).get("revision", "main"))
+    return str(init_keywords(args).get("revision", "main"))
 
 
 def _read_template(path: str) -> str:
     try:
         return Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise ModelError("CP301", f"chat_template {path} cannot be read: {_line(error)}") from error
+        raise ModelError(
+            "CP301", f"chat_template {path} cannot be read: {first_line(error)}"
+        ) from error
 
 
 def _unloadable(source: str, what: str, folder: Path | None, error: Exception) -> ModelError:
     """The error of what a library could not load."""
     if _NOT_PICKLED in str(error):
-        return _is_pickled(source)
+        return is_pickled(source)
     if _HAS_CODE in str(error):
         return ModelError(
             "CP311",
@@ -430,11 +287,7 @@ def _unloadable(source: str, what: str, folder: Path | None, error: Exception) -
 def _why(source: str, what: str, folder: Path | None, error: Exception) -> str:
     if folder is None and isinstance(error, OSError):
         return (
-            f"{source} is no folder here, and the hub gave no {what} for it: {_line(error)} "
+            f"{source} is no folder here, and the hub gave no {what} for it: {first_line(error)} "
             "Check the spelling, the network, and hf auth login for private models."
         )
-    return f"the {what} of {source} cannot be read: {type(error).__name__}: {_line(error)}"
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return f"the {what} of {source} cannot be read: {type(error).__name__}: {first_line(error)}"

@@ -17,6 +17,7 @@ from counterpoint.errors import ConfigError, ModelError, SetupError
 from counterpoint.forward.routing import find_routers, own_coefficient
 from counterpoint.invocation import EXTRAS, installing
 from counterpoint.log import quiet_calls
+from counterpoint.models.family import why_not_trained
 from counterpoint.models.precision import check_stochastic_rounding
 from counterpoint.models.trainable import check_checkpointing, check_kind, check_trainable
 from counterpoint.runlog import logger
@@ -79,17 +80,10 @@ def prepare_model(
         ConfigError: CP104 for ``stochastic_rounding`` without bfloat16 weights to train.
         SetupError: CP502 if PEFT or torchao is needed and not installed.
     """
-    config: Any = getattr(model, "config", None)
-    if config is None:
-        raise ModelError(
-            "CP306", f"{type(model).__name__} is not a transformers causal language model."
-        )
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(
-            "CP306",
-            f"{type(model).__name__} is an encoder-decoder model; only decoder-only language "
-            "models are supported yet.",
-        )
+    refusal = why_not_trained(model)
+    if refusal:
+        raise ModelError("CP306", refusal)
+    config: Any = model.config
     if peft_config is not None:
         model = adapt(model, args, peft_config)
     check_checkpointing(model, bool(args.gradient_checkpointing))
@@ -183,10 +177,12 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def embedding_rows(model: nn.Module) -> int:
-    """Token ids that a model's embedding knows."""
-    inner: Any = model
-    return int(inner.get_input_embeddings().weight.shape[0])
+def embedding_rows(model: Any) -> int | None:
+    """Token ids that a model's embedding knows; None where it cannot be asked."""
+    try:
+        return int(model.get_input_embeddings().weight.shape[0])
+    except (AttributeError, NotImplementedError, TypeError):
+        return None
 
 
 def balancing_weight(model: nn.Module, args: CPOConfig) -> float:

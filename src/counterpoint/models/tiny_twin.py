@@ -25,6 +25,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ModelError
 from counterpoint.models.loading import random_model
+from counterpoint.models.weights import WeightsPolicy, init_keywords
 
 WIDTH = 64
 """Width of a twin's hidden states."""
@@ -63,7 +64,7 @@ PER_LAYER = ("layer_types", "mlp_layer_types", "layers_block_type", "attention_l
 
 
 def tiny_twin(
-    source: str, args: CPOConfig, config: PretrainedConfig, *, adapted: bool
+    source: str, args: CPOConfig, config: PretrainedConfig, policy: WeightsPolicy | None = None
 ) -> PreTrainedModel:
     """The tiny twin of a model.
 
@@ -71,7 +72,7 @@ def tiny_twin(
         source: hub id or folder of the model, for messages.
         args: seed, precision, attention and ``trust_remote_code`` are used.
         config: of the model; not changed.
-        adapted: an adapter will be trained, so that weights keep the precision of their files.
+        policy: how the model's weights are held; None: as in a run that trains all of them.
 
     Returns:
         On the CPU, random weights, the same ones for the same seed.
@@ -79,18 +80,13 @@ def tiny_twin(
     Raises:
         ModelError: CP309 where no twin can be made from the configuration.
     """
-    given = args.model_init_kwargs if isinstance(args.model_init_kwargs, Mapping) else {}
-    dtype = given.get("dtype", given.get("torch_dtype", "auto" if adapted else None))
-    keywords: dict[str, Any] = {
-        "dtype": (config.dtype or "float32") if dtype == "auto" else dtype,
-        "attn_implementation": given.get("attn_implementation"),
-    }
-    keywords = {name: value for name, value in keywords.items() if value is not None}
-    own = replace(args, model_init_kwargs=keywords)
+    attention = init_keywords(args).get("attn_implementation")
+    own = replace(args, model_init_kwargs={"attn_implementation": attention} if attention else {})
+    held = WeightsPolicy((policy or WeightsPolicy.of(args)).made(config))
     try:
         small = shrink(config)
         with torch.device("meta"):
-            drawn = random_model(source, own, small)
+            drawn = random_model(source, own, small, held)
         outside = weights_outside_vocabulary(drawn)
         if outside > LIMIT:
             raise _no_twin(
@@ -98,7 +94,7 @@ def tiny_twin(
                 config,
                 f"it would have {outside:,} weights, not counting those of the vocabulary",
             )
-        model = random_model(source, own, small)
+        model = random_model(source, own, small, held)
         spread(model)
         _try_out(model)
     except ModelError as error:

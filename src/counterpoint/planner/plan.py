@@ -21,6 +21,7 @@ from counterpoint.config import CPOConfig
 from counterpoint.errors import ModelError
 from counterpoint.forward.affine_logps import LOGITS_ELSEWHERE, LOGITS_PER_TILE
 from counterpoint.forward.layouts import AUTO, REFERENCE, first_choice
+from counterpoint.models.family import family_of
 from counterpoint.planner.demand import Demand
 from counterpoint.planner.holdings import holdings_of
 from counterpoint.planner.prediction import Estimate, Plan, Remedy, Split
@@ -91,7 +92,10 @@ class Planner:
         autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         # the trainer turns dropout off, if it does, before it asks
         stays = not args.disable_dropout
-        layout, why = first_choice(model, args.layout, self.device, dropout_stays=stays)
+        self._possible = family_of(model.config).layouts
+        layout, why = first_choice(
+            model, args.layout, self.device, dropout_stays=stays, possible=self._possible
+        )
         self.reason = why or ""
         self.setting = Setting(
             layout=layout.name,
@@ -288,7 +292,7 @@ class Planner:
         """What can be turned on, the cheapest first: line, cost, and the change of a setting."""
         now = self.setting
         if self.args.layout == REFERENCE.name:
-            layout, _ = first_choice(self.model, AUTO, self.device)
+            layout, _ = first_choice(self.model, AUTO, self.device, possible=self._possible)
             if layout.gain:
                 yield f"layout: {layout.name}", layout.gain, {"layout": layout.name}
         if now.checkpointing is None:

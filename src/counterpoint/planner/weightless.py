@@ -14,22 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-
-
-def model_of(
-    config: PretrainedConfig, *, dtype: torch.dtype = torch.float32, **keywords: Any
-) -> PreTrainedModel:
-    """The model that a configuration describes, on the ``meta`` device: it takes no memory.
-
-    Args:
-        config: of a causal language model.
-        dtype: of its weights.
-        keywords: handed to ``AutoModelForCausalLM.from_config``.
-    """
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, **keywords)
-    return model
 
 
 def fake_mode() -> FakeTensorMode:

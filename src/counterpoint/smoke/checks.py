@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from counterpoint.errors import ConfigError, CounterpointError, NonFiniteError
-from counterpoint.forward.layouts import AUTO, REFERENCE, UNASKED
+from counterpoint.forward.layouts import AUTO, REFERENCE
 from counterpoint.model_seams import attention_of
+from counterpoint.models.family import family_of
 from counterpoint.records import TokenPair
 from counterpoint.smoke.miniature import Miniature, Trained, distance
 from counterpoint.smoke.report import Check, Status
@@ -111,7 +111,8 @@ def layouts_agree(mini: Miniature) -> Judgement:
     """Whether sharing prompts gives the gradient that padded rows give."""
     if mini.args.layout == REFERENCE.name:
         return "not applicable", "the run asks for padded rows"
-    name = UNASKED[0].name if mini.args.layout == AUTO else mini.args.layout
+    fastest = family_of(mini.model.config).layouts[0]
+    name = fastest.name if mini.args.layout == AUTO else mini.args.layout
     try:
         shared = mini.gradient(layout=name)
     except ConfigError as error:
@@ -145,7 +146,7 @@ def save_reloads(mini: Miniature, trained: Trained) -> Judgement:
         loaded: Any = PeftModel.from_pretrained(copy.deepcopy(mini.model), str(trained.folder))
         how = "PEFT, on the model as it was,"
     else:
-        loaded, report = AutoModelForCausalLM.from_pretrained(
+        loaded, report = family_of(trained.model.config).auto_class.from_pretrained(
             trained.folder,
             dtype=trained.model.dtype,
             attn_implementation=attention_of(trained.model),

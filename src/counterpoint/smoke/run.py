@@ -31,6 +31,7 @@ from counterpoint.doctor.of_batch import steps_of
 from counterpoint.errors import SetupError
 from counterpoint.models.preparing import prepare_tokenizer
 from counterpoint.models.tiny_twin import tiny_twin, weights_outside_vocabulary
+from counterpoint.models.weights import WeightsPolicy
 from counterpoint.smoke import checks
 from counterpoint.smoke.miniature import LEARNING_RATE, Miniature, Trained
 from counterpoint.smoke.real import MeasuredSteps, measure
@@ -109,7 +110,8 @@ def smoke(
 def _miniature(run: Subject, folder: Path) -> Miniature:
     tokenizer = prepare_tokenizer(run.tokenizer)
     pairs = own_pairs(run.rows, tokenizer, run.args, PAIRS)
-    model = tiny_twin(run.source, run.args, run.config, adapted=run.peft_config is not None)
+    policy = WeightsPolicy.of(run.args, adapter=run.peft_config is not None)
+    model = tiny_twin(run.source, run.args, run.config, policy)
     return Miniature(
         args=run.args,
         model=model,

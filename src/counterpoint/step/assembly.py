@@ -26,7 +26,15 @@ from counterpoint.forward import kernels
 from counterpoint.forward.agreement import layouts_disagree
 from counterpoint.forward.head import Head, find_head, prove_head
 from counterpoint.forward.kernels import HEAD_KERNELS
-from counterpoint.forward.layouts import AUTO, LAYOUTS, REFERENCE, Layout, first_choice, must_hold
+from counterpoint.forward.layouts import (
+    AUTO,
+    LAYOUTS,
+    PADDED,
+    SHARED,
+    Layout,
+    first_choice,
+    must_hold,
+)
 from counterpoint.forward.rotary import long_rows
 from counterpoint.forward.routing import find_routers, prove_routers
 from counterpoint.forward.rows import check_ids
@@ -47,9 +55,10 @@ class Assembly:
     Args:
         model: unwrapped from distributed training.
         args: the run's options.
-        vocab_size: rows of the model's embedding.
+        vocab_size: rows of the model's embedding; None leaves ids unchecked.
         pad_id: id that fills the ends of padded rows; any will do.
         autocast: the run's precision, as a context.
+        layouts: that models of its family may have, see ``first_choice``.
         balanced: whether the load of the model's experts is.
 
     Raises:
@@ -61,15 +70,16 @@ class Assembly:
         model: nn.Module,
         args: CPOConfig,
         *,
-        vocab_size: int,
+        vocab_size: int | None,
         pad_id: int,
         autocast: Callable[[], AbstractContextManager[Any]],
+        layouts: Sequence[Layout] = (SHARED, PADDED),
         balanced: bool = False,
     ) -> None:
         """Nothing is proved before there are pairs."""
         self.routers = find_routers(model) if balanced else ()
         self.model, self.args, self.autocast = model, args, autocast
-        self._pad_id, self._vocab_size = pad_id, vocab_size
+        self._pad_id, self._vocab_size, self._layouts = pad_id, vocab_size, layouts
         self._long_rows = long_rows(model)
         self._head: Head | None = None
         self._layout: Layout | None = None
@@ -211,19 +221,22 @@ class Assembly:
 
     def _proved(self, pairs: Sequence[TokenPair]) -> Layout:
         self._head = head = self._proved_head(pairs[0])
-        wanted = self.args.layout
-        layout, reason = first_choice(self.model, wanted, self.args.device.type)
-        if layout is not REFERENCE:
-            if wanted == AUTO and self._known.get("layout") == REFERENCE.name:
+        wanted, reference = self.args.layout, self._layouts[-1]
+        layout, reason = first_choice(
+            self.model, wanted, self.args.device.type, possible=self._layouts
+        )
+        if layout is not reference:
+            if wanted == AUTO and self._known.get("layout") == reference.name:
                 reason = "as before the checkpoint"
             reason = reason or self._disproof(layout, head, pairs)
-            layout = REFERENCE if reason else layout
+            layout = reference if reason else layout
         must_hold(layout, wanted, reason)
         self._reason = reason
         return layout
 
     def _proved_head(self, pair: TokenPair) -> Head:
-        check_ids([pair], self._vocab_size)
+        if self._vocab_size is not None:
+            check_ids([pair], self._vocab_size)
         few = [*pair.prompt, *pair.chosen][:PROOF_TOKENS]
         ids = torch.tensor([few], device=self.args.device)
         with self.autocast():
@@ -234,6 +247,6 @@ class Assembly:
 
     def _disproof(self, layout: Layout, head: Head, pairs: Sequence[TokenPair]) -> str | None:
         few = sorted(pairs, key=length)[:PROOF_PAIRS]
-        batch, truth = self._batch(layout, few), self._batch(REFERENCE, few)
+        batch, truth = self._batch(layout, few), self._batch(self._layouts[-1], few)
         with self.autocast():
             return layouts_disagree(self.model, head, batch, truth)

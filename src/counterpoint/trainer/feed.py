@@ -72,12 +72,12 @@ class Feed:
         own = any(dataset is prepared.pairs for prepared in self._prepared.values())
         return own or set(PAIR_COLUMNS) <= set(_columns(dataset))
 
-    def check_ids(self, pairs: Any, vocab_size: int) -> None:
+    def check_ids(self, pairs: Any, vocab_size: int | None) -> None:
         """Refuse ids beyond the embedding before anything is written; streams are checked later.
 
         Args:
             pairs: prepared pairs, from ``pairs``.
-            vocab_size: rows of the model's embedding.
+            vocab_size: rows of the model's embedding; None leaves ids unchecked.
 
         Raises:
             ModelError: CP303, with a row that has such an id.
@@ -86,7 +86,9 @@ class Feed:
             for each in pairs.values():
                 self.check_ids(each, vocab_size)
             return
-        if len(self.tokenizer) <= vocab_size or not isinstance(pairs, Dataset):
+        if not isinstance(pairs, Dataset):
+            return
+        if vocab_size is None or len(self.tokenizer) <= vocab_size:
             return
         table = pairs.with_format("arrow")[:]
         for part in PARTS:

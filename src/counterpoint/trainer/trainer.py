@@ -52,6 +52,7 @@ from counterpoint.masking import keep_secrets
 from counterpoint.metric_names import PREFIX
 from counterpoint.metrics import MetricSums, means, pair_means
 from counterpoint.model_seams import loaded_from
+from counterpoint.models.family import family_of
 from counterpoint.models.loading import load_config, load_model, load_tokenizer
 from counterpoint.models.precision import Rounding, stochastic_adamw, warn_of_rounding
 from counterpoint.models.preparing import (
@@ -60,6 +61,7 @@ from counterpoint.models.preparing import (
     prepare_model,
     prepare_tokenizer,
 )
+from counterpoint.models.weights import WeightsPolicy
 from counterpoint.monitor.callback import Monitor
 from counterpoint.monitor.pace import COUNTED, Pace
 from counterpoint.provenance.environment import environment
@@ -180,7 +182,7 @@ class CPOTrainer(ResumableTrainer):
         )
         check_writable(args.output_dir)
         set_seed(args.seed)  # an adapter starts from random weights
-        model = _loaded(model, args, adapted=peft_config is not None)
+        model = _loaded(model, args, WeightsPolicy.of(args, adapter=peft_config is not None))
         if processing_class is None and model is not None:
             processing_class = _own_tokenizer(model, args)
         tokenizer = prepare_tokenizer(processing_class)
@@ -525,6 +527,7 @@ class CPOTrainer(ResumableTrainer):
                 # old models warn of the pad token where no mask is given
                 pad_id=0 if self.processing_class.pad_token_id else 1,
                 autocast=self.accelerator.autocast,
+                layouts=family_of(self.model.config).layouts,
                 balanced=self._balancing_weight > 0,
             )
             self._assembled.load_state_dict(self._known_proofs)
@@ -1060,11 +1063,14 @@ def _then(
     return lambda: ready(model_init())
 
 
-def _loaded(model: nn.Module | str | None, args: CPOConfig, *, adapted: bool) -> nn.Module | None:
+def _loaded(
+    model: nn.Module | str | None, args: CPOConfig, policy: WeightsPolicy
+) -> nn.Module | None:
     """The model itself, loaded if it is given by name."""
     if isinstance(model, str):
-        load_config(model, args)  # refuses what cannot be trained before any weight is read
-        loaded: nn.Module = load_model(model, args, adapted=adapted)
+        # refuses what cannot be trained before any weight is read
+        family = family_of(load_config(model, args))
+        loaded: nn.Module = load_model(model, args, policy, family=family)
         return loaded
     if args.model_init_kwargs:
         raise ConfigError("CP104", "model_init_kwargs is given, but the model is loaded already.")
