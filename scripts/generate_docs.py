@@ -21,8 +21,9 @@ from counterpoint import errors
 from counterpoint.config import REFUSED
 from counterpoint.doctor.presets import PRESETS, Preset
 from counterpoint.doctor.table import TABLE, TABLE_ZH, Diagnosis, severity_of
-from counterpoint.options.help import kind, show, show_default, summary
-from counterpoint.options.table import COUNTERPOINT, GROUPS, RUN, TRANSFORMERS, Option, options
+from counterpoint.options.declared import Option, kind
+from counterpoint.options.help import show, show_default, summary
+from counterpoint.options.table import COUNTERPOINT, GROUPS, RUN, TRANSFORMERS, options
 
 DOCS = Path(__file__).parents[1] / "docs"
 NOTE = "<!-- Written by scripts/generate_docs.py (make docs); edit the code instead. -->\n"

@@ -14,10 +14,10 @@ import pytest
 from safetensors.torch import load_file
 
 from counterpoint import staged
-from counterpoint.cli.pairs import PairsOptions, pairs_help
+from counterpoint.cli.pairs import COMMAND, PairsOptions
 from counterpoint.data.pair_rules import PairRules
 from counterpoint.data.sources import load
-from counterpoint.options.flags import flags_of
+from counterpoint.options.declared import declared
 from tests.cli.conftest import Command, tree, write_pairs
 
 TED = "ted-mqm-zhen-scored.jsonl.gz"
@@ -241,7 +241,7 @@ CHANGES: dict[str, list[str]] = {
 def test_every_option_changes_what_is_written_or_said_or_is_refused(
     bench: Path, command: Command
 ) -> None:
-    assert list(CHANGES) == list(flags_of(PairsOptions, PairRules))
+    assert list(CHANGES) == list(declared(PairsOptions, PairRules))
     listed = [
         {"text": text, "other": text.upper(), "score": score, "grade": -score, "mark": mark}
         for text, score, mark in (("a", 9, 0), ("b", 5, 1), ("a", 1.5, 0), ("c", 1.2, 0))
@@ -274,8 +274,8 @@ def test_every_option_changes_what_is_written_or_said_or_is_refused(
 def test_the_help_names_every_option_once_and_keeps_to_the_width(command: Command) -> None:
     said = command("pairs", "--help")
     assert (said.code, said.err) == (0, "")
-    text = pairs_help(width=72)
-    for name in flags_of(PairsOptions, PairRules):
+    text = COMMAND.help(width=72)
+    for name in declared(PairsOptions, PairRules):
         assert text.count(f"\n  --{name}  (") == 1
     assert max(map(len, text.splitlines())) <= 80
 

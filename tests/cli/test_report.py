@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from counterpoint.cli.compare import compare_help
-from counterpoint.cli.report import report_help
-from counterpoint.cli.watch import watch_help
+from counterpoint.cli import compare, report, watch
 from tests.cli.conftest import Command
 from tests.report.runs import write_run
 
@@ -21,7 +19,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return write_run(tmp_path / "run", steps=20, looks=0, samples=False)
 
 
-@pytest.mark.parametrize("text", [report_help(80), compare_help(80), watch_help(80)])
+@pytest.mark.parametrize("text", [one.COMMAND.help(80) for one in (report, compare, watch)])
 def test_help_fits_a_terminal(text: str) -> None:
     assert text.startswith("usage: counterpoint ")
     assert max(map(len, text.splitlines())) <= 80

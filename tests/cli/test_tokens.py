@@ -14,9 +14,9 @@ import pytest
 
 from counterpoint.cli import tokens as module
 from counterpoint.cli.token_view import BAR, CUT_SHOWN, columns, draw
-from counterpoint.cli.tokens import TokensOptions, tokens_help
+from counterpoint.cli.tokens import TokensOptions
 from counterpoint.data.row_tokens import Piece, RowTokens
-from counterpoint.options.flags import flags_of
+from counterpoint.options.declared import declared
 from tests.cli.conftest import PAIRS, Command, tree, write_pairs
 
 BASE = ["tokens", "--model", "model", "--dataset", "pairs.jsonl"]
@@ -249,8 +249,8 @@ def test_a_terminal_without_unicode_gets_escapes_instead_of_an_error(
 def test_the_help_names_its_options_and_keeps_to_the_width(command: Command) -> None:
     said = command("tokens", "--help")
     assert (said.code, said.err) == (0, "")
-    text = tokens_help(width=72)
-    for name in flags_of(TokensOptions):
+    text = module.COMMAND.help(width=72)
+    for name in declared(TokensOptions):
         assert text.count(f"\n  --{name}  (") == 1
     assert max(map(len, text.splitlines())) <= 80
 

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,12 @@ import pytest
 import yaml
 
 from counterpoint import CPOConfig, CPOTrainer
-from counterpoint.cli.compare import CompareOptions
-from counterpoint.cli.diff import DiffOptions
-from counterpoint.cli.init import InitOptions
+from counterpoint.cli.completion import MODULES
 from counterpoint.cli.main import main
-from counterpoint.cli.pairs import PairsOptions
-from counterpoint.cli.plan import PlanOptions
-from counterpoint.cli.report import ReportOptions
-from counterpoint.cli.smoke import SmokeOptions
-from counterpoint.cli.tokens import TokensOptions
-from counterpoint.cli.watch import WatchOptions
-from counterpoint.data.pair_rules import PairRules
 from counterpoint.doctor.table import TABLE
 from counterpoint.errors import CODES
-from counterpoint.options.evaluate_options import EvaluateOptions, read_evaluation
-from counterpoint.options.flags import flags_of, refuse_others, take_flags
+from counterpoint.options.command import made
+from counterpoint.options.evaluate_options import read_evaluation
 from counterpoint.options.settings import read_request
 from counterpoint.options.table import options
 from counterpoint.quickstart.run import run
@@ -147,34 +139,19 @@ def test_the_nll_term_holds_the_chosen_up_as_the_guide_shows(read: Read, tmp_pat
 def parse(words: list[str]) -> None:
     """Let the command's own parser read a command line; it raises where it cannot."""
     command, *rest = words
-    small = {
-        "compare": (CompareOptions,),
-        "diff": (DiffOptions,),
-        "evaluate": (EvaluateOptions,),
-        "init": (InitOptions,),
-        "pairs": (PairsOptions, PairRules),
-        "plan": (PlanOptions,),
-        "report": (ReportOptions,),
-        "smoke": (SmokeOptions,),
-        "tokens": (TokensOptions,),
-        "watch": (WatchOptions,),
-    }
+    own = import_module(f"counterpoint.cli.{command}").COMMAND if command in MODULES else None
     values: dict[str, Any] = {}
-    if command in small:
-        flags = flags_of(*small[command])
-        values, rest = take_flags(rest, flags)
-        for kind in small[command]:
-            own = values.keys() & flags_of(kind).keys()
-            kind(**{f"{k}_" if k in ("from", "list") else k: values[k] for k in own})
-    if command in ("compare", "diff", "init", "pairs", "report", "watch"):
-        refuse_others(rest, flags, command)
+    if own is not None:
+        values, rest = own.take(rest)
+        for kind in filter(None, (own.own, own.beside)):
+            made(kind, values)
+    if "explain" in values:
+        assert values["explain"] in TABLE
     elif command == "evaluate":
         assert read_evaluation(rest[0], rest[1:], "nowhere").run.eval_dataset
-    elif command == "doctor" and rest[0] == "--explain":
-        assert rest[1] in TABLE
-    elif command != "quickstart":
-        assert command in ("train", "doctor", *small)
-        read_request([word for word in rest if word != "--json"])
+    elif own is None or own.of_train:
+        assert command in ("train", *MODULES)
+        read_request(rest)
 
 
 def test_several_processes_are_asked_for_in_words_that_the_command_takes(

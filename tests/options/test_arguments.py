@@ -11,9 +11,8 @@ import yaml
 
 from counterpoint import ConfigError
 from counterpoint.old_options import OLD_NAMES
-from counterpoint.options.arguments import parse
 from counterpoint.options.given import plain
-from counterpoint.options.settings import read_request, read_values
+from counterpoint.options.settings import parse, read_request, read_values
 from counterpoint.options.table import nearest, options
 
 READ: list[tuple[str, dict[str, Any]]] = [
@@ -53,9 +52,9 @@ def test_a_flag_may_be_written_in_every_usual_way(line: str, values: dict[str, A
 
 @pytest.mark.parametrize("line", ["run.yaml --bf16", "--bf16 run.yaml", "--beta 1 run.yaml --bf16"])
 def test_the_configuration_file_may_stand_before_or_after_flags(line: str) -> None:
-    arguments = parse(line.split())
-    assert arguments.config == "run.yaml"
-    assert plain(arguments.flags["bf16"].given) is True
+    config, flags = parse(line.split())
+    assert config == "run.yaml"
+    assert plain(flags["bf16"].given) is True
 
 
 WRONG: list[tuple[str, str, str]] = [

@@ -17,7 +17,7 @@ from counterpoint.cli.parts import RunParts, call, load_parts, merge_model_optio
 from counterpoint.cli.plan import PlanOptions
 from counterpoint.cli.tokens import TokensOptions
 from counterpoint.errors import ConfigError
-from counterpoint.options.flags import flags_of
+from counterpoint.options.declared import declared
 from counterpoint.options.run_options import RunOptions
 from counterpoint.options.settings import read_request
 from tests.cli.conftest import PAIRS, Command, write_pairs
@@ -189,7 +189,7 @@ OF_TOKENS = {"row": ["--row", "1"], "json": ["--json"], "color": ["--color", "al
 def test_every_flag_of_a_small_command_changes_what_it_says(
     workshop: Path, command: Command, name: str, kind: type[Any], tried: dict[str, list[str]]
 ) -> None:
-    assert set(tried) == set(flags_of(kind))
+    assert set(tried) == set(declared(kind))
     words = ["--model", "model", "--dataset", "pairs.jsonl", "--use_cpu"]
     if name == "plan":
         words += ["--memory", "2GiB"]  # the machine has another amount left each time

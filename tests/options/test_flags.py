@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from counterpoint.errors import ConfigError
-from counterpoint.options.flags import flags_help, flags_of, refuse_others, take_flags
+from counterpoint.options.command import Command
+from counterpoint.options.declared import flags_help
 
 
 @dataclass
@@ -21,7 +22,8 @@ class Few:
     how: str = field(default="so", metadata={"help": "How.", "choices": ("so", "thus")})
 
 
-FLAGS = flags_of(Few)
+FEW = Command("few", "", Few)
+BESIDE_TRAIN = Command("few", "", Few, of_train=True)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,7 @@ FLAGS = flags_of(Few)
 def test_flags_are_taken_and_other_words_left(
     line: str, values: dict[str, Any], others: list[str]
 ) -> None:
-    assert take_flags(line.split(), FLAGS) == (values, others)
+    assert BESIDE_TRAIN.take(line.split()) == (values, others)
 
 
 @pytest.mark.parametrize(
@@ -57,20 +59,20 @@ def test_flags_are_taken_and_other_words_left(
 )
 def test_a_value_that_a_flag_does_not_take_is_refused(line: str, code: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        take_flags(line.split(), FLAGS)
+        FEW.take(line.split())
     assert raised.value.code == code
 
 
 def test_a_flag_that_does_not_exist_is_answered_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"^CP101 --min-gaps is no option; did you mean --min_g"):
-        refuse_others(["a", "--min-gaps=3"], FLAGS, "few")
+        FEW.take(["a", "--min-gaps=3"])
     with pytest.raises(ConfigError, match=r"-x is no option; see counterpoint few --help\.$"):
-        refuse_others(["-x"], FLAGS, "few")
-    refuse_others(["a", "b"], FLAGS, "few")
+        FEW.take(["-x"])
+    assert FEW.take(["a", "b"]) == ({}, ["a", "b"])
 
 
 def test_the_help_is_read_off_the_fields() -> None:
-    assert flags_help(FLAGS, width=60).splitlines() == [
+    assert flags_help(FEW.flags(), width=60).splitlines() == [
         "  --min_gap  (number)",
         "      A gap. Default: 0.5.",
         "  --turn  (true or false)",

@@ -11,7 +11,7 @@ from pathlib import Path
 from counterpoint.cli.report import runs_of
 from counterpoint.console.manners import say
 from counterpoint.console.phases import phase
-from counterpoint.options.flags import flags_help, flags_of, take_flags
+from counterpoint.options.command import Command
 from counterpoint.runlog import read_run
 
 USAGE = """\
@@ -37,9 +37,7 @@ class CompareOptions:
     out: str = field(default="comparison.html", metadata={"help": "File to write."})
 
 
-def compare_help(width: int | None = None) -> str:
-    """The text of ``counterpoint compare --help``."""
-    return f"{USAGE}{flags_help(flags_of(CompareOptions), width)}\n"
+COMMAND = Command("compare", USAGE, CompareOptions)
 
 
 def compare(words: list[str]) -> None:
@@ -51,10 +49,8 @@ def compare(words: list[str]) -> None:
     Raises:
         CounterpointError: with the code of what cannot be done.
     """
-    flags = flags_of(CompareOptions)
-    values, others = take_flags(words, flags)
-    folders = runs_of(others, flags, "compare", least=2)
-    options = CompareOptions(**values)
+    options, others = COMMAND.read(words)
+    folders = runs_of(others, "compare", least=2)
     from counterpoint.report.comparison import comparison
     from counterpoint.report.writing import refuse_foreign, write_page
 

@@ -3,7 +3,7 @@
 The script holds every command, flag and choice as plain words, so that pressing Tab never waits
 for Python. What is no flag is completed as a file name, for that is what it is.
 
-Not here: which flags there are (``options.table``, ``options.flags``).
+Not here: which flags there are (``options.table``, ``COMMAND`` of each module).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from counterpoint.console.manners import put
 from counterpoint.errors import ConfigError
-from counterpoint.options.flags import flags_of
+from counterpoint.options.command import Command
+from counterpoint.options.declared import Option
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -32,27 +33,11 @@ pressed. Make a new one after an update.
 LIKE_TRAIN = ("train", "doctor", "plan", "smoke", "tokens")
 """Commands that take the options of ``train``."""
 
-_CLASSES = {
-    "plan": "PlanOptions",
-    "smoke": "SmokeOptions",
-    "evaluate": "EvaluateOptions",
-    "tokens": "TokensOptions",
-    "init": "InitOptions",
-    "pairs": "PairsOptions PairRules",
-    "diff": "DiffOptions",
-    "replay": "ReplayOptions",
-    "report": "ReportOptions",
-    "compare": "CompareOptions",
-    "watch": "WatchOptions",
-}
-"""Commands with flags of their own, and the dataclasses in their modules that say which."""
-
-_BY_HAND: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "doctor": {"json": (), "explain": ()},
-    "evaluate": {"dataset": (), "split": ()},
-    "quickstart": {"output_dir": (), "seed": ()},
-    "completion": {},
-}
+MODULES = (
+    *("doctor", "plan", "smoke", "evaluate", "tokens", "init", "pairs", "diff", "replay"),
+    *("report", "compare", "watch", "quickstart", "completion"),
+)
+"""Commands that are a module of ``cli``, which declares them in ``COMMAND``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +53,12 @@ class Words:
     first: tuple[str, ...] = ()
 
 
-def completion_help() -> str:
-    """The text of ``counterpoint completion --help``."""
-    return USAGE
+@dataclass(frozen=True, slots=True)
+class CompletionOptions:
+    """The command takes a shell's name, and no flags."""
+
+
+COMMAND = Command("completion", USAGE, CompletionOptions)
 
 
 def completion(words: list[str]) -> None:
@@ -94,26 +82,21 @@ def all_words() -> dict[str, Words]:
     from counterpoint.options.evaluate_options import OF_TRAIN
     from counterpoint.options.table import options
 
-    of_train = {one.name: _choices(one.choices, one.default) for one in options().values()}
+    of_train = _words(options())
     found = {}
-    for command in sorted({*LIKE_TRAIN, *_CLASSES, *_BY_HAND}):
-        flags = dict(_BY_HAND.get(command, {})) | _own(command)
-        if command in LIKE_TRAIN:
-            flags |= of_train
-        elif command == "evaluate":
-            flags |= {name: of_train.get(name, ()) for name in OF_TRAIN}
+    for command in sorted({*LIKE_TRAIN, *MODULES}):
+        flags = dict(of_train) if command in LIKE_TRAIN else {}
+        if command == "evaluate":
+            flags = {name: of_train.get(name, ()) for name in (*OF_TRAIN, "dataset", "split")}
+        if command in MODULES:
+            flags |= _words(importlib.import_module(f"counterpoint.cli.{command}").COMMAND.flags())
         flags["help"] = ()
         found[command] = Words(flags, SHELLS if command == "completion" else ())
     return found
 
 
-def _own(command: str) -> dict[str, tuple[str, ...]]:
-    if command not in _CLASSES:
-        return {}
-    module = importlib.import_module(f"counterpoint.cli.{command}")
-    kinds = [getattr(module, name) for name in _CLASSES[command].split()]
-    flags = flags_of(*kinds).values()
-    return {flag.name: _choices(flag.choices, flag.default) for flag in flags}
+def _words(options: Mapping[str, Option]) -> dict[str, tuple[str, ...]]:
+    return {name: _choices(one.choices, one.default) for name, one in options.items()}
 
 
 def _choices(choices: Iterable[str], default: object) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from counterpoint.console.manners import importing, put, terminal_width
 from counterpoint.console.phases import phase
 from counterpoint.errors import ConfigError
-from counterpoint.options.flags import flags_help, flags_of, refuse_others, take_flags
+from counterpoint.options.command import Command
 from counterpoint.strict import strict_json
 
 if TYPE_CHECKING:
@@ -52,9 +52,7 @@ class DiffOptions:
     json: bool = field(default=False, metadata={"help": "All that was found, as JSON."})
 
 
-def diff_help(width: int | None = None) -> str:
-    """The text of ``counterpoint diff --help``."""
-    return f"{USAGE}{flags_help(flags_of(DiffOptions), width)}\n"
+COMMAND = Command("diff", USAGE, DiffOptions)
 
 
 def diff(words: list[str]) -> int:
@@ -69,15 +67,12 @@ def diff(words: list[str]) -> int:
     Raises:
         CounterpointError: CP1xx for words that mean nothing, CP301 for a side that is no model.
     """
-    flags = flags_of(DiffOptions)
-    values, paths = take_flags(words, flags)
-    refuse_others(paths, flags, "diff")
+    options, paths = COMMAND.read(words)
     if len(paths) != 2:
         raise ConfigError(
             "CP107" if len(paths) < 2 else "CP103",
             f"diff compares two models, not {len(paths)}: counterpoint diff BEFORE AFTER.",
         )
-    options = DiffOptions(**values)
     # slow to import, and so after what the words alone can tell
     with importing():
         from counterpoint.monitor.difference import compare

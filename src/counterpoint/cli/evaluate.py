@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,8 +25,8 @@ from counterpoint.evaluation.scores import PairScores, aligned
 from counterpoint.evaluation.texts import Completion
 from counterpoint.invocation import EXTRAS, installing
 from counterpoint.masking import Mask
+from counterpoint.options.command import Command
 from counterpoint.options.evaluate_options import OF_TRAIN, EvaluateOptions, read_evaluation
-from counterpoint.options.flags import flags_help, flags_of, take_flags
 from counterpoint.ranks import leave_at_exit
 from counterpoint.runlog import check_writable, logger, versions
 from counterpoint.staged import refuse_taken, staged
@@ -89,12 +88,13 @@ class Side:
     written: dict[str, list[Completion]] = field(default_factory=dict)
 
 
-def evaluate_help(width: int | None = None) -> str:
-    """The text of ``counterpoint evaluate --help``."""
-    shared = textwrap.fill(
-        f"and of counterpoint train, which explains them: {', '.join(OF_TRAIN)}", width or 80
-    )
-    return f"{USAGE}{flags_help(flags_of(EvaluateOptions), width)}\n\n{shared}\n"
+COMMAND = Command(
+    "evaluate",
+    USAGE,
+    EvaluateOptions,
+    of_train=True,
+    closing=f"and of counterpoint train, which explains them: {', '.join(OF_TRAIN)}",
+)
 
 
 def evaluate(words: list[str]) -> None:
@@ -111,8 +111,7 @@ def evaluate(words: list[str]) -> None:
             "CP107", "the model is missing; write counterpoint evaluate MODEL --dataset FILE."
         )
     source, *rest = words
-    values, others = take_flags(rest, flags_of(EvaluateOptions))
-    options = EvaluateOptions(**values)
+    options, others = COMMAND.read(rest)
     _check_out(options)
     metrics = _metrics(options)
     leave_at_exit()

@@ -22,7 +22,7 @@ from counterpoint.errors import ConfigError
 from counterpoint.masking import masked
 from counterpoint.migrate.preset_file import lines_of
 from counterpoint.migrate.run_file import Line, printable, written
-from counterpoint.options.flags import flags_help, flags_of, refuse_others, take_flags
+from counterpoint.options.command import Command
 from counterpoint.wrap import wrap
 
 if TYPE_CHECKING:
@@ -103,9 +103,7 @@ class InitOptions:
             raise ConfigError("CP107", f"{flags} {'is' if len(missing) == 1 else 'are'} missing.")
 
 
-def init_help(width: int | None = None) -> str:
-    """The text of ``counterpoint init --help``."""
-    return f"{USAGE}{flags_help(flags_of(InitOptions), width)}\n"
+COMMAND = Command("init", USAGE, InitOptions, takes_words=False)
 
 
 def init(words: list[str]) -> None:
@@ -117,7 +115,7 @@ def init(words: list[str]) -> None:
     Raises:
         CounterpointError: with the code of what cannot be done; then nothing is written.
     """
-    options = _read_words(words)
+    options, _ = COMMAND.read(words)
     if options.list_:
         sys.stdout.write(preset_list(terminal_width()))
         return
@@ -197,18 +195,6 @@ def _facts(preset: Preset) -> Iterator[str]:
     if preset.adapter:
         yield f"LoRA of rank {preset.lora_r}"
     yield f"{preset.pairs} pairs a step"
-
-
-def _read_words(words: list[str]) -> InitOptions:
-    flags = flags_of(InitOptions)
-    values, others = take_flags(words, flags)
-    refuse_others(others, flags, "init")
-    if others:
-        raise ConfigError(
-            "CP101", f"{others[0]!r} belongs to no flag; see counterpoint init --help."
-        )
-    named = {"from": "from_", "list": "list_"}
-    return InitOptions(**{named.get(name, name): value for name, value in values.items()})
 
 
 def _check_target(out: Path, options: InitOptions) -> None:

@@ -11,18 +11,15 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable
 from contextlib import nullcontext
 from difflib import get_close_matches
-from functools import partial
 
+from counterpoint.cli.completion import MODULES
 from counterpoint.console.manners import (
     complain,
     importing,
-    put,
     quiet_libraries,
     shown,
-    terminal_width,
 )
 from counterpoint.data.bounds import panics_caught
 from counterpoint.errors import ConfigError, CounterpointError
@@ -104,41 +101,6 @@ exit codes:
   replay: 1 everything is finite this time)
 """
 
-DOCTOR_HELP = """\
-usage: counterpoint doctor [CONFIG.yaml] [--option value ...] [--json]
-       counterpoint doctor --explain CODE
-
-Looks at options, data, tokenizer, model and machine together, before anything is trained, and
-says everything that it finds: errors, which training refuses, warnings, and notes. The options
-are those of counterpoint train; counterpoint train --help lists them. counterpoint train does
-the same first, unless --doctor off.
-
-options:
-  --json          findings as JSON
-  --explain CODE  what a code means, why it hurts, and what to do; see also docs/diagnoses.md
-
-exit codes:
-  0    nothing but notes
-  1    warnings
-  2    errors
-"""
-
-QUICKSTART_HELP = """\
-usage: counterpoint quickstart [--output_dir DIR] [--seed N]
-
-Trains a tiny model, which comes with the package, to translate English number words into German,
-first on the preferred translations alone, then on preferences, and compares the two. About a
-minute on two cores; no network, no GPU.
-
-options:
-  --output_dir DIR  where model and run are written (default: counterpoint-quickstart);
-                    numbered where that is taken
-  --seed N          seed of the pairs, their order and the held-out numbers (default: 0)
-  -h, --help        this text
-"""
-
-QUICKSTART_FOLDER = "counterpoint-quickstart"
-
 # Words that transformers' own option of the same name takes; alone, --debug is the command's.
 _DEBUG_WORDS = ("underflow_overflow", "tpu_metrics_debug")
 
@@ -197,29 +159,13 @@ def _dispatch(words: list[str]) -> int:
     if first == "--version":
         sys.stdout.write(_versions())
         return DONE
-    commands: dict[str, Callable[[list[str]], int]] = {
-        "train": _train,
-        "doctor": _doctor,
-        "plan": partial(_small, "plan"),
-        "smoke": partial(_small, "smoke"),
-        "evaluate": partial(_small, "evaluate"),
-        "tokens": partial(_small, "tokens"),
-        "init": partial(_small, "init"),
-        "pairs": partial(_small, "pairs"),
-        "diff": partial(_small, "diff"),
-        "replay": partial(_small, "replay"),
-        "report": partial(_small, "report"),
-        "compare": partial(_small, "compare"),
-        "watch": partial(_small, "watch"),
-        "completion": partial(_small, "completion"),
-        "quickstart": _quickstart,
-    }
+    commands = ("train", *MODULES)
     if first not in commands:
         near = get_close_matches(first, commands, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(commands)}."
         raise ConfigError("CP101", f"{first} is no command; {hint} See counterpoint --help.")
     check_floors()
-    return commands[first](rest)
+    return _train(rest) if first == "train" else _module(first, rest)
 
 
 def _help() -> str:
@@ -265,73 +211,14 @@ def _train(words: list[str]) -> int:
     return DONE
 
 
-def _small(name: str, words: list[str]) -> int:
-    """A command that is a module: its ``name(words)`` does it, its ``name_help()`` explains it."""
+def _module(name: str, words: list[str]) -> int:
+    """A command that is a module: its ``name(words)`` does it, its ``COMMAND`` explains it."""
     with importing():
         module = importlib.import_module(f"counterpoint.cli.{name}")
     if any(word in ("-h", "--help") for word in words):
-        sys.stdout.write(getattr(module, f"{name}_help")())
+        sys.stdout.write(module.COMMAND.help())
         return DONE
     return getattr(module, name)(words) or DONE
-
-
-def _doctor(words: list[str]) -> int:
-    if any(word in ("-h", "--help") for word in words):
-        sys.stdout.write(DOCTOR_HELP)
-        return DONE
-    first, equals, code = words[0].partition("=") if words else ("", "", "")
-    if first == "--explain":
-        return _explain_code([code] if equals else words[1:])
-    as_json = "--json" in words
-    with importing():
-        from counterpoint.cli.doctor import doctor
-
-    return doctor([word for word in words if word != "--json"], as_json=as_json)
-
-
-def _explain_code(words: list[str]) -> int:
-    from counterpoint.doctor.table import TABLE, explain
-
-    code = words[0].upper() if len(words) == 1 else ""
-    if code not in TABLE:
-        near = get_close_matches(code, TABLE, n=1) or ["CW101"]
-        raise ConfigError(
-            "CP103",
-            f"--explain {' '.join(words)} should be one code, as in --explain {near[0]}; "
-            "docs/diagnoses.md lists them.",
-        )
-    put(explain(code, terminal_width()).rstrip())
-    return DONE
-
-
-def _quickstart(words: list[str]) -> int:
-    if any(word in ("-h", "--help") for word in words):
-        sys.stdout.write(QUICKSTART_HELP)
-        return DONE
-    folder, seed = _read_quickstart(words)
-    with importing():
-        from counterpoint.quickstart.run import run
-
-    run(folder, seed=seed)
-    return DONE
-
-
-def _read_quickstart(words: list[str]) -> tuple[str, int]:
-    values = {"output_dir": QUICKSTART_FOLDER, "seed": "0"}
-    rest = list(words)
-    while rest:
-        written, equals, text = rest.pop(0).partition("=")
-        name = written.removeprefix("--").replace("-", "_")
-        if not written.startswith("--") or name not in values:
-            raise ConfigError(
-                "CP101", f"{written} is no option; quickstart takes --output_dir and --seed."
-            )
-        if not equals and not rest:
-            raise ConfigError("CP103", f"{written} needs a value, as in {written} VALUE.")
-        values[name] = text if equals else rest.pop(0)
-    if not values["seed"].isdecimal():
-        raise ConfigError("CP103", f"--seed={values['seed']!r} should be a whole number from 0.")
-    return values["output_dir"], int(values["seed"])
 
 
 def _take_debug(words: list[str]) -> tuple[list[str], bool]:

@@ -8,14 +8,13 @@ Not here: which candidates become pairs (``data.scored``).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from counterpoint.console.manners import complain_all, put
 from counterpoint.data.pair_rules import PairRules
 from counterpoint.errors import ConfigError
-from counterpoint.options.flags import flags_help, flags_of, refuse_others, take_flags
+from counterpoint.options.command import Command, made
 from counterpoint.strict import strict_json
 
 USAGE = """\
@@ -61,9 +60,7 @@ class PairsOptions:
     )
 
 
-def pairs_help(width: int | None = None) -> str:
-    """The text of ``counterpoint pairs --help``."""
-    return f"{USAGE}{flags_help(flags_of(PairsOptions, PairRules), width)}\n"
+COMMAND = Command("pairs", USAGE, PairsOptions, beside=PairRules)
 
 
 def pairs(words: list[str]) -> None:
@@ -97,9 +94,7 @@ def pairs(words: list[str]) -> None:
 
 
 def _read_words(words: list[str]) -> tuple[list[str], PairsOptions, PairRules]:
-    flags = flags_of(PairsOptions, PairRules)
-    values, sources = take_flags(words, flags)
-    refuse_others(sources, flags, "pairs")
+    values, sources = COMMAND.take(words)
     missing = [
         what
         for what, given in (
@@ -114,10 +109,7 @@ def _read_words(words: list[str]) -> tuple[list[str], PairsOptions, PairRules]:
     for name in ("prompt_template", "completion_prefix"):
         if values.get(name):
             values[name] = _unescaped(values[name])
-    own = {field.name for field in fields(PairsOptions)}
-    chosen: dict[str, Any] = {name: v for name, v in values.items() if name in own}
-    rest = {name: v for name, v in values.items() if name not in own}
-    return sources, PairsOptions(**chosen), PairRules(**rest)
+    return sources, made(PairsOptions, values), made(PairRules, values)
 
 
 def _unescaped(text: str) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from counterpoint.console.manners import importing, put, quiet_bars
 from counterpoint.console.phases import phase
 from counterpoint.errors import ConfigError
-from counterpoint.options.flags import flags_help, flags_of, take_flags
+from counterpoint.options.command import Command
 from counterpoint.strict import strict_json
 
 if TYPE_CHECKING:
@@ -90,9 +90,7 @@ class PlanOptions:
             )
 
 
-def plan_help(width: int | None = None) -> str:
-    """The text of ``counterpoint plan --help``."""
-    return f"{USAGE}{flags_help(flags_of(PlanOptions), width)}\n"
+COMMAND = Command("plan", USAGE, PlanOptions, of_train=True)
 
 
 def plan(words: list[str]) -> int:
@@ -107,8 +105,7 @@ def plan(words: list[str]) -> int:
     Raises:
         CounterpointError: with the code of what cannot be done.
     """
-    values, others = take_flags(words, flags_of(PlanOptions))
-    options = PlanOptions(**values)
+    options, others = COMMAND.read(words)
     with importing():
         from counterpoint import ranks
         from counterpoint.planner.machine import SHARE, available_memory, read_bytes

@@ -20,7 +20,7 @@ from counterpoint.console.manners import importing, put, quiet_bars, terminal_wi
 from counterpoint.console.phases import phase
 from counterpoint.errors import ConfigError, CounterpointError
 from counterpoint.model_seams import loaded_from
-from counterpoint.options.flags import flags_help, flags_of, refuse_others, take_flags
+from counterpoint.options.command import Command
 from counterpoint.runlog import REQUEST_FILE
 from counterpoint.strict import strict_json
 
@@ -85,10 +85,9 @@ class Weights:
     remark: str
 
 
-def replay_help(width: int | None = None) -> str:
-    """The text of ``counterpoint replay --help``."""
-    closing = "\n\nexit codes: 0 something is not finite, 1 everything is finite this time\n"
-    return f"{USAGE}{flags_help(flags_of(ReplayOptions), width)}{closing}"
+CLOSING = "exit codes: 0 something is not finite, 1 everything is finite this time"
+
+COMMAND = Command("replay", USAGE, ReplayOptions, closing=CLOSING)
 
 
 def replay(words: list[str]) -> int:
@@ -103,14 +102,12 @@ def replay(words: list[str]) -> int:
     Raises:
         CounterpointError: with the code of what cannot be done.
     """
-    flags = flags_of(ReplayOptions)
-    values, others = take_flags(words, flags)
-    refuse_others(others, flags, "replay")
+    options, others = COMMAND.read(words)
     if len(others) != 1:
         raise ConfigError(
             "CP107", "FILE is missing: counterpoint replay takes one replay-STEP.safetensors."
         )
-    options, path = ReplayOptions(**values), Path(others[0])
+    path = Path(others[0])
     # slow to import, and so after what the words alone can tell
     with importing():
         from counterpoint.step.replay.file import read_replay

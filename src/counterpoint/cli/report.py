@@ -5,14 +5,13 @@ Not here: what the page says (``report``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from counterpoint.console.manners import say
 from counterpoint.console.phases import phase
 from counterpoint.errors import ConfigError, SetupError
-from counterpoint.options.flags import Flag, flags_help, flags_of, refuse_others, take_flags
+from counterpoint.options.command import Command
 from counterpoint.runlog import REPORT_FILE, RUN_FILE, read_run
 
 USAGE = """\
@@ -42,9 +41,7 @@ class ReportOptions:
     )
 
 
-def report_help(width: int | None = None) -> str:
-    """The text of ``counterpoint report --help``."""
-    return f"{USAGE}{flags_help(flags_of(ReportOptions), width)}\n"
+COMMAND = Command("report", USAGE, ReportOptions)
 
 
 def report(words: list[str]) -> None:
@@ -56,10 +53,8 @@ def report(words: list[str]) -> None:
     Raises:
         CounterpointError: with the code of what cannot be done.
     """
-    flags = flags_of(ReportOptions)
-    values, others = take_flags(words, flags)
-    [folder] = runs_of(others, flags, "report", most=1)
-    options = ReportOptions(**values)
+    options, others = COMMAND.read(words)
+    [folder] = runs_of(others, "report", most=1)
     from counterpoint.report.run_report import report as html_of
     from counterpoint.report.writing import refuse_foreign, write_page
 
@@ -72,20 +67,15 @@ def report(words: list[str]) -> None:
 
 
 def runs_of(
-    words: list[str],
-    flags: Mapping[str, Flag],
-    command: str,
-    *,
-    least: int = 1,
-    most: int | None = None,
+    words: list[str], command: str, *, least: int = 1, most: int | None = None
 ) -> list[Path]:
     """The folders of runs that a command line names; as ``folders_of``.
 
     Raises:
-        ConfigError: CP101 for an unknown flag, CP103 for too many folders, CP107 for too few.
+        ConfigError: CP103 for too many folders, CP107 for too few.
         SetupError: CP507 for a folder that holds no run, but whose folders do.
     """
-    folders = folders_of(words, flags, command, least=least, most=most)
+    folders = folders_of(words, command, least=least, most=most)
     for folder in folders:
         within = sorted(str(path.parent) for path in folder.glob(f"*/{RUN_FILE}"))
         if within and not (folder / RUN_FILE).exists():
@@ -95,26 +85,19 @@ def runs_of(
 
 
 def folders_of(
-    words: list[str],
-    flags: Mapping[str, Flag],
-    command: str,
-    *,
-    least: int = 1,
-    most: int | None = None,
+    words: list[str], command: str, *, least: int = 1, most: int | None = None
 ) -> list[Path]:
     """The folders that a command line names.
 
     Args:
         words: of the command line, without the flags that were read.
-        flags: the command's, for the message about one that it does not have.
         command: its name.
         least: folders that are needed.
         most: folders that are taken; None takes any number.
 
     Raises:
-        ConfigError: CP101 for an unknown flag, CP103 for too many folders, CP107 for too few.
+        ConfigError: CP103 for too many folders, CP107 for too few.
     """
-    refuse_others(words, flags, command)
     if len(words) < least:
         wanted = "the folder of a run" if least == 1 else f"the folders of {least} runs or more"
         raise ConfigError("CP107", f"counterpoint {command} needs {wanted}, its output_dir.")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from counterpoint.console.manners import complain_all, importing, put, quiet_bars, terminal_width
 from counterpoint.console.phases import on_stderr, shown_on
 from counterpoint.errors import ConfigError
-from counterpoint.options.flags import flags_help, flags_of, take_flags
+from counterpoint.options.command import Command
 
 if TYPE_CHECKING:
     from counterpoint.options.settings import Request
@@ -57,9 +57,7 @@ class SmokeOptions:
             raise ConfigError("CP103", f"real={self.real} should be a number of steps, from 0.")
 
 
-def smoke_help(width: int | None = None) -> str:
-    """The text of ``counterpoint smoke --help``."""
-    return f"{USAGE}{flags_help(flags_of(SmokeOptions), width)}\n"
+COMMAND = Command("smoke", USAGE, SmokeOptions, of_train=True)
 
 
 def smoke(words: list[str]) -> int:
@@ -74,8 +72,7 @@ def smoke(words: list[str]) -> int:
     Raises:
         CounterpointError: with the code of what cannot be done.
     """
-    values, others = take_flags(words, flags_of(SmokeOptions))
-    options = SmokeOptions(**values)
+    options, others = COMMAND.read(words)
     # slow to import, and so after what the words alone can tell
     with importing():
         from counterpoint.options.settings import read_request

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from counterpoint.cli.token_view import BAR, LEGEND, PART_OF_CHARACTER, draw
 from counterpoint.console.manners import importing, quiet_bars, shown, terminal_width
 from counterpoint.errors import ConfigError, DataError
-from counterpoint.options.flags import flags_help, flags_of, take_flags
+from counterpoint.options.command import Command
 from counterpoint.strict import strict_json
 from counterpoint.visible import visible
 
@@ -66,9 +66,7 @@ class TokensOptions:
             raise ConfigError("CP103", f"row={below or self.row} should be numbers from 0.")
 
 
-def tokens_help(width: int | None = None) -> str:
-    """The text of ``counterpoint tokens --help``."""
-    return f"{USAGE}{flags_help(flags_of(TokensOptions), width)}\n"
+COMMAND = Command("tokens", USAGE, TokensOptions, of_train=True)
 
 
 def tokens(words: list[str]) -> None:
@@ -80,16 +78,15 @@ def tokens(words: list[str]) -> None:
     Raises:
         CounterpointError: with the code of what cannot be done, a refused row's own included.
     """
-    values, others = take_flags(words, flags_of(TokensOptions))
-    options = TokensOptions(**values)
+    options, others = COMMAND.read(words)
     # slow to import, and so after what the words alone can tell
     with importing():
-        from counterpoint.options.settings import read_request, read_values
+        from counterpoint.options.settings import read_values, request_of
 
     given = read_values(others)
     if given.get("tokenizer") and not given.get("model"):
-        others += ["--model", str(given["tokenizer"])]  # the model is not looked at
-    _show(read_request(others), options)
+        given["model"] = given["tokenizer"]  # the model is not looked at
+    _show(request_of(given), options)
 
 
 def _show(request: Request, options: TokensOptions) -> None:

@@ -16,7 +16,7 @@ from counterpoint.cli.run_table import holds_runs, numbers_of, table
 from counterpoint.console.manners import put, say, table_width
 from counterpoint.console.phases import on_stderr
 from counterpoint.errors import ConfigError, SetupError
-from counterpoint.options.flags import flags_help, flags_of, take_flags
+from counterpoint.options.command import Command
 from counterpoint.report.story import state_in_words
 from counterpoint.runlog import METRICS, RUN_FILE, read_run
 
@@ -62,9 +62,7 @@ class WatchOptions:
             raise ConfigError("CP103", f"port={self.port} should be from 0 to 65535.")
 
 
-def watch_help(width: int | None = None) -> str:
-    """The text of ``counterpoint watch --help``."""
-    return f"{USAGE}{flags_help(flags_of(WatchOptions), width)}\n"
+COMMAND = Command("watch", USAGE, WatchOptions)
 
 
 def watch(words: list[str]) -> None:
@@ -76,10 +74,8 @@ def watch(words: list[str]) -> None:
     Raises:
         CounterpointError: with the code of what cannot be done.
     """
-    flags = flags_of(WatchOptions)
-    values, others = take_flags(words, flags)
-    [folder] = folders_of(others, flags, "watch", most=1)
-    options = WatchOptions(**values)
+    options, others = COMMAND.read(words)
+    [folder] = folders_of(others, "watch", most=1)
     try:
         _begun(folder)
         if (folder / RUN_FILE).exists():

@@ -1,4 +1,4 @@
-"""Split the words after ``counterpoint train`` into a configuration file and flags.
+"""Split the words of a command line into flags and what is none: the one reader for every command.
 
     --beta 0.1   --beta=0.1   --bf16   --no_bf16   --bf16 false   --dataset a.jsonl b.jsonl
 
@@ -7,115 +7,94 @@ a script may append to a command; a flag that takes several values adds them up 
 
 argparse is not used: it abbreviates names, reads ``-1e-3`` as a flag and ends in its own usage
 message instead of a coded error.
+
+Not here: which flags a command has (``command``, ``table``) and types (``coerce``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 from counterpoint.errors import ConfigError
 from counterpoint.options.coerce import FALSES, NULLS, TRUES, is_bool, is_list
 from counterpoint.options.given import Given, Scalar, Setting
-from counterpoint.options.table import is_known, reads_as, refuse_unknown
+
+Reads: TypeAlias = Callable[[str], tuple[Any, tuple[str, ...]] | None]
+"""Type and choices of a flag's value, by the flag's name; None for a name that is no flag."""
 
 
-@dataclass(slots=True)
-class Arguments:
-    """What the command line said.
-
-    Args:
-        config: path of the configuration file, if one was given.
-        flags: the flags by option name.
-    """
-
-    config: str | None = None
-    flags: dict[str, Setting] = field(default_factory=dict)
-
-
-def parse(argv: list[str]) -> Arguments:
-    """Read the words of a command line.
+def take(
+    words: Sequence[str],
+    reads: Reads,
+    stray: Callable[[str], None],
+    waits: Callable[[], bool] = lambda: True,
+) -> dict[str, Setting]:
+    """Read the flags among the words of a command line.
 
     Args:
-        argv: the words after ``counterpoint train``.
+        words: what follows the command.
+        reads: the flags.
+        stray: takes every word that is no flag and no value of one, in their order.
+        waits: whether such a word may still come, so that one behind a switch is not its value.
+
+    Returns:
+        The flags that were given, by name.
 
     Raises:
-        ConfigError: CP101 for an unknown flag or a stray word, CP103 for a missing value.
+        ConfigError: CP103 for a flag without its value, or with one that it cannot have.
     """
-    arguments = Arguments()
-    rest = list(argv)
+    taken: dict[str, Setting] = {}
+    rest = list(words)
     while rest:
         word = rest.pop(0)
-        if word.startswith("--") and len(word) > 2:
-            _add(arguments, _read_flag(word, rest, arguments.config is not None))
-        elif arguments.config is None and not word.startswith("-"):
-            arguments.config = word
-        else:
-            raise ConfigError(
-                "CP101",
-                f"{word!r} belongs to no flag; write counterpoint train CONFIG.yaml --name value.",
-            )
-    return arguments
-
-
-def _add(arguments: Arguments, setting: Setting) -> None:
-    before = arguments.flags.get(setting.name)
-    if before and is_list(reads_as(setting.name)[0]):
-        joined = [*_as_list(before.given), *_as_list(setting.given)]
-        setting = Setting(setting.name, joined, setting.where)
-    arguments.flags[setting.name] = setting
-
-
-def _read_flag(word: str, rest: list[str], has_config: bool) -> Setting:
-    written, equals, text = word.partition("=")
-    name, negated = _resolve(written)
-    hint, _ = reads_as(name)
-    if negated:
-        if equals:
+        written, equals, text = word.partition("=")
+        name, negated = _resolve(written, reads)
+        found = reads(name) if name else None
+        if found is None:
+            stray(word)
+            continue
+        hint = found[0]
+        if negated and equals:
             raise ConfigError("CP103", f"{word} should be {written}, without a value.")
-        return Setting(name, Scalar("false"), written)
-    if equals:
-        return Setting(name, Scalar(text), written)
-    if is_list(hint):
-        given: Given = _take_all(rest)
-    elif is_bool(hint):
-        given = _take_bool(rest, has_config, free_text=str in getattr(hint, "__args__", ()))
-    else:
-        given = _take_one(rest)
-    if given == []:
-        raise ConfigError("CP103", f"{written} needs a value, as in {written} VALUE.")
-    return Setting(name, given, written)
+        if negated or equals:
+            given: Given = Scalar("false" if negated else text)
+        else:
+            given = _value(rest, hint, waits)
+        if given == []:
+            raise ConfigError("CP103", f"{written} needs a value, as in {written} VALUE.")
+        if name in taken and is_list(hint):
+            given = [*_as_list(taken[name].given), *_as_list(given)]
+        taken[name] = Setting(name, given, written)
+    return taken
 
 
-def _resolve(written: str) -> tuple[str, bool]:
-    """Option name of a flag, and whether it was written as ``--no_name``."""
+def _resolve(written: str, reads: Reads) -> tuple[str, bool]:
+    """Name of a flag, and whether it was written as ``--no_name``; "" for what is no flag."""
+    if not written.startswith("--"):
+        return "", False
     name = written[2:].replace("-", "_")
-    if is_known(name):
+    if reads(name) is not None:
         return name, False
     positive = name.removeprefix("no_")
-    if positive != name and is_known(positive) and is_bool(reads_as(positive)[0]):
-        return positive, True
-    refuse_unknown([Setting(name, Scalar(""), written)])
-    raise AssertionError(written)
+    found = reads(positive) if positive != name else None
+    return (positive, True) if found is not None and is_bool(found[0]) else ("", False)
 
 
-def _take_all(rest: list[str]) -> Given:
-    taken: list[Given] = []
+def _value(rest: list[str], hint: Any, waits: Callable[[], bool]) -> Given:
+    """The value of a flag from the words after it, which are taken; empty where there is none."""
+    ready = bool(rest) and not rest[0].startswith("--")
+    if is_bool(hint):
+        # A word that is no truth value may be a file, if that is still to come.
+        free_text = str in getattr(hint, "__args__", ())
+        own = ready and (free_text or not waits() or rest[0].lower() in TRUES + FALSES + NULLS)
+        return Scalar(rest.pop(0) if own else "true")
+    if not is_list(hint):
+        return Scalar(rest.pop(0)) if ready else []
+    several: list[Given] = []
     while rest and not rest[0].startswith("--"):
-        taken.append(Scalar(rest.pop(0)))
-    return taken[0] if len(taken) == 1 else taken
-
-
-def _take_one(rest: list[str]) -> Given:
-    return Scalar(rest.pop(0)) if rest and not rest[0].startswith("--") else []
-
-
-def _take_bool(rest: list[str], has_config: bool, free_text: bool) -> Given:
-    if not rest or rest[0].startswith("--"):
-        return Scalar("true")
-    # A word that is no truth value may be the configuration file, if that is still to come.
-    if free_text or has_config or rest[0].lower() in TRUES + FALSES + NULLS:
-        return Scalar(rest.pop(0))
-    return Scalar("true")
+        several.append(Scalar(rest.pop(0)))
+    return several[0] if len(several) == 1 else several
 
 
 def _as_list(given: Given) -> list[Given]:

@@ -27,7 +27,6 @@ from typing import Any, Literal
 
 from counterpoint.errors import ConfigError
 from counterpoint.options.given import Given, Scalar, Setting, plain
-from counterpoint.options.yaml_file import parse_flow
 
 NULLS = ("", "~", "null", "none")
 TRUES = ("true", "yes", "on", "1")
@@ -111,6 +110,9 @@ def _unfold(setting: Setting, hint: Any) -> Given:
     origins = [typing.get_origin(member) or member for member in members(hint)]
     opening = given.text.lstrip()[:1]
     if (opening == "{" and dict in origins) or (opening == "[" and list in origins):
+        # loads the package yaml, which help and most flags do without
+        from counterpoint.options.yaml_file import parse_flow
+
         return parse_flow(given.text, setting.where)
     return given
 

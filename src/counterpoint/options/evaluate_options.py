@@ -18,6 +18,8 @@ from counterpoint.data.options import OF_A_ROW, OF_THE_MACHINE
 from counterpoint.errors import ConfigError
 from counterpoint.evaluation.references import BLEU_TOKENIZERS, METRICS
 from counterpoint.objectives import OBJECTIVE_OPTIONS
+from counterpoint.options.coerce import coerce
+from counterpoint.options.given import Scalar, Setting
 from counterpoint.runlog import RUN_FILE, logger, read_run
 
 if TYPE_CHECKING:
@@ -56,11 +58,7 @@ OF_WRITING = ("temperature", "max_new_tokens", "metrics", "bleu_tokenizer")
 """Flags of the command that only say how, or whereby, texts are written and scored."""
 
 _AS_IN_TRAIN = {"dataset": "eval_dataset", "split": "eval_dataset_split"}
-_FIXED = (
-    "--gradient_checkpointing=false",
-    "--disable_tqdm=true",
-    "--report_to=none",
-)
+_FIXED = {"gradient_checkpointing": False, "disable_tqdm": True, "report_to": "none"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,11 +178,12 @@ def read_evaluation(source: str, words: Sequence[str], output_dir: str) -> Reque
     Raises:
         ConfigError: CP1xx, also for options of ``train`` that would do nothing here.
     """
-    from counterpoint.options.settings import read_request, read_values
+    # slow to import, as the flags above are not
+    from counterpoint.options.settings import read_values, request_of
+    from counterpoint.options.table import reads_as
 
-    renamed = [_as_in_train(word) for word in words]
-    _refuse_stray(renamed)
-    given = read_values(renamed)
+    _refuse_stray(words)
+    given = read_values([_as_in_train(word) for word in words])
     idle = [name for name in given if name not in (*OF_TRAIN, *_AS_IN_TRAIN.values())]
     if idle:
         raise ConfigError(
@@ -195,22 +194,16 @@ def read_evaluation(source: str, words: Sequence[str], output_dir: str) -> Reque
     inherited = of_run(source)
     if "loss_type" in given:
         inherited = {name: value for name, value in inherited.items() if name in READING}
-    taken = [name for name in inherited if name not in given]
+    taken = {
+        name: coerce(Setting(name, _written(value), f"--{name}"), *reads_as(name))
+        for name, value in inherited.items()
+        if name not in given
+    }
     if taken:
         logger().info("those of the run of %s: %s", source, ", ".join(taken))
-    return read_request(
-        [
-            f"--model={source}",
-            f"--dataset={source}",  # wanted of every run; not read
-            f"--output_dir={output_dir}",
-            *_FIXED,
-            *(
-                f"--{name}={'null' if inherited[name] is None else inherited[name]}"
-                for name in taken
-            ),
-            *renamed,
-        ]
-    )
+    # a data set to train on is wanted of every run; it is not read
+    wanted = {"model": source, "dataset": [source], "output_dir": output_dir}
+    return request_of({**wanted, **_FIXED, **taken, **given})
 
 
 def of_run(source: str) -> Mapping[str, Any]:
@@ -235,6 +228,10 @@ def of_run(source: str) -> Mapping[str, Any]:
             read = {name: options[name] for name in READING if name in options}
             return {name: value for name, value in wanted.items() if value is not None} | read
     return {}
+
+
+def _written(value: Any) -> Scalar:
+    return Scalar("null" if value is None else str(value))
 
 
 def _as_in_train(word: str) -> str:

@@ -6,16 +6,13 @@ Not here: what an option means; its help text lives with its field.
 from __future__ import annotations
 
 import re
-import shutil
 import textwrap
 from typing import Any
 
 from counterpoint.config import REFUSED
-from counterpoint.options.coerce import expected
-from counterpoint.options.table import GROUPS, OF_THE_COMMAND, TRANSFORMERS, Option, options
+from counterpoint.options.declared import Option, columns_of, described
+from counterpoint.options.table import GROUPS, OF_THE_COMMAND, TRANSFORMERS, options
 
-_WIDEST = 110
-_INDENT = " " * 6
 _SENTENCE_END = re.compile(r"\.\s+(?=[A-Z`])")
 
 INTRODUCTION = (
@@ -39,30 +36,19 @@ def train_help(width: int | None = None) -> str:
     Args:
         width: columns to wrap at; None takes the terminal's, at most 110.
     """
-    columns = max(40, width or min(shutil.get_terminal_size().columns, _WIDEST))
+    columns = columns_of(width)
     parts = ["usage: counterpoint train [CONFIG.yaml] [--option value ...]", ""]
     parts += [textwrap.fill(INTRODUCTION, columns), "", EXAMPLES]
     for group, meaning in GROUPS.items():
         parts += [textwrap.fill(f"{group}. {meaning}", columns), ""]
-        parts += [_describe(one, columns) for one in options().values() if one.group == group]
+        parts += [_described(one, columns) for one in options().values() if one.group == group]
         parts.append("")
     return "\n".join(parts)
 
 
-def _describe(option: Option, columns: int) -> str:
-    text = summary(option)
-    if option.choices:
-        text += f" One of {', '.join(option.choices)}."
-    if option.default is not None:
-        text += f" Default: {show_default(option)}."
-    body = textwrap.fill(
-        text.strip(),
-        width=columns,
-        initial_indent=_INDENT,
-        subsequent_indent=_INDENT,
-        break_on_hyphens=False,
-    )
-    return f"  --{option.name}  ({kind(option)})\n{body}"
+def _described(option: Option, columns: int) -> str:
+    default = None if option.default is None else show_default(option)
+    return described(option, summary(option), default, columns)
 
 
 def summary(option: Option) -> str:
@@ -74,12 +60,6 @@ def summary(option: Option) -> str:
         return option.help
     first = _SENTENCE_END.split(option.help, maxsplit=1)[0]
     return f"{first.rstrip('.')}."
-
-
-def kind(option: Option) -> str:
-    """What an option takes, in plain words."""
-    words = "a word" if option.choices else expected(option.hint)
-    return words.removesuffix(" or null").removeprefix("a ")
 
 
 def show_default(option: Option) -> str:

@@ -7,7 +7,7 @@ Not here: how a file or a flag is read (``yaml_file``, ``arguments``), what a ty
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from counterpoint.data.options import OF_A_ROW, OF_THE_MACHINE
 from counterpoint.errors import ConfigError, CounterpointError, SetupError
 from counterpoint.masking import Mask, keep_secrets
 from counterpoint.old_options import modern, say
-from counterpoint.options.arguments import parse
+from counterpoint.options.arguments import take
 from counterpoint.options.coerce import coerce
-from counterpoint.options.given import SECRET, Setting
+from counterpoint.options.given import SECRET, Scalar, Setting
 from counterpoint.options.run_options import RunOptions
-from counterpoint.options.table import RUN, options, reads_as, refuse_unknown
+from counterpoint.options.table import RUN, options, reads, reads_as, refuse_unknown
 from counterpoint.options.yaml_file import read_config
 
 OF_THE_DATA = (
@@ -71,8 +71,7 @@ def read_request(argv: list[str]) -> Request:
         ConfigError: CP101 to CP107, naming flag or line.
         SetupError: CP502 where an option needs a package that is not installed.
     """
-    request = _build(read_values(argv))
-    return replace(request, words=tuple(Mask().words(argv)))
+    return replace(request_of(read_values(argv)), words=tuple(Mask().words(argv)))
 
 
 def read_what_can_be(argv: list[str]) -> Request | None:
@@ -88,7 +87,7 @@ def read_what_can_be(argv: list[str]) -> Request | None:
         values = read_values(argv)
         table = options()
         kept = {k: v for k, v in values.items() if table[k].group == RUN or k in OF_THE_DATA}
-        return _build(kept)
+        return request_of(kept)
     except CounterpointError:
         return None
 
@@ -102,11 +101,37 @@ def read_values(argv: list[str]) -> dict[str, Any]:
     Raises:
         ConfigError: CP101, CP102, CP103 or CP106, naming flag or line.
     """
-    arguments = parse(argv)
-    in_file = read_config(arguments.config) if arguments.config else []
+    config, flags = parse(argv)
+    in_file = read_config(config) if config else []
     refuse_unknown(in_file)
     # apart: a flag overrides the file by whichever of its names either says it
-    return _by_todays_names(in_file) | _by_todays_names(arguments.flags.values())
+    return _by_todays_names(in_file) | _by_todays_names(flags.values())
+
+
+def parse(argv: Sequence[str]) -> tuple[str | None, dict[str, Setting]]:
+    """Split a command line into the path of its configuration file, if any, and its flags.
+
+    Args:
+        argv: the words of the command line.
+
+    Raises:
+        ConfigError: CP101 for an unknown flag or a stray word, CP103 for a missing value.
+    """
+    files: list[str] = []
+
+    def stray(word: str) -> None:
+        written = word.partition("=")[0]
+        if word.startswith("--") and len(word) > 2:
+            refuse_unknown([Setting(written[2:].replace("-", "_"), Scalar(""), written)])
+        if files or word.startswith("-"):
+            raise ConfigError(
+                "CP101",
+                f"{word!r} belongs to no flag; write counterpoint train CONFIG.yaml --name value.",
+            )
+        files.append(word)
+
+    flags = take(argv, reads, stray, waits=lambda: not files)
+    return (files[0] if files else None), flags
 
 
 def _by_todays_names(settings: Iterable[Setting]) -> dict[str, Any]:
@@ -117,7 +142,16 @@ def _by_todays_names(settings: Iterable[Setting]) -> dict[str, Any]:
     return values
 
 
-def _build(values: dict[str, Any]) -> Request:
+def request_of(values: Mapping[str, Any]) -> Request:
+    """The run that values ask for, checked.
+
+    Args:
+        values: options by name, each of its own type.
+
+    Raises:
+        ConfigError: CP102 to CP107.
+        SetupError: CP502 where an option needs a package that is not installed.
+    """
     keep_secrets(values)
     given = {name: value for name, value in values.items() if name not in SECRET}
     table = options()

@@ -9,9 +9,8 @@ Not here: values (``coerce``), and what transformers' own options mean.
 from __future__ import annotations
 
 import inspect
-import typing
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +19,7 @@ from counterpoint.config import CPOConfig
 from counterpoint.errors import ConfigError
 from counterpoint.old_options import TAKEN, why_no_option
 from counterpoint.old_options import nearest as nearest_of
-from counterpoint.options.coerce import words
+from counterpoint.options.declared import Option, declared
 from counterpoint.options.given import Setting
 from counterpoint.options.run_options import RunOptions
 
@@ -48,44 +47,17 @@ OF_THE_COMMAND: Mapping[str, str] = MappingProxyType(
 """Options of transformers' that mean more in the command than their own help says."""
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One option of the command.
-
-    Args:
-        name: as a key of YAML and, after two hyphens, as a flag.
-        hint: the annotation of its field.
-        default: the value when it is not given.
-        help: what it means.
-        allowed: the words allowed, or a table of them that may grow; empty where any value of the
-            type is.
-        group: a key of ``GROUPS``.
-    """
-
-    name: str
-    hint: Any
-    default: Any
-    help: str
-    allowed: Collection[str]
-    group: str
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """The words allowed now."""
-        return tuple(self.allowed)
-
-
 @cache
 def options() -> Mapping[str, Option]:
     """Every option by name: the run's, then Counterpoint's own, then transformers'."""
     own = inspect.get_annotations(CPOConfig)
-    ranked = [
-        *_read(RunOptions, {}, RUN),
-        *_read(CPOConfig, own, COUNTERPOINT),
-    ]
-    order = list(GROUPS)
-    ranked.sort(key=lambda option: order.index(option.group))
-    return MappingProxyType({option.name: option for option in ranked})
+    found = declared(RunOptions, group=RUN)
+    of_config = declared(CPOConfig)
+    for group, mine in ((COUNTERPOINT, True), (TRANSFORMERS, False)):
+        for name, one in of_config.items():
+            if (name in own) is mine:
+                found[name] = replace(one, group=group, help=OF_THE_COMMAND.get(name, one.help))
+    return MappingProxyType(found)
 
 
 def reads_as(name: str) -> tuple[Any, tuple[str, ...]]:
@@ -100,6 +72,11 @@ def reads_as(name: str) -> tuple[Any, tuple[str, ...]]:
     if one.hint is not None:
         return one.hint, ()
     return options()[one.to].hint, options()[one.to].choices
+
+
+def reads(name: str) -> tuple[Any, tuple[str, ...]] | None:
+    """The same; None for a name that is no option."""
+    return reads_as(name) if is_known(name) else None
 
 
 def is_known(name: str) -> bool:
@@ -121,31 +98,3 @@ def nearest(name: str) -> str | None:
 
 def _name_unknown(setting: Setting) -> str:
     return f"{setting.where} is no option{why_no_option(setting.name, options())}"
-
-
-def _read(config: type[Any], own: Mapping[str, Any], group: str) -> list[Option]:
-    hints = typing.get_type_hints(config)
-    return [
-        Option(
-            name=field.name,
-            hint=hints[field.name],
-            default=_default(field),
-            help=_help(field),
-            allowed=field.metadata.get("choices") or words(hints[field.name]),
-            group=group if not own or field.name in own else TRANSFORMERS,
-        )
-        for field in fields(config)
-        if field.init
-    ]
-
-
-def _default(field: Field[Any]) -> Any:
-    if field.default_factory is not MISSING:
-        return field.default_factory()
-    return getattr(field.default, "value", field.default)
-
-
-def _help(field: Field[Any]) -> str:
-    if field.name in OF_THE_COMMAND:
-        return OF_THE_COMMAND[field.name]
-    return " ".join(str(field.metadata.get("help", "")).split())
