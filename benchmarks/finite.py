@@ -42,21 +42,21 @@ def measured(row: str, folder: Path) -> dict[str, Any]:
     trainer = monitor.trainer_of(row, folder, steps=STEPS[row] + WARM_UP, every=0)
     ends: list[float] = []
     inside: dict[int, float] = {}
-    look = trainer._updates.on_optimizer_step
+    look = trainer.runner.updates.look
 
-    def timed(args: Any, state: Any, control: Any, **facts: Any) -> None:
-        if state.global_step % 2:
+    def timed(model: Any, optimizer: Any, step: int, run: Path) -> None:
+        if step % 2 == 0:
             return
         begun = time.perf_counter()
-        look(args, state, control, **facts)
-        trainer._updates.settle()
-        inside[state.global_step + 1] = time.perf_counter() - begun
+        look(model, optimizer, step, run)
+        trainer.runner.updates.settle()
+        inside[step] = time.perf_counter() - begun
 
     class Ends(TrainerCallback):
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             ends.append(time.perf_counter())
 
-    trainer._updates.on_optimizer_step = timed
+    trainer.runner.updates.look = timed
     trainer.add_callback(Ends())
     trainer.train()
     took = {number + 1: ends[number] - ends[number - 1] for number in range(WARM_UP, len(ends))}

@@ -84,12 +84,12 @@ class MetricSums:
         """The step was skipped: its sums count nowhere."""
         self._pending = {}
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """The sums of applied steps, for a checkpoint; each [sum, count]."""
         return dict(self._applied)
 
-    def load_state(self, state: Mapping[str, Tensor], device: torch.device) -> None:
-        """Go on with the sums of a checkpoint."""
+    def load_state_dict(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """Resume with the sums of a checkpoint."""
         self._applied, self._pending = {n: t.to(device) for n, t in state.items()}, {}
 
     def read(

@@ -65,7 +65,7 @@ class Talk(TrainerCallback):
         logger().info("logged in step %d, to the end of the line.", state.global_step)
         sys.stdout.write(f"printed in step {state.global_step}\n")
         if state.global_step == 2:
-            self.trainer.sound(ALARM)
+            self.trainer.raise_alarm(ALARM)
             self.at_step_two()
 
 

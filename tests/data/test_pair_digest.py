@@ -104,7 +104,7 @@ def test_an_account_that_goes_on_ends_like_an_unbroken_one_without_a_digest(
     begun = streamed(ready, ROWS[:9], **options).counts
     rest = streamed(ready, [*ROWS[9:], bad], **options)
     counts = PrepareCounts.under(rest.options, "the data set")
-    counts.load_state(json.loads(json.dumps(begun.state())))
+    counts.load_state_dict(json.loads(json.dumps(begun.state_dict())))
     for record in rest.pairs:
         if record["problem"]:
             counts.drop(record["problem"].replace("row 21", "row 30"))

@@ -196,7 +196,7 @@ def test_the_account_of_absent_cells_is_kept_by_a_run_that_goes_on(
 ) -> None:
     counts = prepare([{**WITHOUT, "weight": None}, WITHOUT], chatml_tokenizer).counts
     fresh = prepare([WITHOUT], chatml_tokenizer).counts
-    fresh.load_state(json.loads(json.dumps(counts.state())))
+    fresh.load_state_dict(json.loads(json.dumps(counts.state_dict())))
     assert fresh.absent_rows == counts.absent_rows == {"weight": 2}
 
 

@@ -319,7 +319,7 @@ def test_losses_are_counted_alike_at_once_in_a_stream_and_from_the_cache(
     told = [record.getMessage() for record in caplog.records if "template" in record.getMessage()]
     assert told == [f"train: the chat template drops thoughts of the prompt, {shown}"]
     later = prepare(ROWS, tokenizer).counts
-    later.load_state(json.loads(json.dumps(first.state())))
+    later.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert (later.lost, later.shown) == (first.lost, first.shown)
 
 

@@ -107,7 +107,7 @@ class Run:
             compute_metrics=lambda prediction: {"rewards": len(prediction.predictions)},
         )
         if alarm:
-            camera.on_step_begin = lambda *_, **__: self.trainer.sound(alarm)
+            camera.on_step_begin = lambda *_, **__: self.trainer.raise_alarm(alarm)
         hook = model.get_input_embeddings().register_forward_hook(self._count)
         # before: a recomputation ends as soon as it has what the backward pass needs
         layer = model.model.layers[0].mlp.register_forward_pre_hook(self._count_layer)

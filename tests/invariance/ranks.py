@@ -176,7 +176,7 @@ def stopped_by_an_alarm(folder: Path, rank: int) -> str:
     class Sounds(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if rank == 1 and state.global_step == 1:
-                trainers[-1].sound(Alarm("CW421", 1, 1, "seen by one."))
+                trainers[-1].raise_alarm(Alarm("CW421", 1, 1, "seen by one."))
 
     trainers: list[CPOTrainer] = []
     whole = CPOTrainer.__init__

@@ -32,7 +32,7 @@ __all__ = ["command", "pattern", "workshop"]
 def _weights_are_lost_after_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that are not finite before the first step are CP308; here they come about later."""
     monkeypatch.setattr(
-        "counterpoint.step.finite.UpdateGuard.on_train_begin", lambda *_, **__: None
+        "counterpoint.step.finite.UpdateGuard.check_start", lambda *_, **__: None
     )
 
 
@@ -180,7 +180,7 @@ SPOILT: dict[str, Any] = {
     "denominators that are none": {"totals": lambda totals: totals[:1]},
 }
 FORGED: dict[str, Any] = {
-    "another format": {"format": 2},
+    "another format": {"format": 3},
     "no step": {"step": "twelve"},
     "no objective": {"objective": {}},
     "a loss that is none": {"objective": {"loss_type": "dpo"}},

@@ -52,7 +52,7 @@ class Sounds(TrainerCallback):
     def _sound(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self._step and not self._done:
             self._done = True
-            self.trainer.sound(Alarm(self._code, self._step, 1, "seen.", "beta: 1"))
+            self.trainer.raise_alarm(Alarm(self._code, self._step, 1, "seen.", "beta: 1"))
 
 
 def with_alarm(

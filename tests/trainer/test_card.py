@@ -51,7 +51,7 @@ def front_matter(card: str) -> dict[str, Any]:
 def test_the_card_tells_of_the_run_that_made_the_weights(build: Any, tmp_path: Path) -> None:
     trainer = build()
     trainer.train()
-    trainer.sound(Alarm("CW101", step=2, since=1, seen="something"))
+    trainer.raise_alarm(Alarm("CW101", step=2, since=1, seen="something"))
     trainer.save_model()
     card = (tmp_path / "run" / "README.md").read_text()
     assert trainer.objective.formula() in card

@@ -88,7 +88,7 @@ def test_what_would_not_fit_is_cut_and_the_step_is_the_same(
     assert f"micro-batches are cut to {budget} tokens" in line
     for one, other in zip(whole, cut, strict=True):
         assert distance(one, other) <= 1e-6
-    assert again._budget.tokens == budget
+    assert again.runner.budget.tokens == budget
 
 
 def test_a_pair_that_is_not_predicted_to_fit_is_tried_alone_with_a_warning(

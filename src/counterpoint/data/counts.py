@@ -146,13 +146,13 @@ class PrepareCounts:
             "lengths": {part: histogram(self.lengths[part]) for part in PARTS},
         }
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a run that goes on must know, as plain JSON types."""
         lengths = {p: {str(n): rows for n, rows in self.lengths[p].items()} for p in PARTS}
         kept = {name: value for name, value in self.as_dict().items() if name != "digest"}
         return {**kept, "lengths": lengths}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from it, with rows that come after those that were counted.
 
         Args:

@@ -11,6 +11,7 @@ Not here: how pairs are laid into rows (``layouts``), and what is made of the su
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +43,48 @@ class PairOutput:
     router: RouterSums | None
 
 
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """What a model says of each target of a batch; the one recipe of every pass.
+
+    Args:
+        logps: log-probability of each target, in nats.
+        logit_means: mean logit over the vocabulary where each is predicted; detached.
+        rows: the head's input there.
+        router: load-balancing sums of a mixture-of-experts model, else None.
+    """
+
+    logps: Float[Tensor, " targets"]
+    logit_means: Float[Tensor, " targets"]
+    rows: Float[Tensor, "targets features"]
+    router: RouterSums | None
+
+
+def token_scores(
+    model: nn.Module,
+    head: Head,
+    batch: PairBatch,
+    routers: tuple[Router, ...] = (),
+    *,
+    at_head: Callable[[Tensor], None] = lambda states: None,
+) -> TokenScores:
+    """Trunk, then head: the log-probability of each target.
+
+    Args:
+        model: as for ``pair_forward``.
+        head: its head.
+        batch: the pairs.
+        routers: of the model, to have their sums as well; none without.
+        at_head: called with the trunk's output before the head begins, for whoever watches memory.
+    """
+    states, router = trunk(model, head, batch, routers)
+    at_head(states)
+    rows = states.flatten(0, 1).index_select(0, batch.target_source)
+    to_logps = dense_token_logps if head.dense else head.token_logps
+    logps, means = to_logps(rows, batch.target_ids)
+    return TokenScores(logps, means, rows, router)
+
+
 def pair_forward(
     model: nn.Module,
     head: Head,
@@ -62,28 +105,48 @@ def pair_forward(
     Returns:
         Sums over the targets of each completion, float64 where the device has it.
     """
+    return scored_pairs(model, head, batch, routers, initial)[1]
+
+
+def scored_pairs(
+    model: nn.Module,
+    head: Head,
+    batch: PairBatch,
+    routers: tuple[Router, ...] = (),
+    initial: InitialPolicy | None = None,
+) -> tuple[TokenScores, PairOutput]:
+    """``pair_forward``, with the scores of each token beside its sums."""
     # first, while no graph of the policy takes memory
     initial_rows = None if initial is None else _initial_rows(initial, head, batch)
-    states, router = trunk(model, head, batch, routers)
-    rows = states.flatten(0, 1).index_select(0, batch.target_source)
-    to_logps = dense_token_logps if head.dense else head.token_logps
-    token_logps, logit_means = to_logps(rows, batch.target_ids)
-    sums = _sum_by_sequence(token_logps, batch)
-    pairs = len(batch)
+    scores = token_scores(model, head, batch, routers)
     drift = None
     if initial is not None and initial_rows is not None:
-        drifts = _sum_by_sequence(head.token_kl(rows, initial_rows, initial), batch)
-        drift = drifts[:pairs] + drifts[pairs:]
+        drift = head.token_kl(scores.rows, initial_rows, initial)
+    return scores, pair_output(scores, batch, drift)
+
+
+def pair_output(
+    scores: TokenScores, batch: PairBatch, drift: Float[Tensor, " targets"] | None = None
+) -> PairOutput:
+    """Sums over the targets of each completion.
+
+    Args:
+        scores: of the batch.
+        batch: the pairs.
+        drift: from the initial policy at each target, in nats; None where nobody asks.
+    """
+    pairs, sums = len(batch), _sum_by_sequence(scores.logps, batch)
+    drifts = None if drift is None else _sum_by_sequence(drift, batch)
     return PairOutput(
         logps=PairLogps(
             chosen=sums[:pairs],
             rejected=sums[pairs:],
             chosen_tokens=batch.target_counts[:pairs],
             rejected_tokens=batch.target_counts[pairs:],
-            drift=drift,
+            drift=None if drifts is None else drifts[:pairs] + drifts[pairs:],
         ),
-        logit_sums=_sum_by_sequence(logit_means, batch),
-        router=router,
+        logit_sums=_sum_by_sequence(scores.logit_means, batch),
+        router=scores.router,
     )
 
 

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, masking_utils
 
 from counterpoint.forward.head import Head, find_head
 from counterpoint.forward.layouts import LAYOUTS
-from counterpoint.forward.pair_forward import trunk
+from counterpoint.forward.pair_forward import token_scores
 from counterpoint.planner.ledger import Ledger
 from counterpoint.planner.shapes import Shape, batch_of, tokens_of
 from counterpoint.records import PairBatch
@@ -141,14 +141,13 @@ def _forward(
         ledger.kind = kind
         starts.append(len(ledger.entries))
 
-    with torch.autocast("cpu", dtype=way.autocast, enabled=way.autocast is not None):
-        states, _ = trunk(twin, head, batch)
+    def at_head(states: Tensor) -> None:
         turn("head")
         if states.requires_grad:
             states.register_hook(lambda _: turn("passing"))  # type: ignore[no-untyped-call]
-        rows = states.flatten(0, 1).index_select(0, batch.target_source)
-        logps, _ = head.token_logps(rows, batch.target_ids)
-    return logps
+
+    with torch.autocast("cpu", dtype=way.autocast, enabled=way.autocast is not None):
+        return token_scores(twin, head, batch, at_head=at_head).logps
 
 
 @contextmanager

@@ -14,18 +14,14 @@ Not here: what a constraint measures (``losses.constrained``), how a multiplier 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerState
 
 from counterpoint import ranks
-from counterpoint.config import CPOConfig
 from counterpoint.constraints import Constraint
 from counterpoint.errors import ConfigError, DataError, SetupError, TrainingError
 from counterpoint.forward.initial_policy import InitialPolicy
@@ -37,171 +33,22 @@ from counterpoint.losses.constrained import (
     measured,
     price,
 )
-from counterpoint.losses.multiplier import MultiplierRule, MultiplierState, rule_of
 from counterpoint.losses.objective import Objective, positive
 from counterpoint.monitor.checksum import checksum
 from counterpoint.records import LossTerms, PairBatch, PairLogps, exact_dtype
 from counterpoint.runlog import Alarm, constraint_metric, logger
-
-PATIENCE = 0.05
-"""Share of a run's steps, at the cap and above the bound, after which a bound is infeasible."""
-
-LEAST_PATIENCE = 10
-"""The fewest such steps: a few in a row may come by chance."""
+from counterpoint.step.multiplied import Multiplied
 
 
-@dataclass(slots=True)
-class Window:
-    """What a constraint's log line is made of: the applied steps since the last one.
+class ConstraintSet:
+    """All constraints of a run; a run without any has an empty set, and pays nothing for it.
 
     Args:
-        numerator: of the value, summed.
-        denominator: likewise.
-        steps: that counted.
-        feasible: of them, those at or below the bound.
-        at_cap: of them, those whose multiplier was at its cap.
-    """
-
-    numerator: float = 0.0
-    denominator: float = 0.0
-    steps: int = 0
-    feasible: int = 0
-    at_cap: int = 0
-
-
-class Multiplied:
-    """One constraint of a run, with its multiplier.
-
-    Args:
-        asked: the constraint.
-        start: multiplier of the first step.
-    """
-
-    def __init__(self, asked: Constraint, start: float) -> None:
-        """Nothing is known of its horizon yet."""
-        self.asked, self.start = asked, float(min(start, asked.cap))
-        self.bound = asked.bound
-        self.initial: float | None = None
-        self.window = Window()
-        self.infeasible_for = 0
-        self.reported = False
-        self.plan(1)
-        self.state: MultiplierState = self.rule.start(self.start)
-        self.weight = self.state.value
-        """What multiplies the constraint in the running step."""
-
-    def plan(self, steps: int) -> None:
-        """Scale the rule to a run of so many steps."""
-        asked = self.asked
-        self.patience = max(LEAST_PATIENCE, math.ceil(PATIENCE * steps))
-        self.rule: MultiplierRule = rule_of(
-            asked.update,
-            rate=float(asked.rate),
-            proportional=float(asked.proportional),
-            derivative=float(asked.derivative),
-            nu=float(asked.nu),
-            smoothing=float(asked.smoothing),
-            cap=float(asked.cap),
-            steps=steps,
-        )
-
-    def calibrate(self, value: float) -> None:
-        """Take what the initial policy's value is, which a relative bound is a share of."""
-        self.initial = value
-        if self.asked.slack is not None:
-            self.bound = value * (1 + self.asked.slack)
-
-    def violation(self, numerator: float, denominator: float) -> float | None:
-        """How far the value is above the bound; None where nothing was counted."""
-        if self.bound is None or not denominator > 0:
-            return None
-        return numerator / denominator - self.bound
-
-    def close(self, numerator: float, denominator: float) -> bool:
-        """One applied step.
-
-        Returns:
-            Whether the bound has just turned out to be infeasible.
-        """
-        violation = self.violation(numerator, denominator)
-        if violation is None or not math.isfinite(violation):
-            return False
-        at_cap = self.weight >= self.asked.cap
-        window = self.window
-        window.numerator += numerator
-        window.denominator += denominator
-        window.steps += 1
-        window.feasible += violation <= 0
-        window.at_cap += at_cap
-        self.state = self.rule.step(self.state, violation)
-        self.infeasible_for = self.infeasible_for + 1 if at_cap and violation > 0 else 0
-        if self.infeasible_for < self.patience or self.reported:
-            return False
-        self.reported = True
-        return True
-
-    def metrics(self) -> dict[str, float]:
-        """Of the steps since the last call; then starts anew."""
-        window, self.window = self.window, Window()
-        found = {"multiplier": self.state.value}
-        if self.bound is not None:
-            found["bound"] = self.bound
-        if window.steps:
-            value = window.numerator / window.denominator
-            found |= {
-                "value": value,
-                "violation": value - found["bound"],
-                "feasible": window.feasible / window.steps,
-                "at_cap": window.at_cap / window.steps,
-            }
-        if self.state.smoothed is not None:
-            found["smoothed"] = self.state.smoothed
-        return {constraint_metric(self.asked.name, key): x for key, x in found.items()}
-
-    def facts(self) -> dict[str, Any]:
-        """For ``run.json``."""
-        asked = self.asked
-        return {
-            "name": asked.name,
-            "kind": asked.kind,
-            "bound": self.bound,
-            "slack": asked.slack,
-            "initial": self.initial,
-            "update": asked.update,
-            "rate": asked.rate,
-            "cap": asked.cap,
-            "start": self.start,
-        }
-
-    def kept(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return {
-            "bound": self.bound,
-            "initial": self.initial,
-            "multiplier": asdict(self.state),
-            "window": asdict(self.window),
-            "infeasible_for": self.infeasible_for,
-            "reported": self.reported,
-        }
-
-    def take(self, kept: Mapping[str, Any]) -> None:
-        """Go on with it."""
-        self.bound, self.initial = kept["bound"], kept["initial"]
-        self.state = MultiplierState(**kept["multiplier"])
-        self.window = Window(**kept["window"])
-        self.infeasible_for, self.reported = kept["infeasible_for"], kept["reported"]
-
-
-class Constraints(TrainerCallback):
-    """All constraints of a run; as a callback it hears when a step has reached the weights.
-
-    Args:
-        asked: at least one.
+        asked: of the run, perhaps none.
         objective: of the run.
         cpo_alpha: where the multiplier of bc starts.
         normalized: divide the loss by 1 + the sum of the multipliers.
-        sound: takes an alarm.
-        was_skipped: whether the optimizer left out its last step.
+        raise_alarm: takes an alarm.
     """
 
     def __init__(
@@ -211,12 +58,10 @@ class Constraints(TrainerCallback):
         *,
         cpo_alpha: float,
         normalized: bool,
-        sound: Callable[[Alarm], None],
-        was_skipped: Callable[[], bool],
+        raise_alarm: Callable[[Alarm], None],
     ) -> None:
-        """Before the first step."""
         self.objective, self.normalized = objective, normalized
-        self._sound, self._was_skipped = sound, was_skipped
+        self._raise_alarm = raise_alarm
         self.all = [Multiplied(one, one.first_multiplier(cpo_alpha)) for one in asked]
         self.calibration: dict[str, Any] | None = None
         self.references: dict[str, Tensor] = {}
@@ -253,7 +98,7 @@ class Constraints(TrainerCallback):
             else batch.weight.new_zeros(())
             for one in self.all
         ]
-        return torch.stack(sums).to(exact_dtype(batch.weight.device))
+        return _together(sums, batch)
 
     def numerators(
         self, logps: PairLogps, terms: LossTerms, batch: PairBatch, rows: str | None = "train"
@@ -276,9 +121,8 @@ class Constraints(TrainerCallback):
             else Measured(*[torch.zeros_like(batch.weight)] * 2)
             for one in self.all
         ]
-        sums = torch.stack([each.numerator.sum() for each in found])
-        exact = exact_dtype(batch.weight.device)
-        return sums.to(exact), [each.surrogate.sum() for each in found]
+        sums = _together([each.numerator.sum() for each in found], batch)
+        return sums, [each.surrogate.sum() for each in found]
 
     def held_out_sums(
         self, logps: PairLogps, terms: LossTerms, batch: PairBatch, rows: str | None
@@ -307,6 +151,15 @@ class Constraints(TrainerCallback):
         if table.device != batch.row_ids.device:
             self.references[rows] = table = table.to(batch.row_ids.device)
         return table[batch.row_ids.clamp(min=0)]  # a filler has no row, and no weight
+
+    def initial_values(self, batches: Sequence[PairBatch]) -> dict[int, float]:
+        """What the initial policy gave the rows of a step, by row number; empty if nobody asks."""
+        found: dict[int, float] = {}
+        for batch in (batch for batch in batches if not batch.of):
+            initial = self._initial(batch, "train")
+            if initial is not None:
+                found |= zip(batch.row_ids.tolist(), initial.tolist(), strict=True)
+        return found
 
     def bears_on(self, batch: PairBatch) -> bool:
         """Whether a batch of a step has a part in its gradient."""
@@ -359,15 +212,6 @@ class Constraints(TrainerCallback):
         beside = [one.weight for one in self.all if not one.asked.row.outside_normalization]
         return loss / (1 + sum(beside))
 
-    def objective_of_step(self) -> Objective:
-        """The running step's objective, with its multiplier of bc as the weight of the NLL.
-
-        That is the running step as a replay knows it; other constraints read the same
-        log-probabilities and are not finite where these are not.
-        """
-        weight = sum(one.weight for one in self.all if one.asked.row.nll_weight)
-        return replace(self.objective, cpo_alpha=self.objective.cpo_alpha + weight)
-
     def margin(self, batch: PairBatch) -> Float[Tensor, " pairs"]:
         """The margins of a step's pairs, with what bounds on length take off them."""
         margin = batch.margin
@@ -382,19 +226,24 @@ class Constraints(TrainerCallback):
         """The step is begun again, or left out: forget its numerators."""
         self._numerators = None
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the multipliers, if the step was applied; every rank takes part."""
+    def close_step(self, step: int, *, skipped: bool) -> None:
+        """Move the multipliers, if the step was applied; every rank takes part.
+
+        Args:
+            step: its number, from 1.
+            skipped: the optimizer left it out, as a loss scaler does after an overflow.
+        """
         if self._numerators is None or self._totals is None:
             return
         numerators, totals = self._numerators, self._totals
         self.discard()
-        if self._was_skipped():
+        if skipped or not self.all:
             return
         for one, numerator, total in zip(
             self.all, self._over_ranks(numerators), totals.tolist(), strict=True
         ):
             if one.close(numerator, total):
-                self._sound(_infeasible(one, state.global_step + 1))
+                self._raise_alarm(one.infeasible(step))
 
     def _over_ranks(self, numerators: Float[Tensor, " constraints"]) -> list[float]:
         """Sums over ranks, after making sure that all have the same multipliers."""
@@ -415,12 +264,17 @@ class Constraints(TrainerCallback):
 
     # ---- the run ----
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Scale the rules to the run's length, in steps or, of length, in evaluations."""
+    def plan(self, steps: int, evaluations: int, model: nn.Module) -> None:
+        """Scale the rules to the run's length, before its first step.
+
+        Args:
+            steps: of the run.
+            evaluations: of the run, at which kinds that read what the model writes move.
+            model: that trains, unwrapped.
+        """
         for one in self.all:
-            of_texts = one.asked.row.of_texts
-            one.plan(_evaluations(args, state) if of_texts else state.max_steps)
-        self.remember(kwargs["model"])
+            one.plan(evaluations if one.asked.row.of_texts else steps)
+        self.remember(model)
 
     def restart(self, *, anew: bool = True) -> None:
         """A training begins: multipliers are where they start.
@@ -488,7 +342,7 @@ class Constraints(TrainerCallback):
                 one.calibrate(sum(self._first_texts) / len(self._first_texts))
                 _check_length(one, most)
             elif one.close(float(sum(tokens)), float(len(tokens))):
-                self._sound(_infeasible(one, step))
+                self._raise_alarm(one.infeasible(step))
             values[constraint_metric(one.asked.name, "value")] = sum(tokens) / len(tokens)
         return values | self.violations(values)
 
@@ -510,37 +364,39 @@ class Constraints(TrainerCallback):
         return found
 
     def facts(self) -> dict[str, Any]:
-        """For ``run.json``."""
+        """For ``run.json``; nothing of a run without constraints."""
+        if not self.all:
+            return {}
         return {
             "constraints": [one.facts() for one in self.all],
             "calibration": self.calibration,
         }
 
-    def kept(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: a tree, by name and in order."""
         return {
             "calibration": self.calibration,
-            "constraints": [{"name": one.asked.name, **one.kept()} for one in self.all],
+            "constraints": [{"name": one.asked.name, **one.state_dict()} for one in self.all],
             "references": {name: table.cpu() for name, table in self.references.items()},
             "initial policy": self._policy_digest,
         }
 
-    def take(self, kept: Mapping[str, Any], *, anyway: bool = False) -> None:
-        """Go on with it; constraints of other names (``resume_anyway``) start anew.
+    def load_state_dict(self, state: Mapping[str, Any], *, anyway: bool = False) -> None:
+        """Resume from a checkpoint's; constraints of other names (``resume_anyway``) start anew.
 
         Args:
-            kept: of the run that is gone on with.
+            state: of the run that is resumed.
             anyway: take another initial policy than it had.
 
         Raises:
             SetupError: CP513 for another initial policy.
         """
-        self._check_policy(kept.get("initial policy"), anyway)
-        self.calibration, self.references = kept["calibration"], dict(kept["references"])
-        by_name = {each["name"]: each for each in kept["constraints"]}
+        self._check_policy(state.get("initial policy"), anyway)
+        self.calibration, self.references = state["calibration"], dict(state["references"])
+        by_name = {each["name"]: each for each in state["constraints"]}
         for one in self.all:
             if one.asked.name in by_name:
-                one.take(by_name[one.asked.name])
+                one.load_state_dict(by_name[one.asked.name])
 
     def _check_policy(self, then: str | None, anyway: bool) -> None:
         if self.policy is None or then in (None, self._policy_digest):
@@ -560,7 +416,7 @@ class Constraints(TrainerCallback):
 
     def formula(self) -> str:
         """The constraints as lines under the objective's formula."""
-        return "\n".join(_line(one) for one in self.all)
+        return "\n".join(one.formula() for one in self.all)
 
 
 def _digest(model: nn.Module) -> str:
@@ -573,13 +429,6 @@ def _digest(model: nn.Module) -> str:
     return found.hexdigest()
 
 
-def _evaluations(args: CPOConfig, state: TrainerState) -> int:
-    """How many sets a run evaluates after its first step; each moves a multiplier of length."""
-    every = state.eval_steps if args.eval_strategy == "steps" else 0
-    times = state.max_steps // every if every else math.ceil(state.num_train_epochs)
-    return max(1, int(times))
-
-
 def _check_length(one: Multiplied, most: int) -> None:
     if one.bound is not None and not 0 < one.bound < most:
         raise ConfigError(
@@ -589,22 +438,7 @@ def _check_length(one: Multiplied, most: int) -> None:
         )
 
 
-def _line(one: Multiplied) -> str:
-    asked = one.asked
-    if one.bound is not None:
-        bound = f"{one.bound:.4g}"
-    else:
-        bound = f"{1 + (asked.slack or 0.0):g} x that of the initial policy"
-    return f"subject to {asked.name} <= {bound} ({asked.update}, multiplier from {one.start:g})"
-
-
-def _infeasible(one: Multiplied, step: int) -> Alarm:
-    since = max(1, step - one.patience + 1)
-    return Alarm(
-        "CW441",
-        step,
-        since,
-        f"the multiplier of {one.asked.name} has been at its cap of {one.asked.cap:g} for "
-        f"{one.patience} steps, and the value is {one.state.smoothed or 0.0:.3g} above the bound "
-        f"of {one.bound:.4g}: no policy within reach holds it.",
-    )
+def _together(sums: Sequence[Tensor], batch: PairBatch) -> Tensor:
+    """One number a constraint as a tensor; an empty one where there is none."""
+    exact = exact_dtype(batch.weight.device)
+    return torch.stack(list(sums)).to(exact) if sums else batch.weight.new_zeros(0, dtype=exact)

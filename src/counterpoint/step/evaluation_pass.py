@@ -19,10 +19,10 @@ from counterpoint import ranks
 from counterpoint.evaluation.scores import PairScores
 from counterpoint.forward.pair_forward import PairOutput
 from counterpoint.forward.router import RouterSums, add_sums, balancing_loss
-from counterpoint.losses.objective import Objective
 from counterpoint.metrics import MetricSums, means, pair_means
 from counterpoint.records import PairBatch, TokenPair
-from counterpoint.step.constraint_set import Constraints
+from counterpoint.step.constraint_set import ConstraintSet
+from counterpoint.step.loss import StepLoss
 
 PREFERENCE, NLL = "_preference", "_nll"
 
@@ -31,21 +31,13 @@ class EvaluationPass:
     """Collects batches; every rank must add the same number of them.
 
     Args:
-        objective: of the run.
-        balancing_weight: weight of the load-balancing loss, 0 for models without experts.
+        loss: of the run.
         constraints: of the run, to be measured as well.
         rows: the set's name, by which constraints know its rows; None: they have not seen them.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        balancing_weight: float = 0.0,
-        constraints: Constraints | None = None,
-        rows: str | None = None,
-    ) -> None:
-        """Start with no pairs."""
-        self.objective, self.balancing_weight = objective, balancing_weight
+    def __init__(self, loss: StepLoss, constraints: ConstraintSet, rows: str | None = None) -> None:
+        self.objective, self.balancing_weight = loss.objective, loss.balancing_weight
         self.constraints, self._rows = constraints, rows
         self._sums = MetricSums()
         self._router: list[RouterSums] = []
@@ -69,8 +61,7 @@ class EvaluationPass:
                 NLL: ((batch.weight * terms.nll).sum(), totals.nll),
             }
         )
-        if self.constraints is not None:
-            self._sums.add(self.constraints.held_out_sums(output.logps, terms, batch, self._rows))
+        self._sums.add(self.constraints.held_out_sums(output.logps, terms, batch, self._rows))
         self._sums.apply()
         if output.router is not None:
             self._router.append(output.router)
@@ -93,8 +84,7 @@ class EvaluationPass:
         preference, nll = found.pop(PREFERENCE, 0.0), found.pop(NLL, 0.0)
         # an infinite NLL must not reach a loss that does not use it
         loss = preference + (self.objective.cpo_alpha * nll if self.objective.cpo_alpha else 0.0)
-        if self.constraints is not None:
-            found |= self.constraints.violations(found)
+        found |= self.constraints.violations(found)
         if self._router:
             balance = self._balance()
             found["aux_loss"] = balance

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
-from transformers import TrainerCallback
 
 from counterpoint import ranks
 from counterpoint.checkpoint.folder import finished
@@ -70,7 +69,7 @@ def _odd_values(tensor: Tensor) -> int:
     return sum(int((~part.isfinite()).sum()) for part in floating_parts(tensor))
 
 
-class UpdateGuard(TrainerCallback):
+class UpdateGuard:
     """Ends a run whose weights are not finite, before its first step or after an update.
 
     All ranks end alike.
@@ -80,41 +79,46 @@ class UpdateGuard(TrainerCallback):
     """
 
     def __init__(self) -> None:
-        """Nothing was updated yet."""
         self.pending: Bool[Tensor, ""] | None = None
         """Whether the last update was finite, as far as is known; None where that was read."""
         self._facts: dict[str, Any] = {}
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
+    def check_start(self, model: nn.Module, optimizer: Any, step: int) -> None:
         """Refuse to train on from what is lost already: frozen weights and a checkpoint's too.
+
+        Args:
+            model: that is to train.
+            optimizer: of the run.
+            step: of the checkpoint; 0 for a run that begins.
 
         Raises:
             ModelError: CP308, with the tensors.
             NonFiniteError: CP405 for the optimizer's state of a checkpoint.
         """
-        if not _agreed(all_finite(facts["model"].parameters()), args.device):
-            seen = ", ".join(_bad_weights(facts["model"])) or "weights of another rank are not"
-            origin = (
-                "the checkpoint" if state.global_step else "the model, or a model that is whole"
-            )
+        device = next(model.parameters()).device
+        if not _agreed(all_finite(model.parameters()), device):
+            seen = ", ".join(_bad_weights(model)) or "weights of another rank are not"
+            origin = "the checkpoint" if step else "the model, or a model that is whole"
             raise ModelError("CP308", f"before the first step {seen}. Load {origin} again.")
-        if not _agreed(all_finite(_state(facts["optimizer"])), args.device):
+        if not _agreed(all_finite(_state(optimizer)), device):
             raise NonFiniteError(
                 "CP405",
-                f"the optimizer's state is not finite at step {state.global_step}, before anything "
+                f"the optimizer's state is not finite at step {step}, before anything "
                 "is trained. Resume from an earlier checkpoint.",
             )
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
-        """Look at what was just updated."""
-        groups = facts["optimizer"].param_groups
+    def look(self, model: nn.Module, optimizer: Any, step: int, run: Path) -> None:
+        """Look at what was just updated; reads nothing back.
+
+        Args:
+            model: that trains.
+            optimizer: that has moved its weights.
+            step: its number, from 1.
+            run: the run's folder.
+        """
+        groups = optimizer.param_groups
         self.pending = norms_finite(weight for group in groups for weight in group["params"])
-        self._facts = {
-            "model": facts["model"],
-            "groups": groups,
-            "step": state.global_step + 1,
-            "run": Path(args.output_dir),
-        }
+        self._facts = {"model": model, "groups": groups, "step": step, "run": run}
 
     def settle(self) -> None:
         """Read what the last update left; every rank must call it.

@@ -18,11 +18,11 @@ and memory that runs out elsewhere: for the weights, the optimizer, the proofs o
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
-from accelerate.utils.memory import clear_device_cache
 
 from counterpoint import ranks
 from counterpoint.data.batching import filler, length
@@ -126,7 +126,7 @@ class Share:
             failed, self._running = self._running, None
             if undo is not None:
                 undo()
-            clear_device_cache(garbage_collection=True)
+            _free(failed.row_ids.device)
             self._refuse_hopeless(failed, seen)
             first = first or failed
             self.budget.tokens = _tokens(failed) // 2
@@ -181,3 +181,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _tokens(batch: PairBatch) -> int:
     return batch.cost
+
+
+def _free(device: torch.device) -> None:
+    """Give back what nothing holds any more: Python's cycles, then the device's cache."""
+    gc.collect()
+    empty = getattr(getattr(torch, device.type, None), "empty_cache", None)
+    if empty is not None:
+        empty()

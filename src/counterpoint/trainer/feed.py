@@ -176,28 +176,28 @@ class Feed:
         known = next(here, None)
         return pairs_digest(pairs) if known is None else known.hexdigest()
 
-    def state(self) -> dict[str, Any]:
-        """What a run that goes on must know of the streams, as a tree of ``checkpoint.tree``.
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know of the streams, as a tree of ``checkpoint.tree``.
 
         Returns:
             ``rows`` read of the running pass over the training stream, and the ``counts`` of each
             stream; nothing of sets that are not streamed.
         """
         streams = {n: p for n, p in self._prepared.items() if not isinstance(p.pairs, Dataset)}
-        counts = {name: one.counts.state() for name, one in streams.items()}
+        counts = {name: one.counts.state_dict() for name, one in streams.items()}
         return {"rows": self._reading.progress.rows if self._reading else 0, "counts": counts}
 
-    def load_state(self, state: Mapping[str, Any], *, within_pass: bool) -> None:
-        """Go on where a run was; see ``state``.
+    def load_state_dict(self, state: Mapping[str, Any], *, within_pass: bool) -> None:
+        """Resume where a run was; see ``state_dict``.
 
         Args:
             state: of the run.
-            within_pass: whether its pass over the training stream goes on, or a new one begins.
+            within_pass: whether its pass over the training stream is resumed, or a new one begins.
         """
         self._done = state["rows"] if within_pass else 0
         for name, kept in state["counts"].items():
             if name in self._prepared:
-                self._prepared[name].counts.load_state(kept)
+                self._prepared[name].counts.load_state_dict(kept)
 
     def _read(self, stream: Prepared) -> Iterator[TokenPair]:
         """The next pass over the training stream."""

@@ -4,9 +4,9 @@
     replay-12-rank-1.safetensors     of one rank of several
 
 The file holds the micro-batches to blame whole: the token ids of their pairs, weights, margins,
-row numbers, the denominators of the step, the objective, how it was computed, and the state of
-the random generators where there is dropout. No weights: those are the run's. Nothing in it is a
-pickle, and nothing in it is trusted when it is read.
+row numbers, the denominators of the step, the objective, the constraints with their multipliers,
+how it was computed, and the state of the random generators where there is dropout. No weights:
+those are the run's. Nothing in it is a pickle, and nothing in it is trusted when it is read.
 
 Not here: when one is written (``recorder``), what it says (``recompute``, ``cli.replay``).
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from counterpoint.constraints import KINDS, Constraint
 from counterpoint.errors import ConfigError
 from counterpoint.forward.layouts import LAYOUTS
 from counterpoint.forward.router import RouterSums
@@ -35,8 +36,8 @@ from counterpoint.run_schema import MOST
 from counterpoint.staged import staged
 from counterpoint.strict import strict_json
 
-FORMAT = 1
-"""Raised with every change of what a file holds."""
+FORMAT = 2
+"""Raised with every change of what a file holds; files of 1 hold no constraints, and are read."""
 
 KEY = "counterpoint_replay"
 """Of the metadata: all that is no tensor, as JSON."""
@@ -59,14 +60,14 @@ class Settings:
         balancing_weight: of the load-balancing loss; 0 without experts.
     """
 
-    layout: str
-    autocast: str
-    device: str
-    checkpointing: bool
-    dropout: bool
-    micro_batches: int
-    ranks: int
-    balancing_weight: float
+    layout: str = ""
+    autocast: str = ""
+    device: str = "cpu"
+    checkpointing: bool = False
+    dropout: bool = False
+    micro_batches: int = 0
+    ranks: int = 1
+    balancing_weight: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,39 @@ class Culprit:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldConstraint:
+    """A constraint as it stood in the step.
+
+    Args:
+        asked: its options beyond their defaults; functions by their names.
+        multiplier: of the step.
+        bound: of the step; None where it was not known yet.
+    """
+
+    asked: dict[str, Any]
+    multiplier: float
+    bound: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The constraints of a step.
+
+    Args:
+        all: in the order of the run.
+        totals: denominators of the whole step, ``[constraints]``.
+        normalized: whether the loss is divided by 1 + the sum of the multipliers.
+        initial: row number -> what the initial policy gave its chosen completion, in nats a token;
+            of the rows in the file, where a constraint compares with that.
+    """
+
+    all: tuple[HeldConstraint, ...] = ()
+    totals: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    normalized: bool = False
+    initial: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Replay:
     """What it takes to do the step again, on the same weights.
 
@@ -130,6 +164,7 @@ class Replay:
         origin: on which weights.
         generators: states of the random generators before each micro-batch, by kind of device;
             empty without dropout.
+        held: the constraints of the step.
     """
 
     step: int
@@ -142,6 +177,7 @@ class Replay:
     settings: Settings
     origin: Origin
     generators: tuple[Mapping[str, Tensor], ...] = ()
+    held: Held = Held()
 
 
 def write_replay(replay: Replay, path: Path) -> None:
@@ -165,6 +201,10 @@ def write_replay(replay: Replay, path: Path) -> None:
         for field in fields(RouterSums):
             value: Tensor = getattr(replay.router, field.name)
             tensors[f"router/{field.name}"] = value.detach().double().cpu()
+    held = replay.held
+    tensors["held/totals"] = held.totals.detach().double().cpu()
+    tensors["held/rows"] = torch.tensor([*held.initial], dtype=torch.long)
+    tensors["held/initial"] = torch.tensor([*held.initial.values()], dtype=torch.float64)
     for number, states in enumerate(replay.generators):
         tensors |= {f"generator/{number}/{kind}": state for kind, state in states.items()}
     described = {
@@ -175,6 +215,9 @@ def write_replay(replay: Replay, path: Path) -> None:
         "objective": asdict(replay.objective),
         "settings": asdict(replay.settings),
         "origin": asdict(replay.origin),
+        "sets": [batch[0].of for batch in replay.micro_batches],
+        "constraints": [asdict(one) for one in held.all],
+        "normalized": held.normalized,
     }
     with staged(path) as file:
         file.write(save(tensors, metadata={KEY: strict_json(described)}))
@@ -203,7 +246,8 @@ def read_replay(path: str | Path) -> Replay:
 
 def _read(described: Any, tensors: Mapping[str, Tensor]) -> Replay:
     _check(isinstance(described, dict), "its metadata is no object")
-    _check(described["format"] == FORMAT, f"its format is {described['format']!r}, not {FORMAT}")
+    known = described["format"]
+    _check(known in (1, FORMAT), f"its format is {known!r}, not {FORMAT}")
     step, seen = described["step"], described["seen"]
     _check(isinstance(step, int) and step > 0, "its step is no number from 1")
     objective = _made(Objective, described["objective"])
@@ -215,6 +259,8 @@ def _read(described: Any, tensors: Mapping[str, Tensor]) -> Replay:
     _check(settings.layout in LAYOUTS, f"there is no layout {settings.layout!r}")
     _check(settings.autocast in ("", "bfloat16", "float16"), "its precision is none")
     batches = _batches(tensors)
+    if known > 1:
+        batches = _of_sets(batches, described["sets"])
     weight, nll = _typed(tensors["totals"], torch.float64, 2)
     return Replay(
         step=step,
@@ -227,7 +273,46 @@ def _read(described: Any, tensors: Mapping[str, Tensor]) -> Replay:
         settings=settings,
         origin=_made(Origin, described["origin"]),
         generators=_generators(tensors, len(batches)) if settings.dropout else (),
+        held=_held(described, tensors) if known > 1 else Held(),
     )
+
+
+def _of_sets(
+    batches: tuple[tuple[TokenPair, ...], ...], names: Any
+) -> tuple[tuple[TokenPair, ...], ...]:
+    """The pairs of each micro-batch, tagged with the constraint whose set they are of."""
+    fits = isinstance(names, list) and len(names) == len(batches)
+    _check(fits and all(isinstance(name, str) for name in names), "its sets are no list of names")
+    return tuple(
+        tuple(replace(pair, of=name) for pair in batch)
+        for batch, name in zip(batches, names, strict=True)
+    )
+
+
+def _held(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Held:
+    given = described["constraints"]
+    _check(isinstance(given, list), "its constraints are no list")
+    every = tuple(_held_constraint(entry) for entry in given)
+    _check(isinstance(described["normalized"], bool), "normalized is neither true nor false")
+    rows = _typed(tensors["held/rows"], torch.long)
+    initial = _typed(tensors["held/initial"], torch.float64, len(rows))
+    return Held(
+        all=every,
+        totals=_typed(tensors["held/totals"], torch.float64, len(every)),
+        normalized=described["normalized"],
+        initial=dict(zip(rows.tolist(), initial.tolist(), strict=True)),
+    )
+
+
+def _held_constraint(entry: Any) -> HeldConstraint:
+    _check(isinstance(entry, dict) and isinstance(entry.get("asked"), dict), "a constraint is none")
+    asked, multiplier, bound = entry["asked"], entry["multiplier"], entry["bound"]
+    _check(asked.get("kind") in KINDS, f"there is no constraint of kind {asked.get('kind')!r}")
+    known = {option.name for option in fields(Constraint)}
+    _check(set(asked) <= known, "a constraint has other options")
+    _check(_is(multiplier, "float"), f"a multiplier is {multiplier!r}")
+    _check(bound is None or _is(bound, "float"), f"a bound is {bound!r}")
+    return HeldConstraint(asked, float(multiplier), bound)
 
 
 def _batches(tensors: Mapping[str, Tensor]) -> tuple[tuple[TokenPair, ...], ...]:

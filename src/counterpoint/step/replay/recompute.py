@@ -10,35 +10,37 @@ Not here: what the step is made of (``replay``), and what is done about it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.forward.head import Head
 from counterpoint.forward.layouts import LAYOUTS
-from counterpoint.forward.pair_forward import trunk
-from counterpoint.forward.router import RouterSums, balancing_loss
+from counterpoint.forward.pair_forward import scored_pairs
+from counterpoint.forward.router import RouterSums
 from counterpoint.forward.routing import find_routers
-from counterpoint.forward.token_logps import dense_token_logps
-from counterpoint.records import (
-    LossTerms,
-    PairBatch,
-    PairLogps,
-    StepTotals,
-    exact_dtype,
-)
+from counterpoint.records import LossTerms, PairBatch, StepTotals
+from counterpoint.step.loss import StepDenominators, loss_of
+from counterpoint.step.random_states import restore_generators
 from counterpoint.step.replay.file import Culprit, Replay
+from counterpoint.step.replay.held import HeldSet
 
 MOST = 100
 """Things that are not finite, of one kind, that are told of."""
 
 
 def culprits_of(
-    replay: Replay, model: nn.Module, head: Head, *, device: torch.device | str
+    replay: Replay,
+    model: nn.Module,
+    head: Head,
+    *,
+    device: torch.device | str,
+    held: HeldSet | None = None,
 ) -> tuple[Culprit, ...]:
     """Do the step's micro-batches again and say what is not finite, first things first.
 
@@ -49,36 +51,39 @@ def culprits_of(
         model: not wrapped for distributed training, on the device, with the dropout of the run.
         head: of the model, proved.
         device: where it is computed.
+        held: its constraints; None: those that the file holds.
 
     Returns:
         Empty where everything is finite.
     """
     found = [*_of_parameters(model), *_of_data(replay)]
-    model.train()
-    layout = LAYOUTS[replay.settings.layout]
-    for number, pairs in enumerate(replay.micro_batches):
-        batch = layout.collate(pairs)
-        if replay.generators:
-            restore_generators(replay.generators[number])
-        with layout.running(model):
-            found += _of_batch(replay, model, head, batch.to(device))
+    for again in _done_again(replay, model, head, device, held):
+        found += again.culprits()
+        found += _of_gradients(model, again.loss)
     return tuple(found)
 
 
-def generator_states(device: torch.device | str) -> dict[str, Tensor]:
-    """The states of torch's random generators that a forward pass on a device draws from."""
-    states = {"cpu": torch.get_rng_state()}
-    kind = torch.device(device).type
-    if kind == "cuda":
-        states[kind] = torch.cuda.get_rng_state(device)
-    return states
+def loss_again(
+    replay: Replay,
+    model: nn.Module,
+    head: Head,
+    *,
+    device: torch.device | str,
+    held: HeldSet | None = None,
+) -> Float[Tensor, ""]:
+    """The loss of the step's micro-batches, bit for bit what it was on the same weights.
 
-
-def restore_generators(states: Mapping[str, Tensor]) -> None:
-    """Set them again; one of a device that is not here is left out."""
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+    Args:
+        replay: the step; all of its micro-batches.
+        model: as for ``culprits_of``.
+        head: of the model, proved.
+        device: where it is computed.
+        held: as for ``culprits_of``.
+    """
+    total = torch.zeros((), device=device)
+    for again in _done_again(replay, model, head, device, held):
+        total += again.loss.detach()
+    return total
 
 
 # What is not finite before anything is computed
@@ -99,44 +104,66 @@ def _of_data(replay: Replay) -> Iterator[Culprit]:
 # The step
 
 
-def _of_batch(replay: Replay, model: nn.Module, head: Head, batch: PairBatch) -> list[Culprit]:
-    settings = replay.settings
-    kind = batch.input_ids.device.type
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """A micro-batch that was done again, before its backward."""
+
+    loss: Float[Tensor, ""]
+    terms: LossTerms
+    token_logps: Float[Tensor, " targets"]
+    layers: Sequence[Culprit]
+    batch: PairBatch
+
+    def culprits(self) -> Iterator[Culprit]:
+        """What is not finite, in the order of the computation."""
+        tokens = [*_of_tokens(self.token_logps, self.batch)]
+        # what a layer gives is of no account where it did no harm: a mask may well be infinite
+        yield from (*(self.layers if tokens else ()), *tokens, *_of_terms(self.terms, self.batch))
+        if not torch.isfinite(self.loss):
+            yield _culprit(self.loss, "loss", "of the micro-batch")
+
+
+def _done_again(
+    replay: Replay,
+    model: nn.Module,
+    head: Head,
+    device: torch.device | str,
+    held: HeldSet | None,
+) -> Iterator[_Again]:
+    """Each micro-batch, through the same forward and the same loss as in the run."""
+    settings, layout = replay.settings, LAYOUTS[replay.settings.layout]
+    held = HeldSet(replay) if held is None else held
+    loss = loss_of(replay.objective, settings.balancing_weight, held)
     routers = find_routers(model) if settings.balancing_weight else ()
+    kind = torch.device(device).type
     mixed = getattr(torch, settings.autocast) if settings.autocast else None
-    watching = _watched_layers(model, batch)
-    with torch.autocast(kind, mixed) if mixed else nullcontext(), watching as layers:
-        states, router = trunk(model, head, batch, routers)
-        rows = states.flatten(0, 1).index_select(0, batch.target_source)
-        to_logps = dense_token_logps if head.dense else head.token_logps
-        token_logps, _ = to_logps(rows, batch.target_ids)
-    sums = torch.segment_reduce(
-        token_logps.to(exact_dtype(kind)), "sum", lengths=batch.target_counts, unsafe=True
-    )
-    half = len(batch)
-    logps = PairLogps(
-        chosen=sums[:half],
-        rejected=sums[half:],
-        chosen_tokens=batch.target_counts[:half],
-        rejected_tokens=batch.target_counts[half:],
-    )
-    terms = replay.objective(logps, batch.margin)
-    totals = StepTotals(replay.totals.weight.to(sums), replay.totals.nll.to(sums))
-    loss = replay.objective.share(terms, batch.weight, totals)
+    model.train()
+    for number, pairs in enumerate(replay.micro_batches):
+        batch = layout.collate(pairs).to(device)
+        step = _denominators(replay, held, batch.weight)
+        if replay.generators:
+            restore_generators(replay.generators[number])
+        with layout.running(model):
+            with (
+                torch.autocast(kind, mixed) if mixed else nullcontext(),
+                _watched_layers(model, batch) as layers,
+            ):
+                scores, output = scored_pairs(model, head, batch, routers, held.policy)
+            found = loss(output, batch, step)
+            yield _Again(found.loss, found.terms, scores.logps, layers, batch)
+
+
+def _denominators(replay: Replay, held: HeldSet, like: Tensor) -> StepDenominators:
+    """Those of the step, on the device and in the precision of a tensor."""
+    totals, router = replay.totals, replay.router
     if router is not None:
-        step = _on(sums, replay.router) if replay.router is not None else router
-        loss = loss + settings.balancing_weight * balancing_loss(router, step)
-    tokens = [*_of_tokens(token_logps, batch)]
-    # what a layer gives is of no account where it did no harm: a mask may well be infinite
-    found = [*(layers if tokens else ()), *tokens, *_of_terms(terms, batch)]
-    if not torch.isfinite(loss):
-        found.append(_culprit(loss, "loss", "of the micro-batch"))
-    return found + _of_gradients(model, loss)
-
-
-def _on(like: Tensor, sums: RouterSums) -> RouterSums:
-    """Sums on the device and in the precision of a tensor."""
-    return RouterSums(sums.sent.to(like), sums.probability.to(like), sums.tokens.to(like))
+        router = RouterSums(*(getattr(router, one.name).to(like) for one in fields(RouterSums)))
+    return StepDenominators(
+        StepTotals(totals.weight.to(like), totals.nll.to(like)),
+        held.totals.to(like),
+        replay.settings.micro_batches,
+        router,
+    )
 
 
 @contextmanager

@@ -12,19 +12,21 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from counterpoint import ranks
-from counterpoint.config import CPOConfig
 from counterpoint.forward.head import Head
-from counterpoint.forward.router import RouterSums
-from counterpoint.losses.objective import Objective
+from counterpoint.log import logger
 from counterpoint.model_seams import attention_of, loaded_from
-from counterpoint.records import PairBatch, StepTotals
-from counterpoint.runlog import logger
+from counterpoint.records import PairBatch
+from counterpoint.step.constraint_set import ConstraintSet
 from counterpoint.step.guard import NotFinite
-from counterpoint.step.replay.file import Culprit, Origin, Replay, Settings, write_replay
-from counterpoint.step.replay.recompute import culprits_of, generator_states, restore_generators
+from counterpoint.step.loss import StepDenominators, StepLoss
+from counterpoint.step.random_states import generator_states, generators_kept
+from counterpoint.step.replay.file import Culprit, Held, Origin, Replay, Settings, write_replay
+from counterpoint.step.replay.held import HeldSet, held_constraint
+from counterpoint.step.replay.recompute import culprits_of
 
 MOST_FILES = 3
 """Steps of a run that are kept."""
@@ -34,44 +36,43 @@ class StepRecorder:
     """The step that runs, until it is known to be finite.
 
     Args:
-        args: the run's options.
-        objective: of the run.
+        loss: of the run.
+        constraints: of the run, perhaps none.
+        settings: how its steps are computed; layout and micro-batches are those of each step.
+        folder: of the run.
+        device: of the model.
     """
 
-    def __init__(self, args: CPOConfig, objective: Objective) -> None:
-        """Nothing runs yet."""
-        self.args, self.objective = args, objective
+    def __init__(
+        self,
+        loss: StepLoss,
+        constraints: ConstraintSet,
+        settings: Settings,
+        folder: Path,
+        device: torch.device,
+    ) -> None:
+        self.loss, self.constraints, self.settings = loss, constraints, settings
+        self._folder, self._device = folder, device
         self.written = 0
         self._batches: list[PairBatch] = []
         self._generators: list[dict[str, Tensor]] = []
-        self._totals: StepTotals | None = None
-        self._router: RouterSums | None = None
+        self._step: StepDenominators | None = None
 
-    def begin(self, totals: StepTotals | None, router: RouterSums | None) -> None:
+    def begin(self, step: StepDenominators | None) -> None:
         """A step begins, or begins again; what is known of one before it is forgotten.
 
         Args:
-            totals: its denominators; None for a batch that is a step of its own.
-            router: its load-balancing sums, if it has them.
+            step: its denominators; None for a batch that is a step of its own.
         """
-        self._batches, self._generators = [], []
-        self._totals, self._router = totals, router
+        self._batches, self._generators, self._step = [], [], step
 
     def watch(self, batch: PairBatch) -> None:
         """A micro-batch begins; reads nothing back from the device."""
         self._batches.append(batch)
-        if not self.args.disable_dropout:
-            self._generators.append(generator_states(self.args.device))
+        if self.settings.dropout:
+            self._generators.append(generator_states(self._device))
 
-    def keep(
-        self,
-        verdict: NotFinite,
-        step: int,
-        model: nn.Module,
-        head: Head,
-        *,
-        balancing_weight: float,
-    ) -> str:
+    def keep(self, verdict: NotFinite, step: int, model: nn.Module, head: Head) -> str:
         """Write the step down, and say where.
 
         Does it again first, on the weights that it failed on, so that the file holds what was
@@ -83,7 +84,6 @@ class StepRecorder:
             step: its number, from 1.
             model: not wrapped for distributed training; loses its gradients.
             head: of the model.
-            balancing_weight: of the load-balancing loss, 0 without experts.
 
         Returns:
             A sentence, the same on every rank.
@@ -92,7 +92,7 @@ class StepRecorder:
             return f"It is not kept: {MOST_FILES} steps of this run are."
         self.written += 1
         said = []
-        kept = self._kept(verdict, step, model, balancing_weight)
+        kept = self.replay(step, model, verdict)
         if kept is not None:
             kept = replace(kept, culprits=self._culprits(kept, model, head))
             path = self._path(step)
@@ -103,61 +103,71 @@ class StepRecorder:
                 said.append(f"{path} could not be written ({error.strerror or error}).")
         return " ".join(ranks.everywhere(said))
 
-    def _kept(
-        self,
-        verdict: NotFinite,
-        step: int,
-        model: nn.Module,
-        balancing_weight: float,
+    def replay(
+        self, step: int, model: nn.Module, verdict: NotFinite | None = None
     ) -> Replay | None:
-        """The micro-batches to blame; None where they are another rank's."""
-        args = self.args
-        blamed = [
-            number
-            for number, batch in enumerate(self._batches)
-            if verdict.gradient or not verdict.rows.isdisjoint(batch.row_ids.tolist())
-        ]
-        if not blamed:
+        """The running step as a file keeps it.
+
+        Args:
+            step: its number, from 1.
+            model: not wrapped for distributed training.
+            verdict: of the step, to have the micro-batches to blame alone; None: all of them.
+
+        Returns:
+            None where those to blame are another rank's.
+        """
+        chosen = [n for n, batch in enumerate(self._batches) if _blamed(batch, verdict)]
+        if not chosen:
             return None
-        batches = [self._batches[number] for number in blamed]
+        batches = [self._batches[number] for number in chosen]
+        denominators = self._step or self.loss.denominators(batches[:1])
         return Replay(
             step=step,
-            seen=verdict.seen,
+            seen="" if verdict is None else verdict.seen,
             culprits=(),
             micro_batches=tuple(batch.pairs for batch in batches),
-            totals=self._totals or self.objective.totals(batches[0]),
-            router=self._router,
-            objective=self.objective,
-            settings=Settings(
-                layout=batches[0].layout,
-                autocast="bfloat16" if args.bf16 else "float16" if args.fp16 else "",
-                device=args.device.type,
-                checkpointing=bool(args.gradient_checkpointing),
-                dropout=bool(self._generators),
-                micro_batches=len(self._batches),
-                ranks=args.world_size,
-                balancing_weight=balancing_weight,
+            totals=denominators.totals,
+            router=denominators.router,
+            objective=self.loss.objective,
+            settings=replace(
+                self.settings, layout=batches[0].layout, micro_batches=len(self._batches)
             ),
             origin=_origin(model),
-            generators=tuple(self._generators[n] for n in blamed) if self._generators else (),
+            generators=tuple(self._generators[n] for n in chosen) if self._generators else (),
+            held=Held(
+                all=tuple(
+                    held_constraint(one.asked, one.weight, one.bound)
+                    for one in self.constraints.all
+                ),
+                totals=denominators.constraints,
+                normalized=self.constraints.normalized,
+                initial=self.constraints.initial_values(batches),
+            ),
         )
 
     def _culprits(self, kept: Replay, model: nn.Module, head: Head) -> tuple[Culprit, ...]:
-        before = generator_states(self.args.device)
-        try:
-            return culprits_of(kept, model, head, device=self.args.device)
-        except Exception as error:  # whatever happens to the autopsy, the verdict stands
-            logger().warning(
-                "the step could not be looked into: %s: %s", type(error).__name__, error
-            )
-            return ()
-        finally:
-            model.zero_grad(set_to_none=True)
-            restore_generators(before)
+        own = {one.asked.name: one.asked for one in self.constraints.all}
+        held = HeldSet(kept, own, self.constraints.policy)
+        with generators_kept(self._device):
+            try:
+                return culprits_of(kept, model, head, device=self._device, held=held)
+            except Exception as error:  # whatever happens to the autopsy, the verdict stands
+                logger().warning(
+                    "the step could not be looked into: %s: %s", type(error).__name__, error
+                )
+                return ()
+            finally:
+                model.zero_grad(set_to_none=True)
 
     def _path(self, step: int) -> Path:
         several = "" if ranks.alone() else f"-rank-{ranks.rank()}"
-        return Path(self.args.output_dir) / f"replay-{step}{several}.safetensors"
+        return self._folder / f"replay-{step}{several}.safetensors"
+
+
+def _blamed(batch: PairBatch, verdict: NotFinite | None) -> bool:
+    if verdict is None or verdict.gradient:
+        return True
+    return not verdict.rows.isdisjoint(batch.row_ids.tolist())
 
 
 def _origin(model: nn.Module) -> Origin:

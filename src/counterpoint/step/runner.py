@@ -1,0 +1,295 @@
+"""Forward and backward of a step on this rank: its share of the pairs, cut so that it fits.
+
+    pairs ──cut──▶ share ──denominators──▶ forward, loss, backward of each micro-batch ──▶ verdict
+
+A step may be done again: where memory runs out it is cut anew, and where it is not finite it is
+thrown away. So whatever it leaves behind (sums of metrics, verdicts, numerators of constraints) is
+held back until it is known to count.
+
+Not here: the optimizer and the loop (``trainer``), what a micro-batch comes to (``loss``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from counterpoint import ranks
+from counterpoint.engine.face import Engine, Pass
+from counterpoint.errors import NonFiniteError
+from counterpoint.forward.pair_forward import PairOutput, pair_forward, trunk_router_sums
+from counterpoint.forward.router import RouterSums, add_sums
+from counterpoint.metrics import MetricSums
+from counterpoint.records import PairBatch, TokenPair
+from counterpoint.step.constraint_set import ConstraintSet
+from counterpoint.step.finite import UpdateGuard
+from counterpoint.step.guard import NotFinite, StepGuard, non_finite_error
+from counterpoint.step.loss import MicroBatchLoss, StepDenominators, StepLoss
+from counterpoint.step.random_states import generators_kept
+from counterpoint.step.replay.recorder import StepRecorder
+from counterpoint.step.share import Share, TokenBudget
+
+Backward = Callable[[nn.Module, PairBatch, StepDenominators | None], Tensor]
+"""Model, micro-batch and its step -> its loss, after its backward if it has one."""
+
+
+class StepRunner:
+    """The steps of a run, one after the other.
+
+    Args:
+        loss: of the run.
+        constraints: of the run, perhaps none.
+        engine: where it runs.
+        assembly: head, layout and routers of the model that trains, as they are now.
+        device: of the model.
+        recorder: keeps a step that is not finite.
+        most_tokens: of a micro-batch, to start with; None: pairs are cut by their number.
+        lowered: called after that was lowered, as memory had run out.
+    """
+
+    def __init__(
+        self,
+        loss: StepLoss,
+        constraints: ConstraintSet,
+        engine: Engine,
+        assembly: Callable[[], Any],
+        *,
+        device: torch.device,
+        recorder: StepRecorder,
+        most_tokens: int | None,
+        lowered: Callable[[], None],
+    ) -> None:
+        self.loss, self.constraints, self.engine = loss, constraints, engine
+        self._assembly, self.device, self.recorder = assembly, device, recorder
+        self.sums, self.guard, self.updates = MetricSums(), StepGuard(), UpdateGuard()
+        self.budget = TokenBudget(most_tokens, lowered)
+        self.eval_budget = TokenBudget(most_tokens, lowered)
+
+    # ---- a step ----
+
+    def share(self, pairs: Sequence[TokenPair], most_pairs: int) -> Share:
+        """This rank's pairs of a step, cut into micro-batches."""
+        cut = partial(self._assembly().micro_batches, most_pairs=most_pairs)
+        return Share(pairs, cut, self.budget, ranks=ranks.count())
+
+    def begin(self, share: Share) -> StepDenominators:
+        """The denominators of a step over all ranks; its multipliers hold still from here on.
+
+        Args:
+            share: this rank's part of it.
+        """
+        router = self._router_of_step(share) if self._meets(share) else None
+        step = replace(self.loss.denominators(share.batches).over_ranks(), router=router)
+        first = self._first_values(share) if self.constraints.measures_first else None
+        self.constraints.begin_step(step.constraints, first)
+        return step
+
+    def run(
+        self,
+        model: nn.Module,
+        share: Share,
+        step: StepDenominators | None,
+        backward: Backward,
+        forward: Backward,
+    ) -> Float[Tensor, ""]:
+        """Forward and backward of a share's micro-batches; the step's loss, on this rank.
+
+        Args:
+            model: as wrapped for training.
+            share: the micro-batches.
+            step: their denominators; None for a batch that is a step of its own.
+            backward: forward and backward of one micro-batch.
+            forward: its loss alone, for one that has no part in the gradient.
+
+        Raises:
+            SetupError: CP505 for a pair that does not fit in memory; see ``share``.
+        """
+        return share.fitted(
+            partial(self._forward_and_backward, model, share, step, backward, forward),
+            undo=partial(self.discard, model),
+        )
+
+    def _forward_and_backward(
+        self,
+        model: nn.Module,
+        share: Share,
+        step: StepDenominators | None,
+        backward: Backward,
+        forward: Backward,
+    ) -> Float[Tensor, ""]:
+        if step is not None:
+            router = step.router
+            if router is None and self._assembly().routers and len(share) > 1:
+                # one micro-batch was to be the whole step, but did not fit
+                router = self._router_of_share(share)
+            step = replace(step, micro_batches=len(share), router=router)
+        self.recorder.begin(step)
+        total = torch.zeros((), device=self.device)
+        meet = self.engine.collective_passes
+        with self._assembly().running():
+            for batch in share:
+                last = batch is share.batches[-1]
+                if Pass.FORWARD in meet or (last and Pass.LAST_BACKWARD in meet):
+                    share.commit()
+                self.recorder.watch(batch)
+                with self.engine.accumulating(model, last=last):
+                    if last or self.loss.bears_on(batch):
+                        total += backward(model, batch, step)
+                        continue
+                    model.train()
+                    with torch.no_grad():
+                        forward(model, batch, step)
+        return total
+
+    def micro_batch(
+        self, model: nn.Module, batch: PairBatch, step: StepDenominators | None
+    ) -> MicroBatchLoss:
+        """Forward and loss of a micro-batch, noted for the log and for the guard.
+
+        Args:
+            model: as wrapped for training.
+            batch: the micro-batch.
+            step: its step's denominators; None takes the batch for a whole step.
+
+        Returns:
+            Its share of the loss, times what the engine divides gradients by.
+        """
+        output = self.forward(model, batch)
+        found = self.loss(output, batch, step or self.loss.denominators([batch]))
+        self.guard.watch(found.terms, batch)
+        self.sums.add(found.metrics)
+        return replace(found, loss=found.loss * self.engine.loss_factor)
+
+    def judge(self, norm: Tensor | float | None) -> NotFinite | None:
+        """The verdict on a step whose gradients have met; a finite one counts from here on.
+
+        Args:
+            norm: of its gradient; None leaves the gradient unchecked, for a loss scaler.
+        """
+        problem = self.guard.close(norm, self.updates)
+        if problem is None:
+            self.sums.apply()
+        return problem
+
+    def throw_away(
+        self, problem: NotFinite, step: int, model: nn.Module, alpha: float
+    ) -> NonFiniteError:
+        """Keep a step that is not finite for a replay, and forget what it left.
+
+        Args:
+            problem: the verdict.
+            step: its number, from 1.
+            model: not wrapped for distributed training.
+            alpha: of AlphaPO.
+
+        Returns:
+            CP401, ready to raise.
+        """
+        self.discard(model)
+        where = self.recorder.keep(problem, step, model, self._assembly().head)
+        return non_finite_error(problem.seen, step, alpha, where)
+
+    def discard(self, model: nn.Module) -> None:
+        """Forget what the running step has left behind."""
+        # an optimizer leaves a parameter without a gradient as it is, momentum and decay included
+        model.zero_grad(set_to_none=True)
+        self.sums.discard()
+        self.guard.discard()
+        self.constraints.discard()
+
+    # ---- passes without gradient ----
+
+    def forward(self, model: nn.Module, batch: PairBatch) -> PairOutput:
+        """The one forward pass: of training, of evaluation and of the constraints' values."""
+        assembly = self._assembly()
+        with self.engine.autocast():
+            return pair_forward(
+                model,
+                assembly.head,
+                batch,
+                routers=assembly.routers,
+                initial=self.constraints.policy,
+            )
+
+    def measured(
+        self, pairs: Sequence[TokenPair], most_pairs: int
+    ) -> list[tuple[PairOutput, PairBatch]]:
+        """What the model says of some pairs; all of it is there before any of it is counted.
+
+        Args:
+            pairs: at least one.
+            most_pairs: of a micro-batch.
+        """
+        cut = partial(self._assembly().micro_batches, most_pairs=most_pairs)
+        share = Share(pairs, cut, self.eval_budget)
+        outputs = share.fitted(partial(self._outputs, share))
+        return list(zip(outputs, share, strict=True))
+
+    def _outputs(self, share: Share) -> list[PairOutput]:
+        assembly = self._assembly()
+        with assembly.running():
+            return [self.forward(assembly.model, batch) for batch in share]
+
+    def _first_values(self, share: Share) -> Float[Tensor, " constraints"]:
+        """Numerators of the constraints at the step's weights, over all ranks."""
+        self._assembly().model.train()  # as the step itself will be taken, whatever came before it
+        with torch.no_grad():
+            outputs = share.fitted(partial(self._outputs, share))
+            found = [
+                self.constraints.numerators(
+                    output.logps, self.loss.objective(output.logps, batch.margin), batch
+                )[0]
+                for output, batch in zip(outputs, share, strict=True)
+            ]
+        return ranks.add_up(torch.stack(found).sum(0))
+
+    # ---- experts ----
+
+    def _meets(self, share: Share) -> bool:
+        """Whether experts are balanced over more than one micro-batch."""
+        return bool(self._assembly().routers) and (len(share) > 1 or not ranks.alone())
+
+    def _router_of_step(self, share: Share) -> RouterSums:
+        """Where the step's tokens are sent, on all ranks."""
+        sums = share.fitted(partial(self._router_of_share, share))
+        flat = ranks.add_up(torch.cat([sums.sent, sums.tokens[None]]))
+        return RouterSums(flat[:-1], sums.probability, flat[-1])
+
+    def _router_of_share(self, share: Share) -> RouterSums:
+        """A pass through the trunk without gradient, in which routers choose as in the step.
+
+        Some draw: they draw here what they will draw there.
+        """
+        assembly = self._assembly()
+        assembly.model.train()
+        with generators_kept(self.device), self.engine.autocast(), assembly.running():
+            return add_sums(
+                [
+                    trunk_router_sums(
+                        assembly.model, assembly.head, batch, routers=assembly.routers
+                    )
+                    for batch in share
+                ]
+            )
+
+    # ---- a checkpoint ----
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sums since the last log line, and what was learnt of this rank's memory."""
+        budgets = (self.budget, self.eval_budget)
+        return {
+            "sums": self.sums.state_dict(),
+            "budgets": [{"tokens": b.tokens, "proved": b.proved} for b in budgets],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume with them."""
+        self.sums.load_state_dict(state["sums"], self.device)
+        for budget, saved in zip((self.budget, self.eval_budget), state["budgets"], strict=True):
+            budget.tokens, budget.proved = saved["tokens"], saved["proved"]
