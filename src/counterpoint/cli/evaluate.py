@@ -2,7 +2,7 @@
 
 The forward pass is the trainer's own, so that the numbers are those of an evaluation in training.
 
-Not here: flags (``evaluate_options``), statistics and tables (``evaluation``).
+Not here: flags (``evaluate_options``), what is made of it (``evaluation.findings``).
 """
 
 from __future__ import annotations
@@ -11,24 +11,22 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from counterpoint.console.manners import is_first_process, put, quiet_bars, quiet_replicas
 from counterpoint.console.phases import phase
 from counterpoint.errors import ConfigError, DataError
-from counterpoint.evaluation import references, table, texts
-from counterpoint.evaluation.bootstrap import SOURCE, Resampling
-from counterpoint.evaluation.preferences import Comparison, Preferences, compare, judge
-from counterpoint.evaluation.scores import PairScores, aligned
-from counterpoint.evaluation.texts import Completion
+from counterpoint.evaluation import references
+from counterpoint.evaluation.bootstrap import Resampling
+from counterpoint.evaluation.findings import AFTER, BEFORE, Findings, Side
 from counterpoint.invocation import EXTRAS, installing
 from counterpoint.masking import Mask
 from counterpoint.options.command import Command
 from counterpoint.options.evaluate_options import OF_TRAIN, EvaluateOptions, read_evaluation
 from counterpoint.ranks import leave_at_exit
-from counterpoint.runlog import check_writable, logger, versions
+from counterpoint.runlog import check_writable, logger
 from counterpoint.staged import refuse_taken, staged
 from counterpoint.visible import visible
 
@@ -64,28 +62,6 @@ options:
 """
 
 RESULT_FILE, TEXTS_FILE = "evaluation.json", "completions.jsonl"
-BEFORE, AFTER = "before", "after"
-OTHER_TOKENS = (
-    "  The two models cut these texts into different tokens: numbers a token, and",
-    "  rewards that are means over tokens, are of two measures. Accuracies are not.",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """What was found of one model.
-
-    Args:
-        objective: as a formula.
-        losses: of the objective, by set.
-        scores: of each pair, by set.
-        written: completions by set; greedy ones, then sampled ones.
-    """
-
-    objective: str
-    losses: dict[str, float] = field(default_factory=dict)
-    scores: dict[str, PairScores] = field(default_factory=dict)
-    written: dict[str, list[Completion]] = field(default_factory=dict)
 
 
 COMMAND = Command(
@@ -134,7 +110,8 @@ def evaluate(words: list[str]) -> None:
     if not is_first_process():
         return
     with phase("working out the intervals"):
-        found = _Findings(sides, options, metrics)
+        plan = Resampling(options.resamples, options.seed)
+        found = Findings(sides, plan, metrics, options.bleu_tokenizer)
     content = {"model": source, "base": options.base, **found.as_dict()}
     text = json.dumps(_json_ready(content, Mask()), indent=1, allow_nan=False)
     if options.out is not None:
@@ -282,117 +259,6 @@ def _read_prompts(sources: list[str], tokenizer: Any) -> list[Prompt]:
             )
         ids = encoder.prompt_ids(to_prompt(row, number))
         found.append(Prompt(tuple(ids), _reference(row, number)))
-    return found
-
-
-# What comes of it
-
-
-class _Findings:
-    """The statistics of one model, or of two and their difference."""
-
-    def __init__(
-        self, sides: Mapping[str, Side], options: EvaluateOptions, metrics: Sequence[str]
-    ) -> None:
-        self.sides, self.metrics, self.options = sides, metrics, options
-        self.plan = Resampling(options.resamples, options.seed)
-        self.signatures: dict[str, str] = {}
-        self.judged: dict[str, dict[str, Preferences]] = {
-            who: {name: judge(scores, self.plan) for name, scores in side.scores.items()}
-            for who, side in sides.items()
-        }
-        self.compared: dict[str, Comparison] = {}
-        if BEFORE in sides:
-            before, after = sides[BEFORE].scores, sides[AFTER].scores
-            self.compared = {n: compare(before[n], after[n], self.plan) for n in after}
-        self.texts = {who: dict(self._text_statistics(side)) for who, side in sides.items()}
-
-    def _text_statistics(self, side: Side) -> Iterator[tuple[tuple[str, str], dict[str, float]]]:
-        for key, part in _by_kind(side).items():
-            found = texts.statistics(part)
-            with_one = [one for one in part if one.reference is not None]
-            if with_one and self.metrics:
-                scores = references.reference_scores(
-                    [one.text for one in with_one],
-                    [str(one.reference) for one in with_one],
-                    self.metrics,
-                    self.options.bleu_tokenizer,
-                )
-                found |= {name: score.value for name, score in scores.items()}
-                self.signatures |= {name: score.signature for name, score in scores.items()}
-            yield key, found
-
-    def as_dict(self) -> dict[str, Any]:
-        content: dict[str, Any] = {
-            "objective": self.sides[AFTER].objective,
-            "intervals": {"method": SOURCE, **asdict(self.plan)},
-            "signatures": self.signatures,
-            "versions": versions(),
-        }
-        for who, side in self.sides.items():
-            sets = {
-                name: {"loss": side.losses[name], **found.as_dict()}
-                for name, found in self.judged[who].items()
-            }
-            written: dict[str, Any] = {}
-            for (name, kind), values in self.texts[who].items():
-                written.setdefault(name, {})[kind] = values
-            content[who] = {"sets": sets, "texts": written}
-        if BEFORE in self.sides:
-            content["changes"] = {n: asdict(found) for n, found in self.compared.items()}
-        return content
-
-    def lines(self) -> Iterator[str]:
-        level = self.plan.level
-        yield from self.sides[AFTER].objective.splitlines()
-        yield ""
-        after = self.sides[AFTER]
-        for name, found in self.judged[AFTER].items():
-            yield from table.preference_table(name, found, after.losses[name], level)
-            yield ""
-            if name in self.compared:
-                yield from table.comparison_table(name, self.compared[name], level)
-                if not self._cut_alike(name):
-                    yield from OTHER_TOKENS
-                yield ""
-        for (name, kind), part in _by_kind(after).items():
-            yield from self._text_lines(name, kind, part)
-        if BEFORE in self.sides:
-            yield table.NOT_ZERO
-        yield f"intervals: {self.plan.resamples:,} draws,"
-        yield f"  {SOURCE}"
-        yield from (f"{name}: {signature}" for name, signature in self.signatures.items())
-        if "bleu" in self.metrics and self.texts[AFTER] and "bleu" not in self.signatures:
-            yield "BLEU is left out: no reference has four words in a row"
-
-    def _cut_alike(self, name: str) -> bool:
-        before, after = aligned(self.sides[BEFORE].scores[name], self.sides[AFTER].scores[name])
-        return bool((before.chosen_tokens == after.chosen_tokens).all())
-
-    def _text_lines(self, name: str, kind: str, part: list[Completion]) -> Iterator[str]:
-        values = self.texts[AFTER][name, kind]
-        title = f"{name}, {kind}: {len(part):,} prompts"
-        shown = {AFTER: part}
-        before = self.sides.get(BEFORE)
-        other = None if before is None else _by_kind(before)[name, kind]
-        if other is not None and [o.prompt for o in other] == [o.prompt for o in part]:
-            shown = {BEFORE: other, AFTER: part}
-            changes = texts.differences(other, part, self.plan)
-            yield from table.text_comparison_table(
-                title, self.texts[BEFORE][name, kind], values, changes, self.plan.level
-            )
-        else:
-            yield from table.text_table(title, values)
-        yield ""
-        yield from table.shown_texts(shown)
-
-
-def _by_kind(side: Side) -> dict[tuple[str, str], list[Completion]]:
-    """Completions by set and way of writing."""
-    found: dict[tuple[str, str], list[Completion]] = {}
-    for name, completions in side.written.items():
-        for one in completions:
-            found.setdefault((name, one.kind), []).append(one)
     return found
 
 

@@ -1,0 +1,164 @@
+"""What an evaluation finds: of one model, or of two and of their difference.
+
+    scores of pairs   ──preferences──▶ shares, margins, intervals ──┐
+    texts written     ──texts, references──▶ what they are like ────┴──▶ tables, JSON
+
+Not here: running a model (``generation``, the trainer), and how a table is drawn (``table``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from counterpoint.evaluation import references, table, texts
+from counterpoint.evaluation.bootstrap import SOURCE, Resampling
+from counterpoint.evaluation.preferences import Comparison, Preferences, compare, judge
+from counterpoint.evaluation.scores import PairScores, aligned
+from counterpoint.evaluation.texts import Completion
+from counterpoint.runlog import versions
+
+BEFORE, AFTER = "before", "after"
+OTHER_TOKENS = (
+    "  The two models cut these texts into different tokens: numbers a token, and",
+    "  rewards that are means over tokens, are of two measures. Accuracies are not.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What was found of one model.
+
+    Args:
+        objective: as a formula.
+        losses: of the objective, by set.
+        scores: of each pair, by set.
+        written: completions by set; greedy ones, then sampled ones.
+    """
+
+    objective: str
+    losses: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, PairScores] = field(default_factory=dict)
+    written: dict[str, list[Completion]] = field(default_factory=dict)
+
+
+class Findings:
+    """The statistics of one model, or of two and their difference.
+
+    Args:
+        sides: what was found of each model, by ``AFTER`` and, of two, ``BEFORE``.
+        plan: of the bootstrap that makes the intervals.
+        metrics: scores against references to compute.
+        bleu_tokenizer: how BLEU finds words.
+    """
+
+    def __init__(
+        self,
+        sides: Mapping[str, Side],
+        plan: Resampling,
+        metrics: Sequence[str],
+        bleu_tokenizer: str,
+    ) -> None:
+        self.sides, self.plan, self.metrics = sides, plan, metrics
+        self.bleu_tokenizer = bleu_tokenizer
+        self.signatures: dict[str, str] = {}
+        self.judged: dict[str, dict[str, Preferences]] = {
+            who: {name: judge(scores, self.plan) for name, scores in side.scores.items()}
+            for who, side in sides.items()
+        }
+        self.compared: dict[str, Comparison] = {}
+        if BEFORE in sides:
+            before, after = sides[BEFORE].scores, sides[AFTER].scores
+            self.compared = {n: compare(before[n], after[n], self.plan) for n in after}
+        self.texts = {who: dict(self._text_statistics(side)) for who, side in sides.items()}
+
+    def _text_statistics(self, side: Side) -> Iterator[tuple[tuple[str, str], dict[str, float]]]:
+        for key, part in _by_kind(side).items():
+            found = texts.statistics(part)
+            with_one = [one for one in part if one.reference is not None]
+            if with_one and self.metrics:
+                scores = references.reference_scores(
+                    [one.text for one in with_one],
+                    [str(one.reference) for one in with_one],
+                    self.metrics,
+                    self.bleu_tokenizer,
+                )
+                found |= {name: score.value for name, score in scores.items()}
+                self.signatures |= {name: score.signature for name, score in scores.items()}
+            yield key, found
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for JSON; numbers may be nan."""
+        content: dict[str, Any] = {
+            "objective": self.sides[AFTER].objective,
+            "intervals": {"method": SOURCE, **asdict(self.plan)},
+            "signatures": self.signatures,
+            "versions": versions(),
+        }
+        for who, side in self.sides.items():
+            sets = {
+                name: {"loss": side.losses[name], **found.as_dict()}
+                for name, found in self.judged[who].items()
+            }
+            written: dict[str, Any] = {}
+            for (name, kind), values in self.texts[who].items():
+                written.setdefault(name, {})[kind] = values
+            content[who] = {"sets": sets, "texts": written}
+        if BEFORE in self.sides:
+            content["changes"] = {n: asdict(found) for n, found in self.compared.items()}
+        return content
+
+    def lines(self) -> Iterator[str]:
+        """All of it as tables."""
+        level = self.plan.level
+        yield from self.sides[AFTER].objective.splitlines()
+        yield ""
+        after = self.sides[AFTER]
+        for name, found in self.judged[AFTER].items():
+            yield from table.preference_table(name, found, after.losses[name], level)
+            yield ""
+            if name in self.compared:
+                yield from table.comparison_table(name, self.compared[name], level)
+                if not self._cut_alike(name):
+                    yield from OTHER_TOKENS
+                yield ""
+        for (name, kind), part in _by_kind(after).items():
+            yield from self._text_lines(name, kind, part)
+        if BEFORE in self.sides:
+            yield table.NOT_ZERO
+        yield f"intervals: {self.plan.resamples:,} draws,"
+        yield f"  {SOURCE}"
+        yield from (f"{name}: {signature}" for name, signature in self.signatures.items())
+        if "bleu" in self.metrics and self.texts[AFTER] and "bleu" not in self.signatures:
+            yield "BLEU is left out: no reference has four words in a row"
+
+    def _cut_alike(self, name: str) -> bool:
+        before, after = aligned(self.sides[BEFORE].scores[name], self.sides[AFTER].scores[name])
+        return bool((before.chosen_tokens == after.chosen_tokens).all())
+
+    def _text_lines(self, name: str, kind: str, part: list[Completion]) -> Iterator[str]:
+        values = self.texts[AFTER][name, kind]
+        title = f"{name}, {kind}: {len(part):,} prompts"
+        shown = {AFTER: part}
+        before = self.sides.get(BEFORE)
+        other = None if before is None else _by_kind(before)[name, kind]
+        if other is not None and [o.prompt for o in other] == [o.prompt for o in part]:
+            shown = {BEFORE: other, AFTER: part}
+            changes = texts.differences(other, part, self.plan)
+            yield from table.text_comparison_table(
+                title, self.texts[BEFORE][name, kind], values, changes, self.plan.level
+            )
+        else:
+            yield from table.text_table(title, values)
+        yield ""
+        yield from table.shown_texts(shown)
+
+
+def _by_kind(side: Side) -> dict[tuple[str, str], list[Completion]]:
+    """Completions by set and way of writing."""
+    found: dict[tuple[str, str], list[Completion]] = {}
+    for name, completions in side.written.items():
+        for one in completions:
+            found.setdefault((name, one.kind), []).append(one)
+    return found
