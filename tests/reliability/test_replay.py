@@ -31,9 +31,7 @@ __all__ = ["command", "pattern", "workshop"]
 @pytest.fixture(autouse=True)
 def _weights_are_lost_after_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that are not finite before the first step are CP308; here they come about later."""
-    monkeypatch.setattr(
-        "counterpoint.step.finite.UpdateGuard.check_start", lambda *_, **__: None
-    )
+    monkeypatch.setattr("counterpoint.step.finite.UpdateGuard.check_start", lambda *_, **__: None)
 
 
 def stopped(model: Any, tokenizer: Any, pairs: Any, folder: Path, **options: Any) -> str:
