@@ -94,6 +94,19 @@ def test_the_tables_have_every_kind_and_every_option_with_its_default() -> None:
             assert defaults["update"] == f"`{option.default}`"
 
 
+def test_the_page_says_what_the_rows_of_the_kinds_say() -> None:
+    options = ENGLISH.split("### Options of a constraint")[1].split("## ")[0]
+    meanings = re.findall(r"^\| (`.*?`) \| .*?\| (.*) \|$", options, re.MULTILINE)
+    for kind, row in KINDS.items():
+        assert f"arxiv.org/abs/{row.paper}" in ENGLISH
+        told = {
+            n for names, meaning in meanings if f"`{kind}`" in meaning for n in names.split("`")
+        }
+        assert set(row.own_options) <= told, kind
+    relative = [f"`{kind}`" for kind, row in KINDS.items() if row.relative]
+    assert f"{', '.join(relative[:-1])} and {relative[-1]} take it" in ENGLISH
+
+
 def test_every_code_is_one_that_the_tables_have() -> None:
     named = set(re.findall(r"\bC[PWN]\d{3}\b", ENGLISH))
     assert named <= set(TABLE) | set(CODES)

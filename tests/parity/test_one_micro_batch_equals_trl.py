@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 
 from counterpoint import CPOConfig, CPOTrainer
+from counterpoint.objectives import DEFAULT_LOSS, LOSSES
 from tests.steps import GradientCamera, distance
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -39,6 +40,11 @@ METRICS = (
     "nll_loss",
 )
 """All of TRL's but logits/*, which TRL averages over prompt and padding too."""
+
+
+def test_every_loss_of_its_trainer_is_compared() -> None:
+    compared = {options.get("loss_type", DEFAULT_LOSS) for options in SETTINGS.values()}
+    assert compared == {row.name for row in LOSSES.values() if row.trl == "CPO"}
 
 
 @pytest.fixture(scope="module")
