@@ -228,9 +228,15 @@ def test_an_added_engine_runs_where_the_plain_one_would(trainer: CPOTrainer) -> 
 def test_an_added_engine_gives_the_same_step_bit_for_bit(
     example: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    entered = []
+    save_on_cpu = torch.autograd.graph.save_on_cpu
+    monkeypatch.setattr(
+        torch.autograd.graph, "save_on_cpu", lambda: entered.append(1) or save_on_cpu()
+    )
     options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     offloaded, trainer = steps_with(tmp_path / "offloaded", **options)
     assert trainer.engine.name == "offloaded"
+    assert len(entered) == 4  # two steps of two micro-batches
     monkeypatch.delitem(ENGINES, "offloaded")
     plain, trainer = steps_with(tmp_path / "plain", **options)
     assert trainer.engine.name == "plain"
