@@ -230,7 +230,7 @@ def test_it_is_told_beside_what_else_is_wrong():
 def test_a_judge_goes_on_where_another_one_stopped():
     first = Judge()
     first.judge(stuck(0.95, step=1, full=1), set)
-    again = Judge(**first.state())
+    again = Judge(**first.state_dict())
     (alarm,) = again.judge(stuck(0.95, step=2, full=2), set)
     assert alarm.since == 1
-    assert Judge(**again.state()).judge(stuck(0.95, step=5), set) == []
+    assert Judge(**again.state_dict()).judge(stuck(0.95, step=5), set) == []

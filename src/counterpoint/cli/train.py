@@ -49,6 +49,7 @@ from counterpoint.console.phases import allow_bars
 from counterpoint.doctor import examine
 from counterpoint.doctor.examination import examine_second_sets
 from counterpoint.doctor.findings import Finding, Report, from_error
+from counterpoint.engine.lost_rank import lost_rank_named
 from counterpoint.errors import ConfigError, CounterpointError, SetupError
 from counterpoint.invocation import command
 from counterpoint.masking import Mask
@@ -64,7 +65,6 @@ from counterpoint.runlog import (
     stream_file,
 )
 from counterpoint.staged import staged
-from counterpoint.trainer.lost_rank import lost_rank_named
 from counterpoint.trainer.trackers import check_trackers
 from counterpoint.trainer.trainer import CPOTrainer
 from counterpoint.wrap import width_of, wrapped_command

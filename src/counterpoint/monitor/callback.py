@@ -76,7 +76,7 @@ class Monitor(TrainerCallback):
         restored, self._restored = self._restored, None
         if restored is None:
             return
-        if watch.restore(restored["facts"], restored["tensors"]):
+        if watch.load_state_dict(restored):
             self._judge = Judge(**restored["facts"]["judge"])
         else:
             logger().warning(
@@ -122,8 +122,9 @@ class Monitor(TrainerCallback):
         """
         if self._watch is None:
             return {"facts": {}, "tensors": {}}
-        facts, tensors = self._watch.state()
-        return {"facts": {**facts, "judge": self._judge.state()}, "tensors": tensors}
+        state = self._watch.state_dict()
+        state["facts"]["judge"] = self._judge.state_dict()
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a ``state_dict``, at once or when training begins next.

@@ -84,8 +84,8 @@ class Judge:
         self.raised += [alarm.code for alarm in fresh]
         return fresh
 
-    def state(self) -> dict[str, Any]:
-        """For JSON; ``Judge(**state)`` goes on."""
+    def state_dict(self) -> dict[str, Any]:
+        """For JSON; ``Judge(**state)`` resumes."""
         return {
             "raised": list(self.raised),
             "stuck_looks": self.stuck_looks,

@@ -215,8 +215,8 @@ class MovementWatch:
 
     # ---- resuming ----
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What a later process needs to go on: facts for JSON, and tensors on the CPU."""
+    def state_dict(self) -> dict[str, Any]:
+        """What a later process needs: "facts" for JSON, and "tensors" on the CPU."""
         facts = {
             "trained": list(self.trained),
             "frozen": list(self.frozen),
@@ -234,14 +234,15 @@ class MovementWatch:
             "heard": self._heard.cpu(),
             "sums": torch.stack([one.cpu() for one in sums]),
         }
-        return facts, tensors
+        return {"facts": facts, "tensors": tensors}
 
-    def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bool:
-        """Go on from another process's ``state``.
+    def load_state_dict(self, state: Mapping[str, Any]) -> bool:
+        """Resume from another process's ``state_dict``.
 
         Returns:
-            False where that was of another model; then nothing is taken over.
+            False where that was of another model; then nothing is loaded.
         """
+        facts, tensors = state["facts"], state["tensors"]
         names = [*self.trained, *self.frozen]
         if facts["trained"] + facts["frozen"] != names:
             return False

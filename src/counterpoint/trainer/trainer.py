@@ -35,6 +35,7 @@ from counterpoint.config import CPOConfig
 from counterpoint.console.phases import phase
 from counterpoint.data.batching import PairLoader
 from counterpoint.doctor.of_unused import Rest, in_a_line, unused
+from counterpoint.engine.lost_rank import lost_rank_named
 from counterpoint.errors import DataError
 from counterpoint.losses.objective import Objective
 from counterpoint.models.family import family_of
@@ -48,6 +49,7 @@ from counterpoint.models.preparing import (
 from counterpoint.models.weights import WeightsPolicy
 from counterpoint.monitor.callback import Monitor
 from counterpoint.monitor.pace import Pace
+from counterpoint.planner.fitting import fitting_budget
 from counterpoint.records import LossTerms, PairBatch, TokenPair
 from counterpoint.report.about import base_of, hub_datasets
 from counterpoint.runlog import (
@@ -76,9 +78,7 @@ from counterpoint.trainer.best import check_best_metric, check_evaluated
 from counterpoint.trainer.evaluation import EvaluatingTrainer
 from counterpoint.trainer.events import StepEvents
 from counterpoint.trainer.feed import Feed
-from counterpoint.trainer.fitting import fitting_budget
 from counterpoint.trainer.hooks import ATTRIBUTES, check_attributes, check_hooks
-from counterpoint.trainer.lost_rank import lost_rank_named
 from counterpoint.trainer.recording import Beginning, SamplesBefore, announce
 from counterpoint.trainer.second_sets import SecondSets
 from counterpoint.trainer.transformers_seams import Epoch

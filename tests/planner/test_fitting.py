@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from counterpoint.planner import fitting
 from counterpoint.planner.plan import Planner
 from counterpoint.planner.shapes import Lengths
-from counterpoint.trainer import fitting
 from tests.steps import distance, random_pairs, train_watched
 
 PAIRS = 8

@@ -3,7 +3,7 @@
 How a step is cut changes its gradient by rounding only, so the trainer may choose. Where the
 planner predicts that ``per_device_train_batch_size`` pairs fit, they stay together.
 
-Not here: the prediction (``planner``), and what is done where it was wrong (``recut``).
+Not here: the prediction (``plan``), and what is done where it was wrong (``step.share``).
 """
 
 from __future__ import annotations
