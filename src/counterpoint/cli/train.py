@@ -345,7 +345,6 @@ class _WrittenRequest(TrainerCallback):
     """Writes what was asked for when training begins: one that is refused changes no folder."""
 
     def __init__(self, request: Request) -> None:
-        """Nothing is written yet."""
         self._request = request
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -50,7 +50,6 @@ class TrainingDisplay(TrainerCallback):
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        """Nothing is shown yet."""
         self._stream = stream
         self._view = View()
         self._live: Live | None = None

@@ -61,7 +61,6 @@ class Draft:
     """
 
     def __init__(self, settings: Iterable[Setting]) -> None:
-        """Nothing is translated yet."""
         self.rest = {setting.name: setting for setting in settings}
         self.lines: dict[str, Line] = {}
         self.left: list[str] = []

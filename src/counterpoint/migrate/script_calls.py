@@ -54,7 +54,6 @@ class Script:
     """
 
     def __init__(self, text: str, path: str) -> None:
-        """Read everything."""
         self.name = Path(path).name
         self.left: list[str] = []
         self.sources: dict[str, Source] = {}

@@ -48,7 +48,6 @@ class StochasticAdamW(_AdamW):
         *,
         seed: int = 0,
     ) -> None:
-        """Nothing is compiled yet."""
         super().__init__(params, lr, betas, eps, weight_decay, bf16_stochastic_round=True)
         self.seed = seed
         self.param_groups[0]["rounded_steps"] = 0  # in a group, so that checkpoints have it

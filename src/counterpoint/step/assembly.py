@@ -76,7 +76,6 @@ class Assembly:
         layouts: Sequence[Layout] = (SHARED, PADDED),
         balanced: bool = False,
     ) -> None:
-        """Nothing is proved before there are pairs."""
         self.routers = find_routers(model) if balanced else ()
         self.model, self.args, self.autocast = model, args, autocast
         self._pad_id, self._vocab_size, self._layouts = pad_id, vocab_size, layouts

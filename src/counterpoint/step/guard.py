@@ -44,7 +44,6 @@ class StepGuard:
     """Collects the verdicts of one step's micro-batches."""
 
     def __init__(self) -> None:
-        """Start with an empty step."""
         self._rows: list[Int[Tensor, " pairs"]] = []
         self._finite: list[Bool[Tensor, " pairs"]] = []
 

@@ -50,7 +50,6 @@ class Multiplied:
     """
 
     def __init__(self, asked: Constraint, start: float) -> None:
-        """Nothing is known of its horizon yet."""
         self.asked, self.start = asked, float(min(start, asked.cap))
         self.bound = asked.bound
         self.initial: float | None = None

@@ -47,7 +47,6 @@ class TokenBudget:
     """
 
     def __init__(self, tokens: int | None, lowered: Callable[[], None]) -> None:
-        """Nothing has run out yet."""
         self.tokens, self.lowered = tokens, lowered
         self.proved = 0
         """Tokens of the largest micro-batch that went through a whole step."""

@@ -36,7 +36,6 @@ class Feed:
     """
 
     def __init__(self, args: CPOConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Nothing is read yet."""
         self.args, self.tokenizer = args, tokenizer
         self.options = PrepareOptions.of(args)
         self._prepared: dict[str, Prepared] = {}

@@ -20,7 +20,6 @@ class Place(TrainerCallback):
     """
 
     def __init__(self) -> None:
-        """Before the first step."""
         self.epoch, self.steps, self.closed = 0, 0, False
 
     def enter(self, epoch: int, steps: int) -> None:
@@ -44,7 +43,6 @@ class Interrupted(KeyboardInterrupt):
     """
 
     def __init__(self, number: int) -> None:
-        """Say nothing more yet."""
         super().__init__()
         self.exit_code = 128 + number
         """What a shell reports of a process that a signal ended."""

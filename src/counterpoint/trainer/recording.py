@@ -23,7 +23,6 @@ class Beginning(TrainerCallback):
     """
 
     def __init__(self, run_log: RunLog) -> None:
-        """Nothing is told yet."""
         self._run_log = run_log
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -41,7 +40,6 @@ class SamplesBefore(TrainerCallback):
     """
 
     def __init__(self, write: Callable[[], None]) -> None:
-        """Nothing is written yet."""
         self._write = write
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

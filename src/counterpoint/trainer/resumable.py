@@ -59,7 +59,6 @@ class ResumableTrainer(SavingTrainer):
     """What ``CPOTrainer`` adds to, and what it inherits of resuming after a kill."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
-        """Nothing is locked yet."""
         ranks.leave_at_exit()
         self._resumption: Resumption | None = None
         self._restored = self._random_pending = False

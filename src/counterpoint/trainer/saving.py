@@ -64,7 +64,6 @@ class SavingTrainer(Seams):
     def __init__(
         self, *args: Any, callbacks: list[TrainerCallback] | None = None, **more: Any
     ) -> None:
-        """Nothing is written yet."""
         self._place = Place()
         self._experiment: Fingerprint | None = None
         self._asked_to_end = 0

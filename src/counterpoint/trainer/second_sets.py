@@ -66,7 +66,6 @@ class SecondSets:
     """
 
     def __init__(self, args: CPOConfig, feed: Feed, given: Mapping[str, Any] | None) -> None:
-        """Read and prepare all of them."""
         self.args, self._feed = args, feed
         asked = [one for one in args.constrained_by if one.row.own_set]
         _check_names(asked, given or {})
