@@ -578,7 +578,7 @@ LOOSE = {
     ),
     *("data/cache.py", "data/candidates.py", "data/scored.py", "data/sources.py"),
     *("checkpoint/experiment.py", "checkpoint/manifest.py", "doctor/survey.py"),
-    "report/drawing.py",
+    "report/columns.py",
     *("quickstart/run.py", "runlog/nouns.py", "checkpoint/adapted.py"),
     *("data/survival.py", "data/said_values.py", "data/switches.py"),
 }

@@ -11,9 +11,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from counterpoint.report.charts import Bars, Cell, ChartLine, HeatMap, Histogram, LineChart, number
+from counterpoint.report.columns import Mark, columns, scales, shape
 from counterpoint.report.constraints import in_words as constraint_in_words
 from counterpoint.report.curves import TRAINING, Series
-from counterpoint.report.drawing import Mark, columns, draw, scales, shape
+from counterpoint.report.drawing import draw
 from counterpoint.report.movement import group_chart
 
 

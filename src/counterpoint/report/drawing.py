@@ -8,57 +8,34 @@ Not here: what is drawn (``curves``, ``movement``, ``data_audit``), and the page
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from counterpoint.errors import SetupError
 from counterpoint.invocation import EXTRAS, installing
 from counterpoint.language import phrase
 from counterpoint.report.charts import Chart, ChartLine, HeatMap, Histogram, LineChart
+from counterpoint.report.columns import (
+    ALARMS,
+    Columns,
+    Mark,
+    alarm_columns,
+    bar_columns,
+    cell_columns,
+    line_columns,
+    scale_of,
+)
 from counterpoint.report.palette import colour, shades
 
 if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
-ALARMS = "alarms"
-"""Name of the source of the alarms, which every chart over steps draws."""
-
 _FONT = "ui-sans-serif, system-ui, sans-serif"
 _HEIGHT, _ROW, _AROUND, _TALLEST = 250, 15, 110, 900
 _MOST_NAMES = 40
-
-_WIDEST_SCALE, _GREATEST = 1e12, 1e300
-"""Between the ends of a colour scale, and its greatest end; logarithms of more overflow."""
-
-Columns = Mapping[str, Any]
-"""Columns of a source by their names; each an array, or a list of words."""
-
-FloatArray = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """An alarm on the axis of the steps.
-
-    Args:
-        since: step at which it began.
-        step: at which it was raised.
-        number: of its kind, as in the list of alarms.
-        text: what to say of it.
-    """
-
-    since: int
-    step: int
-    number: int
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,118 +108,6 @@ def library() -> str:
     from bokeh.resources import Resources
 
     return "\n".join(Resources(mode="inline", components=["bokeh"]).js_raw)
-
-
-def columns(charts: Sequence[Chart], marks: Sequence[Mark] = ()) -> dict[str, Columns]:
-    """What every chart draws, by the names of its sources."""
-    found: dict[str, Columns] = {ALARMS: alarm_columns(marks)}
-    for chart in charts:
-        if isinstance(chart, LineChart):
-            found |= {line.key: _line_columns(line) for line in chart.lines}
-        elif isinstance(chart, HeatMap):
-            found[chart.key] = _cell_columns(chart)
-        else:
-            found |= {bars.key: _bar_columns(bars.edges, bars.counts) for bars in chart.bars}
-    return found
-
-
-def scales(charts: Sequence[Chart]) -> dict[str, tuple[float, float]]:
-    """The least and the greatest shade of each heat map's scale."""
-    return {chart.key: _scale(chart) for chart in charts if isinstance(chart, HeatMap)}
-
-
-def shape(charts: Sequence[Chart], marks: Sequence[Mark] = ()) -> str:
-    """A word for which charts and lines there are: while it stays, new data fit into the page."""
-    described: list[Any] = [bool(marks)]
-    for chart in charts:
-        if isinstance(chart, LineChart):
-            # a line of few points is drawn with marks, one with intervals with a band
-            lines = [(line.key, line.dotted, bool(line.low)) for line in chart.lines]
-            described.append([chart.key, chart.log, lines])
-        elif isinstance(chart, HeatMap):
-            described.append([chart.key, chart.rows])
-        else:
-            described.append([chart.key, [bars.key for bars in chart.bars]])
-    return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
-
-
-def alarm_columns(marks: Sequence[Mark]) -> Columns:
-    """Alarms as columns."""
-    return {
-        "since": _numbers([mark.since for mark in marks]),
-        "step": _numbers([mark.step for mark in marks]),
-        "number": [str(mark.number) for mark in marks],
-        "text": [mark.text for mark in marks],
-    }
-
-
-def _numbers(values: Sequence[float]) -> FloatArray:
-    """Values as they were logged, in the precision in which scales and ranges are found.
-
-    A smaller type would round some of them out of their scale, to zero or to infinity. What is
-    not finite is a gap.
-    """
-    array = np.array(values, dtype=np.float64)
-    array[~np.isfinite(array)] = np.nan
-    return array
-
-
-def _line_columns(line: ChartLine) -> Columns:
-    other = {name: _numbers(values) for name, values in line.axes.items()}
-    ends = {
-        name: _numbers(values)
-        for name, values in (("low", line.low), ("high", line.high))
-        if line.low and line.high
-    }
-    return {
-        "step": _numbers(line.x),
-        "y": _numbers(line.y),
-        **other,
-        **ends,
-    }
-
-
-def _cell_columns(chart: HeatMap) -> Columns:
-    cells = chart.cells
-    names = list(dict.fromkeys(name for cell in cells for name in cell.shown))
-    return {
-        "left": _numbers([cell.left for cell in cells]),
-        "right": _numbers([cell.right for cell in cells]),
-        "top": _numbers([cell.row for cell in cells]),
-        "bottom": _numbers([cell.row + 1 for cell in cells]),
-        "value": _numbers([cell.value for cell in cells]),
-        "shade": _shades_of(chart),
-        "row": [chart.rows[cell.row] for cell in cells],
-        "shown": [
-            ", ".join(f"{name} {cell.shown[name]}" for name in names if name in cell.shown)
-            for cell in cells
-        ],
-    }
-
-
-def _bar_columns(edges: Sequence[float], counts: Sequence[float]) -> Columns:
-    return {
-        "left": _numbers(edges[:-1]),
-        "right": _numbers(edges[1:]),
-        "top": _numbers(counts),
-    }
-
-
-def _scale(chart: HeatMap) -> tuple[float, float]:
-    values = [cell.value for cell in chart.cells if 0 < cell.value < math.inf]
-    high = min(max(values, default=1.0), _GREATEST)
-    low = max(min(*values, high) if values else 1e-9, high / _WIDEST_SCALE, 1 / _GREATEST)
-    # a scale without a width has no colours
-    return (low, high) if high > low * 1.01 else (low / 3, low * 3)
-
-
-def _shades_of(chart: HeatMap) -> FloatArray:
-    """What each cell's colour follows: its value within the scale; 0 for a value of 0 alone.
-
-    The library paints what is below the scale as what did not move, so nothing else may be there.
-    """
-    values = np.array([cell.value for cell in chart.cells], dtype=np.float64)
-    return np.where(values > 0, np.clip(values, *_scale(chart)), 0.0)
 
 
 def _source(name: str, data: Columns) -> Any:
@@ -343,7 +208,7 @@ def _span_around(chart: LineChart) -> float:
 
 
 def _line(figure: Figure, line: ChartLine) -> Any:
-    source = _source(line.key, _line_columns(line))
+    source = _source(line.key, line_columns(line))
     colours = _coloured(line_color=line.role)
     if line.low and line.high:
         band = figure.varea("step", "low", "high", source=source, fill_alpha=0.15)
@@ -402,7 +267,7 @@ def _mark(figure: Figure, alarms: Any) -> None:
 def _heat_map(chart: HeatMap, steps: Any) -> Figure:
     from bokeh.models import ColorBar, FixedTicker, HoverTool, LogColorMapper, Range1d
 
-    low, high = _scale(chart)
+    low, high = scale_of(chart)
     mapper = LogColorMapper(palette=list(shades()), low=low, high=high, name=f"{chart.key}/scale")
     mapper.update(**_coloured(low_color="idle"))
     mapper.tags = [*mapper.tags, "palette=heat"]
@@ -420,7 +285,7 @@ def _heat_map(chart: HeatMap, steps: Any) -> Figure:
     figure.yaxis.major_label_overrides = names
     figure.yaxis.major_tick_line_color = None
     cells = figure.quad(
-        source=_source(chart.key, _cell_columns(chart)),
+        source=_source(chart.key, cell_columns(chart)),
         fill_color={"field": "shade", "transform": mapper},
         line_color=None,
     )
@@ -458,7 +323,7 @@ def _histogram(chart: Histogram) -> Figure:
     figure.xaxis.axis_label = chart.unit
     figure.y_range.start = 0
     for bars in chart.bars:
-        source = _source(bars.key, _bar_columns(bars.edges, bars.counts))
+        source = _source(bars.key, bar_columns(bars.edges, bars.counts))
         drawn = figure.quad(source=source, bottom=0, fill_alpha=0.28, name=bars.label)
         drawn.glyph.update(**_coloured(fill_color=bars.role, line_color=bars.role))
         drawn.tags = [f"line={bars.key}"]

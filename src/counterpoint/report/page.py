@@ -19,7 +19,8 @@ from counterpoint._version import __version__
 from counterpoint.language import Language, phrase, spoken
 from counterpoint.markup import Content, Markup, element, folded, join, raw, script_json
 from counterpoint.report.charts import Chart, HeatMap, Histogram, LineChart, in_words, number
-from counterpoint.report.drawing import Drawing, Mark, library, place_of
+from counterpoint.report.columns import Mark
+from counterpoint.report.drawing import Drawing, library, place_of
 from counterpoint.report.palette import as_css
 
 GENERATOR = f"Counterpoint {__version__}"

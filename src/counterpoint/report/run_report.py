@@ -19,10 +19,11 @@ from counterpoint.language import phrase
 from counterpoint.markup import Content, Markup, element, folded, plain_json, table
 from counterpoint.report import story
 from counterpoint.report.charts import Chart, number
+from counterpoint.report.columns import Mark, columns, scales, shape
 from counterpoint.report.constraints import account, constraint_charts
 from counterpoint.report.curves import LESS_WANTED, TRAINING, SeriesTable, line_charts, read_series
 from counterpoint.report.data_audit import audit, histograms, kept_in_words
-from counterpoint.report.drawing import Mark, columns, draw, scales, shape
+from counterpoint.report.drawing import draw
 from counterpoint.report.movement import group_chart, heat_map, last_look
 from counterpoint.report.objective import formula_of, option_tables
 from counterpoint.report.page import Page, PageParts, Section, chart_figure, render
