@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterpoint import CPOConfig, ModelError
-from counterpoint.planner.bound import surely_fits
+from counterpoint.planner.fitting import surely_fits
 from counterpoint.planner.plan import Planner
 from counterpoint.planner.shapes import Lengths, Shape, batch_of, tokens_of
 from counterpoint.planner.table import WIDTH, as_table

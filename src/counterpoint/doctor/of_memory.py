@@ -17,8 +17,7 @@ from counterpoint.config import CPOConfig
 from counterpoint.doctor.findings import Finding, find
 from counterpoint.doctor.of_machine import bytes_of
 from counterpoint.errors import ModelError
-from counterpoint.forward.layouts import REFERENCE
-from counterpoint.planner.bound import surely_fits
+from counterpoint.planner.fitting import plan_where_tight
 from counterpoint.planner.machine import available_memory, show_bytes
 from counterpoint.planner.plan import Planner
 from counterpoint.planner.shapes import Lengths
@@ -39,12 +38,13 @@ def of_memory(
     # the weights are in the machine's memory already, from which they go to an accelerator
     room = available_memory(args.device) + (least.weights if args.device.type == "cpu" else 0)
     if lengths is not None:
-        tokens = lengths.heaviest(1, REFERENCE.name)
-        if surely_fits(model, tokens, tokens // 2, room - least.weights):
-            return
+        left = room - least.weights
         try:
-            planner = Planner(model, args, lengths, adapter=peft_config, ranks=args.world_size)
-            yield from _of_one_pair(planner, room)
+            planner = plan_where_tight(
+                model, args, lengths, pairs=1, left=left, adapter=peft_config
+            )
+            if planner is not None:
+                yield from _of_one_pair(planner, room)
             return
         except ModelError:
             pass  # said by the trainer, if it is more than the planner's own limit

@@ -1,7 +1,12 @@
-"""The token budget of a run that was given none: only where its micro-batches would not fit.
+"""Whether a run fits in memory, and the token budget of one that would not.
 
-How a step is cut changes its gradient by rounding only, so the trainer may choose. Where the
-planner predicts that ``per_device_train_batch_size`` pairs fit, they stay together.
+Asked before anything is trained, by the trainer and by the doctor:
+
+1. A bound far above what any decoder needs is known in a millisecond, so that small runs start as
+   fast as ever (``surely_fits``).
+2. Where it is too tight for that, the run is rehearsed (``plan_where_tight``).
+3. How a step is cut changes its gradient by rounding only, so the trainer may choose: where
+   ``per_device_train_batch_size`` pairs are not predicted to fit, it cuts (``fitting_budget``).
 
 Not here: the prediction (``plan``), and what is done where it was wrong (``step.share``).
 """
@@ -17,11 +22,52 @@ from counterpoint import ranks
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ModelError
 from counterpoint.forward.layouts import REFERENCE
-from counterpoint.planner.bound import surely_fits
 from counterpoint.planner.machine import SHARE, available_memory, show_bytes
 from counterpoint.planner.plan import Planner
 from counterpoint.planner.shapes import Lengths
 from counterpoint.runlog import logger
+
+TIMES_HELD = 24
+"""Bytes of a trained weight's gradient, moments, copy in 16 bits and second gradient, and more:
+in float32 4 + 8 + 2 + 4."""
+
+TIMES_KEPT = 64
+"""Bytes that a matrix keeps of each number that goes in or out of it: a decoder's layer keeps
+about 6, as measured over the inputs and outputs of all of its matrices."""
+
+SCORE = 32
+"""Bytes of an attention score where all of them are kept, as eager attention does."""
+
+
+def plan_where_tight(
+    model: nn.Module,
+    args: CPOConfig,
+    lengths: Lengths,
+    *,
+    pairs: int,
+    left: int,
+    adapter: Any = None,
+) -> Planner | None:
+    """The planner of a run, where micro-batches of so many pairs do not fit by far.
+
+    Args:
+        model: whose weights are there already.
+        args: the run's options.
+        lengths: of its training pairs.
+        pairs: of a micro-batch.
+        left: bytes beside the weights.
+        adapter: a ``peft.PeftConfig`` that will be put on the model; None if it has its own.
+
+    Returns:
+        None where they do, and nothing need be rehearsed.
+
+    Raises:
+        ModelError: CP306 for a model whose code cannot run without data.
+    """
+    tokens = lengths.heaviest(pairs, REFERENCE.name)
+    if surely_fits(model, tokens, sum(lengths.longest(REFERENCE.name)), left):
+        return None
+    return Planner(model, args, lengths, adapter=adapter, ranks=args.world_size)
 
 
 def fitting_budget(model: nn.Module, args: CPOConfig, pairs: Any) -> int | None:
@@ -38,15 +84,14 @@ def fitting_budget(model: nn.Module, args: CPOConfig, pairs: Any) -> int | None:
     """
     if args.max_micro_batch_tokens is not None or not isinstance(pairs, Dataset):
         return None
-    lengths = Lengths.of(pairs)
+    lengths, micro_batch = Lengths.of(pairs), args.per_device_train_batch_size
     # two processes on one machine's memory will each want the same at the same time
     on_cpu = args.device.type == "cpu"  # where processes share the memory
     left = available_memory(args.device) // (ranks.launched_here() if on_cpu else 1)
-    tokens = lengths.heaviest(args.per_device_train_batch_size, REFERENCE.name)
-    if surely_fits(model, tokens, sum(lengths.longest(REFERENCE.name)), left):
-        return None
     try:
-        planner = Planner(model, args, lengths, ranks=args.world_size)
+        planner = plan_where_tight(model, args, lengths, pairs=micro_batch, left=left)
+        if planner is None:
+            return None
         weights = planner.demand(planner.setting).holdings.weights
         usable = weights + round(SHARE * left)
         asked = planner.asked(usable)
@@ -70,3 +115,34 @@ def fitting_budget(model: nn.Module, args: CPOConfig, pairs: Any) -> int | None:
         budget = lengths.heaviest(1, planner.setting.layout)
     logger().info("memory: %s: micro-batches are cut to %s tokens", seen, f"{budget:,}")
     return budget
+
+
+def surely_fits(model: nn.Module, tokens: int, longest: int, memory: int) -> bool:
+    """Whether a step fits by far.
+
+    Args:
+        model: whose weights are there already.
+        tokens: input tokens of a micro-batch.
+        longest: tokens of its longest sequence.
+        memory: bytes that are left.
+    """
+    inner: Any = model
+    config = inner.config.get_text_config()
+    apart = {id(table.weight) for table in _tables(inner)}
+    held = TIMES_HELD * sum(weight.numel() for weight in model.parameters())
+    # experts' matrices have a dimension more, and may all be used
+    wide = sum(
+        (weight.shape[-1] + weight.shape[-2]) * weight.shape[:-2].numel()
+        for weight in model.parameters()
+        if weight.dim() >= 2 and id(weight) not in apart
+    )
+    layers, heads = (
+        getattr(config, name, None) or 1 for name in ("num_hidden_layers", "num_attention_heads")
+    )
+    each = TIMES_KEPT * wide + SCORE * layers * heads * longest
+    return 2 * (held + tokens * each) <= memory
+
+
+def _tables(model: Any) -> list[Any]:
+    found = [model.get_input_embeddings(), model.get_output_embeddings()]
+    return [table for table in found if getattr(table, "weight", None) is not None]
