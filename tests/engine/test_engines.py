@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.utils import DistributedType
+from safetensors.torch import load_file
 from torch import nn
 
 from counterpoint import ConfigError
@@ -23,9 +24,12 @@ from counterpoint.engine.table import (
     launched_for,
     refusal,
     register_engine,
+    settle,
 )
 from tests.engine.ranks import PAIRS, loss_of, made
+from tests.invariance.ranks import CASES, flat, run_case
 from tests.invariance.test_ranks import launch
+from tests.steps import distance
 
 
 def set_up(kind: DistributedType) -> Any:
@@ -156,3 +160,19 @@ def test_an_engine_from_outside_runs_where_it_says_and_takes_the_place_of_anothe
     assert Summing().loss_factor == 1
     with pytest.raises(ValueError, match="'summing' already"):
         register_engine(Summing)
+
+
+@pytest.mark.slow
+def test_a_run_through_an_engine_from_outside_takes_the_same_steps(tmp_path: Path) -> None:
+    for code, output in launch("tests.engine.summing_ranks", [str(tmp_path)]):
+        assert code == 0, output[-3000:]
+    alone = run_case(CASES["sigmoid"], tmp_path / "alone", ranks=1)
+    together = load_file(tmp_path / "gradients.safetensors")
+    assert distance(flat(alone["gradients"]), together) <= 1e-12
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, False), (False, False), (True, True)])
+def test_buffers_are_sent_round_only_where_it_is_asked_for(given: bool | None, kept: bool) -> None:
+    args = SimpleNamespace(ddp_broadcast_buffers=given)
+    settle(args)
+    assert args.ddp_broadcast_buffers is kept

@@ -11,6 +11,8 @@ from typing import Any
 
 from transformers.trainer_pt_utils import AcceleratorConfig
 
+from counterpoint.engine import NOT_SUPPORTED
+
 REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
     {
         "accelerator_config": (
@@ -37,7 +39,7 @@ REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
             True,
             "a step would be made of whichever pairs were ready first",
         ),
-        "deepspeed": (None, "sharded engines are not supported yet; use DDP through torchrun"),
+        "deepspeed": (None, NOT_SUPPORTED),
         "enable_jit_checkpoint": (
             False,
             "it would save in the middle of a step; counterpoint train saves after the step when "
@@ -62,8 +64,8 @@ REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
             "it would cast the weights themselves; an evaluation computes in fp16 where training "
             "does",
         ),
-        "fsdp": (None, "sharded engines are not supported yet; use DDP through torchrun"),
-        "fsdp_config": (None, "sharded engines are not supported yet; use DDP through torchrun"),
+        "fsdp": (None, NOT_SUPPORTED),
+        "fsdp_config": (None, NOT_SUPPORTED),
         "ignore_data_skip": (
             False,
             "a run resumes after the pairs that it has trained on, and finding its place reads "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -17,6 +19,9 @@ class Ddp(Plain):
 
     name = "ddp"
     reduction = "mean"
+    # buffers of a language model are constants, and a rank that begins a step again could not send
+    # them a second time
+    defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"ddp_broadcast_buffers": False})
 
     @classmethod
     def runs(cls, kind: str) -> bool:

@@ -9,9 +9,10 @@ Not here: numbers that ranks exchange themselves (``ranks``), which engine runs 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
@@ -44,6 +45,8 @@ class Engine(ABC):
     name: ClassVar[str]
     reduction: ClassVar[Reduction]
     """What becomes of the gradients of several ranks."""
+    defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """Options of transformers with values of our own where a user leaves them open."""
 
     def __init__(self, accelerator: Any = None) -> None:
         self._accelerator = accelerator

@@ -11,12 +11,11 @@ from typing import Any
 
 from torch import nn
 
+from counterpoint.engine import NOT_SUPPORTED
 from counterpoint.engine.ddp import Ddp
 from counterpoint.engine.face import Engine
 from counterpoint.engine.plain import Plain
 from counterpoint.errors import ConfigError
-
-NOT_SUPPORTED = "sharded engines are not supported yet; use DDP through torchrun"
 
 ENGINES: dict[str, type[Engine]] = {}
 """Every engine by its name; of several that would run, the last one does."""
@@ -70,6 +69,18 @@ def engine_for(accelerator: Any, model: nn.Module | None = None) -> Engine:
     if reason is not None:
         raise ConfigError("CP105", f"{reason}, and {NOT_SUPPORTED}.")
     return engine
+
+
+def settle(args: Any) -> None:
+    """Set the options that the engines need and the user has left open.
+
+    Args:
+        args: transformers' ``TrainingArguments``; accelerate has not read them yet.
+    """
+    for engine in ENGINES.values():
+        for name, value in engine.defaults.items():
+            if getattr(args, name) is None:
+                setattr(args, name, value)
 
 
 def refusal(kind: str) -> str | None:

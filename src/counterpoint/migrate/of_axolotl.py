@@ -8,6 +8,7 @@ Not here: its plugins, and the row shapes of its ``type:`` names.
 
 from __future__ import annotations
 
+from counterpoint.engine import NOT_SUPPORTED
 from counterpoint.errors import ConfigError
 from counterpoint.migrate.data_sets import add_list
 from counterpoint.migrate.draft import Draft
@@ -51,7 +52,7 @@ REASONS = {
     "wandb_project": "write report_to: wandb, and set WANDB_PROJECT where you run",
     "wandb_entity": "set WANDB_ENTITY where you run",
     "wandb_name": "write run_name",
-    "fsdp_config": "sharded engines are not supported yet; use DDP through torchrun",
+    "fsdp_config": NOT_SUPPORTED,
     "rpo_alpha": "it is DPO's; the NLL of the chosen is weighed by cpo_alpha",
     "xformers_attention": "transformers has no such attention; sdpa is its default",
     "plugins": "there are no plugins; the shared layout and the chunked head are on by themselves",

@@ -9,7 +9,7 @@ Not here: which pairs make a step (``data.sampler``), the proofs themselves (``f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -21,6 +21,7 @@ from torch import nn
 from counterpoint.config import CPOConfig
 from counterpoint.console.phases import phase
 from counterpoint.data.batching import cut, length
+from counterpoint.engine.face import Engine
 from counterpoint.errors import ModelError
 from counterpoint.forward import kernels
 from counterpoint.forward.agreement import layouts_disagree
@@ -57,7 +58,7 @@ class Assembly:
         args: the run's options.
         vocab_size: rows of the model's embedding; None leaves ids unchecked.
         pad_id: id that fills the ends of padded rows; any will do.
-        autocast: the run's precision, as a context.
+        engine: where it runs, and in which precision.
         layouts: that models of its family may have, see ``first_choice``.
         balanced: whether the load of the model's experts is.
 
@@ -72,12 +73,12 @@ class Assembly:
         *,
         vocab_size: int | None,
         pad_id: int,
-        autocast: Callable[[], AbstractContextManager[Any]],
+        engine: Engine,
         layouts: Sequence[Layout] = (SHARED, PADDED),
         balanced: bool = False,
     ) -> None:
         self.routers = find_routers(model) if balanced else ()
-        self.model, self.args, self.autocast = model, args, autocast
+        self.model, self.args, self.engine = model, args, engine
         self._pad_id, self._vocab_size, self._layouts = pad_id, vocab_size, layouts
         self._long_rows = long_rows(model)
         self._head: Head | None = None
@@ -93,7 +94,10 @@ class Assembly:
     @property
     def head(self) -> Head:
         """The head; proved once there were pairs."""
-        return self._head or find_head(self.model)
+        return self._head or self._as_configured()
+
+    def _as_configured(self) -> Head:
+        return find_head(self.model, self.engine.whole_weight)
 
     def state_dict(self) -> dict[str, Any]:
         """What was found of layout, head and kernels, and under which conditions; plain values."""
@@ -193,7 +197,7 @@ class Assembly:
     def _conditions(self) -> dict[str, Any]:
         """What a proof holds under: the same weights on another device are another matter."""
         device = self.args.device.type
-        with self.autocast():
+        with self.engine.autocast():
             mixed = torch.is_autocast_enabled(device)
             running = torch.get_autocast_dtype(device) if mixed else None
         return {
@@ -214,7 +218,7 @@ class Assembly:
         if layout.why_not(self.model) or known["head"]["kernel"] not in (None, *HEAD_KERNELS):
             return None
         kernels.load_state_dict(known["kernels"])
-        self._head = replace(find_head(self.model), **known["head"])
+        self._head = replace(self._as_configured(), **known["head"])
         self._reason = known["reason"]
         return layout
 
@@ -238,8 +242,8 @@ class Assembly:
             check_ids([pair], self._vocab_size)
         few = [*pair.prompt, *pair.chosen][:PROOF_TOKENS]
         ids = torch.tensor([few], device=self.args.device)
-        with self.autocast():
-            head = prove_head(self.model, find_head(self.model), ids)
+        with self.engine.autocast():
+            head = prove_head(self.model, self._as_configured(), ids)
             if self.routers:
                 prove_routers(self.model, self.routers, ids)
         return head
@@ -247,5 +251,5 @@ class Assembly:
     def _disproof(self, layout: Layout, head: Head, pairs: Sequence[TokenPair]) -> str | None:
         few = sorted(pairs, key=length)[:PROOF_PAIRS]
         batch, truth = self._batch(layout, few), self._batch(self._layouts[-1], few)
-        with self.autocast():
+        with self.engine.autocast():
             return layouts_disagree(self.model, head, batch, truth)

@@ -11,6 +11,7 @@ from torch import nn
 from counterpoint import ranks
 from counterpoint.config import CPOConfig
 from counterpoint.console.phases import allow_bars
+from counterpoint.engine.table import settle
 from counterpoint.errors import ConfigError, ModelError, SetupError
 from counterpoint.masking import keep_secrets
 from counterpoint.model_seams import loaded_from
@@ -79,9 +80,7 @@ def checked_args(
         )
     if not args.remove_unused_columns:  # as TRL sets it itself, so that many scripts say it
         logger().info("remove_unused_columns=False changes nothing: columns go by their meaning")
-    # nothing but DDP's default; buffers of a language model are constants, and a rank that begins
-    # a step again could not broadcast them a second time
-    args.ddp_broadcast_buffers = bool(args.ddp_broadcast_buffers)
+    settle(args)
     return args
 
 

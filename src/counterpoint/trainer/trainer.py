@@ -358,7 +358,7 @@ class CPOTrainer(EvaluatingTrainer):
                 vocab_size=embedding_rows(self.model),
                 # old models warn of the pad token where no mask is given
                 pad_id=0 if self.processing_class.pad_token_id else 1,
-                autocast=self.engine.autocast,
+                engine=self.engine,
                 layouts=family_of(self.model.config).layouts,
                 balanced=self._balancing_weight > 0,
             )

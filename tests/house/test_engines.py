@@ -1,4 +1,4 @@
-"""Ranks meet in one module, so that what all of them must call can be read in one place."""
+"""Ranks meet in one module, and engines and kernels are named in their tables alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ast
 from pathlib import Path
 
 import pytest
+
+from counterpoint.forward.kernels import ATTENTION_KERNELS, HEAD_KERNELS
 
 SOURCE = Path(__file__).parents[2] / "src" / "counterpoint"
 MEETINGS = {
@@ -25,6 +27,9 @@ MEETINGS = {
     "reduce_scatter",
     "wait_for_everyone",
 }
+KERNELS = {*HEAD_KERNELS, *ATTENTION_KERNELS} - {"logits"}
+"""Logits are the name of a metric too."""
+
 OF_ACCELERATE = {"broadcast", "gather", "gather_object", "reduce"}
 """Other things have methods of these names; of an accelerator they are exchanges."""
 
@@ -55,6 +60,28 @@ def test_only_one_module_names_the_exchanges_between_ranks() -> None:
         if (found := meetings(ast.parse(path.read_text(encoding="utf-8"))))
     }
     assert naming.keys() == {"ranks.py"}, naming
+
+
+def test_neither_the_step_nor_the_trainer_names_an_engine() -> None:
+    naming = [
+        f"{path.relative_to(SOURCE)}: {name}"
+        for room in ("step", "trainer", "forward", "checkpoint")
+        for path in (SOURCE / room).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in (getattr(node, "id", None), getattr(node, "attr", None))
+        if isinstance(name, str) and (name in ("Plain", "Ddp", "no_sync") or "ddp" in name.lower())
+    ]
+    assert naming == []
+
+
+def test_a_kernel_is_known_by_its_name_in_its_table_alone() -> None:
+    naming = {
+        str(path.relative_to(SOURCE))
+        for path in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in KERNELS
+    }
+    assert naming == {"forward/kernels.py"}
 
 
 @pytest.mark.parametrize(
