@@ -144,8 +144,9 @@ def _planner(request: Request, options: PlanOptions) -> Any:
         merge_model_options,
         names_of,
     )
+    from counterpoint.forward.dropout import disable_dropout
     from counterpoint.models.loading import load_config, random_model
-    from counterpoint.models.preparing import disable_dropout, prepare_tokenizer
+    from counterpoint.models.preparing import prepare_tokenizer
     from counterpoint.models.weights import WeightsPolicy
     from counterpoint.planner.plan import Planner
 

@@ -128,9 +128,10 @@ def replay(words: list[str]) -> int:
 def _again(step: Replay, model: nn.Module) -> tuple[Culprit, ...]:
     import torch
 
+    from counterpoint.forward.dropout import disable_dropout
     from counterpoint.forward.head import find_head, prove_head
     from counterpoint.forward.layouts import LAYOUTS
-    from counterpoint.models.preparing import disable_dropout, embedding_rows
+    from counterpoint.models.preparing import embedding_rows
     from counterpoint.step.replay.recompute import culprits_of
 
     device = step.settings.device if _is_here(step.settings.device) else "cpu"

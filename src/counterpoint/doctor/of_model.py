@@ -22,6 +22,7 @@ from counterpoint.doctor.findings import Finding, find, from_error
 from counterpoint.doctor.of_objective import of_reward
 from counterpoint.doctor.survey import TokenFacts, TokenIds
 from counterpoint.errors import ModelError
+from counterpoint.forward.dropout import dropout_rates
 from counterpoint.forward.head import find_head
 from counterpoint.forward.layouts import AUTO, REFERENCE, first_choice, not_possible
 from counterpoint.model_seams import attention_of
@@ -240,18 +241,10 @@ def _dropout(model: nn.Module, args: CPOConfig, peft_config: Any) -> Iterator[Fi
     if args.disable_dropout:
         return
     rates = {
-        name or "the model": module.p
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Dropout) and module.p
+        (name or "the model") if key == "p" else f"{name}.{key}": getattr(module, key)
+        # modules of their own first, of several that drop as much the first is named
+        for name, module, key in sorted(dropout_rates(model), key=lambda place: place[2] != "p")
     }
-    rates.update(
-        {
-            f"{name}.{key}": value
-            for name, module in model.named_modules()
-            for key, value in vars(module).items()
-            if isinstance(value, float) and value and ("dropout" in key or key.endswith("_pdrop"))
-        }
-    )
     if getattr(peft_config, "lora_dropout", 0.0):
         rates["the adapter"] = peft_config.lora_dropout
     if rates:

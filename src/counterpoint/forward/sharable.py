@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from counterpoint.forward.dropout import dropout_rates
 from counterpoint.forward.shared_attention import BACKENDS
 from counterpoint.forward.varlen_attention import AttentionCall
 from counterpoint.model_seams import attention_of, can_exchange_attention
@@ -41,7 +42,7 @@ def why_not_shared(model: nn.Module, *, dropout_stays: bool = True) -> str | Non
         return f"it has layers of kind {', '.join(sorted(strange))}"
     if _jitter(inner):
         return "its routers add noise, which would fall on a shared prompt once instead of twice"
-    if dropout_stays and _dropout(inner):
+    if dropout_stays and any(dropout_rates(inner)):
         return "dropout is on, and would fall on a shared prompt once instead of twice"
     return None
 
@@ -76,14 +77,3 @@ def _jitter(model: nn.Module) -> bool:
         for module in model.modules()
         for name, value in vars(module).items()
     )
-
-
-def _dropout(model: nn.Module) -> bool:
-    rates = [m.p for m in model.modules() if isinstance(m, nn.Dropout)]
-    rates += [
-        value
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if isinstance(value, float) and ("dropout" in name or name.endswith("_pdrop"))
-    ]
-    return any(rate > 0 for rate in rates)

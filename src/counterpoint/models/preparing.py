@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ConfigError, ModelError, SetupError
+from counterpoint.forward.dropout import disable_dropout
 from counterpoint.forward.routing import find_routers, own_coefficient
 from counterpoint.invocation import EXTRAS, installing
 from counterpoint.log import quiet_calls
@@ -161,20 +162,6 @@ def adapt(model: nn.Module, args: CPOConfig, peft_config: Any) -> nn.Module:
     except ValueError as error:
         raise ModelError("CP307", f"the adapter does not fit the model: {error}") from error
     return adapted
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout of a model to 0, LoRA's included.
-
-    Both kinds: dropout modules, and the rates that attention reads from its own attributes,
-    which a search for ``nn.Dropout`` alone would miss.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in list(vars(module).items()):
-            if isinstance(value, float) and ("dropout" in name or name.endswith("_pdrop")):
-                setattr(module, name, 0.0)
 
 
 def embedding_rows(model: Any) -> int | None:

@@ -25,6 +25,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ModelError
 from counterpoint.models.loading import random_model
+from counterpoint.models.preparing import embedding_rows
 from counterpoint.models.weights import WeightsPolicy, init_keywords
 
 WIDTH = 64
@@ -150,7 +151,7 @@ def spread(model: nn.Module) -> None:
 
 
 def _try_out(model: PreTrainedModel) -> None:
-    rows = int(model.get_input_embeddings().weight.shape[0])
+    rows = embedding_rows(model) or 1
     ids = torch.arange(TRIED)[None] % rows
     with torch.no_grad():
         model.eval()(input_ids=ids, use_cache=False)
