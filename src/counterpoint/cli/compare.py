@@ -5,13 +5,14 @@ Not here: what the page says (``report.comparison``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from counterpoint.cli.report import runs_of
 from counterpoint.console.manners import say
 from counterpoint.console.phases import phase
 from counterpoint.options.command import Command
+from counterpoint.options.declared import option
 from counterpoint.runlog import read_run
 
 USAGE = """\
@@ -34,7 +35,7 @@ options:
 class CompareOptions:
     """What the command takes beside the runs; every field's help is its meaning."""
 
-    out: str = field(default="comparison.html", metadata={"help": "File to write."})
+    out: str = option("comparison.html", "File to write.")
 
 
 COMMAND = Command("compare", USAGE, CompareOptions)

@@ -6,7 +6,7 @@ Not here: the comparison (``monitor.difference``), which files are read (``monit
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from counterpoint.console.manners import importing, put, terminal_width
 from counterpoint.console.phases import phase
 from counterpoint.errors import ConfigError
 from counterpoint.options.command import Command
+from counterpoint.options.declared import option
 from counterpoint.strict import strict_json
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ SHOWN = 10
 class DiffOptions:
     """What the command takes beside two paths; every field's help is its meaning."""
 
-    all: bool = field(default=False, metadata={"help": f"Every tensor, not {SHOWN} of them."})
-    json: bool = field(default=False, metadata={"help": "All that was found, as JSON."})
+    all: bool = option(False, f"Every tensor, not {SHOWN} of them.")
+    json: bool = option(False, "All that was found, as JSON.")
 
 
 COMMAND = Command("diff", USAGE, DiffOptions)

@@ -8,7 +8,7 @@ Not here: what is looked for (``doctor.examine``), loading (``train``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from counterpoint.console.manners import (
 )
 from counterpoint.errors import ConfigError, CounterpointError
 from counterpoint.options.command import Command
+from counterpoint.options.declared import option
 
 if TYPE_CHECKING:
     from counterpoint.doctor.findings import Finding, Report
@@ -48,13 +49,9 @@ options beside those of train:
 class DoctorOptions:
     """What the command takes beside ``train``'s options; every field's help is its meaning."""
 
-    json: bool = field(default=False, metadata={"help": "Findings as JSON."})
-    explain: str | None = field(
-        default=None,
-        metadata={
-            "help": "Say what a code means, why it hurts, and what to do; see also "
-            "docs/diagnoses.md."
-        },
+    json: bool = option(False, "Findings as JSON.")
+    explain: str | None = option(
+        None, "Say what a code means, why it hurts, and what to do; see also docs/diagnoses.md."
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from counterpoint.masking import masked
 from counterpoint.migrate.preset_file import lines_of
 from counterpoint.migrate.run_file import Line, printable, written
 from counterpoint.options.command import Command
+from counterpoint.options.declared import option
 from counterpoint.wrap import wrap
 
 if TYPE_CHECKING:
@@ -56,27 +57,15 @@ STANDARD = "-"
 class InitOptions:
     """What the command takes; every field's help states its meaning."""
 
-    preset: str | None = field(
-        default=None,
-        metadata={"help": "Published setting to write; --list shows them, docs/presets.md too."},
+    preset: str | None = option(
+        None, "Published setting to write; --list shows them, docs/presets.md too."
     )
-    from_: str | None = field(
-        default=None, metadata={"help": "File of another tool to translate; -: standard input."}
-    )
-    model: str | None = field(
-        default=None, metadata={"help": "Model id or folder, in place of the one that FILE names."}
-    )
-    dataset: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Files, a folder or a hub id, in place of what FILE names."},
-    )
-    out: str = field(
-        default=STANDARD, metadata={"help": "File to write, whole or not at all; -: show it."}
-    )
-    overwrite: bool = field(
-        default=False, metadata={"help": "Replace the file if it is there already."}
-    )
-    list_: bool = field(default=False, metadata={"help": "Show the presets, and write nothing."})
+    from_: str | None = option(None, "File of another tool to translate; -: standard input.")
+    model: str | None = option(None, "Model id or folder, in place of the one that FILE names.")
+    dataset: list[str] = option([], "Files, a folder or a hub id, in place of what FILE names.")
+    out: str = option(STANDARD, "File to write, whole or not at all; -: show it.")
+    overwrite: bool = option(False, "Replace the file if it is there already.")
+    list_: bool = option(False, "Show the presets, and write nothing.")
 
     def __post_init__(self) -> None:
         """Refuse what does not say what to write."""

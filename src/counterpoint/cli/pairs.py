@@ -8,13 +8,14 @@ Not here: which candidates become pairs (``data.scored``).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from counterpoint.console.manners import complain_all, put
 from counterpoint.data.pair_rules import PairRules
 from counterpoint.errors import ConfigError
 from counterpoint.options.command import Command, made
+from counterpoint.options.declared import option
 from counterpoint.strict import strict_json
 
 USAGE = """\
@@ -41,23 +42,12 @@ _ESCAPES = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
 class PairsOptions:
     """What the command takes beside ``PairRules``; every field's help states its meaning."""
 
-    out: str | None = field(
-        default=None,
-        metadata={
-            "help": "Required. File to write: .jsonl, .jsonl.gz or .parquet; written whole or not "
-            "at all."
-        },
+    out: str | None = option(
+        None, "Required. File to write: .jsonl, .jsonl.gz or .parquet; written whole or not at all."
     )
-    overwrite: bool = field(
-        default=False, metadata={"help": "Replace the file if it is there already."}
-    )
-    split: str | None = field(
-        default=None, metadata={"help": "Split to read; null: train, or the only one there is."}
-    )
-    json: bool = field(
-        default=False,
-        metadata={"help": "Write the summary as a JSON object to standard output instead."},
-    )
+    overwrite: bool = option(False, "Replace the file if it is there already.")
+    split: str | None = option(None, "Split to read; null: train, or the only one there is.")
+    json: bool = option(False, "Write the summary as a JSON object to standard output instead.")
 
 
 COMMAND = Command("pairs", USAGE, PairsOptions, beside=PairRules)

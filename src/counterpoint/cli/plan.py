@@ -8,13 +8,14 @@ Not here: the arithmetic (``planner``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from counterpoint.console.manners import importing, put, quiet_bars
 from counterpoint.console.phases import phase
 from counterpoint.errors import ConfigError
 from counterpoint.options.command import Command
+from counterpoint.options.declared import option
 from counterpoint.strict import strict_json
 
 if TYPE_CHECKING:
@@ -49,34 +50,23 @@ STREAMED = 2000
 class PlanOptions:
     """What the command takes beside ``train``'s options; every field's help is its meaning."""
 
-    memory: str | None = field(
-        default=None,
-        metadata={
-            "help": "Memory of a device, with its unit, as 24GiB or 80GB. null: what this machine "
-            "has left."
-        },
+    memory: str | None = option(
+        None,
+        "Memory of a device, with its unit, as 24GiB or 80GB. null: what this machine has left.",
     )
-    ranks: int = field(
-        default=1, metadata={"help": "Processes that share a step, each on a device, >= 1."}
+    ranks: int = option(1, "Processes that share a step, each on a device, >= 1.")
+    pairs: int | None = option(
+        None,
+        "Pairs wanted of a step over all ranks, >= 1. null: what batch size and "
+        "accumulation make of the ranks.",
     )
-    pairs: int | None = field(
-        default=None,
-        metadata={
-            "help": "Pairs wanted of a step over all ranks, >= 1. null: what batch size and "
-            "accumulation make of the ranks."
-        },
+    device: str = option(
+        "auto",
+        "Kind of device to plan for; cuda means bf16 unless another precision is "
+        "asked for. auto: this machine's.",
+        ("auto", "cpu", "cuda"),
     )
-    device: str = field(
-        default="auto",
-        metadata={
-            "help": "Kind of device to plan for; cuda means bf16 unless another precision is "
-            "asked for. auto: this machine's.",
-            "choices": ("auto", "cpu", "cuda"),
-        },
-    )
-    json: bool = field(
-        default=False, metadata={"help": "The plan as JSON, in bytes, instead of a table."}
-    )
+    json: bool = option(False, "The plan as JSON, in bytes, instead of a table.")
 
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing."""

@@ -5,11 +5,12 @@ Not here: the run (``quickstart.run``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from counterpoint.console.manners import importing
 from counterpoint.errors import ConfigError
 from counterpoint.options.command import Command
+from counterpoint.options.declared import option
 
 USAGE = """\
 usage: counterpoint quickstart [--output_dir DIR] [--seed N]
@@ -26,14 +27,10 @@ options:
 class QuickstartOptions:
     """What the command takes; every field's help is its meaning."""
 
-    output_dir: str = field(
-        default="counterpoint-quickstart",
-        metadata={"help": "Where model and run are written; numbered where that is taken."},
+    output_dir: str = option(
+        "counterpoint-quickstart", "Where model and run are written; numbered where that is taken."
     )
-    seed: int = field(
-        default=0,
-        metadata={"help": "Seed of the pairs, their order and the held-out numbers, >= 0."},
-    )
+    seed: int = option(0, "Seed of the pairs, their order and the held-out numbers, >= 0.")
 
     def __post_init__(self) -> None:
         """Refuse what is no seed."""

@@ -11,7 +11,7 @@ Not here: the file (``step.replay.file``), the arithmetic (``step.replay.recompu
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from counterpoint.console.phases import phase
 from counterpoint.errors import ConfigError, CounterpointError
 from counterpoint.model_seams import loaded_from
 from counterpoint.options.command import Command
+from counterpoint.options.declared import option
 from counterpoint.runlog import REQUEST_FILE
 from counterpoint.strict import strict_json
 
@@ -54,20 +55,14 @@ _SEVERAL = {"loss": "losses", "log-probability": "log-probabilities"}
 class ReplayOptions:
     """What the command takes beside the file; every field's help is its meaning."""
 
-    model: str | None = field(
-        default=None,
-        metadata={
-            "help": "A model or a saved adapter, as a folder or a hub id. null: the run's last "
-            "checkpoint before the step, else the model that the run began with."
-        },
+    model: str | None = option(
+        None,
+        "A model or a saved adapter, as a folder or a hub id. null: the run's last "
+        "checkpoint before the step, else the model that the run began with.",
     )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run Python code that comes with the model."}
-    )
-    allow_pickle: bool = field(
-        default=False, metadata={"help": "Read weights that are pickles; see docs/security.md."}
-    )
-    json: bool = field(default=False, metadata={"help": "One JSON object instead of a text."})
+    trust_remote_code: bool = option(False, "Run Python code that comes with the model.")
+    allow_pickle: bool = option(False, "Read weights that are pickles; see docs/security.md.")
+    json: bool = option(False, "One JSON object instead of a text.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,14 @@ Not here: what the page says (``report``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from counterpoint.console.manners import say
 from counterpoint.console.phases import phase
 from counterpoint.errors import ConfigError, SetupError
 from counterpoint.options.command import Command
+from counterpoint.options.declared import option
 from counterpoint.runlog import REPORT_FILE, RUN_FILE, read_run
 
 USAGE = """\
@@ -35,10 +36,7 @@ options:
 class ReportOptions:
     """What the command takes beside the run; every field's help is its meaning."""
 
-    out: str | None = field(
-        default=None,
-        metadata={"help": f"File to write. null: {REPORT_FILE} in the run's folder."},
-    )
+    out: str | None = option(None, f"File to write. null: {REPORT_FILE} in the run's folder.")
 
 
 COMMAND = Command("report", USAGE, ReportOptions)

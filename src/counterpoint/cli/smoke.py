@@ -8,13 +8,14 @@ Not here: what is tried (``smoke.run``), loading (``parts``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from counterpoint.console.manners import complain_all, importing, put, quiet_bars, terminal_width
 from counterpoint.console.phases import on_stderr, shown_on
 from counterpoint.errors import ConfigError
 from counterpoint.options.command import Command
+from counterpoint.options.declared import option
 
 if TYPE_CHECKING:
     from counterpoint.options.settings import Request
@@ -42,14 +43,12 @@ options beside those of train:
 class SmokeOptions:
     """What the command takes beside ``train``'s options; every field's help is its meaning."""
 
-    real: int = field(
-        default=0,
-        metadata={
-            "help": "Then also train that many steps of the real model, not kept, and measure "
-            "time and memory; 2 is enough for an estimate of the whole run's time."
-        },
+    real: int = option(
+        0,
+        "Then also train that many steps of the real model, not kept, and measure "
+        "time and memory; 2 is enough for an estimate of the whole run's time.",
     )
-    json: bool = field(default=False, metadata={"help": "The report as JSON."})
+    json: bool = option(False, "The report as JSON.")
 
     def __post_init__(self) -> None:
         """Refuse a number of steps that cannot be meant."""

@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from counterpoint.cli.token_view import BAR, LEGEND, PART_OF_CHARACTER, draw
 from counterpoint.console.manners import importing, quiet_bars, shown, terminal_width
 from counterpoint.errors import ConfigError, DataError
 from counterpoint.options.command import Command
+from counterpoint.options.declared import option
 from counterpoint.strict import strict_json
 from counterpoint.visible import visible
 
@@ -44,19 +45,12 @@ options beside those of train:
 class TokensOptions:
     """What the command takes beside ``train``'s options; every field's help is its meaning."""
 
-    row: list[int] = field(
-        default_factory=lambda: [0],
-        metadata={"help": "Rows to show, numbered from 0 as in every message."},
-    )
-    json: bool = field(
-        default=False, metadata={"help": "One JSON object a row and line instead of a drawing."}
-    )
-    color: str = field(
-        default="auto",
-        metadata={
-            "help": "Colour by role. auto: on a terminal, unless NO_COLOR is set.",
-            "choices": ("auto", "always", "never"),
-        },
+    row: list[int] = option([0], "Rows to show, numbered from 0 as in every message.")
+    json: bool = option(False, "One JSON object a row and line instead of a drawing.")
+    color: str = option(
+        "auto",
+        "Colour by role. auto: on a terminal, unless NO_COLOR is set.",
+        ("auto", "always", "never"),
     )
 
     def __post_init__(self) -> None:

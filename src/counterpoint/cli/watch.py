@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from counterpoint.cli.report import folders_of
@@ -17,6 +17,7 @@ from counterpoint.console.manners import put, say, table_width
 from counterpoint.console.phases import on_stderr
 from counterpoint.errors import ConfigError, SetupError
 from counterpoint.options.command import Command
+from counterpoint.options.declared import option
 from counterpoint.report.story import state_in_words
 from counterpoint.runlog import METRICS, RUN_FILE, read_run
 
@@ -51,10 +52,7 @@ AROUND = 3
 class WatchOptions:
     """What the command takes beside the run; every field's help is its meaning."""
 
-    port: int = field(
-        default=8088,
-        metadata={"help": "Port on 127.0.0.1, from 0 to 65535; 0 takes any that is free."},
-    )
+    port: int = option(8088, "Port on 127.0.0.1, from 0 to 65535; 0 takes any that is free.")
 
     def __post_init__(self) -> None:
         """Refuse what is no port."""

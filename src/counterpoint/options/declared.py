@@ -9,7 +9,7 @@ import shutil
 import textwrap
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
 from counterpoint.options.coerce import expected, words
@@ -39,6 +39,20 @@ class Option:
     group: str = ""
 
 
+def option(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
+    """A field of a dataclass of options.
+
+    Args:
+        default: the value when it is not given; of a list, each object gets its own.
+        text: what it means, with range and unit.
+        choices: the words allowed, if only some are.
+    """
+    metadata = {"help": text, "choices": choices}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
 def declared(*kinds: type[Any], group: str = "") -> dict[str, Option]:
     """The options that dataclasses declare, by name.
 
@@ -51,20 +65,20 @@ def declared(*kinds: type[Any], group: str = "") -> dict[str, Option]:
     found = {}
     for kind in kinds:
         hints = typing.get_type_hints(kind)
-        for field in fields(kind):
-            if field.init:
-                hint, text = hints[field.name], str(field.metadata.get("help", ""))
-                choices = tuple(field.metadata.get("choices") or ()) or words(hint)
-                name = field.name.removesuffix("_")
+        for one in fields(kind):
+            if one.init:
+                hint, text = hints[one.name], str(one.metadata.get("help", ""))
+                choices = tuple(one.metadata.get("choices") or ()) or words(hint)
+                name = one.name.removesuffix("_")
                 told = " ".join(text.split())
-                found[name] = Option(name, hint, _default(field), told, choices, group)
+                found[name] = Option(name, hint, _default(one), told, choices, group)
     return found
 
 
-def _default(field: Field[Any]) -> Any:
-    if field.default_factory is not MISSING:
-        return field.default_factory()
-    return getattr(field.default, "value", field.default)
+def _default(one: Field[Any]) -> Any:
+    if one.default_factory is not MISSING:
+        return one.default_factory()
+    return getattr(one.default, "value", one.default)
 
 
 def columns_of(width: int | None) -> int:

@@ -9,7 +9,7 @@ Not here: evaluating (``evaluate``).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from counterpoint.errors import ConfigError
 from counterpoint.evaluation.references import BLEU_TOKENIZERS, METRICS
 from counterpoint.objectives import OBJECTIVE_OPTIONS
 from counterpoint.options.coerce import coerce
+from counterpoint.options.declared import option
 from counterpoint.options.given import Scalar, Setting
 from counterpoint.runlog import RUN_FILE, logger, read_run
 
@@ -65,67 +66,40 @@ _FIXED = {"gradient_checkpointing": False, "disable_tqdm": True, "report_to": "n
 class EvaluateOptions:
     """The command's own flags; every field's help is its meaning."""
 
-    base: str | None = field(
-        default=None,
-        metadata={
-            "help": "Model to compare with, as MODEL: a table of before and after, with intervals "
-            "of the difference on the same pairs."
-        },
+    base: str | None = option(
+        None,
+        "Model to compare with, as MODEL: a table of before and after, with intervals "
+        "of the difference on the same pairs.",
     )
-    generate: int = field(
-        default=0,
-        metadata={
-            "help": "Let the model write to at most so many prompts of each set, spread evenly; "
-            "the column reference, or else the chosen completion, is what they are compared with."
-        },
+    generate: int = option(
+        0,
+        "Let the model write to at most so many prompts of each set, spread evenly; "
+        "the column reference, or else the chosen completion, is what they are compared with.",
     )
-    prompts: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Files or a hub id with prompts to write to: rows with prompt (text or "
-            "messages) and, where there is one, reference."
-        },
+    prompts: list[str] = option(
+        [],
+        "Files or a hub id with prompts to write to: rows with prompt (text or "
+        "messages) and, where there is one, reference.",
     )
-    max_new_tokens: int = field(
-        default=128, metadata={"help": "Most tokens written to a prompt, >= 1."}
+    max_new_tokens: int = option(128, "Most tokens written to a prompt, >= 1.")
+    temperature: float = option(
+        0.0, "Above 0: sample a second text for each prompt at this temperature."
     )
-    temperature: float = field(
-        default=0.0,
-        metadata={"help": "Above 0: sample a second text for each prompt at this temperature."},
+    top_p: float = option(1.0, "Share of probability to sample from, in (0, 1].")
+    metrics: list[str] = option(
+        [],
+        "Scores against references beside the exact match. Not given: bleu and "
+        "chrf, where sacrebleu is installed.",
+        (*METRICS, "none"),
     )
-    top_p: float = field(
-        default=1.0,
-        metadata={"help": "Share of probability to sample from, in (0, 1]."},
+    bleu_tokenizer: str = option(
+        "13a", "How BLEU finds words: 13a for most languages, zh for Chinese.", BLEU_TOKENIZERS
     )
-    metrics: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Scores against references beside the exact match. Not given: bleu and "
-            "chrf, where sacrebleu is installed.",
-            "choices": (*METRICS, "none"),
-        },
-    )
-    bleu_tokenizer: str = field(
-        default="13a",
-        metadata={
-            "help": "How BLEU finds words: 13a for most languages, zh for Chinese.",
-            "choices": BLEU_TOKENIZERS,
-        },
-    )
-    resamples: int = field(
-        default=2000, metadata={"help": "Draws of the bootstrap that makes the intervals, >= 1."}
-    )
-    seed: int = field(default=0, metadata={"help": "Of the bootstrap and of sampled texts, >= 0."})
-    json: bool = field(
-        default=False, metadata={"help": "Everything as a JSON object instead of tables."}
-    )
-    out: str | None = field(
-        default=None,
-        metadata={"help": "Folder for evaluation.json and the texts, completions.jsonl."},
-    )
-    overwrite: bool = field(
-        default=False, metadata={"help": "Replace these files where they are there already."}
-    )
+    resamples: int = option(2000, "Draws of the bootstrap that makes the intervals, >= 1.")
+    seed: int = option(0, "Of the bootstrap and of sampled texts, >= 0.")
+    json: bool = option(False, "Everything as a JSON object instead of tables.")
+    out: str | None = option(None, "Folder for evaluation.json and the texts, completions.jsonl.")
+    overwrite: bool = option(False, "Replace these files where they are there already.")
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""

@@ -7,16 +7,12 @@ Not here: loading any of it (``load``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from counterpoint.errors import ConfigError
+from counterpoint.options.declared import option
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
-def _option(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
-    return field(default=default, metadata={"help": text, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -28,87 +24,78 @@ class RunOptions:
             other, CP107 where the model or the data set is missing.
     """
 
-    model: str | None = _option(
+    model: str | None = option(
         None, "Required. A model id of the Hugging Face hub, or a folder with a model."
     )
-    revision: str | None = _option(None, "Branch, tag or commit of a model from the hub.")
-    tokenizer: str | None = _option(
+    revision: str | None = option(None, "Branch, tag or commit of a model from the hub.")
+    tokenizer: str | None = option(
         None, "Id or folder of the tokenizer; null: the one that comes with the model."
     )
-    chat_template: str | None = _option(
+    chat_template: str | None = option(
         None, "File with a chat template in Jinja, used in place of the tokenizer's own."
     )
-    from_scratch: bool = _option(
+    from_scratch: bool = option(
         False, "Start from random weights (seeded by seed) of the model's config.json."
     )
-    dtype: str | None = _option(
+    dtype: str | None = option(
         None,
         "Precision the weights are kept in. null: float32 when all of them are trained, since "
         "bfloat16 weights cannot take updates as small as a learning rate of 1e-6 makes "
         "(bfloat16 with stochastic_rounding); auto, as the files have it, with lora_r.",
         DTYPES,
     )
-    attn_implementation: str | None = _option(
+    attn_implementation: str | None = option(
         None, "Attention of transformers: eager, sdpa, ...; null: its own choice."
     )
-    dataset: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Required. Files (.jsonl, .json, .csv, .tsv, .parquet, also .gz), or one "
-            "folder or hub id (owner/name, owner/name:split, owner/name:configuration:split)."
-        },
+    dataset: list[str] = option(
+        [],
+        "Required. Files (.jsonl, .json, .csv, .tsv, .parquet, also .gz), or one "
+        "folder or hub id (owner/name, owner/name:split, owner/name:configuration:split).",
     )
-    dataset_split: str | None = _option(
+    dataset_split: str | None = option(
         None, "Split to train on; null: train, or the only one there is."
     )
-    streaming: bool = _option(
+    streaming: bool = option(
         False, "Read the data set while training, never whole; needs max_steps."
     )
-    eval_dataset: list[str] | dict[str, str] = field(
-        default_factory=list,
-        metadata={
-            "help": "What to evaluate on, as for dataset; name=path for several sets with metrics "
-            "of their own. With eval_strategy no they are used once, at the end."
-        },
+    eval_dataset: list[str] | dict[str, str] = option(
+        [],
+        "What to evaluate on, as for dataset; name=path for several sets with metrics "
+        "of their own. With eval_strategy no they are used once, at the end.",
     )
-    eval_dataset_split: str | None = _option(
+    eval_dataset_split: str | None = option(
         None, "Split to evaluate on; null: test, validation, or the only one there is."
     )
-    lora_r: int | None = _option(
+    lora_r: int | None = option(
         None, "Rank of a LoRA adapter, >= 1; null: train all weights. Needs peft."
     )
-    lora_alpha: int | None = _option(
+    lora_alpha: int | None = option(
         None, "Scale of the adapter, >= 1; it counts lora_alpha / lora_r. null: 2 x lora_r."
     )
-    lora_dropout: float = _option(
+    lora_dropout: float = option(
         0.0, "Dropout before the adapter, in [0, 1); disable_dropout sets it to 0."
     )
-    lora_target_modules: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Layers that get an adapter, by the end of their names; null: every linear "
-            "layer."
-        },
+    lora_target_modules: list[str] | None = option(
+        None, "Layers that get an adapter, by the end of their names; null: every linear layer."
     )
-    lora_modules_to_save: list[str] | None = field(
-        default=None,
-        metadata={"help": "Layers trained in full beside the adapter and saved with it."},
+    lora_modules_to_save: list[str] | None = option(
+        None, "Layers trained in full beside the adapter and saved with it."
     )
-    use_rslora: bool = _option(
+    use_rslora: bool = option(
         False, "Rank-stabilised LoRA: the adapter counts lora_alpha / sqrt(lora_r)."
     )
-    use_dora: bool = _option(False, "DoRA: adapt direction and magnitude of weights apart.")
-    doctor: bool = _option(
+    use_dora: bool = option(False, "DoRA: adapt direction and magnitude of weights apart.")
+    doctor: bool = option(
         True,
         "Let the doctor look at options, data, tokenizer and model before training: errors "
         "refuse, warnings are shown. off: the first mistake met ends the run.",
     )
-    resume: str | None = _option(
+    resume: str | None = option(
         None,
         "Resume from a checkpoint: auto, after the newest good one in output_dir, or from the "
         "start where there is none; latest, which insists on one; or its folder.",
     )
-    overwrite_output_dir: bool = _option(
+    overwrite_output_dir: bool = option(
         False, "Train into a folder that already holds a run; its checkpoints are removed."
     )
 
