@@ -43,9 +43,11 @@ def calibrate(
         ConfigError: CP104 for a constraint that must know all rows of a streamed set.
     """
     constraints = runner.constraints
-    if constraints.needs_references:
+    comparing = [one.asked.kind for one in constraints.all if one.asked.row.needs_references]
+    if comparing:
+        _refuse_streams(comparing[0], sets)
         for name, pairs in sets.items():
-            constraints.references[name] = _chosen_token_logps(runner, size, pairs, name)
+            constraints.references[name] = _chosen_token_logps(runner, size, pairs)
     sums = sums_of(runner, size, few)
     constraints.calibrate(sums, pairs=len(few), digest=_digest(few))
 
@@ -81,16 +83,18 @@ def _measured(
             now.advance(len(window))
 
 
-def _chosen_token_logps(
-    runner: StepRunner, size: int, pairs: Any, name: str
-) -> Float[Tensor, " rows"]:
+def _refuse_streams(kind: str, sets: Mapping[str, Any]) -> None:
+    for name, pairs in sets.items():
+        if not hasattr(pairs, "__len__"):
+            raise ConfigError(
+                "CP104",
+                f"a {kind} constraint compares each row with the initial policy, which cannot see "
+                f"the streamed set {name} before it is trained on. Load the set whole.",
+            )
+
+
+def _chosen_token_logps(runner: StepRunner, size: int, pairs: Any) -> Float[Tensor, " rows"]:
     """What the model gives each chosen completion, in nats a token; by row number."""
-    if not hasattr(pairs, "__len__"):
-        raise ConfigError(
-            "CP104",
-            f"a displacement constraint compares each row with the initial policy, which cannot "
-            f"see the streamed set {name} before it is trained on. Load the set whole.",
-        )
     device = runner.device
     keyed = KeyedPairs(pairs, to_pair)
     windows = (

@@ -74,11 +74,6 @@ class ConstraintSet:
         self._totals: Tensor | None = None
 
     @property
-    def needs_references(self) -> bool:
-        """Whether the initial policy's log-probabilities of all rows must be known."""
-        return any(one.asked.row.needs_references for one in self.all)
-
-    @property
     def needs_policy(self) -> bool:
         """Whether the initial policy itself must be kept."""
         return any(one.asked.row.needs_policy for one in self.all)
@@ -401,9 +396,10 @@ class ConstraintSet:
     def _check_policy(self, then: str | None, anyway: bool) -> None:
         if self.policy is None or then in (None, self._policy_digest):
             return
+        kind = next(one.asked.kind for one in self.all if one.asked.row.needs_policy)
         text = (
             f"the run began with other weights (digest {then}) than the model that it is to go on "
-            f"with ({self._policy_digest}), and kl_drift measures how far it is from them."
+            f"with ({self._policy_digest}), and {kind} measures how far it is from them."
         )
         if not anyway:
             raise SetupError(
