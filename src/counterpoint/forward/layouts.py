@@ -100,14 +100,13 @@ class Layout(ABC):
         if vocab_size is not None:
             check_ids(pairs, vocab_size)
         rows = self.rows(pairs, pad_id)
-        positions = rows.positions
         return PairBatch(
             layout=self.name,
             pairs=tuple(pairs),
             cost=self.tokens(pairs),
             input_ids=torch.from_numpy(rows.ids),
             attention_mask=torch.from_numpy(rows.mask),
-            inputs={} if positions is None else {"position_ids": torch.from_numpy(positions)},
+            inputs={name: torch.from_numpy(values) for name, values in rows.inputs.items()},
             target_source=torch.from_numpy(np.concatenate(rows.sources)),
             target_ids=torch.from_numpy(np.concatenate(rows.targets)),
             target_counts=torch.tensor([len(targets) for targets in rows.targets]),

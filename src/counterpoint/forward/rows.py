@@ -10,8 +10,9 @@ Not here: which pairs make a batch (``data.sampler``), what a model is given of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,8 @@ class Rows:
         sources: of each sequence (chosen completions, then rejected ones) the flat places in
             ``ids`` of the tokens that predict its targets.
         targets: the targets themselves.
-        positions: of each token, where they are not 0, 1, 2, ... in each row.
+        inputs: what else the model is called with, by keyword: positions where they are not
+            0, 1, 2, ... in each row.
         segments: where each pair lies in a row that holds several.
     """
 
@@ -40,7 +42,7 @@ class Rows:
     mask: npt.NDArray[np.bool_]
     sources: list[Ids]
     targets: list[Ids]
-    positions: Ids | None = None
+    inputs: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     segments: tuple[PairSegments, ...] = ()
 
 
@@ -104,7 +106,7 @@ def shared_row(pairs: Sequence[TokenPair]) -> Rows:
         mask=np.ones_like(row, dtype=bool),
         sources=chosen_sources + rejected_sources,
         targets=chosen_targets + rejected_targets,
-        positions=np.concatenate(positions)[None],
+        inputs={"position_ids": np.concatenate(positions)[None]},
         segments=tuple(segments),
     )
 
