@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from counterpoint.cli import tokens as module
-from counterpoint.cli.token_view import BAR, CUT_SHOWN, columns, draw
 from counterpoint.cli.tokens import TokensOptions
 from counterpoint.data.row_tokens import Piece, RowTokens
+from counterpoint.data.token_view import BAR, CUT_SHOWN, columns, draw
 from counterpoint.options.declared import declared
 from tests.cli.conftest import PAIRS, Command, tree, write_pairs
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from counterpoint.cli import watch as watching
-from counterpoint.cli.run_table import table
+from counterpoint.report.runs_table import table
 from counterpoint.runlog import METRICS, RUN_FILE, RunLog
 from tests.cli.conftest import Command
 from tests.report.runs import STARTED

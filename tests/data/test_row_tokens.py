@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from counterpoint import DataError
-from counterpoint.cli.token_view import draw
 from counterpoint.config import TRUNCATIONS
 from counterpoint.data.encoder import TextEncoder
 from counterpoint.data.options import Limits, PrepareOptions
 from counterpoint.data.prepare import iter_pairs, prepare
 from counterpoint.data.row_tokens import Piece, RowTokens, texts_of, tokens_of_pair, tokens_of_row
+from counterpoint.data.token_view import draw
 from counterpoint.forward.layouts import PADDED
 from counterpoint.records import TokenPair
 from tests.tokenizers_on_the_spot import byte_level

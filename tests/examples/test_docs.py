@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerFast
 
 from counterpoint import PairRules, pairs_from_scored
 from counterpoint.cli.main import main
-from counterpoint.cli.token_view import draw
 from counterpoint.data.encoder import TextEncoder
 from counterpoint.data.formats import to_preference_row
 from counterpoint.data.options import Limits
 from counterpoint.data.row_tokens import tokens_of_row
+from counterpoint.data.token_view import draw
 from counterpoint.data.truncate import truncate
 from counterpoint.losses.objective import Objective
 from counterpoint.objectives import LOSSES

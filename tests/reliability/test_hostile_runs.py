@@ -21,7 +21,6 @@ from counterpoint.checkpoint.manifest import MANIFEST, read_manifest, seal
 from counterpoint.checkpoint.resumption import OPTIMIZER, SHARED
 from counterpoint.checkpoint.state_file import TRAINER_STATE, read_state
 from counterpoint.checkpoint.tree import read_tree, write_tree
-from counterpoint.cli.run_table import numbers_of
 from counterpoint.data.counts import PrepareCounts
 from counterpoint.monitor.weight_files import WeightFiles
 from counterpoint.options.evaluate_options import of_run
@@ -30,6 +29,7 @@ from counterpoint.report.card import model_card
 from counterpoint.report.comparison import comparison_page
 from counterpoint.report.progress import progress_of
 from counterpoint.report.run_report import news
+from counterpoint.report.runs_table import numbers_of
 from counterpoint.report.watching import Watched
 from counterpoint.run_schema import DEEPEST, check_facts
 from counterpoint.runlog import METRICS, RUN_FILE, STREAMS, RunLog, read_run, stream_file

@@ -18,11 +18,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from counterpoint.cli.adapter import adapter_config
 from counterpoint.cli.hub import hub_or_cache
 from counterpoint.config import CPOConfig
 from counterpoint.data.sources import load, pick_split
-from counterpoint.errors import ConfigError, DataError
+from counterpoint.errors import ConfigError, DataError, SetupError
+from counterpoint.invocation import EXTRAS, installing
 from counterpoint.models.family import family_of
 from counterpoint.models.loading import load_config, load_model, load_tokenizer, random_model
 from counterpoint.models.weights import WeightsPolicy
@@ -176,6 +176,33 @@ def merge_model_options(run: RunOptions, config: CPOConfig) -> None:
             )
         keywords[name] = value
     config.model_init_kwargs = keywords
+
+
+def adapter_config(run: RunOptions) -> Any:
+    """The ``peft.LoraConfig`` that the options describe, or None without ``lora_r``.
+
+    Raises:
+        SetupError: CP502 where peft is not installed.
+    """
+    if run.lora_r is None:
+        return None
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise SetupError(
+            "CP502", f"lora_r needs the package peft: {installing(EXTRAS['peft'])}"
+        ) from error
+    targets = run.lora_target_modules or ["all-linear"]
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=run.lora_r,
+        lora_alpha=run.lora_alpha or 2 * run.lora_r,
+        lora_dropout=run.lora_dropout,
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+        modules_to_save=run.lora_modules_to_save,
+        use_rslora=run.use_rslora,
+        use_dora=run.use_dora,
+    )
 
 
 # Data

@@ -126,9 +126,9 @@ def _assume(request: Request, options: PlanOptions) -> None:
 def _planner(request: Request, options: PlanOptions) -> Any:
     import torch
 
-    from counterpoint.cli.adapter import adapter_config
     from counterpoint.cli.hub import hub_or_cache
     from counterpoint.cli.parts import (
+        adapter_config,
         hide_token,
         load_own_tokenizer,
         merge_model_options,

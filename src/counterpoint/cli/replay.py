@@ -230,8 +230,7 @@ def _as_begun(file: Path, options: ReplayOptions) -> nn.Module:
     from transformers import set_seed
 
     from counterpoint.checkpoint.bases import check_base
-    from counterpoint.cli.adapter import adapter_config
-    from counterpoint.cli.parts import load_weights, merge_model_options
+    from counterpoint.cli.parts import adapter_config, load_weights, merge_model_options
     from counterpoint.models.loading import load_config
     from counterpoint.models.preparing import adapt
     from counterpoint.options.settings import read_request

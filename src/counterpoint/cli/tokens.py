@@ -2,7 +2,7 @@
 
 It takes the options of ``train`` and needs data and a tokenizer, but no weights.
 
-Not here: which token is what (``data.row_tokens``), how it is drawn (``token_view``).
+Not here: which token is what (``data.row_tokens``), how it is drawn (``data.token_view``).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from counterpoint.cli.token_view import BAR, LEGEND, PART_OF_CHARACTER, draw
 from counterpoint.console.manners import importing, quiet_bars, shown, terminal_width
+from counterpoint.data.token_view import BAR, LEGEND, PART_OF_CHARACTER, draw
 from counterpoint.errors import ConfigError, DataError
 from counterpoint.options.command import Command
 from counterpoint.options.declared import option

@@ -1,6 +1,6 @@
 """``counterpoint watch``: a run's report in a browser while training goes on, or a table of runs.
 
-Not here: the server and its page (``report.watching``), the table (``run_table``).
+Not here: the server and its page (``report.watching``), the table (``report.runs_table``).
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from counterpoint.cli.report import folders_of
-from counterpoint.cli.run_table import holds_runs, numbers_of, table
 from counterpoint.console.manners import put, say, table_width
 from counterpoint.console.phases import on_stderr
 from counterpoint.errors import ConfigError, SetupError
 from counterpoint.options.command import Command
 from counterpoint.options.declared import option
+from counterpoint.report.runs_table import holds_runs, numbers_of, table
 from counterpoint.report.story import state_in_words
 from counterpoint.runlog import METRICS, RUN_FILE, read_run
 

@@ -5,7 +5,7 @@
 2. The text of a token is what it adds to the text before it. A token that ends inside a
    character adds the rest of it with the token that ends it.
 
-Not here: drawing (``cli.token_view``).
+Not here: drawing (``token_view``).
 """
 
 from __future__ import annotations

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from counterpoint.console.manners import shown
 from counterpoint.console.phases import clock
 from counterpoint.errors import CounterpointError
+from counterpoint.masking import masked
 from counterpoint.metric_names import WORDS
 from counterpoint.report.charts import number
 from counterpoint.report.progress import progress_of
 from counterpoint.report.story import last_sign, state_of
 from counterpoint.runlog import METRICS, RUN_FILE, Run, read_run
+from counterpoint.visible import visible
 from counterpoint.wrap import columns, cut, padded
 
 HEAD = ("run", "step", WORDS["loss"], WORDS["rewards/accuracies"], "left", "state")
@@ -78,7 +79,7 @@ def numbers_of(run: Run) -> Mapping[str, str]:
 
 
 def _row(folder: Path, now: float | None) -> Row:
-    name = " ".join(shown(folder.name).split())
+    name = " ".join(visible(masked(folder.name)).split())
     try:
         run = read_run(folder, (METRICS,))
         state, far, found = state_of(run, now), progress_of(run, now), numbers_of(run)
