@@ -76,7 +76,9 @@ def test_a_signal_ends_a_run_after_its_step_with_a_checkpoint(
     assert manifest.step == read_run(workshop / "out").metrics[-1]["step"] < 3000
     text = said.read_text()
     assert "counterpoint: ending after this step, with a checkpoint; once more ends" in text
-    assert f"interrupted. The last checkpoint is out/{saved.name}; go on with --resume auto" in text
+    assert (
+        f"interrupted. The last checkpoint is out/{saved.name}; resume with --resume auto" in text
+    )
     again = [*WORDS, "--max_steps", str(manifest.step + 1), "--resume", "auto"]
     process = start(run_command, workshop, False, again, log=said)
     process.join(120)

@@ -220,7 +220,7 @@ def test_an_interrupted_run_says_what_is_saved_and_goes_on_from_there(
         said = command("train", path)
     assert said.code == 130
     assert said.err.endswith(
-        "\ncounterpoint: interrupted. The last checkpoint is out/checkpoint-3; go on with "
+        "\ncounterpoint: interrupted. The last checkpoint is out/checkpoint-3; resume with "
         "--resume auto.\n"
     )
     assert (
@@ -250,7 +250,7 @@ def test_a_full_disk_is_called_one_and_the_last_complete_checkpoint_named(
     said = command("train", "run.yaml", "--doctor", "off", "--resume_from_checkpoint", "latest")
     assert (said.code, said.err.count("\n")) == (1, 1)
     assert "out cannot be written on: no room on its disk (" in said.err
-    assert "The last checkpoint is out/checkpoint-2; go on" in said.err
+    assert "The last checkpoint is out/checkpoint-2; resume" in said.err
 
 
 def test_a_checkpoint_that_was_not_saved_to_its_end_is_not_gone_on_from(

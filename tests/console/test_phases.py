@@ -318,7 +318,7 @@ def test_every_phase_of_a_run_has_a_name(
         "saving checkpoint-1",
         "loading the best model, checkpoint-1",
         "saving the model",
-        "verifying the checkpoint to go on from",
+        "verifying the checkpoint to resume from",
     }
     # who counts comes to the end
     assert counted["examining the rows of train"] == (6, 6, "rows")

@@ -56,8 +56,8 @@ def agreed(alarm: Alarm | None, device: torch.device) -> Alarm | None:
         alarm: of this rank.
         device: of this rank.
     """
-    sounded = torch.tensor(alarm is not None, dtype=torch.int32, device=device)
-    if not ranks.most(sounded):
+    raised = torch.tensor(alarm is not None, dtype=torch.int32, device=device)
+    if not ranks.most(raised):
         return None
     return next(one for one in ranks.gathered(alarm) if one is not None)
 
@@ -77,6 +77,6 @@ def stopped_error(alarm: Alarm, step: int, folder: str) -> TrainingError:
     return TrainingError(
         "CP402",
         f"stopped after step {step} by {alarm.code}, {TABLE[alarm.code].title}: {alarm.seen} The "
-        f"checkpoint of the step is {checkpoint}, all alarms are in {alarms}. To go on from there "
+        f"checkpoint of the step is {checkpoint}, all alarms are in {alarms}. To resume from there "
         "all the same: resume_from_checkpoint with on_alarm='warn'.",
     )

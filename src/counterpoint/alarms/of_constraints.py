@@ -1,7 +1,7 @@
 """Checks of constraints: their log lines and held-out values in, an alarm or nothing out.
 
 Whether a bound is held is judged on the run's last quarter, at its last line: before that a
-multiplier may still be on its way. An infeasible bound (CW441) is the trainer's to sound, which
+multiplier may still be on its way. An infeasible bound (CW441) is the trainer's to raise, which
 sees every step.
 
 Not here: other metrics (``of_curves``).

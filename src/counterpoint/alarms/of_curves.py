@@ -1,6 +1,6 @@
 """Checks of log lines and evaluations: what is remembered of them in, an alarm or nothing out.
 
-Each check holds for the moment of the last line; that an alarm sounds once an episode is seen
+Each check holds for the moment of the last line; that an alarm is raised once an episode is seen
 to by ``watch``. Log-probabilities are taken a token (``nll_loss``), as sums over completions
 depend on how long those of a step happen to be.
 

@@ -1,4 +1,4 @@
-"""What to change when an alarm sounds: one line of configuration, from the run's own values.
+"""What to change when an alarm is raised: one line of configuration, from the run's own values.
 
 Published practice gives the direction (a weight on the chosen's likelihood, a lower rate, a
 clipped gradient); the size is a factor of two, after which one looks again.

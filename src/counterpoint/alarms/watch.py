@@ -1,4 +1,4 @@
-"""Watches a run's log lines and evaluations as they come, and sounds each alarm once an episode.
+"""Watches a run's log lines and evaluations as they come, and raises each alarm once an episode.
 
 What is remembered follows from the lines alone, so that a resumed run watches on after reading
 the lines of its checkpoint again; and ranks, whose lines are the same, see the same alarms.
@@ -155,7 +155,7 @@ class Watch:
         yield of_curves.held_out_nll(nll, name, self._facts)
 
     def _begun(self, where: str, found: Iterable[Alarm | None]) -> tuple[Alarm, ...]:
-        """Those alarms that do not go on from before."""
+        """Those alarms that do not last from before."""
         now = {alarm.code: alarm for alarm in found if alarm is not None}
         new = tuple(alarm for code, alarm in now.items() if (where, code) not in self._episodes)
         for key in [key for key in self._episodes if key[0] == where]:

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and hold all that a run needs to go on exactly.
+"""Checkpoints that are whole or not there, and hold all that a run needs to resume exactly.
 
     folder        where they lie: written beside their place, renamed when whole, rotated
     manifest      what says that one is whole: size and SHA-256 of every file

@@ -1,8 +1,8 @@
 """What makes a run this experiment and no other: the facts of its fingerprint.
 
-How long a run goes on is not among them, unless something follows it: a learning rate that falls
+How long a run is, is not among them, unless something follows it: a learning rate that falls
 towards the last step (``schedules``), a multiplier whose pace is a share of the run. So a longer
-run of a constant learning rate goes on, and one of a cosine is named as another experiment.
+run of a constant learning rate resumes, and one of a cosine is named as another experiment.
 
 Not here: the comparison (``checkpoint.fingerprint``), and what is done about a difference
 (``trainer.resumable``).

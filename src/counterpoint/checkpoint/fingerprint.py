@@ -1,7 +1,7 @@
 """Whether a checkpoint belongs to this experiment, and what differs if it does not.
 
 A fingerprint is a flat table of what makes two runs the same experiment: data, objective, model,
-how pairs make steps, optimizer. How long a run goes on, how often it logs and saves, and how its
+how pairs make steps, optimizer. How long a run is, how often it logs and saves, and how its
 steps are cut into micro-batches are not in it: they may change on the way.
 
 Not here: the digest of the data (``data.pair_digest``).
@@ -46,7 +46,7 @@ def differences(then: Fingerprint, now: Fingerprint) -> dict[str, str]:
 
     Args:
         then: that of a checkpoint; JSON has made lists of its tuples.
-        now: that of the run that would go on from it.
+        now: that of the run that would resume from it.
     """
     return {
         name: f"{name} was {_shown(then[name])} and is {_shown(value)}"

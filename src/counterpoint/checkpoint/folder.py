@@ -164,7 +164,7 @@ def rotate(newest: Path, limit: int | None, *, keep: Iterable[Path] = ()) -> Non
         return
     verify(newest, step=step_of(newest))
     stay = {newest.absolute(), *(path.absolute() for path in keep)}
-    # of later steps: what a run left that has been gone on with from an earlier one, or begun anew
+    # of later steps: what a run left that has been resumed from an earlier one, or begun anew
     later = every[every.index(newest) + 1 :] if newest in every else []
     others = [*later, *(path for path in every if path not in later)]
     old = [path for path in others if path.absolute() not in stay]

@@ -80,7 +80,7 @@ class Manifest:
 
     Args:
         step: optimizer steps that were done.
-        resumable: whether a run can go on from it; False for one of the model alone.
+        resumable: whether a run can resume from it; False for one of the model alone.
         fingerprint: of the experiment, see ``fingerprint``.
         versions: of Python and the libraries that wrote it.
         files: by name below the folder, with forward slashes.
@@ -99,7 +99,7 @@ def seal(folder: Path, *, step: int, resumable: bool, fingerprint: Mapping[str, 
     Args:
         folder: with all files of the checkpoint, and nothing else.
         step: optimizer steps that were done.
-        resumable: whether a run can go on from it.
+        resumable: whether a run can resume from it.
         fingerprint: of the experiment; JSON-ready.
 
     Raises:
@@ -194,7 +194,7 @@ def _unlisted(folder: Path, listed: set[str], inner: set[str], below: str = "") 
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a checkpoint, sound in itself; its files are not looked at.
+    """The manifest of a checkpoint, right in itself; its files are not looked at.
 
     Args:
         folder: of the checkpoint.
@@ -228,7 +228,7 @@ def read_manifest(folder: Path) -> Manifest:
     wrote = wrote.get("counterpoint") if isinstance(wrote, dict) else None
     raise SetupError(
         "CP514",
-        f"{folder} has format {version}, but this release reads format {FORMAT}. Go on with the "
+        f"{folder} has format {version}, but this release reads format {FORMAT}. Resume with the "
         f"release that wrote it: counterpoint {wrote}.",
     )
 

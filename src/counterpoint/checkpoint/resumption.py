@@ -37,7 +37,7 @@ def tree_of_rank(number: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
-    """A verified checkpoint that a run goes on from.
+    """A verified checkpoint that a run resumes from.
 
     Args:
         folder: where it lies.
@@ -60,7 +60,7 @@ class Resumption:
 
 
 def find_checkpoint(run: Path, wanted: str | Path | bool) -> tuple[Path, Manifest] | None:
-    """The checkpoint that a run is to go on from, verified.
+    """The checkpoint that a run is to resume from, verified.
 
     Args:
         run: the run's folder.
@@ -106,7 +106,7 @@ def read_resumption(folder: Path, manifest: Manifest, rank: int) -> Resumption:
     if not manifest.resumable:
         raise SetupError(
             "CP514",
-            f"{folder} holds the model alone (save_only_model), which a run cannot go on from. "
+            f"{folder} holds the model alone (save_only_model), from which no run can resume. "
             "Give it as the model of a new run.",
         )
     shared, name = read_tree(folder, SHARED), tree_of_rank(rank)
@@ -159,7 +159,7 @@ def compared(
     if not anyway:
         raise SetupError(
             "CP513",
-            f"{text} Go on with the options and data it was made with, or with "
+            f"{text} Resume with the options and data it was made with, or with "
             f"resume_anyway=True if the difference is meant.{remedy(different)}",
         )
     logger().warning("resume_anyway: %s", text)

@@ -2,7 +2,7 @@
 
 transformers writes NaN bare, which JSON does not have, and takes whatever the file holds for a
 state. Here odd numbers are marked (``strict``), and a file that is no such state is refused before
-anything goes on from it.
+anything resumes from it.
 
 Not here: what else a checkpoint holds (``checkpoint.tree``), whether it is whole (``manifest``).
 """

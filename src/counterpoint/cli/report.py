@@ -21,7 +21,7 @@ usage: counterpoint report RUN [--out FILE]
 Writes one HTML file about a run: whether it is sound, what was trained, its
 curves with the alarms on them, how far each layer moved, samples before and
 after, speed, memory and environment. It opens offline and asks no network for
-anything. RUN is the output_dir of a run; it may be going on still. Needs no
+anything. RUN is the output_dir of a run; it may still be running. Needs no
 torch; needs the package bokeh.
 
 examples:

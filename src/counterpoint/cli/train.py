@@ -281,7 +281,7 @@ def _check_evaluation(run: RunOptions, config: CPOConfig) -> None:
 
 
 def _checkpoint(config: CPOConfig) -> str | None:
-    """The checkpoint to go on from, or the word for it; None to start anew.
+    """The checkpoint to resume from, or the word for it; None to start anew.
 
     What can be said of it without reading it; the trainer verifies it under its lock.
     """
@@ -316,7 +316,7 @@ def _check_vacant(config: CPOConfig, overwrite: bool) -> None:
         what = "a run" if RUN_FILE in found else f"files ({', '.join(found[:3])})"
         raise SetupError(
             "CP504",
-            f"{folder} holds {what} already. Choose another output_dir, go on with "
+            f"{folder} holds {what} already. Choose another output_dir, resume with "
             "--resume auto, or replace it with --overwrite_output_dir.",
         )
 
@@ -392,4 +392,4 @@ def _what_is_saved(folder: Path) -> str:
     saved = finished(folder)
     if not saved:
         return f"No checkpoint was saved; the log is in {folder}."
-    return f"The last checkpoint is {saved[-1]}; go on with --resume auto."
+    return f"The last checkpoint is {saved[-1]}; resume with --resume auto."

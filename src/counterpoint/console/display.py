@@ -74,7 +74,7 @@ class TrainingDisplay(TrainerCallback):
     # ---- the events of a training ----
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Show the bar, empty or as full as the checkpoint that the run goes on from."""
+        """Show the bar, empty or as full as the checkpoint that the run resumes from."""
         now = time.monotonic()
         self._view = View(state.global_step, state.max_steps, state.global_step, now)
         self._open(args, state)

@@ -77,7 +77,7 @@ class DealtStream(IterableDataset[list[TokenPair]]):
     ) -> None:
         self.pairs = pairs
         self.done = 0
-        """Windows of the next pass that are not read again, but given empty: a run that goes on
+        """Windows of the next pass that are not read again, but given empty: a resumed run
         counts them and throws them away. ``pairs`` then begins after them."""
         self.micro_batch, self.accumulation = micro_batch, accumulation
         self.ranks, self.rank = ranks, rank

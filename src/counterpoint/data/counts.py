@@ -53,7 +53,7 @@ class PrepareCounts:
         shown: the first row of each, and how what it lost begins.
         lengths: how many kept rows have a part of a length, in tokens after cutting.
         digest: of the pairs that the kept rows became; None where they were not all seen, since
-            a run that goes on leaves out what it has read of a stream.
+            a resumed run leaves out what it has read of a stream.
         limits: what may be cut, and by which policy: the reason of every cut.
     """
 
@@ -147,13 +147,13 @@ class PrepareCounts:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run that goes on must know, as plain JSON types."""
+        """What a resumed run must know, as plain JSON types."""
         lengths = {p: {str(n): rows for n, rows in self.lengths[p].items()} for p in PARTS}
         kept = {name: value for name, value in self.as_dict().items() if name != "digest"}
         return {**kept, "lengths": lengths}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from it, with rows that come after those that were counted.
+        """Resume from it, with rows that come after those that were counted.
 
         Args:
             state: from ``state``.

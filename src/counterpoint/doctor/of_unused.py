@@ -28,7 +28,7 @@ class Rest:
     Args:
         evaluates: there is a set to evaluate on.
         streams: the training set is a stream.
-        resumes: it goes on from a checkpoint; None where that is not known yet.
+        resumes: it begins with a checkpoint; None where that is not known yet.
         own_optimizer: a script handed over an optimizer.
         own_schedule: a script handed over a schedule of the learning rate.
     """

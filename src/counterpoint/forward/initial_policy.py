@@ -5,7 +5,7 @@ train, and is in evaluation mode. The weights that train are put aside, not writ
 changes, so that a graph that waits for its backward, and autocast's cache of narrowed weights,
 never see it.
 
-Not here: what is compared (``token_kl``), and whether a run that goes on has the same one
+Not here: what is compared (``token_kl``), and whether a resumed run has the same one
 (``trainer``).
 """
 

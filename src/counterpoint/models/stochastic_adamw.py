@@ -5,7 +5,7 @@ torchao's optimizer, with three things changed:
 1. Its moments are float32. Kept in bfloat16, as torchao keeps them, the second moment stops
    moving: its own update, a thousandth of it at beta2 = 0.999, rounds away too.
 2. The draws depend on the seed and the number of the step alone, so that every rank rounds the
-   same way, a resumed run goes on as it would have, and dropout's draws are left as they were.
+   same way, a resumed run does what it would have done, and dropout's draws are left as they were.
 3. Where torch.compile has no compiler, it runs uncompiled, with a word on it.
 
 Not here: the arithmetic of a step (torchao). Importing this module needs torchao.

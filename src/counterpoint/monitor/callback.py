@@ -44,7 +44,7 @@ class Monitor(TrainerCallback):
     Args:
         every: steps between two looks, at least 1.
         write: takes a look, ready for ``movement.jsonl``.
-        sound: takes an alarm.
+        raise_alarm: takes an alarm.
         engine: of the run; of one process without.
     """
 
@@ -52,10 +52,10 @@ class Monitor(TrainerCallback):
         self,
         every: int,
         write: Callable[[Mapping[str, Any]], None],
-        sound: Callable[[Alarm], None],
+        raise_alarm: Callable[[Alarm], None],
         engine: Engine | None = None,
     ) -> None:
-        self.every, self._write, self._sound = every, write, sound
+        self.every, self._write, self._raise_alarm = every, write, raise_alarm
         self._engine = engine or Plain()
         self._watch: MovementWatch | None = None
         self._judge = Judge()
@@ -64,7 +64,7 @@ class Monitor(TrainerCallback):
     def on_train_begin(
         self, args: Any, state: Any, control: Any, *, model: Any, optimizer: Any, **kwargs: Any
     ) -> None:
-        """Take the start, or go on from the state of another process."""
+        """Take the start, or resume from the state of another process."""
         self._watch, self._judge = None, Judge()
         if not self._engine.watches or not any(p.requires_grad for p in model.parameters()):
             return
@@ -72,7 +72,7 @@ class Monitor(TrainerCallback):
         self._take_over(self._watch)
 
     def _take_over(self, watch: MovementWatch) -> None:
-        """Go on from the state of another process, if there is one."""
+        """Resume from the state of another process, if there is one."""
         restored, self._restored = self._restored, None
         if restored is None:
             return
@@ -114,7 +114,7 @@ class Monitor(TrainerCallback):
         self._tell(watch.look_back(state.global_step), watch)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs, to go on as if it had never stopped.
+        """What a run needs to resume as if it had never stopped.
 
         Returns:
             "facts", ready for JSON, and "tensors", by name and on the CPU; both empty where
@@ -127,7 +127,7 @@ class Monitor(TrainerCallback):
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a ``state_dict``, at once or when training begins next.
+        """Resume from a ``state_dict``, at once or when training begins next.
 
         Args:
             state: of a run with the same parameters; one of others is passed over, with a
@@ -144,4 +144,4 @@ class Monitor(TrainerCallback):
     def _tell(self, look: Look, watch: MovementWatch) -> None:
         self._write(look.as_dict())
         for alarm in self._judge.judge(look, watch.unchanged):
-            self._sound(alarm)
+            self._raise_alarm(alarm)

@@ -196,7 +196,7 @@ def _next_folder(run: RunOptions, values: Mapping[str, Any]) -> str:
     """``runs/<model>-<loss>``, with a number where that is taken."""
     missing = "output_dir is missing"
     if values.get("resume_from_checkpoint"):
-        raise ConfigError("CP107", f"{missing}: a run that goes on needs the folder it was in.")
+        raise ConfigError("CP107", f"{missing}: a run that resumes needs the folder it was in.")
     if ranks.launched() > 1:
         raise ConfigError("CP107", f"{missing}: several processes must agree on one folder.")
     model = re.sub(r"[^\w.-]+", "-", Path(str(run.model)).name) or "model"

@@ -63,7 +63,7 @@ def _planned(run: Run) -> int | None:
 
 
 def _seconds_a_step(run: Run, lines: list[Mapping[str, Any]]) -> float | None:
-    """Of the life that goes on: between its first line and its last, or from its beginning on."""
+    """Of the newest life: between its first line and its last, or from its beginning on."""
     begun = _beginning(run)
     told = [(int(line["step"]), float(line["time"])) for line in lines if "time" in line]
     life = [(step, at) for step, at in told if at >= begun[1]]

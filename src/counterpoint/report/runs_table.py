@@ -33,7 +33,7 @@ class Row:
 
     Args:
         cells: as ``HEAD`` names them.
-        running: whether it goes on.
+        running: whether it still trains.
         sign: when it last wrote something, in seconds since 1970.
     """
 
@@ -48,7 +48,7 @@ def holds_runs(folder: Path) -> bool:
 
 
 def table(folder: Path, width: int, most: int, now: float | None = None) -> list[str]:
-    """Every run of a folder, those that go on first, then the newest.
+    """Every run of a folder, those still running first, then the newest.
 
     Args:
         folder: of the runs' folders.

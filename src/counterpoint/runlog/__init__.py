@@ -8,7 +8,7 @@
     samples.jsonl    texts that the model wrote
 
 The streams are appended to as things happen, one JSON object a line, and can be read meanwhile.
-Where training begins anew or goes on from a checkpoint a *mark* says so, and ``read_run`` leaves
+Where training begins anew or resumes from a checkpoint a *mark* says so, and ``read_run`` leaves
 out what it overrides: a step that was done twice is read once.
 
 Not here: weights and checkpoints (the trainer writes them into the same folder), and anything

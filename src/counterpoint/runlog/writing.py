@@ -154,7 +154,7 @@ class RunLog:
         self._go_on({"started": _now(), "resumed": [], "steps": None, "ended": None})
 
     def resumed(self, step: int, lengths: Mapping[str, int] | None = None) -> None:
-        """Training goes on from a checkpoint: what was written beyond it counts no more.
+        """Training resumes from a checkpoint: what was written beyond it no longer counts.
 
         Args:
             step: optimizer step of the checkpoint, at least 0; saying it twice marks it once.

@@ -44,7 +44,7 @@ NAMED = 3
 """Tensors that a failed check names."""
 
 LOSS, MOVE, STAY = "loss falls", "weights move", "frozen stay"
-LAYOUTS, SPLITS, RELOAD, RESUME = "layouts agree", "splits agree", "save reloads", "resume goes on"
+LAYOUTS, SPLITS, RELOAD, RESUME = "layouts agree", "splits agree", "save reloads", "resume"
 NAMES = (LOSS, MOVE, STAY, LAYOUTS, SPLITS, RELOAD, RESUME)
 """Every check, in the order they are made."""
 

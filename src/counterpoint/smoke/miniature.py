@@ -155,7 +155,7 @@ class Miniature:
         Args:
             name: of its folder.
             judged: find the objective of all pairs as one set, before and after.
-            resume: a checkpoint to go on from.
+            resume: a checkpoint to resume from.
             changes: of the options.
         """
         saving = {"save_strategy": "steps", "save_steps": self.half}

@@ -252,7 +252,7 @@ class ConstraintSet:
                 raise TrainingError(
                     "CP403",
                     f"the multiplier of {one.asked.name} is {high!r} on one rank and {-low!r} on "
-                    "another. Ranks must run the same version on the same kind of device; go on "
+                    "another. Ranks must run the same version on the same kind of device; resume "
                     "from the last checkpoint.",
                 )
         return [float(number) for number in sums]
@@ -275,7 +275,7 @@ class ConstraintSet:
         """A training begins: multipliers are where they start.
 
         Args:
-            anew: it does not go on from a checkpoint, and so begins with the model as it is.
+            anew: it does not resume from a checkpoint, and so begins with the model as it is.
         """
         self.all = [Multiplied(one.asked, one.start) for one in self.all]
         self.calibration, self.references, self._first_texts = None, {}, []
@@ -398,8 +398,8 @@ class ConstraintSet:
             return
         kind = next(one.asked.kind for one in self.all if one.asked.row.needs_policy)
         text = (
-            f"the run began with other weights (digest {then}) than the model that it is to go on "
-            f"with ({self._policy_digest}), and {kind} measures how far it is from them."
+            f"the run began with other weights (digest {then}) than the model that it is to "
+            f"resume with ({self._policy_digest}), and {kind} measures how far it is from them."
         )
         if not anyway:
             raise SetupError(

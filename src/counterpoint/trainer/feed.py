@@ -41,7 +41,7 @@ class Feed:
         self._prepared: dict[str, Prepared] = {}
         self._reading: Prepared | None = None
         self._done = 0
-        """Rows of the training stream that the next pass leaves out: a run that goes on."""
+        """Rows of the training stream that the next pass of a resumed run leaves out."""
 
     def train_pairs(self, dataset: Any) -> Any:
         """Prepared training pairs of raw rows; of several splits, the one named train."""

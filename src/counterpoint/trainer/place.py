@@ -23,7 +23,7 @@ class Place(TrainerCallback):
         self.epoch, self.steps, self.closed = 0, 0, False
 
     def enter(self, epoch: int, steps: int) -> None:
-        """An epoch begins, or goes on after some of its steps."""
+        """An epoch begins, or resumes after some of its steps."""
         self.epoch, self.steps, self.closed = epoch, steps, False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

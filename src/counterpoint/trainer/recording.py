@@ -19,7 +19,7 @@ from counterpoint.runlog import RunLog, logger
 class Beginning(TrainerCallback):
     """Tells that a training begins anew, and of how many steps either one is.
 
-    One that goes on has told so when it was found.
+    A resumed one has said so when its checkpoint was found.
     """
 
     def __init__(self, run_log: RunLog) -> None:
@@ -43,7 +43,7 @@ class SamplesBefore(TrainerCallback):
         self._write = write
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write, unless the run goes on from a checkpoint or begins with an evaluation."""
+        """Write, unless the run resumes from a checkpoint or begins with an evaluation."""
         if state.global_step == 0 and not args.eval_on_start:
             self._write()
 

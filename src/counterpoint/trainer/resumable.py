@@ -1,4 +1,4 @@
-"""A transformers ``Trainer`` that can be killed anywhere and goes on bit for bit.
+"""A transformers ``Trainer`` that can be killed anywhere and resumes bit for bit.
 
 What transformers does otherwise, and why it is replaced:
 
@@ -6,7 +6,7 @@ What transformers does otherwise, and why it is replaced:
    checkpoint is staged, sealed and renamed (``checkpoint.folder``), as safetensors and JSON.
 2. It loads what it finds, skips weights under unknown names, and asks nothing of data or
    objective. Here all of it is verified before any of it is loaded.
-3. Going on, it forgets sums since the last log line, the total of the loss, whether an epoch's end
+3. Resuming, it forgets sums since the last log line, the total of the loss, whether an epoch's end
    was still to come, where a second pass over a stream was, and that training had been stopped; it
    draws random numbers in the wrong order; and it evaluates once more. ``Place`` and the two
    states below say all that.
@@ -77,11 +77,11 @@ class ResumableTrainer(SavingTrainer):
     def load_rank_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what this rank alone has, before the first step."""
 
-    # ---- going on ----
+    # ---- resuming ----
 
     @property
     def is_resumed(self) -> bool:
-        """Whether the running training goes on from a checkpoint."""
+        """Whether the running training resumed from a checkpoint."""
         return self._resumption is not None
 
     @property
@@ -91,7 +91,7 @@ class ResumableTrainer(SavingTrainer):
 
     @contextmanager
     def resuming(self, wanted: str | Path | bool | None) -> Iterator[str | None]:
-        """Keep other runs out, and make ready to go on from a checkpoint.
+        """Keep other runs out, and make ready to resume from a checkpoint.
 
         Args:
             wanted: a checkpoint's folder; True or "latest" for the newest good one of
@@ -102,7 +102,7 @@ class ResumableTrainer(SavingTrainer):
             What transformers' ``train`` takes: the checkpoint's folder, verified, or None.
 
         Raises:
-            ConfigError: CP103 where there is no checkpoint to go on from.
+            ConfigError: CP103 where there is no checkpoint to resume from.
             SetupError: CP511 to CP514 for one that is not whole, of another experiment or of
                 another kind; CP516 where another run writes in ``output_dir``, CP520 where one
                 has written there since the trainer was made, unless this one resumes it.
@@ -124,7 +124,7 @@ class ResumableTrainer(SavingTrainer):
                 own_change(run)
 
     def _found(self, run: Path, wanted: str | Path | bool | None) -> Resumption | None:
-        with phase("verifying the checkpoint to go on from"):
+        with phase("verifying the checkpoint to resume from"):
             found = ranks.first_does(partial(find_checkpoint, run, wanted)) if wanted else None
         if found is None:
             ranks.first_does(partial(refuse_changed, run, self._seen))
@@ -146,7 +146,7 @@ class ResumableTrainer(SavingTrainer):
         if self.is_world_process_zero():
             own = folder.resolve().parent == run.resolve()
             self.run_log.resumed(step, resumption.shared["streams"] if own else {})
-        logger().info("going on after step %d, from %s", step, folder)
+        logger().info("resuming after step %d, from %s", step, folder)
         return resumption
 
     def steps_in_all(self) -> int:
@@ -163,7 +163,7 @@ class ResumableTrainer(SavingTrainer):
         return ""
 
     def starting_place(self, found: tuple[int, int], epochs: int) -> tuple[int, int]:
-        """The epoch to go on in, and how many of its windows are done; by position."""
+        """The epoch to resume in, and how many of its windows are done; by position."""
         if self._resumption is None:
             return found
         best = self._resumption.folder.with_name(f"checkpoint-{self.state.best_global_step}")
@@ -180,16 +180,16 @@ class ResumableTrainer(SavingTrainer):
         take_numbers(self.state)
 
     def _is_over(self) -> bool:
-        """Whether the run that is gone on with had done its last step."""
+        """Whether the run that is resumed had done its last step."""
         stopped = self._resumption is not None and self._resumption.stopped
         return stopped or self.state.global_step >= self.state.max_steps
 
     def train_epoch(self, epoch: Epoch) -> None:
         """Train one epoch, or what was left of it."""
         steps = epoch.windows_done // self.args.gradient_accumulation_steps
-        going_on = self._resumption is not None and not self._restored
+        resuming = self._resumption is not None and not self._restored
         self._place.enter(epoch.number, steps if epoch.number == epoch.first else 0)
-        if not going_on or self._resumption is None:
+        if not resuming or self._resumption is None:
             super().train_epoch(epoch)
             return
         self._restore(self._resumption)
@@ -234,7 +234,7 @@ class ResumableTrainer(SavingTrainer):
         self._restored = True
 
     def _restore_random(self) -> None:
-        """Go on drawing random numbers where the run stopped; once, just before the first step."""
+        """Draw random numbers from where the run stopped; once, just before the first step."""
         if not self._random_pending:
             return
         self._random_pending = False
@@ -257,7 +257,7 @@ class ResumableTrainer(SavingTrainer):
             load_weights(self._plain(self.model), best, manifest.files)
 
     def load_optimizer_state(self, folder: Path) -> None:
-        """Load the states of optimizer and learning rate, where a run goes on."""
+        """Load the states of optimizer and learning rate, where a run resumes."""
         if self._resumption is None:
             return
         with phase(f"loading the optimizer of {folder}"):
@@ -274,7 +274,7 @@ class ResumableTrainer(SavingTrainer):
     def evaluate_in_training(
         self, trial: Any, ignored: list[str] | None, *, at_start: bool
     ) -> dict[str, float]:
-        """Evaluate; not at the start of a run that goes on, which did it when it started."""
+        """Evaluate; not at the start of a resumed run, which did it when it started."""
         if at_start and self._resumption is not None:
             return {}
         return super().evaluate_in_training(trial, ignored, at_start=at_start)

@@ -5,7 +5,7 @@ with every step, tagged with the constraint's name (``TokenPair.of``): cut, laid
 like the step's own pairs, in micro-batches of their own.
 
 Which pairs come with a step follows from the seed and the number of steps drawn before it alone, so
-that a run that goes on needs to know nothing more.
+that a resumed run needs to know nothing more.
 
 Not here: which keys those are (``data.passes``), what is measured on them (``losses.constrained``).
 """

@@ -6,7 +6,7 @@ function of its set of pairs; a step that does not fit in memory is cut and done
 (``training_step``); a non-finite step never reaches the weights (``step_norm``); and
 evaluation adds up sums instead of averaging batches (``evaluation_loop``).
 
-Not here: the arithmetic of any of it, saving and going on (``resumable``), what samples are like
+Not here: the arithmetic of any of it, saving and resuming (``resumable``), what samples are like
 (``evaluation``).
 """
 
@@ -136,7 +136,7 @@ class CPOTrainer(EvaluatingTrainer):
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         constraint_datasets: Mapping[str, Any] | None = None,
     ) -> None:
-        """Check and prepare everything; nothing is written before all of it is sound."""
+        """Check and prepare everything; nothing is written before all of it is right."""
         args = self._checked(
             args, eval_dataset, data_collator, preprocess_logits_for_metrics, optimizers[0]
         )
