@@ -16,8 +16,8 @@ DEV := $(VENV)/.counterpoint-dev
 FLOOR_VENV ?= .venv-floors
 FLOORS := $(FLOOR_VENV)/.counterpoint-floors
 FLOOR_TORCH ?=
-FLOOR_TESTS := tests/house/test_seams.py tests/trainer/test_hooks.py \
-	tests/trainer/test_out_of_memory.py tests/reliability/test_resuming.py
+FLOOR_TESTS := tests/house/test_seams.py tests/house/test_golden.py tests/trainer/test_hooks.py \
+	tests/reliability/test_resuming.py
 
 # The tests' models are so small that a second thread only waits, forty times as long under load.
 test check torture golden floors: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)

@@ -16,6 +16,8 @@ import pytest
 from transformers import Trainer
 from transformers.trainer_callback import TrainerControl, TrainerState
 
+from counterpoint import CPOTrainer
+from counterpoint.trainer.transformers_seams import Seams
 from tests.house.seams import FACES, faces, installed, recorded
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +29,10 @@ OTHERS = [
     for path in sorted(SOURCE.rglob("*.py"))
     if path.relative_to(SOURCE).as_posix() not in SEAMS
 ]
-OF_TRAINERS = {"trainer/saving.py", "trainer/resumable.py", "trainer/trainer.py"}
+OURS = [
+    kind for kind in CPOTrainer.__mro__[: CPOTrainer.__mro__.index(Trainer)] if kind is not Seams
+]
+OF_TRAINERS = {Path(inspect.getfile(kind)).relative_to(SOURCE).as_posix() for kind in OURS}
 
 MODULES = (
     "transformers.configuration_utils",
