@@ -11,7 +11,8 @@ from transformers import AutoModelForSeq2SeqLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from counterpoint import CPOConfig
-from counterpoint.forward.layouts import PADDED
+from counterpoint.forward.head import Head, find_head
+from counterpoint.forward.layouts import PADDED, SHARED
 from counterpoint.models.family import (
     FAMILIES,
     Family,
@@ -21,6 +22,7 @@ from counterpoint.models.family import (
 )
 from counterpoint.models.loading import random_model
 from counterpoint.models.weights import AS_FILED, WeightsPolicy
+from tests.steps import distance, random_pairs, train_watched
 
 OF = {
     "qwen3": "decoder",
@@ -101,3 +103,25 @@ def test_weights_are_held_as_the_run_asks(
     filed = policy.made(SimpleNamespace(dtype="float64"))
     assert filed == ("float64" if dtype == AS_FILED else dtype)
     assert policy.made(SimpleNamespace()) == ("float32" if dtype == AS_FILED else dtype)
+
+
+def test_a_run_lays_and_looks_for_the_head_as_its_family_says(
+    models: Any, chatml_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("counterpoint.models.family.FAMILIES", dict(FAMILIES))
+    asked: list[str] = []
+
+    def found(model: Any, *whole: Any) -> Head:
+        asked.append(type(model).__name__)
+        return find_head(model, *whole)
+
+    truth, shared = train_watched(models("qwen2"), chatml_tokenizer, random_pairs(4), tmp_path)
+    register_family(
+        Family(
+            "ours", lambda config: config.model_type == "qwen2", layouts=(PADDED,), find_head=found
+        )
+    )
+    ours, padded = train_watched(models("qwen2"), chatml_tokenizer, random_pairs(4), tmp_path)
+    assert (shared._assembly().layout, padded._assembly().layout) == (SHARED.name, PADDED.name)
+    assert set(asked) == {"Qwen2ForCausalLM"}
+    assert all(distance(one, other) <= 1e-5 for one, other in zip(truth, ours, strict=True))

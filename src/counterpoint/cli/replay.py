@@ -124,8 +124,9 @@ def _again(step: Replay, model: nn.Module) -> tuple[Culprit, ...]:
     import torch
 
     from counterpoint.forward.dropout import disable_dropout
-    from counterpoint.forward.head import find_head, prove_head
+    from counterpoint.forward.head import prove_head
     from counterpoint.forward.layouts import LAYOUTS
+    from counterpoint.models.family import family_of
     from counterpoint.models.preparing import embedding_rows
     from counterpoint.step.replay.recompute import culprits_of
 
@@ -141,7 +142,9 @@ def _again(step: Replay, model: nn.Module) -> tuple[Culprit, ...]:
         raise ConfigError("CP104", f"the step shared its prompts, but in this model {reason}.")
     first = step.micro_batches[0][0]
     ids = torch.tensor([[*first.prompt, *first.chosen][:16]], device=device)
-    return culprits_of(step, model, prove_head(model, find_head(model), ids), device=device)
+    configured: Any = model.config
+    head = prove_head(model, family_of(configured).find_head(model), ids)
+    return culprits_of(step, model, head, device=device)
 
 
 def _is_here(device: str) -> bool:

@@ -23,7 +23,6 @@ from counterpoint.doctor.of_objective import of_reward
 from counterpoint.doctor.survey import TokenFacts, TokenIds
 from counterpoint.errors import ModelError
 from counterpoint.forward.dropout import dropout_rates
-from counterpoint.forward.head import find_head
 from counterpoint.forward.layouts import AUTO, REFERENCE, first_choice, not_possible
 from counterpoint.model_seams import attention_of
 from counterpoint.models.family import family_of, why_not_trained
@@ -152,7 +151,7 @@ def _is_fresh(model: nn.Module) -> bool:
 
 def _head(model: nn.Module) -> Iterator[Finding]:
     try:
-        find_head(model)
+        family_of(model.config).find_head(model)
     except ModelError as error:
         yield from_error(error)
 

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.models.auto import modeling_auto
 
+from counterpoint.forward.head import Head, find_head
 from counterpoint.forward.layouts import PADDED, SHARED, Layout
 
 _ONLY = "only decoder-only language models are supported."
@@ -36,6 +37,7 @@ class Family:
         auto_class: of transformers, that loads it and makes it.
         layouts: in which its pairs may be laid: the first that nothing forbids is used, and the
             last is the truth that others are compared with.
+        find_head: a model, and how the engine gives a weight whole, -> its head, yet unproved.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Family:
     always: bool = False
     auto_class: Any = AutoModelForCausalLM
     layouts: tuple[Layout, ...] = (SHARED, PADDED)
+    find_head: Callable[..., Head] = find_head
 
 
 def _is_causal(config: Any) -> bool:

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, masking_utils
 
-from counterpoint.forward.head import Head, find_head
+from counterpoint.forward.head import Head
 from counterpoint.forward.layouts import LAYOUTS
 from counterpoint.forward.pair_forward import token_scores
+from counterpoint.models.family import family_of
 from counterpoint.planner.ledger import Ledger
 from counterpoint.planner.shapes import Shape, batch_of, tokens_of
 from counterpoint.records import PairBatch
@@ -105,7 +106,8 @@ def rehearse(
     Raises:
         Exception: whatever a model raises whose code asks for the values of its tensors.
     """
-    batch, head = batch_of(shapes, way.layout), find_head(twin)
+    inner: Any = twin
+    batch, head = batch_of(shapes, way.layout), family_of(inner.config).find_head(twin)
     trained = [weight for weight in twin.parameters() if weight.requires_grad]
     twin.train()
     if way.checkpointing is not None:

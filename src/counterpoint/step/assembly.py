@@ -25,13 +25,11 @@ from counterpoint.engine.face import Engine
 from counterpoint.errors import ModelError
 from counterpoint.forward import kernels
 from counterpoint.forward.agreement import layouts_disagree
-from counterpoint.forward.head import Head, find_head, prove_head
+from counterpoint.forward.head import Head, prove_head
 from counterpoint.forward.kernels import HEAD_KERNELS
 from counterpoint.forward.layouts import (
     AUTO,
     LAYOUTS,
-    PADDED,
-    SHARED,
     Layout,
     first_choice,
     must_hold,
@@ -40,6 +38,7 @@ from counterpoint.forward.rotary import long_rows
 from counterpoint.forward.routing import find_routers, prove_routers
 from counterpoint.forward.rows import check_ids
 from counterpoint.model_seams import attention_of
+from counterpoint.models.family import Family
 from counterpoint.records import PairBatch, TokenPair
 from counterpoint.runlog import logger
 
@@ -59,7 +58,7 @@ class Assembly:
         vocab_size: rows of the model's embedding; None leaves ids unchecked.
         pad_id: id that fills the ends of padded rows; any will do.
         engine: where it runs, and in which precision.
-        layouts: that models of its family may have, see ``first_choice``.
+        family: of the model.
         balanced: whether the load of the model's experts is.
 
     Raises:
@@ -74,12 +73,12 @@ class Assembly:
         vocab_size: int | None,
         pad_id: int,
         engine: Engine,
-        layouts: Sequence[Layout] = (SHARED, PADDED),
+        family: Family,
         balanced: bool = False,
     ) -> None:
         self.routers = find_routers(model) if balanced else ()
         self.model, self.args, self.engine = model, args, engine
-        self._pad_id, self._vocab_size, self._layouts = pad_id, vocab_size, layouts
+        self._pad_id, self._vocab_size, self._family = pad_id, vocab_size, family
         self._long_rows = long_rows(model)
         self._head: Head | None = None
         self._layout: Layout | None = None
@@ -97,7 +96,7 @@ class Assembly:
         return self._head or self._as_configured()
 
     def _as_configured(self) -> Head:
-        return find_head(self.model, self.engine.whole_weight)
+        return self._family.find_head(self.model, self.engine.whole_weight)
 
     def state_dict(self) -> dict[str, Any]:
         """What was found of layout, head and kernels, and under which conditions; plain values."""
@@ -224,9 +223,9 @@ class Assembly:
 
     def _proved(self, pairs: Sequence[TokenPair]) -> Layout:
         self._head = head = self._proved_head(pairs[0])
-        wanted, reference = self.args.layout, self._layouts[-1]
+        wanted, reference = self.args.layout, self._family.layouts[-1]
         layout, reason = first_choice(
-            self.model, wanted, self.args.device.type, possible=self._layouts
+            self.model, wanted, self.args.device.type, possible=self._family.layouts
         )
         if layout is not reference:
             if wanted == AUTO and self._known.get("layout") == reference.name:
@@ -250,6 +249,6 @@ class Assembly:
 
     def _disproof(self, layout: Layout, head: Head, pairs: Sequence[TokenPair]) -> str | None:
         few = sorted(pairs, key=length)[:PROOF_PAIRS]
-        batch, truth = self._batch(layout, few), self._batch(self._layouts[-1], few)
+        batch, truth = self._batch(layout, few), self._batch(self._family.layouts[-1], few)
         with self.engine.autocast():
             return layouts_disagree(self.model, head, batch, truth)

@@ -359,7 +359,7 @@ class CPOTrainer(EvaluatingTrainer):
                 # old models warn of the pad token where no mask is given
                 pad_id=0 if self.processing_class.pad_token_id else 1,
                 engine=self.engine,
-                layouts=family_of(self.model.config).layouts,
+                family=family_of(self.model.config),
                 balanced=self._balancing_weight > 0,
             )
             self._assembled.load_state_dict(self._known_proofs)
