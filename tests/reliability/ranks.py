@@ -42,16 +42,16 @@ def main(folder: Path) -> None:
 
 def failing(folder: Path, rank: int) -> str:
     """What a rank says when rank 1 alone cannot write its part of the second checkpoint."""
-    from counterpoint.trainer import resumable
+    from counterpoint.trainer import saving
 
-    original = resumable.write_tree
+    original = saving.write_tree
 
     def full(staged: Path, name: str, tree: Any) -> None:
         if name == "rank-1" and "checkpoint-2" in staged.name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         original(staged, name, tree)
 
-    resumable.write_tree = full
+    saving.write_tree = full
     try:
         trainer_of(OPTIONS, folder).train()
     except SetupError as error:
