@@ -28,7 +28,7 @@ from transformers import PrinterCallback
 from counterpoint import CPOConfig, CPOTrainer
 from counterpoint.console.alone import quiet
 from counterpoint.quickstart.run import HELD_OUT, STEP_PAIRS, STEPS, training_options
-from counterpoint.quickstart.table import judge
+from counterpoint.quickstart.table import judge_translations
 from counterpoint.quickstart.task import held_out_numbers, preference_pairs
 from counterpoint.quickstart.translate import load_base, translate
 from counterpoint.runlog import read_run
@@ -76,7 +76,7 @@ def measure(setting: dict[str, Any]) -> dict[str, Any]:
         trainer.train()
         run = read_run(options["output_dir"])
     numbers = held_out_numbers(HELD_OUT, SEED)
-    outcome = judge(numbers, translate(model, tokenizer, numbers))
+    outcome = judge_translations(numbers, translate(model, tokenizer, numbers))
     return {
         "alarms": [f"{alarm['code']} at {alarm['step']}" for alarm in run.alarms],
         "nll": [line["eval_nll_loss"] for line in run.metrics if "eval_nll_loss" in line],

@@ -39,7 +39,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from counterpoint import CPOConfig, CPOTrainer
 from counterpoint.console.alone import quiet
 from counterpoint.quickstart.run import HELD_OUT, STEP_PAIRS, STEPS, training_options
-from counterpoint.quickstart.table import judge
+from counterpoint.quickstart.table import judge_translations
 from counterpoint.quickstart.task import held_out_numbers, held_out_pairs, preference_pairs
 from counterpoint.quickstart.translate import BASE, translate
 from counterpoint.runlog import read_run, versions
@@ -146,7 +146,7 @@ def run(setting: str, seed: int, more: dict[str, Any]) -> dict[str, Any]:
         alarms = [alarm["code"] for alarm in read_run(args.output_dir).alarms]
     lines = [line for line in trainer.state.log_history if "nll_loss" in line]
     found: dict[str, Any] = {
-        "exact": judge(numbers, translate(model, tokenizer, numbers)).exact,
+        "exact": judge_translations(numbers, translate(model, tokenizer, numbers)).exact,
         "parameters": model.num_parameters(),
         "nll": [round(line["nll_loss"], 5) for line in lines],
         "held_out_nll": held_out["eval_nll_loss"],

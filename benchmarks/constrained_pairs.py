@@ -36,7 +36,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from counterpoint import CPOConfig, CPOTrainer
 from counterpoint.quickstart.run import training_options
-from counterpoint.quickstart.table import judge
+from counterpoint.quickstart.table import judge_translations
 from counterpoint.quickstart.task import (
     Flaw,
     german,
@@ -260,7 +260,7 @@ def safety(seed: int, arm: str, value: float) -> dict[str, float]:
         "loss": after["eval_main_loss"],
         "accuracy": after["eval_main_rewards/accuracies"],
         "second_error": 1 - after["eval_second_rewards/accuracies"],
-        "exact": judge(numbers, texts).exact,
+        "exact": judge_translations(numbers, texts).exact,
         "with_and": fmean(" and " in text or "and" in _without_und(text) for text in texts),
     }
     return found | of_constraint(trainer, "safety")

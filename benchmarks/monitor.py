@@ -203,7 +203,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def example() -> dict[str, Any]:
     """The quickstart's last look, group by group, and what ``counterpoint diff`` says of it."""
     from counterpoint.cli.diff import lines
-    from counterpoint.monitor.difference import compare
+    from counterpoint.monitor.difference import compare_weights
     from counterpoint.monitor.weight_files import WeightFiles
     from counterpoint.quickstart.run import run
     from counterpoint.runlog import read_run
@@ -212,7 +212,7 @@ def example() -> dict[str, Any]:
         result = run(Path(folder) / "q", held_out=1)
         log = read_run(result.model)
         with WeightFiles(result.folder / "base") as a, WeightFiles(result.model) as b:
-            shown = "\n".join(lines(compare(a, b), 80))
+            shown = "\n".join(lines(compare_weights(a, b), 80))
     look = log.movement[-1]
     return {
         "steps": [one["step"] for one in log.movement],

@@ -31,7 +31,7 @@ from counterpoint import CPOConfig, CPOTrainer
 from counterpoint.console.alone import quiet
 from counterpoint.quickstart.run import HELD_OUT, STEP_PAIRS, STEPS, training_options
 from counterpoint.quickstart.supervised import train_supervised
-from counterpoint.quickstart.table import judge
+from counterpoint.quickstart.table import judge_translations
 from counterpoint.quickstart.task import held_out_numbers, preference_pairs
 from counterpoint.quickstart.translate import load_base, translate
 
@@ -85,7 +85,7 @@ def measure(setting: dict[str, Any], seed: int) -> dict[str, float]:
             trainer.train()
         seconds = time.perf_counter() - begun
         texts = translate(model, tokenizer, numbers)
-    outcome = judge(numbers, texts)
+    outcome = judge_translations(numbers, texts)
     return {"exact": outcome.exact, "number": outcome.number, "seconds": seconds}
 
 

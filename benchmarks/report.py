@@ -27,7 +27,7 @@ import step
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from counterpoint.report.run_report import report  # noqa: E402
+from counterpoint.report.run_report import report_html  # noqa: E402
 from counterpoint.runlog import read_run  # noqa: E402
 from tests.report.runs import write_run  # noqa: E402
 
@@ -71,7 +71,7 @@ def measure() -> list[dict[str, Any]]:
         for number, (name, options) in enumerate(RUNS.items()):
             run = write_run(Path(folder) / str(number), **options)
             start = time.perf_counter()
-            html = report(read_run(run))
+            html = report_html(read_run(run))
             made = time.perf_counter() - start
             page = Path(folder) / f"{number}.html"
             page.write_text(html, encoding="utf-8")

@@ -22,7 +22,7 @@ from counterpoint.config import REFUSED
 from counterpoint.doctor.presets import PRESETS, Preset
 from counterpoint.doctor.table import TABLE, TABLE_ZH, Diagnosis, severity_of
 from counterpoint.options.declared import Option, kind
-from counterpoint.options.help import show, show_default, summary
+from counterpoint.options.help import as_written, show_default, summary
 from counterpoint.options.table import COUNTERPOINT, GROUPS, RUN, TRANSFORMERS, options
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -206,7 +206,7 @@ def _type(option: Option) -> str:
 def _refused() -> str:
     rows = [("Option", "Passes", "Why any other value does not")]
     rows += [
-        (f"`{name}`", f"`{show(passing)}`", f"{reason}.")
+        (f"`{name}`", f"`{as_written(passing)}`", f"{reason}.")
         for name, (passing, reason) in sorted(REFUSED.items())
     ]
     return _table(rows)

@@ -14,7 +14,7 @@ import pytest
 
 import counterpoint
 from counterpoint.doctor.findings import Report, find
-from counterpoint.doctor.table import TABLE, TABLE_ZH, in_words
+from counterpoint.doctor.table import TABLE, TABLE_ZH, error_in_words
 from counterpoint.errors import CODES, ConfigError
 from counterpoint.language import LANGUAGES, VARIABLE, language_named, phrase, speaking, spoken
 from counterpoint.language.texts import FOLDER, error_meanings, meanings, phrases, read_texts
@@ -157,9 +157,9 @@ def test_no_file_of_texts_is_read_before_one_is_asked_for() -> None:
 
 
 def test_an_error_keeps_its_code_in_front_and_its_message_and_gains_a_remedy() -> None:
-    assert in_words("CP507", "/x holds no run.") == "CP507 /x holds no run."
+    assert error_in_words("CP507", "/x holds no run.") == "CP507 /x holds no run."
     with speaking("zh"):
-        told = in_words("CP507", "/x holds no run.")
+        told = error_in_words("CP507", "/x holds no run.")
     assert told.startswith("CP507 文件夹里没有运行记录。/x holds no run. ")
     assert told.endswith("怎么办：给出某次运行的 output_dir。")
 

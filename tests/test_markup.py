@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterpoint.markup import element, folded, join, plain_json, raw, script_json, table
+from counterpoint.markup import element, fold, join, plain_json, raw, script_json, table
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)">'
 
@@ -63,7 +63,7 @@ def test_a_table_names_its_rows_and_columns_and_can_be_scrolled_by_keyboard() ->
 
 
 def test_something_folded_has_a_summary() -> None:
-    assert folded("More", "text") == "<details><summary>More</summary>text</details>"
+    assert fold("More", "text") == "<details><summary>More</summary>text</details>"
 
 
 def test_options_are_shown_as_people_write_them() -> None:

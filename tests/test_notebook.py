@@ -16,7 +16,7 @@ from counterpoint.doctor.findings import Finding, Report
 from counterpoint.language import speaking
 from counterpoint.monitor.difference import Difference, TensorDifference
 from counterpoint.monitor.weight_files import Entry
-from counterpoint.notebook import LONGEST, rows_shown, shown
+from counterpoint.notebook import LONGEST, notebook_html, rows_shown
 from counterpoint.planner.prediction import Estimate, Plan, Remedy, Split
 from counterpoint.runlog import Run
 from counterpoint.smoke.report import Check, SmokeReport
@@ -181,10 +181,10 @@ def test_nothing_found_is_a_sentence_and_no_table() -> None:
 
 
 def test_many_rows_are_folded_and_a_long_text_is_cut_with_its_length() -> None:
-    page = shown("many", rows_shown(("n",), ([n] for n in range(1000)), label="n", most=20))
+    page = notebook_html("many", rows_shown(("n",), ([n] for n in range(1000)), label="n", most=20))
     assert Reader(page).tags["tr"] == 2 + 200
     assert "180 more, and others" in page
     text = "x" * (LONGEST + 7)
-    page = shown("long", rows_shown(("t",), [[text]], label="t"))
+    page = notebook_html("long", rows_shown(("t",), [[text]], label="t"))
     assert "… (7 more characters)" in page
     assert len(page) < LONGEST + 700

@@ -89,7 +89,7 @@ def table(
     return element("div", inner, class_="scroll", tabindex="0", role="region", aria_label=label)
 
 
-def folded(summary: Content, *content: Content, open_: bool = False, **attributes: Any) -> Markup:
+def fold(summary: Content, *content: Content, open_: bool = False, **attributes: Any) -> Markup:
     """Something to unfold."""
     head = element("summary", summary)
     return element("details", head, content, open_=open_, **attributes)

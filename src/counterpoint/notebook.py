@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from counterpoint.language import phrase
-from counterpoint.markup import Content, element, folded, raw, table
+from counterpoint.markup import Content, element, fold, raw, table
 
 LONGEST = 2000
 """Characters of a text in a cell; what is longer is cut, with its length."""
@@ -24,7 +24,7 @@ _STYLE = """<style>
 </style>"""
 
 
-def shown(title: Content, *content: Content) -> str:
+def notebook_html(title: Content, *content: Content) -> str:
     """What an object looks like in a notebook.
 
     Args:
@@ -62,7 +62,7 @@ def rows_shown(
     more = phrase("{count} more, and others" if beyond else "{count} more", count=count)
     return [
         table(titles, first, label=label),
-        folded(more, table(titles, rest, label=f"{label}: {more}")) if rest else None,
+        fold(more, table(titles, rest, label=f"{label}: {more}")) if rest else None,
     ]
 
 

@@ -270,7 +270,7 @@ def renamed(name: str) -> str | None:
     return found[1] if found else None
 
 
-def meaning(name: str) -> str | None:
+def old_meaning(name: str) -> str | None:
     """What is to be known of an old name; None for a name that is not known."""
     return TAKEN[name].why if name in TAKEN else OLD_NAMES.get(name)
 
@@ -370,7 +370,7 @@ def _take(name: str, value: Any, found: dict[str, Any], where: str) -> str:
     return f"{name} is taken as {one.to}={shown}: {one.why}."
 
 
-def say(sentences: Collection[str]) -> None:
+def warn_of_old(sentences: Collection[str]) -> None:
     """Warn of options that were taken by old names; on one rank of several."""
     if os.environ.get("RANK", "0") == "0":
         for sentence in sentences:

@@ -67,7 +67,7 @@ def wrap(text: str, width: int, first: str = "", rest: str = "") -> Iterator[str
         for piece in _PIECE.findall(paragraph):
             while columns(prefix) + columns(line) + columns(piece) > width:
                 if not line.strip() and columns(piece.lstrip()) > width - columns(prefix):
-                    kept, piece = cut(piece.lstrip(), width - columns(prefix))
+                    kept, piece = cut_text(piece.lstrip(), width - columns(prefix))
                     line = kept
                 elif not line.strip():
                     break
@@ -111,7 +111,7 @@ def _parts(words: Sequence[str]) -> Iterator[str]:
         yield option
 
 
-def cut(word: str, width: int) -> tuple[str, str]:
+def cut_text(word: str, width: int) -> tuple[str, str]:
     """As much of a text as takes no more than ``width`` columns, at least a character; the rest."""
     end = 1
     while end < len(word) and columns(word[: end + 1]) <= width:

@@ -8,7 +8,7 @@ from statistics import NormalDist
 
 import pytest
 
-from counterpoint.alarms.curve import CHANCE, LEAST, WINDOW, Curve, noise, spread, sure
+from counterpoint.alarms.curve import CHANCE, LEAST, WINDOW, Curve, noise, robust_spread, sure
 from counterpoint.alarms.curve import gaussian as gaussian_bound
 
 
@@ -23,12 +23,12 @@ def curve(values: list[float]) -> Curve:
 
 def test_the_spread_of_gaussian_values_is_their_standard_deviation() -> None:
     # the MAD's own relative deviation is 1.17 / sqrt(2 n): 1.2 % for 5,000
-    assert spread(gaussian(5000, deviation=3.0)) == pytest.approx(3.0, rel=0.05)
+    assert robust_spread(gaussian(5000, deviation=3.0)) == pytest.approx(3.0, rel=0.05)
 
 
 def test_a_stray_value_hardly_changes_the_spread() -> None:
     values = gaussian(101)
-    assert spread([*values, 1e9]) < 1.1 * spread(values)
+    assert robust_spread([*values, 1e9]) < 1.1 * robust_spread(values)
 
 
 def test_a_steady_drift_is_no_noise() -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config
 
 from counterpoint import CPOTrainer
 from counterpoint.smoke import checks, run
-from counterpoint.smoke.real import MeasuredSteps, duration
+from counterpoint.smoke.real import MeasuredSteps, time_in_words
 from tests.cli.conftest import Command, tree, write_pairs
 
 WORDS = (
@@ -155,8 +155,8 @@ def test_several_processes_are_refused(
         monkeypatch.setenv("WORLD_SIZE", "2")
         return smoke(*facts, **more)
 
-    smoke = run.smoke
-    monkeypatch.setattr(run, "smoke", launched)
+    smoke = run.run_smoke
+    monkeypatch.setattr(run, "run_smoke", launched)
     answer = command("smoke", *WORDS)
     assert answer.code == 2
     assert answer.err.startswith("counterpoint: CP503 a smoke run is one process")
@@ -187,7 +187,7 @@ def test_the_first_step_counts_only_if_it_is_alone() -> None:
 
 def test_times_are_told_in_the_unit_that_suits_them() -> None:
     times = [0.417, 38.21, 306.0, 11_520.0, 207_360.0]
-    assert [*map(duration, times)] == ["0.42 s", "38.2 s", "5.1 min", "3.2 h", "2.4 days"]
+    assert [*map(time_in_words, times)] == ["0.42 s", "38.2 s", "5.1 min", "3.2 h", "2.4 days"]
 
 
 def test_the_command_tells_how_to_ask_it(command: Command) -> None:

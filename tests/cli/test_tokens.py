@@ -15,7 +15,7 @@ import pytest
 from counterpoint.cli import tokens as module
 from counterpoint.cli.tokens import TokensOptions
 from counterpoint.data.row_tokens import Piece, RowTokens
-from counterpoint.data.token_view import BAR, CUT_SHOWN, columns, draw
+from counterpoint.data.token_view import BAR, CUT_SHOWN, draw_tokens, text_columns
 from counterpoint.options.declared import declared
 from tests.cli.conftest import PAIRS, Command, tree, write_pairs
 
@@ -46,7 +46,7 @@ ROW = RowTokens(
 
 
 def test_marks_say_without_colour_what_each_token_is() -> None:
-    assert draw(ROW, name="pairs.jsonl").splitlines() == [
+    assert draw_tokens(ROW, name="pairs.jsonl").splitlines() == [
         "row 17 of pairs.jsonl",
         "",
         "prompt: 3 tokens, none with loss",
@@ -62,13 +62,13 @@ def test_marks_say_without_colour_what_each_token_is() -> None:
 
 
 def test_colour_changes_no_character() -> None:
-    colored = draw(ROW, name="pairs.jsonl", color=True)
-    assert colored != draw(ROW, name="pairs.jsonl")
-    assert ESCAPE.sub("", colored) == draw(ROW, name="pairs.jsonl")
+    colored = draw_tokens(ROW, name="pairs.jsonl", color=True)
+    assert colored != draw_tokens(ROW, name="pairs.jsonl")
+    assert ESCAPE.sub("", colored) == draw_tokens(ROW, name="pairs.jsonl")
 
 
 def test_roles_have_colours_of_their_own() -> None:
-    lines = draw(ROW, name="p", color=True).splitlines()
+    lines = draw_tokens(ROW, name="p", color=True).splitlines()
     inks = {line[0]: set(ESCAPE.findall(line)) for line in lines if line[:1] in (*".+-x",)}
     plain = {mark: found - {"\x1b[0m", "\x1b[36m"} for mark, found in inks.items()}
     assert [len(found) for found in plain.values()] == [1, 1, 1, 1]
@@ -79,8 +79,8 @@ def test_roles_have_colours_of_their_own() -> None:
 def test_no_line_is_wider_than_the_terminal_and_no_token_is_lost(width: int) -> None:
     words = ["国会由众议院", " word", "e\u0301", " ", "", "x" * 200]
     long = tuple(context(words[n % len(words)]) for n in range(300))
-    drawn = draw(RowTokens(0, long, (piece("a"),), (piece("b"),)), name="p", width=width)
-    assert max(map(columns, drawn.splitlines())) <= width
+    drawn = draw_tokens(RowTokens(0, long, (piece("a"),), (piece("b"),)), name="p", width=width)
+    assert max(map(text_columns, drawn.splitlines())) <= width
     shown = [line[2:] for line in drawn.splitlines() if line.startswith(". ")]
     text = "".join(shown).replace(BAR, "").replace("·", "")
     assert text == "".join(one.text for one in long)
@@ -88,21 +88,21 @@ def test_no_line_is_wider_than_the_terminal_and_no_token_is_lost(width: int) -> 
 
 def test_the_middle_of_a_long_cut_is_counted_instead_of_shown() -> None:
     cut = tuple(piece(f" {n}", loss=False, cut=True) for n in range(1000))
-    drawn = draw(RowTokens(0, (context("p"),), (piece("a"), *cut), (piece("b"),)), name="p")
+    drawn = draw_tokens(RowTokens(0, (context("p"),), (piece("a"), *cut), (piece("b"),)), name="p")
     assert f"│... {1000 - 2 * CUT_SHOWN} more ...│" in re.sub(r"\nx ", "", drawn)
     assert drawn.count("│") == 1 + 1 + 2 * CUT_SHOWN + 1 + 1
 
 
 def test_data_cannot_command_the_terminal() -> None:
     evil = RowTokens(0, (context("\x1b[2J\r\u202e"),), (piece("a"),), (piece("b"),))
-    drawn = draw(evil, name="p")
+    drawn = draw_tokens(evil, name="p")
     assert "\\x1b[2J\\r\\u202e│" in drawn
     assert all(line.isprintable() for line in drawn.splitlines())
 
 
 def test_what_is_unusual_about_a_row_is_said_above_it() -> None:
     odd = RowTokens(0, ROW.prompt, ROW.chosen, ROW.rejected, 2, True, 0.5, 1.0)
-    assert draw(odd, name="p").splitlines()[1:4] == [
+    assert draw_tokens(odd, name="p").splitlines()[1:4] == [
         "  the boundary leaves 2 tokens of the prompt's end to the completions",
         "  cutting made the completions equal: the row teaches nothing",
         "  weight 0.5, margin 1",
@@ -121,7 +121,7 @@ def test_rows_are_shown_in_the_order_asked_for_and_nothing_is_written(
     assert re.findall(r"^row (\d+) of pairs.jsonl$", said.out, re.M) == ["7", "0"]
     assert "[<|endoftext|>]│" in said.out
     assert said.out.splitlines()[-1].startswith(". context   + - carries loss")
-    assert max(map(columns, said.out.splitlines())) <= 80
+    assert max(map(text_columns, said.out.splitlines())) <= 80
     assert "\x1b" not in said.out
 
 
@@ -241,7 +241,7 @@ def test_a_terminal_without_unicode_gets_escapes_instead_of_an_error(
 ) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
-    module._write(draw(ROW, name="p"))
+    module._write(draw_tokens(ROW, name="p"))
     sys.stdout.flush()
     assert b"+  a|~|\\u9c7c|[</s>]|" in raw.getvalue()
 
@@ -261,4 +261,4 @@ def test_the_width_is_that_of_the_terminal(
     monkeypatch.setenv("COLUMNS", "40")
     assert shutil.get_terminal_size().columns == 40
     drawn = [line for line in command(*BASE).out.splitlines() if line[:2] in (". ", "+ ", "- ")]
-    assert max(map(columns, drawn[:-1])) <= 40
+    assert max(map(text_columns, drawn[:-1])) <= 40

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from counterpoint.cli import watch as watching
-from counterpoint.report.runs_table import table
+from counterpoint.report.runs_table import runs_table
 from counterpoint.runlog import METRICS, RUN_FILE, RunLog
 from tests.cli.conftest import Command
 from tests.report.runs import STARTED
@@ -20,7 +20,7 @@ NOW = STARTED + 5.8 * 400 + 1.0
 
 
 def as_read(folder: Path, width: int = 79, most: int = 20) -> list[str]:
-    return table(folder, width, most, NOW)
+    return runs_table(folder, width, most, NOW)
 
 
 def described(

@@ -15,7 +15,7 @@ from counterpoint.data.encoder import TextEncoder
 from counterpoint.data.options import Limits, PrepareOptions
 from counterpoint.data.prepare import iter_pairs, prepare
 from counterpoint.data.row_tokens import Piece, RowTokens, texts_of, tokens_of_pair, tokens_of_row
-from counterpoint.data.token_view import draw
+from counterpoint.data.token_view import draw_tokens
 from counterpoint.forward.layouts import PADDED
 from counterpoint.records import TokenPair
 from tests.tokenizers_on_the_spot import byte_level
@@ -129,7 +129,9 @@ def test_what_the_chat_template_drops_is_shown(chatml_tokenizer: PreTrainedToken
     raw = {**ROWS["chat"], "prompt": [*ROWS["chat"]["prompt"], thought, *ROWS["chat"]["prompt"]]}
     shown = tokens_of_row(raw, 0, TextEncoder(chatml_tokenizer), Limits())
     assert shown.lost == ("drops thoughts of the prompt: 'Hmm.'",)
-    assert "  the chat template drops thoughts of the prompt: 'Hmm.'\n" in draw(shown, name="a")
+    assert "  the chat template drops thoughts of the prompt: 'Hmm.'\n" in draw_tokens(
+        shown, name="a"
+    )
 
 
 def test_weight_and_margin_are_shown(gpt2_tokenizer: PreTrainedTokenizerFast) -> None:

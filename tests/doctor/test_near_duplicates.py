@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from counterpoint.doctor.near_duplicates import BINS, RUN, likeness, nearest, signature
+from counterpoint.doctor.near_duplicates import BINS, RUN, likeness, nearly_equal, signature
 
 WORDS = [f"word{n}" for n in range(3000)]
 
@@ -50,7 +50,7 @@ def test_near_copies_are_found_and_nothing_else() -> None:
     among = [text(rng) for _ in range(400)]
     copies = [among[n].replace("word1", "wort1", 1) for n in (3, 77, 399)]
     wanted = [text(rng), copies[0], text(rng), copies[1], copies[2]]
-    found = nearest([signature(t) for t in wanted], [signature(t) for t in among])
+    found = nearly_equal([signature(t) for t in wanted], [signature(t) for t in among])
     assert found == [(1, 3), (3, 77), (4, 399)]
 
 
@@ -58,21 +58,21 @@ def test_of_several_like_texts_the_most_alike_is_named() -> None:
     rng = random.Random(2)
     one = text(rng)
     among = [one[:-30] + "x" * 30, one, one[:-10]]
-    assert nearest([signature(one)], [signature(t) for t in among]) == [(0, 1)]
+    assert nearly_equal([signature(one)], [signature(t) for t in among]) == [(0, 1)]
 
 
 def test_half_a_copy_is_none() -> None:
     rng = random.Random(3)
     one = text(rng)
     half = one[: len(one) // 2] + text(rng, 30)
-    assert nearest([signature(half)], [signature(one)]) == []
+    assert nearly_equal([signature(half)], [signature(one)]) == []
 
 
 @pytest.mark.parametrize("text", ["", " ", "a", "国会", "\ud800", "a" * 100_000])
 def test_any_text_has_a_signature(text: str) -> None:
     assert signature(text).shape == (BINS,)
-    assert nearest([signature(text)], [signature(text)]) == [(0, 0)]
+    assert nearly_equal([signature(text)], [signature(text)]) == [(0, 0)]
 
 
 def test_nothing_is_near_nothing() -> None:
-    assert nearest([], [signature("a")]) == nearest([signature("a")], []) == []
+    assert nearly_equal([], [signature("a")]) == nearly_equal([signature("a")], []) == []

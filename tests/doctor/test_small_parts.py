@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from counterpoint.data.formats import to_preference_row
 from counterpoint.doctor.consistency import consistency
 from counterpoint.doctor.findings import Report, find, from_error
-from counterpoint.doctor.lengths import histogram, length_bias
+from counterpoint.doctor.lengths import length_bias, length_classes
 from counterpoint.doctor.presets import PRESETS, presets_of
-from counterpoint.doctor.signs import plain, script, signs
+from counterpoint.doctor.signs import as_text, script, signs
 from counterpoint.errors import ConfigError, DataError
 from counterpoint.rounding import held, held_share
 from counterpoint.wrap import columns, wrap
@@ -79,7 +79,7 @@ def test_equal_lengths_say_nothing_and_separate_ones_everything() -> None:
 
 @given(st.lists(st.integers(0, 5000), max_size=40))
 def test_a_histogram_counts_every_length_below_its_class(lengths: list[int]) -> None:
-    text = histogram(np.array(lengths, dtype=np.int64))
+    text = length_classes(np.array(lengths, dtype=np.int64))
     counted = {
         int(top.replace(",", "")): int(n.replace(",", ""))
         for top, n in re.findall(r"<([\d,]+): ([\d,]+?)(?=, <|$)", text)
@@ -148,7 +148,7 @@ def seen(chosen: Any, rejected: Any, **more: Any) -> list[str]:
     row = to_preference_row(
         {"prompt": "What is it, then, my dear?", "chosen": chosen, "rejected": rejected, **more}, 0
     )
-    texts = plain(row.prompt), plain(row.chosen), plain(row.rejected)
+    texts = as_text(row.prompt), as_text(row.chosen), as_text(row.rejected)
     return list(signs(row, texts, None, None))
 
 

@@ -11,10 +11,10 @@ from counterpoint.evaluation.references import reference_scores
 from counterpoint.evaluation.table import shown_texts, text_comparison_table
 from counterpoint.evaluation.texts import (
     Completion,
-    differences,
     exact_match,
     repetition,
     statistics,
+    text_differences,
     variety,
 )
 
@@ -109,7 +109,7 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
 def test_changes_of_texts_have_intervals_where_they_are_means():
     before = [completion([1], "a", reference="b", prompt=str(n)) for n in range(6)]
     after = [completion([1, 2], "b", reference="b", prompt=str(n)) for n in range(6)]
-    found = differences(before, after, Resampling(resamples=50))
+    found = text_differences(before, after, Resampling(resamples=50))
     assert (found["exact_match"].value, found["exact_match"].high) == (1, 1)
     assert (found["length"].low, found["length"].high) == (1, 1)
     table = text_comparison_table("t", statistics(before), statistics(after), found, 0.95)

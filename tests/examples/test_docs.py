@@ -16,7 +16,7 @@ from counterpoint.data.encoder import TextEncoder
 from counterpoint.data.formats import to_preference_row
 from counterpoint.data.options import Limits
 from counterpoint.data.row_tokens import tokens_of_row
-from counterpoint.data.token_view import draw
+from counterpoint.data.token_view import draw_tokens
 from counterpoint.data.truncate import truncate
 from counterpoint.losses.objective import Objective
 from counterpoint.objectives import LOSSES
@@ -65,7 +65,7 @@ def test_the_tokens_shown_are_what_the_command_draws(gpt2_tokenizer: PreTrainedT
     raw = {"prompt": "What is 2 and 2?", "chosen": " It is 4.", "rejected": " 2, I am."}
     limits = Limits(max_completion_length=3)
     tokens = tokens_of_row(raw, 1, TextEncoder(gpt2_tokenizer), limits)
-    assert draw(tokens, name="pairs.jsonl") in blocks(DATA, "text")
+    assert draw_tokens(tokens, name="pairs.jsonl") in blocks(DATA, "text")
 
 
 def test_the_worked_cuts_are_what_truncation_does():

@@ -63,6 +63,17 @@ def test_a_file_is_named_for_its_one_idea(path: Path) -> None:
     assert path.stem not in ("utils", "util", "helpers", "helper", "common", "misc", "core", "base")
 
 
+def test_a_name_stands_for_one_thing_in_the_whole_package() -> None:
+    """Classes and functions of modules; a function of ``cli`` is called as its command is."""
+    places: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            name = getattr(node, "name", "_")
+            if not name.startswith("_") and name_of(path) != f"cli/{name}.py":
+                places.setdefault(name, []).append(name_of(path))
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
 @pytest.mark.parametrize("name", counterpoint.__all__)
 def test_a_public_name_exists_where_the_package_says(name: str) -> None:
     thing = getattr(counterpoint, name)

@@ -11,7 +11,7 @@ import pytest
 
 from counterpoint import Constraint
 from counterpoint.constraints import KINDS, UPDATES
-from counterpoint.losses.constrained import ConstraintMath, math_of
+from counterpoint.losses.constrained import ConstraintMath, constraint_math
 from counterpoint.losses.multiplier import rule_of
 from counterpoint.objectives import LOSSES
 
@@ -81,7 +81,7 @@ def test_every_kind_of_constraint_names_its_arithmetic(kind: str) -> None:
     asked = Constraint(
         kind, bound=1.0, numerator=print if "numerator" in KINDS[kind].own_options else None
     )
-    assert isinstance(math_of(asked), ConstraintMath)
+    assert isinstance(constraint_math(asked), ConstraintMath)
 
 
 @pytest.mark.parametrize("update", UPDATES)

@@ -19,9 +19,9 @@ from counterpoint.doctor.presets import BY_NAME, PRESETS, Preset
 from counterpoint.errors import ConfigError
 from counterpoint.migrate import of_axolotl, of_llama_factory, of_trl
 from counterpoint.migrate.run_file import Line, as_yaml, written
-from counterpoint.migrate.translation import translate
+from counterpoint.migrate.translation import translation_of
 from counterpoint.old_options import OLD_NAMES, renamed
-from counterpoint.options.given import plain
+from counterpoint.options.given import as_python
 from counterpoint.options.settings import read_request, read_values
 from counterpoint.options.table import options
 from counterpoint.options.yaml_file import settings_of
@@ -260,8 +260,8 @@ trees = some | st.lists(some, max_size=3) | st.dictionaries(texts.filter(bool), 
 def test_a_value_is_read_back_as_it_was_written_and_stays_one_option(value: Any, why: str) -> None:
     text = written([why], [Line("x", value, why), Line("y", 1)], [f"- {why}"])
     x, y = settings_of(text.encode().decode(), "x.yaml")
-    assert (x.name, plain(y.given)) == ("x", 1)
-    assert plain(x.given) == value
+    assert (x.name, as_python(y.given)) == ("x", 1)
+    assert as_python(x.given) == value
     assert as_yaml(value) in text
 
 
@@ -675,7 +675,7 @@ def test_whatever_a_file_holds_is_read_by_train_or_said(
     lines = [f"{name}: {as_yaml(value)}" for name, value in kept.items()]
     Path("foreign.yaml").write_text(beginning + "\n".join(lines), encoding="utf-8")
     try:
-        made = translate("foreign.yaml", model="model", dataset=["pairs.jsonl"])
+        made = translation_of("foreign.yaml", model="model", dataset=["pairs.jsonl"])
     except ConfigError as error:
         if error.code in ("CP102", "CP106"):
             return
@@ -713,7 +713,7 @@ def test_the_doctor_finds_no_error_in_a_translation(
 
 def test_python_has_what_the_command_writes(bench: Path) -> None:
     Path("ax.yaml").write_text(AXOLOTL, encoding="utf-8")
-    made = translate("ax.yaml", model="other", dataset=["x.jsonl"])
+    made = translation_of("ax.yaml", model="other", dataset=["x.jsonl"])
     lines = {line.name: line.value for line in made.lines}
     assert (made.tool, lines["model"], lines["dataset"]) == (
         "a file of Axolotl",

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from counterpoint import ModelError
 from counterpoint.cli.main import main
 from counterpoint.monitor import weight_files
-from counterpoint.monitor.difference import compare
+from counterpoint.monitor.difference import compare_weights
 from counterpoint.monitor.weight_files import WeightFiles
 
 
@@ -26,7 +26,7 @@ def saved(tensors: dict[str, torch.Tensor], path: Path) -> Path:
 
 def difference(before: Path, after: Path):
     with WeightFiles(before) as one, WeightFiles(after) as other:
-        return compare(one, other)
+        return compare_weights(one, other)
 
 
 @pytest.fixture

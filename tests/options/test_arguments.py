@@ -11,9 +11,9 @@ import yaml
 
 from counterpoint import ConfigError
 from counterpoint.old_options import OLD_NAMES
-from counterpoint.options.given import plain
+from counterpoint.options.given import as_python
 from counterpoint.options.settings import parse, read_request, read_values
-from counterpoint.options.table import nearest, options
+from counterpoint.options.table import nearest_option, options
 
 READ: list[tuple[str, dict[str, Any]]] = [
     ("--per_device_train_batch_size 4", {"per_device_train_batch_size": 4}),
@@ -54,7 +54,7 @@ def test_a_flag_may_be_written_in_every_usual_way(line: str, values: dict[str, A
 def test_the_configuration_file_may_stand_before_or_after_flags(line: str) -> None:
     config, flags = parse(line.split())
     assert config == "run.yaml"
-    assert plain(flags["bf16"].given) is True
+    assert as_python(flags["bf16"].given) is True
 
 
 WRONG: list[tuple[str, str, str]] = [
@@ -119,7 +119,7 @@ def test_every_unknown_key_of_a_file_is_named_with_its_line(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", sorted(options()))
 def test_an_option_is_its_own_nearest(name: str) -> None:
-    assert nearest(name) == name
+    assert nearest_option(name) == name
 
 
 def test_flags_override_the_file_and_leave_the_rest_of_it(tmp_path: Path) -> None:

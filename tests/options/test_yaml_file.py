@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterpoint import ConfigError
-from counterpoint.options.given import Scalar, plain
+from counterpoint.options.given import Scalar, as_python
 from counterpoint.options.yaml_file import parse_flow, read_config
 
 
@@ -22,7 +22,7 @@ def write(folder: Path, text: str | bytes) -> str:
 def test_settings_come_in_the_order_of_the_file_with_their_lines(tmp_path: Path) -> None:
     path = write(tmp_path, "# first\nbeta: 0.1\n\nlora-r: 8 # rank\ndataset:\n  - a\n  - b\n")
     read = read_config(path)
-    assert [(s.name, plain(s.given), s.where) for s in read] == [
+    assert [(s.name, as_python(s.given), s.where) for s in read] == [
         ("beta", 0.1, "run.yaml line 2: beta"),
         ("lora_r", 8, "run.yaml line 4: lora-r"),
         ("dataset", ["a", "b"], "run.yaml line 5: dataset"),
@@ -40,7 +40,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
 
 def test_json_is_a_configuration_too(tmp_path: Path) -> None:
     read = read_config(write(tmp_path, '{"beta": 1e-1, "dataset": ["a"]}'))
-    assert {s.name: plain(s.given) for s in read} == {"beta": 0.1, "dataset": ["a"]}
+    assert {s.name: as_python(s.given) for s in read} == {"beta": 0.1, "dataset": ["a"]}
 
 
 LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -105,7 +105,7 @@ def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
 def code_of_reading(path: str) -> str:
     try:
         for setting in read_config(path):
-            plain(setting.given)
+            as_python(setting.given)
     except ConfigError as error:
         return error.code
     return "read"

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from counterpoint.quickstart.table import judge
+from counterpoint.quickstart.table import judge_translations
 from counterpoint.quickstart.task import (
     Flaw,
     Flaws,
@@ -80,7 +80,7 @@ def test_no_token_lies_across_the_boundary_and_text_comes_back_whole(
 def test_it_knows_the_numbers_and_hardly_ever_spells_one_right() -> None:
     model, tokenizer = loaded()
     numbers = held_out_numbers(100, seed=0)
-    outcome = judge(numbers, translate(model, tokenizer, numbers))
+    outcome = judge_translations(numbers, translate(model, tokenizer, numbers))
     assert outcome.number >= 0.98
     assert outcome.exact <= 0.03
 

@@ -20,7 +20,7 @@ from counterpoint.errors import SetupError
 from counterpoint.quickstart.display import WIDTH, Progress
 from counterpoint.quickstart.run import QuickstartResult, run, training_options
 from counterpoint.quickstart.supervised import train_supervised
-from counterpoint.quickstart.table import Outcome, examples, judge, table
+from counterpoint.quickstart.table import Outcome, examples, judge_translations, outcome_table
 from counterpoint.quickstart.task import english, german, held_out_numbers, preference_pairs
 from counterpoint.quickstart.translate import load_base, translate
 
@@ -59,7 +59,7 @@ def test_the_saved_model_translates_as_the_table_says(seen: Seen) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     numbers = held_out_numbers(HELD_OUT, seed=0)
-    assert judge(numbers, translate(model, tokenizer, numbers)) == seen.result.cpo
+    assert judge_translations(numbers, translate(model, tokenizer, numbers)) == seen.result.cpo
 
 
 def test_the_held_out_pairs_are_of_numbers_that_the_training_has_not_seen(seen: Seen) -> None:
@@ -234,13 +234,13 @@ def test_on_a_terminal_one_line_rewrites_itself() -> None:
 
 def test_a_translation_is_right_flawed_or_of_another_number() -> None:
     texts = [german(742), "siebenhundertvierzigundzwei", german(743), "x" * 200]
-    assert judge([742] * 4, texts) == Outcome(exact=0.25, number=0.5)
+    assert judge_translations([742] * 4, texts) == Outcome(exact=0.25, number=0.5)
     lines = examples([742] * 4, {"CPO": texts})
     assert [line.split()[-1] for line in lines[1::2]] == ["right", "flaw", "number", "number"]
     assert all(len(line) <= WIDTH for line in lines)
 
 
 def test_the_table_names_each_model_with_its_share() -> None:
-    lines = table({"base model": Outcome(0.005, 1.0)}, perfect_chosen=0.074)
+    lines = outcome_table({"base model": Outcome(0.005, 1.0)}, perfect_chosen=0.074)
     assert re.fullmatch(r"perfect among the chosen references +7\.4%", lines[1])
     assert re.fullmatch(r"base model +0\.5% +100\.0%", lines[2])

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("bokeh", reason="the extra [report] is not installed")
 
 from counterpoint.report.comparison import comparison
-from counterpoint.report.run_report import report
+from counterpoint.report.run_report import report_html
 from counterpoint.report.watching import server_of
 from counterpoint.runlog import METRICS, MOVEMENT, SAMPLES, RunLog, read_run
 from tests.report.runs import facts, write_run
@@ -100,7 +100,7 @@ def visit(browser: Any) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def report_url(long_run: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("pages") / "report.html"
-    path.write_text(report(read_run(long_run)), encoding="utf-8")
+    path.write_text(report_html(read_run(long_run)), encoding="utf-8")
     return path.as_uri()
 
 
@@ -168,7 +168,7 @@ def test_no_text_of_a_run_runs_as_a_script(visit: Any, tmp_path: Path) -> None:
     log.append(MOVEMENT, {"step": 9, "groups": groups, "tensors": {text: tensor}})
     log.append(SAMPLES, {"step": 0, "prompt": text, "completion": text})
     path = tmp_path / "report.html"
-    path.write_text(report(read_run(tmp_path / "run")), encoding="utf-8")
+    path.write_text(report_html(read_run(tmp_path / "run")), encoding="utf-8")
     seen = visit(path.as_uri())
     # tooltips are written by the library: show one
     place = seen.page.locator("#plot-movement")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterpoint.report.charts import ChartLine, in_words, number, thin, thinned
+from counterpoint.report.charts import ChartLine, line_in_words, number, thin, thinned
 
 
 def line(values: list[float], **more: object) -> ChartLine:
@@ -75,7 +75,7 @@ def test_numbers_are_written_for_people(value: float | None, words: str) -> None
 
 
 def test_a_line_in_words_says_its_ends_and_extremes() -> None:
-    assert in_words(line([2.0, 0.5, 9.0, 1.0])) == (
+    assert line_in_words(line([2.0, 0.5, 9.0, 1.0])) == (
         "training: 2 at step 1, 1 at step 4; least 0.5 at 2, greatest 9 at 3."
     )
-    assert in_words(line([math.nan])) == "training: no finite value."
+    assert line_in_words(line([math.nan])) == "training: no finite value."

@@ -21,7 +21,7 @@ from counterpoint.markup import join
 from counterpoint.report.about import About
 from counterpoint.report.card import model_card
 from counterpoint.report.comparison import comparison
-from counterpoint.report.run_report import live_report, report, run_page
+from counterpoint.report.run_report import live_report, report_html, run_page
 from counterpoint.runlog import METRICS, SAMPLES, Alarm, Run, RunLog, read_run
 from tests.cli.conftest import Command, command, pattern, workshop
 from tests.report.runs import facts, write_run
@@ -195,7 +195,7 @@ def whole(folder: Path) -> Run:
 
 def test_a_report_in_chinese_says_nothing_in_english(whole: Run) -> None:
     with speaking("zh"):
-        page = report(whole)
+        page = report_html(whole)
     found = Reader(page)
     assert found.lang == "zh-Hans"
     assert english(found.said) == {}
@@ -269,7 +269,7 @@ def test_methods_and_durations_are_said_in_chinese(seconds: float, loss: str) ->
 def test_a_run_of_nothing_says_so_in_chinese(folder: Path) -> None:
     run = Run(folder, {}, (), (), (), ())
     with speaking("zh"):
-        for page in (report(run), comparison([run, run])):
+        for page in (report_html(run), comparison([run, run])):
             assert english(Reader(page).said) == {}
 
 
@@ -281,7 +281,7 @@ def test_what_the_page_says_later_is_in_chinese_too(whole: Run) -> None:
 
 
 def test_in_english_nothing_is_chinese(whole: Run) -> None:
-    page = report(whole)
+    page = report_html(whole)
     assert '<html lang="en">' in page
     assert not re.search("[\u4e00-\u9fff]", page.split('id="charts"')[0])
 
@@ -309,7 +309,7 @@ def test_the_environment_decides_where_nothing_is_asked_for(
     whole: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COUNTERPOINT_LANGUAGE", "zh")
-    assert '<html lang="zh-Hans">' in report(whole)
+    assert '<html lang="zh-Hans">' in report_html(whole)
     monkeypatch.delenv("COUNTERPOINT_LANGUAGE")
     monkeypatch.setenv("LC_ALL", "zh_CN.UTF-8")
-    assert '<html lang="zh-Hans">' in report(whole)
+    assert '<html lang="zh-Hans">' in report_html(whole)

@@ -11,9 +11,9 @@ pytest.importorskip("bokeh", reason="the extra [report] is not installed")
 
 from counterpoint.report.about import About
 from counterpoint.report.card import model_card
-from counterpoint.report.constraints import constraint_charts, in_words
+from counterpoint.report.constraints import constraint_charts, constraint_in_words
 from counterpoint.report.curves import line_charts, panels_of, read_series
-from counterpoint.report.run_report import report
+from counterpoint.report.run_report import report_html
 from counterpoint.runlog import METRICS, RunLog, read_run
 from tests.report.runs import facts
 
@@ -57,7 +57,7 @@ def run(tmp_path: Path):
 
 
 def test_a_sentence_says_whether_the_bound_was_held_and_on_what(run) -> None:
-    assert in_words(ASKED, read_series(run.metrics)) == (
+    assert constraint_in_words(ASKED, read_series(run.metrics)) == (
         "bc was held: in the last quarter of the run the training estimate was 1.75, the bound "
         "1.8 (1.5 × initial). On evaluation it is 1.9, 0.1 above the bound."
     )
@@ -76,7 +76,7 @@ def test_a_bound_that_is_passed_by_chance_is_not_said_to_be_passed(
 ) -> None:
     steps = range(101 - len(late), 101)
     lines = [line(step, value) for step, value in zip(steps, late, strict=True)]
-    assert in_words(ASKED, read_series(lines)).startswith(expected)
+    assert constraint_in_words(ASKED, read_series(lines)).startswith(expected)
 
 
 def test_constraints_do_not_push_other_metrics_off_the_page() -> None:
@@ -100,11 +100,11 @@ def test_value_violation_and_multiplier_have_a_chart_each_and_none_among_the_oth
 
 
 def test_the_report_has_a_section_of_them_only_where_there_are_any(run, tmp_path: Path) -> None:
-    page = report(run)
+    page = report_html(run)
     assert 'id="constraints"' in page
     assert "nu_pi, rate 50, multiplier from 1" in page
     RunLog(tmp_path / "plain", writes=True).describe(facts())
-    assert 'id="constraints"' not in report(read_run(tmp_path / "plain"))
+    assert 'id="constraints"' not in report_html(read_run(tmp_path / "plain"))
 
 
 def test_the_models_card_says_what_held(run) -> None:

@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from counterpoint.report.charts import Bars, Cell, ChartLine, HeatMap, Histogram, LineChart, number
-from counterpoint.report.columns import Mark, columns, scales, shape
-from counterpoint.report.constraints import in_words as constraint_in_words
+from counterpoint.report.columns import Mark, drawn_columns, scales, shape
+from counterpoint.report.constraints import constraint_in_words
 from counterpoint.report.curves import TRAINING, Series
 from counterpoint.report.drawing import draw
 from counterpoint.report.movement import group_chart
@@ -40,7 +40,7 @@ def chart(*values: float, **more: Any) -> LineChart:
 def test_a_cell_is_below_the_scale_exactly_where_nothing_moved(values: list[float]) -> None:
     chart = heat(*values)
     low, high = scales([chart])["movement"]
-    shades = columns([chart])["movement"]["shade"]
+    shades = drawn_columns([chart])["movement"]["shade"]
     assert 0 < low < high < math.inf
     assert math.isfinite(math.log(high / low))
     # the library's rule: what is below the scale's lower end takes the colour of what is idle
@@ -51,23 +51,23 @@ def test_a_cell_is_below_the_scale_exactly_where_nothing_moved(values: list[floa
 def test_numbers_reach_the_page_as_they_were_logged() -> None:
     values = (0.1, 16_777_217.0, 1e39, 1e-46)
     line = ChartLine("k", "", "series-1", (1, 2, 3, 4), values, axes={"pairs": values}, low=values)
-    drawn = columns([LineChart("c", "", "", (line,))])["k"]
+    drawn = drawn_columns([LineChart("c", "", "", (line,))])["k"]
     assert drawn["y"].tolist() == drawn["pairs"].tolist() == list(values)
     bars = Bars("b", "", "series-1", (0.1, 0.3, 16_777_217.0), (1.0, 16_777_217.0))
-    drawn = columns([Histogram("h", "", "", (bars,))])["b"]
+    drawn = drawn_columns([Histogram("h", "", "", (bars,))])["b"]
     assert drawn["left"].tolist() == [0.1, 0.3]
     assert drawn["right"].tolist() == [0.3, 16_777_217.0]
     assert drawn["top"].tolist() == [1.0, 16_777_217.0]
-    assert columns([heat(0.1)])["movement"]["value"].tolist() == [0.1]
+    assert drawn_columns([heat(0.1)])["movement"]["value"].tolist() == [0.1]
     far = Mark(3_000_000_000, 3_000_000_001, 1, "")
-    assert columns([], [far])["alarms"]["step"].tolist() == [3_000_000_001]
+    assert drawn_columns([], [far])["alarms"]["step"].tolist() == [3_000_000_001]
 
 
 def test_what_is_not_finite_is_a_gap_and_never_an_end_of_an_axis() -> None:
     line = ChartLine(
         "k", "", "series-1", (1, 2), (1.0, 2.0), low=(-math.inf, 1.0), high=(math.inf, 3.0)
     )
-    drawn = columns([LineChart("c", "", "", (line,))])["k"]
+    drawn = drawn_columns([LineChart("c", "", "", (line,))])["k"]
     assert np.isnan(drawn["low"][0])
     assert np.isnan(drawn["high"][0])
     assert drawn["high"][1] == 3.0

@@ -17,7 +17,7 @@ pytest.importorskip("IPython", reason="IPython is not installed")
 
 import counterpoint
 from counterpoint import ConfigError, SetupError
-from counterpoint.report.run_report import report
+from counterpoint.report.run_report import report_html
 from counterpoint.runlog import read_run
 from tests.report.runs import write_run
 
@@ -65,7 +65,7 @@ def test_a_notebook_gets_the_very_page_in_a_frame(
         "trainer": SimpleNamespace(args=SimpleNamespace(output_dir=str(folder))),
     }
     assert counterpoint.show(things[given]) is None
-    assert words_of(page_of(displayed)) == words_of(report(read_run(folder)))
+    assert words_of(page_of(displayed)) == words_of(report_html(read_run(folder)))
     assert not (folder / "report.html").exists()
 
 
@@ -73,7 +73,7 @@ def test_elsewhere_the_page_is_written_and_its_path_given(tmp_path: Path) -> Non
     folder = write_run(tmp_path / "run", steps=40, looks=0)
     path = counterpoint.show(folder)
     assert path == folder / "report.html"
-    assert words_of(path.read_text(encoding="utf-8")) == words_of(report(read_run(folder)))
+    assert words_of(path.read_text(encoding="utf-8")) == words_of(report_html(read_run(folder)))
 
 
 @pytest.mark.parametrize("package", ["IPython", "bokeh"])

@@ -6,7 +6,14 @@ import itertools
 
 import pytest
 
-from counterpoint.report.movement import CELLS, COLUMNS, group_chart, heat_map, in_words, last_look
+from counterpoint.report.movement import (
+    CELLS,
+    COLUMNS,
+    group_chart,
+    heat_map,
+    last_look,
+    movement_in_words,
+)
 
 
 def tensor(group: str = "mlp", update: float = 1e-4, **more: object) -> dict[str, object]:
@@ -101,8 +108,8 @@ def test_the_table_shows_every_number_of_the_last_look() -> None:
 
 
 def test_nearly_all_is_not_shown_as_all() -> None:
-    assert in_words("moved", 0.99999) == "99.99 %"
-    assert in_words("moved", 0.00001) == "0.01 %"
-    assert in_words("moved", 1.0) == "100 %"
-    assert in_words("moved", 0.0) == "0 %"
-    assert in_words("update", None) == "–"
+    assert movement_in_words("moved", 0.99999) == "99.99 %"
+    assert movement_in_words("moved", 0.00001) == "0.01 %"
+    assert movement_in_words("moved", 1.0) == "100 %"
+    assert movement_in_words("moved", 0.0) == "0 %"
+    assert movement_in_words("update", None) == "–"

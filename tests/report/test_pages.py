@@ -16,8 +16,8 @@ import pytest
 pytest.importorskip("bokeh", reason="the extra [report] is not installed")
 
 from counterpoint.markup import join
-from counterpoint.report.comparison import comparison, comparison_page, differing, names_of
-from counterpoint.report.run_report import MOST_MARKS, marks_of, news, report, run_page
+from counterpoint.report.comparison import comparison, comparison_page, differing, run_titles
+from counterpoint.report.run_report import MOST_MARKS, alarm_marks, news, report_html, run_page
 from counterpoint.report.story import alarm_kinds
 from counterpoint.runlog import METRICS, SAMPLES, Alarm, Run, RunLog, read_run
 from tests.report.runs import facts, write_run
@@ -66,7 +66,7 @@ def read(page: str) -> Reader:
 
 @pytest.fixture(scope="module")
 def page(long_run: Path) -> str:
-    return report(read_run(long_run))
+    return report_html(read_run(long_run))
 
 
 def test_a_report_of_2000_steps_is_smaller_than_two_megabytes(page: str) -> None:
@@ -190,7 +190,7 @@ def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_nothing_that_a_run_holds_becomes_a_tag_or_a_handler(hostile_run: Run) -> None:
-    for page in (report(hostile_run), comparison([hostile_run, hostile_run])):
+    for page in (report_html(hostile_run), comparison([hostile_run, hostile_run])):
         found = read(page)
         assert found.handlers == []
         assert found.tags.count("script") == 3
@@ -200,7 +200,7 @@ def test_nothing_that_a_run_holds_becomes_a_tag_or_a_handler(hostile_run: Run) -
 def test_a_run_of_nothing_says_so_of_every_part(tmp_path: Path) -> None:
     log = RunLog(tmp_path / "run")
     log.describe({})
-    text = " ".join(read(report(read_run(tmp_path / "run"))).text)
+    text = " ".join(read(report_html(read_run(tmp_path / "run"))).text)
     for sentence in (
         "Nothing logged yet",
         "The run did not write down its objective.",
@@ -222,7 +222,7 @@ def test_options_unlike_their_defaults_come_before_all_of_them(page: str) -> Non
 
 def test_the_first_alarm_of_each_kind_is_always_marked() -> None:
     many = [{"code": "CW101", "step": step, "since": step} for step in range(1, 1000)]
-    marks = marks_of(alarm_kinds([*many, {"code": "CW202", "step": 999, "since": 990}]))
+    marks = alarm_marks(alarm_kinds([*many, {"code": "CW202", "step": 999, "since": 990}]))
     assert len(marks) <= MOST_MARKS
     assert {(mark.number, mark.step) for mark in marks[:2]} == {(1, 1), (2, 999)}
 
@@ -282,7 +282,7 @@ def test_a_comparison_begins_with_the_differences_and_marks_the_best(tmp_path: P
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     runs = [Run(tmp_path / name / "cpo", {}, (), (), (), ()) for name in ("a", "b", "b")]
-    assert names_of(runs) == ["a/cpo", "b/cpo", "b/cpo (3)"]
+    assert run_titles(runs) == ["a/cpo", "b/cpo", "b/cpo (3)"]
 
 
 def test_losses_of_different_objectives_are_not_ranked(tmp_path: Path) -> None:

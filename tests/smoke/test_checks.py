@@ -18,7 +18,7 @@ from counterpoint.forward.layouts import SHARED
 from counterpoint.losses.objective import Objective
 from counterpoint.records import PairBatch, StepTotals
 from counterpoint.smoke import checks, miniature
-from counterpoint.smoke.checks import judge
+from counterpoint.smoke.checks import make_check
 from counterpoint.smoke.miniature import Miniature
 from counterpoint.smoke.report import Check
 from counterpoint.step import assembly
@@ -53,13 +53,13 @@ def make(tmp_path: Path, models: MakeModel, chatml_tokenizer) -> Make:
 def all_of(mini: Miniature) -> dict[str, Check]:
     trained = mini.train("trained", judged=True)
     made = [
-        judge(checks.LOSS, checks.loss_falls, mini, trained),
-        judge(checks.MOVE, checks.weights_move, trained),
-        judge(checks.STAY, checks.frozen_stay, trained),
-        judge(checks.LAYOUTS, checks.layouts_agree, mini),
-        judge(checks.SPLITS, checks.splits_agree, mini),
-        judge(checks.RELOAD, checks.save_reloads, mini, trained),
-        judge(checks.RESUME, checks.resume_goes_on, mini, trained),
+        make_check(checks.LOSS, checks.loss_falls, mini, trained),
+        make_check(checks.MOVE, checks.weights_move, trained),
+        make_check(checks.STAY, checks.frozen_stay, trained),
+        make_check(checks.LAYOUTS, checks.layouts_agree, mini),
+        make_check(checks.SPLITS, checks.splits_agree, mini),
+        make_check(checks.RELOAD, checks.save_reloads, mini, trained),
+        make_check(checks.RESUME, checks.resume_goes_on, mini, trained),
     ]
     assert [check.name for check in made] == list(checks.NAMES)
     return {check.name: check for check in made}
@@ -98,7 +98,7 @@ def test_a_healthy_run_passes(kind: str, options: Any, unlike: Any, make: Make) 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_falls(objective: str, make: Make) -> None:
     mini = make(**OBJECTIVES[objective])
-    check = judge(checks.LOSS, checks.loss_falls, mini, mini.train("trained", judged=True))
+    check = make_check(checks.LOSS, checks.loss_falls, mini, mini.train("trained", judged=True))
     assert check.status == "ok", check
 
 
@@ -122,7 +122,7 @@ def poisoned(mini: Miniature) -> Miniature:
 
 
 def test_a_loss_that_is_not_finite_is_seen(make: Make) -> None:
-    check = judge(checks.LOSS, lambda mini: (mini.train("t"), ("ok", ""))[1], poisoned(make()))
+    check = make_check(checks.LOSS, lambda mini: (mini.train("t"), ("ok", ""))[1], poisoned(make()))
     assert check.status == "failed"
     assert check.seen.startswith("CP401")
 
@@ -276,9 +276,9 @@ def test_what_a_check_raises_is_a_failed_check_unless_the_run_itself_would_stop(
     def refuses() -> checks.Judgement:
         raise ConfigError("CP104", "no.")
 
-    assert judge("x", breaks) == Check("x", "failed", "ValueError: first line")
+    assert make_check("x", breaks) == Check("x", "failed", "ValueError: first line")
     with pytest.raises(ConfigError, match="CP104"):
-        judge("x", refuses)
+        make_check("x", refuses)
 
 
 def test_a_miniature_leaves_the_twin_as_it_was(make: Make) -> None:

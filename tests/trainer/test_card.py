@@ -12,7 +12,7 @@ import yaml
 from datasets import Dataset
 
 from counterpoint import CPOConfig, CPOTrainer
-from counterpoint.report.about import base_of, hub_datasets
+from counterpoint.report.about import base_name, hub_datasets
 from counterpoint.runlog import Alarm
 
 ROWS = [
@@ -113,7 +113,7 @@ def test_data_from_the_hub_are_known_by_their_files() -> None:
 )
 def test_a_base_model_is_an_id_or_a_bare_name(name: str, base: str) -> None:
     model = SimpleNamespace(config=SimpleNamespace(_name_or_path=name))
-    assert base_of(model) == base
+    assert base_name(model) == base
 
 
 def test_a_folder_that_looks_like_an_id_is_a_folder(
@@ -122,4 +122,4 @@ def test_a_folder_that_looks_like_an_id_is_a_folder(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "first").mkdir(parents=True)
     model = SimpleNamespace(config=SimpleNamespace(_name_or_path="runs/first"))
-    assert base_of(model) == "first"
+    assert base_name(model) == "first"

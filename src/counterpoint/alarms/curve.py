@@ -67,7 +67,7 @@ def sure(lines: int, look: int) -> float:
     return math.sqrt(freedom * math.expm1(gaussian(look) ** 2 * shrunk))
 
 
-def spread(values: Sequence[float]) -> float:
+def robust_spread(values: Sequence[float]) -> float:
     """Robust standard deviation: that of Gaussian values, and blind to a few strays.
 
     Args:
@@ -85,7 +85,7 @@ def noise(values: Sequence[float]) -> float:
     """
     steps = [later - earlier for earlier, later in pairwise(values)]
     # a difference of two has twice the variance of one
-    return spread(steps) / math.sqrt(2) if len(steps) > 1 else 0.0
+    return robust_spread(steps) / math.sqrt(2) if len(steps) > 1 else 0.0
 
 
 class Curve:

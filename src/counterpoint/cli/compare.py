@@ -53,11 +53,11 @@ def compare(words: list[str]) -> None:
     options, others = COMMAND.read(words)
     folders = runs_of(others, "compare", least=2)
     from counterpoint.report.comparison import comparison
-    from counterpoint.report.writing import refuse_foreign, write_page
+    from counterpoint.report.writing import refuse_other_file, write_page
 
     path = Path(options.out)
     runs = [read_run(folder) for folder in folders]
-    refuse_foreign(path)
+    refuse_other_file(path)
     with phase("drawing the comparison"):
         size = write_page(path, comparison(runs))
     say(f"comparison in {path} ({size / 1e6:.1f} MB)")

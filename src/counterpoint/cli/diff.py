@@ -76,13 +76,13 @@ def diff(words: list[str]) -> int:
         )
     # slow to import, and so after what the words alone can tell
     with importing():
-        from counterpoint.monitor.difference import compare
+        from counterpoint.monitor.difference import compare_weights
         from counterpoint.monitor.weight_files import WeightFiles
 
     before, after = (Path(path).expanduser() for path in paths)
     reading = phase("comparing the weights")
     with reading, WeightFiles(before) as one, WeightFiles(after) as other:
-        found = compare(one, other)
+        found = compare_weights(one, other)
     if options.json:
         content = {"before": str(before), "after": str(after), **found.as_dict()}
         text = strict_json(content, indent=2)

@@ -164,7 +164,7 @@ def _side(source: str, request: Request, options: EvaluateOptions) -> Side:
 def _trainer(source: str, request: Request) -> CPOTrainer:
     """A trainer that only evaluates."""
     from counterpoint.cli.hub import hub_or_cache
-    from counterpoint.cli.parts import hide_token, merge_model_options, names_of
+    from counterpoint.cli.parts import hide_token, hub_names, merge_model_options
     from counterpoint.models.adapters import base_of, is_adapter, load_adapted
     from counterpoint.models.loading import load_config, load_model, load_tokenizer
     from counterpoint.models.weights import WeightsPolicy
@@ -173,7 +173,7 @@ def _trainer(source: str, request: Request) -> CPOTrainer:
     run, config = request.run, request.config
     hide_token(config)
     adapter, given = is_adapter(source), config.model_init_kwargs
-    with hub_or_cache([source, *names_of(run)]):
+    with hub_or_cache([source, *hub_names(run)]):
         merge_model_options(run, config)
         if adapter:
             model = load_adapted(source, config)
@@ -267,7 +267,7 @@ def _metrics(options: EvaluateOptions) -> list[str]:
     if options.metrics:
         wanted = [name for name in options.metrics if name != "none"]
         if wanted:
-            references.check_installed()
+            references.check_sacrebleu()
         return wanted
     if options.writes and not references.is_installed():
         logger().info(

@@ -115,9 +115,9 @@ def init(words: list[str]) -> None:
         _write(of_preset(preset, options.model, options.dataset), options)
         return
     # slow to import, since it knows every option
-    from counterpoint.migrate.translation import translate
+    from counterpoint.migrate.translation import translation_of
 
-    made = translate(str(options.from_), model=options.model, dataset=options.dataset)
+    made = translation_of(str(options.from_), model=options.model, dataset=options.dataset)
     width = terminal_width()
     remarks = [line for one in made.remarks() for line in wrap(one, width, "", "  ")]
     if remarks:

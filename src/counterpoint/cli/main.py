@@ -249,9 +249,9 @@ def _take_language(words: list[str]) -> tuple[list[str], Language | None]:
 
 
 def _in_words(error: CounterpointError) -> str:
-    from counterpoint.doctor.table import in_words
+    from counterpoint.doctor.table import error_in_words
 
-    return in_words(error.code, error.message)
+    return error_in_words(error.code, error.message)
 
 
 def _show_trace(debug: bool) -> None:

@@ -72,19 +72,19 @@ def load_parts(request: Request, attempt: Attempt, *, weights: bool = True) -> R
     Args:
         request: options read and checked.
         attempt: how to call what may fail.
-        weights: False leaves the model to ``load_weights``.
+        weights: False leaves the model to ``load_own_weights``.
     """
     second = [one.data for one in request.config.constrained_by if one.data is not None]
-    with hub_or_cache([*(attempt(names_of, request.run) or ()), *second]):
+    with hub_or_cache([*(attempt(hub_names, request.run) or ()), *second]):
         parts = _load_parts(request.run, request.config, attempt)
         if weights and parts.model_config is not None:
-            parts.model = attempt(load_weights, request, parts.model_config)
+            parts.model = attempt(load_own_weights, request, parts.model_config)
     if weights:
         request.config.model_init_kwargs = None  # the trainer refuses them beside a loaded model
     return parts
 
 
-def load_weights(request: Request, model_config: Any) -> Any:
+def load_own_weights(request: Request, model_config: Any) -> Any:
     """The model itself, by the ``model_init_kwargs`` that ``load_parts`` has made.
 
     Args:
@@ -130,7 +130,7 @@ def load_own_tokenizer(run: RunOptions, config: CPOConfig) -> PreTrainedTokenize
     )
 
 
-def names_of(run: RunOptions) -> list[str]:
+def hub_names(run: RunOptions) -> list[str]:
     """All that may have to come from the hub."""
     named = _named_sets(run.eval_dataset)
     evals = named.values() if isinstance(named, Mapping) else named

@@ -130,9 +130,9 @@ def _planner(request: Request, options: PlanOptions) -> Any:
     from counterpoint.cli.parts import (
         adapter_config,
         hide_token,
+        hub_names,
         load_own_tokenizer,
         merge_model_options,
-        names_of,
     )
     from counterpoint.forward.dropout import disable_dropout
     from counterpoint.models.loading import load_config, random_model
@@ -143,7 +143,7 @@ def _planner(request: Request, options: PlanOptions) -> Any:
     quiet_bars()
     run, config = request.run, request.config
     hide_token(config)
-    with hub_or_cache(names_of(run)):
+    with hub_or_cache(hub_names(run)):
         merge_model_options(run, config)
         described = load_config(str(run.model), config, from_scratch=True)
         tokenizer = prepare_tokenizer(load_own_tokenizer(run, config))

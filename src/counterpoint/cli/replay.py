@@ -233,7 +233,7 @@ def _as_begun(file: Path, options: ReplayOptions) -> nn.Module:
     from transformers import set_seed
 
     from counterpoint.checkpoint.bases import check_base
-    from counterpoint.cli.parts import adapter_config, load_weights, merge_model_options
+    from counterpoint.cli.parts import adapter_config, load_own_weights, merge_model_options
     from counterpoint.models.loading import load_config
     from counterpoint.models.preparing import adapt
     from counterpoint.options.settings import read_request
@@ -244,7 +244,7 @@ def _as_begun(file: Path, options: ReplayOptions) -> nn.Module:
     run, config = request.run, request.config
     merge_model_options(run, config)
     described = load_config(str(run.model), config, from_scratch=run.from_scratch)
-    model: nn.Module = load_weights(request, described)
+    model: nn.Module = load_own_weights(request, described)
     adapter = adapter_config(run)
     if adapter is None:
         return model

@@ -53,12 +53,12 @@ def report(words: list[str]) -> None:
     """
     options, others = COMMAND.read(words)
     [folder] = runs_of(others, "report", most=1)
-    from counterpoint.report.run_report import report as html_of
-    from counterpoint.report.writing import refuse_foreign, write_page
+    from counterpoint.report.run_report import report_html as html_of
+    from counterpoint.report.writing import refuse_other_file, write_page
 
     path = folder / REPORT_FILE if options.out is None else Path(options.out)
     run = read_run(folder)
-    refuse_foreign(path)
+    refuse_other_file(path)
     with phase("drawing the report"):
         size = write_page(path, html_of(run))
     say(f"report in {path} ({size / 1e6:.1f} MB)")

@@ -81,9 +81,9 @@ def smoke(words: list[str]) -> int:
 
 def _try(request: Request, options: SmokeOptions) -> int:
     from counterpoint.cli.hub import hub_or_cache
-    from counterpoint.cli.parts import call, hide_token, load_parts, load_weights
+    from counterpoint.cli.parts import call, hide_token, load_own_weights, load_parts
     from counterpoint.smoke.report import Check, head
-    from counterpoint.smoke.run import Subject, smoke
+    from counterpoint.smoke.run import Subject, run_smoke
 
     quiet_bars()
     hide_token(request.config)
@@ -92,7 +92,7 @@ def _try(request: Request, options: SmokeOptions) -> int:
 
     def load() -> Any:
         with hub_or_cache([str(request.run.model)]):
-            return load_weights(request, parts.model_config)
+            return load_own_weights(request, parts.model_config)
 
     def begun(twin: str) -> None:
         if not options.json:
@@ -103,7 +103,7 @@ def _try(request: Request, options: SmokeOptions) -> int:
             put("\n".join(check.as_lines(width)))
 
     with shown_on(on_stderr(complain_all)):
-        report = smoke(
+        report = run_smoke(
             Subject(
                 args=request.config,
                 source=str(request.run.model),

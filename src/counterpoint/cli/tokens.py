@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from counterpoint.console.manners import importing, quiet_bars, shown, terminal_width
-from counterpoint.data.token_view import BAR, LEGEND, PART_OF_CHARACTER, draw
+from counterpoint.data.token_view import BAR, LEGEND, PART_OF_CHARACTER, draw_tokens
 from counterpoint.errors import ConfigError, DataError
 from counterpoint.options.command import Command
 from counterpoint.options.declared import option
@@ -87,9 +87,9 @@ def _show(request: Request, options: TokensOptions) -> None:
     from counterpoint.cli.hub import hub_or_cache
     from counterpoint.cli.parts import (
         hide_token,
+        hub_names,
         load_own_tokenizer,
         merge_model_options,
-        names_of,
         open_rows,
     )
     from counterpoint.data import formats
@@ -102,7 +102,7 @@ def _show(request: Request, options: TokensOptions) -> None:
     quiet_bars()
     run, config = request.run, request.config
     hide_token(config)
-    with hub_or_cache(names_of(run)):
+    with hub_or_cache(hub_names(run)):
         merge_model_options(run, config)
         tokenizer = prepare_tokenizer(load_own_tokenizer(run, config))
         rows = open_rows(run)
@@ -121,7 +121,7 @@ def _show(request: Request, options: TokensOptions) -> None:
             told = strict_json({"data": name, **found.as_dict()}, ensure_ascii=False)
             _write(visible(told))
         else:
-            _write(f"{draw(found, name=name, width=width, color=_colored(options.color))}\n")
+            _write(f"{draw_tokens(found, name=name, width=width, color=_colored(options.color))}\n")
     if not options.json:
         _write(LEGEND)
 

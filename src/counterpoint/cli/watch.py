@@ -17,7 +17,7 @@ from counterpoint.console.phases import on_stderr
 from counterpoint.errors import ConfigError, SetupError
 from counterpoint.options.command import Command
 from counterpoint.options.declared import option
-from counterpoint.report.runs_table import holds_runs, numbers_of, table
+from counterpoint.report.runs_table import holds_runs, numbers_of, runs_table
 from counterpoint.report.story import state_in_words
 from counterpoint.runlog import METRICS, RUN_FILE, read_run
 
@@ -95,9 +95,9 @@ def _begun(folder: Path) -> None:
         if folder.exists() and not folder.is_dir():
             raise SetupError("CP507", f"{folder} is a file; name the folder of a run.")
         if not told:
-            from counterpoint.report.drawing import check_installed
+            from counterpoint.report.drawing import check_bokeh
 
-            check_installed()  # rather than when the run begins
+            check_bokeh()  # rather than when the run begins
             what = "no run has begun there" if folder.is_dir() else "there is no such folder yet"
             say(f"waiting for {folder}: {what} (Ctrl-C ends it)")
             told = True
@@ -140,11 +140,11 @@ def _in_a_line(folder: Path) -> str:
 def _show(folder: Path) -> None:
     """Show the runs of a folder: in a pipe once, on a terminal until Ctrl-C."""
     if not sys.stdout.isatty():
-        put("\n".join(table(folder, table_width(), sys.maxsize)))
+        put("\n".join(runs_table(folder, table_width(), sys.maxsize)))
         return
     before = 0
     while True:
-        lines = table(folder, table_width() - 1, _rows())
+        lines = runs_table(folder, table_width() - 1, _rows())
         # over the table before, of which nothing is to be seen below
         lines += [""] * (before - len(lines))
         up = f"\x1b[{before}A" if before else ""

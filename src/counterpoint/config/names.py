@@ -9,7 +9,7 @@ import inspect
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from counterpoint.old_options import modern, say
+from counterpoint.old_options import modern, warn_of_old
 
 _Made = TypeVar("_Made")
 
@@ -31,7 +31,7 @@ class ByEveryName(type):
         if not kwargs.keys() <= known:
             kwargs, said = modern(kwargs, known)
         made: _Made = type.__call__(cls, *args, **kwargs)
-        say(said)
+        warn_of_old(said)
         return made
 
     @property

@@ -27,7 +27,7 @@ from transformers.trainer_callback import CallbackHandler
 from transformers.utils import logging as transformers_logging
 
 from counterpoint.console.panel import View, has_something, panel, plain_line
-from counterpoint.console.phases import Outlet, Phase, columns, displace, phase, place
+from counterpoint.console.phases import Outlet, Phase, displace, phase, place, stream_columns
 from counterpoint.runlog import Alarm, logger
 from counterpoint.visible import visible
 
@@ -201,7 +201,7 @@ class TrainingDisplay(TrainerCallback):
             self._live.update(self._panel(self._live.console), refresh=True)
 
     def _panel(self, console: Console) -> Group:
-        width = columns(console.file)
+        width = stream_columns(console.file)
         console.width = width  # as it is now; Rich would look at standard input's
         plain = console.options.ascii_only
         return Group(*panel(self._view, width - 1, time.monotonic(), ascii_only=plain))

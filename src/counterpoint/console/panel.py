@@ -135,7 +135,7 @@ def _parts(numbers: Mapping[str, float]) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class ShownConstraint:
     """A constraint in a log line.
 
     Args:
@@ -156,7 +156,7 @@ class Held:
         return self.value > self.bound
 
 
-def constraints_of(numbers: Mapping[str, float]) -> list[Held]:
+def constraints_of(numbers: Mapping[str, float]) -> list[ShownConstraint]:
     """The constraints of a training line, in their order.
 
     Args:
@@ -164,13 +164,13 @@ def constraints_of(numbers: Mapping[str, float]) -> list[Held]:
     """
     wanted = ("value", "bound", "multiplier")
     return [
-        Held(name, *(one[key] for key in wanted))
+        ShownConstraint(name, *(one[key] for key in wanted))
         for name, one in constraint_metrics(numbers).items()
         if one.keys() >= set(wanted)
     ]
 
 
-def _held(one: Held, ascii_only: bool, short: bool = False) -> str:
+def _held(one: ShownConstraint, ascii_only: bool, short: bool = False) -> str:
     """A constraint as people read it: its value, whether it is above the bound, the multiplier."""
     sign = (">" if one.violated else "<=") if ascii_only else (">" if one.violated else "≤")
     value, bound = _number(one.value), _number(one.bound)

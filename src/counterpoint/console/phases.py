@@ -263,7 +263,7 @@ def clock(seconds: float) -> str:
     return f"{hours:,}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def columns(stream: IO[str]) -> int:
+def stream_columns(stream: IO[str]) -> int:
     """Columns of the terminal that a stream is, at least 20; 80 where it is none."""
     return max(20, width_of(stream) or WIDTH)
 
@@ -275,7 +275,7 @@ class _Line:
     stream: IO[str]
 
     def __call__(self, text: str) -> None:
-        room = columns(self.stream) - 1
+        room = stream_columns(self.stream) - 1
         code = getattr(self.stream, "encoding", None) or "utf-8"
         plain = text.encode(code, "replace").decode(code)
         if cell_len(plain) > room:

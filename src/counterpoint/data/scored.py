@@ -30,7 +30,7 @@ from counterpoint.data.csv_sets import lists_of_csv
 from counterpoint.data.pair_rules import PairRules
 from counterpoint.data.undecoded import undecoded
 from counterpoint.errors import DataError
-from counterpoint.notebook import rows_shown, shown
+from counterpoint.notebook import notebook_html, rows_shown
 from counterpoint.records import Text
 
 FATES = ("tied", "narrow", "same_text", "overruled", "usable")
@@ -165,7 +165,7 @@ class ScoredPairs:
         """What was made, and the first pairs, in a notebook."""
         columns = list(dict.fromkeys(name for pair in self.pairs[:50] for name in pair))
         rows = ([pair.get(name) for name in columns] for pair in self.pairs)
-        return shown(
+        return notebook_html(
             self.counts.summary(), rows_shown(columns, rows, label="pairs", most=5, spoken=False)
         )
 

@@ -35,7 +35,7 @@ _INK = {".": "2", "+": "32", "-": "31", "x": "2;9"}
 _SPECIAL = "36"
 
 
-def draw(tokens: RowTokens, *, name: str, width: int = 80, color: bool = False) -> str:
+def draw_tokens(tokens: RowTokens, *, name: str, width: int = 80, color: bool = False) -> str:
     """One row's tokens as lines.
 
     Args:
@@ -64,7 +64,7 @@ def draw(tokens: RowTokens, *, name: str, width: int = 80, color: bool = False) 
     return "\n".join(lines)
 
 
-def columns(text: str) -> int:
+def text_columns(text: str) -> int:
     """How many columns a text takes on a terminal: two for a wide character, none for accents."""
     wide = sum(unicodedata.east_asian_width(each) in "WF" for each in text)
     return len(text) + wide - sum(unicodedata.category(each) in ("Mn", "Me") for each in text)
@@ -99,7 +99,7 @@ def _lines(run: Sequence[Piece | str], mark: str, width: int, color: bool) -> It
         special = not isinstance(piece, str) and piece.special
         ink = _SPECIAL if special and mark != "x" else _INK[mark]
         for part in _fitting(piece if isinstance(piece, str) else _shown(piece), room - 1):
-            size = columns(part) + 1
+            size = text_columns(part) + 1
             if used + size > room:
                 yield f"{mark} {line}"
                 line, used = "", 0
@@ -124,7 +124,7 @@ def _fitting(text: str, room: int) -> Iterator[str]:
     """A text in parts that fit a line; nearly always one."""
     part, used = "", 0
     for each in text:
-        size = columns(each)
+        size = text_columns(each)
         if used + size > room:
             yield part
             part, used = "", 0

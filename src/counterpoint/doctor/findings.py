@@ -20,9 +20,9 @@ from counterpoint.errors import (
 )
 from counterpoint.invocation import runnable
 from counterpoint.language import phrase, spoken
-from counterpoint.notebook import rows_shown, shown
+from counterpoint.notebook import notebook_html, rows_shown
 from counterpoint.strict import strict_json
-from counterpoint.wrap import columns, cut, padded, wrap
+from counterpoint.wrap import columns, cut_text, padded, wrap
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -187,7 +187,7 @@ class Report:
             for finding in self.findings
         ]
         titles = [phrase(column) for column in columns]
-        return shown(self._summary_spoken(), rows_shown(titles, rows, label="findings"))
+        return notebook_html(self._summary_spoken(), rows_shown(titles, rows, label="findings"))
 
     def _summary_spoken(self) -> str:
         if spoken() == "en":
@@ -225,7 +225,7 @@ def _line(finding: Finding, width: int | None) -> str:
     line = f"{finding.code}  {meaning(finding.code).title}: {seen}"
     if width is None or columns(line) <= width:
         return line
-    kept, _ = cut(line, max(NARROWEST, width) - 1)
+    kept, _ = cut_text(line, max(NARROWEST, width) - 1)
     return f"{kept.rstrip()}…"
 
 

@@ -49,7 +49,7 @@ def length_bias(chosen: Lengths, rejected: Lengths) -> LengthBias:
     )
 
 
-def histogram(lengths: Lengths) -> str:
+def length_classes(lengths: Lengths) -> str:
     """Counts by powers of two, as text: "<64: 12, <128: 30"; empty classes are left out.
 
     Args:

@@ -61,7 +61,7 @@ def likeness(one: Signature, other: Signature) -> float:
     return float((one == other).mean())
 
 
-def nearest(
+def nearly_equal(
     wanted: Sequence[Signature], among: Sequence[Signature], alike: float = ALIKE
 ) -> list[tuple[int, int]]:
     """Texts that have nearly the same one among others.

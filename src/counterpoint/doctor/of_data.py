@@ -16,8 +16,8 @@ import numpy as np
 
 from counterpoint.config import CPOConfig
 from counterpoint.doctor.findings import MOST_ROWS, Finding, find, from_error
-from counterpoint.doctor.lengths import histogram, length_bias
-from counterpoint.doctor.near_duplicates import nearest
+from counterpoint.doctor.lengths import length_bias, length_classes
+from counterpoint.doctor.near_duplicates import nearly_equal
 from counterpoint.doctor.survey import Sightings, Survey
 
 RATES: Mapping[str, float] = MappingProxyType(
@@ -130,7 +130,7 @@ def of_both(train: Survey, evaluation: Survey) -> Iterator[Finding]:
         train: with signatures.
         evaluation: with signatures.
     """
-    twins = nearest(
+    twins = nearly_equal(
         [mine for _, mine in evaluation.signatures], [theirs for _, theirs in train.signatures]
     )
     if not twins:
@@ -231,10 +231,12 @@ def _lengths(found: Survey) -> Iterator[Finding]:
     )
     tokens = found.tokens
     if tokens is None:
-        shown = f"characters of chosen {histogram(chosen)}; of rejected {histogram(rejected)}"
+        shown = (
+            f"characters of chosen {length_classes(chosen)}; of rejected {length_classes(rejected)}"
+        )
     else:
         parts = {"prompt": tokens.prompt, "chosen": tokens.chosen, "rejected": tokens.rejected}
-        shown = "; ".join(f"{name} {histogram(lengths)}" for name, lengths in parts.items())
+        shown = "; ".join(f"{name} {length_classes(lengths)}" for name, lengths in parts.items())
     yield find("CN202", f"{found.name}: {shown}; {says}.")
     decided = bias.longer + bias.shorter
     if not decided:

@@ -55,7 +55,7 @@ FEWEST_WORDS = 4
 """Words that a text needs before it is said to be in a script."""
 
 
-def plain(text: Text) -> str:
+def as_text(text: Text) -> str:
     """A text as a string; of messages their contents, a line each, tool calls included."""
     if isinstance(text, str):
         return text
@@ -77,7 +77,7 @@ def signs(
 
     Args:
         row: as read.
-        texts: its prompt, chosen and rejected, as ``plain`` gives them.
+        texts: its prompt, chosen and rejected, as ``as_text`` gives them.
         marks: the tokenizer's special tokens; None if it is not known.
         eos: the text of the EOS token; None if there is none.
 

@@ -43,7 +43,7 @@ from counterpoint.doctor.findings import MOST_ROWS
 from counterpoint.doctor.lengths import Lengths
 from counterpoint.doctor.near_duplicates import Signature, signature
 from counterpoint.doctor.of_tokenizer import marks_of
-from counterpoint.doctor.signs import pattern_of, plain, signs
+from counterpoint.doctor.signs import as_text, pattern_of, signs
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.records import PreferenceRow
 
@@ -292,7 +292,7 @@ def _read(
         if row is None:
             digest.update(repr(raw).encode("utf-8", "backslashreplace"))
             continue
-        texts = plain(row.prompt), plain(row.chosen), plain(row.rejected)
+        texts = as_text(row.prompt), as_text(row.chosen), as_text(row.rejected)
         digest.update(_content(row))
         keys.append((number, (hash(texts[0]), hash(texts[1]), hash(texts[2]))))
         found.characters.append((len(texts[1]), len(texts[2])))
@@ -314,7 +314,7 @@ def _pair(raw: Any, number: int, found: Survey) -> PreferenceRow | None:
         return None
     try:
         row = formats.to_preference_row(raw, number)
-        f"{plain(row.prompt)}{plain(row.chosen)}{plain(row.rejected)}".encode()
+        f"{as_text(row.prompt)}{as_text(row.chosen)}{as_text(row.rejected)}".encode()
     except DataError as error:
         found.problems[error.code].add(number, error.message)
     except UnicodeEncodeError:

@@ -79,7 +79,7 @@ def meaning(code: str) -> Diagnosis:
     return (TABLE_ZH if spoken() == "zh" else TABLE)[code]
 
 
-def in_words(code: str, message: str) -> str:
+def error_in_words(code: str, message: str) -> str:
     """An error's line: its code first, then what was seen, and in Chinese what that is about.
 
     A message is English, for it names what libraries and files call things.

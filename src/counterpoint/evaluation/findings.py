@@ -145,7 +145,7 @@ class Findings:
         other = None if before is None else _by_kind(before)[name, kind]
         if other is not None and [o.prompt for o in other] == [o.prompt for o in part]:
             shown = {BEFORE: other, AFTER: part}
-            changes = texts.differences(other, part, self.plan)
+            changes = texts.text_differences(other, part, self.plan)
             yield from table.text_comparison_table(
                 title, self.texts[BEFORE][name, kind], values, changes, self.plan.level
             )

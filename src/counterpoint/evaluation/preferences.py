@@ -60,7 +60,7 @@ class Preferences:
         pairs: how many.
         prompts: how many different ones.
         ties: pairs of equal rewards.
-        measures: by the names of ``ratios_of``, each with its interval.
+        measures: by the names of ``score_ratios``, each with its interval.
         margin_quantiles: of chosen minus rejected reward, by share.
         by_length: in rising order, without empty bins.
     """
@@ -86,7 +86,7 @@ class Comparison:
 
     Args:
         pairs: how many.
-        before: of one model, by the names of ``ratios_of``.
+        before: of one model, by the names of ``score_ratios``.
         after: of the other.
         differences: after minus before, with the interval of the difference.
     """
@@ -105,7 +105,7 @@ def judge(scores: PairScores, plan: Resampling) -> Preferences:
         plan: how intervals are made.
     """
     bins = _bins(scores)
-    ratios = ratios_of(scores)
+    ratios = score_ratios(scores)
     wins = ratios["accuracy"].top
     within = {
         str(place): Ratio(wins * mask, mask.astype(np.float64), is_share=True)
@@ -139,7 +139,7 @@ def compare(before: PairScores, after: PairScores, plan: Resampling) -> Comparis
         plan: how intervals are made.
     """
     before, after = aligned(before, after)
-    one, other = ratios_of(before), ratios_of(after)
+    one, other = score_ratios(before), score_ratios(after)
     return Comparison(
         pairs=len(before),
         before={name: ratio.value for name, ratio in one.items()},
@@ -158,7 +158,7 @@ def accuracy_interval(scores: PairScores) -> BootstrapEstimate:
     return Bootstrap(scores.prompts, IN_TRAINING).estimates({"wins": wins})["wins"]
 
 
-def ratios_of(scores: PairScores) -> dict[str, Ratio]:
+def score_ratios(scores: PairScores) -> dict[str, Ratio]:
     """The statistics that are ratios of sums, by name.
 
     Accuracies are shares; rewards and margins are in nats of scaled reward; log-probabilities

@@ -43,7 +43,7 @@ def is_installed() -> bool:
     return find_spec("sacrebleu") is not None
 
 
-def check_installed() -> None:
+def check_sacrebleu() -> None:
     """Refuse to go on without sacrebleu.
 
     Raises:
@@ -74,7 +74,7 @@ def reference_scores(
     Raises:
         SetupError: CP502 without sacrebleu.
     """
-    check_installed()
+    check_sacrebleu()
     from sacrebleu.metrics import BLEU, CHRF
 
     found = {}

@@ -58,12 +58,12 @@ def preference_table(name: str, found: Preferences, loss: float, level: float) -
         f"  {'':<32}{'value':>10}   {level:.0%} interval",
     ]
     for key, estimate in found.measures.items():
-        lines.append(f"  {LABELS[key]:<32}{number(estimate.value):>10}   {_interval(estimate)}")
+        lines.append(f"  {LABELS[key]:<32}{digits(estimate.value):>10}   {_interval(estimate)}")
         if key == "margin":
             shares = " / ".join(f"{share:.0%}" for share in found.margin_quantiles)
-            values = " / ".join(map(number, found.margin_quantiles.values()))
+            values = " / ".join(map(digits, found.margin_quantiles.values()))
             lines += [f"    at {shares}", f"       {values}"]
-    lines += [f"  {LABELS['loss']:<32}{number(loss):>10}", ""]
+    lines += [f"  {LABELS['loss']:<32}{digits(loss):>10}", ""]
     return lines + _length_table(found.by_length, level)
 
 
@@ -75,8 +75,8 @@ def _length_table(bins: Sequence[LengthBin], level: float) -> list[str]:
     ]
     for one in bins:
         lines.append(
-            f"  {_range(one):<15}  {one.pairs:>8,}  {number(one.accuracy.value):>9}   "
-            f"{_interval(one.accuracy):<20}{number(one.longer_wins):>12}"
+            f"  {_range(one):<15}  {one.pairs:>8,}  {digits(one.accuracy.value):>9}   "
+            f"{_interval(one.accuracy):<20}{digits(one.longer_wins):>12}"
         )
     return lines
 
@@ -100,7 +100,7 @@ def text_table(title: str, values: Mapping[str, float]) -> list[str]:
         title: what the table is of.
         values: by the names of ``texts.statistics``, and scores by metric.
     """
-    return [title, *(f"  {LABELS[k]:<32}{number(value):>10}" for k, value in values.items())]
+    return [title, *(f"  {LABELS[k]:<32}{digits(value):>10}" for k, value in values.items())]
 
 
 def text_comparison_table(
@@ -138,7 +138,7 @@ def shown_texts(sides: Mapping[str, Sequence[Completion]]) -> list[str]:
     return lines
 
 
-def number(value: float) -> str:
+def digits(value: float) -> str:
     """Three to four digits that count, as short as they can be written."""
     size = abs(value)
     if size and not 0.0005 <= size < 1000:  # also where it is no number
@@ -156,7 +156,7 @@ def _sides(
         f"  {'':<28}{'before':>9}{'after':>9}{'change':>9}  {level:.0%} interval",
     ]
     for key, value in after.items():
-        line = f"  {LABELS[key]:<28}{number(before[key]):>9}{number(value):>9}"
+        line = f"  {LABELS[key]:<28}{digits(before[key]):>9}{digits(value):>9}"
         change = differences.get(key)
         if change is not None:
             clear = " *" if change.low > 0 or change.high < 0 else ""
@@ -168,11 +168,11 @@ def _sides(
 
 
 def _signed(value: float) -> str:
-    return number(value) if value <= 0 else f"+{number(value)}"
+    return digits(value) if value <= 0 else f"+{digits(value)}"
 
 
 def _interval(estimate: BootstrapEstimate) -> str:
-    return f"{number(estimate.low)} to {number(estimate.high)}"
+    return f"{digits(estimate.low)} to {digits(estimate.high)}"
 
 
 def _range(one: LengthBin) -> str:

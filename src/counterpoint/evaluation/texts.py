@@ -102,16 +102,16 @@ def statistics(completions: Sequence[Completion]) -> dict[str, float]:
         completions: at least one.
 
     Returns:
-        The means of ``ratios_of``, and ``distinct_1`` and ``distinct_2`` over all of them.
+        The means of ``text_ratios``, and ``distinct_1`` and ``distinct_2`` over all of them.
     """
     ids = [completion.ids for completion in completions]
     return {
-        **{name: ratio.value for name, ratio in ratios_of(completions).items()},
+        **{name: ratio.value for name, ratio in text_ratios(completions).items()},
         **{f"distinct_{n}": variety(ids, n) for n in VARIETY},
     }
 
 
-def ratios_of(completions: Sequence[Completion]) -> dict[str, Ratio]:
+def text_ratios(completions: Sequence[Completion]) -> dict[str, Ratio]:
     """The statistics that are means over completions, by name.
 
     ``length`` is in tokens; ``ended``, ``empty`` and ``exact_match`` are shares, the last one
@@ -134,7 +134,7 @@ def ratios_of(completions: Sequence[Completion]) -> dict[str, Ratio]:
     return found
 
 
-def differences(
+def text_differences(
     before: Sequence[Completion], after: Sequence[Completion], plan: Resampling
 ) -> dict[str, BootstrapEstimate]:
     """After minus before of each mean, with its interval over prompts.
@@ -144,7 +144,7 @@ def differences(
         after: of another, to the same prompts in the same order.
         plan: how intervals are made.
     """
-    one, other = ratios_of(before), ratios_of(after)
+    one, other = text_ratios(before), text_ratios(after)
     return Bootstrap(np.arange(len(after)), plan).differences(one, other)
 
 

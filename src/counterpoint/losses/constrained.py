@@ -80,7 +80,7 @@ class Measured:
     surrogate: Float[Tensor, " pairs"]
 
 
-def math_of(constraint: Constraint) -> ConstraintMath:
+def constraint_math(constraint: Constraint) -> ConstraintMath:
     """The functions of a constraint's kind."""
     named = constraint.row.math
     found: ConstraintMath = globals()[named] if isinstance(named, str) else named
@@ -97,7 +97,7 @@ def measured(constraint: Constraint, seen: Seen) -> Measured:
     Raises:
         ConfigError: CP103 for a function that does not give a number a pair.
     """
-    math, weight = math_of(constraint), seen.batch.weight
+    math, weight = constraint_math(constraint), seen.batch.weight
     assert math.numerator is not None
     numbers = math.numerator(constraint, seen)
     weighted = weight * _a_number_a_pair(constraint, numbers, seen.batch)
@@ -109,7 +109,7 @@ def measured(constraint: Constraint, seen: Seen) -> Measured:
 
 def belongs(constraint: Constraint, batch: PairBatch) -> bool:
     """Whether a constraint is measured on the set that a batch is of."""
-    if math_of(constraint).numerator is None:
+    if constraint_math(constraint).numerator is None:
         return False
     return batch.of == (constraint.name if constraint.row.own_set else "")
 
@@ -127,7 +127,7 @@ def denominators(
     Raises:
         ConfigError: as ``measured``.
     """
-    denominator = math_of(constraint).denominator
+    denominator = constraint_math(constraint).denominator
     if denominator is None:
         return batch.weight
     numbers = denominator(constraint, objective, batch)
@@ -145,7 +145,7 @@ def price(
         bound: that it holds.
         batch: the pairs.
     """
-    found = math_of(constraint).price
+    found = constraint_math(constraint).price
     return None if found is None else found(multiplier, bound, batch)
 
 

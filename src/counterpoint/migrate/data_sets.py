@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from counterpoint.migrate.draft import Draft
-from counterpoint.options.given import plain
+from counterpoint.options.given import as_python
 
 BUILDERS = ("json", "csv", "parquet", "text", "arrow")
 """Names that load_dataset takes for a kind of file."""
@@ -102,7 +102,7 @@ def add_list(draft: Draft, name: str, option: str) -> None:
     if setting is None:
         return
     found = []
-    entries = plain(setting.given)
+    entries = as_python(setting.given)
     for number, entry in enumerate(entries if isinstance(entries, list) else [entries]):
         where = f"{setting.where}[{number}]"
         source = _of_entry(entry)

@@ -16,9 +16,9 @@ from counterpoint.config import RANGES, REFUSED, is_refused
 from counterpoint.errors import ConfigError
 from counterpoint.masking import is_secret
 from counterpoint.migrate.run_file import Line, printable
-from counterpoint.old_options import meaning, renamed
+from counterpoint.old_options import old_meaning, renamed
 from counterpoint.options.coerce import FALSES, TRUES, coerce
-from counterpoint.options.given import Given, Scalar, Setting, plain
+from counterpoint.options.given import Given, Scalar, Setting, as_python
 from counterpoint.options.table import options
 
 NO_OPTION = "there is no such option here"
@@ -69,7 +69,7 @@ class Draft:
     def peek(self, name: str) -> Any:
         """The value of a setting as YAML would read it, which stays; None where it is not given."""
         setting = self.rest.get(name)
-        return None if setting is None else plain(setting.given)
+        return None if setting is None else as_python(setting.given)
 
     def take(self, name: str) -> Setting | None:
         """A setting that says something, which then is dealt with; None where there is none."""
@@ -96,7 +96,7 @@ class Draft:
 
     def leave(self, setting: Setting, reason: str) -> None:
         """Say that a setting is not translated, and why."""
-        self.left.append(f"{without_secrets(setting)}: {reason}.")
+        self.left.append(f"{setting_without_secrets(setting)}: {reason}.")
 
     def put(self, option: str, value: Any, why: str = "") -> None:
         """Write an option that no single setting stands for."""
@@ -150,12 +150,12 @@ class Draft:
             option = names.get(name) or renamed(name) or (name if name in options() else None)
             if name not in reasons and option is not None:
                 self.add(option, setting)
-            elif plain(setting.given) is not False:
-                known = reasons.get(name) or meaning(name)
+            elif as_python(setting.given) is not False:
+                known = reasons.get(name) or old_meaning(name)
                 self.leave(setting, known or NO_OPTION)
 
 
-def without_secrets(setting: Setting) -> Setting:
+def setting_without_secrets(setting: Setting) -> Setting:
     """The setting as it may be shown, what is secret in it withheld at any depth."""
     given = _masked({setting.name: setting.given})[setting.name]
     return Setting(setting.name, given, setting.where)
@@ -174,7 +174,7 @@ def _is_withheld(key: str) -> bool:
 
 
 def _says_nothing(setting: Setting) -> bool:
-    return plain(setting.given) in (None, "", [], {})
+    return as_python(setting.given) in (None, "", [], {})
 
 
 def _refusal(option: str, value: Any) -> str | None:

@@ -16,7 +16,7 @@ from counterpoint.errors import ConfigError
 from counterpoint.migrate import of_axolotl, of_llama_factory
 from counterpoint.objectives import DEFAULT_LOSS, DEFAULTS_OF_TRL
 from counterpoint.options.given import Given, Scalar, Setting
-from counterpoint.options.yaml_file import read_text
+from counterpoint.options.yaml_file import read_option_file
 
 STANDARD = "-"
 TRL_MARKS = (
@@ -62,7 +62,7 @@ def read_foreign(path: str) -> tuple[str, str]:
         except UnicodeDecodeError as error:
             raise ConfigError("CP106", f"standard input is not UTF-8: {error}.") from error
     else:
-        text = read_text(str(Path(path).expanduser()))
+        text = read_option_file(str(Path(path).expanduser()))
     endings = {".py": "python", ".sh": "shell", ".bash": "shell", ".yaml": "yaml", ".yml": "yaml"}
     return text, endings.get(Path(path).suffix.lower()) or _kind_of(text)
 

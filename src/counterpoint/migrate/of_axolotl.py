@@ -15,7 +15,7 @@ from counterpoint.migrate.draft import Draft
 from counterpoint.migrate.of_llama_factory import put_without_reference
 from counterpoint.migrate.of_trl import QUANTISED, keep_nll
 from counterpoint.objectives import called, names_of, without_reference
-from counterpoint.options.given import plain
+from counterpoint.options.given import as_python
 
 TOOL = "Axolotl"
 MARKS = ("base_model", "rl", "sequence_len", "micro_batch_size", "num_epochs", "adapter")
@@ -96,7 +96,7 @@ def of_axolotl(draft: Draft) -> None:
 
 def _loss(draft: Draft) -> None:
     setting = draft.take("rl")
-    name = None if setting is None else plain(setting.given)
+    name = None if setting is None else as_python(setting.given)
     if (loss := called(TOOL, name)) is not None:
         draft.put("loss_type", loss.name)
         if loss.with_nll:
@@ -127,7 +127,7 @@ def _loss(draft: Draft) -> None:
 
 def _adapter(draft: Draft) -> None:
     setting = draft.take("adapter")
-    kind = None if setting is None else plain(setting.given)
+    kind = None if setting is None else as_python(setting.given)
     if kind == "qlora" and setting is not None:
         draft.leave(setting, f"{QUANTISED}; a LoRA adapter on the plain weights is written")
     if kind in ("lora", "qlora"):

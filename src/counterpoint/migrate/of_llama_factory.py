@@ -21,7 +21,7 @@ from counterpoint.objectives import (
     names_of,
     without_reference,
 )
-from counterpoint.options.given import Scalar, Setting, plain
+from counterpoint.options.given import Scalar, Setting, as_python
 
 TOOL = "LLaMA-Factory"
 MARKS = ("stage", "finetuning_type", "pref_loss", "pref_beta", "cutoff_len", "lora_rank")
@@ -119,7 +119,7 @@ def put_without_reference(draft: Draft, setting: Setting | None, loss: Loss) -> 
 
 def _loss(draft: Draft) -> None:
     setting = draft.take("pref_loss")
-    name = None if setting is None else str(plain(setting.given))
+    name = None if setting is None else str(as_python(setting.given))
     extra = _number(draft, "pref_ftx")
     loss = called(TOOL, name)
     own = 0.0 if loss is None else loss.nll or 0.0
@@ -143,7 +143,7 @@ def _loss(draft: Draft) -> None:
 
 def _number(draft: Draft, name: str) -> float:
     setting = draft.take(name)
-    value: Any = 0.0 if setting is None else plain(setting.given)
+    value: Any = 0.0 if setting is None else as_python(setting.given)
     if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
         return float(value)
     if setting is not None:
@@ -153,7 +153,7 @@ def _number(draft: Draft, name: str) -> float:
 
 def _adapter(draft: Draft) -> None:
     setting = draft.take("finetuning_type")
-    kind = "lora" if setting is None else plain(setting.given)
+    kind = "lora" if setting is None else as_python(setting.given)
     if kind == "lora":
         if draft.peek("lora_rank") is None:
             draft.put("lora_r", 8, "LLaMA-Factory's default")
@@ -162,7 +162,7 @@ def _adapter(draft: Draft) -> None:
             ("additional_target", "lora_modules_to_save"),
         ):
             setting = draft.take(name)
-            if setting is None or plain(setting.given) == "all":
+            if setting is None or as_python(setting.given) == "all":
                 continue
             words = getattr(setting.given, "text", "")  # several in one text, as no option here is
             split = [Scalar(word.strip()) for word in words.split(",")] if words else setting.given

@@ -47,7 +47,7 @@ _FAR = 4
 """Factor below published values of beta from which it is another loss's."""
 
 
-def translate(path: str, *, model: str | None, dataset: Sequence[str]) -> Translation:
+def translation_of(path: str, *, model: str | None, dataset: Sequence[str]) -> Translation:
     """Read another tool's file and say it in options of ``counterpoint train``.
 
     Args:

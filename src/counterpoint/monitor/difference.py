@@ -21,7 +21,7 @@ from torch import Tensor
 from counterpoint.language import phrase
 from counterpoint.monitor.groups import GROUPS, group_of
 from counterpoint.monitor.weight_files import Entry, WeightFiles
-from counterpoint.notebook import rows_shown, shown
+from counterpoint.notebook import notebook_html, rows_shown
 
 WRAPPERS = ("module.", "_orig_mod.")
 """What DDP and torch.compile put before the names of a model that was saved inside them."""
@@ -122,7 +122,7 @@ class Difference:
             *((name, phrase("only before")) for name in self.removed),
             *((name, phrase("only after")) for name in self.added),
         ]
-        return shown(
+        return notebook_html(
             self.in_words(),
             rows_shown(("group", "tensors", "weights", *numbers), groups, label="groups"),
             rows_shown(("tensor", "group", *numbers), tensors, label="tensors"),
@@ -144,7 +144,7 @@ class Difference:
         }
 
 
-def compare(before: WeightFiles, after: WeightFiles) -> Difference:
+def compare_weights(before: WeightFiles, after: WeightFiles) -> Difference:
     """Compare two sets of files; no more than a part of a tensor is in memory at a time.
 
     Args:

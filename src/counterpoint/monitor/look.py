@@ -27,7 +27,7 @@ from torch import Tensor
 from counterpoint.monitor.groups import GROUPS, group_of
 
 
-def count(
+def add_look(
     start: Float[Tensor, "tensors entries"],
     last: Float[Tensor, "tensors entries"],
     before: Float[Tensor, "tensors entries"],
@@ -91,7 +91,7 @@ class TensorLook:
     def of(
         cls, tensor: Tensor, row: list[float], *, taken: int, norm: float, loses: bool
     ) -> TensorLook:
-        """From what ``count`` found.
+        """From what ``add_look`` found.
 
         Args:
             tensor: itself; only its shape and dtype are asked for.

@@ -23,7 +23,7 @@ from counterpoint.engine.face import Engine
 from counterpoint.engine.plain import Plain
 from counterpoint.monitor.checksum import checksum
 from counterpoint.monitor.groups import group_of
-from counterpoint.monitor.look import Look, TensorLook, count
+from counterpoint.monitor.look import Look, TensorLook, add_look
 from counterpoint.monitor.sample import Sample
 from counterpoint.rounding import rounds_to_nearest
 
@@ -167,7 +167,7 @@ class MovementWatch:
         """
         none = (after, torch.zeros_like(after), torch.full_like(self._heard, torch.nan))
         before, gradients, norms = half or none
-        counts = count(self._start, self._last, before, after, gradients)
+        counts = add_look(self._start, self._last, before, after, gradients)
         parts = [*counts.T, norms, self._heard, self._changed(self.frozen)]
         told = iter(torch.cat([part.double() for part in parts]).tolist())
         *columns, of_step, of_run, changed = (

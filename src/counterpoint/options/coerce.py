@@ -26,7 +26,7 @@ from functools import partial
 from typing import Any, Literal
 
 from counterpoint.errors import ConfigError
-from counterpoint.options.given import Given, Scalar, Setting, plain
+from counterpoint.options.given import Given, Scalar, Setting, as_python
 
 NULLS = ("", "~", "null", "none")
 TRUES = ("true", "yes", "on", "1")
@@ -98,7 +98,7 @@ def coerce(setting: Setting, hint: Any, choices: tuple[str, ...] = ()) -> Any:
             _check_words(setting, value, allowed)
         return value
     if allowed:
-        _check_words(setting, plain(given), allowed)
+        _check_words(setting, as_python(given), allowed)
     raise ConfigError("CP103", f"{setting} should be {expected(hint)}.")
 
 
@@ -229,7 +229,7 @@ def _as_list(item: Any, given: Given) -> list[Any]:
 def _as_mapping(given: Given) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise ValueError
-    return {key: plain(value) for key, value in given.items()}
+    return {key: as_python(value) for key, value in given.items()}
 
 
 def _as_text(given: Given) -> str:

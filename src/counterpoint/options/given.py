@@ -63,19 +63,19 @@ class Setting:
         """Place and value, as an error message quotes them."""
         if self.name in SECRET:
             return f"{self.where} (value withheld)"
-        return f"{self.where}={show(self.given)}"
+        return f"{self.where}={show_given(self.given)}"
 
 
-def plain(given: Given) -> Any:
+def as_python(given: Given) -> Any:
     """What is given, as Python sees it where no option says which type it wants.
 
     YAML 1.2's rules: null, true, false and numbers are what they look like, all else is text.
     (YAML 1.1 reads ``no`` as false and ``1e-6`` as text.)
     """
     if isinstance(given, dict):
-        return {key: plain(value) for key, value in given.items()}
+        return {key: as_python(value) for key, value in given.items()}
     if isinstance(given, list):
-        return [plain(item) for item in given]
+        return [as_python(item) for item in given]
     if given.quoted:
         return given.text
     return _plain_word(given.text)
@@ -93,9 +93,9 @@ def _plain_word(text: str) -> Any:
     return float(text) if _NUMBER.fullmatch(text) else text
 
 
-def show(given: Given, longest: int = 60) -> str:
+def show_given(given: Given, longest: int = 60) -> str:
     """What is given, on one line and not longer than ``longest`` characters."""
-    value = given.text if isinstance(given, Scalar) else plain(given)
+    value = given.text if isinstance(given, Scalar) else as_python(given)
     # before it is cut: half of a secret is not known for one
     text = masked(json.dumps(value, ensure_ascii=False))
     return text if len(text) <= longest else f"{text[: longest - 3]}..."

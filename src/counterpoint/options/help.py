@@ -55,7 +55,7 @@ def summary(option: Option) -> str:
     """What an option means, or why it is refused; of transformers' own, the first sentence."""
     if option.name in REFUSED:
         passing, reason = REFUSED[option.name]
-        return f"Refused unless {show(passing)}: {reason}."
+        return f"Refused unless {as_written(passing)}: {reason}."
     if option.group != TRANSFORMERS or option.name in OF_THE_COMMAND:
         return option.help
     first = _SENTENCE_END.split(option.help, maxsplit=1)[0]
@@ -64,10 +64,10 @@ def summary(option: Option) -> str:
 
 def show_default(option: Option) -> str:
     """An option's default as YAML would write it."""
-    return show(option.default)
+    return as_written(option.default)
 
 
-def show(value: Any) -> str:
+def as_written(value: Any) -> str:
     """A value as YAML would write it."""
     if value is None:
         return "null"

@@ -18,7 +18,7 @@ from counterpoint.console.manners import has_terminal
 from counterpoint.data.options import OF_A_ROW, OF_THE_MACHINE
 from counterpoint.errors import ConfigError, CounterpointError, SetupError
 from counterpoint.masking import Mask, keep_secrets
-from counterpoint.old_options import modern, say
+from counterpoint.old_options import modern, warn_of_old
 from counterpoint.options.arguments import take
 from counterpoint.options.coerce import coerce
 from counterpoint.options.given import SECRET, Scalar, Setting
@@ -138,7 +138,7 @@ def _by_todays_names(settings: Iterable[Setting]) -> dict[str, Any]:
     every = list(settings)
     given = {one.name: coerce(one, *reads_as(one.name)) for one in every}
     values, said = modern(given, options(), where={one.name: one.where for one in every})
-    say(said)
+    warn_of_old(said)
     return values
 
 

@@ -91,7 +91,7 @@ def refuse_unknown(settings: Iterable[Setting]) -> None:
         raise ConfigError("CP101", " ".join(_name_unknown(setting) for setting in unknown))
 
 
-def nearest(name: str) -> str | None:
+def nearest_option(name: str) -> str | None:
     """The option whose name is most like ``name``; None where nothing is."""
     return nearest_of(name, options())
 

@@ -40,7 +40,7 @@ def read_config(path: str) -> list[Setting]:
     Raises:
         ConfigError: CP106 where the file cannot be read as that, with the line.
     """
-    return settings_of(read_text(path), path)
+    return settings_of(read_option_file(path), path)
 
 
 def settings_of(text: str, path: str) -> list[Setting]:
@@ -90,7 +90,7 @@ def parse_flow(text: str, where: str) -> Given:
         ) from error
 
 
-def read_text(path: str) -> str:
+def read_option_file(path: str) -> str:
     """A file of the user's as text.
 
     Raises:

@@ -39,7 +39,7 @@ LORA_RANK = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class MemorySetting:
     """What of a run decides on its memory, lengths apart.
 
     Args:
@@ -88,7 +88,7 @@ class Planner:
         """Find the layout that the run will use."""
         self.model, self.args, self.lengths, self.ranks = model, args, lengths, ranks
         self.device = args.device.type if device is None else device
-        self._known: list[tuple[Setting, bool, Demand]] = []
+        self._known: list[tuple[MemorySetting, bool, Demand]] = []
         autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         # the trainer turns dropout off, if it does, before it asks
         stays = not args.disable_dropout
@@ -97,7 +97,7 @@ class Planner:
             model, args.layout, self.device, dropout_stays=stays, possible=self._possible
         )
         self.reason = why or ""
-        self.setting = Setting(
+        self.setting = MemorySetting(
             layout=layout.name,
             autocast=autocast,
             checkpointing=_checkpointing(args),
@@ -111,7 +111,7 @@ class Planner:
                 self.reason = error.message
                 self.setting = replace(self.setting, layout=REFERENCE.name)
 
-    def demand(self, setting: Setting, *, accumulates: bool = True) -> Demand:
+    def demand(self, setting: MemorySetting, *, accumulates: bool = True) -> Demand:
         """Memory as a function of tokens.
 
         Args:
@@ -182,7 +182,7 @@ class Planner:
         several = self.args.gradient_accumulation_steps > 1
         return self.estimate(None, usable, accumulates=several)
 
-    def budget(self, usable: int, setting: Setting | None = None) -> int:
+    def budget(self, usable: int, setting: MemorySetting | None = None) -> int:
         """Most tokens of a micro-batch that fit, its longest pair alone included; 0 for none."""
         setting = setting or self.setting
         budget = self.demand(setting).budget(usable)
@@ -262,7 +262,9 @@ class Planner:
             remedies=tuple(self.remedies(usable)),
         )
 
-    def _rehearsed(self, setting: Setting, accumulates: bool, experts: str | None = None) -> Demand:
+    def _rehearsed(
+        self, setting: MemorySetting, accumulates: bool, experts: str | None = None
+    ) -> Demand:
         mode, model, dtype = fake_mode(), self.model, setting.dtype
         if setting.adapter is not None:
             model, dtype = adapted(model, setting.adapter, dtype), None
@@ -283,7 +285,7 @@ class Planner:
             small, large = (rehearse(twin, mode, [shape] * pairs, way) for pairs in REHEARSED)
         return Demand(held, small, large, 0 if self.device == "cpu" else EXTRA)
 
-    def _alone(self, setting: Setting) -> int:
+    def _alone(self, setting: MemorySetting) -> int:
         """Peak of the longest pair alone."""
         longest = self.lengths.longest(setting.layout)
         return self.demand(setting).peak(tokens_of([longest], setting.layout))

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from counterpoint.language import phrase
-from counterpoint.notebook import rows_shown, shown
+from counterpoint.notebook import notebook_html, rows_shown
 from counterpoint.planner.machine import show_bytes
 
 ROWS = (
@@ -172,7 +172,7 @@ class Plan:
             pairs=f"{self.pairs:,}",
             usable=show_bytes(self.usable),
         )
-        return shown(
+        return notebook_html(
             head,
             rows_shown(
                 ("at the worst moment", "as configured", "longest pair"), parts, label="peak"

@@ -23,7 +23,7 @@ NARROWEST = 20
 BAR = 18
 
 
-def say(text: str = "", *, folded: bool = True) -> None:
+def tell(text: str = "", *, folded: bool = True) -> None:
     """One line, or several, on standard output.
 
     Args:
@@ -45,7 +45,7 @@ def _narrowed(line: str, width: int) -> Iterator[str]:
 
 def say_step(number: int, name: str, text: str, **values: Any) -> None:
     """A line of one of the five steps, in the language spoken; ``values`` as for ``phrase``."""
-    say(f"{number}  {padded(phrase(name), 22)}{phrase(text, **values)}")
+    tell(f"{number}  {padded(phrase(name), 22)}{phrase(text, **values)}")
 
 
 class Progress(TrainerCallback):
@@ -85,14 +85,14 @@ class Progress(TrainerCallback):
         if self._live:
             self._rewrite(state)
         else:
-            say(f"   {self._name}  {_steps(state)}  {self._numbers}")
+            tell(f"   {self._name}  {_steps(state)}  {self._numbers}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Leave the line as it is."""
         if self._live:
-            say()
+            tell()
 
     def _rewrite(self, state: TrainerState) -> None:
         full = BAR * state.global_step // max(1, state.max_steps)

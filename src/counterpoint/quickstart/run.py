@@ -30,9 +30,9 @@ from counterpoint.errors import SetupError
 from counterpoint.invocation import EXTRAS, command, installing
 from counterpoint.language import phrase
 from counterpoint.objectives import DEFAULT_LOSS, SIMPO
-from counterpoint.quickstart.display import Progress, say, say_step
+from counterpoint.quickstart.display import Progress, say_step, tell
 from counterpoint.quickstart.supervised import train_supervised
-from counterpoint.quickstart.table import Outcome, examples, judge, table
+from counterpoint.quickstart.table import Outcome, examples, judge_translations, outcome_table
 from counterpoint.quickstart.task import (
     PERFECT,
     Pair,
@@ -112,7 +112,7 @@ def run(
     folder = _vacant(Path(output_dir))
     options = training_options(folder, seed=seed, steps=steps)
     with shown_on(on_stderr(_write)), quiet(logging.WARNING), one_thread():
-        say(phrase(INTRODUCTION))
+        tell(phrase(INTRODUCTION))
         model, tokenizer = load_base()
         count = f"{model.num_parameters():,}"
         say_step(1, "model and tokenizer", "{count} parameters, in the package", count=count)
@@ -133,7 +133,7 @@ def run(
         trainer = CPOTrainer(model, args, train_dataset=rows, processing_class=tokenizer)
         say_step(4, "trainer", "CPOTrainer; it minimises")
         for line in trainer.objective.formula().splitlines():
-            say(f"     {line}")
+            tell(f"     {line}")
         numbers = held_out_numbers(held_out, seed)
         _write_held_out(folder, numbers, seed)
         translations = {"base": translate(model, tokenizer, numbers)}
@@ -148,7 +148,7 @@ def run(
             Path(args.output_dir),
             seed,
             perfect_chosen,
-            *(judge(numbers, texts) for texts in translations.values()),
+            *(judge_translations(numbers, texts) for texts in translations.values()),
         )
         _write_result(result, steps)
         _show_result(result, steps, held_out, examples(numbers, translations))
@@ -240,28 +240,28 @@ def _show_pairs(pairs: list[Pair], perfect_chosen: float) -> None:
     text = "{count} pairs; chosen has fewer flaws than rejected"
     say_step(3, "data", text, count=f"{len(pairs):,}")
     text = "and has none in {share} of them. For example"
-    say(f"{'':<25}{phrase(text, share=f'{perfect_chosen:.1%}')}")
+    tell(f"{'':<25}{phrase(text, share=f'{perfect_chosen:.1%}')}")
     # a usual one: chosen has two flaws, and the text fits on a line
     shown = min(pairs, key=lambda pair: (len(pair.chosen.flaws) != 2, len(pair.rejected.text)))
     for name, text in shown.row.items():
-        say(f"     {name:<9} {text}")
+        tell(f"     {name:<9} {text}")
 
 
 def _show_result(result: QuickstartResult, steps: int, held_out: int, shown: list[str]) -> None:
-    say()
-    say(phrase("{count} numbers that no training has seen, translated", count=held_out))
+    tell()
+    tell(phrase("{count} numbers that no training has seen, translated", count=held_out))
     rows = {
         phrase("base model"): result.base,
         phrase("supervised on the chosen, {steps} steps", steps=steps): result.supervised,
         phrase("CPO on the pairs, {steps} steps", steps=steps): result.cpo,
     }
-    for line in table(rows, result.perfect_chosen):
-        say(line)
-    say(phrase("(right number: exact, or wrong only in ways that the references are)"))
-    say()
+    for line in outcome_table(rows, result.perfect_chosen):
+        tell(line)
+    tell(phrase("(right number: exact, or wrong only in ways that the references are)"))
+    tell()
     for line in shown:
-        say(line)
-    say()
+        tell(line)
+    tell()
     folder = shlex.quote(str(result.folder))
     here = command()
     for label, text in (
@@ -269,10 +269,10 @@ def _show_result(result: QuickstartResult, steps: int, held_out: int, shown: lis
         (phrase("data, config"), str(result.folder)),
         (phrase("look at it"), f"{here} report {shlex.quote(str(result.model))}"),
     ):
-        say(f"{padded(label, 15)}{text}", folded=False)
+        tell(f"{padded(label, 15)}{text}", folded=False)
     if find_spec("bokeh") is None:
-        say(f"{padded(phrase('that needs'), 15)}{installing(EXTRAS['report'])}", folded=False)
-    say(phrase("next, the same run with another loss"))
-    say(f"  {here} train {folder}/{CONFIG_FILE} \\", folded=False)
-    say(f"    --loss_type {SIMPO.name} --beta 5 --simpo_gamma 2.5 \\", folded=False)
-    say(f"    --output_dir {folder}/simpo", folded=False)
+        tell(f"{padded(phrase('that needs'), 15)}{installing(EXTRAS['report'])}", folded=False)
+    tell(phrase("next, the same run with another loss"))
+    tell(f"  {here} train {folder}/{CONFIG_FILE} \\", folded=False)
+    tell(f"    --loss_type {SIMPO.name} --beta 5 --simpo_gamma 2.5 \\", folded=False)
+    tell(f"    --output_dir {folder}/simpo", folded=False)

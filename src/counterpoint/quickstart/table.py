@@ -32,7 +32,7 @@ class Outcome:
     number: float
 
 
-def judge(numbers: Sequence[int], texts: Sequence[str]) -> Outcome:
+def judge_translations(numbers: Sequence[int], texts: Sequence[str]) -> Outcome:
     """Compare translations with the right spellings.
 
     Args:
@@ -45,7 +45,7 @@ def judge(numbers: Sequence[int], texts: Sequence[str]) -> Outcome:
     return Outcome(exact / len(found), known / len(found))
 
 
-def table(rows: Mapping[str, Outcome], perfect_chosen: float) -> list[str]:
+def outcome_table(rows: Mapping[str, Outcome], perfect_chosen: float) -> list[str]:
     """One line for the references, one for each model.
 
     Args:

@@ -52,7 +52,7 @@ def hub_datasets(dataset: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found[1] for file in files if (found := _HUB_FILE.match(file))))
 
 
-def base_of(model: Any) -> str:
+def base_name(model: Any) -> str:
     """The hub id of what a model was loaded from, or the bare name of its folder; "" for neither.
 
     Args:
@@ -79,7 +79,7 @@ def about_model(
         model: as trained.
         folder: the one that names it.
         datasets: hub ids of the data.
-        base: name of the model that training began with; see ``base_of``.
+        base: name of the model that training began with; see ``base_name``.
         tags: further tags.
         language: of the hub, as "en".
         license_: of the hub, as "apache-2.0".

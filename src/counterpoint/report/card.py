@@ -22,7 +22,7 @@ from counterpoint.objectives import DEFAULT_LOSS, LOSSES
 from counterpoint.report import story
 from counterpoint.report.about import About
 from counterpoint.report.charts import number
-from counterpoint.report.constraints import in_words
+from counterpoint.report.constraints import constraint_in_words
 from counterpoint.report.curves import SeriesTable, panels_of, read_series, sets_of
 from counterpoint.report.recipe import hub_id, recipe
 from counterpoint.runlog import ALARMS, CONSTRAINTS, METRICS, Run, read_run
@@ -120,7 +120,7 @@ def _summary(run: Run, about: About) -> str:
     base = hub_id(about.base) or Path(about.base).name
     linked = f"[{base}](https://huggingface.co/{base})" if hub_id(about.base) else f"`{base}`"
     origin = f"{what} {linked}, trained" if base else "Trained"
-    steps = story.count(story.last_step(run), *story.STEPS)
+    steps = story.counted(story.last_step(run), *story.STEPS)
     pairs = run.facts.get("step_pairs")
     size = f" of {pairs:,} pairs" if isinstance(pairs, int) else ""
     return (
@@ -137,7 +137,7 @@ def _objective(run: Run) -> Iterator[str]:
 def _constraints(run: Run, series: SeriesTable) -> Iterator[str]:
     asked = run.facts.get("constraints")
     if isinstance(asked, list) and asked:
-        lines = [f"- {_plain(in_words(one, series) + _meant(one))}" for one in asked]
+        lines = [f"- {_plain(constraint_in_words(one, series) + _meant(one))}" for one in asked]
         yield "\n".join(["## Constraints\n", *lines, ""])
 
 
@@ -175,7 +175,7 @@ def _alarms(run: Run) -> Iterator[str]:
         return
     lines = [
         f"- `{kind.code}` {_plain(kind.meaning.title)}: from step {kind.since[0]:,}, "
-        f"raised {story.count(len(kind.steps), *story.TIMES)}"
+        f"raised {story.counted(len(kind.steps), *story.TIMES)}"
         for kind in kinds
     ]
     yield "\n".join(["## Alarms\n", *lines, ""])

@@ -230,7 +230,7 @@ def number(value: float | None) -> str:
     return text.replace("-", "−", 1) if text.startswith("-") else text
 
 
-def in_words(line: ChartLine, *, ends: bool = True) -> str:
+def line_in_words(line: ChartLine, *, ends: bool = True) -> str:
     """A line as a sentence, for those who do not see it.
 
     Args:

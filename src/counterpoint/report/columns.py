@@ -46,7 +46,7 @@ class Mark:
     text: str
 
 
-def columns(charts: Sequence[Chart], marks: Sequence[Mark] = ()) -> dict[str, Columns]:
+def drawn_columns(charts: Sequence[Chart], marks: Sequence[Mark] = ()) -> dict[str, Columns]:
     """What every chart draws, by the names of its sources."""
     found: dict[str, Columns] = {ALARMS: alarm_columns(marks)}
     for chart in charts:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from counterpoint.language import phrase
-from counterpoint.markup import Content, Markup, element, folded, plain_json, table
+from counterpoint.markup import Content, Markup, element, fold, plain_json, table
 from counterpoint.report import story
 from counterpoint.report.charts import DASHES, ChartLine, LineChart, number, thin
 from counterpoint.report.curves import (
@@ -29,9 +29,9 @@ from counterpoint.report.curves import (
 )
 from counterpoint.report.drawing import draw
 from counterpoint.report.objective import adapter_options, typeset
-from counterpoint.report.page import Page, PageParts, Section, chart_figure, render
+from counterpoint.report.page import Page, PageParts, Section, chart_figure, page_html
 from counterpoint.report.palette import SERIES
-from counterpoint.report.run_report import chart_groups, name_of
+from counterpoint.report.run_report import chart_groups, run_title
 from counterpoint.runlog import Run
 
 AXES = {"step": "step", "pairs": "pairs seen", "hours": "hours"}
@@ -63,7 +63,7 @@ def comparison(runs: Sequence[Run], *, now: float | None = None) -> str:
         SetupError: CP502 where Bokeh is not installed.
     """
     page = comparison_page(runs, now=now)
-    return render(page, draw(page.charts, axis=phrase(page.axis)))
+    return page_html(page, draw(page.charts, axis=phrase(page.axis)))
 
 
 def comparison_page(runs: Sequence[Run], *, now: float | None = None) -> Page:
@@ -75,7 +75,7 @@ def comparison_page(runs: Sequence[Run], *, now: float | None = None) -> Page:
     """
     named = [
         _Named(name, run, read_series(run.metrics))
-        for name, run in zip(names_of(runs), runs, strict=True)
+        for name, run in zip(run_titles(runs), runs, strict=True)
     ]
     parts = PageParts()
     curves = tuple(sorted(_charts(named), key=lambda chart: not _is_wanted(chart)))
@@ -99,9 +99,9 @@ def _all_of(names: Sequence[str]) -> str:
     return phrase("{first} and {last}", first=first, last=last) if first else last
 
 
-def names_of(runs: Sequence[Run]) -> list[str]:
+def run_titles(runs: Sequence[Run]) -> list[str]:
     """Names of runs, each unlike the others: with their parents' where they are alike."""
-    short = [name_of(run) for run in runs]
+    short = [run_title(run) for run in runs]
     found = []
     for place, run in enumerate(runs):
         name = short[place]
@@ -252,7 +252,7 @@ def _results(named: Sequence[_Named]) -> list[Content]:
             class_="hint",
         ),
         _last_values(head, [*first[1], alarms], first[0], named),
-        [folded(phrase(name), _last_values(head, rows, name, named)) for name, rows in others],
+        [fold(phrase(name), _last_values(head, rows, name, named)) for name, rows in others],
     ]
 
 

@@ -108,12 +108,12 @@ def account(facts: Mapping[str, Any], series: SeriesTable) -> Content:
     titles = [phrase(title) for title in _TITLES]
     rows = [_row(one, series) for one in asked]
     return [
-        element("ul", [element("li", in_words(one, series)) for one in asked]),
+        element("ul", [element("li", constraint_in_words(one, series)) for one in asked]),
         table(titles, rows, label=phrase("Constraints"), class_="numbers"),
     ]
 
 
-def in_words(one: Fact, series: SeriesTable) -> str:
+def constraint_in_words(one: Fact, series: SeriesTable) -> str:
     """Whether a constraint was held, in a sentence or two.
 
     Args:

@@ -67,7 +67,7 @@ def draw(charts: Sequence[Chart], marks: Sequence[Mark] = (), *, axis: str = "st
     Raises:
         SetupError: CP502 where Bokeh is not installed.
     """
-    check_installed()
+    check_bokeh()
     from bokeh.document import Document
     from bokeh.models import DataRange1d
 
@@ -86,7 +86,7 @@ def draw(charts: Sequence[Chart], marks: Sequence[Mark] = (), *, axis: str = "st
     return Drawing(document.to_json(deferred=False), places)
 
 
-def check_installed() -> None:
+def check_bokeh() -> None:
     """Refuse to draw without the plotting library.
 
     Raises:
@@ -104,7 +104,7 @@ def check_installed() -> None:
 
 def library() -> str:
     """BokehJS, for a page that is to open without a network."""
-    check_installed()
+    check_bokeh()
     from bokeh.resources import Resources
 
     return "\n".join(Resources(mode="inline", components=["bokeh"]).js_raw)

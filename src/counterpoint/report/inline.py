@@ -15,9 +15,9 @@ from typing import Any
 from counterpoint.errors import ConfigError, SetupError
 from counterpoint.invocation import installing
 from counterpoint.markup import element
-from counterpoint.report.drawing import check_installed
-from counterpoint.report.run_report import report
-from counterpoint.report.writing import refuse_foreign, write_page
+from counterpoint.report.drawing import check_bokeh
+from counterpoint.report.run_report import report_html
+from counterpoint.report.writing import refuse_other_file, write_page
 from counterpoint.runlog import REPORT_FILE, Run, logger, read_run
 
 IPYTHON = "ipython>=8"
@@ -45,12 +45,12 @@ def show(run: Any, *, height: int = HEIGHT) -> Path | None:
     if height < 100:
         raise ConfigError("CP103", f"height={height} should be pixels, at least 100.")
     shell = _shell()
-    check_installed()
+    check_bokeh()
     found = _run_of(run)
-    page = report(found)
+    page = report_html(found)
     if shell is None or "text/html" not in shell.display_formatter.active_types:
         path = found.folder / REPORT_FILE
-        refuse_foreign(path)
+        refuse_other_file(path)
         write_page(path, page)
         logger().info("No notebook is here to show it in; the report is in %s", path)
         return path

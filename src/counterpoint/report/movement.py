@@ -111,14 +111,14 @@ def last_look(looks: Sequence[Look]) -> tuple[tuple[str, ...], tuple[tuple[str, 
     named = (phrase(TITLES.get(key, key.replace("_", " "))) for key in numbers)
     titles = (phrase("parameters"), *named)
     rows = tuple(
-        (phrase(group), *(in_words(key, groups[group].get(key)) for key in numbers))
+        (phrase(group), *(movement_in_words(key, groups[group].get(key)) for key in numbers))
         for group in _groups(looks)
         if group in groups
     )
     return titles, rows, int(looks[-1]["step"])
 
 
-def in_words(key: str, value: Any) -> str:
+def movement_in_words(key: str, value: Any) -> str:
     """One number of a look: a share in percent, any other as it is."""
     if not _is_number(value):
         return "–"
@@ -206,7 +206,7 @@ def _cell(row: int, left: float, right: float, tensors: Sequence[Mapping[str, An
     }
     if "update" not in means:
         return None
-    shown = {phrase(TITLES[key]): in_words(key, value) for key, value in means.items()}
+    shown = {phrase(TITLES[key]): movement_in_words(key, value) for key, value in means.items()}
     return Cell(row, left, right, max(0.0, means["update"]), shown)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from counterpoint.language import phrase
-from counterpoint.markup import Content, Markup, element, folded, plain_json, table
+from counterpoint.markup import Content, Markup, element, fold, plain_json, table
 from counterpoint.objectives import OBJECTIVE_OPTIONS
 
 MATTER = (
@@ -102,7 +102,7 @@ def option_tables(facts: Mapping[str, Any]) -> list[Content]:
         if chosen
         else element("p", phrase("None: every option has its default."), class_="none"),
         [element("h3", its, class_="above"), _table(adapter, its)] if adapter else [],
-        folded(
+        fold(
             [everything, element("small", f"{len(options)}")],
             _table(options, everything),
         ),

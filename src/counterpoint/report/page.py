@@ -17,8 +17,8 @@ from typing import Any
 
 from counterpoint._version import __version__
 from counterpoint.language import Language, phrase, spoken
-from counterpoint.markup import Content, Markup, element, folded, join, raw, script_json
-from counterpoint.report.charts import Chart, HeatMap, Histogram, LineChart, in_words, number
+from counterpoint.markup import Content, Markup, element, fold, join, raw, script_json
+from counterpoint.report.charts import Chart, HeatMap, Histogram, LineChart, line_in_words, number
 from counterpoint.report.columns import Mark
 from counterpoint.report.drawing import Drawing, library, place_of
 from counterpoint.report.palette import as_css
@@ -104,7 +104,7 @@ class Page:
     axis: str = "step"
 
 
-def render(page: Page, drawing: Drawing, *, live: Mapping[str, Any] | None = None) -> str:
+def page_html(page: Page, drawing: Drawing, *, live: Mapping[str, Any] | None = None) -> str:
     """The page as HTML.
 
     Args:
@@ -190,7 +190,7 @@ def chart_figure(chart: Chart, parts: PageParts, *, wide: bool = False) -> Marku
 
 def _in_words(chart: Chart) -> list[str]:
     if isinstance(chart, LineChart):
-        return [in_words(line) for line in chart.lines]
+        return [line_in_words(line) for line in chart.lines]
     if isinstance(chart, HeatMap):
         most = max(chart.cells, key=lambda cell: cell.value)
         still = sorted({cell.row for cell in chart.cells if cell.value == 0})
@@ -256,7 +256,7 @@ def _section(section: Section) -> Markup:
     hint = element("small", section.hint) if section.hint else None
     return element(
         "section",
-        folded([title, hint], section.content, class_="part")
+        fold([title, hint], section.content, class_="part")
         if section.folded
         else [title, section.content],
         class_="folded" if section.folded else "",

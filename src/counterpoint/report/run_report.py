@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 
 from counterpoint.language import phrase
-from counterpoint.markup import Content, Markup, element, folded, plain_json, table
+from counterpoint.markup import Content, Markup, element, fold, plain_json, table
 from counterpoint.report import story
 from counterpoint.report.charts import Chart, number
-from counterpoint.report.columns import Mark, columns, scales, shape
+from counterpoint.report.columns import Mark, drawn_columns, scales, shape
 from counterpoint.report.constraints import account, constraint_charts
 from counterpoint.report.curves import LESS_WANTED, TRAINING, SeriesTable, line_charts, read_series
 from counterpoint.report.data_audit import audit, histograms, kept_in_words
 from counterpoint.report.drawing import draw
 from counterpoint.report.movement import group_chart, heat_map, last_look
 from counterpoint.report.objective import formula_of, option_tables
-from counterpoint.report.page import Page, PageParts, Section, chart_figure, render
+from counterpoint.report.page import Page, PageParts, Section, chart_figure, page_html
 from counterpoint.report.samples import before_and_after
 from counterpoint.runlog import Run
 
@@ -50,7 +50,7 @@ _TOLD = frozenset(
 """Facts of ``run.json`` that have a place of their own."""
 
 
-def report(run: Run, *, now: float | None = None) -> str:
+def report_html(run: Run, *, now: float | None = None) -> str:
     """The report of a run as one HTML file.
 
     Args:
@@ -61,7 +61,7 @@ def report(run: Run, *, now: float | None = None) -> str:
         SetupError: CP502 where Bokeh is not installed.
     """
     page = run_page(run, now=now)
-    return render(page, draw(page.charts, page.marks, axis=phrase(page.axis)))
+    return page_html(page, draw(page.charts, page.marks, axis=phrase(page.axis)))
 
 
 def live_report(run: Run, version: str) -> str:
@@ -77,7 +77,7 @@ def live_report(run: Run, version: str) -> str:
         "shape": shape(page.charts, page.marks),
         "state": story.state_in_words(run),
     }
-    return render(page, draw(page.charts, page.marks, axis=phrase(page.axis)), live=live)
+    return page_html(page, draw(page.charts, page.marks, axis=phrase(page.axis)), live=live)
 
 
 def news(run: Run, version: str) -> str:
@@ -94,7 +94,7 @@ def news(run: Run, version: str) -> str:
     page = run_page(run)
     sources = {
         source: {name: _plain(values) for name, values in found.items()}
-        for source, found in columns(page.charts, page.marks).items()
+        for source, found in drawn_columns(page.charts, page.marks).items()
     }
     return json.dumps(
         {
@@ -116,7 +116,7 @@ def _plain(values: Any) -> list[Any]:
     return list(values)
 
 
-def name_of(run: Run) -> str:
+def run_title(run: Run) -> str:
     """What to call a run: its ``run_name``, else its folder's name."""
     named = (run.facts.get("options") or {}).get("run_name")
     return str(named or Path(run.folder).resolve().name)
@@ -177,7 +177,7 @@ def run_page(run: Run, *, now: float | None = None) -> Page:
         Section("environment", phrase("Environment"), _environment(run), folded=True),
     ]
     return Page(
-        title=f"{name_of(run)} · Counterpoint",
+        title=f"{run_title(run)} · Counterpoint",
         top=_top(run, series, parts, now),
         sections=sections,
         charts=(
@@ -188,12 +188,12 @@ def run_page(run: Run, *, now: float | None = None) -> Page:
             *(chart for chart in (heat, groups) if chart is not None),
             *speed,
         ),
-        marks=marks_of(kinds),
+        marks=alarm_marks(kinds),
         parts=parts.content,
     )
 
 
-def marks_of(kinds: Sequence[story.AlarmKind]) -> tuple[Mark, ...]:
+def alarm_marks(kinds: Sequence[story.AlarmKind]) -> tuple[Mark, ...]:
     """Alarms on the axis of the steps: the first of each kind, others as far as there is room."""
     first, others = [], []
     for kind in kinds:
@@ -232,7 +232,7 @@ def _top(run: Run, series: SeriesTable, parts: PageParts, now: float | None) -> 
     ]
     return [
         element("p", story.method(run), class_="kicker"),
-        element("h1", name_of(run)),
+        element("h1", run_title(run)),
         parts.keep("lead", element("p", _lead(run, now), class_="lead")),
         parts.keep("verdict", said),
         parts.keep("figures", element("dl", shown, class_="figures") if shown else None),
@@ -268,7 +268,7 @@ def _alarms(kinds: Sequence[story.AlarmKind]) -> Content:
     rest = element("ol", others, class_="alarms")
     return [
         element("ol", first, class_="alarms"),
-        folded(story.count(len(others), "1 more kind", "{count} more kinds"), rest)
+        fold(story.counted(len(others), "1 more kind", "{count} more kinds"), rest)
         if others
         else None,
     ]
@@ -333,7 +333,7 @@ def chart_groups(charts: Sequence[tuple[bool, Markup]]) -> Content:
             class_="hint",
         ),
         element("div", wanted, class_="charts"),
-        folded(phrase("More curves"), element("div", others, class_="charts")) if others else None,
+        fold(phrase("More curves"), element("div", others, class_="charts")) if others else None,
     ]
 
 
@@ -414,7 +414,7 @@ def _environment(run: Run) -> list[Content]:
         table(["", ""], rows, label=phrase("Environment"))
         if rows
         else _none(phrase("The run wrote nothing about its environment.")),
-        folded(
+        fold(
             phrase("Everything else in run.json"),
             element("pre", json.dumps(others, indent=2, ensure_ascii=False), tabindex="0"),
         )

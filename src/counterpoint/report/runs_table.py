@@ -19,7 +19,7 @@ from counterpoint.report.progress import progress_of
 from counterpoint.report.story import last_sign, state_of
 from counterpoint.runlog import METRICS, RUN_FILE, Run, read_run
 from counterpoint.visible import visible
-from counterpoint.wrap import columns, cut, padded
+from counterpoint.wrap import columns, cut_text, padded
 
 HEAD = ("run", "step", WORDS["loss"], WORDS["rewards/accuracies"], "left", "state")
 UNREADABLE = "unreadable"
@@ -47,7 +47,7 @@ def holds_runs(folder: Path) -> bool:
     return any(folder.glob(f"*/{RUN_FILE}"))
 
 
-def table(folder: Path, width: int, most: int, now: float | None = None) -> list[str]:
+def runs_table(folder: Path, width: int, most: int, now: float | None = None) -> list[str]:
     """Every run of a folder, those still running first, then the newest.
 
     Args:
@@ -99,7 +99,7 @@ def _row(folder: Path, now: float | None) -> Row:
 
 def _drawn(rows: list[tuple[str, ...]], sizes: list[int], width: int) -> Iterator[str]:
     for name, *numbers, state in rows:
-        first = name if columns(name) <= sizes[0] else f"{cut(name, sizes[0] - 3)[0]}..."
+        first = name if columns(name) <= sizes[0] else f"{cut_text(name, sizes[0] - 3)[0]}..."
         cells = [padded(first, sizes[0])]
         cells += [f"{cell:>{size}}" for cell, size in zip(numbers, sizes[1:], strict=False)]
-        yield cut("  ".join([*cells, state]).rstrip(), width)[0]
+        yield cut_text("  ".join([*cells, state]).rstrip(), width)[0]

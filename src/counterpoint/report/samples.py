@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from counterpoint.language import phrase
-from counterpoint.markup import Content, Markup, element, folded
+from counterpoint.markup import Content, Markup, element, fold
 
 SHOWN = 6
 """Prompts that are shown at once; the others are folded."""
@@ -42,7 +42,7 @@ def before_and_after(samples: Sequence[Sample]) -> list[Content]:
     beyond = phrase("{count} more prompts are in samples.jsonl.", count=f"{left_out:,}")
     return [
         shown[:SHOWN],
-        folded([phrase("More"), element("small", rest)], shown[SHOWN:])
+        fold([phrase("More"), element("small", rest)], shown[SHOWN:])
         if len(shown) > SHOWN
         else None,
         element("p", beyond, class_="hint") if left_out else None,

@@ -181,7 +181,7 @@ def state_in_words(run: Run, now: float | None = None) -> str:
     return phrase(
         pattern,
         step=f"{far.step:,}",
-        steps=count(far.step, *STEPS),
+        steps=counted(far.step, *STEPS),
         of="" if far.steps is None else phrase(" of {steps}", steps=f"{far.steps:,}"),
         left="" if far.left is None else phrase(", about {time} left", time=span(far.left)),
     )
@@ -191,8 +191,8 @@ def verdict(run: Run, now: float | None = None) -> Verdict:
     """Whether the run is sound, and what that rests on."""
     state, kinds = state_of(run, now), alarm_kinds(run.alarms)
     error = _told((run.facts.get("ended") or {}).get("error"))
-    steps = count(last_step(run), *STEPS)
-    raised = count(len(run.alarms), *ALARMS)
+    steps = counted(last_step(run), *STEPS)
+    raised = counted(len(run.alarms), *ALARMS)
     if state == "failed":
         said = error or phrase("It ended with an error.")
         if kinds:
@@ -310,7 +310,7 @@ STEPS, ALARMS = ("1 step", "{count} steps"), ("1 alarm", "{count} alarms")
 TIMES = ("1 time", "{count} times")
 
 
-def count(how_many: int, one: str, many: str) -> str:
+def counted(how_many: int, one: str, many: str) -> str:
     """A number of things: "1 step", "2,000 steps".
 
     Args:

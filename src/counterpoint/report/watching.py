@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from counterpoint.errors import CounterpointError, SetupError
-from counterpoint.report.drawing import check_installed
+from counterpoint.report.drawing import check_bokeh
 from counterpoint.report.page import LIVE
 from counterpoint.report.run_report import live_report, news
 from counterpoint.report.story import QUIET
@@ -160,7 +160,7 @@ def server_of(
         SetupError: CP502 where Bokeh is not installed, CP507 where there is no run, CP508 where
             the port cannot be listened on.
     """
-    check_installed()
+    check_bokeh()
     read_run(folder)
     try:
         server = _Server(port, Watched(folder), look)

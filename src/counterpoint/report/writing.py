@@ -15,7 +15,7 @@ _HEAD = 4096
 """Bytes at a page's beginning in which it says that it is ours."""
 
 
-def refuse_foreign(path: Path) -> None:
+def refuse_other_file(path: Path) -> None:
     """Refuse a path where something else than a page of ours is already.
 
     Args:
@@ -57,7 +57,7 @@ def write_page(path: Path, html: str) -> int:
     try:
         with staged(path) as file:
             file.write(content)
-            refuse_foreign(path)  # who asked before has made the page meanwhile
+            refuse_other_file(path)  # who asked before has made the page meanwhile
     except OSError as error:
         raise SetupError(
             "CP501", f"{path} cannot be written: {error.strerror or error}. Choose another name."

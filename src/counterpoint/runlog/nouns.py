@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.language import phrase
-from counterpoint.notebook import rows_shown, shown
+from counterpoint.notebook import notebook_html, rows_shown
 
 RUN_FILE = "run.json"
 REQUEST_FILE = "train.yaml"
@@ -112,7 +112,7 @@ class Run:
         """How the run went, in a notebook: facts, first and last numbers, alarms."""
         columns = ("code", "step", "since", "seen")
         alarms = [[alarm.get(column) for column in columns] for alarm in self.alarms]
-        return shown(
+        return notebook_html(
             f"{phrase('run')} {self.folder}",
             rows_shown(("", "of the run"), _told_of(self), label="facts"),
             rows_shown(("metric", "first", "last"), _ends_of(self.metrics), label="metrics"),

@@ -51,7 +51,7 @@ NAMES = (LOSS, MOVE, STAY, LAYOUTS, SPLITS, RELOAD, RESUME)
 Judgement = tuple[Status, str]
 
 
-def judge(name: str, check: Callable[..., Judgement], *facts: Any) -> Check:
+def make_check(name: str, check: Callable[..., Judgement], *facts: Any) -> Check:
     """Make a check; what it raises without a code is what it saw.
 
     Raises:

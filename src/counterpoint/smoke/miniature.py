@@ -163,7 +163,7 @@ class Miniature:
         steps = _StepCounter()
         model = copy.deepcopy(self.model)
         trainer = self._trainer(self.folder / name, self.pairs, model, steps, changes)
-        before = weights_of(trainer.model)
+        before = copied_weights(trainer.model)
         objective = [_objective(trainer)] if judged else []
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         trainer.save_model()
@@ -178,7 +178,7 @@ class Miniature:
             losses={line["step"]: line["loss"] for line in lines},
             objective=tuple(objective),
             before=before,
-            after=weights_of(trained),
+            after=copied_weights(trained),
             frozen=frozenset(n for n, p in trained.named_parameters() if not p.requires_grad),
         )
 
@@ -231,7 +231,7 @@ def _objective(trainer: CPOTrainer) -> float:
     return float(trainer.evaluate(trainer.train_dataset)["eval_loss"])
 
 
-def weights_of(model: Any) -> Weights:
+def copied_weights(model: Any) -> Weights:
     """A copy of every parameter by name, on the CPU."""
     return {name: p.detach().cpu().clone() for name, p in model.named_parameters()}
 

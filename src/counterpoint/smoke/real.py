@@ -90,7 +90,7 @@ class MeasuredSteps:
 
     def as_lines(self, width: int) -> Iterator[str]:
         """For people, no wider than ``width`` columns."""
-        took = ", ".join(duration(one) for one in self.seconds)
+        took = ", ".join(time_in_words(one) for one in self.seconds)
         peak = self.peak_bytes
         memory = "" if peak is None else f"; peak memory {peak / 2**30:.2f} GiB"
         steps = f"{len(self.seconds)} step{'' if len(self.seconds) == 1 else 's'}"
@@ -104,8 +104,8 @@ class MeasuredSteps:
             whole = "as long as the stream lasts: max_steps is not set"
         else:
             whole = (
-                f"about {duration(self.run_seconds)}: {self.steps:,} steps x "
-                f"{duration(self.step_seconds)}. {ASSUMPTIONS}"
+                f"about {time_in_words(self.run_seconds)}: {self.steps:,} steps x "
+                f"{time_in_words(self.step_seconds)}. {ASSUMPTIONS}"
             )
         yield from wrap(whole, width, "whole run       ", " " * 16)
 
@@ -192,7 +192,7 @@ def measure(
     )
 
 
-def duration(seconds: float) -> str:
+def time_in_words(seconds: float) -> str:
     """A time in the unit that suits it: "0.42 s", "38 s", "5.1 min", "3.2 h", "2.4 days"."""
     if seconds < 10:
         return f"{seconds:.2f} s"

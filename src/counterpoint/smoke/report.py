@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from counterpoint.language import phrase
-from counterpoint.notebook import rows_shown, shown
-from counterpoint.smoke.real import MeasuredSteps, duration
+from counterpoint.notebook import notebook_html, rows_shown
+from counterpoint.smoke.real import MeasuredSteps, time_in_words
 from counterpoint.strict import strict_json
 from counterpoint.wrap import wrap
 
@@ -66,13 +66,15 @@ class SmokeReport:
     def summary(self) -> str:
         """How many of each: "6 ok, 0 failed, 1 not applicable, in 21 s"."""
         counts = [f"{sum(c.status == one for c in self.checks)} {one}" for one in STATUSES]
-        return f"{', '.join(counts)}, in {duration(self.seconds)}"
+        return f"{', '.join(counts)}, in {time_in_words(self.seconds)}"
 
     def _repr_html_(self) -> str:
         """The checks as a table, in a notebook."""
         rows = [(phrase(check.status), check.name, check.seen) for check in self.checks]
         titles = ("status", "check", "seen")
-        return shown(f"{self.twin}: {self.summary()}", rows_shown(titles, rows, label="checks"))
+        return notebook_html(
+            f"{self.twin}: {self.summary()}", rows_shown(titles, rows, label="checks")
+        )
 
     def as_json(self) -> str:
         """The report for machines."""

@@ -1,4 +1,4 @@
-"""``smoke``: the whole run in miniature, everything it shows in one report.
+"""``run_smoke``: the whole run in miniature, everything it shows in one report.
 
     twin and a few pairs ──▶ trained and saved ──▶ three checks of the training
                              gradients of other layouts and splits ──▶ two checks
@@ -63,7 +63,7 @@ class Subject:
     peft_config: Any = None
 
 
-def smoke(
+def run_smoke(
     run: Subject,
     *,
     real_steps: int = 0,
@@ -136,7 +136,7 @@ def _checks(mini: Miniature) -> Iterator[Check]:
 
     def judged(name: str, *work: Any) -> Check:
         with phase(f"trying: {name}"):
-            return checks.judge(name, *work)
+            return checks.make_check(name, *work)
 
     yield judged(checks.LOSS, trains)
     yield judged(checks.MOVE, on_trained, checks.weights_move)

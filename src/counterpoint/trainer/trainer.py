@@ -51,7 +51,7 @@ from counterpoint.monitor.callback import Monitor
 from counterpoint.monitor.pace import Pace
 from counterpoint.planner.fitting import fitting_budget
 from counterpoint.records import LossTerms, PairBatch, TokenPair
-from counterpoint.report.about import base_of, hub_datasets
+from counterpoint.report.about import base_name, hub_datasets
 from counterpoint.runlog import (
     MOVEMENT,
     RunLog,
@@ -461,7 +461,7 @@ class CPOTrainer(EvaluatingTrainer):
 
     def base_name(self) -> str:
         """The name of the model that training begins with; "" for one made in memory."""
-        return base_of(self.model)
+        return base_name(self.model)
 
     def fingerprint(self) -> Fingerprint:
         """What makes this experiment this one; ``resume_anyway`` says what it is for."""
