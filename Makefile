@@ -16,8 +16,9 @@ DEV := $(VENV)/.counterpoint-dev
 FLOOR_VENV ?= .venv-floors
 FLOORS := $(FLOOR_VENV)/.counterpoint-floors
 FLOOR_TORCH ?=
+# There experts are refused (CP313: Qwen3-MoE's routers gave probabilities), and PEFT warns as it saves.
 FLOOR_TESTS := tests/house/test_seams.py tests/house/test_golden.py tests/trainer/test_hooks.py \
-	tests/reliability/test_resuming.py
+	tests/reliability/test_resuming.py -k 'not experts and not adapter'
 
 # The tests' models are so small that a second thread only waits, forty times as long under load.
 test check torture golden floors: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREADS),1)

@@ -45,6 +45,8 @@ MODULES = (
     "transformers.utils.generic",
     "accelerate.accelerator",
     "accelerate.state",
+    "peft.peft_model",
+    "peft.tuners.tuners_utils",
 )
 PRIVATE = re.compile(r"_[a-z]\w*")
 
