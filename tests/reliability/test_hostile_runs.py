@@ -577,6 +577,7 @@ LOOSE = {
         "models/described.py",
     ),
     *("data/cache.py", "data/candidates.py", "data/scored.py", "data/sources.py"),
+    "data/encoder.py",
     *("checkpoint/experiment.py", "checkpoint/manifest.py", "doctor/survey.py"),
     "report/columns.py",
     *("quickstart/run.py", "runlog/nouns.py", "checkpoint/adapted.py"),
