@@ -21,11 +21,10 @@ from tqdm import tqdm
 
 from counterpoint.cli.main import main
 from counterpoint.config import CPOConfig
-from counterpoint.log import LogHandler, quiet_calls, quiet_imports
+from counterpoint.log import LogHandler, logger, quiet_calls, quiet_imports
 from counterpoint.models.loading import load_model
 from counterpoint.quickstart.task import preference_pairs
 from counterpoint.quickstart.translate import BASE
-from counterpoint.runlog import logger
 from counterpoint.wrap import columns, wrapped_command
 from tests.terminal import Screen, Terminal
 

@@ -12,8 +12,8 @@ import yaml
 from counterpoint import CPOConfig, masking
 from counterpoint.cli.evaluate import _json_ready
 from counterpoint.cli.train import CPOTrainer as Used
+from counterpoint.log import logger
 from counterpoint.masking import Mask
-from counterpoint.runlog import logger
 from counterpoint.trainer.trackers import hide_secrets
 from tests.cli.conftest import Command
 from tests.cli.test_train import write_run

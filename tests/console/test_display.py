@@ -17,7 +17,8 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, Tra
 from counterpoint import CPOTrainer, TrainingDisplay
 from counterpoint.console import display as display_module
 from counterpoint.console.panel import PLAIN_WIDTH, View, panel, plain_line
-from counterpoint.runlog import Alarm, logger
+from counterpoint.log import logger
+from counterpoint.runlog import Alarm
 from tests.steps import random_pairs, train_watched
 from tests.terminal import Screen, Terminal
 

@@ -22,9 +22,9 @@ from counterpoint.console.panel import View, panel
 from counterpoint.console.phases import Outlet, Phase, _Teller, clock, on_stderr, phase, shown_on
 from counterpoint.data.sources import load
 from counterpoint.doctor import examine
+from counterpoint.log import logger
 from counterpoint.models.loading import load_model, load_tokenizer
 from counterpoint.quickstart.translate import load_base, translate
-from counterpoint.runlog import logger
 from tests.steps import random_pairs, train_watched
 from tests.terminal import Screen, Terminal
 

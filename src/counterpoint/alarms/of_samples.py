@@ -15,7 +15,8 @@ from typing import Any
 
 from counterpoint.alarms.remedies import Facts, halve_the_rate, hold_the_chosen
 from counterpoint.errors import SetupError
-from counterpoint.runlog import RUN_FILE, SAMPLES, Alarm, logger, read_run
+from counterpoint.log import logger
+from counterpoint.runlog import RUN_FILE, SAMPLES, Alarm, read_run
 
 Sample = Mapping[str, Any]
 """A line of samples.jsonl: step, kind, prompt, completion, tokens, ended, repetition, maybe set."""

@@ -26,7 +26,7 @@ from counterpoint.checkpoint.manifest import (
     verify,
 )
 from counterpoint.errors import SetupError
-from counterpoint.runlog import logger
+from counterpoint.log import logger
 from counterpoint.staged import make_folder, sync_folder
 
 _NAME = re.compile(r"checkpoint-(\d+)")

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from counterpoint.errors import SetupError
-from counterpoint.runlog import RUN_FILE, course_of, logger
+from counterpoint.log import logger
+from counterpoint.runlog import RUN_FILE, course_of
 from counterpoint.staged import make_folder
 
 try:

@@ -22,11 +22,12 @@ from counterpoint.evaluation import references
 from counterpoint.evaluation.bootstrap import Resampling
 from counterpoint.evaluation.findings import AFTER, BEFORE, Findings, Side
 from counterpoint.invocation import EXTRAS, installing
+from counterpoint.log import logger
 from counterpoint.masking import Mask
 from counterpoint.options.command import Command
 from counterpoint.options.evaluate_options import OF_TRAIN, EvaluateOptions, read_evaluation
 from counterpoint.ranks import leave_at_exit
-from counterpoint.runlog import check_writable, logger
+from counterpoint.runlog import check_writable
 from counterpoint.staged import refuse_taken, staged
 from counterpoint.visible import visible
 

@@ -18,7 +18,7 @@ import huggingface_hub
 from counterpoint.console.phases import phase
 from counterpoint.data.files import kind_of
 from counterpoint.data.sources import HUB_ID
-from counterpoint.runlog import logger
+from counterpoint.log import logger
 
 
 @contextmanager

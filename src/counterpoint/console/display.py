@@ -28,7 +28,8 @@ from transformers.utils import logging as transformers_logging
 
 from counterpoint.console.panel import View, has_something, panel, plain_line
 from counterpoint.console.phases import Outlet, Phase, displace, phase, place, stream_columns
-from counterpoint.runlog import Alarm, logger
+from counterpoint.log import logger
+from counterpoint.runlog import Alarm
 from counterpoint.visible import visible
 
 SECONDS_A_DRAW = 0.2

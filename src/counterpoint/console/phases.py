@@ -30,8 +30,8 @@ from typing import IO
 
 from rich.cells import cell_len, set_cell_size
 
+from counterpoint.log import logger
 from counterpoint.masking import masked
-from counterpoint.runlog import logger
 from counterpoint.visible import visible
 from counterpoint.wrap import width_of
 

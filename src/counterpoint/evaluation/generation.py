@@ -35,7 +35,7 @@ from counterpoint import ranks
 from counterpoint.console.phases import phase
 from counterpoint.errors import DataError
 from counterpoint.evaluation.texts import Completion
-from counterpoint.runlog import logger
+from counterpoint.log import logger
 
 Ids = Sequence[int]
 

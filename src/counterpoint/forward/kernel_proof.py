@@ -21,8 +21,8 @@ from torch import Tensor
 from counterpoint.forward.kernels import ATTENTION_KERNELS, PROOFS, VARLEN, AttentionKernel
 from counterpoint.forward.pairwise_attention import attend_to_pairs
 from counterpoint.forward.varlen_attention import AttentionCall
+from counterpoint.log import logger
 from counterpoint.records import PairSegments
-from counterpoint.runlog import logger
 
 MOST_PAIRS = 4
 MOST_TOKENS = 96

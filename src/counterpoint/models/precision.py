@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ConfigError, SetupError
 from counterpoint.invocation import EXTRAS, installing
+from counterpoint.log import logger
 from counterpoint.rounding import CHUNK, held, rounds_to_nearest
-from counterpoint.runlog import logger
 
 HALF = (torch.bfloat16, torch.float16)
 

@@ -17,11 +17,10 @@ from counterpoint.errors import ConfigError, ModelError, SetupError
 from counterpoint.forward.dropout import disable_dropout
 from counterpoint.forward.routing import find_routers, own_coefficient
 from counterpoint.invocation import EXTRAS, installing
-from counterpoint.log import quiet_calls
+from counterpoint.log import logger, quiet_calls
 from counterpoint.models.family import why_not_trained
 from counterpoint.models.precision import check_stochastic_rounding
 from counterpoint.models.trainable import check_checkpointing, check_kind, check_trainable
-from counterpoint.runlog import logger
 
 
 def prepare_tokenizer(tokenizer: Any) -> PreTrainedTokenizerBase:

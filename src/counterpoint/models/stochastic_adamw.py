@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torchao.optim import _AdamW
 
-from counterpoint.runlog import logger
+from counterpoint.log import logger
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

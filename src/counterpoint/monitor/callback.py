@@ -16,10 +16,11 @@ from transformers import TrainerCallback
 
 from counterpoint.engine.face import Engine
 from counterpoint.engine.plain import Plain
+from counterpoint.log import logger
 from counterpoint.monitor.judge import Judge
 from counterpoint.monitor.look import Look
 from counterpoint.monitor.watch import MovementWatch
-from counterpoint.runlog import Alarm, logger
+from counterpoint.runlog import Alarm
 
 EARLY = (1, 2, 5)
 """Steps that are looked at whatever ``monitor_steps`` is, and ten, a hundred, ... times these."""

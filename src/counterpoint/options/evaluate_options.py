@@ -17,11 +17,12 @@ from counterpoint.constraints import KINDS
 from counterpoint.data.options import OF_A_ROW, OF_THE_MACHINE
 from counterpoint.errors import ConfigError
 from counterpoint.evaluation.references import BLEU_TOKENIZERS, METRICS
+from counterpoint.log import logger
 from counterpoint.objectives import OBJECTIVE_OPTIONS
 from counterpoint.options.coerce import coerce
 from counterpoint.options.declared import option
 from counterpoint.options.given import Scalar, Setting
-from counterpoint.runlog import RUN_FILE, logger, read_run
+from counterpoint.runlog import RUN_FILE, read_run
 
 if TYPE_CHECKING:
     from counterpoint.options.settings import Request

@@ -22,10 +22,10 @@ from counterpoint import ranks
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ModelError
 from counterpoint.forward.layouts import REFERENCE
+from counterpoint.log import logger
 from counterpoint.planner.machine import SHARE, available_memory, show_bytes
 from counterpoint.planner.plan import Planner
 from counterpoint.planner.shapes import Lengths
-from counterpoint.runlog import logger
 
 TIMES_HELD = 24
 """Bytes of a trained weight's gradient, moments, copy in 16 bits and second gradient, and more:

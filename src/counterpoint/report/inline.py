@@ -14,11 +14,12 @@ from typing import Any
 
 from counterpoint.errors import ConfigError, SetupError
 from counterpoint.invocation import installing
+from counterpoint.log import logger
 from counterpoint.markup import element
 from counterpoint.report.drawing import check_bokeh
 from counterpoint.report.run_report import report_html
 from counterpoint.report.writing import refuse_other_file, write_page
-from counterpoint.runlog import REPORT_FILE, Run, logger, read_run
+from counterpoint.runlog import REPORT_FILE, Run, read_run
 
 IPYTHON = "ipython>=8"
 

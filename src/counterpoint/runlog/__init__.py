@@ -17,7 +17,6 @@ secret (``masking``).
 
 from __future__ import annotations
 
-from counterpoint.log import logger
 from counterpoint.runlog.nouns import (
     ALARMS,
     CONSTRAINTS,
@@ -54,7 +53,6 @@ __all__ = [
     "constraint_metric",
     "constraint_metrics",
     "course_of",
-    "logger",
     "read_run",
     "stream_file",
     "versions",

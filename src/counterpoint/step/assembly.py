@@ -37,10 +37,10 @@ from counterpoint.forward.layouts import (
 from counterpoint.forward.rotary import long_rows
 from counterpoint.forward.routing import find_routers, prove_routers
 from counterpoint.forward.rows import check_ids
+from counterpoint.log import logger
 from counterpoint.model_seams import attention_of
 from counterpoint.models.family import Family
 from counterpoint.records import PairBatch, TokenPair
-from counterpoint.runlog import logger
 
 PROOF_TOKENS = 16
 """Tokens of the first pair on which the head is proved."""

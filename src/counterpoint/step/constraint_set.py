@@ -25,6 +25,7 @@ from counterpoint import ranks
 from counterpoint.constraints import Constraint
 from counterpoint.errors import ConfigError, DataError, SetupError, TrainingError
 from counterpoint.forward.initial_policy import InitialPolicy
+from counterpoint.log import logger
 from counterpoint.losses.constrained import (
     Measured,
     Seen,
@@ -36,7 +37,7 @@ from counterpoint.losses.constrained import (
 from counterpoint.losses.objective import Objective, positive
 from counterpoint.monitor.checksum import checksum
 from counterpoint.records import LossTerms, PairBatch, PairLogps, exact_dtype
-from counterpoint.runlog import Alarm, constraint_metric, logger
+from counterpoint.runlog import Alarm, constraint_metric
 from counterpoint.step.multiplied import Multiplied
 
 

@@ -27,8 +27,8 @@ import torch
 from counterpoint import ranks
 from counterpoint.data.batching import filler, length
 from counterpoint.errors import SetupError
+from counterpoint.log import logger
 from counterpoint.records import PairBatch, TokenPair
-from counterpoint.runlog import logger
 
 Result = TypeVar("Result")
 Cut = Callable[[Sequence[TokenPair], int | None], list[PairBatch]]

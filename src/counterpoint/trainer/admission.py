@@ -13,14 +13,12 @@ from counterpoint.config import CPOConfig
 from counterpoint.console.phases import allow_bars
 from counterpoint.engine.table import settle
 from counterpoint.errors import ConfigError, ModelError, SetupError
+from counterpoint.log import logger
 from counterpoint.masking import keep_secrets
 from counterpoint.model_seams import loaded_from
 from counterpoint.models.family import family_of
 from counterpoint.models.loading import load_config, load_model, load_tokenizer
 from counterpoint.models.weights import WeightsPolicy
-from counterpoint.runlog import (
-    logger,
-)
 from counterpoint.trainer.trackers import check_trackers, hide_secrets
 
 

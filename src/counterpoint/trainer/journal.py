@@ -18,17 +18,13 @@ from counterpoint.alarms.effect import agreed, alarm_facts, ends_a_run, in_words
 from counterpoint.alarms.watch import Watch
 from counterpoint.checkpoint.saved_options import without_secrets
 from counterpoint.console.display import TrainingDisplay, watch_alone
+from counterpoint.log import logger
 from counterpoint.metrics import means
 from counterpoint.monitor.pace import COUNTED, Pace
 from counterpoint.provenance.environment import environment
 from counterpoint.report.about import about_model
 from counterpoint.report.card import CARD, may_write, write_card
-from counterpoint.runlog import (
-    ALARMS,
-    METRICS,
-    Alarm,
-    logger,
-)
+from counterpoint.runlog import ALARMS, METRICS, Alarm
 from counterpoint.step.constraint_set import ConstraintSet
 from counterpoint.step.runner import StepRunner
 from counterpoint.step.share import Share

@@ -13,7 +13,8 @@ from transformers import TrainerCallback, TrainerState
 
 from counterpoint.config import CPOConfig
 from counterpoint.errors import CounterpointError
-from counterpoint.runlog import RunLog, logger
+from counterpoint.log import logger
+from counterpoint.runlog import RunLog
 
 
 class Beginning(TrainerCallback):

@@ -37,6 +37,7 @@ from counterpoint.data.batching import PairLoader
 from counterpoint.doctor.of_unused import Rest, in_a_line, unused
 from counterpoint.engine.lost_rank import lost_rank_named
 from counterpoint.errors import DataError
+from counterpoint.log import logger
 from counterpoint.losses.objective import Objective
 from counterpoint.models.family import family_of
 from counterpoint.models.precision import Rounding, stochastic_adamw, warn_of_rounding
@@ -52,12 +53,7 @@ from counterpoint.monitor.pace import Pace
 from counterpoint.planner.fitting import fitting_budget
 from counterpoint.records import LossTerms, PairBatch, TokenPair
 from counterpoint.report.about import base_name, hub_datasets
-from counterpoint.runlog import (
-    MOVEMENT,
-    RunLog,
-    check_writable,
-    logger,
-)
+from counterpoint.runlog import MOVEMENT, RunLog, check_writable
 from counterpoint.step.assembly import Assembly
 from counterpoint.step.calibration import calibrate
 from counterpoint.step.constraint_set import ConstraintSet
