@@ -24,6 +24,7 @@ from counterpoint.doctor.survey import TokenFacts, TokenIds
 from counterpoint.errors import ModelError
 from counterpoint.forward.dropout import dropout_rates
 from counterpoint.forward.layouts import AUTO, REFERENCE, first_choice, not_possible
+from counterpoint.forward.modes import in_evaluation_mode
 from counterpoint.model_seams import attention_of
 from counterpoint.models.family import family_of, why_not_trained
 from counterpoint.models.preparing import embedding_rows
@@ -342,24 +343,19 @@ def ask(model: Any, pairs: Sequence[TokenIds]) -> Said | None:
     if not pairs or device.type == "meta" or budget < FEWEST_TOKENS:
         return None
     each = budget // (2 * min(len(pairs), PROBE_PAIRS))
-    training = model.training
-    model.eval()
     total, count, vocabulary = 0.0, 0, 2
-    try:
-        with torch.no_grad():
-            for prompt, *completions in pairs[:PROBE_PAIRS]:
-                for completion in completions:
-                    # at least half of what may be read is for the completion
-                    before = list(prompt)[-max(1, each - len(completion), each // 2) :]
-                    ids = torch.tensor([[*before, *completion][: max(2, each)]], device=device)
-                    start = max(1, len(before))
-                    logits = model(input_ids=ids, use_cache=False).logits[0].float()
-                    logps = logits[:-1].log_softmax(-1).gather(-1, ids[0, 1:, None])
-                    total -= float(logps[start - 1 :].sum())
-                    count += ids.shape[1] - start
-                    vocabulary = logits.shape[-1]
-    finally:
-        model.train(training)
+    with in_evaluation_mode(model), torch.no_grad():
+        for prompt, *completions in pairs[:PROBE_PAIRS]:
+            for completion in completions:
+                # at least half of what may be read is for the completion
+                before = list(prompt)[-max(1, each - len(completion), each // 2) :]
+                ids = torch.tensor([[*before, *completion][: max(2, each)]], device=device)
+                start = max(1, len(before))
+                logits = model(input_ids=ids, use_cache=False).logits[0].float()
+                logps = logits[:-1].log_softmax(-1).gather(-1, ids[0, 1:, None])
+                total -= float(logps[start - 1 :].sum())
+                count += ids.shape[1] - start
+                vocabulary = logits.shape[-1]
     return Said(total / count, vocabulary) if count > 0 else None
 
 

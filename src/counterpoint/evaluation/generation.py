@@ -35,6 +35,7 @@ from counterpoint import ranks
 from counterpoint.console.phases import phase
 from counterpoint.errors import DataError
 from counterpoint.evaluation.texts import Completion
+from counterpoint.forward.modes import in_evaluation_mode
 from counterpoint.log import logger
 
 Ids = Sequence[int]
@@ -309,20 +310,17 @@ def _room(model: Any, prompts: Sequence[Prompt], most_tokens: int) -> int:
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Without gradient and dropout; modes and random state are as before in the end."""
-    modes = [(module, module.training) for module in model.modules()]
     device = next(model.parameters()).device
     forked = [device] if device.type not in ("cpu", "mps") else []
     of_mps = torch.mps.get_rng_state() if device.type == "mps" else None
-    model.eval()
     try:
         kind = device.type if forked else "cuda"  # with nothing to fork it is not looked at
-        with torch.no_grad(), torch.random.fork_rng(forked, device_type=kind):
+        generators = torch.random.fork_rng(forked, device_type=kind)
+        with in_evaluation_mode(model), torch.no_grad(), generators:
             yield
     finally:
         if of_mps is not None:
             torch.mps.set_rng_state(of_mps)
-        for module, mode in modes:
-            module.training = mode
 
 
 def computed_in(model: torch.nn.Module) -> torch.dtype:

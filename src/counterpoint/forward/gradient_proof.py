@@ -19,6 +19,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from counterpoint.forward.modes import in_evaluation_mode
+
 SAMPLE = 65_536
 """Entries of one weight's gradient that are kept."""
 
@@ -79,17 +81,13 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
     Args:
         model: unwrapped from distributed training.
     """
-    modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     device = next(model.parameters()).device
     forked = [device] if device.type == "cuda" else []
-    model.eval()
     try:
-        with torch.random.fork_rng(forked):
+        with in_evaluation_mode(model), torch.random.fork_rng(forked):
             yield
     finally:
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
-        for module, mode in modes:
-            module.training = mode

@@ -25,6 +25,7 @@ from counterpoint.forward.affine_logps import finish_logits
 from counterpoint.forward.gradient_proof import NARROW, WIDE, largest_difference, sampled_gradient
 from counterpoint.forward.initial_policy import InitialPolicy
 from counterpoint.forward.kernels import HEAD_KERNELS, Projection, trusted_head_kernel
+from counterpoint.forward.modes import in_evaluation_mode
 from counterpoint.forward.token_kl import Affine, affine_token_kl, logits_token_kl
 from counterpoint.forward.token_logps import dense_token_logps
 from counterpoint.tensor_parts import is_plain
@@ -203,9 +204,7 @@ def prove_head(model: nn.Module, head: Head, input_ids: Int[Tensor, "rows tokens
         that the tests have not proved has to have the gradient of one that they have.
     """
     next_ids = input_ids.roll(-1, 1).flatten()
-    was_training = model.training
-    model.eval()
-    try:
+    with in_evaluation_mode(model):
         with torch.no_grad():
             logits = model(input_ids, use_cache=False).logits
             expected, _ = dense_token_logps(own_tokens(logits, input_ids).flatten(0, 1), next_ids)
@@ -222,8 +221,6 @@ def prove_head(model: nn.Module, head: Head, input_ids: Int[Tensor, "rows tokens
                 found, _ = one.token_logps(rows, next_ids)
             if bool((found - expected).abs().max() <= limit):
                 return one
-    finally:
-        model.train(was_training)
     return replace(head, dense=True)
 
 

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from counterpoint.forward.modes import in_evaluation_mode
+
 
 class InitialPolicy:
     """A model's trained weights as they are now, for when they will have moved.
@@ -56,17 +58,12 @@ class InitialPolicy:
     @contextmanager
     def as_it_was(self) -> Iterator[None]:
         """While open, the model computes as at the start, without dropout and without gradient."""
-        training = [module for module in self.model.modules() if module.training]
         aside = [place[name] for place, name, _ in self._places]
         try:
-            for module in training:
-                module.training = False
             for place, name, weight in self._places:
                 place[name] = self._kept[weight]
-            with torch.no_grad():
+            with torch.no_grad(), in_evaluation_mode(self.model):
                 yield
         finally:
             for (place, name, _), put_aside in zip(self._places, aside, strict=True):
                 place[name] = put_aside
-            for module in training:
-                module.training = True

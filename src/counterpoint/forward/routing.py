@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from counterpoint.errors import ModelError
+from counterpoint.forward.modes import in_evaluation_mode
 
 WAY_OUT = "router_aux_loss_coef=0 trains without a balancing loss."
 
@@ -152,10 +153,7 @@ def prove_routers(model: nn.Module, routers: tuple[Router, ...], input_ids: Tens
                 with_kwargs=True,
             )
             stack.callback(hook.remove)
-        was_training = model.training
-        stack.callback(model.train, was_training)
-        model.eval()
-        with torch.no_grad(), choices(routers) as found:
+        with in_evaluation_mode(model), torch.no_grad(), choices(routers) as found:
             model(input_ids, use_cache=False)
     name = routers[0].name
     for choice in found:
