@@ -157,26 +157,6 @@ def _initial_rows(initial: InitialPolicy, head: Head, batch: PairBatch) -> Tenso
         return states.flatten(0, 1).index_select(0, batch.target_source)
 
 
-def trunk_router_sums(
-    model: nn.Module, head: Head, batch: PairBatch, *, routers: tuple[Router, ...]
-) -> RouterSums:
-    """The routers' sums alone, without gradient and without the head.
-
-    Args:
-        model: as for ``pair_forward``.
-        head: its head.
-        batch: the pairs.
-        routers: of the model, at least one.
-
-    Returns:
-        Sums over the batch's tokens.
-    """
-    with torch.no_grad():
-        router = trunk(model, head, batch, routers)[1]
-    assert router is not None
-    return router
-
-
 def trunk(
     model: nn.Module, head: Head, batch: PairBatch, routers: tuple[Router, ...] = ()
 ) -> tuple[Float[Tensor, "rows tokens features"], RouterSums | None]:

@@ -3,7 +3,7 @@
     PairOutput ──objective──▶ LossTerms ──over the step's denominators──▶ share + load balance
 
 The shares of all micro-batches of all ranks add up to one value, the loss of the step's set of
-pairs, however they were cut. A run with constraints has a ``ConstrainedLoss`` in its place.
+pairs, however they were cut. A run with constraints has a ``constrained_loss`` in its place.
 
 Not here: the forward pass (``forward.pair_forward``), what is done with the loss (``runner``).
 """
@@ -23,7 +23,6 @@ from counterpoint.forward.router import RouterSums, balancing_loss
 from counterpoint.losses.objective import Objective, sum_totals
 from counterpoint.metrics import Means, pair_means
 from counterpoint.records import LossTerms, PairBatch, StepTotals
-from counterpoint.step.constraint_set import ConstraintSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,59 +118,3 @@ class StepLoss:
     def bears_on(self, batch: PairBatch) -> bool:
         """Whether a micro-batch has a part in the gradient of its step."""
         return True
-
-
-class ConstrainedLoss(StepLoss):
-    """The loss of a run with constraints: prices on margins, and terms beside the objective.
-
-    Args:
-        objective: of the run.
-        balancing_weight: of the load-balancing loss; 0 without experts.
-        constraints: of the run, at least one.
-    """
-
-    def __init__(
-        self, objective: Objective, balancing_weight: float, constraints: ConstraintSet
-    ) -> None:
-        super().__init__(objective, balancing_weight)
-        self.constraints = constraints
-
-    def terms(self, output: PairOutput, batch: PairBatch) -> LossTerms:
-        """With what bounds on length take off the margins."""
-        terms = self.objective(output.logps, self.constraints.margin(batch))
-        if not batch.of:
-            return terms
-        # what the objective would make of a constraint's own pairs is no concern of the guard
-        return replace(terms, preference=terms.chosen_logps - terms.rejected_logps)
-
-    def share(
-        self, output: PairOutput, terms: LossTerms, batch: PairBatch, step: StepDenominators
-    ) -> Float[Tensor, ""]:
-        """With each constraint's multiplier times its value."""
-        if batch.of:
-            # nothing of the objective, but a loss all the same: ranks meet in its backward
-            own = 0 * torch.nan_to_num(output.logps.chosen).sum()
-        else:
-            own = super().share(output, terms, batch, step)
-        return self.constraints.share(own, output.logps, terms, batch, step.constraints)
-
-    def metrics(self, output: PairOutput, terms: LossTerms, batch: PairBatch) -> Means:
-        """Of the run's own pairs alone."""
-        return {} if batch.of else super().metrics(output, terms, batch)
-
-    def denominators(self, batches: Sequence[PairBatch]) -> StepDenominators:
-        """With those of the constraints."""
-        own = super().denominators([batch for batch in batches if not batch.of])
-        held = torch.stack([self.constraints.denominators(batch) for batch in batches]).sum(0)
-        return replace(own, constraints=held)
-
-    def bears_on(self, batch: PairBatch) -> bool:
-        """A constraint's own pairs do while its multiplier is not 0."""
-        return self.constraints.bears_on(batch)
-
-
-def loss_of(objective: Objective, balancing_weight: float, constraints: ConstraintSet) -> StepLoss:
-    """The loss of a run, constrained where anything constrains it."""
-    if constraints.all:
-        return ConstrainedLoss(objective, balancing_weight, constraints)
-    return StepLoss(objective, balancing_weight)

@@ -23,15 +23,15 @@ from torch import Tensor, nn
 from counterpoint import ranks
 from counterpoint.engine.face import Engine, Pass
 from counterpoint.errors import NonFiniteError
-from counterpoint.forward.pair_forward import PairOutput, pair_forward, trunk_router_sums
-from counterpoint.forward.router import RouterSums, add_sums
 from counterpoint.metrics import MetricSums
 from counterpoint.records import PairBatch, TokenPair
+from counterpoint.step.assembly import Assembly
 from counterpoint.step.constraint_set import ConstraintSet
+from counterpoint.step.experts import ExpertBalance
 from counterpoint.step.finite import UpdateGuard
 from counterpoint.step.guard import NotFinite, StepGuard, non_finite_error
 from counterpoint.step.loss import MicroBatchLoss, StepDenominators, StepLoss
-from counterpoint.step.random_states import generators_kept
+from counterpoint.step.reader import PairReader
 from counterpoint.step.replay.recorder import StepRecorder
 from counterpoint.step.share import Share, TokenBudget
 
@@ -39,7 +39,7 @@ Backward = Callable[[nn.Module, PairBatch, StepDenominators | None], Tensor]
 """Model, micro-batch and its step -> its loss, after its backward if it has one."""
 
 
-class StepRunner:
+class StepRunner(PairReader):
     """The steps of a run, one after the other.
 
     Args:
@@ -58,18 +58,19 @@ class StepRunner:
         loss: StepLoss,
         constraints: ConstraintSet,
         engine: Engine,
-        assembly: Callable[[], Any],
+        assembly: Callable[[], Assembly],
         *,
         device: torch.device,
         recorder: StepRecorder,
         most_tokens: int | None,
         lowered: Callable[[], None],
     ) -> None:
-        self.loss, self.constraints, self.engine = loss, constraints, engine
-        self._assembly, self.device, self.recorder = assembly, device, recorder
-        self.sums, self.guard, self.updates = MetricSums(), StepGuard(), UpdateGuard()
         self.budget = TokenBudget(most_tokens, lowered)
         self.eval_budget = TokenBudget(most_tokens, lowered)
+        super().__init__(constraints, engine, assembly, self.eval_budget, device)
+        self.loss, self.recorder = loss, recorder
+        self.sums, self.guard, self.updates = MetricSums(), StepGuard(), UpdateGuard()
+        self._balance = ExpertBalance(engine, assembly, device)
 
     # ---- a step ----
 
@@ -84,9 +85,9 @@ class StepRunner:
         Args:
             share: this rank's part of it.
         """
-        router = self._router_of_step(share) if self._meets(share) else None
+        router = self._balance.over_step(share)
         step = replace(self.loss.denominators(share.batches).over_ranks(), router=router)
-        first = self._first_values(share) if self.constraints.measures_first else None
+        first = self.first_values(share) if self.constraints.measures_first else None
         self.constraints.begin_step(step.constraints, first)
         return step
 
@@ -124,10 +125,8 @@ class StepRunner:
         forward: Backward,
     ) -> Float[Tensor, ""]:
         if step is not None:
-            router = step.router
-            if router is None and self._assembly().routers and len(share) > 1:
-                # one micro-batch was to be the whole step, but did not fit
-                router = self._router_of_share(share)
+            # one micro-batch was to be the whole step, but perhaps it did not fit
+            router = step.router or self._balance.over_share(share)
             step = replace(step, micro_batches=len(share), router=router)
         self.recorder.begin(step)
         total = torch.zeros((), device=self.device)
@@ -202,81 +201,6 @@ class StepRunner:
         self.sums.discard()
         self.guard.discard()
         self.constraints.discard()
-
-    # ---- passes without gradient ----
-
-    def forward(self, model: nn.Module, batch: PairBatch) -> PairOutput:
-        """The one forward pass: of training, of evaluation and of the constraints' values."""
-        assembly = self._assembly()
-        with self.engine.autocast():
-            return pair_forward(
-                model,
-                assembly.head,
-                batch,
-                routers=assembly.routers,
-                initial=self.constraints.policy,
-            )
-
-    def measured(
-        self, pairs: Sequence[TokenPair], most_pairs: int
-    ) -> list[tuple[PairOutput, PairBatch]]:
-        """What the model says of some pairs; all of it is there before any of it is counted.
-
-        Args:
-            pairs: at least one.
-            most_pairs: of a micro-batch.
-        """
-        cut = partial(self._assembly().micro_batches, most_pairs=most_pairs)
-        share = Share(pairs, cut, self.eval_budget)
-        outputs = share.fitted(partial(self._outputs, share))
-        return list(zip(outputs, share, strict=True))
-
-    def _outputs(self, share: Share) -> list[PairOutput]:
-        assembly = self._assembly()
-        with assembly.running():
-            return [self.forward(assembly.model, batch) for batch in share]
-
-    def _first_values(self, share: Share) -> Float[Tensor, " constraints"]:
-        """Numerators of the constraints at the step's weights, over all ranks."""
-        self._assembly().model.train()  # as the step itself will be taken, whatever came before it
-        with torch.no_grad():
-            outputs = share.fitted(partial(self._outputs, share))
-            found = [
-                self.constraints.numerators(
-                    output.logps, self.loss.objective(output.logps, batch.margin), batch
-                )[0]
-                for output, batch in zip(outputs, share, strict=True)
-            ]
-        return ranks.add_up(torch.stack(found).sum(0))
-
-    # ---- experts ----
-
-    def _meets(self, share: Share) -> bool:
-        """Whether experts are balanced over more than one micro-batch."""
-        return bool(self._assembly().routers) and (len(share) > 1 or not ranks.alone())
-
-    def _router_of_step(self, share: Share) -> RouterSums:
-        """Where the step's tokens are sent, on all ranks."""
-        sums = share.fitted(partial(self._router_of_share, share))
-        flat = ranks.add_up(torch.cat([sums.sent, sums.tokens[None]]))
-        return RouterSums(flat[:-1], sums.probability, flat[-1])
-
-    def _router_of_share(self, share: Share) -> RouterSums:
-        """A pass through the trunk without gradient, in which routers choose as in the step.
-
-        Some draw: they draw here what they will draw there.
-        """
-        assembly = self._assembly()
-        assembly.model.train()
-        with generators_kept(self.device), self.engine.autocast(), assembly.running():
-            return add_sums(
-                [
-                    trunk_router_sums(
-                        assembly.model, assembly.head, batch, routers=assembly.routers
-                    )
-                    for batch in share
-                ]
-            )
 
     # ---- a checkpoint ----
 

@@ -19,7 +19,6 @@ from counterpoint.data.batching import PairLoader
 from counterpoint.errors import DataError
 from counterpoint.evaluation.preferences import accuracy_interval
 from counterpoint.evaluation.samples import decodings, sample, sample_metrics
-from counterpoint.losses.objective import Objective
 from counterpoint.metric_names import PREFIX
 from counterpoint.runlog import (
     SAMPLES,
@@ -28,17 +27,11 @@ from counterpoint.runlog import (
 from counterpoint.step.calibration import sums_of
 from counterpoint.step.evaluation_pass import EvaluationPass
 from counterpoint.trainer.best import not_given, prefixed
-from counterpoint.trainer.feed import Feed
-from counterpoint.trainer.journal import JournalTrainer
-from counterpoint.trainer.second_sets import SecondSets
+from counterpoint.trainer.stepping import SteppingTrainer
 
 
-class EvaluatingTrainer(JournalTrainer):
+class EvaluatingTrainer(SteppingTrainer):
     """What ``CPOTrainer`` inherits of evaluating."""
-
-    objective: Objective
-    _feed: Feed
-    _second_sets: SecondSets
 
     def _check_replaced(self) -> None:
         """Refuse what was replaced and is never called."""

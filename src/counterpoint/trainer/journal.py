@@ -8,26 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.trainer_utils import has_length
 
 from counterpoint import ranks
 from counterpoint.alarms.effect import agreed, alarm_facts, ends_a_run, in_words
 from counterpoint.alarms.watch import Watch
+from counterpoint.checkpoint.adapted import BASE, adapter_settings
+from counterpoint.checkpoint.fingerprint import Fingerprint
 from counterpoint.checkpoint.saved_options import without_secrets
 from counterpoint.console.display import TrainingDisplay, watch_alone
+from counterpoint.doctor.of_unused import Rest, in_a_line, unused
 from counterpoint.log import logger
+from counterpoint.losses.objective import Objective
 from counterpoint.metrics import means
+from counterpoint.models.precision import Rounding
 from counterpoint.monitor.pace import COUNTED, Pace
 from counterpoint.provenance.environment import environment
 from counterpoint.report.about import about_model
 from counterpoint.report.card import CARD, may_write, write_card
 from counterpoint.runlog import ALARMS, METRICS, Alarm
+from counterpoint.step.assembly import Assembly
 from counterpoint.step.constraint_set import ConstraintSet
 from counterpoint.step.runner import StepRunner
 from counterpoint.step.share import Share
+from counterpoint.trainer.feed import Feed
 from counterpoint.trainer.recording import told_to_its_end
 from counterpoint.trainer.resumable import ResumableTrainer
 from counterpoint.trainer.transformers_seams import Moment
@@ -50,10 +59,15 @@ class JournalTrainer(ResumableTrainer):
     _base_name: str | None = None
     _hub_datasets: Any
     _pace: Pace
-
-    def run_facts(self) -> dict[str, Any]:
-        """What ``run.json`` says of the run, beside its options and where it runs."""
-        raise NotImplementedError
+    objective: Objective
+    _feed: Feed
+    _assembled: Assembly | None
+    _balancing_weight: float
+    _rounding: Rounding | None = None
+    _identity: Fingerprint
+    _handed: tuple[Any, Any]
+    examined = False
+    """Whether the doctor has spoken of the options already."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the metrics of the steps since the last line, and write the line to the run log."""
@@ -219,3 +233,40 @@ class JournalTrainer(ResumableTrainer):
                 "given": self.given,
             }
         )
+
+    def _say_unused(self, *, resumes: bool) -> None:
+        """Name the options that can do nothing in this run; the doctor's words are not repeated."""
+        known = Rest(self.eval_dataset is not None, streams=not has_length(self.train_dataset))
+        optimizer, schedule = (one is not None for one in self._handed)
+        rest = replace(known, resumes=resumes, own_optimizer=optimizer, own_schedule=schedule)
+        said = unused(self.args, known) if self.examined else {}
+        found = {name: why for name, why in unused(self.args, rest).items() if name not in said}
+        if found and self.is_world_process_zero():
+            logger().warning("%s", in_a_line(self.args, found))
+
+    def _formula(self) -> str:
+        """What is minimised, and subject to what."""
+        return "\n".join(filter(None, (self.objective.formula(), self.constraints.formula())))
+
+    def run_facts(self) -> dict[str, Any]:
+        """What ``run.json`` says of the run, beside its options and where it runs."""
+        runner = self.runner
+        return {
+            "objective": self._formula(),
+            "model": self._began_with(),
+            "adapter": adapter_settings(self.accelerator.unwrap_model(self.model)) or None,
+            "base": self._identity.get(BASE),
+            "step_pairs": self.args.train_batch_size
+            * self.args.gradient_accumulation_steps
+            * self.args.world_size,
+            "layout": None if self._assembled is None else self._assembled.layout,
+            "micro_batch_tokens": {
+                "train": runner.budget.tokens,
+                "eval": runner.eval_budget.tokens,
+            },
+            "balancing_weight": self._balancing_weight,
+            "skipped_steps": self.skipped_steps,
+            "rounding": None if self._rounding is None else asdict(self._rounding),
+            "data": {name: counts.as_dict() for name, counts in self._feed.counts().items()},
+            **self.constraints.facts(),
+        }

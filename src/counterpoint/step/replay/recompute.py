@@ -25,7 +25,8 @@ from counterpoint.forward.pair_forward import scored_pairs
 from counterpoint.forward.router import RouterSums
 from counterpoint.forward.routing import find_routers
 from counterpoint.records import LossTerms, PairBatch, StepTotals
-from counterpoint.step.loss import StepDenominators, loss_of
+from counterpoint.step.constrained_loss import loss_of
+from counterpoint.step.loss import StepDenominators
 from counterpoint.step.random_states import restore_generators
 from counterpoint.step.replay.file import Culprit, Replay
 from counterpoint.step.replay.held import HeldSet
