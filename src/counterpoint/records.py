@@ -1,6 +1,6 @@
 """The nouns that pass the doors between rooms, all frozen.
 
-    PreferenceRow -> TokenPair -> PairBatch -> PairLogps -> LossTerms (over StepTotals)
+    TokenPair -> PairBatch -> PairLogps -> LossTerms (over StepTotals)
 
 ``PairLogps`` is the waist of the hourglass: every loss above it is a few lines, and every
 layout, kernel and backend below it serves all losses.
@@ -20,10 +20,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Message = dict[str, Any]
-Text = str | list[Message]
-"""A string, or a conversation as a list of ``{"role", "content"}`` messages."""
-
 FILLER_ROW = -1
 """The row id of a pair that only keeps a rank busy: weight 0, counted nowhere."""
 
@@ -31,35 +27,6 @@ FILLER_ROW = -1
 def exact_dtype(device: torch.device | str) -> torch.dtype:
     """The dtype in which sums over pairs and tokens are kept: float64 where a device has it."""
     return torch.float32 if torch.device(device).type == "mps" else torch.float64
-
-
-@dataclass(frozen=True, slots=True)
-class PreferenceRow:
-    """One preference, after every data-set shape has become the same shape.
-
-    Args:
-        prompt: what both completions answer; text, or messages not ending with the assistant
-            (or ending with an assistant turn that the completions continue).
-        chosen: the preferred completion, of the same kind as the prompt.
-        rejected: the other completion.
-        row: the row's number in its data set, from 0; the name used in every message.
-        tools: tool schemas for the chat template, if any.
-        template_kwargs: further arguments for the chat template.
-        weight: factor of this pair in the loss, at least 0.
-        margin: what chosen must win by, in nats of scaled reward, on top of the loss's own.
-        absent: columns that its set has and in which this row has nothing, so that something
-            was taken in their place: weight 1, margin 0, as prompt what the sides share.
-    """
-
-    prompt: Text
-    chosen: Text
-    rejected: Text
-    row: int
-    tools: list[Any] | None = None
-    template_kwargs: dict[str, Any] | None = None
-    weight: float = 1.0
-    margin: float = 0.0
-    absent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +40,8 @@ class TokenPair:
         chosen: ids after the boundary, ending with EOS unless they were cut.
         rejected: the same for the other completion.
         row: the row's number in its data set, or ``FILLER_ROW``.
-        weight: as in ``PreferenceRow``.
-        margin: as in ``PreferenceRow``.
+        weight: factor of this pair in the loss, at least 0.
+        margin: what chosen must win by, in nats of scaled reward, on top of the loss's own.
         of: the constraint whose set it is of; "": the run's own sets.
     """
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from counterpoint.data.chat import Rendered, render, render_prompt
 from counterpoint.errors import DataError
-from counterpoint.records import Message, PreferenceRow
+from counterpoint.preference_row import Message, PreferenceRow
 from tests.templates_on_the_spot import GEMMA, MISTRAL, QWEN3, R1, with_template
 
 USER: Message = {"role": "user", "content": "Hi?"}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from counterpoint.data.formats import check_columns, to_preference_row
 from counterpoint.errors import DataError
-from counterpoint.records import Message, PreferenceRow
+from counterpoint.preference_row import Message, PreferenceRow
 
 
 def turn(role: str, content: str, **more: Any) -> Message:

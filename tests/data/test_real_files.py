@@ -13,7 +13,7 @@ from counterpoint.data.options import PrepareOptions
 from counterpoint.data.prepare import iter_pairs, prepare
 from counterpoint.data.sources import load
 from counterpoint.errors import DataError
-from counterpoint.records import PreferenceRow
+from counterpoint.preference_row import PreferenceRow
 
 HH = "hh-rlhf-harmless-base-test.jsonl.gz"
 ZH = "llamafactory-dpo-zh-demo.json.gz"

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 from counterpoint.data.chat import Rendered, render
 from counterpoint.data.tokenize import PairTokenizer, Tokens
 from counterpoint.errors import ModelError
-from counterpoint.records import PreferenceRow
+from counterpoint.preference_row import PreferenceRow
 
 
 def text_row(prompt: str, chosen: str, rejected: str) -> Rendered:

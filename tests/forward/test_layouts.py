@@ -15,7 +15,7 @@ from counterpoint.forward.agreement import layouts_disagree
 from counterpoint.forward.head import find_head
 from counterpoint.forward.kernels import ATTENTION_KERNELS, PAIRWISE
 from counterpoint.forward.layouts import PADDED, SHARED
-from counterpoint.forward.pair_forward import pair_forward, trunk_router_sums
+from counterpoint.forward.pair_forward import pair_forward, trunk
 from counterpoint.forward.pairwise_attention import attend_to_pairs
 from counterpoint.forward.routing import find_routers
 from counterpoint.forward.shared_attention import shared_attention
@@ -120,8 +120,8 @@ def test_a_shared_prompt_is_balanced_as_two(kind, lengths, seed):
     pairs.append(TokenPair([5, 6, 7], [8], [9, 10], FILLER_ROW, weight=0.0))
     head, routers = find_head(model), find_routers(model)
     with Float64Throughout(), shared_attention(model):
-        padded = trunk_router_sums(model, head, PADDED.collate(pairs), routers=routers)
-        shared = trunk_router_sums(model, head, SHARED.collate(pairs), routers=routers)
+        _, padded = trunk(model, head, PADDED.collate(pairs), routers)
+        _, shared = trunk(model, head, SHARED.collate(pairs), routers)
     assert shared.tokens.item() == padded.tokens.item()
     assert shared.tokens.item() == 2 * sum(2 * p + c + r for p, c, r in lengths)  # in two layers
     assert shared.sent.tolist() == padded.sent.tolist()

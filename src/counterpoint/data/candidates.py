@@ -19,7 +19,7 @@ from counterpoint.data.cells import fail, fail_type, read_text
 from counterpoint.data.pair_rules import PairRules, template_parts
 from counterpoint.data.plain import plain
 from counterpoint.errors import DataError
-from counterpoint.records import Text
+from counterpoint.preference_row import Text
 
 LISTS = ("candidates", "completions", "responses")
 """Columns that hold a row's candidates where no name is given."""

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from counterpoint.data.literals import MOST_CHARACTERS, MOST_NESTED, LiteralError, read_value
 from counterpoint.errors import DataError
-from counterpoint.records import Message, PreferenceRow, Text
+from counterpoint.preference_row import Message, PreferenceRow, Text
 
 ROLES = {
     "human": "user",

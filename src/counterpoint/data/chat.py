@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from counterpoint.data.bounds import OutOfTime, bounded_time
 from counterpoint.errors import DataError, SetupError
-from counterpoint.records import Message, PreferenceRow, Text
+from counterpoint.preference_row import Message, PreferenceRow, Text
 
 MOST_SECONDS = 10.0
 """Of computing, for one text; an ordinary template takes a millisecond."""

@@ -28,7 +28,7 @@ from counterpoint.data.survival import LostText, losses
 from counterpoint.data.switches import check_completions
 from counterpoint.data.tokenize import PairTokenizer, Tokens, prompt_ids
 from counterpoint.data.truncate import Frame
-from counterpoint.records import PreferenceRow
+from counterpoint.preference_row import PreferenceRow
 
 BACKEND_PARTS = ("normalizer", "pre_tokenizer", "model", "post_processor", "decoder")
 """The parts of a fast tokenizer, each of which can be read as JSON."""

@@ -42,7 +42,7 @@ from counterpoint.data.shared_prompt import (
     split_text,
 )
 from counterpoint.errors import DataError
-from counterpoint.records import Message, PreferenceRow, Text
+from counterpoint.preference_row import Message, PreferenceRow, Text
 
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 """Columns of what a text model cannot see; a row with something in one is refused."""

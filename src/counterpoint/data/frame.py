@@ -25,7 +25,7 @@ from counterpoint.data.chat import render_prompt
 from counterpoint.data.tokenize import prompt_ids
 from counterpoint.data.truncate import Frame, Span
 from counterpoint.errors import DataError
-from counterpoint.records import Message, PreferenceRow
+from counterpoint.preference_row import Message, PreferenceRow
 
 MARK = "WORDS_OF_TURN_{}_STAND_HERE"
 

@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from counterpoint.data.chat import THOUGHTS
-from counterpoint.records import Message
+from counterpoint.preference_row import Message
 
 TAG = re.compile(r"<(/?)(?:think|thinking|thought|thoughts|reasoning|seed:think)>|\[(/?)THINK\]")
 """What begins and ends thoughts that stand in the content."""

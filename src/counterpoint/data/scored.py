@@ -31,7 +31,7 @@ from counterpoint.data.pair_rules import PairRules
 from counterpoint.data.undecoded import undecoded
 from counterpoint.errors import DataError
 from counterpoint.notebook import notebook_html, rows_shown
-from counterpoint.records import Text
+from counterpoint.preference_row import Text
 
 FATES = ("tied", "narrow", "same_text", "overruled", "usable")
 """What becomes of two candidates of a prompt: equal scores; a gap below ``min_gap``; the same

@@ -10,7 +10,7 @@ from typing import Any
 
 from counterpoint.data.cells import fail
 from counterpoint.errors import DataError
-from counterpoint.records import Message, Text
+from counterpoint.preference_row import Message, Text
 
 LIKELY_PROMPTS = ("question", "query", "source", "input", "context", "user", "src")
 """Columns that are probably a misnamed prompt where a row has none."""

@@ -30,7 +30,7 @@ from counterpoint.data.said_values import (
     tools_named,
     values_said,
 )
-from counterpoint.records import PreferenceRow
+from counterpoint.preference_row import PreferenceRow
 
 LEAST_REPEATED = 24
 """Characters from which a text that is there twice is no accident."""

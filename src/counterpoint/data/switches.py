@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from counterpoint.data.chat import render
 from counterpoint.data.survival import LostText, losses
 from counterpoint.errors import DataError
-from counterpoint.records import PreferenceRow
+from counterpoint.preference_row import PreferenceRow
 
 SWITCHES = (
     "preserve_thinking",

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from counterpoint.data.chat import render
 from counterpoint.doctor.findings import Finding, find
 from counterpoint.errors import DataError
-from counterpoint.records import PreferenceRow
+from counterpoint.preference_row import PreferenceRow
 
 UNUSED_NAMES = ("<|endoftext|>", "<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<unk>")
 """Tokens that vocabularies have and texts have not, in order of preference as padding."""

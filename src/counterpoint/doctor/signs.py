@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 
 from counterpoint.data.cells import row_spells_messages
-from counterpoint.records import Message, PreferenceRow, Text
+from counterpoint.preference_row import Message, PreferenceRow, Text
 
 SHORTEST_PROMPT = 20
 """Characters from which a prompt that turns up in an answer is no accident."""

@@ -45,7 +45,7 @@ from counterpoint.doctor.near_duplicates import Signature, signature
 from counterpoint.doctor.of_tokenizer import marks_of
 from counterpoint.doctor.signs import as_text, pattern_of, signs
 from counterpoint.errors import CounterpointError, DataError
-from counterpoint.records import PreferenceRow
+from counterpoint.preference_row import PreferenceRow
 
 STREAMED = 2000
 """Rows of a stream that are examined."""

@@ -92,6 +92,7 @@ def pair_forward(
     *,
     routers: tuple[Router, ...] = (),
     initial: InitialPolicy | None = None,
+    at_scores: Callable[[TokenScores], None] = lambda scores: None,
 ) -> PairOutput:
     """Log-probabilities of both completions of every pair.
 
@@ -101,28 +102,19 @@ def pair_forward(
         batch: the pairs.
         routers: of the model, to have their sums as well; none without.
         initial: what the model was, to have the drift from it as well; None without.
+        at_scores: called with the scores of each token, for whoever looks for the first bad one.
 
     Returns:
         Sums over the targets of each completion, float64 where the device has it.
     """
-    return scored_pairs(model, head, batch, routers, initial)[1]
-
-
-def scored_pairs(
-    model: nn.Module,
-    head: Head,
-    batch: PairBatch,
-    routers: tuple[Router, ...] = (),
-    initial: InitialPolicy | None = None,
-) -> tuple[TokenScores, PairOutput]:
-    """``pair_forward``, with the scores of each token beside its sums."""
     # first, while no graph of the policy takes memory
     initial_rows = None if initial is None else _initial_rows(initial, head, batch)
     scores = token_scores(model, head, batch, routers)
     drift = None
     if initial is not None and initial_rows is not None:
         drift = head.token_kl(scores.rows, initial_rows, initial)
-    return scores, pair_output(scores, batch, drift)
+    at_scores(scores)
+    return pair_output(scores, batch, drift)
 
 
 def pair_output(

@@ -61,10 +61,9 @@ class ExpertBalance:
         """
         assembly = self._assembly()
         assembly.model.train()
-        with generators_kept(self._device), self._engine.autocast(), assembly.running():
-            with torch.no_grad():
-                found = [
-                    trunk(assembly.model, assembly.head, batch, assembly.routers)[1]
-                    for batch in share
-                ]
+        alike = generators_kept(self._device)
+        with alike, self._engine.autocast(), assembly.running(), torch.no_grad():
+            found = [
+                trunk(assembly.model, assembly.head, batch, assembly.routers)[1] for batch in share
+            ]
         return add_sums([sums for sums in found if sums is not None])

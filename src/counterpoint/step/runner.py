@@ -111,27 +111,16 @@ class StepRunner(PairReader):
         Raises:
             SetupError: CP505 for a pair that does not fit in memory; see ``share``.
         """
-        return share.fitted(
-            partial(self._forward_and_backward, model, share, step, backward, forward),
-            undo=partial(self.discard, model),
-        )
 
-    def _forward_and_backward(
-        self,
-        model: nn.Module,
-        share: Share,
-        step: StepDenominators | None,
-        backward: Backward,
-        forward: Backward,
-    ) -> Float[Tensor, ""]:
-        if step is not None:
-            # one micro-batch was to be the whole step, but perhaps it did not fit
-            router = step.router or self._balance.over_share(share)
-            step = replace(step, micro_batches=len(share), router=router)
-        self.recorder.begin(step)
-        total = torch.zeros((), device=self.device)
-        meet = self.engine.collective_passes
-        with self._assembly().running():
+        def attempt() -> Tensor:
+            now = step
+            if now is not None:
+                # one micro-batch was to be the whole step, but perhaps it did not fit
+                router = now.router or self._balance.over_share(share)
+                now = replace(now, micro_batches=len(share), router=router)
+            self.recorder.begin(now)
+            total = torch.zeros((), device=self.device)
+            meet = self.engine.collective_passes
             for batch in share:
                 last = batch is share.batches[-1]
                 if Pass.FORWARD in meet or (last and Pass.LAST_BACKWARD in meet):
@@ -139,12 +128,15 @@ class StepRunner(PairReader):
                 self.recorder.watch(batch)
                 with self.engine.accumulating(model, last=last):
                     if last or self.loss.bears_on(batch):
-                        total += backward(model, batch, step)
+                        total += backward(model, batch, now)
                         continue
                     model.train()
                     with torch.no_grad():
-                        forward(model, batch, step)
-        return total
+                        forward(model, batch, now)
+            return total
+
+        with self._assembly().running():
+            return share.fitted(attempt, undo=partial(self.discard, model))
 
     def micro_batch(
         self, model: nn.Module, batch: PairBatch, step: StepDenominators | None

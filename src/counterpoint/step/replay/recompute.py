@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from counterpoint.forward.head import Head
 from counterpoint.forward.layouts import LAYOUTS
-from counterpoint.forward.pair_forward import scored_pairs
+from counterpoint.forward.pair_forward import TokenScores, pair_forward
 from counterpoint.forward.router import RouterSums
 from counterpoint.forward.routing import find_routers
 from counterpoint.records import LossTerms, PairBatch, StepTotals
@@ -142,6 +142,7 @@ def _done_again(
     for number, pairs in enumerate(replay.micro_batches):
         batch = layout.collate(pairs).to(device)
         step = _denominators(replay, held, batch.weight)
+        scores: list[TokenScores] = []
         if replay.generators:
             restore_generators(replay.generators[number])
         with layout.running(model):
@@ -149,9 +150,16 @@ def _done_again(
                 torch.autocast(kind, mixed) if mixed else nullcontext(),
                 _watched_layers(model, batch) as layers,
             ):
-                scores, output = scored_pairs(model, head, batch, routers, held.policy)
+                output = pair_forward(
+                    model,
+                    head,
+                    batch,
+                    routers=routers,
+                    initial=held.policy,
+                    at_scores=scores.append,
+                )
             found = loss(output, batch, step)
-            yield _Again(found.loss, found.terms, scores.logps, layers, batch)
+            yield _Again(found.loss, found.terms, scores[0].logps, layers, batch)
 
 
 def _denominators(replay: Replay, held: HeldSet, like: Tensor) -> StepDenominators:

@@ -1,0 +1,39 @@
+"""A preference as text: what every shape of a data set becomes before it is tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+Message = dict[str, Any]
+Text = str | list[Message]
+"""A string, or a conversation as a list of ``{"role", "content"}`` messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceRow:
+    """One preference, after every data-set shape has become the same shape.
+
+    Args:
+        prompt: what both completions answer; text, or messages not ending with the assistant
+            (or ending with an assistant turn that the completions continue).
+        chosen: the preferred completion, of the same kind as the prompt.
+        rejected: the other completion.
+        row: the row's number in its data set, from 0; the name used in every message.
+        tools: tool schemas for the chat template, if any.
+        template_kwargs: further arguments for the chat template.
+        weight: factor of this pair in the loss, at least 0.
+        margin: what chosen must win by, in nats of scaled reward, on top of the loss's own.
+        absent: columns that its set has and in which this row has nothing, so that something
+            was taken in their place: weight 1, margin 0, as prompt what the sides share.
+    """
+
+    prompt: Text
+    chosen: Text
+    rejected: Text
+    row: int
+    tools: list[Any] | None = None
+    template_kwargs: dict[str, Any] | None = None
+    weight: float = 1.0
+    margin: float = 0.0
+    absent: tuple[str, ...] = ()
