@@ -35,13 +35,11 @@ def width_of(stream: IO[str]) -> int | None:
 
 
 def columns(text: str) -> int:
-    """Columns that a text takes on a terminal."""
+    """Columns that a text takes on a terminal: two for a wide character, none for accents."""
     if text.isascii():
         return len(text)
-    return sum(
-        0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in _WIDE)
-        for c in text
-    )
+    wide = sum(unicodedata.east_asian_width(each) in _WIDE for each in text)
+    return len(text) + wide - sum(unicodedata.category(each) in ("Mn", "Me") for each in text)
 
 
 def padded(text: str, width: int) -> str:

@@ -15,8 +15,9 @@ import pytest
 from counterpoint.cli import tokens as module
 from counterpoint.cli.tokens import TokensOptions
 from counterpoint.data.row_tokens import Piece, RowTokens
-from counterpoint.data.token_view import BAR, CUT_SHOWN, draw_tokens, text_columns
+from counterpoint.data.token_view import BAR, CUT_SHOWN, draw_tokens
 from counterpoint.options.declared import declared
+from counterpoint.wrap import columns
 from tests.cli.conftest import PAIRS, Command, tree, write_pairs
 
 BASE = ["tokens", "--model", "model", "--dataset", "pairs.jsonl"]
@@ -80,7 +81,7 @@ def test_no_line_is_wider_than_the_terminal_and_no_token_is_lost(width: int) -> 
     words = ["国会由众议院", " word", "e\u0301", " ", "", "x" * 200]
     long = tuple(context(words[n % len(words)]) for n in range(300))
     drawn = draw_tokens(RowTokens(0, long, (piece("a"),), (piece("b"),)), name="p", width=width)
-    assert max(map(text_columns, drawn.splitlines())) <= width
+    assert max(map(columns, drawn.splitlines())) <= width
     shown = [line[2:] for line in drawn.splitlines() if line.startswith(". ")]
     text = "".join(shown).replace(BAR, "").replace("·", "")
     assert text == "".join(one.text for one in long)
@@ -121,7 +122,7 @@ def test_rows_are_shown_in_the_order_asked_for_and_nothing_is_written(
     assert re.findall(r"^row (\d+) of pairs.jsonl$", said.out, re.M) == ["7", "0"]
     assert "[<|endoftext|>]│" in said.out
     assert said.out.splitlines()[-1].startswith(". context   + - carries loss")
-    assert max(map(text_columns, said.out.splitlines())) <= 80
+    assert max(map(columns, said.out.splitlines())) <= 80
     assert "\x1b" not in said.out
 
 
@@ -261,4 +262,4 @@ def test_the_width_is_that_of_the_terminal(
     monkeypatch.setenv("COLUMNS", "40")
     assert shutil.get_terminal_size().columns == 40
     drawn = [line for line in command(*BASE).out.splitlines() if line[:2] in (". ", "+ ", "- ")]
-    assert max(map(text_columns, drawn[:-1])) <= 40
+    assert max(map(columns, drawn[:-1])) <= 40

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from counterpoint import ConfigError
-from counterpoint.old_options import OLD_NAMES
+from counterpoint.old_options import OLD_NAMES, nearest
 from counterpoint.options.given import as_python
 from counterpoint.options.settings import parse, read_request, read_values
-from counterpoint.options.table import nearest_option, options
+from counterpoint.options.table import options
 
 READ: list[tuple[str, dict[str, Any]]] = [
     ("--per_device_train_batch_size 4", {"per_device_train_batch_size": 4}),
@@ -119,7 +119,7 @@ def test_every_unknown_key_of_a_file_is_named_with_its_line(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", sorted(options()))
 def test_an_option_is_its_own_nearest(name: str) -> None:
-    assert nearest_option(name) == name
+    assert nearest(name, options()) == name
 
 
 def test_flags_override_the_file_and_leave_the_rest_of_it(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,14 @@ def _train(trainer: CPOTrainer, request: Request, seen: Contents) -> None:
         trainer.save_model()
 
 
+def _attempt(found: list[Finding], function: Callable[..., Any], *facts: Any, **more: Any) -> Any:
+    try:
+        return function(*facts, **more)
+    except CounterpointError as error:
+        found.append(from_error(error))
+        return None
+
+
 def consult(request: Request) -> tuple[Report, RunParts]:
     """Load a run as far as it can be, and let the doctor look at it.
 
@@ -147,14 +156,7 @@ def consult(request: Request) -> tuple[Report, RunParts]:
         What was found, what could not be loaded included, and what was loaded.
     """
     found: list[Finding] = []
-
-    def attempt(function: Callable[..., Any], *facts: Any, **more: Any) -> Any:
-        try:
-            return function(*facts, **more)
-        except CounterpointError as error:
-            found.append(from_error(error))
-            return None
-
+    attempt = partial(_attempt, found)
     run, config = request.run, request.config
     check_run(request, attempt)
     parts = load_parts(request, attempt)
@@ -197,13 +199,7 @@ def _refuse_at_once(request: Request) -> None:
     What else they refuse is said before it, a line each, as the doctor would.
     """
     found: list[Finding] = []
-
-    def attempt(function: Callable[..., Any], *facts: Any, **more: Any) -> Any:
-        try:
-            return function(*facts, **more)
-        except CounterpointError as error:
-            found.append(from_error(error))
-
+    attempt = partial(_attempt, found)
     check_run(request, attempt)
     report = Report.of(found)
     refusal = report.refusal()

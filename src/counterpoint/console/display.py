@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from types import TracebackType
 from typing import Any, TextIO
 
 from rich.console import Console, Group
@@ -63,12 +62,7 @@ class TrainingDisplay(TrainerCallback):
         """Nothing is shown before there is something to show."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Leave the last panel where it is, and the terminal to others."""
         self.close()
 

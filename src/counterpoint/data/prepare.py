@@ -160,7 +160,9 @@ def iter_pairs(
                 _tell(counts, told)
             kept += 1
             yield to_pair(record)
-        elif prepared.options.invalid_rows == "raise" and not _is_policy(problem, prepared.options):
+        elif prepared.options.invalid_rows == "raise" and not dropped_by_policy(
+            problem, prepared.options
+        ):
             raise DataError(problem[:5], f"{name}, {problem[6:]} {_ADVICE}")
         else:
             counts.drop(problem)
@@ -207,7 +209,7 @@ def _empty(name: str, counts: PrepareCounts | None = None) -> DataError:
     )
 
 
-def _is_policy(problem: str, options: PrepareOptions) -> bool:
+def dropped_by_policy(problem: str, options: PrepareOptions) -> bool:
     """Whether a row is to be dropped because the user chose to drop long rows."""
     return options.truncation == "drop" and problem.startswith("CP204")
 
@@ -340,7 +342,7 @@ def _account(encoded: Dataset, options: PrepareOptions, name: str) -> Prepared:
         counts.drop(problem)
     counts.rows += len(kept)
     counts.kept = len(kept)
-    unusable = [text for text in problems if text and not _is_policy(text, options)]
+    unusable = [text for text in problems if text and not dropped_by_policy(text, options)]
     if unusable and options.invalid_rows == "raise":
         raise _unusable(unusable, counts)
     if not kept:

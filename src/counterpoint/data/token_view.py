@@ -14,11 +14,12 @@ Not here: which token is what (``data.row_tokens``).
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING
+
+from counterpoint.wrap import columns
 
 if TYPE_CHECKING:
     from counterpoint.data.row_tokens import Piece, RowTokens
@@ -64,12 +65,6 @@ def draw_tokens(tokens: RowTokens, *, name: str, width: int = 80, color: bool = 
     return "\n".join(lines)
 
 
-def text_columns(text: str) -> int:
-    """How many columns a text takes on a terminal: two for a wide character, none for accents."""
-    wide = sum(unicodedata.east_asian_width(each) in "WF" for each in text)
-    return len(text) + wide - sum(unicodedata.category(each) in ("Mn", "Me") for each in text)
-
-
 def _told(pieces: Sequence[Piece]) -> str:
     kept, loss = (sum(flags) for flags in ((not p.cut for p in pieces), (p.loss for p in pieces)))
     cut = len(pieces) - kept
@@ -99,7 +94,7 @@ def _lines(run: Sequence[Piece | str], mark: str, width: int, color: bool) -> It
         special = not isinstance(piece, str) and piece.special
         ink = _SPECIAL if special and mark != "x" else _INK[mark]
         for part in _fitting(piece if isinstance(piece, str) else _shown(piece), room - 1):
-            size = text_columns(part) + 1
+            size = columns(part) + 1
             if used + size > room:
                 yield f"{mark} {line}"
                 line, used = "", 0
@@ -124,7 +119,7 @@ def _fitting(text: str, room: int) -> Iterator[str]:
     """A text in parts that fit a line; nearly always one."""
     part, used = "", 0
     for each in text:
-        size = text_columns(each)
+        size = columns(each)
         if used + size > room:
             yield part
             part, used = "", 0

@@ -18,7 +18,6 @@ from typing import Any
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ConfigError
 from counterpoint.old_options import TAKEN, why_no_option
-from counterpoint.old_options import nearest as nearest_of
 from counterpoint.options.declared import Option, declared
 from counterpoint.options.given import Setting
 from counterpoint.options.run_options import RunOptions
@@ -89,11 +88,6 @@ def refuse_unknown(settings: Iterable[Setting]) -> None:
     unknown = [setting for setting in settings if not is_known(setting.name)]
     if unknown:
         raise ConfigError("CP101", " ".join(_name_unknown(setting) for setting in unknown))
-
-
-def nearest_option(name: str) -> str | None:
-    """The option whose name is most like ``name``; None where nothing is."""
-    return nearest_of(name, options())
 
 
 def _name_unknown(setting: Setting) -> str:

@@ -22,7 +22,7 @@ from counterpoint.data.csv_sets import lists_of_csv
 from counterpoint.data.encode import encode_rows
 from counterpoint.data.encoder import encoder_for
 from counterpoint.data.options import PrepareOptions
-from counterpoint.data.prepare import to_pair
+from counterpoint.data.prepare import dropped_by_policy, to_pair
 from counterpoint.data.sources import dataset_from_rows
 from counterpoint.data.undecoded import undecoded
 from counterpoint.errors import DataError
@@ -59,7 +59,7 @@ def own_pairs(
     cells = zip(*columns.values(), strict=True)
     records = [dict(zip(columns, row, strict=True)) for row in cells]
     problems = [record["problem"] for record in records if record["problem"]]
-    refused = [text for text in problems if not _is_policy(text, options)]
+    refused = [text for text in problems if not dropped_by_policy(text, options)]
     if refused and options.invalid_rows == "raise":
         raise DataError(refused[0][:5], f"train, {refused[0][6:]}")
     pairs = [to_pair(record) for record in records if not record["problem"]]
@@ -112,7 +112,3 @@ def _some(rows: Any, most: int) -> tuple[list[int], list[Any]]:
     count = min(most, len(table))
     numbers = [place * len(table) // count for place in range(count)]
     return numbers, [table[number] for number in numbers]
-
-
-def _is_policy(problem: str, options: PrepareOptions) -> bool:
-    return options.truncation == "drop" and problem.startswith("CP204")
