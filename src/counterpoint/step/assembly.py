@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from counterpoint.config import CPOConfig
 from counterpoint.console.phases import phase
 from counterpoint.data.batching import cut, length
 from counterpoint.engine.face import Engine
@@ -54,11 +53,12 @@ class Assembly:
 
     Args:
         model: unwrapped from distributed training.
-        args: the run's options.
+        wanted: the option ``layout``.
         vocab_size: rows of the model's embedding; None leaves ids unchecked.
         pad_id: id that fills the ends of padded rows; any will do.
         engine: where it runs, and in which precision.
         family: of the model.
+        pins: whether batches are put into page-locked memory on their way to CUDA.
         balanced: whether the load of the model's experts is.
 
     Raises:
@@ -68,16 +68,19 @@ class Assembly:
     def __init__(
         self,
         model: nn.Module,
-        args: CPOConfig,
         *,
+        wanted: str,
         vocab_size: int | None,
         pad_id: int,
         engine: Engine,
         family: Family,
+        pins: bool = True,
         balanced: bool = False,
     ) -> None:
         self.routers = find_routers(model) if balanced else ()
-        self.model, self.args, self.engine = model, args, engine
+        self.model, self.engine = model, engine
+        self._wanted, self._pins = wanted, pins
+        self._device = next(model.parameters()).device
         self._pad_id, self._vocab_size, self._family = pad_id, vocab_size, family
         self._long_rows = long_rows(model)
         self._head: Head | None = None
@@ -172,9 +175,9 @@ class Assembly:
 
     def _on_device(self, batch: PairBatch) -> PairBatch:
         # only from page-locked memory does a copy to CUDA let the host go on
-        if self.args.device.type == "cuda" and self.args.dataloader_pin_memory:
+        if self._device.type == "cuda" and self._pins:
             batch = batch.pin_memory()
-        return batch.to(self.args.device, non_blocking=True)
+        return batch.to(self._device, non_blocking=True)
 
     def _settled(self, pairs: Sequence[TokenPair]) -> Layout:
         """The layout, chosen once in a run."""
@@ -195,12 +198,12 @@ class Assembly:
 
     def _conditions(self) -> dict[str, Any]:
         """What a proof holds under: the same weights on another device are another matter."""
-        device = self.args.device.type
+        device = self._device.type
         with self.engine.autocast():
             mixed = torch.is_autocast_enabled(device)
             running = torch.get_autocast_dtype(device) if mixed else None
         return {
-            "wanted": self.args.layout,
+            "wanted": self._wanted,
             "device": device,
             "weights": str(next(self.model.parameters()).dtype),
             "products": str(running),
@@ -223,9 +226,9 @@ class Assembly:
 
     def _proved(self, pairs: Sequence[TokenPair]) -> Layout:
         self._head = head = self._proved_head(pairs[0])
-        wanted, reference = self.args.layout, self._family.layouts[-1]
+        wanted, reference = self._wanted, self._family.layouts[-1]
         layout, reason = first_choice(
-            self.model, wanted, self.args.device.type, possible=self._family.layouts
+            self.model, wanted, self._device.type, possible=self._family.layouts
         )
         if layout is not reference:
             if wanted == AUTO and self._known.get("layout") == reference.name:
@@ -240,7 +243,7 @@ class Assembly:
         if self._vocab_size is not None:
             check_ids([pair], self._vocab_size)
         few = [*pair.prompt, *pair.chosen][:PROOF_TOKENS]
-        ids = torch.tensor([few], device=self.args.device)
+        ids = torch.tensor([few], device=self._device)
         with self.engine.autocast():
             head = prove_head(self.model, self._as_configured(), ids)
             if self.routers:

@@ -180,7 +180,8 @@ class SteppingTrainer(JournalTrainer):
         if self._assembled is None or self._assembled.model is not self.model:
             self._assembled = Assembly(
                 self.model,
-                self.args,
+                wanted=self.args.layout,
+                pins=self.args.dataloader_pin_memory,
                 vocab_size=embedding_rows(self.model),
                 # old models warn of the pad token where no mask is given
                 pad_id=0 if self.processing_class.pad_token_id else 1,
