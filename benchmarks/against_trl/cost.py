@@ -22,15 +22,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
-from against_trl.setting import (
-    SIDES,
-    Finding,
-    make_model,
-    pairs,
-    quiet,
-    real_file,
-    trainer,
-)
+from against_trl.setting import SIDES, Finding, make_model, pairs, quiet, real_file, trainer
 from counterpoint.data import sources
 from counterpoint.data.formats import to_preference_row
 from counterpoint.errors import DataError

@@ -4,7 +4,7 @@ A number that is not finite becomes a word. Where something is read back by us, 
 mapping of its own (``marked``), so that it is known for a number again.
 
 Not here: what is written (``runlog``, ``checkpoint``), and lines of a run's streams, which keep
-such numbers apart by name (``runlog.NOT_FINITE``).
+such numbers apart by name (``runlog.nouns.NOT_FINITE``).
 """
 
 from __future__ import annotations

@@ -828,7 +828,7 @@ OF_CSV = {"CP223", "CP224"}
 """Codes of cells of CSV files; tests/data/test_csv_columns.py has them."""
 
 ON_RESUMING = {"CW128"}
-"""Codes of checkpoints; tests/models/test_bases.py has them."""
+"""Codes of checkpoints; tests/checkpoint/test_bases.py has them."""
 
 OF_RENDERING = {"CP221", "CP222"}
 """Codes of turns and of the machine that renders them; tests/data has them."""

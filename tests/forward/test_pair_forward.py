@@ -11,11 +11,7 @@ from counterpoint.errors import ModelError
 from counterpoint.forward.head import find_head, prove_head
 from counterpoint.forward.layouts import PADDED
 from counterpoint.forward.pair_forward import pair_forward
-from counterpoint.forward.router import (
-    add_sums,
-    balancing_loss,
-    router_sums,
-)
+from counterpoint.forward.router import add_sums, balancing_loss, router_sums
 from counterpoint.forward.routing import Choice, find_routers
 from counterpoint.records import TokenPair
 from tests.models_on_the_spot import KINDS

@@ -13,13 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from counterpoint import CPOConfig
 from counterpoint.forward.head import Head, find_head
 from counterpoint.forward.layouts import PADDED, SHARED
-from counterpoint.models.family import (
-    FAMILIES,
-    Family,
-    family_of,
-    register_family,
-    why_not_trained,
-)
+from counterpoint.models.family import FAMILIES, Family, family_of, register_family, why_not_trained
 from counterpoint.models.loading import random_model
 from counterpoint.models.weights import AS_FILED, WeightsPolicy
 from tests.steps import distance, random_pairs, train_watched

@@ -15,14 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from counterpoint.quickstart.table import judge_translations
-from counterpoint.quickstart.task import (
-    Flaw,
-    Flaws,
-    german,
-    held_out_numbers,
-    prompt,
-    references,
-)
+from counterpoint.quickstart.task import Flaw, Flaws, german, held_out_numbers, prompt, references
 from counterpoint.quickstart.translate import BASE, MOST_TOKENS, load_base, translate
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_quickstart_base.py"

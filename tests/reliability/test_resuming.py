@@ -17,14 +17,7 @@ from counterpoint.checkpoint.folder import FILLED, checkpoints, filled, last_goo
 from counterpoint.checkpoint.manifest import MANIFEST, seal
 from counterpoint.runlog import read_run
 from counterpoint.trainer.resumable import ResumableTrainer
-from tests.reliability.scenarios import (
-    SCENARIOS,
-    Counting,
-    differences,
-    lines,
-    summary,
-    trainer_of,
-)
+from tests.reliability.scenarios import SCENARIOS, Counting, differences, lines, summary, trainer_of
 from tests.steps import random_pairs
 
 

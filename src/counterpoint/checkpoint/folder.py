@@ -19,12 +19,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from counterpoint.checkpoint.manifest import (
-    MANIFEST,
-    Manifest,
-    sync_file,
-    verify,
-)
+from counterpoint.checkpoint.manifest import MANIFEST, Manifest, sync_file, verify
 from counterpoint.errors import SetupError
 from counterpoint.log import logger
 from counterpoint.staged import make_folder, sync_folder

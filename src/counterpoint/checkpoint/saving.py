@@ -1,7 +1,7 @@
 """Writing a checkpoint, or a model's folder: all of it, or what was there before.
 
 Not here: where checkpoints lie and how they are named (``folder``), what is in them
-(``trainer.resumable``).
+(``trainer.saving``).
 """
 
 from __future__ import annotations
@@ -16,14 +16,7 @@ from typing import Any, TypeVar
 from safetensors.torch import save_model
 
 from counterpoint import ranks
-from counterpoint.checkpoint.folder import (
-    begin,
-    discard,
-    filled,
-    finished,
-    rotate,
-    staging,
-)
+from counterpoint.checkpoint.folder import begin, discard, filled, finished, rotate, staging
 from counterpoint.checkpoint.lock import locked
 from counterpoint.checkpoint.tree import plain_io_errors
 from counterpoint.checkpoint.trial_save import generation_config_as_it_is

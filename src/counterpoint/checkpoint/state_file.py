@@ -108,7 +108,7 @@ SHARED = record(
     streams=mapping_of(whole),
     own=mapping_of(anything),
 )
-"""What all ranks have in common, as ``ResumableTrainer`` writes it."""
+"""What all ranks have in common, as ``SavingTrainer`` writes it."""
 
 
 def _bytes(length: int | None = None) -> Check:

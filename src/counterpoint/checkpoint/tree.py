@@ -4,7 +4,7 @@ A tree is made of mappings, lists, tuples, tensors and JSON's own values. What c
 to what was written, types included: floats to the last bit, tuples as tuples, keys as they were.
 Anything else is refused by its place in the tree, when it is written.
 
-Not here: what the state is of (``optimizer``, ``randomness``, ``trainer.resumable``).
+Not here: what the state is of (``optimizer``, ``randomness``, ``trainer.saving``).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The forward pass is the trainer's own, so that the numbers are those of an evaluation in training.
 
-Not here: flags (``evaluate_options``), what is made of it (``evaluation.findings``).
+Not here: flags (``options.evaluate_options``), what is made of it (``evaluation.findings``).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Nothing slow is imported for a preset, nothing of another tool is ever executed,
 written whole or not at all.
 
 Not here: the settings (``doctor.presets``), what another tool's options mean here
-(``translation``), how a file is drawn (``run_file``).
+(``migrate.translation``), how a file is drawn (``migrate.run_file``).
 """
 
 from __future__ import annotations

@@ -15,12 +15,7 @@ from contextlib import nullcontext
 from difflib import get_close_matches
 
 from counterpoint.cli.completion import MODULES
-from counterpoint.console.manners import (
-    complain,
-    importing,
-    quiet_libraries,
-    shown,
-)
+from counterpoint.console.manners import complain, importing, quiet_libraries, shown
 from counterpoint.data.bounds import panics_caught
 from counterpoint.errors import ConfigError, CounterpointError
 from counterpoint.floors import check_floors

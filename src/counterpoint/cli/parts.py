@@ -3,8 +3,8 @@
 Each command takes what it needs: ``train`` and ``doctor`` all of it, ``smoke`` no weights,
 ``plan`` and ``tokens`` neither weights nor evaluation sets.
 
-Not here: how options are read (``settings``), how a model or a file is loaded (``models.loading``,
-``data.sources``).
+Not here: how options are read (``options.settings``), how a model or a file is loaded
+(``models.loading``, ``data.sources``).
 """
 
 from __future__ import annotations

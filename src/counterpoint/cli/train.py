@@ -3,8 +3,8 @@
 Nothing is written before options, folder, data, model and rows are sound. By default the doctor
 looks at all of them first, and collects what is wrong; without it the first mistake ends the run.
 
-Not here: what a step is (``trainer``), how options are read (``settings``), how a run's parts are
-loaded (``parts``), what the doctor looks for (``doctor``).
+Not here: what a step is (``step``), how options are read (``options.settings``), how a run's parts
+are loaded (``parts``), what the doctor looks for (``doctor``).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Control characters are shown, and never sent.
 
-Not here: what the run itself says (``log.logger``) and the exit codes (``main``).
+Not here: what the run itself says (``log.logger``) and the exit codes (``cli.main``).
 """
 
 from __future__ import annotations

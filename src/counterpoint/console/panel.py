@@ -1,6 +1,7 @@
 """The lines that show a training: those of the live panel, and a log line in 80 columns.
 
-Not here: when they are shown (``display``), which numbers there are (``metrics``, ``pace``).
+Not here: when they are shown (``display``), which numbers there are (``metrics``,
+``monitor.pace``).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ epoch. Every pair is in exactly one step of an epoch; none is repeated to make s
 rank that would go empty in a short last step gets a filler, a copy of weight 0 that keeps the
 ranks in step with each other and counts nowhere.
 
-Not here: reading the pairs, laying them into rows (``collate``).
+Not here: reading the pairs, laying them into rows (``forward.layouts``).
 """
 
 from __future__ import annotations

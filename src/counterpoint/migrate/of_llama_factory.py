@@ -13,14 +13,7 @@ from typing import Any
 from counterpoint.errors import ConfigError
 from counterpoint.migrate.draft import Draft
 from counterpoint.migrate.of_trl import NO_REFERENCE, QUANTISED
-from counterpoint.objectives import (
-    DEFAULT_LOSS,
-    LOSSES,
-    Loss,
-    called,
-    names_of,
-    without_reference,
-)
+from counterpoint.objectives import DEFAULT_LOSS, LOSSES, Loss, called, names_of, without_reference
 from counterpoint.options.given import Scalar, Setting, as_python
 
 TOOL = "LLaMA-Factory"

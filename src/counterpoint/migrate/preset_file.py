@@ -1,6 +1,6 @@
 """A published setting as the lines of a run's file, each with why it is so.
 
-Not here: the settings themselves (``doctor.presets``), and writing the file (``init``).
+Not here: the settings themselves (``doctor.presets``), and writing the file (``cli.init``).
 """
 
 from __future__ import annotations

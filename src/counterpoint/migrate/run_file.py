@@ -3,7 +3,8 @@
 Written by hand rather than by a YAML library, which keeps no comments. Whatever a value or a
 remark holds, it cannot become another line of the file.
 
-Not here: which options a file has (``init``, ``translation``), and reading one (``yaml_file``).
+Not here: which options a file has (``preset_file``, ``translation``), and reading one
+(``options.yaml_file``).
 """
 
 from __future__ import annotations

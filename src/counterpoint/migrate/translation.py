@@ -14,12 +14,7 @@ from counterpoint.doctor.presets import presets_of
 from counterpoint.errors import CounterpointError
 from counterpoint.migrate.data_sets import add_sources
 from counterpoint.migrate.draft import Draft, Translation
-from counterpoint.migrate.foreign_files import (
-    STANDARD,
-    read_foreign,
-    settings_of_command,
-    tool_of,
-)
+from counterpoint.migrate.foreign_files import STANDARD, read_foreign, settings_of_command, tool_of
 from counterpoint.migrate.of_axolotl import of_axolotl
 from counterpoint.migrate.of_llama_factory import of_llama_factory
 from counterpoint.migrate.of_trl import of_trl

@@ -3,7 +3,7 @@
 Where the model lies in a run's folder, the options of that run's objective and of how it read a row
 are taken over, so that the reward is the one that was trained.
 
-Not here: evaluating (``evaluate``).
+Not here: evaluating (``cli.evaluate``).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A line per option with its meaning, as in ``config``; ``--help`` and docs/options.md read it.
 
-Not here: loading any of it (``load``).
+Not here: loading any of it (``cli.parts``).
 """
 
 from __future__ import annotations

@@ -14,13 +14,7 @@ from counterpoint.alarms.of_constraints import surely_above
 from counterpoint.language import phrase
 from counterpoint.markup import Content, element, table
 from counterpoint.report.charts import ChartLine, LineChart, number, thin
-from counterpoint.report.curves import (
-    TRAINING,
-    Series,
-    SeriesTable,
-    is_marked,
-    sets_of,
-)
+from counterpoint.report.curves import TRAINING, Series, SeriesTable, is_marked, sets_of
 from counterpoint.report.palette import SERIES
 from counterpoint.runlog import constraint_metric
 

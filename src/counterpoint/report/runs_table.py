@@ -1,6 +1,6 @@
 """The runs of a folder as a table of the terminal: where each is, and when it will be done.
 
-Not here: asking again (``watch``), what a run's state is (``report.story``).
+Not here: asking again (``cli.watch``), what a run's state is (``report.story``).
 """
 
 from __future__ import annotations

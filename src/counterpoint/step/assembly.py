@@ -26,13 +26,7 @@ from counterpoint.forward import kernels
 from counterpoint.forward.agreement import layouts_disagree
 from counterpoint.forward.head import Head, prove_head
 from counterpoint.forward.kernels import HEAD_KERNELS
-from counterpoint.forward.layouts import (
-    AUTO,
-    LAYOUTS,
-    Layout,
-    first_choice,
-    must_hold,
-)
+from counterpoint.forward.layouts import AUTO, LAYOUTS, Layout, first_choice, must_hold
 from counterpoint.forward.rotary import long_rows
 from counterpoint.forward.routing import find_routers, prove_routers
 from counterpoint.forward.rows import check_ids

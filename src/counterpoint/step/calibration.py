@@ -5,7 +5,7 @@
 
 Both are kept in every checkpoint: a resumed run has other weights by then.
 
-Not here: what is made of the values (``constrained``).
+Not here: what is made of the values (``constraint_set``).
 """
 
 from __future__ import annotations

@@ -26,14 +26,7 @@ from counterpoint.constraints import Constraint
 from counterpoint.errors import ConfigError, DataError, SetupError, TrainingError
 from counterpoint.forward.initial_policy import InitialPolicy
 from counterpoint.log import logger
-from counterpoint.losses.constrained import (
-    Measured,
-    Seen,
-    belongs,
-    denominators,
-    measured,
-    price,
-)
+from counterpoint.losses.constrained import Measured, Seen, belongs, denominators, measured, price
 from counterpoint.losses.objective import Objective, positive
 from counterpoint.monitor.checksum import checksum
 from counterpoint.records import LossTerms, PairBatch, PairLogps, exact_dtype

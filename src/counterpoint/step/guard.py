@@ -4,7 +4,7 @@ Each micro-batch leaves a verdict a pair on the device; once a step, together wi
 the synchronised gradient, they are read: the step's one look back from device to host. All
 ranks see the same verdict, so that they stop or skip together.
 
-Not here: what stopping or skipping means (``trainer``).
+Not here: what stopping or skipping means (``trainer.stepping``).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ another one of the same step, or than one that went through a whole step before;
 such thing, a filler of the shortest pair goes last. Tokens stand for memory here, which is nearly
 true and no promise: a rank that runs out even there stops the run.
 
-Not here: how a micro-batch is laid out (``assembly``), what must be thrown away (``trainer``),
+Not here: how a micro-batch is laid out (``assembly``), what must be thrown away (``runner``),
 and memory that runs out elsewhere: for the weights, the optimizer, the proofs of head and layout.
 """
 

@@ -20,10 +20,7 @@ from counterpoint.errors import DataError
 from counterpoint.evaluation.preferences import accuracy_interval
 from counterpoint.evaluation.samples import decodings, sample, sample_metrics
 from counterpoint.metric_names import PREFIX
-from counterpoint.runlog import (
-    SAMPLES,
-    constraint_metric,
-)
+from counterpoint.runlog import SAMPLES, constraint_metric
 from counterpoint.step.calibration import sums_of
 from counterpoint.step.evaluation_pass import EvaluationPass
 from counterpoint.trainer.best import not_given, prefixed

@@ -71,9 +71,6 @@ class Accelerator(Protocol):
     def autocast(self) -> AbstractContextManager[None]:
         """Compute in the precision of the options."""
 
-    def no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Leave the gradients of this rank alone."""
-
     def unwrap_model(
         self, model: Any, keep_fp32_wrapper: bool = True, keep_torch_compile: bool = True
     ) -> Any:

@@ -9,7 +9,7 @@ What transformers does otherwise, and why it is replaced:
 3. Resuming, it forgets sums since the last log line, the total of the loss, whether an epoch's end
    was still to come, where a second pass over a stream was, and that training had been stopped; it
    draws random numbers in the wrong order; and it evaluates once more. ``Place`` and the two
-   states below say all that.
+   states of ``saving`` say all that.
 
 Not here: what a step is and what is logged (``trainer``), and signals (the command).
 """
@@ -38,19 +38,14 @@ from counterpoint.checkpoint.resumption import (
     find_checkpoint,
     read_resumption,
 )
-from counterpoint.checkpoint.state_file import (
-    check_optimizer,
-    take_numbers,
-)
+from counterpoint.checkpoint.state_file import check_optimizer, take_numbers
 from counterpoint.checkpoint.tree import read_tree
 from counterpoint.checkpoint.weights import load_weights
 from counterpoint.console.phases import phase
 from counterpoint.data.batching import DealtStream
 from counterpoint.log import logger
 from counterpoint.runlog import STREAMS
-from counterpoint.trainer.place import (
-    load_callback_states,
-)
+from counterpoint.trainer.place import load_callback_states
 from counterpoint.trainer.saving import SavingTrainer
 from counterpoint.trainer.transformers_seams import Epoch
 

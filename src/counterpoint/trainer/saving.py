@@ -25,21 +25,14 @@ from counterpoint.checkpoint.folder import publish, staging
 from counterpoint.checkpoint.manifest import seal
 from counterpoint.checkpoint.optimizer import named_state
 from counterpoint.checkpoint.randomness import random_state
-from counterpoint.checkpoint.resumption import (
-    OPTIMIZER,
-    SHARED,
-    tree_of_rank,
-)
+from counterpoint.checkpoint.resumption import OPTIMIZER, SHARED, tree_of_rank
 from counterpoint.checkpoint.saving import (
     save_checkpoint,
     save_model_folder,
     write_model,
     write_options,
 )
-from counterpoint.checkpoint.state_file import (
-    TRAINER_STATE,
-    write_state,
-)
+from counterpoint.checkpoint.state_file import TRAINER_STATE, write_state
 from counterpoint.checkpoint.tree import write_tree
 from counterpoint.checkpoint.trial_save import saved_beside, try_saving
 from counterpoint.checkpoint.weights import WEIGHTS, write_beside
@@ -47,12 +40,7 @@ from counterpoint.console.phases import phase
 from counterpoint.engine.table import engine_for
 from counterpoint.runlog import RunLog
 from counterpoint.step.finite import refuse_non_finite
-from counterpoint.trainer.place import (
-    Interrupted,
-    Place,
-    callback_states,
-    exported_states,
-)
+from counterpoint.trainer.place import Interrupted, Place, callback_states, exported_states
 from counterpoint.trainer.transformers_seams import Moment, Seams
 
 

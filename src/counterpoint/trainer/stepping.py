@@ -20,9 +20,7 @@ from torch import Tensor, nn
 from counterpoint import ranks
 from counterpoint.log import logger
 from counterpoint.models.family import family_of
-from counterpoint.models.preparing import (
-    embedding_rows,
-)
+from counterpoint.models.preparing import embedding_rows
 from counterpoint.records import LossTerms, PairBatch, TokenPair
 from counterpoint.step.assembly import Assembly
 from counterpoint.step.calibration import calibrate

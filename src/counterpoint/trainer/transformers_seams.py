@@ -6,7 +6,7 @@ from here to transformers. What is asked of transformers by one of its private n
 that name (``request_...``), so that a user's subclass that replaces it is still asked. Private
 attributes are properties. ``tests/house/test_seams.py`` pins the signatures of all of it.
 
-Not here: what any of it is for (``resumable``, ``trainer``).
+Not here: what any of it is for (``saving``, ``resumable``, ``trainer``).
 """
 
 from __future__ import annotations

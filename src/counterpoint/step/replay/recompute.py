@@ -5,7 +5,7 @@ The terms are looked at in the order in which they are computed:
     parameters, weights and margins ─▶ layers ─▶ log-probabilities of tokens ─▶ rewards
       ─▶ losses ─▶ gradients, in the order of the backward pass
 
-Not here: what the step is made of (``replay``), and what is done about it.
+Not here: what the step is made of (``file``), and what is done about it.
 """
 
 from __future__ import annotations

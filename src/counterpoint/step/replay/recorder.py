@@ -4,7 +4,7 @@ Nothing is copied while steps are finite, but for the state of the random genera
 is dropout. What is written is small: the micro-batches to blame, no weights. The first
 ``MOST_FILES`` such steps of a run are kept; a run that skips hundreds needs no more to look at.
 
-Not here: the file (``replay``), the verdict on a step (``guard``).
+Not here: the file (``file``), the verdict on a step (``step.guard``).
 """
 
 from __future__ import annotations
