@@ -24,6 +24,8 @@ from counterpoint.migrate.preset_file import lines_of
 from counterpoint.migrate.run_file import Line, printable, written
 from counterpoint.options.command import Command
 from counterpoint.options.declared import option
+from counterpoint.runlog import check_writable
+from counterpoint.staged import refuse_taken, staged
 from counterpoint.wrap import wrap
 
 if TYPE_CHECKING:
@@ -187,9 +189,6 @@ def _facts(preset: Preset) -> Iterator[str]:
 
 
 def _check_target(out: Path, options: InitOptions) -> None:
-    from counterpoint.runlog import check_writable
-    from counterpoint.staged import refuse_taken
-
     refuse_taken(out, overwrite=options.overwrite)
     check_writable(out.parent)
     source = Path(options.from_ or STANDARD).expanduser()
@@ -205,8 +204,6 @@ def _write(text: str, options: InitOptions) -> None:
         sys.stdout.buffer.write(text.encode("utf-8"))
         sys.stdout.buffer.flush()
         return
-    from counterpoint.staged import staged
-
     path = Path(options.out).expanduser()
     with staged(path, overwrite=options.overwrite) as file:
         file.write(text.encode("utf-8"))

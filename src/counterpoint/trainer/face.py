@@ -25,7 +25,6 @@ class State(Protocol):
     max_steps: int
     epoch: float | None
     log_history: list[dict[str, Any]]
-    best_metric: float | None
     best_global_step: int | None
     best_model_checkpoint: str | None
     stateful_callbacks: dict[str, Any]
