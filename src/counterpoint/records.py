@@ -123,7 +123,7 @@ class PairBatch:
         return self.target_counts[: len(self)]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:
-        """The same batch on another device."""
+        """The same batch on another device; what a model is called with keeps its dtype."""
         exact = exact_dtype(device)
 
         def move(tensor: Tensor) -> Tensor:
@@ -139,9 +139,8 @@ class PairBatch:
     def _map(
         self, own: Callable[[Tensor], Tensor], inputs: Callable[[Tensor], Tensor]
     ) -> PairBatch:
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         changed: dict[str, Any] = {k: own(v) for k, v in values.items() if isinstance(v, Tensor)}
-        # what a model is called with keeps its dtype
         changed["inputs"] = {name: inputs(tensor) for name, tensor in self.inputs.items()}
         return replace(self, **changed)
 

@@ -110,32 +110,19 @@ def pair_forward(
     # first, while no graph of the policy takes memory
     initial_rows = None if initial is None else _initial_rows(initial, head, batch)
     scores = token_scores(model, head, batch, routers)
+    at_scores(scores)
+    pairs, sums = len(batch), _sum_by_sequence(scores.logps, batch)
     drift = None
     if initial is not None and initial_rows is not None:
-        drift = head.token_kl(scores.rows, initial_rows, initial)
-    at_scores(scores)
-    return pair_output(scores, batch, drift)
-
-
-def pair_output(
-    scores: TokenScores, batch: PairBatch, drift: Float[Tensor, " targets"] | None = None
-) -> PairOutput:
-    """Sums over the targets of each completion.
-
-    Args:
-        scores: of the batch.
-        batch: the pairs.
-        drift: from the initial policy at each target, in nats; None where nobody asks.
-    """
-    pairs, sums = len(batch), _sum_by_sequence(scores.logps, batch)
-    drifts = None if drift is None else _sum_by_sequence(drift, batch)
+        each = _sum_by_sequence(head.token_kl(scores.rows, initial_rows, initial), batch)
+        drift = each[:pairs] + each[pairs:]
     return PairOutput(
         logps=PairLogps(
             chosen=sums[:pairs],
             rejected=sums[pairs:],
             chosen_tokens=batch.target_counts[:pairs],
             rejected_tokens=batch.target_counts[pairs:],
-            drift=None if drifts is None else drifts[:pairs] + drifts[pairs:],
+            drift=drift,
         ),
         logit_sums=_sum_by_sequence(scores.logit_means, batch),
         router=scores.router,

@@ -11,10 +11,9 @@ Not here: the optimizer and the loop (``trainer``), what a micro-batch comes to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -168,23 +167,20 @@ class StepRunner(PairReader):
             self.sums.apply()
         return problem
 
-    def throw_away(
-        self, problem: NotFinite, step: int, model: nn.Module, alpha: float
-    ) -> NonFiniteError:
+    def throw_away(self, problem: NotFinite, step: int, model: nn.Module) -> NonFiniteError:
         """Keep a step that is not finite for a replay, and forget what it left.
 
         Args:
             problem: the verdict.
             step: its number, from 1.
             model: not wrapped for distributed training.
-            alpha: of AlphaPO.
 
         Returns:
             CP401, ready to raise.
         """
         self.discard(model)
         where = self.recorder.keep(problem, step, model, self._assembly().head)
-        return non_finite_error(problem.seen, step, alpha, where)
+        return non_finite_error(problem.seen, step, self.loss.objective.alpha, where)
 
     def discard(self, model: nn.Module) -> None:
         """Forget what the running step has left behind."""
@@ -193,19 +189,3 @@ class StepRunner(PairReader):
         self.sums.discard()
         self.guard.discard()
         self.constraints.discard()
-
-    # ---- a checkpoint ----
-
-    def state_dict(self) -> dict[str, Any]:
-        """Sums since the last log line, and what was learnt of this rank's memory."""
-        budgets = (self.budget, self.eval_budget)
-        return {
-            "sums": self.sums.state_dict(),
-            "budgets": [{"tokens": b.tokens, "proved": b.proved} for b in budgets],
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume with them."""
-        self.sums.load_state_dict(state["sums"], self.device)
-        for budget, saved in zip((self.budget, self.eval_budget), state["budgets"], strict=True):
-            budget.tokens, budget.proved = saved["tokens"], saved["proved"]

@@ -19,8 +19,8 @@ and memory that runs out elsewhere: for the weights, the optimizer, the proofs o
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -50,6 +50,14 @@ class TokenBudget:
         self.tokens, self.lowered = tokens, lowered
         self.proved = 0
         """Tokens of the largest micro-batch that went through a whole step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was learnt, for a checkpoint."""
+        return {"tokens": self.tokens, "proved": self.proved}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume with it."""
+        self.tokens, self.proved = state["tokens"], state["proved"]
 
     def agree(self, device: torch.device) -> None:
         """Take the lowest of all ranks; every rank must call it."""

@@ -86,8 +86,15 @@ class ExperimentTrainer(EvaluatingTrainer):
 
     def rank_state_dict(self) -> dict[str, Any]:
         """The sums since the last log line, and what was learnt of this rank's memory."""
-        return self.runner.state_dict()
+        budgets = (self.runner.budget, self.runner.eval_budget)
+        return {
+            "sums": self.runner.sums.state_dict(),
+            "budgets": [budget.state_dict() for budget in budgets],
+        }
 
     def load_rank_state_dict(self, state: dict[str, Any]) -> None:
         """Resume with them."""
-        self.runner.load_state_dict(state)
+        self.runner.sums.load_state_dict(state["sums"], self.args.device)
+        budgets = (self.runner.budget, self.runner.eval_budget)
+        for budget, saved in zip(budgets, state["budgets"], strict=True):
+            budget.load_state_dict(saved)

@@ -124,7 +124,7 @@ class SteppingTrainer(JournalTrainer):
         if problem is None:
             return norm
         step = self.state.global_step + 1
-        error = self.runner.throw_away(problem, step, self.model, self.args.alpha)
+        error = self.runner.throw_away(problem, step, self.model)
         if self.args.nonfinite == "raise":
             raise error
         self.running_loss.copy_(self._loss_before_step)
