@@ -17,6 +17,8 @@ from typing import Any
 
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ConfigError
+from counterpoint.forward.layouts import LAYOUTS
+from counterpoint.objectives import LOSSES
 from counterpoint.old_options import TAKEN, why_no_option
 from counterpoint.options.declared import Option, declared
 from counterpoint.options.given import Setting
@@ -46,9 +48,14 @@ OF_THE_COMMAND: Mapping[str, str] = MappingProxyType(
 """Options of transformers' that mean more in the command than their own help says."""
 
 
-@cache
 def options() -> Mapping[str, Option]:
     """Every option by name: the run's, then Counterpoint's own, then transformers'."""
+    # what is added to a table from outside is a choice from then on
+    return _table(tuple(LOSSES), tuple(LAYOUTS))
+
+
+@cache
+def _table(losses: tuple[str, ...], layouts: tuple[str, ...]) -> Mapping[str, Option]:
     own = inspect.get_annotations(CPOConfig)
     found = declared(RunOptions, group=RUN)
     of_config = declared(CPOConfig)
