@@ -144,3 +144,14 @@ class NonFiniteError(TrainingError, ArithmeticError):
 
 class SetupError(CounterpointError, RuntimeError):
     """CP5xx: the machine, its folders or its packages."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def kind_and_line(error: BaseException) -> str:
+    """An error's kind, and the first line of what it says if it says anything."""
+    kind = type(error).__name__
+    return f"{kind}: {first_line(error)}" if str(error).strip() else kind

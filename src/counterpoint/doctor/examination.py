@@ -30,7 +30,7 @@ from counterpoint.doctor.of_objective import of_objective
 from counterpoint.doctor.of_tokenizer import of_tokenizer
 from counterpoint.doctor.of_unused import Rest, of_unused
 from counterpoint.doctor.survey import Progress, Survey, TokenFacts, survey
-from counterpoint.errors import CounterpointError
+from counterpoint.errors import CounterpointError, kind_and_line
 from counterpoint.models.preparing import embedding_rows
 from counterpoint.planner.shapes import Lengths
 
@@ -134,8 +134,7 @@ def shielded(
     except CounterpointError as error:
         yield from_error(error)
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), "")
-        yield find("CW901", f"{check.__name__.strip('_')}: {type(error).__name__}: {reason}")
+        yield find("CW901", f"{check.__name__.strip('_')}: {kind_and_line(error)}")
 
 
 def _tokens(train: Survey | None) -> TokenFacts | None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from counterpoint import ranks
-from counterpoint.errors import TrainingError
+from counterpoint.errors import TrainingError, first_line
 
 SIGNS = (
     "connection closed by peer",
@@ -51,7 +51,7 @@ def lost_rank_named(folder: str) -> Iterator[None]:
     except RuntimeError as error:
         if not is_lost_rank(error):
             raise
-        line = _PLACE.sub("", next(iter(str(error).strip().splitlines()), ""))
+        line = _PLACE.sub("", first_line(error))
         raise TrainingError(
             "CP404",
             f"rank {ranks.rank()} of {ranks.count()} stops: another rank of the run is "

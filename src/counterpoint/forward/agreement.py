@@ -18,6 +18,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from counterpoint.errors import kind_and_line
 from counterpoint.forward.gradient_proof import (
     NARROW,
     WIDE,
@@ -63,7 +64,7 @@ def layouts_disagree(
             with layout.running(model), layout.watched() as seen:
                 found = _value_and_gradient(model, head, batch)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        return kind_and_line(error)
     differ = layout.unseen(model, seen) or _differ(model, expected, found, weights)
     if differ:
         return differ

@@ -18,6 +18,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from counterpoint.errors import kind_and_line
 from counterpoint.forward.kernels import ATTENTION_KERNELS, PROOFS, VARLEN, AttentionKernel
 from counterpoint.forward.pairwise_attention import attend_to_pairs
 from counterpoint.forward.varlen_attention import AttentionCall
@@ -101,8 +102,7 @@ def kernel_disagrees(
                 lambda q, k, v: kernel.run(q, k, v, plan, **options), inputs
             )
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        line = next(iter(str(error).splitlines()), "")
-        return f"kernel fails with {type(error).__name__}: {line}"
+        return f"kernel fails with {kind_and_line(error)}"
     limit = ROUNDINGS * torch.finfo(dtype).eps
     names = ("values", "gradient of queries", "gradient of keys", "gradient of values")
     for name, one, other in zip(names, expected, found, strict=True):

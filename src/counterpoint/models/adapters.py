@@ -11,7 +11,7 @@ from typing import Any
 
 from counterpoint.checkpoint.bases import check_base
 from counterpoint.config import CPOConfig
-from counterpoint.errors import ModelError, SetupError
+from counterpoint.errors import ModelError, SetupError, first_line
 from counterpoint.invocation import EXTRAS, installing
 from counterpoint.log import quiet_calls
 from counterpoint.models.described import check_adapter
@@ -87,9 +87,8 @@ def load_adapted(source: str, args: CPOConfig) -> Any:
         with quiet_calls():
             adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     except (RuntimeError, ValueError, OSError) as error:
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ModelError(
-            "CP307", f"the adapter {source} does not fit its base {base}: {line}"
+            "CP307", f"the adapter {source} does not fit its base {base}: {first_line(error)}"
         ) from error
     check_base(adapted, folder)
     return adapted

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from counterpoint.checkpoint.manifest import MANIFEST, read_manifest, refuse_unlisted
 from counterpoint.config import CPOConfig
-from counterpoint.errors import ModelError, SetupError
+from counterpoint.errors import ModelError, SetupError, first_line
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -166,8 +166,3 @@ def _check_shards(folder: Path, found: set[str]) -> None:
             f"{folder} lacks {len(missing)} of {len(shards)} files of weights: {missing[0]}"
             f"{', ...' if len(missing) > 1 else ''}.",
         )
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -31,7 +31,7 @@ from counterpoint.config import CPOConfig
 from counterpoint.console.bars import without_bars
 from counterpoint.console.phases import phase
 from counterpoint.data.bounds import panics_caught
-from counterpoint.errors import ConfigError, ModelError, SetupError
+from counterpoint.errors import ConfigError, ModelError, SetupError, first_line, kind_and_line
 from counterpoint.log import quiet_calls
 from counterpoint.models.described import (
     read_described,
@@ -44,7 +44,6 @@ from counterpoint.models.family import DECODER, FAMILIES, Family, family_of
 from counterpoint.models.folders import (
     check_model_folder,
     check_tokenizer_folder,
-    first_line,
     folder_named,
     holds_an_adapter,
     is_pickled,
@@ -231,9 +230,8 @@ def random_model(
                 config, trust_remote_code=args.trust_remote_code, **keywords
             )
     except Exception as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
         raise ModelError(
-            "CP301", f"the config.json of {source} makes no model: {reason}"
+            "CP301", f"the config.json of {source} makes no model: {kind_and_line(error)}"
         ) from error
 
 
@@ -290,4 +288,4 @@ def _why(source: str, what: str, folder: Path | None, error: Exception) -> str:
             f"{source} is no folder here, and the hub gave no {what} for it: {first_line(error)} "
             "Check the spelling, the network, and hf auth login for private models."
         )
-    return f"the {what} of {source} cannot be read: {type(error).__name__}: {first_line(error)}"
+    return f"the {what} of {source} cannot be read: {kind_and_line(error)}"

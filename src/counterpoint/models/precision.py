@@ -7,7 +7,7 @@ away, step after step, while the loss is logged as if nothing were wrong.
 2. ``stochastic_adamw`` is the optimizer that loses none: AdamW that rounds up or down at random.
 
 Not here: which weights a step leaves where they are (``rounding``), float32 weights, which are
-the default (``loading``), and autocast (transformers).
+the default (``weights``), and autocast (transformers).
 """
 
 from __future__ import annotations

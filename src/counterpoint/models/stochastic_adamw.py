@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torchao.optim import _AdamW
 
+from counterpoint.errors import first_line
 from counterpoint.log import logger
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -98,7 +99,7 @@ def _compiles(device: torch.device) -> bool:
         logger().warning(
             "stochastic_rounding runs uncompiled, slower and with more memory; torch.compile "
             "does not work here: %s",
-            next(iter(str(error).strip().splitlines()), type(error).__name__),
+            first_line(error),
         )
         return False
     return True

@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from counterpoint.config import CPOConfig
-from counterpoint.errors import ModelError
+from counterpoint.errors import ModelError, kind_and_line
 from counterpoint.models.loading import random_model
 from counterpoint.models.preparing import embedding_rows
 from counterpoint.models.weights import WeightsPolicy, init_keywords
@@ -103,8 +103,7 @@ def tiny_twin(
             raise
         raise _no_twin(source, config, error.message) from error
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), "")
-        raise _no_twin(source, config, f"{type(error).__name__}: {reason}") from error
+        raise _no_twin(source, config, kind_and_line(error)) from error
     return model
 
 

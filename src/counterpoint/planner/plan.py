@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from counterpoint.config import CPOConfig
-from counterpoint.errors import ModelError
+from counterpoint.errors import ModelError, kind_and_line
 from counterpoint.forward.affine_logps import LOGITS_ELSEWHERE, LOGITS_PER_TILE
 from counterpoint.forward.layouts import AUTO, REFERENCE, first_choice
 from counterpoint.models.family import family_of
@@ -130,11 +130,10 @@ class Planner:
             try:  # a loop over experts asks where each token went; one product for all does not
                 demand = self._rehearsed(setting, accumulates, experts="grouped_mm")
             except Exception:
-                line = next(iter(str(error).splitlines()), "")
                 raise ModelError(
                     "CP306",
                     f"{type(self.model).__name__} does not run without data, so that its memory "
-                    f"cannot be planned: {type(error).__name__}: {line}",
+                    f"cannot be planned: {kind_and_line(error)}",
                 ) from error
         self._known.append((setting, accumulates, demand))
         return demand

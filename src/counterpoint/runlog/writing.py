@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint._version import __version__
-from counterpoint.errors import CounterpointError, SetupError
+from counterpoint.errors import CounterpointError, SetupError, kind_and_line
 from counterpoint.log import logger
 from counterpoint.masking import Mask
 from counterpoint.runlog.nouns import (
@@ -298,9 +298,7 @@ def _told(error: BaseException) -> dict[str, str | None]:
     """The code of an error, if it has one, and one line for people."""
     if isinstance(error, CounterpointError):
         return {"code": error.code, "seen": " ".join(error.message.split())}
-    line = next(iter(str(error).strip().splitlines()), "")
-    name = type(error).__name__
-    return {"code": None, "seen": f"{name}: {line}" if line else name}
+    return {"code": None, "seen": kind_and_line(error)}
 
 
 def _json(content: Mapping[str, Any], mask: Mask, indent: int | None = None) -> str:

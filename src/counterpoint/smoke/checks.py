@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from counterpoint.errors import ConfigError, CounterpointError, NonFiniteError
+from counterpoint.errors import ConfigError, CounterpointError, NonFiniteError, kind_and_line
 from counterpoint.forward.layouts import AUTO, REFERENCE
 from counterpoint.model_seams import attention_of
 from counterpoint.models.family import family_of
@@ -65,8 +65,7 @@ def make_check(name: str, check: Callable[..., Judgement], *facts: Any) -> Check
     except CounterpointError:
         raise
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), "")
-        status, seen = "failed", f"{type(error).__name__}: {reason}"
+        status, seen = "failed", kind_and_line(error)
     return Check(name, status, seen)
 
 

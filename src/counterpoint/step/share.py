@@ -26,7 +26,7 @@ import torch
 
 from counterpoint import ranks
 from counterpoint.data.batching import filler, length
-from counterpoint.errors import SetupError
+from counterpoint.errors import SetupError, first_line
 from counterpoint.log import logger
 from counterpoint.records import PairBatch, TokenPair
 
@@ -128,7 +128,7 @@ class Share:
             except (RuntimeError, MemoryError) as error:
                 if self._running is None or not is_out_of_memory(error):
                     raise
-                seen = str(error).strip().split("\n")[0]
+                seen = first_line(error)
             # only here is the traceback gone, whose frames hold the graph of what failed
             failed, self._running = self._running, None
             if undo is not None:
