@@ -14,12 +14,10 @@ from counterpoint.config import CPOConfig
 from counterpoint.errors import ModelError, SetupError, first_line
 from counterpoint.invocation import EXTRAS, installing
 from counterpoint.log import quiet_calls
-from counterpoint.models.described import check_adapter
+from counterpoint.models.described import ADAPTER_FILE, check_adapter
 from counterpoint.models.folders import refuse_pickled_adapter
 from counterpoint.models.loading import load_config, load_model
 from counterpoint.models.weights import WeightsPolicy
-
-ADAPTER_FILE = "adapter_config.json"
 
 
 def is_adapter(source: str) -> bool:

@@ -28,6 +28,8 @@ from transformers.utils import cached_file
 
 from counterpoint.errors import ModelError
 
+ADAPTER_FILE = "adapter_config.json"
+
 MOST_BYTES = 2**24
 """Of a configuration's file."""
 
@@ -256,7 +258,7 @@ def check_adapter(folder: Path, *, trusted: bool) -> None:
     Raises:
         ModelError: CP311, CP315.
     """
-    described = read_object(folder / "adapter_config.json")
+    described = read_object(folder / ADAPTER_FILE)
     core, mapping = described.get("megatron_core"), described.get("auto_mapping")
     library = mapping.get("parent_library") if isinstance(mapping, Mapping) else None
     if not trusted:

@@ -11,12 +11,12 @@ import json
 from pathlib import Path
 
 from counterpoint.checkpoint.manifest import MANIFEST, read_manifest, refuse_unlisted
+from counterpoint.checkpoint.weights import INDEX, WEIGHTS
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ModelError, SetupError, first_line
+from counterpoint.models.described import ADAPTER_FILE
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-_ADAPTER = "adapter_config.json"
 
 _VOCABULARIES = (
     "tokenizer.json",
@@ -58,7 +58,7 @@ def check_model_folder(folder: Path, from_scratch: bool, allow_pickle: bool) -> 
     found = {path.name for path in folder.iterdir()}
     if MANIFEST in found:
         _check_checkpoint(folder)
-    if _ADAPTER in found:
+    if ADAPTER_FILE in found:
         raise holds_an_adapter(folder)
     if "config.json" not in found:
         raise ModelError(
@@ -68,7 +68,7 @@ def check_model_folder(folder: Path, from_scratch: bool, allow_pickle: bool) -> 
         )
     if from_scratch:
         return
-    if found.intersection(WEIGHTS):
+    if found.intersection((WEIGHTS, INDEX)):
         _check_shards(folder, found)
         return
     if found.intersection(PICKLES):
@@ -77,7 +77,7 @@ def check_model_folder(folder: Path, from_scratch: bool, allow_pickle: bool) -> 
         raise is_pickled(folder)
     raise ModelError(
         "CP301",
-        f"{folder} has a config.json but no weights ({WEIGHTS[0]}); add --from_scratch to start "
+        f"{folder} has a config.json but no weights ({WEIGHTS}); add --from_scratch to start "
         "from random weights.",
     )
 
@@ -144,7 +144,7 @@ def _check_checkpoint(folder: Path) -> None:
 
 
 def _check_shards(folder: Path, found: set[str]) -> None:
-    index = folder / WEIGHTS[1]
+    index = folder / INDEX
     if not index.is_file():
         return
     try:
@@ -152,13 +152,13 @@ def _check_shards(folder: Path, found: set[str]) -> None:
         missing = sorted(shards - found)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ModelError("CP301", f"{index} is no index of weights: {first_line(error)}") from error
-    if WEIGHTS[0] in found:
-        if shards <= {WEIGHTS[0]}:
+    if WEIGHTS in found:
+        if shards <= {WEIGHTS}:
             return
         raise ModelError(
             "CP301",
-            f"{folder} holds two sets of weights: {WEIGHTS[0]}, and the {len(shards)} files that "
-            f"{WEIGHTS[1]} names. Only one can be meant; move the other out of the folder.",
+            f"{folder} holds two sets of weights: {WEIGHTS}, and the {len(shards)} files that "
+            f"{INDEX} names. Only one can be meant; move the other out of the folder.",
         )
     if missing:
         raise ModelError(
