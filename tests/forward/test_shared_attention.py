@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterpoint.forward.pairwise_attention import attend_to_pairs
+from counterpoint.forward.shared_attention import shared_attention
+from counterpoint.model_seams import attention_of
 from counterpoint.records import PairSegments
 
 
@@ -144,3 +146,14 @@ def test_a_rejected_token_sees_its_prompt_and_no_chosen_token():
         dtype=torch.float64,
     )
     torch.testing.assert_close(seen, expected)
+
+
+def test_opened_within_itself_it_is_open_once_and_until_the_outer_end(models):
+    model = models("qwen2")
+    own = attention_of(model)
+    with shared_attention(model):
+        ours = attention_of(model)
+        with shared_attention(model):
+            assert attention_of(model) == ours
+        assert attention_of(model) == ours == f"counterpoint_{own}"
+    assert attention_of(model) == own
