@@ -1,7 +1,7 @@
 """What is trained of one row, token by token: its role, its text, whether it carries loss.
 
 1. A token carries loss if it belongs to a completion, was not cut, and has a token before it
-   that predicts it: what ``collate`` makes a target.
+   that predicts it: what a layout makes a target.
 2. The text of a token is what it adds to the text before it. A token that ends inside a
    character adds the rest of it with the token that ends it.
 

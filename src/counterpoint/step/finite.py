@@ -96,11 +96,11 @@ class UpdateGuard:
             NonFiniteError: CP405 for the optimizer's state of a checkpoint.
         """
         device = next(model.parameters()).device
-        if not _agreed(all_finite(model.parameters()), device):
+        if not on_every_rank(all_finite(model.parameters()), device):
             seen = ", ".join(_bad_weights(model)) or "weights of another rank are not"
             origin = "the checkpoint" if step else "the model, or a model that is whole"
             raise ModelError("CP308", f"before the first step {seen}. Load {origin} again.")
-        if not _agreed(all_finite(_state(optimizer)), device):
+        if not on_every_rank(all_finite(_state(optimizer)), device):
             raise NonFiniteError(
                 "CP405",
                 f"the optimizer's state is not finite at step {step}, before anything "
@@ -129,11 +129,11 @@ class UpdateGuard:
         if self.pending is None:
             return
         finite, self.pending = self.pending, None
-        if _agreed(finite, finite.device):
+        if on_every_rank(finite, finite.device):
             return
         groups = self._facts["groups"]
         # an infinite norm may be a sum that overflowed: every value is looked at
-        if _agreed(all_finite(w for group in groups for w in group["params"]), finite.device):
+        if on_every_rank(all_finite(w for group in groups for w in group["params"]), finite.device):
             return
         seen = ", ".join(_bad_weights(self._facts["model"])) or "weights of another rank are not"
         rates = ", ".join(dict.fromkeys(f"{float(group['lr']):g}" for group in groups))
@@ -145,8 +145,13 @@ class UpdateGuard:
         )
 
 
-def _agreed(finite: bool | Tensor, device: torch.device) -> bool:
-    """Whether it is so on every rank."""
+def on_every_rank(finite: bool | Tensor, device: torch.device) -> bool:
+    """Whether it is so on every rank.
+
+    Args:
+        finite: on this one.
+        device: of the run.
+    """
     flag = torch.as_tensor(finite, device=device).to(torch.int32)
     return bool(ranks.least(flag))
 

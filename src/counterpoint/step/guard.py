@@ -19,7 +19,7 @@ from counterpoint import ranks
 from counterpoint.errors import NonFiniteError
 from counterpoint.objectives import ALPHAPO
 from counterpoint.records import FILLER_ROW, LossTerms, PairBatch
-from counterpoint.step.finite import UpdateGuard
+from counterpoint.step.finite import UpdateGuard, on_every_rank
 
 SHOWN = 20
 """Most row numbers in a message."""
@@ -78,22 +78,17 @@ class StepGuard:
         if grad_norm is not None:
             verdict = verdict & torch.isfinite(torch.as_tensor(grad_norm, device=finite.device))
         if updates is not None and updates.pending is not None:
-            if bool(_agreed(verdict & updates.pending.to(verdict.device))):
+            if on_every_rank(verdict & updates.pending.to(verdict.device), verdict.device):
                 updates.pending = None
                 return None
             updates.settle()
-        if bool(_agreed(verdict)):
+        if on_every_rank(verdict, verdict.device):
             return None
         bad = rows[~finite].tolist()
         of_all = ranks.everywhere(bad)
         return NotFinite(
             _explain(of_all, ranks.everywhere(rows.tolist())), frozenset(bad), not of_all
         )
-
-
-def _agreed(verdict: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
-    """Whether it is true on every rank."""
-    return ranks.least(verdict.to(torch.int32)).bool()
 
 
 def non_finite_error(what: str, step: int, alpha: float, replay: str) -> NonFiniteError:
