@@ -13,6 +13,7 @@ from counterpoint.report.about import About
 from counterpoint.report.card import model_card
 from counterpoint.report.constraints import constraint_charts, constraint_in_words
 from counterpoint.report.curves import line_charts, panels_of, read_series
+from counterpoint.report.objective import formula_of
 from counterpoint.report.run_report import report_html
 from counterpoint.runlog import METRICS, RunLog, read_run
 from tests.report.runs import facts
@@ -112,3 +113,9 @@ def test_the_models_card_says_what_held(run) -> None:
     assert "## Constraints\n\n- bc was held: in the last quarter of the run" in card
     assert "What is bounded: nats a token of the chosen completions" in card
     assert "constraints/" not in card
+
+
+def test_the_formula_says_at_most_and_no_equals_sign_beside_it() -> None:
+    shown = str(formula_of({"objective": "r(y) = mean log p\nsubject to bc <= 7.55 (nu_pi)"}))
+    assert "<dt>r(y)</dt><dd>mean log p</dd>" in shown
+    assert '<dt class="bound">subject to bc</dt><dd>≤ 7.55 (nu_pi)</dd>' in shown

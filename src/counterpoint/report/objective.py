@@ -44,11 +44,13 @@ def typeset(formula: str) -> tuple[tuple[str, str], ...]:
     """A formula of the log, line by line: the name, and what it equals, with signs as printed.
 
     Args:
-        formula: lines of "name = expression".
+        formula: lines of "name = expression" or "name <= bound".
     """
     lines = []
     for line in formula.splitlines():
         name, _, expression = line.partition("=")
+        if name.endswith("<"):
+            name, expression = name[:-1], f"≤ {expression.strip()}"
         for written, printed in _TYPESET:
             expression = expression.replace(written, printed)
         lines.append((name.strip(), expression.strip()))
@@ -60,7 +62,13 @@ def formula_of(facts: Mapping[str, Any]) -> Markup:
     formula = str(facts.get("objective") or "")
     if not formula:
         return element("p", phrase("The run did not write down its objective."), class_="none")
-    terms = [(element("dt", name), element("dd", value)) for name, value in typeset(formula)]
+    terms = [
+        (
+            element("dt", name, class_="bound" if value.startswith("≤") else None),
+            element("dd", value),
+        )
+        for name, value in typeset(formula)
+    ]
     return element("dl", terms, class_="formula")
 
 
