@@ -427,6 +427,40 @@ def test_an_adapter_is_replayed_on_the_base_that_it_names(workshop: Path, comman
     assert found["then"][0]["name"] == "base_model.model.lm_head.weight"
 
 
+CONSTRAINED = """\
+constraints:
+  - {kind: kl_drift, bound: 0.0, rate: 50.0, start: 0.5}
+"""
+
+
+def test_a_constrained_step_is_measured_from_the_weights_that_the_run_began_with(
+    workshop: Path, command: Command
+) -> None:
+    """They are not those of the checkpoint that the step is done again on."""
+    lines = (workshop / "pairs.jsonl").read_text().splitlines()
+    rows = [{**json.loads(line), "weight": 1.0} for line in lines]
+    rows[-1]["weight"] = 1e308  # times its loss, beyond what a float holds
+    (workshop / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (workshop / "run.yaml").write_text(CONSTRAINED)
+    words = TRAIN.split()
+    answer = command(
+        words[0],
+        "run.yaml",
+        *words[1:],
+        *("--save_steps", "1", "--per_device_train_batch_size", "1"),
+        *("--train_sampling_strategy", "sequential", "--max_steps", str(len(rows))),
+    )
+    assert "CP401 step 12: the loss of row 11 is not finite" in answer.err
+    (kept,) = Path("out").glob("replay-*.safetensors")
+    found = json.loads(command("replay", str(kept), "--json").out)
+    assert found["then"]
+    assert found["now"] == found["then"]
+    assert found["left_out"] == {}
+    assert found["weights"].startswith("out/checkpoint-")
+    told = command("replay", str(kept), "--model", "model").out
+    assert "without constraint kl_drift: the weights that the run began with" in told
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

@@ -10,14 +10,16 @@ Not here: the file (``step.replay.file``), the arithmetic (``step.replay.recompu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from counterpoint.checkpoint.folder import finished, step_of
+from counterpoint.checkpoint.manifest import read_manifest
 from counterpoint.console.manners import importing, put, quiet_bars, terminal_width
 from counterpoint.console.phases import phase
+from counterpoint.constraints import KINDS
 from counterpoint.errors import ConfigError, CounterpointError
 from counterpoint.model_seams import loaded_from
 from counterpoint.options.command import Command
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from counterpoint.config import CPOConfig
+    from counterpoint.forward.initial_policy import InitialPolicy
     from counterpoint.step.replay.file import Culprit, Replay
+    from counterpoint.step.replay.held import HeldSet
 
 USAGE = """\
 usage: counterpoint replay FILE [--model M] [--option value ...]
@@ -73,11 +77,14 @@ class Weights:
         model: ready to be computed with.
         name: where it is from.
         remark: how it differs from the step's own.
+        policy: what the run began with, where a constraint of the step runs it again and it is
+            known; else None.
     """
 
     model: nn.Module
     name: str
     remark: str
+    policy: InitialPolicy | None = None
 
 
 CLOSING = "exit codes: 0 something is not finite, 1 everything is finite this time"
@@ -106,21 +113,24 @@ def replay(words: list[str]) -> int:
     # slow to import, and so after what the words alone can tell
     with importing():
         from counterpoint.step.replay.file import read_replay
+        from counterpoint.step.replay.held import HeldSet
 
     quiet_bars()
     step = read_replay(path)
     weights = _weights(step, path.parent, options)
     with phase("doing the step again"):
-        culprits = _again(step, weights.model)
+        held = HeldSet(step, policy=weights.policy)
+        culprits = _again(step, weights.model, held)
+    left_out = _left_out(held)
     if options.json:
-        put(strict_json(_as_dict(step, weights, culprits)))
+        put(strict_json(_as_dict(step, weights, culprits, left_out)))
     else:
-        lines = _report(step, path, weights, culprits, _tokenizer(weights.model))
+        lines = _report(step, path, weights, culprits, left_out)
         put("\n".join(lines))
     return 0 if culprits else 1
 
 
-def _again(step: Replay, model: nn.Module) -> tuple[Culprit, ...]:
+def _again(step: Replay, model: nn.Module, held: HeldSet) -> tuple[Culprit, ...]:
     import torch
 
     from counterpoint.forward.dropout import disable_dropout
@@ -144,7 +154,16 @@ def _again(step: Replay, model: nn.Module) -> tuple[Culprit, ...]:
     ids = torch.tensor([[*first.prompt, *first.chosen][:16]], device=device)
     configured: Any = model.config
     head = prove_head(model, family_of(configured).find_head(model), ids)
-    return culprits_of(step, model, head, device=device)
+    return culprits_of(step, model, head, device=device, held=held)
+
+
+def _left_out(held: HeldSet) -> dict[str, str]:
+    """Constraints that have no part in what is done again, and why."""
+    functions = dict.fromkeys(held.left_out, "its functions are not in the file")
+    if held.policy is not None:
+        return functions
+    needy = [one.asked.name for one in held.all if one.asked.row.needs_policy]
+    return functions | dict.fromkeys(needy, "the weights that the run began with are not known")
 
 
 def _is_here(device: str) -> bool:
@@ -170,24 +189,51 @@ def _weights(step: Replay, folder: Path, options: ReplayOptions) -> Weights:
         model = _load(options.model, step, options)
         return Weights(model, options.model, "whether it is the step's own is for you to know")
     last = _last_checkpoint(folder, step.step)
-    if last is not None:
-        number, path = last
-        between = step.step - 1 - number
-        later = f"{between} step{'s' if between != 1 else ''} before those of the step"
-        own = "the step's own, as the step began" if not between else later
+    if last is None:
+        before = f"those that the run began with, {step.step - 1} steps before"
+        own = before if step.step > 1 else "the step's own: those that the run began with"
+        model, name = _as_begun(step, folder, options)
+        return Weights(model, name, own, _policy(step, model))
+    number, path = last
+    between = step.step - 1 - number
+    later = f"{between} step{'s' if between != 1 else ''} before those of the step"
+    own = "the step's own, as the step began" if not between else later
+    if not _needs_policy(step):
         return Weights(_load(str(path), step, options), str(path), own)
-    before = f"those that the run began with, {step.step - 1} steps before"
-    own = before if step.step > 1 else "the step's own: those that the run began with"
+    from counterpoint.checkpoint.weights import load_weights as load_checkpoint
+
+    model, _ = _as_begun(step, folder, options)
+    policy = _policy(step, model)
+    load_checkpoint(model, path, read_manifest(path).files)
+    return Weights(model, str(path), own, policy)
+
+
+def _needs_policy(step: Replay) -> bool:
+    return any(KINDS[one.asked["kind"]].needs_policy for one in step.held.all)
+
+
+def _policy(step: Replay, model: nn.Module) -> InitialPolicy | None:
+    from counterpoint.forward.initial_policy import InitialPolicy
+
+    if not _needs_policy(step):
+        return None
+    # its copies are to be where the model is
+    model.to(step.settings.device if _is_here(step.settings.device) else "cpu")
+    return InitialPolicy(model)
+
+
+def _as_begun(step: Replay, folder: Path, options: ReplayOptions) -> tuple[nn.Module, str]:
+    """The model that the run began with, and where it is from."""
     request = folder / REQUEST_FILE
     if request.is_file():
-        return Weights(_as_begun(request, options), f"as {request} says", own)
+        return _as_asked(request, options), f"as {request} says"
     if not step.origin.model:
         raise ConfigError(
             "CP107",
             f"--model is missing: {folder} holds no checkpoint before step {step.step}, and the "
             f"{step.origin.kind} of the run was made in memory.",
         )
-    return Weights(_load(step.origin.model, step, options), step.origin.model, own)
+    return _load(step.origin.model, step, options), step.origin.model
 
 
 def _last_checkpoint(folder: Path, step: int) -> tuple[int, Path] | None:
@@ -225,7 +271,7 @@ def _config(step: Replay, options: ReplayOptions) -> CPOConfig:
     )
 
 
-def _as_begun(file: Path, options: ReplayOptions) -> nn.Module:
+def _as_asked(file: Path, options: ReplayOptions) -> nn.Module:
     """The model as a run of the command began with it, its adapter included.
 
     The switches are this command's own: a file beside a replay is a stranger's, too.
@@ -258,10 +304,15 @@ def _as_begun(file: Path, options: ReplayOptions) -> nn.Module:
 
 
 def _report(
-    step: Replay, path: Path, weights: Weights, culprits: Sequence[Culprit], tokenizer: Any
+    step: Replay,
+    path: Path,
+    weights: Weights,
+    culprits: Sequence[Culprit],
+    left_out: Mapping[str, str],
 ) -> Iterator[str]:
     from counterpoint.wrap import wrap
 
+    tokenizer = _tokenizer(weights.model)
     width = min(80, terminal_width())
     yield from wrap(f"{path}: step {step.step}, {_sizes(step)}, {step.objective.loss_type}", width)
     yield from wrap(step.seen, width, "then  ", " " * 6)
@@ -271,6 +322,8 @@ def _report(
         yield from _list(step.culprits, tokenizer, width)
     yield ""
     yield from wrap(f"{weights.name}; {weights.remark}", width, "now   on ", " " * 9)
+    for name, why in left_out.items():
+        yield from wrap(f"without constraint {name}: {why}", width, " " * 6, " " * 6)
     if culprits and culprits == step.culprits:
         yield "the same are not finite now."
     elif culprits:
@@ -341,12 +394,15 @@ def _tokenizer(model: nn.Module) -> Any:
         return None
 
 
-def _as_dict(step: Replay, weights: Weights, culprits: Sequence[Culprit]) -> dict[str, Any]:
+def _as_dict(
+    step: Replay, weights: Weights, culprits: Sequence[Culprit], left_out: Mapping[str, str]
+) -> dict[str, Any]:
     return {
         "step": step.step,
         "seen": step.seen,
         "rows": [pair.row for batch in step.micro_batches for pair in batch],
         "then": [asdict(one) for one in step.culprits],
         "weights": weights.name,
+        "left_out": dict(left_out),
         "now": [asdict(one) for one in culprits],
     }

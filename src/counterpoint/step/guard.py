@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from counterpoint import ranks
@@ -47,10 +47,18 @@ class StepGuard:
         self._rows: list[Int[Tensor, " pairs"]] = []
         self._finite: list[Bool[Tensor, " pairs"]] = []
 
-    def watch(self, terms: LossTerms, batch: PairBatch) -> None:
-        """Take a micro-batch's verdict; reads nothing back."""
+    def watch(self, terms: LossTerms, batch: PairBatch, loss: Float[Tensor, ""]) -> None:
+        """Take a micro-batch's verdict; reads nothing back.
+
+        Args:
+            terms: of its pairs.
+            batch: the pairs.
+            loss: its share, which sums that overflow make infinite though every term is finite.
+        """
         self._rows.append(batch.row_ids)
-        self._finite.append(torch.isfinite(terms.preference) & torch.isfinite(terms.nll))
+        finite = torch.isfinite(terms.preference) & torch.isfinite(terms.nll)
+        # where some term is to blame, its rows are; else all of them together
+        self._finite.append(finite & (torch.isfinite(loss.detach()) | ~finite.all()))
 
     def discard(self) -> None:
         """The step is begun again: forget its verdicts."""

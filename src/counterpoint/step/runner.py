@@ -120,22 +120,22 @@ class StepRunner(PairReader):
             self.recorder.begin(now)
             total = torch.zeros((), device=self.device)
             meet = self.engine.collective_passes
-            for batch in share:
-                last = batch is share.batches[-1]
-                if Pass.FORWARD in meet or (last and Pass.LAST_BACKWARD in meet):
-                    share.commit()
-                self.recorder.watch(batch)
-                with self.engine.accumulating(model, last=last):
-                    if last or self.loss.bears_on(batch):
-                        total += backward(model, batch, now)
-                        continue
-                    model.train()
-                    with torch.no_grad():
-                        forward(model, batch, now)
+            with self._assembly().running():
+                for batch in share:
+                    last = batch is share.batches[-1]
+                    if Pass.FORWARD in meet or (last and Pass.LAST_BACKWARD in meet):
+                        share.commit()
+                    self.recorder.watch(batch)
+                    with self.engine.accumulating(model, last=last):
+                        if last or self.loss.bears_on(batch):
+                            total += backward(model, batch, now)
+                            continue
+                        model.train()
+                        with torch.no_grad():
+                            forward(model, batch, now)
             return total
 
-        with self._assembly().running():
-            return share.fitted(attempt, undo=partial(self.discard, model))
+        return share.fitted(attempt, undo=partial(self.discard, model))
 
     def micro_batch(
         self, model: nn.Module, batch: PairBatch, step: StepDenominators | None
@@ -152,7 +152,7 @@ class StepRunner(PairReader):
         """
         output = self.forward(model, batch)
         found = self.loss(output, batch, step or self.loss.denominators([batch]))
-        self.guard.watch(found.terms, batch)
+        self.guard.watch(found.terms, batch, found.loss)
         self.sums.add(found.metrics)
         return replace(found, loss=found.loss * self.engine.loss_factor)
 
