@@ -35,11 +35,12 @@ from counterpoint.config import REFUSED
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.prepare import prepare, to_pair
 from counterpoint.doctor.of_unused import UNUSED, Rest, in_a_line, unused
+from counterpoint.engine.plain import Plain
 from counterpoint.forward.layouts import PADDED
 from counterpoint.models.loading import load_config, load_model
 from counterpoint.runlog import SAMPLES, Alarm, stream_file
-from counterpoint.step.assembly import Assembly
 from counterpoint.trainer.feed import Feed
+from counterpoint.trainer.stepping import SteppingTrainer
 from tests.models_on_the_spot import make_model
 from tests.steps import GradientCamera, random_pairs
 
@@ -354,14 +355,23 @@ def dealt(bench: Bench, options: dict[str, Any]) -> list[list[int]]:
 def pinned(bench: Bench, options: dict[str, Any]) -> bool:
     """Whether a batch for CUDA is copied from page-locked memory; no such device is needed."""
     args = CPOConfig(output_dir="o", **options)  # use_cpu would turn it off
-    device = SimpleNamespace(type="cuda")
-    chosen = SimpleNamespace(device=device, dataloader_pin_memory=args.dataloader_pin_memory)
+    host = SimpleNamespace(
+        args=args,
+        model=make_model("qwen2"),
+        engine=Plain(),
+        processing_class=bench.tokenizer,
+        _assembled=None,
+        _balancing_weight=0.0,
+        _known_proofs={},
+    )
+    assembly = SteppingTrainer._assembly(host)
+    assembly._device = SimpleNamespace(type="cuda")
     batch = PADDED.collate([to_pair(PAIRS[0])], pad_id=0, vocab_size=640)
     calls: list[bool] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(batch), "pin_memory", lambda self: calls.append(True) or self)
         patch.setattr(type(batch), "to", lambda self, *_, **__: self)
-        Assembly._on_device(SimpleNamespace(args=chosen), batch)
+        assembly._on_device(batch)
     return bool(calls)
 
 
