@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import Any
 
 from counterpoint.errors import ConfigError
+from counterpoint.tables import add_row
 
 UPDATES: Mapping[str, str] = MappingProxyType(
     {
@@ -160,10 +161,7 @@ def register_constraint_kind(row: ConstraintKind) -> ConstraintKind:
     Raises:
         ValueError: for a name that is taken.
     """
-    if row.name in _ROWS:
-        raise ValueError(f"there is a constraint of kind {row.name!r} already")
-    _ROWS[row.name] = row
-    return row
+    return add_row(_ROWS, row, "a constraint of kind")
 
 
 PairNumbers = Callable[..., Any]

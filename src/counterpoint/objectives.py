@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from counterpoint.tables import add_row
+
 OBJECTIVE_OPTIONS = (
     "loss_type",
     "beta",
@@ -242,10 +244,7 @@ def register_loss(row: Loss) -> Loss:
     Raises:
         ValueError: for a name that is taken.
     """
-    if row.name in _ROWS:
-        raise ValueError(f"there is a loss called {row.name!r} already")
-    _ROWS[row.name] = row
-    return row
+    return add_row(_ROWS, row, "a loss called")
 
 
 def reading(option: str) -> list[str]:

@@ -16,6 +16,7 @@ from counterpoint.engine.ddp import Ddp
 from counterpoint.engine.face import Engine
 from counterpoint.engine.plain import Plain
 from counterpoint.errors import ConfigError
+from counterpoint.tables import add_row
 
 ENGINES: dict[str, type[Engine]] = {}
 """Every engine by its name; of several that would run, the last one does."""
@@ -40,10 +41,7 @@ def register_engine(engine: type[Engine]) -> type[Engine]:
     Raises:
         ValueError: for a name that is taken.
     """
-    if engine.name in ENGINES:
-        raise ValueError(f"there is an engine {engine.name!r} already")
-    ENGINES[engine.name] = engine
-    return engine
+    return add_row(ENGINES, engine, "an engine")
 
 
 for _engine in (Plain, Ddp):

@@ -27,6 +27,7 @@ from counterpoint.forward.varlen_attention import (
     varlen_takes,
 )
 from counterpoint.records import PairSegments
+from counterpoint.tables import add_row
 
 # ---- the head ----
 
@@ -209,11 +210,13 @@ def register_head_kernel(kernel: HeadKernel) -> HeadKernel:
     Args:
         kernel: with a name of its own.
 
+    Returns:
+        The same.
+
     Raises:
         ValueError: for a name that is taken.
     """
-    _put_first(HEAD_KERNELS, kernel.name, kernel)
-    return kernel
+    return add_row(HEAD_KERNELS, kernel, "a kernel", first=True)
 
 
 def register_attention_kernel(kernel: AttentionKernel) -> AttentionKernel:
@@ -222,19 +225,13 @@ def register_attention_kernel(kernel: AttentionKernel) -> AttentionKernel:
     Args:
         kernel: with a name of its own.
 
+    Returns:
+        The same.
+
     Raises:
         ValueError: for a name that is taken.
     """
-    _put_first(ATTENTION_KERNELS, kernel.name, kernel)
-    return kernel
-
-
-def _put_first(table: dict[str, Any], name: str, kernel: Any) -> None:
-    if name in table:
-        raise ValueError(f"there is a kernel {name!r} already")
-    others = dict(table)
-    table.clear()
-    table.update({name: kernel, **others})
+    return add_row(ATTENTION_KERNELS, kernel, "a kernel", first=True)
 
 
 # ---- what a run has found ----

@@ -33,6 +33,7 @@ from counterpoint.forward.shared_attention import (
     watched_calls,
 )
 from counterpoint.records import PairBatch, TokenPair, exact_dtype
+from counterpoint.tables import add_row
 
 AUTO = "auto"
 """The option that leaves the choice to us."""
@@ -276,7 +277,7 @@ REFERENCE: Layout = PADDED
 """What other layouts are compared with, and what a run falls back to."""
 
 
-def register_layout(layout: Layout) -> None:
+def register_layout(layout: Layout) -> Layout:
     """Add a layout of your own, to be chosen by its name: ``CPOConfig(layout=name)``.
 
     A run proves it against padded rows on its first pairs, in value and gradient, as any other.
@@ -284,12 +285,13 @@ def register_layout(layout: Layout) -> None:
     Args:
         layout: whose name no other has.
 
+    Returns:
+        The same.
+
     Raises:
         ValueError: for a name that is taken.
     """
-    if layout.name in (AUTO, *LAYOUTS):
-        raise ValueError(f"there is a layout {layout.name!r} already")
-    LAYOUTS[layout.name] = layout
+    return add_row(LAYOUTS, layout, "a layout", reserved=(AUTO,))
 
 
 def first_choice(

@@ -19,6 +19,7 @@ from transformers.models.auto import modeling_auto
 
 from counterpoint.forward.head import Head, find_head
 from counterpoint.forward.layouts import PADDED, SHARED, Layout
+from counterpoint.tables import add_row
 
 _ONLY = "only decoder-only language models are supported."
 
@@ -107,20 +108,19 @@ def family_of(config: Any) -> Family:
     return next(family for family in FAMILIES.values() if family.has(config))
 
 
-def register_family(family: Family) -> None:
+def register_family(family: Family) -> Family:
     """Add a family of your own; it is asked before those that are there.
 
     Args:
         family: whose name no other has.
 
+    Returns:
+        The same.
+
     Raises:
         ValueError: for a name that is taken.
     """
-    if family.name in FAMILIES:
-        raise ValueError(f"there is a family {family.name!r} already")
-    others = dict(FAMILIES)
-    FAMILIES.clear()
-    FAMILIES.update({family.name: family, **others})
+    return add_row(FAMILIES, family, "a family", first=True)
 
 
 def why_not_trained(model: Any) -> str | None:

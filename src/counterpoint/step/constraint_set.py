@@ -155,18 +155,20 @@ class ConstraintSet:
         return not batch.of or any(one.weight for one in self.all if belongs(one.asked, batch))
 
     def begin_step(
-        self, totals: Float[Tensor, " constraints"], first: Float[Tensor, " constraints"] | None
+        self,
+        totals: Float[Tensor, " constraints"],
+        first: Callable[[], Float[Tensor, " constraints"]],
     ) -> None:
         """A step begins: its multipliers hold still from here on.
 
         Args:
             totals: denominators of the step, over micro-batches and ranks.
-            first: numerators at the step's weights, where ``measures_first``.
+            first: measures numerators at the step's weights; called if ``measures_first``.
         """
         self._numerators, self._totals = None, totals
         known: list[float | None] = [None] * len(self.all)
-        if first is not None:
-            pairs = zip(self.all, first.tolist(), totals.tolist(), strict=True)
+        if self.measures_first:
+            pairs = zip(self.all, first().tolist(), totals.tolist(), strict=True)
             known = [one.violation(numerator, total) for one, numerator, total in pairs]
         for one, violation in zip(self.all, known, strict=True):
             one.weight = one.rule.weight(one.state, violation)

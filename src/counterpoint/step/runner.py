@@ -86,8 +86,7 @@ class StepRunner(PairReader):
         """
         router = self._balance.over_step(share)
         step = replace(self.loss.denominators(share.batches).over_ranks(), router=router)
-        first = self.first_values(share) if self.constraints.measures_first else None
-        self.constraints.begin_step(step.constraints, first)
+        self.constraints.begin_step(step.constraints, partial(self.first_values, share))
         return step
 
     def run(

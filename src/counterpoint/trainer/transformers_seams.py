@@ -12,7 +12,7 @@ Not here: what any of it is for (``saving``, ``resumable``, ``trainer``).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -144,6 +144,11 @@ class Moment:
     start_time: float
     learning_rate: float | None = None
 
+    @property
+    def facts(self) -> tuple[Any, ...]:
+        """All but the learning rate, in transformers' order."""
+        return tuple(getattr(self, field.name) for field in fields(self))[:-1]
+
 
 class Seams(Trainer):
     """transformers' ``Trainer`` by public names."""
@@ -207,16 +212,7 @@ class Seams(Trainer):
 
     def request_report(self, moment: Moment) -> None:
         """Log, evaluate and save, as far as it is time."""
-        self._maybe_log_save_evaluate(
-            moment.loss,
-            moment.grad_norm,
-            moment.model,
-            moment.trial,
-            moment.epoch,
-            moment.ignored,
-            moment.start_time,
-            learning_rate=moment.learning_rate,
-        )
+        self._maybe_log_save_evaluate(*moment.facts, learning_rate=moment.learning_rate)
 
     # ---- hooks around what transformers does ----
 
@@ -242,16 +238,7 @@ class Seams(Trainer):
 
     def report_and_save(self, moment: Moment) -> None:
         """Log, evaluate and save, as far as it is time."""
-        super()._maybe_log_save_evaluate(
-            moment.loss,
-            moment.grad_norm,
-            moment.model,
-            moment.trial,
-            moment.epoch,
-            moment.ignored,
-            moment.start_time,
-            learning_rate=moment.learning_rate,
-        )
+        super()._maybe_log_save_evaluate(*moment.facts, learning_rate=moment.learning_rate)
 
     def evaluate_in_training(
         self, trial: Any, ignored: list[str] | None, *, at_start: bool
