@@ -167,6 +167,11 @@ def test_a_disk_that_refuses_the_file_does_not_hide_the_verdict(
     assert "could not be written (No space left on device)" in message
 
 
+def held(**asked: Any) -> dict[str, Any]:
+    """A constraint as a file holds it."""
+    return {"asked": {"name": "one", **asked}, "multiplier": 1.0, "bound": None}
+
+
 SPOILT: dict[str, Any] = {
     "negative ids": {"ids": lambda ids: -ids - 1},
     "ids that are missing": {"ids": lambda ids: ids[:-1]},
@@ -185,6 +190,13 @@ FORGED: dict[str, Any] = {
     "a layout that is none": {"settings": {"layout": "diagonal"}},
     "a precision that is an attribute of torch": {"settings": {"autocast": "load"}},
     "culprits that are none": {"culprits": [{"term": "x"}]},
+    "sets of other micro-batches": {"sets": []},
+    "a set without a name": {"sets": [7]},
+    "a constraint of no kind": {"constraints": [held(kind="bcd")]},
+    "a constraint with another option": {"constraints": [held(kind="bc", strength=2)]},
+    "a multiplier that is none": {"constraints": [{**held(kind="bc"), "multiplier": "high"}]},
+    "a constraint without denominator": {"constraints": [held(kind="bc")]},
+    "normalized by a word": {"normalized": "yes"},
 }
 
 

@@ -23,7 +23,6 @@ from counterpoint.forward.initial_policy import InitialPolicy
 from counterpoint.forward.layouts import LAYOUTS
 from counterpoint.forward.router import RouterSums, router_sums
 from counterpoint.forward.routing import Router, choices
-from counterpoint.forward.token_logps import dense_token_logps
 from counterpoint.records import PairBatch, PairLogps, exact_dtype
 
 
@@ -50,7 +49,7 @@ class TokenScores:
     Args:
         logps: log-probability of each target, in nats.
         logit_means: mean logit over the vocabulary where each is predicted; detached.
-        rows: the head's input there.
+        rows: the head's input there; of a dense head, the logits.
         router: load-balancing sums of a mixture-of-experts model, else None.
     """
 
@@ -80,8 +79,7 @@ def token_scores(
     states, router = trunk(model, head, batch, routers)
     at_head(states)
     rows = states.flatten(0, 1).index_select(0, batch.target_source)
-    to_logps = dense_token_logps if head.dense else head.token_logps
-    logps, means = to_logps(rows, batch.target_ids)
+    logps, means = head.token_logps(rows, batch.target_ids)
     return TokenScores(logps, means, rows, router)
 
 
