@@ -26,6 +26,10 @@ test check torture golden floors: export OMP_NUM_THREADS := $(or $(OMP_NUM_THREA
 # Processes that share the tests, a core each; 0 for one that a debugger can stop.
 WORKERS ?= auto
 
+# Each process has a half of the tests and, when it is done, some of another's: so the fixtures of
+# a module, some of which start processes, are made once.
+SHARED = -n $(WORKERS) --dist worksteal
+
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test check torture bench docs site golden floors constraints hooks clean
 
@@ -37,7 +41,7 @@ quickstart: $(RUNTIME) ## train a tiny translation model: no network, no GPU, ab
 	$(BIN)/counterpoint quickstart
 
 test: $(DEV) ## every test
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest $(SHARED) $(ARGS)
 
 check: $(DEV) ## what CI runs: format, lint, types, imports, docs, every test
 	$(BIN)/ruff format --check .
@@ -45,7 +49,7 @@ check: $(DEV) ## what CI runs: format, lint, types, imports, docs, every test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/generate_docs.py --check
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest $(SHARED)
 	@echo "Long files and functions, to look at:"
 	@$(BIN)/python scripts/smells.py
 
@@ -54,8 +58,13 @@ hooks: $(DEV) ## run the gates of make check, but for the tests, at every commit
 
 torture: $(DEV) ## kill runs hundreds of times, fill disks, and compare; takes long
 	$(BIN)/python -m tests.reliability.torture $(ARGS)
+	$(BIN)/python -m tests.reliability.elastic
+	$(BIN)/python -m tests.reliability.elastic_launch
 	$(BIN)/python -m tests.reliability.steady
-	COUNTERPOINT_TORTURE=1 $(BIN)/python -m pytest tests/reliability
+	$(BIN)/python -W ignore -m tests.reliability.sharded_kills
+	COUNTERPOINT_TORTURE=1 $(BIN)/python -m pytest tests/reliability tests/invariance tests/engine \
+		tests/trainer tests/forward tests/models \
+		tests/benchmarks/test_gpu.py tests/benchmarks/test_sharding.py
 
 bench: $(DEV) ## every script of benchmarks/, then the tables of the docs
 	@for script in benchmarks/*.py; do \

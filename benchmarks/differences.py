@@ -60,7 +60,7 @@ MEASUREMENTS: dict[str, Callable[[], Finding]] = {
         arithmetic.logged_nll,
         arithmetic.logged_logits,
         arithmetic.ignored_smoothing,
-        running.encoder_decoder,
+        arithmetic.encoder_decoder,
     )
 }
 """In the order of the table: what harms a model first, what is only a nuisance last."""

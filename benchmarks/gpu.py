@@ -1,26 +1,36 @@
 """Claim: what holds on two cores holds on a GPU, and the GPU is kept busy.
 
-    python benchmarks/gpu.py               everything, into results/gpu.json: half an hour
+    python benchmarks/gpu.py               everything, into results/gpu.json: a quarter of an hour
     python benchmarks/gpu.py --only mfu    one or several of the parts below
+    python benchmarks/gpu.py --minutes 40 --rounds 2
+                                           every side of ``steps`` twice, in turns
     python benchmarks/gpu.py --dry-run     the same code on tiny shapes, on a CPU, nothing written
     python benchmarks/gpu.py --docs        write the tables of docs/speed.md
 
-1. ``steps``: the rows of ``step.py`` and a larger one: TRL, TRL with Liger's kernels, ours in both
-   layouts. Memory is that of tensors over weights, gradients and optimizer.
-2. ``mfu``: useful work (``roofline.py`` has the formula) over the dense bfloat16 peak of the
-   device, for models of 0.5, 1.5 and 7 billion parameters. The weights of the last are bfloat16
-   and its activations checkpointed, or it would not fit on one device; the others' are float32.
-3. ``heads``: our head against others, forward and backward, time, memory and error. A head must
+1. ``kernels``: FlashAttention's kernel on shared rows against the pairwise way: whether it is
+   right, for every kind of call, and how long each takes.
+2. ``steps``: hh-rlhf on models of 0.5 and 8 billion parameters: TRL, TRL with Liger's kernels,
+   Unsloth, and ours with ``layout="auto"``, which says what it measured of both layouts. Memory is
+   that of tensors over weights, gradients and optimizer.
+3. ``mfu``: useful work (``roofline.py`` has the formula) over the dense bfloat16 peak of the
+   device, for both models in both layouts, and the planner's peak over the measured one. The
+   weights of the larger one are bfloat16 and its activations checkpointed, or it would not fit on
+   one device; the other's are float32.
+4. ``heads``: our head against others, forward and backward, time, memory and error. A head must
    give a number a token to serve preference losses; Liger's gives a sum.
-4. ``memory``: a budget of tokens that is too large on purpose. The run should go on by itself,
+5. ``memory``: a budget of tokens that is too large on purpose. The run should go on by itself,
    with one warning and the losses of a run whose budget fits.
-5. ``equality``: gradients of both layouts in float32, and what bfloat16 does to each.
-6. ``curve``: the losses of twenty steps in both layouts.
+6. ``equality``: gradients of both layouts in float32, what bfloat16 does to each, and the losses
+   of twenty steps in both.
+
+All of it keeps to ``--minutes``: a measurement that would begin later is left out, and one that is
+running then is ended. Both are said, in the results too; a part that did not begin keeps the
+results that it had.
 
 Needs CUDA and the real data, and ``pip install -e . `` with its dependencies (``datasets`` among
 them); sides and heads whose package is missing are left out, and it is said. For all of them:
 
-    pip install -e . && pip install trl==1.16.0 liger-kernel cut-cross-entropy
+    pip install -e . && pip install trl==1.16.0 liger-kernel cut-cross-entropy unsloth
 
 Without CUDA it says so and stops with status 0, so that ``make bench`` runs anywhere.
 """
@@ -33,6 +43,8 @@ import logging
 import math
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,7 +54,11 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+if "--worker" in sys.argv and '"trainer": "unsloth"' in sys.argv[-2]:
+    import unsloth  # noqa: F401 - it changes what is imported after it
+
 import growth
+import planner
 import roofline
 import step
 import torch
@@ -52,49 +68,48 @@ LAYOUTS = ("shared", "padded")
 SIDES: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "TRL": ("trl", {}, ("trl",)),
     "TRL with Liger": ("trl", {"use_liger_kernel": True}, ("trl", "liger_kernel")),
-    **{f"ours, {name}": ("counterpoint", {"layout": name}, ()) for name in LAYOUTS},
+    "Unsloth": ("unsloth", {}, ("trl", "unsloth")),
+    "ours": ("counterpoint", {}, ()),
 }
 """Side -> whose trainer, its options, the packages it needs."""
 
 PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12}
 """Part of a device's name -> its dense bfloat16 peak, operations a second, by its maker."""
 
-QWEN = {"model_type": "qwen2", "num_hidden_layers": 28, "vocab_size": 151936}
+EIGHT = {
+    "model_type": "qwen3",
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "tie_word_embeddings": False,
+}
 SHAPES: dict[str, dict[str, Any]] = {
-    "0.5B": {"model": step.HALF, "goal": 0.35},
-    "1.5B": {
-        "model": {
-            **QWEN,
-            "hidden_size": 1536,
-            "intermediate_size": 8960,
-            "num_attention_heads": 12,
-            "num_key_value_heads": 2,
-            "tie_word_embeddings": True,
-        },
-        "goal": 0.40,
-    },
-    "7B": {
-        "model": {
-            **QWEN,
-            "hidden_size": 3584,
-            "intermediate_size": 18944,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
-            "vocab_size": 152064,
-            "tie_word_embeddings": False,
-        },
+    "0.5B": {"model": step.HALF, "pairs": 32, "steps": 8, "goal": 0.35},
+    "8B": {
+        "model": EIGHT,
+        "pairs": 8,
+        "steps": 4,
         "dtype": "bfloat16",
         "options": {"gradient_checkpointing": True, "learning_rate": 1e-4},
         "goal": 0.42,
     },
 }
+"""Model -> its configuration; ``pairs`` and timed ``steps`` against the others; the ``dtype`` of
+its weights where it is not float32; ``goal`` is the share of the device's peak aimed at."""
+
 BUDGET = 16384
 """Tokens of a micro-batch that fit on any of these devices."""
 
-HEADS = ((4096, 896, 151936), (4096, 3584, 152064))
+HEADS = ((4096, 896, 151936), (4096, 4096, 151936))
 """Rows, width and vocabulary of the heads compared."""
 
-ROUNDS = 2
+LONGEST = 240.0
+"""Seconds after which a measurement is ended: it would take those of others."""
+
 OURS: dict[str, Any] = {"trainer": "counterpoint", "data": "hh", "bf16": True, "steps": 5}
 Plan = tuple[dict[str, Any], str, dict[str, Any]]
 """A measurement: what it is called in the results, its kind, and its work."""
@@ -105,71 +120,63 @@ TINY = growth.qwen3(128, 2, growth.WORDS)
 # What is measured
 
 
-def plan_steps(dry: bool) -> Iterator[Plan]:
-    """Every row on every side whose packages are there, the sides in turns."""
-    rows = {**step.WORK, "0.5b-32-bf16": {**step.WORK["0.5b-bf16"], "pairs": 32}}
+def plan_kernels(dry: bool, rounds: int) -> Iterator[Plan]:
+    """Heads, widths and windows of models that are trained; a CPU has another kernel to prove."""
+    calls = ((4, 2, 16),) if dry else ((14, 2, 64), (32, 8, 128), (16, 8, 256))
+    for heads, kv_heads, width in calls:
+        for window in (None, 64):
+            work = {"heads": heads, "kv_heads": kv_heads, "width": width, "window": window}
+            yield work, "kernel", {**work, "pairs": 2 if dry else 32}
+
+
+def plan_steps(dry: bool, rounds: int) -> Iterator[Plan]:
+    """Each model on every side whose packages are there, the sides in turns."""
     sides = {}
     for side, (trainer, options, packages) in SIDES.items():
         missing = [name for name in packages if find_spec(name) is None]
         if missing:
             print(f"{side} is left out: there is no package {' and no '.join(missing)}")
-        elif not (dry and "liger_kernel" in packages):  # its kernels need a GPU
+        elif not dry or {"liger_kernel", "unsloth"}.isdisjoint(packages):  # these need a GPU
             sides[side] = (trainer, options)
-    for row in list(rows)[: 1 if dry else None]:
-        work = {key: rows[row][key] for key in ("data", "model", "pairs", "bf16")}
-        for _ in range(1 if dry else ROUNDS):
+    for shape, about in list(SHAPES.items())[: 1 if dry else None]:
+        work = {key: about.get(key) for key in ("model", "pairs", "steps", "dtype")}
+        for _ in range(1 if dry else rounds):
             for side, (trainer, options) in sides.items():
-                label = {"row": row, "side": side}
-                how = {"trainer": trainer, "options": options, "steps": 10}
-                yield label, "train", {**work, **how}
+                options = {**about.get("options", {}), **options}
+                how = {"data": "hh", "bf16": True, "trainer": trainer, "options": options}
+                yield {"row": shape, "side": side}, "train", {**work, **how}
 
 
-def plan_mfu(dry: bool) -> Iterator[Plan]:
+def plan_mfu(dry: bool, rounds: int) -> Iterator[Plan]:
     """Every shape in both layouts; 128 pairs of hh-rlhf a step."""
     for shape, about in SHAPES.items():
         for layout in LAYOUTS:
             options = {"max_micro_batch_tokens": BUDGET, "layout": layout}
-            yield (
-                {"shape": shape, "layout": layout},
-                "train",
-                {
-                    **OURS,
-                    "model": about["model"],
-                    "dtype": about.get("dtype"),
-                    "pairs": 128,
-                    "options": {**options, **about.get("options", {})},
-                },
-            )
+            work = {key: about.get(key) for key in ("model", "dtype")}
+            how = {"pairs": 128, "steps": 3, "plans": True}
+            options |= about.get("options", {})
+            label = {"shape": shape, "layout": layout}
+            yield label, "train", {**OURS, **work, **how, "options": options}
 
 
-def plan_heads(dry: bool) -> Iterator[Plan]:
-    """Every head that is there, on every size."""
+def plan_heads(dry: bool, rounds: int) -> Iterator[Plan]:
+    """Every size, with every head that is there."""
     for size in HEADS:
-        for name in kernels(told=size == HEADS[0]):
-            rows, width, vocabulary = (16, 32, 640) if dry else size
-            label = {"head": name, "rows": rows, "width": width, "vocabulary": vocabulary}
-            yield label, "head", label
+        rows, width, vocabulary = (16, 32, 640) if dry else size
+        yield {}, "heads", {"rows": rows, "width": width, "vocabulary": vocabulary}
 
 
-def plan_memory(dry: bool) -> Iterator[Plan]:
+def plan_memory(dry: bool, rounds: int) -> Iterator[Plan]:
     """A step of 2,048 pairs, some 440,000 tokens, as one micro-batch and as several that fit."""
-    for layout in LAYOUTS:
-        for budget in (10**9, BUDGET):
-            options = {"max_micro_batch_tokens": budget, "layout": layout, "logging_steps": 1}
-            yield (
-                {"layout": layout, "budget": budget},
-                "train",
-                {**OURS, "model": step.HALF, "pairs": 2048, "steps": 1, "options": options},
-            )
+    for budget in (10**9, BUDGET):
+        options = {"max_micro_batch_tokens": budget, "layout": "shared", "logging_steps": 1}
+        work = {**OURS, "model": step.HALF, "pairs": 2048, "steps": 1, "options": options}
+        yield {"layout": "shared", "budget": budget}, "train", work
 
 
-def plan_equality(dry: bool) -> Iterator[Plan]:
-    """One batch in both layouts and precisions, in one process."""
+def plan_equality(dry: bool, rounds: int) -> Iterator[Plan]:
+    """One batch, and twenty steps, in both layouts and precisions."""
     yield {}, "equality", {"data": "hh", "model": step.SMALL, "pairs": 16}
-
-
-def plan_curve(dry: bool) -> Iterator[Plan]:
-    """Twenty steps in both layouts and precisions."""
     for bf16 in (False, True):
         for layout in LAYOUTS:
             options = {"layout": layout, "logging_steps": 1, "learning_rate": 1e-4}
@@ -177,13 +184,13 @@ def plan_curve(dry: bool) -> Iterator[Plan]:
             yield {"layout": layout, "bf16": bf16}, "train", {**work, "options": options}
 
 
-PARTS: dict[str, Callable[[bool], Iterator[Plan]]] = {
+PARTS: dict[str, Callable[[bool, int], Iterator[Plan]]] = {
+    "kernels": plan_kernels,
     "steps": plan_steps,
     "mfu": plan_mfu,
     "heads": plan_heads,
     "memory": plan_memory,
     "equality": plan_equality,
-    "curve": plan_curve,
 }
 
 
@@ -204,7 +211,9 @@ def measure_train(work: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     handler.emit = lambda record: warnings.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("counterpoint").addHandler(handler)
     rows = rows_for(work, work["pairs"] * (work["steps"] + step.WARM_UP))
-    trainer = step.trainer_of(work["trainer"], {**work, "rows": rows}, folder)
+    maker = unsloth_trainer if work["trainer"] == "unsloth" else step.trainer_of
+    trainer = maker(work["trainer"], {**work, "rows": rows}, folder)
+    said = planner.predicted(trainer) if work.get("plans") else {}
     result = step.train(trainer)
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     result |= {"pairs": work["pairs"], "losses": losses, "warnings": warnings}
@@ -212,7 +221,83 @@ def measure_train(work: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         lengths = roofline.lengths_of(trainer, work)
         parameters = result["parameters"]
         result["flops"] = [roofline.useful_flops(work["model"], parameters, of) for of in lengths]
+        proofs = trainer._assembly().state_dict()
+        result |= {"layout_used": proofs["layout"], "trial": proofs["times"]}
+        if said:
+            result["planned_mb"] = said["peak"] / 2**20
     return result
+
+
+def unsloth_trainer(side: str, work: dict[str, Any], folder: Path) -> Any:
+    """TRL's trainer with a model that Unsloth has loaded; it loads from a folder only."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from trl.experimental.cpo import CPOConfig, CPOTrainer
+    from unsloth import FastLanguageModel
+
+    config, place = dict(work["model"]), folder / "model"
+    dtype = work.get("dtype") or "float32"
+    with torch.device("cuda"):
+        made = AutoModelForCausalLM.from_config(
+            CONFIG_MAPPING[config.pop("model_type")](**config), dtype=dtype
+        )
+    made.save_pretrained(place)
+    del made
+    for file in (folder / "tokenizer").iterdir():
+        (place / file.name).write_bytes(file.read_bytes())
+    again = work.get("options", {}).get("gradient_checkpointing", False)
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        str(place),
+        max_seq_length=1024,
+        dtype=getattr(torch, dtype),
+        load_in_4bit=False,
+        full_finetuning=True,
+        use_gradient_checkpointing="unsloth" if again else False,
+    )
+    return CPOTrainer(
+        model=model,
+        args=CPOConfig(**step.options_of(work, folder)),
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list(work["rows"]),
+    )
+
+
+def measure_kernel(work: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What comparing the kernels of shared attention shows, and the seconds of each of them."""
+    from counterpoint.forward.kernel_proof import kernel_disagrees
+    from counterpoint.forward.kernels import ATTENTION_KERNELS
+    from counterpoint.forward.varlen_attention import AttentionCall
+    from counterpoint.records import PairSegments
+
+    device = torch.device(_device())
+    heads, kv_heads, width, window = (work[key] for key in ("heads", "kv_heads", "width", "window"))
+    call = AttentionCall(heads, kv_heads, width, width, window, plain=True)
+    row = tuple(PairSegments(0, 384 * n, 192, 96, 96) for n in range(work["pairs"]))
+    tokens = 384 * len(row)
+    torch.manual_seed(0)
+    shapes = [(1, heads, tokens, width), *[(1, kv_heads, tokens, width)] * 2]
+    inputs = [torch.randn(shape, device=device).bfloat16().requires_grad_() for shape in shapes]
+    found: dict[str, Any] = {"tokens": tokens, "differs": {}, "seconds": {}}
+    for name, kernel in ATTENTION_KERNELS.items():
+        if not (kernel.runs_on(device) and kernel.takes(call, torch.bfloat16)):
+            continue
+        if not kernel.trusted:
+            found["differs"][name] = kernel_disagrees(call, row, torch.bfloat16, device, kernel)
+        plan, seconds = kernel.plan(row, device), []
+        for _ in range(8):
+            start = _now()
+            out = kernel.run(*inputs, plan, scaling=width**-0.5, window=window)
+            torch.autograd.grad(out.float().square().sum(), inputs)
+            seconds.append(_now() - start)
+        found["seconds"][name] = statistics.median(seconds[3:])
+    return found
+
+
+def measure_heads(work: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Every head that is there; one that fails keeps its row."""
+    each = {name: attempt("head", {**work, "head": name}, folder) for name in kernels(told=True)}
+    return {"size": [work[key] for key in ("rows", "width", "vocabulary")], "heads": each}
 
 
 def kernels(told: bool = False) -> dict[str, Callable[..., torch.Tensor]]:
@@ -293,7 +378,8 @@ def measure_head(work: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def measure_equality(work: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """How far each layout's gradient is from that of padded rows in float32, relatively."""
-    from counterpoint.data.prepare import prepare, to_pair
+    from counterpoint.data.pair_columns import to_pair
+    from counterpoint.data.prepare import prepare
     from counterpoint.forward.head import find_head
     from counterpoint.forward.layouts import PADDED, SHARED
     from counterpoint.forward.pair_forward import pair_forward
@@ -341,7 +427,13 @@ def _now() -> float:
     return time.perf_counter()
 
 
-MEASURE = {"train": measure_train, "head": measure_head, "equality": measure_equality}
+MEASURE = {
+    "train": measure_train,
+    "kernel": measure_kernel,
+    "head": measure_head,
+    "heads": measure_heads,
+    "equality": measure_equality,
+}
 
 
 def attempt(kind: str, work: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -352,23 +444,54 @@ def attempt(kind: str, work: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         return {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"}
 
 
-def part_of(name: str, folder: Path, *, dry: bool) -> list[dict[str, Any]]:
+class Deadline:
+    """The end of the time for all measurements; a dry run has none.
+
+    Args:
+        seconds: from now.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left, 0 at least."""
+        return max(0.0, self._end - time.monotonic())
+
+
+def part_of(
+    name: str, folder: Path, deadline: Deadline, *, dry: bool, rounds: int = 1
+) -> list[dict[str, Any]]:
     """All measurements of a part, one after the other."""
     found = []
-    for label, kind, work in PARTS[name](dry):
+    for label, kind, work in PARTS[name](dry, rounds):
         if dry:  # nothing is timed, so one process will do
             with step.own_folder(str(folder)) as own:
                 result = attempt(kind, made_small(kind, work), own)
         else:
-            result = step.in_own_process(__file__, kind, json.dumps(work), str(folder))
+            result = in_time(kind, work, folder, deadline)
         found.append({**label, **result})
         print(name, label, result.get("failed") or told(result), flush=True)
     return found
 
 
+def in_time(kind: str, work: Mapping[str, Any], folder: Path, deadline: Deadline) -> dict[str, Any]:
+    """A measurement in a process of its own; one that dies or takes too long keeps its row."""
+    seconds = min(LONGEST, deadline.left)
+    if seconds < 1:
+        return {"failed": "left out: there was no time"}
+    try:
+        return step.in_own_process(__file__, kind, json.dumps(work), str(folder), seconds=seconds)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"ended after {seconds:.0f} seconds"}
+    except SystemExit as error:  # a kernel of a rival's may end its process
+        return {"failed": str(error).strip().splitlines()[-1][:200]}
+
+
 def made_small(kind: str, work: Mapping[str, Any]) -> dict[str, Any]:
     """The same work on a tiny model and two pairs."""
-    if kind == "head":
+    if kind in ("kernel", "heads"):
         return dict(work)
     small = {**work, "dry": True, "model": TINY, "pairs": 2}
     return {**small, "steps": 1} if kind == "train" else small
@@ -377,6 +500,10 @@ def made_small(kind: str, work: Mapping[str, Any]) -> dict[str, Any]:
 def told(result: Mapping[str, Any]) -> str:
     """The numbers of a measurement as one line."""
     numbers = {k: v for k, v in result.items() if isinstance(v, float)}
+    of = result.get("heads") or result.get("seconds")
+    if isinstance(of, Mapping):
+        seconds = {k: v.get("seconds") if isinstance(v, Mapping) else v for k, v in of.items()}
+        numbers |= {k: v for k, v in seconds.items() if v is not None}
     if "losses" in result:
         numbers["seconds a step"] = statistics.median(result["seconds"])
     return ", ".join(f"{key} {value:.3g}" for key, value in numbers.items())
@@ -406,7 +533,7 @@ def step_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _cell(runs: Sequence[Mapping[str, Any]]) -> str:
     failed = [run["failed"] for run in runs if "failed" in run]
     if failed:
-        return "out of memory" if "out of memory" in failed[0] else failed[0].split(":")[0]
+        return "out of memory" if "out of memory" in failed[0] else failed[0].split(":")[0][:60]
     rates = [run["pairs"] / second for run in runs for second in run["seconds"]]
     memory = statistics.median(run["peak_mb"] for run in runs)
     return f"{statistics.median(rates):.1f} ({min(rates):.1f} to {max(rates):.1f}), {memory:,.0f}"
@@ -430,23 +557,74 @@ def mfu_table(rows: Sequence[Mapping[str, Any]], peak: float) -> str:
     return "\n".join(lines)
 
 
+def trial_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What ``layout="auto"`` measured in our runs, and what it chose."""
+    lines = ["Before its first step a run timed both layouts, forward and backward:", ""]
+    for row in rows:
+        trial = row.get("trial")
+        if trial is None:
+            continue
+        each = [
+            f"{name} {'out of memory' if seconds is None else f'{1e3 * seconds:.0f} ms'}"
+            for name, seconds in trial["seconds"].items()
+        ]
+        chose = f"for {trial['pairs']} pairs, and used {row['layout_used']}"
+        lines.append(f"- {row['row']}: {', '.join(each)} {chose}")
+    return "\n".join(lines) if len(lines) > 2 else "No layout was timed."
+
+
+def plan_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The planner's peak over the measured one."""
+    lines = ["| peak, planned and measured, MB | planned | measured | ratio |", "|---|---|---|---|"]
+    for row in rows:
+        name = f"{row['shape']}, {row['layout']}"
+        if "planned_mb" not in row:
+            lines.append(f"| {name} | {_cell([row])} | | |")
+            continue
+        ratio = row["planned_mb"] / row["whole_peak_mb"]
+        missed = "" if abs(ratio - 1) <= 0.15 else " (goal 0.85 to 1.15: **missed**)"
+        numbers = f"{row['planned_mb']:,.0f} | {row['whole_peak_mb']:,.0f}"
+        lines.append(f"| {name} | {numbers} | {ratio:.2f}{missed} |")
+    return "\n".join(lines)
+
+
+def kernel_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Kernels of shared attention side by side."""
+    names = list(dict.fromkeys(name for row in rows for name in row.get("seconds", {})))
+    lines = [f"| heads, width, window | proof | {' | '.join(f'{n}, ms' for n in names)} |"]
+    lines.append("|---" * (len(names) + 2) + "|")
+    for row in rows:
+        call = f"{row['heads']} / {row['kv_heads']}, {row['width']}, {row['window'] or 'none'}"
+        if "failed" in row:
+            lines.append(f"| {call} | {_cell([row])} |{' |' * len(names)}")
+            continue
+        proof = [f"{n}: {why or 'right'}" for n, why in row["differs"].items()]
+        cells = [f"{1e3 * row['seconds'][n]:.2f}" if n in row["seconds"] else "" for n in names]
+        lines.append(f"| {call} | {'; '.join(proof) or 'nothing to prove'} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def head_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Heads side by side."""
     lines = ["| head | rows × width × vocabulary | ms | MB | error |", "|---|---|---|---|---|"]
-    for row in rows:
-        size = f"{row['rows']:,} × {row['width']:,} × {row['vocabulary']:,}"
-        if "failed" in row:
-            lines.append(f"| {row['head']} | {size} | {_cell([row])} | | |")
-        else:
-            numbers = f"{1e3 * row['seconds']:.1f} | {row['peak_mb']:,.0f} | {row['error']:.0e}"
-            lines.append(f"| {row['head']} | {size} | {numbers} |")
+    for of in rows:
+        if "failed" in of:
+            lines.append(f"| all | | {_cell([of])} | | |")
+            continue
+        size = " × ".join(f"{n:,}" for n in of["size"])
+        for name, row in of["heads"].items():
+            if "failed" in row:
+                lines.append(f"| {name} | {size} | {_cell([row])} | | |")
+            else:
+                numbers = f"{1e3 * row['seconds']:.1f} | {row['peak_mb']:,.0f} | {row['error']:.0e}"
+                lines.append(f"| {name} | {size} | {numbers} |")
     return "\n".join(lines)
 
 
 def recovery_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """What became of the budget that was too large."""
     lines = ["A step of 2,048 pairs with a budget of tokens that is too large on purpose:", ""]
-    for layout in LAYOUTS:
+    for layout in dict.fromkeys(row["layout"] for row in rows):
         large, fitting = (row for row in rows if row["layout"] == layout)
         failed = [
             f"{row['budget']:,} tokens: {row['failed']}"
@@ -466,9 +644,9 @@ def recovery_text(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def equality_text(rows: Sequence[Mapping[str, Any]], curve: Sequence[Mapping[str, Any]]) -> str:
+def equality_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """Distances of gradients and of loss curves."""
-    named = {(run["layout"], run["bf16"]): run.get("losses", []) for run in curve}
+    named = {(run["layout"], run["bf16"]): run.get("losses", []) for run in rows[1:]}
     lines = ["Relative distance from padded rows, of gradients from those in float32:", ""]
     lines += [
         f"- gradient, {name}: {value if name == 'failed' else format(value, '.0e')}"
@@ -490,18 +668,24 @@ def _furthest(one: Sequence[float], other: Sequence[float]) -> float:
 def page(results: Mapping[str, Any]) -> str:
     """What is there of the parts, as docs/speed.md shows it."""
     made: dict[str, Callable[[], str]] = {
-        "steps": lambda: step_table(results["steps"]),
-        "mfu": lambda: mfu_table(results["mfu"], results["peak"]),
+        "kernels": lambda: kernel_table(results["kernels"]),
+        "steps": lambda: f"{step_table(results['steps'])}\n\n{trial_text(results['steps'])}",
+        "mfu": lambda: (
+            f"{mfu_table(results['mfu'], results['peak'])}\n\n{plan_table(results['mfu'])}"
+        ),
         "heads": lambda: head_table(results["heads"]),
         "memory": lambda: recovery_text(results["memory"]),
-        "equality": lambda: equality_text(results["equality"], results["curve"]),
+        "equality": lambda: equality_text(results["equality"]),
     }
     device = results["machine"]["gpu"] or "a dry run"
     return "\n\n".join([f"Measured on {device}.", *(f() for k, f in made.items() if k in results)])
 
 
-def run(names: Sequence[str], into: Path | None, *, dry: bool) -> None:
+def run(
+    names: Sequence[str], into: Path | None, *, dry: bool, minutes: float = 0.0, rounds: int = 1
+) -> None:
     """Measure the parts; each is written when it is done, the others stay."""
+    deadline = Deadline(60 * minutes)
     path = None if into is None else into / "gpu.json"
     results = json.loads(path.read_text()) if path is not None and path.exists() else {}
     results["machine"] = step.machine()
@@ -512,7 +696,10 @@ def run(names: Sequence[str], into: Path | None, *, dry: bool) -> None:
         words = growth.tokenizer() if dry else step.tokenizer_for(32000)
         words.save_pretrained(Path(folder) / "tokenizer")
         for name in names:
-            results[name] = part_of(name, Path(folder), dry=dry)
+            if not dry and deadline.left < 1:
+                print(f"{name} is left out: {minutes:g} minutes are over")
+                continue
+            results[name] = part_of(name, Path(folder), deadline, dry=dry, rounds=rounds)
             if path is not None:
                 step.write_results(path, results)
     if set(PARTS) <= set(results):
@@ -524,6 +711,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     parser.add_argument("--into", type=Path, help="folder of the results")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes, CPU, nothing written")
+    parser.add_argument("--minutes", type=float, default=15.0, help="for all of it")
+    parser.add_argument("--rounds", type=int, default=1, help="of every side of ``steps``")
     parser.add_argument("--docs", action="store_true", help="write the tables, measure nothing")
     parser.add_argument("--worker", nargs=3, metavar=("KIND", "WORK", "FOLDER"))
     options = parser.parse_args()
@@ -540,7 +729,13 @@ def main() -> None:
         print("no CUDA device here: nothing measured (python benchmarks/gpu.py --dry-run tries it)")
     else:
         step.need_data()
-        run(options.only, options.into or step.RESULTS, dry=False)
+        run(
+            options.only,
+            options.into or step.RESULTS,
+            dry=False,
+            minutes=options.minutes,
+            rounds=options.rounds,
+        )
 
 
 def write_docs() -> None:

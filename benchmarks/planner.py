@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import step
+import translation
 
 ROOT = Path(__file__).parents[1]
 WITHIN = 0.15
@@ -94,17 +95,76 @@ WORK: dict[str, dict[str, Any]] = {
         "data": "ted",
         "pairs": 16,
     },
+    "t5": {
+        "name": "TED zh-en, T5-shaped 60M, 32 pairs, fp32",
+        "model": translation.T5,
+        "pairs": 32,
+    },
+    "t5-checkpointing": {
+        "name": "the same, activation checkpointing",
+        "model": translation.T5,
+        "pairs": 32,
+        "options": {"gradient_checkpointing": True},
+    },
+    "t5-bf16": {
+        "name": "the same, bf16 autocast",
+        "model": translation.T5,
+        "pairs": 32,
+        "bf16": True,
+    },
+    "t5-lora": {
+        "name": "the same, LoRA of rank 16, fp32",
+        "model": translation.T5,
+        "pairs": 32,
+        "lora": 16,
+    },
+    "t5-long": {
+        "name": "hh-rlhf, the same model, 8 pairs, fp32",
+        "model": translation.T5,
+        "data": "hh",
+    },
+    "nllb": {
+        "name": "TED zh-en, NLLB-shaped 62M, 32 pairs, fp32",
+        "model": translation.NLLB,
+        "pairs": 32,
+    },
+    "nllb-checkpointing": {
+        "name": "the same, activation checkpointing",
+        "model": translation.NLLB,
+        "pairs": 32,
+        "options": {"gradient_checkpointing": True},
+    },
+    "nllb-bf16": {
+        "name": "the same, bf16 autocast",
+        "model": translation.NLLB,
+        "pairs": 32,
+        "bf16": True,
+    },
+    "nllb-lora": {
+        "name": "the same, LoRA of rank 16, fp32",
+        "model": translation.NLLB,
+        "pairs": 32,
+        "lora": 16,
+    },
 }
 """Row -> its work, as ``step.trainer_of`` takes it; "lora" is the rank of an adapter."""
+
+ENCODERS = ("t5", "m2m_100")
+"""Kinds of models whose rows are sources and translations, without a prompt around them."""
 
 
 def trainer_of(row: str, folder: Path) -> Any:
     """A trainer of a row's work, whose every step has the same pairs."""
-    work = {"data": "hh", "pairs": 8, "bf16": False, **WORK[row]}
+    model = WORK[row]["model"]
+    data = "ted" if model["model_type"] in ENCODERS else "hh"
+    work = {"data": data, "pairs": 8, "bf16": False, **WORK[row]}
     options = work.get("options", {})
     count = work["pairs"] * options.get("gradient_accumulation_steps", 1)
     # some are long and some short, as they come
-    work["rows"] = step.rows_of(work["data"], count)
+    if model["model_type"] in ENCODERS and work["data"] == "ted":
+        work["rows"] = translation.rows_of(count)
+    else:
+        work["rows"] = step.rows_of(work["data"], count)
     trainer = step.trainer_of("counterpoint", work, folder)
     if "lora" not in work:
         return trainer
@@ -112,7 +172,8 @@ def trainer_of(row: str, folder: Path) -> Any:
 
     from counterpoint import CPOTrainer
 
-    adapter = LoraConfig(task_type="CAUSAL_LM", r=work["lora"], target_modules="all-linear")
+    task = "SEQ_2_SEQ_LM" if trainer.model.config.is_encoder_decoder else "CAUSAL_LM"
+    adapter = LoraConfig(task_type=task, r=work["lora"], target_modules="all-linear")
     return CPOTrainer(
         model=trainer.model,
         args=trainer.args,
@@ -159,7 +220,13 @@ def measured(trainer: Any) -> int:
     step.held()  # what preparing has freed must not count as training's
     trainer.train()
     peak = step.most_held()
+    return peak - (step.held() - state_of(trainer))
+
+
+def state_of(trainer: Any) -> int:
+    """Bytes that this process holds now of weights, gradients and moments."""
     model = trainer.model
+    trainer.engine.at_rest(model)  # of a model in shards, what this rank has of them
     there = [*model.parameters(), *model.buffers()]
     there += [weight.grad for weight in model.parameters() if weight.grad is not None]
     there += [
@@ -168,7 +235,7 @@ def measured(trainer: Any) -> int:
         for value in state.values()
         if hasattr(value, "nbytes")
     ]
-    return peak - (step.held() - sum(tensor.nbytes for tensor in there))
+    return sum(trainer.engine.own_part(tensor).nbytes for tensor in there)
 
 
 def compare(row: str, folder: Path) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
     python benchmarks/quickstart.py                   all settings, into results/quickstart.json
     python benchmarks/quickstart.py --only "shipped"  only those whose name begins so
-    python benchmarks/quickstart.py --docs            write the table of the page from the results
+    python benchmarks/quickstart.py --both            the shipped setting, decoder against
+                                                      encoder-decoder, into quickstart_both.json
+    python benchmarks/quickstart.py --docs            write the tables of the pages from the results
 
 Seeds 5 to 9: the settings were chosen on seeds 0 to 4. A seed decides the pairs, their order and
-the held-out numbers. Some twenty minutes on one core.
+the held-out numbers. Some twenty minutes on one core; both models on seeds 5 to 7, four.
 
 Not here: the quickstart's own display, and how the base model is made.
 """
@@ -24,21 +26,24 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import step
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from counterpoint import CPOConfig, CPOTrainer
 from counterpoint.console.alone import quiet
-from counterpoint.quickstart.run import HELD_OUT, STEP_PAIRS, STEPS, training_options
+from counterpoint.quickstart.run import HELD_OUT, STEP_PAIRS, STEPS, pair_rows, training_options
 from counterpoint.quickstart.supervised import train_supervised
 from counterpoint.quickstart.table import judge_translations
-from counterpoint.quickstart.task import held_out_numbers, preference_pairs
+from counterpoint.quickstart.task import PERFECT, held_out_numbers, preference_pairs
 from counterpoint.quickstart.translate import load_base, translate
 
 SEEDS = range(5, 10)
+SEEDS_OF_BOTH = range(5, 8)
 RESULTS = Path(__file__).parent / "results" / "quickstart.json"
-PAGE = Path(__file__).parents[1] / "docs" / "quickstart.md"
-BEGIN, END = "<!-- settings: begin -->", "<!-- settings: end -->"
+BOTH = RESULTS.with_name("quickstart_both.json")
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES_OF_BOTH = ("quickstart.md", "translation.md")
 
 SUPERVISED, UNTRAINED = "supervised", "untrained"
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -66,16 +71,19 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def measure(setting: dict[str, Any], seed: int) -> dict[str, float]:
+def measure(setting: dict[str, Any], seed: int, encoder_decoder: bool = False) -> dict[str, float]:
     """Exact match and right numbers on the held-out numbers of a seed, and seconds to train."""
     changes = dict(setting)
     kind, steps = changes.pop("kind", "cpo"), changes.pop("steps", STEPS)
-    rows = [pair.row for pair in preference_pairs(steps * STEP_PAIRS, seed)]
+    rows = pair_rows(preference_pairs(steps * STEP_PAIRS, seed), encoder_decoder)
     numbers = held_out_numbers(HELD_OUT, seed)
     with tempfile.TemporaryDirectory() as folder, quiet(logging.WARNING):
-        model, tokenizer = load_base()
+        model, tokenizer = load_base(encoder_decoder)
         begun = time.perf_counter()
-        options = training_options(Path(folder), seed=seed, steps=steps) | changes
+        made = training_options(
+            Path(folder), seed=seed, steps=steps, encoder_decoder=encoder_decoder
+        )
+        options = made | changes
         if kind == SUPERVISED:
             train_supervised(model, tokenizer, rows, options, TrainerCallback())
         elif kind == "cpo":
@@ -103,25 +111,72 @@ def as_table(settings: dict[str, list[dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
-def write_page() -> None:
-    """Put the table of the results where the page has room for it."""
-    page = PAGE.read_text(encoding="utf-8")
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    table = as_table(json.loads(RESULTS.read_text(encoding="utf-8"))["settings"])
-    PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+def measure_both(seed: int) -> list[dict[str, Any]]:
+    """Either model with what is shipped: a row each, with the share of perfect chosen."""
+    pairs = preference_pairs(STEPS * STEP_PAIRS, seed)
+    perfect = sum(pair.chosen.flaws == PERFECT for pair in pairs) / len(pairs)
+    return [
+        {
+            "model": "encoder-decoder" if encoder_decoder else "decoder",
+            "seed": seed,
+            "chosen": perfect,
+            "base": measure({"kind": UNTRAINED}, seed, encoder_decoder),
+            "supervised": measure({"kind": SUPERVISED}, seed, encoder_decoder),
+            "cpo": measure({}, seed, encoder_decoder),
+        }
+        for encoder_decoder in (False, True)
+    ]
+
+
+def table_of_both(rows: list[dict[str, Any]]) -> str:
+    """Exact matches, a row for each model and seed."""
+    lines = [
+        "| model | seed | perfect among the chosen | base | supervised on the chosen | CPO |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in sorted(rows, key=lambda row: (row["model"], row["seed"])):
+        shares = [row["chosen"], *(row[name]["exact"] for name in ("base", "supervised", "cpo"))]
+        cells = " | ".join(f"{share:.1%}" for share in shares)
+        lines.append(f"| {row['model']} | {row['seed']} | {cells} |")
+    return "\n".join(lines)
+
+
+def write_pages() -> None:
+    """Put the tables of the results where the pages have room for them."""
+    settings = json.loads(RESULTS.read_text(encoding="utf-8"))["settings"]
+    step.put_between(DOCS / "quickstart.md", "settings", as_table(settings))
+    rows = json.loads(BOTH.read_text(encoding="utf-8"))["rows"]
+    for page in PAGES_OF_BOTH:
+        step.put_between(DOCS / page, "quickstart_both", table_of_both(rows))
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured with."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "threads": 1,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("torch", "transformers", "counterpoint")},
+    }
 
 
 def main() -> int:
     """Measure, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", default="", help="settings whose name begins so")
-    parser.add_argument("--docs", action="store_true", help="write the page's table, no more")
+    parser.add_argument("--both", action="store_true", help="decoder against encoder-decoder")
+    parser.add_argument("--docs", action="store_true", help="write the pages' tables, no more")
     arguments = parser.parse_args()
     if arguments.docs:
-        write_page()
+        write_pages()
         return 0
     torch.set_num_threads(1)
+    if arguments.both:
+        rows = [row for seed in SEEDS_OF_BOTH for row in measure_both(seed)]
+        print(table_of_both(rows))
+        content = {"machine": machine(), "seeds": list(SEEDS_OF_BOTH), "rows": rows}
+        BOTH.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        return 0
     found: dict[str, list[dict[str, float]]] = {}
     if arguments.only and RESULTS.exists():
         found = json.loads(RESULTS.read_text(encoding="utf-8"))["settings"]
@@ -129,14 +184,8 @@ def main() -> int:
         if name.startswith(arguments.only):
             found[name] = [measure(setting, seed) for seed in SEEDS]
             print(as_table({name: found[name]}).splitlines()[-1], flush=True)
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "threads": 1,
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("torch", "transformers", "counterpoint")},
-    }
     ordered = {name: found[name] for name in SETTINGS if name in found}
-    content = {"machine": machine, "seeds": list(SEEDS), "settings": ordered}
+    content = {"machine": machine(), "seeds": list(SEEDS), "settings": ordered}
     RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return 0
 

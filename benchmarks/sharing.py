@@ -35,7 +35,8 @@ import step
 import torch
 from torch import Tensor, nn
 
-from counterpoint.data.prepare import prepare, to_pair
+from counterpoint.data.pair_columns import to_pair
+from counterpoint.data.prepare import prepare
 from counterpoint.forward.head import Head, find_head
 from counterpoint.forward.layouts import SHARED
 from counterpoint.forward.pair_forward import pair_forward

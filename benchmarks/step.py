@@ -201,7 +201,7 @@ def trainer_of(side: str, work: dict[str, Any], folder: Path) -> Any:
     """
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     if side == "trl":
@@ -216,10 +216,26 @@ def trainer_of(side: str, work: dict[str, Any], folder: Path) -> Any:
     config = dict(work["model"])
     config = CONFIG_MAPPING[config.pop("model_type")](**config)
     total = work.get("steps", STEPS) + WARM_UP
-    options = {
+    rows = work.get("rows") or rows_of(work["data"], work["pairs"] * total)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = auto.from_config(config, dtype=work.get("dtype") or "float32")
+    return CPOTrainer(
+        model=model,
+        args=CPOConfig(**options_of(work, folder)),
+        processing_class=AutoTokenizer.from_pretrained(folder / "tokenizer"),
+        train_dataset=Dataset.from_list(rows),
+    )
+
+
+def options_of(work: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The options of a work's trainer, on whatever side; see ``trainer_of``."""
+    import torch
+
+    return {
         "output_dir": str(folder / "run"),
         "per_device_train_batch_size": work["pairs"],
-        "max_steps": total,
+        "max_steps": work.get("steps", STEPS) + WARM_UP,
         "train_sampling_strategy": "sequential",
         "gradient_checkpointing": False,
         "bf16": work["bf16"],
@@ -229,16 +245,8 @@ def trainer_of(side: str, work: dict[str, Any], folder: Path) -> Any:
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
+        **work.get("options", {}),
     }
-    rows = work.get("rows") or rows_of(work["data"], work["pairs"] * total)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = AutoModelForCausalLM.from_config(config, dtype=work.get("dtype") or "float32")
-    return CPOTrainer(
-        model=model,
-        args=CPOConfig(**{**options, **work.get("options", {})}),
-        processing_class=AutoTokenizer.from_pretrained(folder / "tokenizer"),
-        train_dataset=Dataset.from_list(rows),
-    )
 
 
 def train(trainer: Any) -> dict[str, Any]:
@@ -264,6 +272,7 @@ def train(trainer: Any) -> dict[str, Any]:
     return {
         "seconds": [end - begin for begin, end in pairwise(ends[WARM_UP - 1 :])],
         "peak_mb": max(0, peak - held() - missing) / 2**20,
+        "whole_peak_mb": peak / 2**20,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
     }
 
@@ -283,7 +292,7 @@ def most_held() -> int:
     """Bytes: the mark. Of the process on a CPU (Linux only), of the tensors on CUDA."""
     import torch
 
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM")
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else status_bytes("VmHWM")
 
 
 def held() -> int:
@@ -295,16 +304,20 @@ def held() -> int:
         return torch.cuda.memory_allocated()
     # freed blocks stay with the process otherwise; glibc only
     getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
-    return _status("VmRSS")
+    return status_bytes("VmRSS")
 
 
-def _status(name: str) -> int:
+def status_bytes(name: str) -> int:
+    """Bytes that Linux says of this process under a name of its status, as VmRSS."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def in_own_process(
-    script: str, *arguments: str, env: Mapping[str, str] | None = None
+    script: str,
+    *arguments: str,
+    env: Mapping[str, str] | None = None,
+    seconds: float | None = None,
 ) -> dict[str, Any]:
     """One measurement of a script's ``--worker``, undisturbed by what ran before.
 
@@ -312,6 +325,7 @@ def in_own_process(
         script: its file.
         arguments: those after ``--worker``.
         env: variables to set for it.
+        seconds: after which it is ended, and ``subprocess.TimeoutExpired`` raised; None: never.
     """
     done = subprocess.run(
         [sys.executable, "-W", "ignore", script, "--worker", *arguments],
@@ -319,6 +333,7 @@ def in_own_process(
         capture_output=True,
         text=True,
         check=False,
+        timeout=seconds,
     )
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
@@ -349,22 +364,42 @@ def machine() -> dict[str, Any]:
     }
 
 
-def compare(row: str, rounds: int, folder: Path) -> dict[str, Any]:
-    """Both sides in turns; medians over all steps, minimum and maximum beside."""
-    sides: dict[str, list[dict[str, Any]]] = {"trl": [], "counterpoint": []}
-    rounds = min(rounds, WORK[row].get("rounds", rounds))
+def in_turns(
+    script: str, sides: Iterable[str], row: str, pairs: int, rounds: int, folder: Path
+) -> dict[str, dict[str, float]]:
+    """Sides in turns, a process each; medians over all steps, minimum and maximum beside.
+
+    Args:
+        script: whose ``--worker`` is given a side, the row and the folder.
+        sides: their names.
+        row: what each of them does.
+        pairs: of a step.
+        rounds: turns of each side.
+        folder: that all of them share.
+    """
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for _ in range(rounds):
-        for side, results in sides.items():
-            results.append(in_own_process(__file__, side, row, str(folder)))
-    result: dict[str, Any] = {"row": row, "pairs": WORK[row]["pairs"], "rounds": rounds}
-    for side, results in sides.items():
-        rate = [WORK[row]["pairs"] / s for r in results for s in r["seconds"]]
-        result[side] = {
-            "pairs_per_second": statistics.median(rate),
-            "min": min(rate),
-            "max": max(rate),
-            "peak_mb": statistics.median(r["peak_mb"] for r in results),
+        for side, results in found.items():
+            results.append(in_own_process(script, side, row, str(folder)))
+    rates = {
+        side: [pairs / s for r in results for s in r["seconds"]] for side, results in found.items()
+    }
+    return {
+        side: {
+            "pairs_per_second": statistics.median(rates[side]),
+            "min": min(rates[side]),
+            "max": max(rates[side]),
+            "peak_mb": statistics.median(one["peak_mb"] for one in results),
         }
+        for side, results in found.items()
+    }
+
+
+def compare(row: str, rounds: int, folder: Path) -> dict[str, Any]:
+    """Both sides of a row."""
+    pairs, rounds = WORK[row]["pairs"], min(rounds, WORK[row].get("rounds", rounds))
+    sides = in_turns(__file__, ("trl", "counterpoint"), row, pairs, rounds, folder)
+    result: dict[str, Any] = {"row": row, "pairs": pairs, "rounds": rounds, **sides}
     ours, theirs = result["counterpoint"], result["trl"]
     result["speed_ratio"] = ours["pairs_per_second"] / theirs["pairs_per_second"]
     result["memory_ratio"] = ours["peak_mb"] / theirs["peak_mb"]
@@ -387,11 +422,17 @@ def write_results(path: Path, content: dict[str, Any]) -> None:
 
 
 def put_between(page: Path, name: str, text: str) -> None:
-    """Replace what stands between ``<!-- name: begin -->`` and ``<!-- name: end -->``."""
+    """Replace what stands between ``<!-- name: begin -->`` and ``<!-- name: end -->``.
+
+    In the page's Chinese twin, too, where it has such a place.
+    """
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, rest = page.read_text(encoding="utf-8").split(begin)
-    after = rest.split(end)[1]
-    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+    twin = page.with_name(f"{page.stem}.zh-CN.md")
+    for one in (page, twin):
+        if one is page or (one.is_file() and begin in one.read_text(encoding="utf-8")):
+            before, rest = one.read_text(encoding="utf-8").split(begin)
+            after = rest.split(end)[1]
+            one.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def against(value: float, goal: float | None, *, unit: str = "", at_most: bool = False) -> str:

@@ -91,6 +91,32 @@ PRESET_HEAD = (
 )
 
 
+WITHOUT_PRESET = (
+    ("Paper", "Models", "Why it is no preset"),
+    (
+        "CRPO, arXiv:2501.13927",
+        "NLLB, beside decoders",
+        "it chooses pairs; its values for NLLB stand in no text that we could read",
+    ),
+    (
+        "DQO, arXiv:2409.17673",
+        "translation models of its authors",
+        "a variant of DPO, which compares with a reference model",
+    ),
+    (
+        "SLiC-HF, arXiv:2305.10425",
+        "T5",
+        "the hinge, but with the likelihood of a third text, the reference summary",
+    ),
+    (
+        "SLiC, arXiv:2210.00045",
+        "PEGASUS",
+        "ranks the model's own texts by their likeness to a reference",
+    ),
+)
+"""Papers that train encoder-decoders on preferences, and why no preset is of theirs."""
+
+
 def presets_page() -> str:
     """docs/presets.md."""
     parts = [
@@ -104,6 +130,14 @@ def presets_page() -> str:
         "result: what counts is per_device_train_batch_size x gradient_accumulation_steps x "
         "ranks.\n",
         _table([PRESET_HEAD, *map(_preset, PRESETS)]),
+        "\n## Encoder-decoders\n",
+        "No preset is of an encoder-decoder such as T5, NLLB or mBART. A preset is what a paper "
+        "states in full: a loss of [objectives.md](objectives.md) with its values, for a model "
+        "that trains here. These papers train such models on preferences, and were looked at in "
+        "November 2026:\n",
+        _table(WITHOUT_PRESET),
+        "\nCPO (arXiv:2401.08417) and DPO with MBR decoding (arXiv:2311.08380) are made for "
+        "translation too, but train decoders.",
     ]
     return "\n".join(parts)
 

@@ -58,6 +58,15 @@ def _no_phase_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("counterpoint.console.phases._teller.bars", True)
 
 
+@pytest.fixture(autouse=True)
+def _no_disk_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed process loses nothing that it wrote; only a power cut would, and none is tested.
+
+    Tests of what is flushed, and in which order, put their own in its place.
+    """
+    monkeypatch.setattr("os.fsync", lambda handle: None)
+
+
 _caches = count()
 
 

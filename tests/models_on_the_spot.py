@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 SMALL: dict[str, Any] = {
@@ -164,6 +164,28 @@ APART: dict[str, dict[str, Any]] = {
 }
 """Architectures that keep their prompts apart, each for a reason of its own."""
 
+_SIDES: dict[str, Any] = {
+    "d_model": 32,
+    **{
+        f"{side}_{what}": size
+        for side in ("encoder", "decoder")
+        for what, size in (("layers", 2), ("ffn_dim", 48), ("attention_heads", 4))
+    },
+    "encoder_layerdrop": 0.0,
+    "decoder_layerdrop": 0.0,
+    "decoder_start_token_id": 2,
+}
+ENCODED: dict[str, dict[str, Any]] = {
+    "nllb": {"model_type": "m2m_100", **_SIDES},
+    "mbart": {"model_type": "mbart", **_SIDES},
+    "t5": {
+        "model_type": "t5",
+        **{"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
+        "decoder_start_token_id": 0,
+    },
+}
+"""Encoder-decoders; the last id of a prepared prompt is what their decoder begins with."""
+
 NEED_EAGER = {"gemma2", "gpt_oss", "bloom", "mpt", "mamba"}
 
 MakeModel = Callable[..., PreTrainedModel]
@@ -171,13 +193,14 @@ MakeModel = Callable[..., PreTrainedModel]
 
 def make_model(kind: str = "qwen2", *, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A fresh model; weights are spread wider than usual so that losses are not all alike."""
-    options = {**SMALL, **{**KINDS, **APART}[kind], **changes}
+    options = {**SMALL, **{**KINDS, **APART, **ENCODED}[kind], **changes}
     model_type = options.pop("model_type")
     config = CONFIG_MAPPING[model_type](**options)
     torch.manual_seed(seed)
     # eager attention takes its softmax in fp32; only what sdpa cannot do needs it
     attention = "eager" if kind in NEED_EAGER else "sdpa"
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    auto = AutoModelForSeq2SeqLM if kind in ENCODED else AutoModelForCausalLM
+    model = auto.from_config(config, attn_implementation=attention)
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")  # the grouped kernel has no fp64
     with torch.no_grad():

@@ -69,8 +69,13 @@ class GradientCamera(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         model = getattr(kwargs["model"], "module", kwargs["model"])
         self.pictures.append(
-            {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+            {n: whole(p.grad) for n, p in model.named_parameters() if p.grad is not None}
         )
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A copy of all of a tensor, of which ranks may have parts; every rank must call it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()
 
 
 def train_watched(

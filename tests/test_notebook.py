@@ -79,11 +79,12 @@ def difference(text: str) -> Difference:
 
 
 def plan(text: str) -> Plan:
-    one = Estimate(4, 512, GIB, 2 * GIB, 0, 0, GIB, GIB // 2, 0, 0, 5 * GIB, False)
+    one = Estimate(4, 512, GIB, 2 * GIB, 0, 0, GIB, GIB // 2, 0, 0, 0, 0, 5 * GIB, False)
     return Plan(
         parameters=1000,
         trained=10,
         layout="shared",
+        share=1.0,
         reason=text,
         precision=text,
         checkpointing=False,

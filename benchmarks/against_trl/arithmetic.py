@@ -312,3 +312,27 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def encoder_decoder() -> Finding:
+    """A step of an encoder-decoder over its splits, and what its targets are made of."""
+    numbers: dict[str, Any] = {}
+    for kind in ("t5", "nllb"):
+        for side in SIDES:
+            found = _splits(side, make_model(kind), pairs(8), max_completion_length=128)
+            numbers[f"{side.name}, {kind}"] = found
+    theirs = [
+        v for name, found in numbers.items() if name.startswith("TRL") for v in found.values()
+    ]
+    ours = [
+        v for name, found in numbers.items() if name.startswith("Count") for v in found.values()
+    ]
+    return Finding(
+        "trains an encoder-decoder (shapes of T5 and NLLB) on the same 8 pairs as 8x1, 4x2, 2x4 "
+        "or 1x8",
+        f"the gradient changes by up to {percent([max(theirs)])}; completions are encoded as "
+        "sources, and the language token of a target carries loss; no such model loads by name",
+        f"at most {max(ours):.1e} (fp32); completions are targets, what the decoder begins with "
+        "carries no loss (translation.md)",
+        numbers,
+    )

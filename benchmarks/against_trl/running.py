@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import T5Config, T5ForConditionalGeneration
 
 from against_trl.setting import (
     OURS,
@@ -171,29 +170,3 @@ def bfloat16_weights() -> Finding:
 def _layers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Copies of the layers' weights; an embedding row moves only if its token occurs."""
     return {n: p.detach().clone() for n, p in model.named_parameters() if ".layers." in n}
-
-
-def encoder_decoder() -> Finding:
-    """An encoder-decoder model: the one place where TRL does more."""
-    config = T5Config(
-        vocab_size=640,
-        d_model=32,
-        d_ff=32,
-        num_layers=1,
-        num_heads=2,
-        d_kv=16,
-        decoder_start_token_id=0,
-        pad_token_id=0,
-    )
-    errors = {
-        side.name: attempt(
-            lambda s=side: trainer(s, T5ForConditionalGeneration(config), pairs(4)).train()
-        )[1]
-        for side in SIDES
-    }
-    return Finding(
-        "trains an encoder-decoder model (T5)",
-        errors["TRL"] or "trains it, given as an object",
-        f"**refused**: {errors['Counterpoint'].split(': ', 1)[-1]}",
-        errors,
-    )

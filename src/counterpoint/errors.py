@@ -52,7 +52,14 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP222": "a row that this machine could not prepare, through no fault of the row",
         "CP223": "a cell of a CSV file that is unlike the rest of its column",
         "CP224": "an array that numpy wrote into a CSV file as text",
+        "CP225": "a stream with fewer shards than it is to be read in lanes",
         "CP226": "a chat template that leaves out part of a completion",
+        "CP227": "a language that nobody gave, or that the tokenizer does not have",
+        "CP228": "pictures and their marks that do not agree, or a picture in a completion",
+        "CP229": "a picture that lies where none may be read",
+        "CP230": "a picture that cannot be read",
+        "CP231": "a picture that is too large",
+        "CP232": "a picture that has changed since its row was prepared",
         # 3: model and tokenizer
         "CP301": "a model or tokenizer that cannot be loaded",
         "CP302": "a tokenizer without an end-of-sequence token",
@@ -69,6 +76,10 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP313": "experts whose choice cannot be counted",
         "CP314": "an adapter that activation checkpointing leaves out",
         "CP315": "a configuration that asks for more than any model has, or than its files hold",
+        "CP316": "quantised weights without an adapter that trains on them",
+        "CP317": "an encoder-decoder of which it is not known what its decoder begins with",
+        "CP319": "quantised weights on which a step would not be a function of its pairs",
+        "CP331": "a processor that makes more or less of pictures than the model or the data have",
         # 4: while training
         "CP401": "a loss or gradient that is not finite",
         "CP402": "a run that was stopped by an alarm",
@@ -95,6 +106,11 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP519": "an adapter whose base model has changed since it was trained",
         "CP520": "a folder in which another run began while this one was loading",
         "CP521": "a checkpoint's folder with files that its manifest does not list",
+        "CP522": "memory that ran out, and not in a micro-batch",
+        "CP523": "an adapter that is not saved as it lies in the model, in a run in shards",
+        "CP524": "a checkpoint whose shards do not make up its tensors",
+        "CP525": "a folder that ranks do not share, so that no rank sees the whole checkpoint",
+        "CP526": "what ranks had of their own, which another number of them cannot take over",
     }
 )
 

@@ -24,7 +24,7 @@ NAME = "counterpoint"
 
 COMMANDS = (
     *("train", "doctor", "plan", "smoke", "evaluate", "tokens", "init", "pairs", "diff"),
-    *("replay", "report", "compare", "watch", "quickstart", "completion"),
+    *("replay", "report", "compare", "watch", "quickstart", "completion", "consolidate"),
 )
 """Every subcommand."""
 
@@ -32,8 +32,12 @@ EXTRAS: Mapping[str, str] = MappingProxyType(
     {
         "peft": "peft>=0.18",
         "report": "bokeh>=3.9",
+        "quantized": "bitsandbytes>=0.50",
+        "ray": "ray[train]>=2.60",
         "torchao": "torchao>=0.18",
         "evaluate": "sacrebleu>=2.4",
+        "translation": "sentencepiece>=0.2 py3langid>=0.4",
+        "vision": "pillow>=11.3",
     }
 )
 """What each extra of ``pyproject.toml`` installs."""

@@ -9,7 +9,7 @@ Not here: which metrics a trainer logs when (``trainer``), the loss itself (``lo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -91,6 +91,20 @@ class MetricSums:
     def load_state_dict(self, state: Mapping[str, Tensor], device: torch.device) -> None:
         """Resume with the sums of a checkpoint."""
         self._applied, self._pending = {n: t.to(device) for n, t in state.items()}, {}
+
+    @staticmethod
+    def merged(states: Sequence[Mapping[str, Tensor]]) -> tuple[dict[str, Tensor], ...]:
+        """The states of several ranks as that of one, and that of the others: the same, empty.
+
+        Args:
+            states: of ``state_dict``.
+        """
+        every = [(name, entry) for state in states for name, entry in state.items()]
+        empty = {name: torch.zeros_like(entry) for name, entry in every}
+        total = {name: entry.clone() for name, entry in empty.items()}
+        for name, entry in every:
+            total[name] += entry
+        return total, empty
 
     def read(
         self, own: Mapping[str, int] | None = None, device: torch.device | str = "cpu"

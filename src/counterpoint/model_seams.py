@@ -13,6 +13,15 @@ SOURCE_KEY = "_name_or_path"
 """The key of a model's configuration that says what it was loaded from."""
 
 
+def class_of(model: Any) -> Any:
+    """The class of a model as its file has it: one in shards is of a class of its own, made of two.
+
+    Args:
+        model: any.
+    """
+    return next(k for k in type(model).__mro__ if not k.__name__.startswith("FSDP"))
+
+
 def loaded_from(model: Any) -> str:
     """The hub id or folder that a model was loaded from; "" for one made in memory, or none.
 
@@ -40,6 +49,76 @@ def can_exchange_attention(model: Any) -> bool:
     """
     asked = getattr(model, "_can_set_attn_implementation", None)
     return asked is not None and bool(asked())
+
+
+def left_out_of_files(model: Any) -> tuple[str, ...]:
+    """Names of the weights that a model's ``save_pretrained`` does not write.
+
+    Args:
+        model: of transformers.
+    """
+    return tuple(getattr(model, "_keys_to_ignore_on_save", None) or ())
+
+
+def never_quantized(model: Any) -> frozenset[str]:
+    """Parts of the names of layers that a model's own code computes in float32: T5's ``wo``.
+
+    transformers quantises no such layer, whoever asks for it.
+
+    Args:
+        model: of transformers, plain or adapted.
+    """
+    return frozenset(getattr(model, "_keep_in_fp32_modules", None) or ())
+
+
+@contextmanager
+def quantized_may_pass(model: Any, *, trains: bool) -> Iterator[None]:
+    """Within it a ``Trainer`` takes quantised weights without an adapter, which do not train.
+
+    Args:
+        model: with or without an adapter; None for one that is made later.
+        trains: it will, so that transformers shall look for an adapter.
+    """
+    mark = "_hf_peft_config_loaded"
+    before = getattr(model, mark, None)
+    if trains or before is None:
+        yield
+        return
+    setattr(model, mark, True)
+    try:
+        yield
+    finally:
+        setattr(model, mark, before)
+
+
+def reduced_by_its_engine(parameter: Any) -> None:
+    """Keep transformers from averaging the gradient of a weight that is whole on every rank.
+
+    Args:
+        parameter: of a model that was loaded in shards, put on it later.
+    """
+    parameter._replicated_grad_hook_registered = True
+
+
+@contextmanager
+def said_to_save_models_only(args: Any, model: Any) -> Iterator[None]:
+    """Within it transformers makes a trainer of a model that was loaded in shards.
+
+    It refuses one whose optimizer is to be saved, which it cannot do itself.
+
+    Args:
+        args: the run's options.
+        model: any, or None.
+    """
+    hides = getattr(model, "is_distributed_loading_by_transformers", False)
+    kept = args.save_only_model if hides else None
+    if hides:
+        args.save_only_model = True
+    try:
+        yield
+    finally:
+        if hides:
+            args.save_only_model = kept
 
 
 @contextmanager

@@ -29,7 +29,10 @@ OLD = "CW127"
 
 _TRUNCATION = "max_length limits prompt + completion and truncation says what to cut"
 _NO_REFERENCE = "CPO and its relatives use no reference model; leave it out"
-_QUANTISED = "quantised base models are not supported yet; leave it out"
+_QUANTISED = (
+    "load_in_4bit is nf4 with double quantization, and computes in the precision of the run; leave "
+    "it out"
+)
 
 OLD_NAMES: Mapping[str, str] = MappingProxyType(
     {
@@ -71,11 +74,12 @@ OLD_NAMES: Mapping[str, str] = MappingProxyType(
         "adapter": "give lora_r and its relatives",
         "lora_target": "write lora_target_modules",
         "lora_rank": "write lora_r",
-        "lora_task_type": "it is always CAUSAL_LM; leave it out",
-        "load_in_8bit": _QUANTISED,
-        "load_in_4bit": _QUANTISED,
+        "lora_task_type": "it follows from the model; leave it out",
         "bnb_4bit_quant_type": _QUANTISED,
         "use_bnb_nested_quant": _QUANTISED,
+        "bnb_4bit_use_double_quant": _QUANTISED,
+        "bnb_4bit_compute_dtype": _QUANTISED,
+        "bnb_4bit_quant_storage": _QUANTISED,
         # shorter names, and those of other tools
         "train_batch_size": "write per_device_train_batch_size",
         "batch_size": "write per_device_train_batch_size",
@@ -91,6 +95,18 @@ OLD_NAMES: Mapping[str, str] = MappingProxyType(
         "cutoff_len": "write max_length",
         "max_seq_length": "write max_length",
         "max_grad_value": "write max_grad_norm",
+        # scripts that train translators
+        "max_source_length": "write max_length; of an encoder-decoder it limits sources",
+        "src_lang": "write source_lang",
+        "tgt_lang": "write target_lang",
+        "predict_with_generate": "write generate_during_eval",
+        "generation_max_length": "write eval_sample_tokens",
+        "val_max_target_length": "max_completion_length limits completions wherever they are read",
+        "forced_bos_token": "write target_lang; what the decoder begins with follows from it",
+        "source_prefix": "put it into the sources, as counterpoint pairs --prompt_template does",
+        "num_beams": "write generation_num_beams",
+        "ignore_pad_token_for_loss": "padding never reaches the loss; leave it out",
+        "pad_to_max_length": "rows are never longer than they must be; leave it out",
         "overwrite": "write overwrite_output_dir",
     }
 )
@@ -225,14 +241,15 @@ TAKEN: Mapping[str, Taken] = MappingProxyType(
         "past_index": _gone("no preference model carries a past", int, (-1, None)),
         "ray_scope": _gone("it said how Ray picks a trial's best", str, ("last", None)),
         "mp_parameters": _gone("SageMaker's model parallelism is gone", str, ("", None)),
-        "fsdp_min_num_params": _gone("sharded engines are not supported yet", int, (0, None)),
+        "fsdp_min_num_params": _gone("it belonged to version 1 of FSDP", int, (0, None)),
         "fsdp_transformer_layer_cls_to_wrap": _gone(
-            "sharded engines are not supported yet", str, (None, "")
+            "write fsdp_config: {transformer_layer_cls_to_wrap: ...}", str, (None, "")
         ),
         "sharded_ddp": _gone("it is gone since transformers 4.34", str, ("", False, None)),
         "xpu_backend": _gone("write ddp_backend", str, (None,)),
         "dispatch_batches": _gone(
-            "pairs are dealt to ranks here, so that a step is the same set", bool | None
+            "each rank reads for itself here; stream_shards lets it read a share of a stream",
+            bool | None,
         ),
         "split_batches": _gone(
             "pairs are dealt to ranks here, so that a step is the same set", bool | None

@@ -5,9 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from counterpoint.picture import Picture
+
 Message = dict[str, Any]
 Text = str | list[Message]
 """A string, or a conversation as a list of ``{"role", "content"}`` messages."""
+
+PARTS = ("prompt", "chosen", "rejected")
+"""What every account of a data set has a number for."""
+
+INVALID_ROWS = ("raise", "drop")
+"""What may be done with a row that cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +34,11 @@ class PreferenceRow:
         margin: what chosen must win by, in nats of scaled reward, on top of the loss's own.
         absent: columns that its set has and in which this row has nothing, so that something
             was taken in their place: weight 1, margin 0, as prompt what the sides share.
+        source_lang: what the row says of its prompt's language; a code, for models that are told
+            it. None: nothing.
+        target_lang: the same of its completions.
+        pictures: of the prompt. Each has its place there: the n-th part ``{"type": "image"}`` of
+            its turns is the n-th picture. A prompt with pictures is always messages.
     """
 
     prompt: Text
@@ -37,3 +50,6 @@ class PreferenceRow:
     weight: float = 1.0
     margin: float = 0.0
     absent: tuple[str, ...] = ()
+    source_lang: Any = None
+    target_lang: Any = None
+    pictures: tuple[Picture, ...] = ()

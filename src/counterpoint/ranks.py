@@ -12,11 +12,13 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -55,6 +57,14 @@ def add_up(mine: Tensor) -> Tensor:
     return _reduced(mine, dist.ReduceOp.SUM)
 
 
+def from_the_first(mine: Tensor) -> Tensor:
+    """What rank 0 has, written into the tensor itself."""
+    if not alone():
+        with _met(mine) as there:
+            dist.broadcast(there, src=0)
+    return mine
+
+
 def least(mine: Tensor) -> Tensor:
     """The least of all ranks, entry by entry, written into the tensor itself."""
     return _reduced(mine, dist.ReduceOp.MIN)
@@ -77,6 +87,23 @@ def gathered(mine: Result) -> list[Result]:
 def everywhere(mine: list[Result]) -> list[Result]:
     """The entries of all ranks in one list, in the order of ranks."""
     return [entry for part in gathered(mine) for entry in part]
+
+
+def exchanged(parts: list[Tensor]) -> list[Tensor]:
+    """Give each rank one part, and get what each has for this one, in the order of ranks.
+
+    Args:
+        parts: one for each rank, alike but for their first axis, on the device of the run.
+    """
+    if alone():
+        return parts
+    sent = torch.tensor([len(part) for part in parts], device=parts[0].device)
+    coming = torch.empty_like(sent)
+    dist.all_to_all_single(coming, sent)
+    sizes: list[int] = coming.tolist()
+    found = parts[0].new_empty((sum(sizes), *parts[0].shape[1:]))
+    dist.all_to_all_single(found, torch.cat(parts), sizes, sent.tolist())
+    return list(torch.split(found, sizes))
 
 
 def first_does(work: Callable[[], Result]) -> Result:
@@ -112,6 +139,20 @@ def each_does(work: Callable[[], Result]) -> Result:
     return result
 
 
+def each_gives(work: Callable[[], Result]) -> list[Result]:
+    """Let every rank do something; every rank gets what all of them return, in their order.
+
+    Where one fails, all of them raise the first one's error.
+
+    Args:
+        work: must meet no other rank; its result travels.
+    """
+    if alone():
+        return [work()]
+    outcomes = gathered(_attempt(work))
+    return [_settled(outcome, number) for number, outcome in enumerate(outcomes)]
+
+
 def raised_between_ranks(error: BaseException) -> bool:
     """Whether an exchange between ranks raised an error: not this package, and not the model."""
     text = str(error).lower()
@@ -144,8 +185,27 @@ def _in_a_group() -> bool:
 
 def _reduced(mine: Tensor, how: Any) -> Tensor:
     if not alone():
-        dist.all_reduce(mine, op=how)
+        with _met(mine) as there:
+            dist.all_reduce(there, op=how)
     return mine
+
+
+@contextmanager
+def _met(mine: Tensor) -> Iterator[Tensor]:
+    """A tensor where it can be exchanged, for which it is written into in the end.
+
+    What waits in the host's memory (``optimizer_offload``) is nothing that NCCL knows.
+    """
+    if mine.device.type != "cpu" or "cpu:" in dist.get_backend_config():
+        yield mine
+        return
+    there = mine.to(_accelerator(), copy=True)
+    yield there
+    mine.copy_(there)
+
+
+def _accelerator() -> torch.device:
+    return torch.device(torch.accelerator.current_device_index())
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from counterpoint.picture import Picture, SeenPicture
+
 FILLER_ROW = -1
 """The row id of a pair that only keeps a rank busy: weight 0, counted nowhere."""
 
@@ -36,13 +38,17 @@ class TokenPair:
     No completion is empty, and ``prompt + completion`` never exceeds the run's ``max_length``.
 
     Args:
-        prompt: ids before the boundary, the one BOS included where the tokenizer has one.
+        prompt: ids before the boundary, the one BOS included where the tokenizer has one; of an
+            encoder-decoder, the source.
         chosen: ids after the boundary, ending with EOS unless they were cut.
         rejected: the same for the other completion.
         row: the row's number in its data set, or ``FILLER_ROW``.
         weight: factor of this pair in the loss, at least 0.
         margin: what chosen must win by, in nats of scaled reward, on top of the loss's own.
         of: the constraint whose set it is of; "": the run's own sets.
+        start: ids with which a decoder that has an encoder beside it begins either completion; they
+            are given, so that they carry no loss. Empty for a decoder alone.
+        pictures: of the prompt, in the order of their places; seen: as the tower takes them.
     """
 
     prompt: Sequence[int]
@@ -52,6 +58,9 @@ class TokenPair:
     weight: float = 1.0
     margin: float = 0.0
     of: str = ""
+    start: Sequence[int] = ()
+    pictures: tuple[Picture, ...] = ()
+    seen: Sequence[SeenPicture] = ()
 
     @property
     def longest_row(self) -> int:

@@ -220,6 +220,16 @@ FACTS = record(
     environment=mapping_of(anything),
     versions=mapping_of(anything),
     step_pairs=optional(whole),
+    segments=optional(
+        list_of(
+            record(
+                step=whole,
+                ranks=whole,
+                per_device_train_batch_size=whole,
+                gradient_accumulation_steps=whole,
+            )
+        )
+    ),
     steps=optional(whole),
 )
 """Of ``run.json``."""

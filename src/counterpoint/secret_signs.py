@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
@@ -183,9 +184,20 @@ def hidden_in(value: str, *, named_one: bool = False) -> Iterator[str]:
 
 def addresses_masked(text: str) -> str:
     """A text without keys that are known by their form, and without the secrets of addresses."""
+    # log lines repeat the names of their metrics and tensors
+    return _known(text) if len(text) <= _SHORT else _masked(text)
+
+
+_SHORT = 100
+
+
+def _masked(text: str) -> str:
     text = _KEYS.sub(MASK, text)
     text = _ADDRESS.sub(lambda found: found[1] + _without_user(found[1], found[2]), text)
     return _HEADER.sub(rf"\1{MASK}", _without_credentials(text))
+
+
+_known = lru_cache(maxsize=4096)(_masked)
 
 
 def _words(name: str) -> list[str]:

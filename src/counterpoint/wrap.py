@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO
 
 _WIDE = ("W", "F")
@@ -76,6 +77,68 @@ def wrap(text: str, width: int, first: str = "", rest: str = "") -> Iterator[str
         prefix = rest
 
 
+def help_width(width: int | None) -> int:
+    """Columns to wrap help at; None takes the terminal's, at most 110."""
+    return max(40, width or min(shutil.get_terminal_size().columns, 110))
+
+
+def refold(text: str, width: int) -> str:
+    """A help text that was written for a wide terminal, folded to a narrow one.
+
+    A paragraph is filled anew. What stands in two columns is folded within the second one. An
+    example stays a command that a shell takes.
+
+    Args:
+        text: of a ``--help``; unchanged where every line of it fits.
+        width: columns of a line.
+    """
+    if all(columns(line) <= width for line in text.splitlines()):
+        return text
+    entries: list[str] = []
+    for line in text.splitlines():
+        if entries and _goes_on(entries[-1], line):
+            entries[-1] = f"{entries[-1].removesuffix(_BROKEN)} {line.strip()}"
+        else:
+            entries.append(line)
+    return "\n".join(folded for line in entries for folded in _fold(line, width)) + "\n"
+
+
+_BROKEN = " \\"  # how a command ends a line that is not its last
+_PROGRAMS = ("counterpoint ", "torchrun ")
+_WORD = r"""(?:'[^']*'|"[^"]*"|[^\s'"])+"""
+_ARGUMENT = re.compile(rf"--\S+(?: (?!-){_WORD})?|{_WORD}")
+_FIRST_COLUMN = re.compile(r" *(usage: |\S.*?\s{2,})(?=\S)")
+
+
+def _goes_on(before: str, line: str) -> bool:
+    """Whether a line belongs to the entry that the line before it is of."""
+    if before.endswith(_BROKEN):
+        return True
+    if not line.strip() or not before.strip() or before.endswith(":"):
+        return False
+    return _start(line) == _second_column(before) and not line.lstrip().startswith(_PROGRAMS)
+
+
+def _start(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _second_column(line: str) -> int:
+    first = _FIRST_COLUMN.match(line)
+    return first.end() if first else _start(line)
+
+
+def _fold(line: str, width: int) -> Iterator[str]:
+    start, second = _start(line), _second_column(line)
+    shallow = 0 < start <= 4
+    if shallow and line.lstrip().startswith(_PROGRAMS) and " [" not in line:
+        yield from _command_lines(_ARGUMENT.findall(line), width)
+        return
+    hanging = second if second > start else start + 4 * shallow
+    first, rest = (" " * min(column, width // 4) for column in (start, hanging))
+    yield from wrap(line.lstrip(), width, first, rest)
+
+
 def wrapped_command(words: Sequence[str], width: int) -> Iterator[str]:
     """A command in lines that a shell takes for one, two columns in.
 
@@ -83,8 +146,12 @@ def wrapped_command(words: Sequence[str], width: int) -> Iterator[str]:
         words: of the command, not quoted.
         width: columns of a line; a word wider than that has a line of its own.
     """
+    yield from _command_lines(_parts(words), width)
+
+
+def _command_lines(parts: Iterable[str], width: int) -> Iterator[str]:
     line = " "
-    for part in _parts(words):
+    for part in parts:
         if line.strip() and columns(line) + columns(part) + 3 > width:
             yield f"{line} \\"
             line = "   "

@@ -11,16 +11,22 @@ from typing import Any
 import alarms
 import checkpoint
 import compiling
+import data_at_size
 import gpu
 import growth
 import monitor
+import plan_sharded
 import planner
 import preparing
 import pytest
+import quickstart
 import report
 import roofline
+import scaling_table
+import sharding
 import sharing
 import step
+import translation
 
 ROOT = Path(__file__).parents[2]
 SPEED = "docs/speed.md"
@@ -34,10 +40,21 @@ SHOWN: dict[tuple[str, str], Callable[[Any], str]] = {
     (SPEED, "preparing"): preparing.table,
     (SPEED, "compiling"): compiling.table,
     (SPEED, "gpu"): gpu.page,
+    ("docs/data.md", "data_at_size"): data_at_size.table,
     ("docs/alarms.md", "alarms"): alarms.table,
     ("docs/report.md", "report"): report.table,
     ("docs/reliability.md", "checkpoint"): checkpoint.table,
     ("docs/planning.md", "planner"): lambda results: planner.table(results["rows"]),
+    ("docs/planning.md", "plan_sharded"): lambda results: plan_sharded.table(results["rows"]),
+    ("docs/scaling.md", "scaling"): lambda results: scaling_table.table(results["rows"]),
+    ("docs/scaling.md", "sharding"): lambda results: sharding.table(results["rows"]),
+    ("docs/translation.md", "translation"): lambda results: translation.table(results["rows"]),
+    **{
+        (f"docs/{page}", "quickstart_both"): lambda results: quickstart.table_of_both(
+            results["rows"]
+        )
+        for page in quickstart.PAGES_OF_BOTH
+    },
     ("docs/monitor.md", "monitor"): lambda results: monitor.table(results["rows"]),
 }
 MONITORED: dict[str, Callable[[Any], str]] = {

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from counterpoint import CPOConfig, CPOTrainer, SetupError
-from counterpoint.checkpoint.adapted import BASE, base_identity, identity
+from counterpoint.checkpoint.adapted import BASE, base_identity, model_identity
 from counterpoint.checkpoint.manifest import MANIFEST, seal
 from counterpoint.models.adapters import load_adapted
 from counterpoint.runlog import read_run
@@ -191,10 +191,10 @@ def adapted(model: nn.Module, **more: Any) -> nn.Module:
 
 def test_training_and_evaluating_leave_the_identity_as_it_was(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, make_model("qwen2"), lora(), learning_rate=0.1)
-    before = identity(trainer.model, dropout=False)
+    before = model_identity(trainer.model, dropout=False)
     trainer.train()
     trainer.evaluate(random_pairs(2))
-    assert identity(trainer.model, dropout=False) == before
+    assert model_identity(trainer.model, dropout=False) == before
 
 
 def test_every_tensor_of_the_base_counts() -> None:

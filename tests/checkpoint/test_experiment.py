@@ -66,13 +66,10 @@ def test_a_stable_phase_of_a_given_length_does_not_follow_the_steps() -> None:
 
 
 def facts(steps: int = 20, *, scheduled: bool = True, **more: Any) -> dict[str, Any]:
-    model = torch.nn.Linear(2, 2)
     objective = Objective(loss_type="sigmoid", beta=0.1)
     args = options(router_aux_loss_coef=0.0, **more)
     return dict(
-        experiment(
-            args, objective, model, {}, steps, identity={}, balancing=0.0, scheduled=scheduled
-        )
+        experiment(args, objective, {}, steps, identity={}, balancing=0.0, scheduled=scheduled)
     )
 
 

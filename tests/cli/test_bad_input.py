@@ -256,12 +256,20 @@ GALLERY: list[tuple[str, Spoil, str, str, str]] = [
         "CP302",
         "end-of-sequence",
     ),
+    ("a blank set to evaluate on", nothing, "--eval_dataset=", "CP211", "is blank"),
     (
-        "an encoder-decoder",
-        text("bare/config.json", '{"model_type": "t5"}'),
+        "an encoder-decoder of another kind",
+        text("bare/config.json", '{"model_type": "led"}'),
         "--model bare --from_scratch",
         "CP306",
-        "encoder-decoder",
+        "it is not known what its decoder begins with; t5, ",
+    ),
+    (
+        "a language for a decoder",
+        nothing,
+        "--target_lang deu_Latn",
+        "CP104",
+        "is for encoder-decoders of many languages",
     ),
     (
         "an encoder",
@@ -278,11 +286,11 @@ GALLERY: list[tuple[str, Spoil, str, str, str]] = [
         "no causal language model",
     ),
     (
-        "a model of images and text",
-        text("bare/config.json", '{"model_type": "gemma3"}'),
+        "a model of images and text of another kind",
+        text("bare/config.json", '{"model_type": "llava_next"}'),
         "--model bare --from_scratch",
         "CP306",
-        "reads images",
+        "sees pictures, and is of a kind of which it is not known",
     ),
     (
         "layers that are not there",
@@ -314,6 +322,16 @@ def test_a_mistake_is_one_coded_line_and_leaves_nothing_behind(
     assert "Traceback" not in answer.err
     assert (answer.code, answer.out) == (2, "")
     assert tree(workshop.parent) == before
+
+
+@pytest.mark.parametrize("blank", ["model: model\ndataset:\n", "model: ''\ndataset: pairs.jsonl\n"])
+def test_a_blank_name_is_not_the_current_folder(
+    workshop: Path, command: Command, blank: str
+) -> None:
+    (workshop / "run.yaml").write_text(blank)
+    answer = command("train", "run.yaml", "--output_dir", "out", "--doctor", "off")
+    assert answer.err.startswith("counterpoint: CP107 ")
+    assert not (workshop / "out").exists()
 
 
 @pytest.mark.parametrize("missing", ["--model", "--dataset"])

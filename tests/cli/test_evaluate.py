@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from counterpoint import CPOConfig, CPOTrainer
 from counterpoint.cli.main import main
+from counterpoint.data.encoder import TextEncoder
 from counterpoint.models.loading import load_model, load_tokenizer
 from tests.cli.conftest import PAIRS, Command, Said, tree, write_pairs
 from tests.models_on_the_spot import make_model
@@ -138,6 +139,8 @@ def test_texts_are_written_scored_and_kept(workshop: Path, command: Command, oth
         (who, kind) for who in ("model", other) for kind in ("greedy", "sampled") for _ in range(4)
     ]
     assert {x["reference"] for x in lines} <= {row["chosen"] for row in PAIRS}
+    beams = command("evaluate", other, *words, "--num_beams", "2", "--json", *SMALL)
+    assert set(found(beams)["after"]["texts"]["pairs.jsonl"]) == {"beams"}
     again = command("evaluate", other, *words, "--out", "kept", *SMALL)
     assert (again.code, again.err[:21]) == (2, "counterpoint: CP506 k")
     assert command("evaluate", other, *words, "--out", "kept", "--overwrite", *SMALL).code == 0
@@ -227,7 +230,7 @@ def test_a_turn_that_a_prompt_begins_is_continued(workshop: Path):
     shared = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "It is"}]
     rows = [{"prompt": [user]}, {"prompt": [user, begun]}, {"prompt": shared}]
     write_pairs(workshop / "prompts.jsonl", rows)
-    read = _read_prompts([str(workshop / "prompts.jsonl")], tokenizer)
+    read = _read_prompts([str(workshop / "prompts.jsonl")], TextEncoder(tokenizer))
     texts = [tokenizer.decode(prompt.ids, skip_special_tokens=True) for prompt in read]
     assert texts == ["user: Hi;assistant: ", *["user: Hi;assistant: It is"] * 2]
 
@@ -248,7 +251,7 @@ def test_tools_system_and_arguments_of_a_prompt_reach_the_template(workshop: Pat
         "chat_template_kwargs": {"mood": "calm"},
     }
     write_pairs(workshop / "prompts.jsonl", [row])
-    (read,) = _read_prompts([str(workshop / "prompts.jsonl")], tokenizer)
+    (read,) = _read_prompts([str(workshop / "prompts.jsonl")], TextEncoder(tokenizer))
     assert tokenizer.decode(read.ids, skip_special_tokens=True) == "calm f Be brief.;Hi;"
 
 

@@ -16,6 +16,7 @@ import pytest
 
 import counterpoint
 from counterpoint.cli import main as door
+from counterpoint.cli.completion import MODULES
 from counterpoint.console.manners import put, quiet_libraries
 from counterpoint.errors import DataError
 from counterpoint.options.help import train_help
@@ -100,6 +101,25 @@ def test_the_help_of_train_names_every_option_once_and_keeps_to_the_width() -> N
     examples = [line for line in text.splitlines() if line.startswith("  counterpoint train ")]
     lines = [line for line in text.splitlines() if line not in examples]
     assert max(map(len, lines)) <= max(72, longest_word + 6)
+
+
+@pytest.mark.parametrize("width", [40, 80])
+@pytest.mark.parametrize("name", ["", *MODULES])
+def test_every_help_keeps_to_the_width_and_loses_no_word(
+    name: str, width: int, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    def said_at(columns: int) -> list[str]:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        return command(*filter(None, [name]), "--help").out.splitlines()
+
+    def letters(lines: list[str]) -> str:
+        return "".join("\n".join(lines).replace("\\\n", " ").split())
+
+    narrow = said_at(width)
+    # a word of an example that is longer than a line stays whole, or no shell would take it
+    wide = [line for line in narrow if len(line) > width and not line.lstrip().startswith("--")]
+    assert wide == []
+    assert letters(narrow) == letters(said_at(110))
 
 
 def test_the_help_of_train_groups_options_from_the_run_to_transformers() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import yaml
@@ -11,6 +14,13 @@ import yaml
 from tests.cli.conftest import Command, tree
 
 WORDS = ("--model", "bare", "--dataset", "pairs.jsonl", "--output_dir", "out", "--use_cpu")
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """transformers writes into the environment that it was asked to shard."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 def planned(command: Command, *words: str) -> dict:
@@ -93,6 +103,21 @@ def test_a_plan_for_cuda_is_padded_and_in_bfloat16(workshop: Path, command: Comm
     assert "bfloat16 products" in plan["precision"]
 
 
+def test_a_run_in_shards_is_planned_with_its_machines(workshop: Path, command: Command) -> None:
+    words = ("--memory", "1GiB", "--fsdp", "2", "--ranks", "8")
+    one, two = planned(command, *words), planned(command, *words, "--nodes", "2")
+    whole = planned(command, "--memory", "1GiB")
+    assert one["asked"] == two["asked"]  # how far ranks are apart is no matter of memory
+    assert one["asked"]["optimizer"] == pytest.approx(whole["asked"]["optimizer"] / 8, rel=0.1)
+    assert one["asked"]["gathered"] > 0
+    assert whole["scaling"] is None
+    speeds = [plan["scaling"]["break_even"] for plan in (one, two)]
+    assert speeds[1] > 5 * speeds[0]
+    text = command("plan", *WORDS, *words, "--nodes", "2").out
+    assert max(map(len, text.splitlines())) <= 80
+    assert "break-even" in text
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [
@@ -101,6 +126,15 @@ def test_a_plan_for_cuda_is_padded_and_in_bfloat16(workshop: Path, command: Comm
         (("--pairs", "5", "--ranks", "2"), "CP103"),
         (("--memroy", "24GiB"), "CP101"),
         (("--device", "abacus"), "CP102"),
+        (("--fsdp", "2", "--ranks", "8", "--nodes", "3"), "CP103"),
+        (("--fsdp", "2", "--ranks", "8", "--nodes", "0"), "CP103"),
+        (("--fsdp", "2", "--inter_bandwidth", "0"), "CP103"),
+        (("--fsdp", "2", "--intra_bandwidth", "nan"), "CP103"),
+        (("--fsdp", "2", "--kernel_efficiency", "1.5"), "CP103"),
+        (("--fsdp", "2", "--peak", "-1"), "CP103"),
+        (("--fsdp", "2", "--inter_bandwith", "40"), "CP101"),
+        (("--ranks", "8", "--nodes", "2"), "CP104"),
+        (("--ranks", "8", "--peak", "500"), "CP104"),
     ],
 )
 def test_a_wrong_option_is_refused_with_its_code(

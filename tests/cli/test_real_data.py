@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from counterpoint.config import CPOConfig
 from counterpoint.data.options import PrepareOptions
-from counterpoint.data.prepare import prepare, to_pair
+from counterpoint.data.pair_columns import to_pair
+from counterpoint.data.prepare import prepare
 from counterpoint.data.sources import load
 from counterpoint.models.loading import random_model
 from tests.cli.conftest import Command, write_pairs

@@ -255,8 +255,8 @@ REFUSED = {
     "content of a number": ({**CHAT, "chosen": [turn("assistant", 1)]}, "CP202", "chosen[0]"),
     "image": (
         {**CHAT, "prompt": [turn("user", [{"type": "image"}])]},
-        "CP202",
-        "prompt[0]",
+        "CP219",
+        "prompt",
     ),
     "text beside messages": ({**CHAT, "rejected": "x"}, "CP202", "rejected"),
     "tools that are not JSON": ({**CHAT, "tools": "{"}, "CP202", "tools"),

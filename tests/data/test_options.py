@@ -13,6 +13,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from counterpoint.config import CPOConfig
+from counterpoint.data.encoder import TextEncoder
 from counterpoint.data.options import OF_A_ROW, OF_THE_MACHINE, Limits, PrepareOptions
 from counterpoint.options.evaluate_options import OF_TRAIN, read_evaluation
 from counterpoint.options.settings import OF_THE_DATA
@@ -24,6 +25,12 @@ OTHER: dict[str, Any] = {
     "truncation": "prompt_end",
     "invalid_rows": "drop",
     "num_proc": 2,
+    "source_lang": "zho_Hans",
+    "target_lang": "eng_Latn",
+    "image_folder": "pictures",
+    "allow_remote_images": True,
+    "max_image_pixels": 100,
+    "is_encoder_decoder": True,
 }
 """A value of each field that is not its default. A new field needs one."""
 
@@ -46,7 +53,12 @@ def test_every_field_is_placed_once() -> None:
     assert set(EVERY) == names == set(OTHER)
     assert not set(OF_A_ROW) & set(OF_THE_MACHINE)
     # what becomes of a row is what its limits say, and what is done with one that is no pair
-    assert {field.name for field in fields(Limits)} | {"invalid_rows"} == set(OF_A_ROW)
+    # and which languages it is in, where it does not say so itself
+    # and which pictures may be opened
+    more = {"invalid_rows", "source_lang", "target_lang"}
+    more |= {"image_folder", "allow_remote_images", "max_image_pixels"}
+    more |= {"is_encoder_decoder"}
+    assert {field.name for field in fields(Limits)} | more == set(OF_A_ROW)
 
 
 @pytest.mark.parametrize("field", OTHER)
@@ -55,7 +67,7 @@ def test_a_run_s_option_reaches_whatever_reads_its_rows(
 ) -> None:
     args, option = config(**{EVERY[field]: OTHER[field]}), EVERY[field]
     assert getattr(PrepareOptions.of(args), field) == OTHER[field]
-    assert getattr(Feed(args, chatml_tokenizer).options, field) == OTHER[field]
+    assert getattr(Feed(args, TextEncoder(chatml_tokenizer)).options, field) == OTHER[field]
     assert getattr(PrepareOptions.of(config()), field) != OTHER[field]
     assert option in OF_THE_DATA  # of a run whose other options contradict each other
     assert option in OF_TRAIN  # and may be given to counterpoint evaluate

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from counterpoint.data.batching import DealtStream, cut, filler
+from counterpoint.data.order import KeyedPermutation, orders_of
 from counterpoint.data.sampler import StepSampler, deal
 from counterpoint.forward.layouts import PADDED, SHARED
 from counterpoint.records import FILLER_ROW, TokenPair
@@ -35,25 +38,25 @@ def test_a_filler_stands_only_where_a_micro_batch_would_be_empty(pairs, micro_ba
             assert not fillers or batch == [~0]
 
 
-@given(st.integers(1, 80), small, small, small, st.booleans())
+@given(st.integers(1, 80), small, st.integers(1, 30), small, st.booleans())
 def test_an_epoch_is_dealt_once_and_its_length_is_known(
-    pairs, micro_batch, accumulation, ranks, drop_last
+    pairs, micro_batch, step_pairs, ranks, drop_last
 ):
     plans = [
         StepSampler(
             pairs,
             micro_batch=micro_batch,
-            accumulation=accumulation,
+            step_pairs=step_pairs,
             ranks=ranks,
             rank=rank,
-            seed=3,
+            orders=orders_of(pairs, 3),
             drop_last=drop_last,
         )
         for rank in range(ranks)
     ]
     dealt = [list(plan) for plan in plans]
     assert [len(batches) for batches in dealt] == [len(plan) for plan in plans]
-    step_pairs = micro_batch * accumulation * ranks
+    assert all(len(batch) <= micro_batch for batches in dealt for batch in batches)
     expected = pairs - pairs % step_pairs if drop_last else pairs
     keys = [key for batches in dealt for batch in batches for key in batch if key >= 0]
     assert len(keys) == len(set(keys)) == expected
@@ -61,7 +64,7 @@ def test_an_epoch_is_dealt_once_and_its_length_is_known(
 
 def test_the_order_is_a_function_of_seed_and_epoch_alone():
     def order(seed: int | None, epoch: int) -> list[list[int]]:
-        sampler = StepSampler(20, micro_batch=4, seed=seed)
+        sampler = StepSampler(20, micro_batch=4, step_pairs=4, orders=orders_of(20, seed))
         sampler.set_epoch(epoch)
         return list(sampler)
 
@@ -77,48 +80,69 @@ def test_the_order_is_a_function_of_seed_and_epoch_alone():
     ]
 
 
-@given(st.integers(1, 40), small, small)
-def test_a_steps_pairs_are_the_same_on_any_number_of_ranks(pairs, micro_batch, accumulation):
+@given(st.integers(1, 80), small, st.integers(1, 30), small, st.integers(0, 20))
+def test_steps_that_are_done_are_given_empty_and_the_others_as_they_were(
+    pairs, micro_batch, step_pairs, ranks, done
+):
+    for rank in range(ranks):
+        sampler = StepSampler(
+            pairs,
+            micro_batch=micro_batch,
+            step_pairs=step_pairs,
+            ranks=ranks,
+            rank=rank,
+            orders=orders_of(pairs, 3),
+        )
+        whole = list(sampler)
+        windows = min(done * sampler.accumulation, len(whole))
+        sampler.done = windows
+        assert list(sampler) == [[]] * windows + whole[windows:]
+        assert list(sampler) == whole  # of the next pass nothing is left out
+
+
+def test_a_step_of_many_ranks_is_dealt_in_no_time():
+    keys = range(10**12, 10**12 + 4096 * 64)
+    start = time.process_time()
+    (mine,) = (deal(keys, micro_batch=64, ranks=4096, rank=4095) for _ in range(1))
+    assert time.process_time() - start < 0.5  # a sum over all shares before each took 20 s
+    assert mine == [list(keys[-64:])]
+
+
+@given(st.integers(1, 40), small, st.integers(1, 30))
+def test_a_steps_pairs_are_the_same_on_any_number_of_ranks(pairs, micro_batch, step_pairs):
     def steps(ranks: int) -> list[set[int]]:
-        windows = accumulation * (4 // ranks)
         plans = [
-            list(
-                StepSampler(
-                    pairs,
-                    micro_batch=micro_batch,
-                    accumulation=windows,
-                    ranks=ranks,
-                    rank=r,
-                    seed=0,
-                )
-            )
-            for r in range(ranks)
-        ]
-        taken = [
-            {k for plan in plans for batch in plan[i : i + windows] for k in batch if k >= 0}
-            for i in range(0, len(plans[0]), windows)
-        ]
-        return taken
-
-    assert steps(1) == steps(2) == steps(4)
-
-
-@given(st.integers(1, 40), small, small, small)
-def test_a_stream_is_dealt_in_whole_windows(pairs, micro_batch, accumulation, ranks):
-    rows = [pair(n) for n in range(pairs)]
-    streams = [
-        list(
-            DealtStream(
-                lambda: rows,
+            StepSampler(
+                pairs,
                 micro_batch=micro_batch,
-                accumulation=accumulation,
+                step_pairs=step_pairs,
                 ranks=ranks,
                 rank=rank,
+                orders=lambda epoch: KeyedPermutation(pairs, str(epoch)),
             )
+            for rank in range(ranks)
+        ]
+        dealt, windows = [list(plan) for plan in plans], plans[0].accumulation
+        return [
+            {k for plan in dealt for batch in plan[i : i + windows] for k in batch if k >= 0}
+            for i in range(0, len(dealt[0]), windows)
+        ]
+
+    assert steps(1) == steps(2) == steps(3) == steps(4)
+    assert [len(step) for step in steps(3)[:-1]] == [step_pairs] * (len(steps(3)) - 1)
+
+
+@given(st.integers(1, 40), small, st.integers(1, 30), small)
+def test_a_stream_is_dealt_in_whole_windows(pairs, micro_batch, step_pairs, ranks):
+    rows = [pair(n) for n in range(pairs)]
+    made = [
+        DealtStream(
+            lambda: rows, micro_batch=micro_batch, step_pairs=step_pairs, ranks=ranks, rank=rank
         )
         for rank in range(ranks)
     ]
-    assert {len(stream) % accumulation for stream in streams} == {0}
+    streams = [list(one) for one in made]
+    assert {len(stream) % made[0].accumulation for stream in streams} == {0}
     assert len({len(stream) for stream in streams}) == 1
     seen = [p.row for stream in streams for window in stream for p in window if p.row >= 0]
     assert sorted(seen) == list(range(pairs))

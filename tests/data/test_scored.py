@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterpoint import ConfigError, DataError, PairRules, pairs_from_scored
-from counterpoint.config import INVALID_ROWS
 from counterpoint.data import pair_rules
 from counterpoint.data.formats import to_preference_row
 from counterpoint.data.scored import FATES, folded
@@ -389,11 +388,6 @@ def test_rules_that_cannot_be_meant_are_refused(rules: dict[str, Any], code: str
 def test_a_penalty_may_be_said_to_be_better_when_higher() -> None:
     row = {"prompt": "p", "responses": ["a", "b"], "rank": [1, 2]}
     assert sides([row], score="rank", lower_is_better=False) == [("b", "a")]
-
-
-def test_the_treatments_of_invalid_rows_are_those_of_the_trainer() -> None:
-    # pair_rules does not import config, which is slow
-    assert pair_rules.INVALID_ROWS == INVALID_ROWS
 
 
 def test_malformed_rows_are_counted_and_never_a_crash() -> None:

@@ -19,6 +19,7 @@ from counterpoint.quickstart.task import preference_pairs
 from counterpoint.quickstart.translate import load_base
 from tests.models_on_the_spot import make_model
 from tests.tokenizers_on_the_spot import CHATML, byte_level
+from tests.translators_on_the_spot import translator
 
 PAIRS = 160
 
@@ -90,6 +91,14 @@ def chatting(folder: str) -> Patient:
     ]
     model = make_model("qwen2", vocab_size=len(tokenizer))
     return replace(healthy(folder), rows=rows, model=model, tokenizer=tokenizer)
+
+
+def translating(folder: str) -> Patient:
+    """A run of an encoder-decoder that is told its languages; the model knows nothing."""
+    model, tokenizer = translator("nllb")
+    whole = healthy(folder)
+    languages = {"source_lang": "eng_Latn", "target_lang": "deu_Latn"}
+    return replace(whole, options={**whole.options, **languages}, model=model, tokenizer=tokenizer)
 
 
 # Changes

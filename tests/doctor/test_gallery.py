@@ -37,6 +37,7 @@ from tests.doctor.patients import (
     parts,
     pasted,
     rows,
+    translating,
 )
 from tests.templates_on_the_spot import GEMMA, MISTRAL, QWEN3, R1, with_template
 
@@ -101,6 +102,12 @@ def more(*added: dict[str, Any]) -> Change:
     return rows(lambda whole: [*whole, *added])
 
 
+def started_by(model: Any, token: int | None) -> Any:
+    """A model whose configuration names this start of its decoder, and no EOS in its place."""
+    model.config.decoder_start_token_id = model.config.eos_token_id = token
+    return model
+
+
 def less(count: int) -> Change:
     """Without the last rows."""
     return rows(lambda whole: whole[: len(whole) - count])
@@ -119,6 +126,24 @@ def turned(row: dict[str, Any]) -> dict[str, Any]:
 def zeroed(made: Any) -> None:
     """One matrix of zeros."""
     made.model.layers[0].mlp.up_proj.weight.zero_()
+
+
+def in_8_bits(patient: Patient) -> Any:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    model = copy.deepcopy(the_model(patient))
+    layer = model.model.layers[0].mlp.up_proj
+    codes = bitsandbytes.nn.Linear8bitLt(
+        layer.in_features, layer.out_features, bias=False, has_fp16_weights=False
+    )
+    codes.load_state_dict(layer.state_dict())
+    model.model.layers[0].mlp.up_proj = codes.to("cpu")
+    return model
+
+
+def without_gradient(patient: Patient) -> Any:
+    model = in_8_bits(patient)
+    model.model.layers[0].mlp.up_proj.register_forward_hook(lambda _, __, out: out.detach())
+    return model
 
 
 def not_a_number(made: Any) -> None:
@@ -341,6 +366,8 @@ UNUSED: list[tuple[str, Any, dict[str, Any]]] = [
     ("logging_steps", 7, {"logging_strategy": "epoch"}),
     ("metric_for_best_model", "eval_loss", {}),
     ("gradient_checkpointing_kwargs", {"a": 1}, {"gradient_checkpointing": False}),
+    ("checkpointing_share", 0.5, {"gradient_checkpointing": False}),
+    ("activation_offload", True, {}),
     ("data_seed", 3, {"train_sampling_strategy": "sequential"}),
     ("remove_unused_columns", False, {}),
     ("generate_during_eval", True, {}),
@@ -436,6 +463,20 @@ GALLERY = [
         chatting,
     ),
     Case("no prompt for one token", "CP214", more(ONE_TOKEN), less(1), chatting),
+    Case(
+        "a language that the tokenizer lacks",
+        "CP227",
+        more(good_row(target_lang="ger_Latn")),
+        less(1),
+        translating,
+    ),
+    Case(
+        "a decoder that nobody says how to begin",
+        "CP317",
+        parts(model=lambda patient: started_by(patient.model, None)),
+        parts(model=lambda patient: started_by(patient.model, 2)),
+        translating,
+    ),
     Case("a column of another name", "CP201", rows(renamed), rows(named)),
     # data worth a word
     Case("only spaces differ", "CW201", more(good_row(rejected="zwei  Millionen")), less(1)),
@@ -540,6 +581,13 @@ GALLERY = [
     Case("a key", "CW214", more(good_row(chosen=f"the key is {SECRET}")), less(1)),
     Case("a row of no weight", "CW215", rows(half_weightless)),
     Case("lists that became text", "CW220", rows(spelled), rows(read_back), chatting),
+    Case(
+        "answers in another language",
+        "CW130",
+        each(20, lambda row: {**row, "chosen": "It is nothing that I have ever heard of before."}),
+        rows(lambda whole: whole[20:]),
+        translating,
+    ),
     # tokenizer
     Case("no EOS", "CP302", tokenizer(eos_token=None)),
     Case("no pad token", "CN301", tokenizer(pad_token=None)),
@@ -620,6 +668,13 @@ GALLERY = [
     Case("a matrix of zeros", "CW321", model(zeroed), parts(model=the_model)),
     Case("an untrained model", "CW322", parts(model=fresh), parts(model=the_model)),
     Case("a frozen layer", "CW323", model(frozen)),
+    Case("quantised weights to train", "CP316", parts(model=in_8_bits), parts(model=the_model)),
+    Case(
+        "a quantised layer that forgets its gradient",
+        "CP319",
+        both(lora(), parts(model=without_gradient)),
+        parts(model=the_model),
+    ),
     Case("an adapter for no layer", "CP307", lora(target_modules=["query"]), lora()),
     Case("an adapter by a wrong pattern", "CP307", lora(target_modules=".*query"), lora()),
     Case(
@@ -710,12 +765,12 @@ def test_a_launch_that_no_engine_runs_is_named(
 ) -> None:
     patient = healthy(str(tmp_path / "out"))
     assert seen(patient, "CP105") is None
-    monkeypatch.setattr(of_machine, "launched_for", lambda kind: "FSDP")
+    monkeypatch.setattr(of_machine, "launched_for", lambda kind: "MEGATRON_LM")
     finding = seen(patient, "CP105")
     assert finding is not None
     assert finding.seen == (
-        "accelerate is set up for FSDP, but sharded engines are not supported yet; use DDP "
-        "through torchrun."
+        "accelerate is set up for MEGATRON_LM, but a model is trained whole on every rank "
+        "(torchrun), or in shards with FSDP2 (torchrun and fsdp)."
     )
 
 
@@ -813,10 +868,10 @@ def test_a_check_that_fails_is_a_finding_and_stops_no_other(tmp_path: Path) -> N
 
 
 NOT_IN_THE_GALLERY = {
-    *("CN121", "CN201", "CN202", "CN203", "CN204", "CN321", "CN322", "CN501"),
+    *("CN121", "CN130", "CN201", "CN202", "CN203", "CN204", "CN321", "CN322", "CN501"),
     *("CW501", "CW502", "CW503", "CW504", "CW901"),
 }
-"""Codes with a test of their own, above."""
+"""Codes with a test of their own, above; that of languages is in test_off_target.py."""
 
 ON_A_COMMAND_LINE = {"CP106", "CP502", "CW127"}
 """Codes that only given options can cause; test_doctor.py and test_old_options.py have them."""
@@ -827,16 +882,24 @@ OF_STRANGERS = {"CP216", "CP217", "CP218", "CP311", "CP312", "CP315"}
 OF_CSV = {"CP223", "CP224"}
 """Codes of cells of CSV files; tests/data/test_csv_columns.py has them."""
 
-ON_RESUMING = {"CW128"}
-"""Codes of checkpoints; tests/checkpoint/test_bases.py has them."""
+OF_STREAMS = {"CP225"}
+"""Codes of how a stream is read; tests/data/test_lanes.py has them."""
+
+ON_RESUMING = {"CW128", "CW129", "CW507"}
+"""Codes of checkpoints, adapters and ranks; tests/checkpoint and tests/cli have them."""
 
 OF_RENDERING = {"CP221", "CP222"}
 """Codes of turns and of the machine that renders them; tests/data has them."""
 
 
+OF_PICTURES = {"CP228", "CP229", "CP230", "CP231", "CP232", "CW230", "CW231"}
+"""Codes of rows about pictures; tests/data/test_pictures.py and test_pictures_prepared.py."""
+
+
 def test_every_code_has_a_run_that_has_it_and_one_that_has_not() -> None:
     here = {case.code for case in GALLERY} | NOT_IN_THE_GALLERY | ON_A_COMMAND_LINE
-    here |= OF_STRANGERS | OF_CSV | ON_RESUMING | OF_RENDERING
+    here |= OF_PICTURES
+    here |= OF_STRANGERS | OF_CSV | OF_STREAMS | ON_RESUMING | OF_RENDERING
     here |= {code for _, _, _, code, _ in REFUSED_BY_THE_COMMAND}
     assert here == {code for code in TABLE if code[2] != "4"}  # alarms have tests of their own
     assert len(GALLERY) >= 40

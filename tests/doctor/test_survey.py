@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerFast
 from counterpoint.config import CPOConfig
 from counterpoint.data.formats import COLUMNS
 from counterpoint.data.options import PrepareOptions
+from counterpoint.data.pictures import PATHS
 from counterpoint.doctor import examine
 from counterpoint.doctor.of_data import of_data
-from counterpoint.doctor.survey import survey, survey_rows
+from counterpoint.doctor.survey import survey
 
 TEXTS = ["", " ", "a", "Hi there", "\ud800", "\x00", "[", '{"role": "user"}', "Human: x", "国会"]
 TEXTS += ["\n\nHuman: a\n\nAssistant: b", "<|im_start|>", "</s>", "a" * 3000, "é", "\u202e", "null"]
@@ -55,7 +56,9 @@ def malformed(rng: random.Random) -> Any:
     """A row, or what stands where one should be."""
     if rng.random() < 0.05:
         return junk(rng)
-    names = rng.sample(COLUMNS, rng.randrange(len(COLUMNS)))
+    # paths of pictures are refused as pictures are, and would leave little else to be found
+    some = [name for name in COLUMNS if name not in PATHS]
+    names = rng.sample(some, rng.randrange(len(some)))
     if rng.random() < 0.8:
         names += ["prompt", "chosen", "rejected"]
     row = {name: junk(rng) for name in names}
@@ -69,7 +72,8 @@ def test_ten_thousand_malformed_rows_are_counted_and_none_stops_the_pass(
     chatml_tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     rng = random.Random(4)
-    found = survey_rows((malformed(rng) for _ in range(10_000)), chatml_tokenizer, name="junk")
+    rows = [malformed(rng) for _ in range(10_000)]
+    found = survey(rows, chatml_tokenizer, PrepareOptions(), name="junk")
     assert found.bugs.example == ""
     assert found.rows == 10_000
     assert sum(seen.count for seen in found.problems.values()) + found.texts == 10_000

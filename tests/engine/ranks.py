@@ -52,7 +52,6 @@ def main(folder: Path) -> None:
         "between": between,
         "gradient": model.module.weight.grad.tolist(),
         "norm": float(engine.whole_norm(model.parameters())),
-        "writes": engine.state_for_saving({"weight": 1}),
         "watches": engine.watches,
     }
     (folder / f"{ranks.rank()}.json").write_text(json.dumps(said))

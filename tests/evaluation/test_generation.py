@@ -9,11 +9,19 @@ from dataclasses import replace
 import peft
 import pytest
 import torch
+from transformers import DynamicCache
 
 from counterpoint import DataError
+from counterpoint.data.formats import to_prompt
+from counterpoint.data.options import PrepareOptions
+from counterpoint.data.prepare import iter_pairs, prepare
+from counterpoint.data.translation import languages_of
 from counterpoint.evaluation.generation import Decoding, Prompt, complete
+from counterpoint.evaluation.samples import prompts_of
 from counterpoint.evaluation.texts import Completion, repetition
+from counterpoint.models.family import family_of
 from tests.models_on_the_spot import NEED_EAGER
+from tests.translators_on_the_spot import KINDS, LANGUAGES, ROWS, translator
 
 SOME = Decoding(most_tokens=8, batch=4)
 ALONE = replace(SOME, batch=1)
@@ -65,6 +73,45 @@ def test_prompts_of_unlike_lengths_are_continued_as_if_each_were_alone(models, t
     assert any(rows == 7 for rows, _ in widths)
     assert tokens(together) == tokens(complete(model, tokenizer, prompts(), ALONE))
     assert len(set(tokens(together))) > 1
+
+
+def written_by_hand(model, prompt: Prompt, eos: int, most: int) -> tuple[int, ...]:
+    """The likeliest token after what the decoder has, again and again."""
+    ids = list(prompt.start)
+    while len(ids) < len(prompt.start) + most:
+        with torch.no_grad():
+            said = model(
+                input_ids=torch.tensor([prompt.ids]), decoder_input_ids=torch.tensor([ids])
+            )
+        ids.append(int(said.logits[0, -1].argmax()))
+        if ids[-1] == eos:
+            break
+    new = ids[len(prompt.start) :]
+    return tuple(new[: new.index(eos)] if eos in new else new)
+
+
+@pytest.mark.parametrize("kind", ["t5", "nllb", "mbart", "mbart50", "bart"])
+def test_a_decoder_begins_with_its_prompt_s_start_and_nothing_else(kind: str) -> None:
+    model, tokenizer = translator(kind)
+    # as files of the hub say it; a start token of its own would come before a language
+    ours = model.generation_config
+    ours.decoder_start_token_id = model.config.decoder_start_token_id
+    ours.bos_token_id = tokenizer.bos_token_id
+    codes = languages_of(tokenizer) if kind in LANGUAGES else ()
+    config = model.config
+    found = []
+    for target in (LANGUAGES.get(kind, (None, None))[1], codes[0] if codes else None):
+        named = {"source_lang": LANGUAGES[kind][0], "target_lang": target} if codes else {}
+        encoder = family_of(config).encoder(tokenizer, config, PrepareOptions(**named))
+        for row in ROWS:
+            ids = encoder.prompt_ids(to_prompt(row, 0))
+            end = len(ids) - encoder.start_tokens
+            found.append(Prompt(tuple(ids[:end]), None, tuple(ids[end:])))
+    wanted = [written_by_hand(model, prompt, tokenizer.eos_token_id, 6) for prompt in found]
+    assert len(set(wanted)) > 1
+    together = complete(model, tokenizer, found, replace(SOME, most_tokens=6, batch=12))
+    assert tokens(together) == wanted
+    assert ours.decoder_start_token_id == model.config.decoder_start_token_id
 
 
 def test_the_rounding_of_autocast_is_not_taken_for_seeing_padding(models, tokenizer):
@@ -220,3 +267,110 @@ def test_that_texts_end_early_is_said_once(models, tokenizer, caplog, monkeypatc
 
 def test_no_prompt_makes_no_text(models, tokenizer):
     assert complete(models("qwen2"), tokenizer, [], SOME) == []
+
+
+# Beams
+
+BEAMS = replace(SOME, beams=3)
+
+
+def best_of_all(model: torch.nn.Module, prompt: Prompt, length: int, end: int) -> tuple[int, ...]:
+    """The text of the highest mean log-probability of all that end, or are as long as they may."""
+    found: dict[tuple[int, ...], float] = {}
+    texts: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
+    for _ in range(length):
+        longer = []
+        for ids, score in texts:
+            with torch.no_grad():
+                logits = model(torch.tensor([[*prompt.ids, *ids]])).logits[0, -1]
+            for token, logp in enumerate(logits.double().log_softmax(-1).tolist()):
+                whole = (*ids, token), score + logp
+                if token == end:
+                    found[whole[0]] = whole[1] / len(whole[0])
+                longer += [whole] * (token != end)
+        texts = longer
+    found |= {ids: score / len(ids) for ids, score in texts}
+    best = max(found, key=lambda ids: found[ids])
+    return best[:-1] if best[-1] == end else best
+
+
+def test_with_as_many_beams_as_there_are_texts_the_best_of_all_is_found(models, tokenizer):
+    model = models("qwen2", vocab_size=8, bos_token_id=0).double().eval()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(0.3)  # unsure, so that likely beginnings have unlikely ends
+    some = [Prompt(tuple(token % 8 for token in prompt.ids)) for prompt in prompts(8, longest=6)]
+    way = Decoding(most_tokens=3, batch=512, beams=64)
+    found = tokens(complete(model, tokenizer, some, way))
+    assert found == [best_of_all(model, prompt, 3, end=2) for prompt in some]
+    assert found != tokens(complete(model, tokenizer, some, replace(way, beams=1)))
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama", "gemma2", "gpt2", "mistral", "opt", "mamba"])
+def test_beams_of_prompts_of_unlike_lengths_are_as_if_each_were_alone(models, tokenizer, kind):
+    model = models(kind).to(torch.float32 if kind in NEED_EAGER else torch.float64)
+    model.generation_config.eos_token_id = [*range(2, 384, 2)]  # texts end at unlike lengths
+    widths = widths_of(model)
+    together = complete(model, tokenizer, prompts(), replace(BEAMS, batch=21))
+    assert any(rows == 21 for rows, _ in widths)
+    assert {one.kind for one in together} == {"beams"}
+    assert tokens(together) == tokens(
+        complete(model, tokenizer, prompts(), replace(BEAMS, batch=1))
+    )
+    assert len({len(ids) for ids in tokens(together)}) > 1
+
+
+def sources(kind: str, tokenizer, count: int = 5) -> list[Prompt]:
+    """Sources of unlike lengths, and what the decoder begins with."""
+    languages = dict(zip(("source_lang", "target_lang"), LANGUAGES.get(kind, ()), strict=False))
+    config = translator(kind)[0].config
+    encoder = family_of(config).encoder(tokenizer, config, PrepareOptions(**languages))
+    return prompts_of(list(iter_pairs(prepare(ROWS[:count], encoder))), tokenizer)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_encoder_decoder_writes_after_what_it_is_given_and_nothing_else(kind):
+    """Greedily: the likeliest token after token, one pass each; by beams: as each alone."""
+    model, own = translator(kind, torch.float64)
+    some = sources(kind, own)
+    for prompt, completion in zip(some, complete(model, own, some, SOME), strict=True):
+        ids = list(prompt.start)
+        for token in (*completion.ids, *[own.eos_token_id] * completion.ended):
+            given = {
+                "input_ids": torch.tensor([prompt.ids]),
+                "decoder_input_ids": torch.tensor([ids]),
+            }
+            with torch.no_grad():
+                assert int(model(**given).logits[0, -1].argmax()) == token
+            ids.append(token)
+    together = complete(model, own, some, replace(BEAMS, batch=21))
+    assert tokens(together) == tokens(complete(model, own, some, replace(BEAMS, batch=1)))
+
+
+def test_one_beam_is_greedy(models, tokenizer):
+    model = models("qwen2").double()
+    assert replace(SOME, beams=1).kind == "greedy"
+    more = complete(model, tokenizer, prompts(), replace(SOME, beams=1))
+    assert tokens(more) == tokens(complete(model, tokenizer, prompts(), SOME))
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_cache_that_does_not_follow_its_beams_is_left_out(models, tokenizer, monkeypatch, broken):
+    model, some = models("qwen2").double(), prompts()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(4)
+    right = tokens(complete(model, tokenizer, some, BEAMS))
+    if broken:
+        monkeypatch.setattr(DynamicCache, "reorder_cache", lambda cache, beams: None)
+    widths = widths_of(model)
+    assert tokens(complete(model, tokenizer, some, BEAMS)) == right
+    # without a cache every pass is over the whole of the texts
+    assert (widths[-1][1] > 1) is broken
+
+
+def test_beams_are_rows_of_a_batch(models, tokenizer):
+    model = models("qwen2")
+    widths = widths_of(model)
+    complete(model, tokenizer, prompts(), replace(SOME, batch=8, beams=4))
+    of_texts = [rows for rows, width in widths if width == 1][-7:]
+    assert set(of_texts) == {4}  # the seventh prompt; two before it
+    assert max(rows for rows, _ in widths) == 12  # the three of the trial

@@ -42,6 +42,11 @@ def bare(block: Block) -> Block:
     return language, repr(kept)
 
 
+def generated(page: str) -> dict[str, str]:
+    """What a script has written into a page, by the name of its place."""
+    return dict(re.findall(r"<!-- ([\w ]+): begin -->\n(.*?)<!-- \1: end -->", page, re.DOTALL))
+
+
 def outline(page: str) -> list[str]:
     """Headings by depth, and the rows of tables, in their order."""
     return re.findall(r"^(#+ |\|)", page, re.MULTILINE)

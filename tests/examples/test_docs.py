@@ -15,11 +15,13 @@ from counterpoint.cli.main import main
 from counterpoint.data.encoder import TextEncoder
 from counterpoint.data.formats import to_preference_row
 from counterpoint.data.options import Limits
+from counterpoint.data.pictures import PictureRules
 from counterpoint.data.row_tokens import tokens_of_row
 from counterpoint.data.token_view import draw_tokens
 from counterpoint.data.truncate import truncate
 from counterpoint.losses.objective import Objective
 from counterpoint.objectives import LOSSES
+from tests.vision_on_the_spot import encoded
 
 ROOT = Path(__file__).parents[2]
 DATA, OBJECTIVES, FROM_TRL = (
@@ -38,10 +40,15 @@ ROWS = [line for block in blocks(DATA, "json") for line in block.splitlines()]
 
 
 @pytest.mark.parametrize("line", ROWS)
-def test_every_row_shown_is_a_pair(line: str):
-    row = to_preference_row(json.loads(line), 0)
+def test_every_row_shown_is_a_pair(line: str, tmp_path: Path):
+    raw = json.loads(line)
+    shown = [*raw.get("images", []), *([raw["image"]] if "image" in raw else [])]
+    for name in shown:
+        (tmp_path / name).write_bytes(encoded(0))
+    row = to_preference_row(raw, 0, PictureRules(folder=str(tmp_path)) if shown else None)
     assert row.prompt != ""
     assert row.chosen != row.rejected
+    assert len(row.pictures) == len(shown)
 
 
 def test_the_scored_rows_shown_are_one_preference_in_three_shapes():

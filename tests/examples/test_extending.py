@@ -213,7 +213,7 @@ def test_an_added_layout_costs_what_it_lays(example: dict[str, Any]) -> None:
     assert batch.input_ids.shape == (4, 16)
     assert batch.cost == batch.input_ids.numel() == 64
     lengths = np.array([[4, 2, 7], [1, 3, 4]])
-    assert options()["layout"].choices == ("auto", "shared", "padded", "padded-to-8")
+    assert options()["layout"].choices == ("auto", *LAYOUTS)
     assert LAYOUTS["padded-to-8"].tokens_alone(lengths).tolist() == [32, 16]
     predicted = batch.input_ids.flatten()[batch.target_source]
     assert torch.equal(

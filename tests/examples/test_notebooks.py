@@ -87,7 +87,7 @@ def tables(outputs: list[dict[str, Any]]) -> list[str]:
 def test_a_question_mark_finds_the_docstring(executed: dict[str, Any]) -> None:
     text = printed(executed["asks"])
     for first in (
-        "Trains a causal language model on preference pairs",
+        "Trains a language model on preference pairs",
         "Options of a CPO run: TRL's names",
         "Show the report of a run below the cell of a notebook.",
         "Make preference pairs of scored candidates.",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.examples.pages import bare, blocks, both, outline, unlike_sections
+from tests.examples.pages import bare, blocks, both, generated, outline, unlike_sections
+
+NAMES = ["guide", "constrained", "translation", "quantized", "reliability", "scaling", "vision"]
 
 
-@pytest.fixture(params=["guide", "constrained"])
+@pytest.fixture(params=NAMES)
 def pages(request: pytest.FixtureRequest) -> tuple[str, str]:
     return both(request.param)
 
@@ -24,3 +26,8 @@ def test_both_languages_have_the_same_headings_and_rows(pages) -> None:
 
 def test_both_languages_name_the_same_codes_and_code_in_each_section(pages) -> None:
     assert unlike_sections(*pages) == []
+
+
+def test_both_languages_show_the_same_measured_tables(pages) -> None:
+    english, chinese = map(generated, pages)
+    assert english == chinese

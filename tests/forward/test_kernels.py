@@ -23,16 +23,18 @@ from counterpoint.forward.kernels import (
     HeadKernel,
     load_state_dict,
     may_run,
+    proofs_of,
     register_attention_kernel,
     register_head_kernel,
     state_dict,
     trusted_head_kernel,
 )
 from counterpoint.forward.pairwise_attention import attend_to_pairs
-from counterpoint.forward.shared_attention import SharedRow
+from counterpoint.forward.shared_attention import SharedRow, shared_attention
 from counterpoint.forward.token_logps import dense_token_logps
 from counterpoint.forward.varlen_attention import AttentionCall
 from tests.forward.test_shared_attention import segments_of
+from tests.models_on_the_spot import make_model
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
 CALL = AttentionCall(heads=4, kv_heads=2, width=16, value_width=16, window=None, plain=True)
@@ -154,12 +156,36 @@ def test_a_call_with_a_soft_cap_is_not_proved_by_one_without() -> None:
 def test_a_resumed_run_decides_nothing_anew(times: float, monkeypatch) -> None:
     own_attention([], times)
     prove_kernel(CALL, SEGMENTS, FLOAT, CPU)
-    kept, found = json.loads(json.dumps(state_dict())), dict(PROOFS)
+    kept, found = json.loads(json.dumps(state_dict(PROOFS))), dict(PROOFS)
     [key] = found
     PROOFS.clear()
     PROOFS[key] = "of another run in this process" if times == 1.0 else None
-    load_state_dict(kept)
+    load_state_dict(kept, PROOFS)
     assert found == PROOFS
     monkeypatch.setattr(kernel_proof, "kernel_disagrees", lambda *args: pytest.fail("again"))
     prove_kernel(CALL, SEGMENTS, FLOAT, CPU)
     assert kernels.may_run("mine", CALL, FLOAT) == (times == 1.0)
+
+
+def test_two_models_in_a_process_do_not_meet_each_others_proofs() -> None:
+    """As two trainers, or a teacher and its student; one of them resumed from a checkpoint."""
+    calls: list[int] = []
+    own_attention(calls)
+    one, other = make_model("qwen2"), make_model("qwen2")
+    with shared_attention(one):
+        prove_kernel(CALL, SEGMENTS, FLOAT, CPU)
+        calls.clear()
+        row = SharedRow.of(SEGMENTS, CPU)
+        attended()
+    assert len(calls) == 1
+    with shared_attention(other):
+        attended()
+        assert len(calls) == 1
+        # what another run's checkpoint says is of its own model
+        kept = json.loads(json.dumps(state_dict(proofs_of(one))))
+        kept["attention"][0]["differs"] = "on another machine"
+        load_state_dict(kept, proofs_of(other))
+        prove_kernel(CALL, SEGMENTS, FLOAT, CPU)
+        assert not may_run("mine", CALL, FLOAT)
+    assert may_run("mine", CALL, FLOAT, row.proofs)
+    assert PROOFS == {}

@@ -23,6 +23,7 @@ from counterpoint.records import FILLER_ROW, PairSegments, TokenPair
 from tests.float64 import Float64Throughout
 from tests.forward.test_pair_forward import token_pairs
 from tests.models_on_the_spot import APART, KINDS, make_model
+from tests.reliability.trials import trials
 from tests.steps import distance
 
 EXPERTS = ["qwen3_moe", "mixtral", "gpt_oss"]
@@ -85,10 +86,12 @@ def kept(kind: str, dtype: torch.dtype):
 some_pairs = st.lists(st.tuples(*[st.integers(1, 20)] * 3), min_size=1, max_size=4)
 # the same examples in every run: two experts may tie to 1e-7, and rounding then picks one
 few_examples = settings(max_examples=8, derandomize=True)
+# float64, ten million times as strict, has all of them in CI
+fewer_examples = settings(max_examples=trials(3, 8), derandomize=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@few_examples
+@fewer_examples
 @given(some_pairs, st.integers(0, 999))
 def test_pairs_of_any_lengths_agree(kind, lengths, seed):
     assert gap(kept(kind, torch.float32), pairs_of(lengths, seed)) <= 1e-5

@@ -92,7 +92,7 @@ def test_the_counts_are_the_experts_use(kind, spread):
     if not biased(model, spread) and spread:
         pytest.skip("no correction bias")
     routers = find_routers(model)
-    prove_routers(model, routers, IDS[:1])
+    prove_routers(model, routers, {"input_ids": IDS[:1]})
     with torch.no_grad(), choices(routers) as found:
         model(IDS, use_cache=False)
     sums = router_sums(found, torch.ones(IDS.shape, dtype=torch.float64))
@@ -150,7 +150,7 @@ def test_a_router_that_says_other_experts_than_it_sends_to_is_refused():
     experts = model.model.layers[0].mlp.experts
     experts.register_forward_pre_hook(lambda _, args: (args[0], 1 - args[1] % 2, args[2]))
     with pytest.raises(ModelError, match=r"CP313 .*other tokens"):
-        prove_routers(model, find_routers(model), IDS[:1])
+        prove_routers(model, find_routers(model), {"input_ids": IDS[:1]})
 
 
 def test_a_forward_pass_without_gradient_is_refused_where_one_is_wanted():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from counterpoint.errors import ModelError
-from counterpoint.forward.layouts import LAYOUTS, PADDED, SHARED
-from counterpoint.records import PairSegments, TokenPair
+from counterpoint.forward.layouts import LAYOUTS, PADDED, SHARED, Layout
+from counterpoint.records import PairBatch, PairSegments, TokenPair
 
 PAIRS = [
     TokenPair([5, 6], [7, 8, 9], [10], row=3, weight=0.5, margin=0.1),
@@ -40,24 +42,37 @@ def test_a_shared_row_holds_each_prompt_once_and_names_its_end_twice():
     assert batch.segments == (PairSegments(0, 0, 2, 3, 1), PairSegments(0, 6, 1, 1, 2))
 
 
+def pairs_for(layout: Layout) -> list[TokenPair]:
+    """The pairs, with what a decoder begins with where there is an encoder."""
+    return [replace(pair, start=[63]) for pair in PAIRS] if layout.encoded else PAIRS
+
+
+def computed(batch: PairBatch) -> int:
+    """Tokens of the rows, and of the sources beside them."""
+    sources = batch.inputs.get("input_ids")
+    return batch.input_ids.numel() + (0 if sources is None else sources.numel())
+
+
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_what_a_batch_costs_is_what_its_pairs_were_said_to_cost(layout):
-    lengths = np.array([[len(p.prompt), len(p.chosen), len(p.rejected)] for p in PAIRS])
-    for number, pair in enumerate(PAIRS):
+    pairs = pairs_for(layout)
+    lengths = np.array([[len(p.prompt), len(p.chosen), len(p.rejected)] for p in pairs])
+    for number, pair in enumerate(pairs):
         alone = layout.collate([pair])
-        assert alone.cost == alone.input_ids.numel() == layout.tokens_alone(lengths)[number]
-    batch = layout.collate(PAIRS)
-    assert batch.cost == batch.input_ids.numel() == layout.tokens(PAIRS)
-    assert batch.pairs == tuple(PAIRS)
+        assert alone.cost == computed(alone) == layout.tokens_alone(lengths)[number]
+    batch = layout.collate(pairs)
+    assert batch.cost == computed(batch) == layout.tokens(pairs)
+    assert batch.pairs == tuple(pairs)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_every_place_of_a_batch_knows_its_pair_and_part(layout):
-    batch = layout.collate(PAIRS)
+    pairs = pairs_for(layout)
+    batch = layout.collate(pairs)
     for row, ids in enumerate(batch.input_ids.tolist()):
         for position, token in enumerate(ids):
             number, part, place = layout.part_at(batch, row, position)
-            known = [] if part == "padding" else getattr(PAIRS[number], part)
+            known = [] if part == "padding" else getattr(pairs[number], part)
             assert (part == "padding") == (not batch.attention_mask[row, position])
             assert part == "padding" or known[place] == token
 

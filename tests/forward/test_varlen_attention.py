@@ -95,7 +95,6 @@ def kernel(monkeypatch):
         monkeypatch.setattr(varlen_attention, "varlen_attn", function)
 
     monkeypatch.setattr(kernels, "PROOFS", {})
-    monkeypatch.setattr(kernel_proof, "PROOFS", kernels.PROOFS)
     put()
     return put
 
@@ -195,17 +194,17 @@ class Always(dict):
         return None
 
 
-def both_plans(segments) -> SharedRow:
+def both_plans(segments, proofs=None) -> SharedRow:
     """A row as it is on CUDA."""
-    return SharedRow({"varlen": varlen_plan(segments, CPU), "pairwise": segments})
+    plans = {"varlen": varlen_plan(segments, CPU), "pairwise": segments}
+    return SharedRow(plans, kernels.PROOFS if proofs is None else proofs)
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "mistral", "gemma3", "deepseek_v3", "mixtral"])
 def test_models_learn_the_same_through_the_kernel(kind, kernel, models, monkeypatch):
     calls = []
     kernel(lambda *args, **kwargs: calls.append(0) or slow_kernel(*args, **kwargs))
-    monkeypatch.setattr(kernels, "PROOFS", Always())
-    monkeypatch.setattr(SharedRow, "of", lambda segments, device: both_plans(segments))
+    monkeypatch.setattr(SharedRow, "of", lambda segments, device: both_plans(segments, Always()))
     with Float64Throughout():
         model = models(kind).double()
         assert gap(model, pairs_of([(7, 5, 9), (1, 12, 3), (20, 2, 2)], 0)) <= 1e-12

@@ -67,7 +67,7 @@ def test_models_in_bf16_learn_what_they_learn_in_float32(kind, models):
     """Both layouts in bf16 are as far from the float32 gradient, within a factor of two."""
     from counterpoint.forward.agreement import layouts_disagree
     from counterpoint.forward.head import find_head
-    from counterpoint.forward.kernels import PROOFS
+    from counterpoint.forward.kernels import proofs_of
     from counterpoint.forward.layouts import PADDED, SHARED
 
     model = models(kind).to(CUDA)
@@ -76,6 +76,8 @@ def test_models_in_bf16_learn_what_they_learn_in_float32(kind, models):
     truth = value_and_gradient(model, padded)[1]
     with torch.autocast("cuda", dtype=torch.bfloat16):
         assert layouts_disagree(model, find_head(model), shared, padded) is None
-        assert any(key[2] == torch.bfloat16 and bad is None for key, bad in PROOFS.items())
+        assert any(
+            key[2] == torch.bfloat16 and bad is None for key, bad in proofs_of(model).items()
+        )
         errors = [distance(truth, value_and_gradient(model, b)[1]) for b in (padded, shared)]
     assert errors[1] <= 2 * errors[0]

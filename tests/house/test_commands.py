@@ -26,7 +26,7 @@ EVERYWHERE = {"help", "debug", "language", "name", "option"}
 """Options of every command, and the two words that stand for any of them."""
 # a word of prose after the name of the project is no subcommand
 CALL = re.compile(r"(?<![\w./`\"'{-])counterpoint ([a-z]+)((?: [^\n;:,]*)?)")
-FLAG = re.compile(r"(?<!\S)--([a-z_]+)")
+FLAG = re.compile(r"(?<!\S)--([a-z_0-9]+)")
 
 
 @cache

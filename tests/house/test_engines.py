@@ -30,6 +30,8 @@ MEETINGS = {
 KERNELS = {*HEAD_KERNELS, *ATTENTION_KERNELS} - {"logits"}
 """Logits are the name of a metric too."""
 
+PARTS = "torch.distributed.checkpoint."
+
 OF_ACCELERATE = {"broadcast", "gather", "gather_object", "reduce"}
 """Other things have methods of these names; of an accelerator they are exchanges."""
 
@@ -41,7 +43,9 @@ def meetings(tree: ast.Module) -> list[str]:
         if isinstance(node, ast.Import):
             found += [a.name for a in node.names if a.name.startswith("torch.distributed")]
         elif isinstance(node, ast.ImportFrom):
-            of_torch = (node.module or "").startswith("torch.distributed")
+            module = node.module or ""
+            # parts of a checkpoint are read and written by each rank alone (checkpoint/shards.py)
+            of_torch = module.startswith("torch.distributed") and not module.startswith(PARTS)
             names = {a.name for a in node.names}
             found += names if of_torch else names & MEETINGS
             found += names & {"distributed"} if node.module == "torch" else ()
@@ -59,7 +63,28 @@ def test_only_one_module_names_the_exchanges_between_ranks() -> None:
         for path in sorted(SOURCE.rglob("*.py"))
         if (found := meetings(ast.parse(path.read_text(encoding="utf-8"))))
     }
-    assert naming.keys() == {"ranks.py"}, naming
+    # an engine that shards names what it shards with
+    assert naming.keys() == {"ranks.py", "engine/fsdp2.py"}, naming
+    kept = {"FSDPModule", "DTensor", "Partial", "Replicate", "Shard"}
+    assert set(naming["engine/fsdp2.py"]) <= kept
+
+
+def test_parts_of_a_checkpoint_are_written_by_each_rank_alone() -> None:
+    naming = {
+        str(path.relative_to(SOURCE)): path.read_text(encoding="utf-8")
+        for path in sorted(SOURCE.rglob("*.py"))
+        if PARTS in path.read_text(encoding="utf-8")
+    }
+    assert naming.keys() == {"checkpoint/shards.py"}
+    calls = [
+        node
+        for node in ast.walk(ast.parse(naming["checkpoint/shards.py"]))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("load", "save")
+    ]
+    assert len(calls) == 2
+    for call in calls:
+        told = {one.arg: ast.unparse(one.value) for one in call.keywords}
+        assert told["no_dist"] == "True"
 
 
 def test_neither_the_step_nor_the_trainer_names_an_engine() -> None:
@@ -69,7 +94,8 @@ def test_neither_the_step_nor_the_trainer_names_an_engine() -> None:
         for path in (SOURCE / room).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         for name in (getattr(node, "id", None), getattr(node, "attr", None))
-        if isinstance(name, str) and (name in ("Plain", "Ddp", "no_sync") or "ddp" in name.lower())
+        if isinstance(name, str)
+        and (name in ("Plain", "Ddp", "Fsdp2", "no_sync") or "ddp" in name.lower())
     ]
     assert naming == []
 

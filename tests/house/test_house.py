@@ -116,6 +116,21 @@ def test_importing_the_package_imports_no_torch() -> None:
     assert done.stdout == f"False {counterpoint.__version__}\n"
 
 
+def test_every_module_that_declares_shapes_has_them_checked(request: pytest.FixtureRequest) -> None:
+    checked = request.config.getini("addopts")
+    (hooked,) = [word.partition("=")[2].split(",") for word in checked if "jaxtyping" in word]
+    declaring = {
+        ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts)
+        for path in MODULES
+        if "from jaxtyping import" in path.read_text(encoding="utf-8")
+    }
+    assert declaring
+    inside = {
+        name: [one for one in hooked if f"{name}.".startswith(f"{one}.")] for name in declaring
+    }
+    assert [name for name, found in inside.items() if not found] == []
+
+
 # Errors
 
 
@@ -200,13 +215,27 @@ OWN_OPTIONS: dict[str, Any] = {
     "nll_reduction": "token_mean",
     "truncation": "completion_end",
     "invalid_rows": "raise",
+    "source_lang": None,
+    "target_lang": None,
+    "image_folder": None,
+    "allow_remote_images": False,
+    "max_image_pixels": 67_108_864,
     "nonfinite": "raise",
     "allow_pickle": False,
     "layout": "auto",
     "max_micro_batch_tokens": None,
+    "pairs_per_step": None,
+    "fsdp_replicas": None,
+    "checkpointing_share": 1.0,
+    "activation_offload": False,
+    "optimizer_offload": False,
+    "stream_shards": 1,
     "stochastic_rounding": False,
+    "load_in_4bit": False,
+    "load_in_8bit": False,
     "eval_samples": 8,
     "eval_sample_tokens": 128,
+    "generation_num_beams": 1,
     "eval_sample_temperature": 0.0,
     "resume_anyway": False,
     "router_aux_loss_coef": None,
@@ -223,13 +252,27 @@ COUNTERPOINTS_OWN = {
     "nll_reduction",
     "truncation",
     "invalid_rows",
+    "source_lang",
+    "target_lang",
+    "image_folder",
+    "allow_remote_images",
+    "max_image_pixels",
     "nonfinite",
     "allow_pickle",
     "layout",
     "max_micro_batch_tokens",
+    "pairs_per_step",
+    "fsdp_replicas",
+    "checkpointing_share",
+    "activation_offload",
+    "optimizer_offload",
+    "stream_shards",
     "stochastic_rounding",
+    "load_in_4bit",
+    "load_in_8bit",
     "eval_samples",
     "eval_sample_tokens",
+    "generation_num_beams",
     "eval_sample_temperature",
     "resume_anyway",
     "router_aux_loss_coef",

@@ -17,12 +17,14 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -30,19 +32,29 @@ import transformers
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 
-from counterpoint import CounterpointError, CPOConfig, CPOTrainer
+from counterpoint import CounterpointError, CPOConfig, CPOTrainer, ranks
 from counterpoint.config import REFUSED
+from counterpoint.data.encoder import TextEncoder
+from counterpoint.data.formats import to_preference_row
 from counterpoint.data.options import PrepareOptions
-from counterpoint.data.prepare import prepare, to_pair
+from counterpoint.data.pair_columns import to_pair
+from counterpoint.data.picture_files import rules_for
+from counterpoint.data.pictures import PictureRules
+from counterpoint.data.prepare import prepare
 from counterpoint.doctor.of_unused import UNUSED, Rest, in_a_line, unused
+from counterpoint.engine.fsdp2 import sharding_keywords
 from counterpoint.engine.plain import Plain
 from counterpoint.forward.layouts import PADDED
 from counterpoint.models.loading import load_config, load_model
+from counterpoint.models.preparing import encoder_of, prepare_model
+from counterpoint.models.weights import WeightsPolicy
 from counterpoint.runlog import SAMPLES, Alarm, stream_file
 from counterpoint.trainer.feed import Feed
 from counterpoint.trainer.stepping import SteppingTrainer
 from tests.models_on_the_spot import make_model
+from tests.pictures_on_the_spot import drawn, packed
 from tests.steps import GradientCamera, random_pairs
+from tests.translators_on_the_spot import translator
 
 PAIRS = random_pairs(8)
 TEXTS = [
@@ -273,6 +285,44 @@ def rows(bench: Bench, options: dict[str, Any]) -> Any:
     return list(found.pairs)
 
 
+def translated_rows(bench: Bench, options: dict[str, Any]) -> Any:
+    """The tokens of rows for an encoder-decoder of many languages, or the code of the refusal."""
+    model, tokenizer = translator("nllb")
+    tokenizer.tgt_lang = "eng_Latn"
+    tokenizer.src_lang = "deu_Latn"
+    encoder = encoder_of(model, tokenizer, bench.args(options))
+    return list(prepare(TEXTS, encoder, name="t").pairs)
+
+
+def picture_of_a_row(bench: Bench, options: dict[str, Any]) -> str:
+    """The size of a row's picture, or why it may not be opened."""
+    own = {name: options.pop(name) for name in ("cell",) if name in options}
+    cell = own.get("cell", {"bytes": packed(drawn(4, 5)), "path": None})
+    rules = PictureRules.of(PrepareOptions.of(bench.args(options)))
+    try:
+        found = to_preference_row(TEXTS[0] | {"image": cell}, 0, rules_for(rules, None))
+    except CounterpointError as error:
+        return str(error)
+    return str([(picture.width, picture.height) for picture in found.pictures])
+
+
+def prepared_model(bench: Bench, options: dict[str, Any]) -> str:
+    """The class of a model that is made ready, or the code of the refusal."""
+    try:
+        return type(prepare_model(make_model(), bench.args(options), bench.tokenizer)).__name__
+    except CounterpointError as error:
+        return error.code
+
+
+def streamed_rows(bench: Bench, options: dict[str, Any]) -> Any:
+    """The prompts of each window of a stream of two shards."""
+    args = bench.args({"max_steps": 1, "per_device_train_batch_size": 2, **options})
+    feed = Feed(args, TextEncoder(bench.tokenizer))
+    pairs = feed.pairs(Dataset.from_list(TEXTS).to_iterable_dataset(num_shards=2), "train")
+    loader = feed.loader(pairs, "train", micro_batch=2, train=True)
+    return [[pair.prompt for pair in window] for window in loader]
+
+
 def processes(bench: Bench, options: dict[str, Any]) -> list[Any]:
     asked: list[Any] = []
     whole = Dataset.map
@@ -306,6 +356,29 @@ def pickled_model(bench: Bench, options: dict[str, Any]) -> str:
         return error.code
 
 
+def kind_of_weights(bench: Bench, options: dict[str, Any]) -> str:
+    """What a model that is loaded by its name, to put an adapter on, has as weights."""
+    folder = bench.folder / "plain"
+    make_model(vocab_size=64).save_pretrained(folder)
+    args = bench.args(options)
+    model = load_model(str(folder), args, WeightsPolicy.of(args, adapter=True))
+    return type(model.model.layers[0].mlp.up_proj.weight).__name__
+
+
+def kept_on_host(bench: Bench, options: dict[str, Any]) -> Any:
+    """Whether accelerate is told to keep shards on the host."""
+    return (bench.args(options).fsdp_plugin_args or {}).get("cpu_offload")  # none without fsdp
+
+
+def copies(bench: Bench, options: dict[str, Any]) -> Any:
+    """How four ranks are laid out where they load a model in shards."""
+    args = bench.args(options)
+    args.fsdp = True  # without it, copies are refused
+    with mock.patch.object(ranks, "count", return_value=4):
+        said = sharding_keywords(args)["distributed_config"]
+    return said["dp_replicate_size"]
+
+
 def strange_config(bench: Bench, options: dict[str, Any]) -> str:
     """The kind of a model that comes with its own code, or the code of the refusal."""
     folder = bench.folder / "strange"
@@ -332,7 +405,7 @@ def strange_config(bench: Bench, options: dict[str, Any]) -> str:
 
 def loader(bench: Bench, options: dict[str, Any]) -> Any:
     args = bench.args(options)
-    made = Feed(args, bench.tokenizer).loader(PAIRS, "t", micro_batch=3, train=True)
+    made = Feed(args, TextEncoder(bench.tokenizer)).loader(PAIRS, "t", micro_batch=3, train=True)
     context = made.multiprocessing_context
     return (
         made.num_workers,
@@ -345,7 +418,7 @@ def loader(bench: Bench, options: dict[str, Any]) -> Any:
 def dealt(bench: Bench, options: dict[str, Any]) -> list[list[int]]:
     """The rows of the windows of an epoch."""
     sampler = (
-        Feed(bench.args(options), bench.tokenizer)
+        Feed(bench.args(options), TextEncoder(bench.tokenizer))
         .loader(PAIRS, "t", micro_batch=3, train=True)
         .batch_sampler
     )
@@ -363,6 +436,7 @@ def pinned(bench: Bench, options: dict[str, Any]) -> bool:
         _assembled=None,
         _balancing_weight=0.0,
         _known_proofs={},
+        _feed=SimpleNamespace(encoder=TextEncoder(bench.tokenizer)),
     )
     assembly = SteppingTrainer._assembly(host)
     assembly._device = SimpleNamespace(type="cuda")
@@ -373,6 +447,20 @@ def pinned(bench: Bench, options: dict[str, Any]) -> bool:
         patch.setattr(type(batch), "to", lambda self, *_, **__: self)
         assembly._on_device(batch)
     return bool(calls)
+
+
+def sent_away(bench: Bench, options: dict[str, Any]) -> bool:
+    """Whether on a device what waits for the backward would leave it; no device is needed."""
+    asked: list[bool] = []
+
+    def offloading(device: torch.device, *, wanted: bool) -> Any:
+        asked.append(wanted)
+        return nullcontext()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("counterpoint.trainer.stepping.offloading", offloading)
+        Run(bench, dict(options))
+    return all(asked) and bool(asked)
 
 
 @dataclass(frozen=True)
@@ -399,6 +487,7 @@ TRIED: dict[str, Row] = {
     "learning_rate": row(weights, 0.1),
     "logging_steps": row(logged_steps, 2),
     "gradient_checkpointing": row(layer_passes, False),
+    "checkpointing_share": row(layer_passes, 0.5),
     "bf16": row(gradients, True),
     "max_length": row(rows, 12),
     "max_completion_length": row(rows, 3),
@@ -413,18 +502,32 @@ TRIED: dict[str, Row] = {
     "trust_remote_code": row(strange_config, True),
     "dataset_num_proc": row(processes, 2),
     "generate_during_eval": row(evaluation, True),
+    "is_encoder_decoder": row(prepared_model, True),
     # Counterpoint's
     "gamma_beta_ratio": row(gradients, 8.0, loss_type="simpo"),
     "nll_reduction": row(gradients, "sequence_sum"),
     "truncation": row(rows, "prompt_start", max_length=16),
     "invalid_rows": row(rows, "drop", broken=True),
+    "source_lang": row(translated_rows, "zho_Hans"),
+    "target_lang": row(translated_rows, "zho_Hans"),
+    "image_folder": row(picture_of_a_row, "nowhere", cell="a.png"),
+    "allow_remote_images": row(picture_of_a_row, True, cell="http://127.0.0.1/a.png"),
+    "max_image_pixels": row(picture_of_a_row, 10),
     "allow_pickle": row(pickled_model, True),
     "nonfinite": row(outcome, "skip", poisoned=True),
     "layout": row(layout, "padded"),
+    "activation_offload": row(sent_away, True),
     "max_micro_batch_tokens": row(train_passes, 40),
+    "pairs_per_step": row(gradients, 3),
+    "fsdp_replicas": row(copies, 2),
+    "optimizer_offload": row(kept_on_host, True, fsdp=True),
+    "stream_shards": row(streamed_rows, 2),
     "stochastic_rounding": row(optimizer, True, dtype=torch.bfloat16),
+    "load_in_4bit": row(kind_of_weights, True),
+    "load_in_8bit": row(kind_of_weights, True),
     "eval_samples": row(written, 2, generate_during_eval=True),
     "eval_sample_tokens": row(written, 2, generate_during_eval=True),
+    "generation_num_beams": row(written, 4, generate_during_eval=True),
     "eval_sample_temperature": row(written, 1.0, generate_during_eval=True),
     "resume_anyway": row(going_on, True),
     "router_aux_loss_coef": row(gradients, 5.0, model="mixtral"),
@@ -440,7 +543,7 @@ TRIED: dict[str, Row] = {
     "seed": row(gradients, 1),
     "data_seed": row(gradients, 1),
     "train_sampling_strategy": row(gradients, "sequential"),
-    "dataloader_drop_last": row(dealt, True),
+    "dataloader_drop_last": row(dealt, True, per_device_train_batch_size=3),
     "dataloader_num_workers": row(loader, 1),
     "dataloader_persistent_workers": row(loader, True, dataloader_num_workers=1),
     "dataloader_prefetch_factor": row(loader, 5, dataloader_num_workers=1),
@@ -464,6 +567,7 @@ ELSEWHERE = {
 """Options that are no trainer's to read, TRL's neither."""
 
 RESOLVED = {
+    "fp16": "turned into accelerate's mixed precision by TrainingArguments itself",
     "tf32": "switched by TrainingArguments itself",
     "torch_compile": "turned into torch_compile_backend by TrainingArguments itself",
 }
@@ -490,11 +594,8 @@ ASKED: dict[str, Any] = {
     "eval_do_concat_batches": False,
     "eval_use_gather_object": True,
     "fp16_full_eval": True,
-    "fsdp": "full_shard",
-    "fsdp_config": {"xla": True},
     "ignore_data_skip": True,
     "include_for_metrics": ["inputs"],
-    "is_encoder_decoder": True,
     "label_names": ["labels"],
     "label_smoothing_factor": 0.1,
     "length_column_name": "size",
@@ -517,6 +618,7 @@ IDLE: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "generate_during_eval": (True, {}, {"evaluates": False}),
     "eval_samples": (2, {}, {}),
     "eval_sample_tokens": (2, {"generate_during_eval": True}, {"evaluates": False}),
+    "generation_num_beams": (4, {"generate_during_eval": True}, {"evaluates": False}),
     "eval_sample_temperature": (1.0, {"generate_during_eval": True}, {"evaluates": False}),
     "dataset_num_proc": (2, {"max_steps": 1}, {"streams": True}),
     "resume_anyway": (True, {}, {"resumes": False}),
@@ -537,6 +639,7 @@ IDLE: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "num_train_epochs": (2, {"max_steps": 1}, {}),
     "data_seed": (1, {"train_sampling_strategy": "sequential"}, {}),
     "train_sampling_strategy": ("sequential", {"max_steps": 1}, {"streams": True}),
+    "stream_shards": (2, {}, {}),
     "dataloader_persistent_workers": (True, {"max_steps": 1}, {"streams": True}),
     "dataloader_prefetch_factor": (
         3,
@@ -548,6 +651,9 @@ IDLE: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "ddp_find_unused_parameters": (True, {}, {}),
     "ddp_bucket_cap_mb": (3, {}, {}),
     "ddp_broadcast_buffers": (True, {}, {}),
+    "checkpointing_share": (0.5, {"gradient_checkpointing": False}, {}),
+    "activation_offload": (True, {}, {}),
+    "optimizer_offload": (True, {"fsdp": True}, {}),
     "gradient_checkpointing_kwargs": (
         {"use_reentrant": True},
         {"gradient_checkpointing": False},
@@ -569,7 +675,7 @@ IDLE: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
 ALWAYS = {
     *("max_length", "max_completion_length", "loss_type", "disable_dropout", "truncation"),
     *("invalid_rows", "nonfinite", "layout", "max_micro_batch_tokens", "stochastic_rounding"),
-    *("constraints", "monitor_steps", "bf16", "gradient_checkpointing"),
+    *("constraints", "monitor_steps", "bf16", "gradient_checkpointing", "pairs_per_step"),
 }
 """Options of ours that matter in every run."""
 
@@ -578,6 +684,15 @@ OF_THE_MODEL = {
     "router_aux_loss_coef": "refused for a model without experts (CP104)",
     "trust_remote_code": "a permission, which a model may not need",
     "allow_pickle": "a permission, which a model may not need",
+    "load_in_4bit": "refused for a model that is not quantised (CP104)",
+    "load_in_8bit": "refused for a model that is not quantised (CP104)",
+    "fsdp_replicas": "refused for a model that is not sharded (CP104)",
+    "is_encoder_decoder": "refused where the model is another (CP104)",
+    "source_lang": "refused for a tokenizer without languages (CP104)",
+    "target_lang": "refused for a tokenizer without languages (CP104)",
+    "image_folder": "refused for a model that sees no pictures (CP104)",
+    "allow_remote_images": "refused for a model that sees no pictures (CP104)",
+    "max_image_pixels": "refused for a model that sees no pictures (CP104)",
 }
 """Options of ours that depend on the model alone."""
 
@@ -679,8 +794,9 @@ def test_an_option_that_does_something_is_not_said_to_do_nothing(name: str) -> N
     if name not in KNOWN:
         pytest.skip(f"transformers {transformers.__version__} has no {name}")
     args = CPOConfig(output_dir="o", use_cpu=True, **{**known, name: one.value})
-    one_process = unused(args, Rest(evaluates=True, resumes=True)).get(name)
-    assert one_process is None or one_process == "there is one process"
+    rest = Rest(evaluates=True, resumes=True, streams=name == "stream_shards")
+    said = unused(args, rest).get(name)
+    assert said in (None, "there is one process") or "on a CPU" in said
 
 
 # What transformers reads

@@ -10,12 +10,15 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
+from tests.engine.timed_layouts import FASTER
 from tests.invariance.ranks import CASES, flat, multipliers, run_case
 from tests.steps import distance
 
@@ -23,7 +26,9 @@ RANKS = 2
 LIMITS = {"float32": 1e-6, "float64": 1e-12}
 
 
-def launch(module: str, arguments: list[str], *, ranks: int = RANKS) -> list[tuple[int, str]]:
+def launch(
+    module: str, arguments: list[str], *, ranks: int = RANKS, seconds: int = 400
+) -> list[tuple[int, str]]:
     """Start a module once a rank and wait; exit code and output of each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -46,7 +51,7 @@ def launch(module: str, arguments: list[str], *, ranks: int = RANKS) -> list[tup
         )
         for rank in range(ranks)
     ]
-    outputs = [process.communicate(timeout=400)[0] for process in started]
+    outputs = [process.communicate(timeout=seconds)[0] for process in started]
     return [(p.returncode, text) for p, text in zip(started, outputs, strict=True)]
 
 
@@ -58,42 +63,66 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
     return folder, json.loads((folder / "seen.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, dict[str, Any]]]:
+    """What one process does of a case, and the folder of its run; each is run once."""
+
+    @cache
+    def run(name: str) -> tuple[Path, dict[str, Any]]:
+        folder = tmp_path_factory.mktemp("alone")
+        return folder, run_case(CASES[name], folder, ranks=1)
+
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_two_ranks_take_the_steps_of_one(name: str, two_ranks, tmp_path: Path):
-    folder, seen = two_ranks
-    alone = run_case(CASES[name], tmp_path, ranks=1)
+def test_two_ranks_take_the_steps_of_one(name: str, two_ranks, alone):
+    (folder, seen), (_, one_rank) = two_ranks, alone(name)
     together = load_file(folder / f"{list(CASES).index(name)}.safetensors")
     limit = LIMITS[CASES[name].get("dtype", "float64")]
-    assert distance(flat(alone["gradients"]), together) <= limit
+    assert distance(flat(one_rank["gradients"]), together) <= limit
     # the reported norm is transformers' own, in fp32
-    for one, other in zip(alone["logs"], seen[name]["logs"], strict=True):
+    for one, other in zip(one_rank["logs"], seen[name]["logs"], strict=True):
         assert other == pytest.approx(one, rel=1e-6)
-    assert seen[name]["evaluated"] == pytest.approx(alone["evaluated"], rel=1e-6)
-    assert seen[name]["scores"].keys() == alone["scores"].keys()
-    for column, values in alone["scores"].items():
+    assert seen[name]["evaluated"] == pytest.approx(one_rank["evaluated"], rel=1e-6)
+    assert seen[name]["scores"].keys() == one_rank["scores"].keys()
+    for column, values in one_rank["scores"].items():
         assert seen[name]["scores"][column] == pytest.approx(values, rel=1e-6), column
-    assert seen[name]["written"] == alone["written"]
-    assert len(alone["written"]) == (2 * 5 if name == "writing" else 0)
+    assert seen[name]["written"] == one_rank["written"]
+    case = CASES[name]
+    ways = 2 if case.get("eval_sample_temperature") else 1
+    assert len(one_rank["written"]) == ways * case.get("eval_samples", 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("faster", FASTER)
+def test_two_ranks_choose_the_layout_that_the_slowest_of_them_does_faster(faster: str, two_ranks):
+    for rank in range(RANKS):
+        found = json.loads((two_ranks[0] / f"timed-{rank}.json").read_text())[faster]
+        assert (found["engine"], found["layout"]) == ("ddp", faster)
+        assert found["seconds"] == {
+            name: 2 * max(one[name] for one in FASTER[faster]) for name in ("shared", "padded")
+        }
+        assert found["equal"]  # as a run that was told the layout, to the bit
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if "constraints" in case])
-def test_two_ranks_have_the_multipliers_of_one(name: str, two_ranks, tmp_path: Path):
-    _, seen = two_ranks
-    alone = multipliers(run_case(CASES[name], tmp_path, ranks=1)["logs"])
-    assert len(set(alone)) > len(CASES[name]["constraints"])  # they do move
-    assert multipliers(seen[name]["logs"]) == pytest.approx(alone, rel=1e-12, abs=1e-12)
+def test_two_ranks_have_the_multipliers_of_one(name: str, two_ranks, alone):
+    (_, seen), (_, one_rank) = two_ranks, alone(name)
+    found = multipliers(one_rank["logs"])
+    assert len(set(found)) > len(CASES[name]["constraints"])  # they do move
+    assert multipliers(seen[name]["logs"]) == pytest.approx(found, rel=1e-12, abs=1e-12)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sigmoid", "experts", "short last step"])
-def test_the_first_rank_sees_the_weights_move_as_one_process_does(name: str, two_ranks, tmp_path):
-    folder, _ = two_ranks
-    run_case(CASES[name], tmp_path, ranks=1)
+def test_the_first_rank_sees_the_weights_move_as_one_process_does(name: str, two_ranks, alone):
+    (folder, _), (own, _) = two_ranks, alone(name)
     looks = [
         [json.loads(line) for line in (path / "movement.jsonl").read_text().splitlines()]
-        for path in (tmp_path, folder / f"run-{list(CASES).index(name)}")
+        for path in (own, folder / f"run-{list(CASES).index(name)}")
     ]
     for one, other in zip(*looks, strict=True):
         assert one["tensors"].keys() == other["tensors"].keys()

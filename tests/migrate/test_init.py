@@ -301,7 +301,7 @@ trainer = CPOTrainer(
     args=args,
     train_dataset=rows,
     processing_class=AutoTokenizer.from_pretrained(MODEL),
-    peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+    peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="SEQ_2_SEQ_LM"),
     callbacks=[print],
 )
 trainer.train()
@@ -333,13 +333,101 @@ def test_a_script_is_read_and_not_run(bench: Path, command: Command) -> None:
         'train.py line 21: max_prompt_length="128": max_length limits prompt + completion',
         "train.py line 23: hub_token (value withheld): a secret has no place in a file",
         'train.py line 24: model_init_kwargs={"attn_implementation": "sdpa", "token": ',
-        'train.py line 25: deepspeed="zero3.json": sharded engines are not supported yet',
+        'train.py line 25: deepspeed="zero3.json": accelerate steps',
         'train.py line 26: max_length="0": it should be a whole number, at least 2',
         "train.py line 36: callbacks: it is an argument of the trainer in Python",
     ):
         assert reason in said
     assert said.count("line ") == 7
     assert "hf_secret" not in said
+
+
+OF_A_TRANSLATOR = """
+from datasets import load_dataset
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+trainer = CPOTrainer(
+    model=AutoModelForSeq2SeqLM.from_pretrained("model"),
+    args=CPOConfig("out", max_length=64, max_completion_length=96),
+    train_dataset=load_dataset("json", data_files="pairs.jsonl", split="train"),
+    processing_class=AutoTokenizer.from_pretrained("model", src_lang="en_XX", tgt_lang="de_DE"),
+)
+"""
+
+
+def test_a_script_of_an_encoder_decoder_keeps_its_languages_and_lengths(
+    bench: Path, command: Command
+) -> None:
+    found, said = translated(command, "train.py", OF_A_TRANSLATOR)
+    assert found == {
+        "model": "model",
+        "dataset": ["pairs.jsonl"],
+        "output_dir": "out",
+        "max_length": 64,
+        "max_completion_length": 96,  # more than a source's: refused without the next
+        "is_encoder_decoder": True,
+        "source_lang": "en_XX",
+        "target_lang": "de_DE",
+    }
+    assert "Mind: - an encoder-decoder: TRL tokenizes completions as if they were sources" in said
+    assert "Not translated" not in said
+    # a class of the model's own, and a tokenizer that is told nothing
+    text = OF_A_TRANSLATOR.replace(
+        "AutoModelForSeq2SeqLM.", "transformers.T5ForConditionalGeneration."
+    )
+    found, said = translated(
+        command, "t5.py", text.replace(', src_lang="en_XX", tgt_lang="de_DE"', "")
+    )
+    assert found["is_encoder_decoder"] is True
+    assert "Tokenizers of many languages need source_lang and target_lang." in said
+    found, _ = translated(command, "gpt.py", OF_A_TRANSLATOR.replace("Seq2Seq", "Causal"))
+    assert "is_encoder_decoder" not in found
+
+
+TRANSLATING = """\
+model_name_or_path: model
+dataset_name: pairs
+loss_type: sigmoid
+is_encoder_decoder: true
+source_lang: en_XX
+tgt_lang: de_DE
+max_source_length: 64
+max_target_length: 96
+val_max_target_length: 96
+source_prefix: "translate: "
+forced_bos_token: de_DE
+num_beams: 5
+generation_max_length: 32
+predict_with_generate: true
+eval_strategy: steps
+ignore_pad_token_for_loss: true
+"""
+
+
+def test_names_of_translation_s_scripts_are_translated_or_listed(
+    bench: Path, command: Command
+) -> None:
+    found, said = translated(command, "translate.yaml", TRANSLATING)
+    expected = {
+        "is_encoder_decoder": True,
+        "source_lang": "en_XX",
+        "target_lang": "de_DE",
+        "max_length": 64,
+        "max_completion_length": 96,
+        "eval_sample_tokens": 32,
+        "generate_during_eval": True,
+        "generation_num_beams": 5,
+    }
+    assert {name: found.get(name) for name in expected} == expected
+    for name, reason in {
+        "val_max_target_length": "max_completion_length limits completions",
+        "source_prefix": "put it into the sources, as counterpoint pairs",
+        "forced_bos_token": "something else has set target_lang already",
+        "ignore_pad_token_for_loss": "padding never reaches the loss",
+    }.items():
+        assert f": {name}=" in said
+        assert reason in said
 
 
 def test_what_a_script_computes_is_not_guessed(bench: Path, command: Command) -> None:
@@ -532,6 +620,7 @@ def test_a_file_of_llama_factory_keeps_its_meaning(bench: Path, command: Command
         "cpo_alpha": 0.0,
         "label_smoothing": 0.1,
         "lora_r": 8,  # its default
+        "load_in_4bit": True,
         "lora_target_modules": ["q_proj", "v_proj"],
         "dataset_num_proc": 2,
         "warmup_steps": 0.1,
@@ -541,7 +630,7 @@ def test_a_file_of_llama_factory_keeps_its_meaning(bench: Path, command: Command
     assert "beta=0.1 is of the size that CPO and DPO take" in said
     assert "dataset is missing, and the run needs it" in said
     left = said.partition("Not translated:")[2]
-    for name in ("quantization_bit", "do_train", "dataset", "template", "max_samples"):
+    for name in ("do_train", "dataset", "template", "max_samples"):
         assert f": {name}=" in left
     for name in ("plot_loss", "val_size"):
         assert f": {name}=" in left
@@ -583,6 +672,61 @@ def test_a_file_of_axolotl_keeps_its_meaning(bench: Path, command: Command) -> N
     ):
         assert reason in left
     assert left.count("ax.yaml line ") == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "sharded", "reason"),
+    [
+        (
+            "fsdp_version: 2\nfsdp_config: {offload_params: false}",
+            "2",
+            "layers are found by themselves",
+        ),
+        ("fsdp: [full_shard]\nfsdp_config: {fsdp_version: 2}", "2", ""),
+        ("fsdp: [full_shard, auto_wrap]", None, "version 1 of FSDP"),
+        ("fsdp_version: 1", None, "version 1 of FSDP"),
+        ("deepspeed: zero3.json", None, "accelerate steps DeepSpeed's optimizer"),
+    ],
+)
+def test_a_run_of_axolotl_in_shards_stays_one(
+    bench: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    sharded: str | None,
+    reason: str,
+) -> None:
+    # transformers says to accelerate through the environment that there are shards
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
+    found, said = translated(command, "ax.yaml", f"base_model: m\nrl: simpo\n{text}", *WHAT)
+    assert found.get("fsdp") == sharded  # its type is that of a word
+    assert reason in said.partition("Not translated:")[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("rl: simpo\nbase_model: m\nstreaming_multipack_buffer_size: 9", "padding and packing"),
+        (
+            "rl: simpo\nbase_model: m\ndatasets: [{path: a/b, shards: 10, shards_idx: 2, type: t}]",
+            "datasets[0]: shards=10, shards_idx=2: all rows are trained on",
+        ),
+        ("stage: dpo\nbuffer_size: 9", "a stream keeps its order"),
+        ("stage: dpo\ninterleave_probs: 0.5,0.5", "several files are read one after the other"),
+    ],
+)
+def test_a_stream_of_another_tool_is_told_of_its_shards(
+    bench: Path, command: Command, text: str, reason: str
+) -> None:
+    """No other tool has stream_shards: one rank reads there, or shares follow their number."""
+    found, said = translated(command, "o.yaml", f"{text}\nstreaming: true", *WHAT)
+    assert found["streaming"] is True
+    assert "stream_shards" not in found
+    mind, _, left = said.partition("Not translated:")
+    assert "streaming: every rank reads the whole stream" in mind
+    assert reason in left
+    _, quiet = translated(command, "o.yaml", text, *WHAT)
+    assert "stream_shards" not in quiet
 
 
 @pytest.mark.parametrize(
@@ -656,6 +800,7 @@ OTHER_WORDS = {
     "pref_ftx": "cpo_alpha",
     "lora_target": "lora_target_modules",
     "additional_target": "lora_modules_to_save",
+    "quantization_bit": "load_in_",
     "flash_attn": "attn_implementation",
 }
 UNSAID = ("null", "~", "no", "0", "off", "false")

@@ -19,9 +19,12 @@ from counterpoint.models import precision, stochastic_adamw
 from counterpoint.models.precision import rounding, warn_of_rounding
 from counterpoint.models.stochastic_adamw import StochasticAdamW
 from counterpoint.rounding import held
+from tests.reliability.trials import TORTURE
 from tests.steps import random_pairs
 
 STEP = 1e-6
+STEPS = 200 if TORTURE else 50
+"""In which the ways of two precisions part, if they do; bfloat16's does at once."""
 
 # PyTorch's compiler of PyTorch, when it is first imported
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
@@ -178,15 +181,13 @@ def displacement(build, models, mode: str, **options) -> torch.Tensor:
     if mode in ("bfloat16", "stochastic rounding"):
         model = model.bfloat16()
     start = torch.cat([p.detach().double().flatten() for p in model.parameters()])
-    trainer = build(model, folder=mode, max_steps=200, **options)
+    trainer = build(model, folder=mode, max_steps=STEPS, **options)
     trainer.train()
     return torch.cat([p.detach().double().flatten() for p in model.parameters()]) - start
 
 
 @pytest.mark.slow
-def test_two_hundred_steps_move_the_weights_as_far_in_every_mode_as_in_float32(
-    build, models, uncompiled
-):
+def test_many_steps_move_the_weights_as_far_in_every_mode_as_in_float32(build, models, uncompiled):
     wanted = displacement(build, models, "float32")
 
     def projected(mode: str, **options) -> float:

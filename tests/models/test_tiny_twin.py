@@ -11,6 +11,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from counterpoint import CPOConfig, ModelError
 from counterpoint.models import tiny_twin as twin
+from counterpoint.models.preparing import embedding_rows
 from counterpoint.models.tiny_twin import (
     LIMIT,
     shrink,
@@ -70,6 +71,14 @@ def test_a_twin_is_of_the_same_class_tiny_and_knows_every_token(
     rows = whole.get_input_embeddings().weight.shape[0]
     assert made.get_input_embeddings().weight.shape[0] == rows
     assert config.to_dict() == before
+
+
+def test_a_twin_of_two_vocabularies_knows_every_token_of_both(args: CPOConfig) -> None:
+    sizes = {"vocab_size": 60_000, "decoder_vocab_size": 90_000}
+    config = config_of("marian", share_encoder_decoder_embeddings=False, **sizes)
+    made = tiny_twin("marian", args, config)
+    assert embedding_rows(made) == (60_000, 90_000)
+    assert weights_outside_vocabulary(made) < 400_000  # neither embedding is among them
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *APART])

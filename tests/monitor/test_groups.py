@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from counterpoint.monitor.groups import GROUPS, adapted_module, expert_family, group_of
-from tests.models_on_the_spot import APART, KINDS
+from tests.models_on_the_spot import APART, ENCODED, KINDS
+from tests.translators_on_the_spot import KINDS as TRANSLATORS
+from tests.translators_on_the_spot import translator
 
 LAYER = "model.layers.3"
 
@@ -39,6 +41,23 @@ LAYER = "model.layers.3"
         (f"base_model.model.{LAYER}.self_attn.q_proj.base_layer.weight", "attention"),
         ("base_model.model.lm_head.modules_to_save.default.weight", "head"),
         ("model.layers.0.mixer.A_log", "other"),
+        ("shared.weight", "embeddings"),
+        ("encoder.block.0.layer.0.SelfAttention.q.weight", "encoder attention"),
+        ("encoder.block.0.layer.1.DenseReluDense.wi_0.weight", "encoder mlp"),
+        ("encoder.final_layer_norm.weight", "encoder norms"),
+        ("decoder.block.0.layer.0.SelfAttention.q.weight", "attention"),
+        ("decoder.block.0.layer.1.EncDecAttention.q.weight", "cross-attention"),
+        ("decoder.block.0.layer.1.layer_norm.weight", "norms"),
+        ("model.encoder.embed_positions.weight", "encoder embeddings"),
+        ("model.encoder.layers.3.ffn.experts.expert_0.fc1.weight", "encoder mlp"),
+        ("model.decoder.layers.0.encoder_attn.k_proj.bias", "cross-attention"),
+        ("model.decoder.layers.0.encoder_attn_layer_norm.weight", "norms"),
+        ("base_model.model.model.encoder.layers.0.fc1.weight", "encoder mlp"),
+        ("base_model.model.encoder.block.0.layer.0.SelfAttention.o.weight", "encoder attention"),
+        ("base_model.model.model.encoder.layers.0.fc1.lora_A.default.weight", "adapters"),
+        # decoders alone, whose layers are called so
+        ("bert.encoder.layer.0.attention.self.query.weight", "attention"),
+        ("transformer.encoder.layers.0.self_attention.dense.weight", "attention"),
         ("the_biased_one", "other"),
     ],
 )
@@ -46,7 +65,7 @@ def test_a_name_tells_the_group(name: str, group: str):
     assert group_of(name) == group
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) | {"bloom", "mpt", "llama4", "phimoe"}))
+@pytest.mark.parametrize("kind", sorted({*KINDS, *ENCODED, "bloom", "mpt", "llama4", "phimoe"}))
 def test_every_tensor_of_a_transformer_has_a_group_of_its_own(kind: str, models):
     names = [name for name, _ in models(kind).named_parameters()]
     found = {name: group_of(name) for name in names}
@@ -58,6 +77,20 @@ def test_every_tensor_of_a_transformer_has_a_group_of_its_own(kind: str, models)
     }
     assert set(found.values()) <= set(GROUPS)
     assert {"embeddings", "attention", "mlp", "norms"} <= set(found.values())
+
+
+@pytest.mark.parametrize("kind", TRANSLATORS)
+def test_an_encoder_its_decoder_and_what_joins_them_are_apart(kind: str):
+    found: dict[str, set[str]] = {}
+    for name, _ in translator(kind)[0].named_parameters():
+        found.setdefault(group_of(name), set()).add(name)
+    assert not {"other", "encoder other"} & found.keys()
+    parts = {"attention", "mlp", "norms"}
+    assert {*parts, *(f"encoder {part}" for part in parts), "cross-attention"} <= found.keys()
+    for group, names in found.items():
+        sides = {("encoder." in name, "decoder." in name) for name in names}
+        assert len(sides) == 1 or group == "embeddings"  # what both share beside the decoder's own
+        assert group.startswith("encoder ") == (sides == {(True, False)})
 
 
 def test_an_adapter_names_its_module_and_an_expert_its_family():

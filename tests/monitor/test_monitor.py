@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -561,3 +562,56 @@ def test_the_state_of_another_model_is_passed_over_aloud(build, models, caplog):
     run = trained(other)
     assert [line for line in caplog.messages if "of other parameters" in line]
     assert run.movement[0]["since"] == 0
+
+
+class Parts(Plain):
+    """An engine that shards, on one rank, which then has all of every weight."""
+
+    shards = True
+
+
+def test_what_a_rank_has_seen_of_its_shards_is_its_own_to_resume(caplog):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    model.bias.requires_grad_(False)
+    optimizer = torch.optim.SGD([model.weight], lr=0.1)
+    facts = {"model": model, "optimizer": optimizer}
+
+    def begun() -> Monitor:
+        monitor = Monitor(1, looks.append, pytest.fail, Parts())
+        monitor.on_train_begin(None, SimpleNamespace(global_step=0), None, **facts)
+        return monitor
+
+    looks: list[Any] = []
+    monitor = begun()
+    model(torch.ones(1, 3)).sum().backward()
+    now = SimpleNamespace(global_step=0, max_steps=3)
+    monitor.on_pre_optimizer_step(None, now, None)
+    optimizer.step()
+    monitor.on_optimizer_step(None, now, None, optimizer=optimizer)
+    assert monitor.state_dict() == {"facts": {}, "tensors": {}}  # which all ranks would load
+    kept = monitor.rank_state_dict()
+    assert kept["facts"]["shards"] == [0, 1, 6]
+    resumed = begun()
+    resumed.load_state_dict(kept)
+    found = resumed.rank_state_dict()
+    assert found["facts"] == kept["facts"]
+    assert all(torch.equal(found["tensors"][n], one) for n, one in kept["tensors"].items())
+    (look,) = looks
+    assert look["tensors"]["weight"]["moved"] == 1.0
+    kept["facts"]["shards"] = [1, 2, 3]  # of another rank: counted from here on
+    other = begun()
+    other.load_state_dict(kept)
+    assert other.rank_state_dict()["facts"]["applied"] == 0
+    assert [line for line in caplog.messages if "or of other shards; movement is counted" in line]
+    # on another number of ranks there is nothing of a rank's own, which is told as well
+    caplog.clear()
+    monitor = begun()
+    monitor.load_state_dict({"facts": {}, "tensors": {}})
+    assert [line for line in caplog.messages if "or of other shards; movement is counted" in line]
+    caplog.clear()
+    resumed = begun()
+    resumed.load_state_dict(kept | {"facts": kept["facts"] | {"shards": [0, 1, 6]}})
+    resumed.load_state_dict({"facts": {}, "tensors": {}})  # beside a rank's own
+    assert resumed.rank_state_dict()["facts"]["applied"] == 1
+    assert caplog.messages == []

@@ -79,6 +79,14 @@ def adapter(words: list[str]) -> Any:
     return None if found is None else found.to_dict()
 
 
+def refusal(words: list[str]) -> Any:
+    try:
+        parts(words)
+    except ConfigError as error:  # a model that sees nothing has nothing to freeze
+        return str(error)
+    return None
+
+
 @dataclass(frozen=True)
 class Row:
     """An option as words, and what both sides have beside it."""
@@ -108,6 +116,7 @@ TRIED: dict[str, Row] = {
     "lora_dropout": Row(adapter, ["--lora_dropout", "0.1"], (*LORA,)),
     "lora_target_modules": Row(adapter, ["--lora_target_modules", "q_proj"], (*LORA,)),
     "lora_modules_to_save": Row(adapter, ["--lora_modules_to_save", "lm_head"], (*LORA,)),
+    "freeze": Row(refusal, ["--freeze", "vision"]),
     "use_rslora": Row(adapter, ["--use_rslora"], (*LORA,)),
     "use_dora": Row(adapter, ["--use_dora"], (*LORA,)),
 }
@@ -179,6 +188,14 @@ OF_PLAN = {
     "device": ["--device", "cuda"],
     "json": ["--json"],
 }
+IN_SHARDS = ["--fsdp", "2", "--ranks", "4"]
+OF_PLAN |= {
+    "nodes": [*IN_SHARDS, "--nodes", "2"],
+    "intra_bandwidth": [*IN_SHARDS, "--intra_bandwidth", "7"],
+    "inter_bandwidth": [*IN_SHARDS, "--nodes", "2", "--inter_bandwidth", "7"],
+    "peak": [*IN_SHARDS, "--peak", "7"],
+    "kernel_efficiency": [*IN_SHARDS, "--kernel_efficiency", "0.7"],
+}
 OF_TOKENS = {"row": ["--row", "1"], "json": ["--json"], "color": ["--color", "always"]}
 
 
@@ -187,13 +204,22 @@ OF_TOKENS = {"row": ["--row", "1"], "json": ["--json"], "color": ["--color", "al
     [("plan", PlanOptions, OF_PLAN), ("tokens", TokensOptions, OF_TOKENS)],
 )
 def test_every_flag_of_a_small_command_changes_what_it_says(
-    workshop: Path, command: Command, name: str, kind: type[Any], tried: dict[str, list[str]]
+    workshop: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    kind: type[Any],
+    tried: dict[str, list[str]],
 ) -> None:
     assert set(tried) == set(declared(kind))
+    # transformers says to accelerate through the environment that there are shards
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
     words = ["--model", "model", "--dataset", "pairs.jsonl", "--use_cpu"]
     if name == "plan":
         words += ["--memory", "2GiB"]  # the machine has another amount left each time
     plain = command(name, *words)
     assert plain.code == 0
+    sharded = command(name, *words, *IN_SHARDS) if name == "plan" else plain
     for flag, given in tried.items():
-        assert command(name, *words, *given) != plain, flag
+        before = sharded if given[:2] == IN_SHARDS[:2] else plain
+        assert command(name, *words, *given) != before, flag

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from counterpoint import ConfigError
 from counterpoint.options.given import Scalar, as_python
+from counterpoint.options.settings import read_values
 from counterpoint.options.yaml_file import parse_flow, read_config
 
 
@@ -93,6 +94,29 @@ def test_what_is_no_configuration_says_where_it_breaks(
         read_config(write(tmp_path, text))
     assert said in caught.value.message
     assert len(caught.value.message) < 300
+
+
+@pytest.mark.parametrize(
+    ("second", "code", "said"),
+    [
+        ("{kind: bc, bounds: 1}", "CP101", "a constraint has no 'bounds'. Did you mean bound?"),
+        ("{kind: bx, bound: 1}", "CP102", "constraint"),
+        ("{kind: bc, bound: low}", "CP103", "constraint bc: bound='low' should be"),
+        ("{bound: 1}", "CP107", "a constraint needs a kind"),
+        ("{kind: length, bound: 1, slack: 1}", "CP104", "are two ways to give one bound"),
+    ],
+)
+def test_a_wrong_constraint_is_named_with_its_line(
+    second: str, code: str, said: str, tmp_path: Path
+) -> None:
+    listed = f"- kind: bc\n  bound: 1\n- {second}\n"
+    with pytest.raises(ConfigError) as raised:
+        read_values([write(tmp_path, f"beta: 1\nconstraints:\n{listed}")])
+    assert raised.value.code == code
+    assert raised.value.message.startswith("run.yaml line 5: constraints: ")
+    assert said in raised.value.message
+    with pytest.raises(ConfigError, match=f"^{code} --constraints: "):
+        read_values(["--constraints", f"[{second}]"])
 
 
 def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:

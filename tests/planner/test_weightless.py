@@ -55,7 +55,6 @@ def test_a_twin_of_another_precision_changes_weights_and_not_buffers(models):
         ("adamw_torch_fused", 8),
         ("sgd", 0),
         ("lion_32bit", 4),
-        ("adamw_bnb_8bit", 2),
         ("adafactor", 0),
     ],
 )

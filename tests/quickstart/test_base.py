@@ -1,4 +1,4 @@
-"""The shipped model: loads anywhere, reads text as rows cut it, translates but with flaws."""
+"""The shipped models: each loads anywhere, reads text as rows cut it, translates but with flaws."""
 
 from __future__ import annotations
 
@@ -12,11 +12,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from counterpoint.quickstart.table import judge_translations
-from counterpoint.quickstart.task import Flaw, Flaws, german, held_out_numbers, prompt, references
-from counterpoint.quickstart.translate import BASE, MOST_TOKENS, load_base, translate
+from counterpoint.quickstart.task import (
+    Flaw,
+    Flaws,
+    english,
+    german,
+    held_out_numbers,
+    prompt,
+    references,
+)
+from counterpoint.quickstart.translate import BASE, BASES, MOST_TOKENS, load_base, translate
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train_quickstart_base.py"
 NUMBERS = st.integers(0, 999_999)
@@ -35,24 +43,63 @@ def script() -> ModuleType:
     return module
 
 
-def test_the_folder_is_plain_and_small() -> None:
-    files = list(BASE.iterdir())
+each = pytest.mark.parametrize("encoder_decoder", BASES, ids=["decoder", "encoder-decoder"])
+
+
+@each
+def test_the_folder_is_plain_and_small(encoder_decoder: bool) -> None:
+    files = list(BASES[encoder_decoder].iterdir())
     assert {file.suffix for file in files} == {".json", ".safetensors"}
     assert sum(file.stat().st_size for file in files) < 3_000_000
 
 
-def test_plain_transformers_loads_it_as_the_quickstart_does() -> None:
-    model, tokenizer = loaded()
-    plain = AutoModelForCausalLM.from_pretrained(BASE)
+@each
+def test_plain_transformers_loads_it_as_the_quickstart_does(encoder_decoder: bool) -> None:
+    model, _ = loaded(encoder_decoder)
+    auto_class = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
+    plain = auto_class.from_pretrained(BASES[encoder_decoder])
     assert plain.dtype == torch.float32
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, plain.state_dict()[name]), name
+
+
+def test_a_decoder_reads_words_that_end_with_their_space() -> None:
+    _, tokenizer = loaded()
     text = prompt(742) + german(742)
     assert AutoTokenizer.from_pretrained(BASE)(text) == tokenizer(text)
     assert tokenizer.convert_ids_to_tokens(tokenizer(text).input_ids) == [
         "<s>", "seven ", "hundred ", "forty-", "two ", "= ",
         "sieben", "hundert", "zwei", "und", "vierzig",
     ]  # fmt: skip
+
+
+def test_plain_transformers_translates_with_the_encoder_decoder() -> None:
+    folder = BASES[True]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    ids = tokenizer(english(742), text_target=german(742))
+    names = tokenizer.convert_ids_to_tokens
+    assert names(ids["input_ids"])[-3:] == ["two", "</s>", "en_XX"]
+    assert names(ids["labels"]) == [
+        "\u2581sieben", "hundert", "zwei", "und", "vierzig", "</s>", "de_DE",
+    ]  # fmt: skip
+    # the language that its decoder begins with is in the model's own settings
+    written = model.generate(torch.tensor([ids["input_ids"]]), do_sample=False)
+    (text,) = tokenizer.batch_decode(written, skip_special_tokens=True)
+    assert judge_translations([742], [text]).number == 1
+    assert translate(*loaded(True), [742]) == [text]
+
+
+@given(number=NUMBERS, flaws=FLAWS)
+def test_a_source_and_its_translation_come_back_whole(number: int, flaws: Flaws) -> None:
+    _, tokenizer = loaded(True)
+    for text, ids in (
+        (english(number), tokenizer(english(number)).input_ids),
+        (german(number, flaws), tokenizer(text_target=german(number, flaws)).input_ids),
+    ):
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids, skip_special_tokens=True).replace(" -", "-") == text
+        assert len(ids) < tokenizer.model_max_length
 
 
 @given(number=NUMBERS, flaws=FLAWS)
@@ -70,31 +117,40 @@ def test_no_token_lies_across_the_boundary_and_text_comes_back_whole(
     assert len(right) < MOST_TOKENS
 
 
-def test_it_knows_the_numbers_and_hardly_ever_spells_one_right() -> None:
-    model, tokenizer = loaded()
+@each
+def test_it_knows_the_numbers_and_hardly_ever_spells_one_right(encoder_decoder: bool) -> None:
+    model, tokenizer = loaded(encoder_decoder)
     numbers = held_out_numbers(100, seed=0)
     outcome = judge_translations(numbers, translate(model, tokenizer, numbers))
     assert outcome.number >= 0.98
     assert outcome.exact <= 0.03
 
 
-def test_translating_alone_or_in_company_is_the_same() -> None:
-    model, tokenizer = loaded()
+@each
+def test_translating_alone_or_in_company_is_the_same(encoder_decoder: bool) -> None:
+    model, tokenizer = loaded(encoder_decoder)
     numbers = [7, 123, 456_789]
     together = translate(model, tokenizer, numbers)
     assert together == [translate(model, tokenizer, [number])[0] for number in numbers]
 
 
-def test_the_script_makes_the_shipped_tokenizer(script: ModuleType, tmp_path: Path) -> None:
-    script.build_tokenizer().save_pretrained(tmp_path)
+@each
+def test_the_script_makes_the_shipped_tokenizer(
+    script: ModuleType, tmp_path: Path, encoder_decoder: bool
+) -> None:
+    script.made(encoder_decoder, script.LAYERS)[1].save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        assert (tmp_path / name).read_text("utf-8") == (BASE / name).read_text("utf-8")
+        shipped = (BASES[encoder_decoder] / name).read_text("utf-8")
+        assert (tmp_path / name).read_text("utf-8") == shipped
 
 
-def test_the_scripts_first_losses_are_the_recorded_ones(script: ModuleType) -> None:
-    tokenizer = script.build_tokenizer()
-    losses = islice(script.train(script.build_model(len(tokenizer)), tokenizer), 2)
-    assert list(losses) == pytest.approx(script.FIRST_LOSSES[:2], abs=1e-4)
+@each
+def test_the_scripts_first_losses_are_the_recorded_ones(
+    script: ModuleType, encoder_decoder: bool
+) -> None:
+    model, _, data = script.made(encoder_decoder, script.LAYERS)
+    losses = islice(script.train(model, data), 2)
+    assert list(losses) == pytest.approx(script.FIRST_LOSSES[encoder_decoder][:2], abs=1e-4)
 
 
 def test_the_shipped_model_is_better_at_its_references_than_at_their_right_spelling() -> None:

@@ -13,18 +13,26 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerControl, TrainerState
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    TrainerControl,
+    TrainerState,
+)
 
 from counterpoint.cli.main import main
 from counterpoint.errors import SetupError
 from counterpoint.quickstart.display import WIDTH, Progress
-from counterpoint.quickstart.run import QuickstartResult, run, training_options
+from counterpoint.quickstart.run import QuickstartResult, pair_rows, run, training_options
 from counterpoint.quickstart.supervised import train_supervised
 from counterpoint.quickstart.table import Outcome, examples, judge_translations, outcome_table
 from counterpoint.quickstart.task import english, german, held_out_numbers, preference_pairs
 from counterpoint.quickstart.translate import load_base, translate
+from tests.reliability.trials import TORTURE
 
 STEPS, HELD_OUT = 30, 60
+STEPS_OF_TRANSLATOR = 40
 
 
 @dataclass(frozen=True)
@@ -36,13 +44,17 @@ class Seen:
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
-    """A shortened run, told as through a pipe."""
-    root = tmp_path_factory.mktemp("quickstart")
+    """A shortened run."""
+    return told(tmp_path_factory.mktemp("quickstart"), "first", steps=STEPS)
+
+
+def told(root: Path, folder: str, **options: Any) -> Seen:
+    """A run, told as through a pipe."""
     stdout = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout):
         patch.setenv("COUNTERPOINT_CACHE", str(root / "cache"))
         patch.chdir(root)
-        result = run("first", steps=STEPS, held_out=HELD_OUT)
+        result = run(folder, held_out=HELD_OUT, **options)
     return Seen(result, stdout.getvalue(), root)
 
 
@@ -52,6 +64,67 @@ def test_even_a_short_run_beats_the_base_and_supervised_training_by_far(seen: Se
     assert result.supervised.exact <= 0.20
     assert result.cpo.exact >= result.supervised.exact + 0.30
     assert result.cpo.number >= 0.90
+
+
+@pytest.fixture(scope="module")
+def translator(tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    """A shortened run of the encoder-decoder."""
+    root = tmp_path_factory.mktemp("translator")
+    return told(root, "q", steps=STEPS_OF_TRANSLATOR, encoder_decoder=True)
+
+
+def goes_beyond_its_references(result: QuickstartResult) -> None:
+    assert result.base.exact <= 0.05
+    assert result.perfect_chosen <= 0.10
+    assert result.supervised.exact <= 0.20
+    assert result.cpo.exact >= max(result.supervised.exact, result.perfect_chosen) + 0.50
+
+
+def test_an_encoder_decoder_goes_beyond_its_references_too(translator: Seen) -> None:
+    goes_beyond_its_references(translator.result)
+    assert translator.result.encoder_decoder
+    assert "encoder-once" in (translator.root / "q" / "cpo" / "run.json").read_text("utf-8")
+
+
+@pytest.mark.skipif(not TORTURE, reason="three whole runs; set COUNTERPOINT_TORTURE")
+@pytest.mark.parametrize("seed", [5, 6, 7])
+def test_a_whole_run_of_an_encoder_decoder_does_on_three_seeds(seed: int, tmp_path: Path) -> None:
+    result, _ = said_by(tmp_path / "q", seed=seed, encoder_decoder=True)
+    goes_beyond_its_references(result)
+    assert result.cpo.exact >= 0.80
+    assert result.cpo.number >= 0.95
+
+
+def test_the_saved_translator_translates_as_the_table_says(translator: Seen) -> None:
+    folder = translator.root / translator.result.model
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    numbers = held_out_numbers(HELD_OUT, seed=0)
+    assert (
+        judge_translations(numbers, translate(model, tokenizer, numbers)) == translator.result.cpo
+    )
+
+
+def test_the_translator_s_files_serve_train_and_evaluate(
+    translator: Seen, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(translator.root)
+    given = yaml.safe_load(Path("q/train.yaml").read_text("utf-8"))
+    assert (given["source_lang"], given["target_lang"]) == ("en_XX", "de_DE")
+    (row, *_), (held_out, *_) = (
+        [json.loads(line) for line in Path("q", name).read_text("utf-8").splitlines()]
+        for name in ("pairs.jsonl", "held-out.jsonl")
+    )
+    assert set(row) == {"source", "chosen", "rejected"}
+    assert set(held_out) - set(row) == {"reference"}
+    words = ["q/cpo", "--base", "q/base", "--eval_dataset", "q/held-out.jsonl", "--use_cpu=true"]
+    assert main(["evaluate", *words, "--generate", "20", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    before, after = (
+        found[when]["texts"]["held-out.jsonl"]["greedy"]["exact_match"]
+        for when in ("before", "after")
+    )
+    assert after >= before + 0.5
 
 
 def test_the_saved_model_translates_as_the_table_says(seen: Seen) -> None:
@@ -110,11 +183,12 @@ def said_by(*args: Any, **kwargs: Any) -> tuple[QuickstartResult, str]:
     return result, stdout.getvalue()
 
 
+@pytest.mark.parametrize("encoder_decoder", [False, True])
 def test_the_written_configuration_repeats_the_run_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder_decoder: bool
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    said_by("q", steps=3, held_out=1)
+    said_by("q", steps=3, held_out=1, encoder_decoder=encoder_decoder)
     assert main(["train", "q/train.yaml", "--output_dir", "again"]) == 0
     first, again = (Path(folder) / "model.safetensors" for folder in ("q/cpo", "again"))
     assert first.read_bytes() == again.read_bytes()
@@ -193,17 +267,18 @@ def logged_loss(folder: Path) -> float:
     return float(json.loads(line)["nll_loss"])
 
 
-def test_supervised_loss_is_the_nll_term_of_cpo(tmp_path: Path) -> None:
-    result, _ = said_by(tmp_path / "q", steps=1, held_out=1)
-    model, tokenizer = load_base()
-    rows = [pair.row for pair in preference_pairs(32, seed=0)]
+@pytest.mark.parametrize("encoder_decoder", [False, True])
+def test_supervised_loss_is_the_nll_term_of_cpo(tmp_path: Path, encoder_decoder: bool) -> None:
+    result, _ = said_by(tmp_path / "q", steps=1, held_out=1, encoder_decoder=encoder_decoder)
+    model, tokenizer = load_base(encoder_decoder)
+    rows = pair_rows(preference_pairs(32, seed=0), encoder_decoder)
     losses: list[float] = []
 
     class Watch(Progress):
         def on_log(self, *args: Any, logs: Any = None, **kwargs: Any) -> None:
             losses.extend([logs["loss"]] if "loss" in logs else [])
 
-    options = training_options(tmp_path, seed=0, steps=1)
+    options = training_options(tmp_path, seed=0, steps=1, encoder_decoder=encoder_decoder)
     train_supervised(model, tokenizer, rows, options, Watch("supervised"))
     assert losses == pytest.approx([logged_loss(result.model)], rel=1e-5)
 

@@ -1,6 +1,6 @@
 """Runs as users start them, killed from outside until they end: every exit code, every difference.
 
-    python -m tests.reliability.kill_trial [--kills 150] [--seed 0] [--jobs 1]
+    python -m tests.reliability.kill_trial [--kills 150] [--seed 0] [--jobs 1] [--only NAME]
 
 ``make torture`` forks its runs and looks into them; here nothing is shared with the program but its
 command line and two scripts. A run is the command or a script, alone or under torchrun, and is hit
@@ -58,6 +58,14 @@ BEST = {
     "metric_for_best_model": "eval_loss",
 }
 LORA = {"lora_r": 2, "lora_dropout": 0.2, "disable_dropout": False}
+TRANSLATOR = {
+    "model": "translator",
+    "dataset": "translations.jsonl",
+    "source_lang": "en_XX",
+    "target_lang": "de_DE",
+    "disable_dropout": False,
+    "learning_rate": 1e-4,
+}
 BOUNDS = {
     "constraints": [
         {"kind": "bc", "slack": 0.5},
@@ -107,6 +115,7 @@ SCENARIOS = {
     "constraints, with a second set": Scenario(BASE | BOUNDS),
     "a stream": Scenario(BASE | {"streaming": True, "max_steps": 24}),
     "a script that stops early": Scenario(None),
+    "an encoder-decoder with dropout": Scenario(BASE | TRANSLATOR),
     "workers": Scenario(BASE | {"dataloader_num_workers": 1}),
     "two ranks, an adapter with dropout, the best model": Scenario(BASE | BEST | LORA, ranks=2),
     "two ranks, constraints": Scenario(BASE | BOUNDS, ranks=2),
@@ -161,13 +170,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--most", type=int, default=6, help="kills of one run")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--only", default="", help="scenarios with this in their name")
     wanted = parser.parse_args()
+    names = [name for name in SCENARIOS if wanted.only in name]
     began, total, runs = time.monotonic(), Account(), 0
     with tempfile.TemporaryDirectory(prefix="counterpoint-kills-") as place:
-        whole = {name: _whole(Path(place), n, name) for n, name in enumerate(SCENARIOS)}
+        whole = {name: _whole(Path(place), n, name) for n, name in enumerate(names)}
 
         def one(number: int) -> tuple[int, str, Account]:
-            name = list(SCENARIOS)[number % len(SCENARIOS)]
+            name = names[number % len(names)]
             draw = random.Random(f"{wanted.seed} {number}")
             folder = _folder(Path(place), f"run-{number}")
             account = _hit_until_done(folder, name, *whole[name], draw, most=wanted.most)
@@ -209,6 +220,8 @@ def _folder(place: Path, name: str) -> Path:
     """A folder with a model and data, where a run takes place."""
     from transformers import PreTrainedTokenizerFast
 
+    from counterpoint.quickstart.task import preference_pairs
+    from counterpoint.quickstart.translate import load_base
     from tests.models_on_the_spot import make_model
     from tests.tokenizers_on_the_spot import byte_level
 
@@ -225,6 +238,13 @@ def _folder(place: Path, name: str) -> Path:
                 for n in numbers
             )
             (shared / file).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        translator, of_translator = load_base(encoder_decoder=True)
+        translator.config.dropout = 0.1
+        for part in (translator, of_translator):
+            part.save_pretrained(shared / "translator")
+        (shared / "translations.jsonl").write_text(
+            "".join(f"{json.dumps(pair.translation)}\n" for pair in preference_pairs(12, seed=0))
+        )
     folder.mkdir()
     for one in shared.iterdir():
         (folder / one.name).symlink_to(one)

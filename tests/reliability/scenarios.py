@@ -87,6 +87,11 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "gradient_accumulation_steps": 2,
     },
     "tied weights": {"kind": "qwen2_tied"},
+    "an encoder-decoder with dropout": {
+        "kind": "mbart",
+        "model": {"dropout": 0.1},
+        "disable_dropout": False,
+    },
     "log lines over several steps": {"logging_steps": 4, "callbacks": [Counting, Counting]},
     "the end of an epoch": {
         "evaluate": True,
@@ -110,6 +115,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     },
     "an end within an epoch": {"max_steps": 5},
     "a stream": {"stream": True, "max_steps": 7, "logging_steps": 2},
+    "a stream in lanes": {"stream": True, "shards": 2, "stream_shards": 2, "max_steps": 7},
     "another optimizer": {"optim": "adafactor"},
     "bfloat16 weights and another optimizer": {"optim": "adafactor", "dtype": torch.bfloat16},
     "a loss scaler that grows": {"scaler": True, "max_grad_norm": 0.0},
@@ -148,7 +154,7 @@ def trainer_of(
         )
     rows: Any = random_pairs(5)
     if rest.pop("stream", False):
-        rows = Dataset.from_list(TEXT).to_iterable_dataset()
+        rows = Dataset.from_list(TEXT).to_iterable_dataset(num_shards=rest.pop("shards", 1))
     callbacks = [make() for make in rest.pop("callbacks", [])]
     unfrozen, scaler = rest.pop("unfrozen", None), rest.pop("scaler", False)
     evaluated = random_pairs(3, seed=1) if rest.pop("evaluate", False) else None

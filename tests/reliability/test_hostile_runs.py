@@ -9,6 +9,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from counterpoint.runlog import METRICS, RUN_FILE, STREAMS, RunLog, read_run, st
 from counterpoint.step.replay.file import FORMAT, KEY, read_replay
 from tests.cli.conftest import Command, command
 from tests.reliability.scenarios import trainer_of
+from tests.reliability.trials import trials
 from tests.report.runs import write_run
 
 __all__ = ["command"]
@@ -153,15 +155,16 @@ def test_whatever_stands_at_any_place_is_read_or_refused(run: Path, file: str) -
     lines = [kept] if file == RUN_FILE else kept.splitlines()
     known = json.loads(lines[-1])
     # "data", a set's name, what was counted of it: the facts are looked at one level deeper
-    for place in places(known, 3 if file == RUN_FILE else 2):
-        for value in VALUES:
-            told = json.dumps(put(known, place, value))
-            path.write_text(told if file == RUN_FILE else "\n".join([*lines[:-1], told, ""]))
-            try:
-                if refusal(run):
-                    refused.add(place)
-            except Exception as error:
-                pytest.fail(f"{file}, {place}={str(value)[:30]}: {error!r}")
+    every = product(places(known, 3 if file == RUN_FILE else 2), VALUES)
+    # a third of them in CI: each place meets other values than the one before it
+    for place, value in islice(every, 0, None, trials(3, 1)):
+        told = json.dumps(put(known, place, value))
+        path.write_text(told if file == RUN_FILE else "\n".join([*lines[:-1], told, ""]))
+        try:
+            if refusal(run):
+                refused.add(place)
+        except Exception as error:
+            pytest.fail(f"{file}, {place}={str(value)[:30]}: {error!r}")
     assert () in refused
     path.write_text(kept)
     assert not refusal(run)
@@ -577,7 +580,7 @@ LOOSE = {
         "models/described.py",
     ),
     *("data/cache.py", "data/candidates.py", "data/scored.py", "data/sources.py"),
-    "data/encoder.py",
+    *("data/encoder.py", "data/mapped.py", "data/translation.py", "data/vision.py"),
     *("checkpoint/experiment.py", "checkpoint/manifest.py", "doctor/survey.py"),
     "report/columns.py",
     *("quickstart/run.py", "runlog/nouns.py", "checkpoint/adapted.py"),

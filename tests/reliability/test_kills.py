@@ -13,15 +13,18 @@ from counterpoint import SetupError
 from counterpoint.checkpoint.lock import LOCK, locked
 from tests.reliability.killing import LONG, SCENARIO, killed_until_done, live, start
 
-KILLS = 5
+KILLS = {SCENARIO: 5, "an encoder-decoder with dropout": 3}
 
 
-def test_a_run_killed_at_random_ends_as_the_unbroken_one(tmp_path: Path):
+@pytest.mark.parametrize("scenario", KILLS)
+def test_a_run_killed_at_random_ends_as_the_unbroken_one(scenario: str, tmp_path: Path):
     whole = tmp_path / "whole"
-    process = start(live, whole, SCENARIO, LONG, log=whole.with_suffix(".log"))
+    process = start(live, whole, scenario, LONG, log=whole.with_suffix(".log"))
     process.join(120)
     assert process.exitcode == 0, whole.with_suffix(".log").read_text()[-2000:]
-    deaths = killed_until_done(tmp_path / "run", whole, random.Random(7), most=KILLS)
+    deaths = killed_until_done(
+        tmp_path / "run", whole, random.Random(7), most=KILLS[scenario], scenario=scenario
+    )
     assert deaths.wrong == []
     assert deaths.kills >= 1
 

@@ -52,8 +52,8 @@ def while_loading(monkeypatch: pytest.MonkeyPatch, work: Any) -> None:
     """Do something in the middle of the command's loading."""
     original = counterpoint.cli.train.load_parts
 
-    def slowly(*facts: Any) -> Any:
-        parts = original(*facts)
+    def slowly(*facts: Any, **more: Any) -> Any:
+        parts = original(*facts, **more)
         work()
         return parts
 

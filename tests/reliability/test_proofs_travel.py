@@ -72,7 +72,7 @@ def test_a_head_that_failed_its_proof_stays_the_models_own(
     tmp_path: Path, proved: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(assembly, "prove_head", lambda model, head, ids: replace(head, dense=True))
+        patch.setattr(assembly, "prove_head", lambda model, head, *_: replace(head, dense=True))
         trainer_of(STEADY, tmp_path, max_steps=1).train()
     resumed = trainer_of(STEADY, tmp_path, max_steps=2)
     resumed.train(resume_from_checkpoint=True)
@@ -80,16 +80,14 @@ def test_a_head_that_failed_its_proof_stays_the_models_own(
     assert "prove_head" not in proved
 
 
-def test_what_was_found_of_a_kernel_travels(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_found_of_a_kernel_travels(tmp_path: Path) -> None:
     found = {("varlen", CALL, torch.bfloat16): None, ("varlen", CALL, torch.float16): DIFFERS}
-    with monkeypatch.context() as patch:
-        patch.setattr(kernels, "PROOFS", dict(found))
-        trainer_of(STEADY, tmp_path, max_steps=1).train()
-    monkeypatch.setattr(kernels, "PROOFS", {})
-    trainer_of(STEADY, tmp_path, max_steps=2).train(resume_from_checkpoint=True)
-    assert found == kernels.PROOFS
+    trainer = trainer_of(STEADY, tmp_path, max_steps=1)
+    kernels.proofs_of(trainer.model).update(found)
+    trainer.train()
+    resumed = trainer_of(STEADY, tmp_path, max_steps=2)
+    resumed.train(resume_from_checkpoint=True)
+    assert found == kernels.proofs_of(resumed.model)
 
 
 def test_other_conditions_are_proved_anew(tmp_path: Path, proved: list[str]) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import random
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from counterpoint import ConfigError, NonFiniteError
-from counterpoint.data.prepare import to_pair
+from counterpoint.data.pair_columns import to_pair
 from counterpoint.forward.layouts import PADDED, SHARED
 from counterpoint.records import PairBatch, TokenPair
 from counterpoint.step.guard import StepGuard
 from counterpoint.step.replay import recompute
 from counterpoint.step.replay.file import Replay, read_replay, write_replay
 from tests.cli.conftest import Command, command, pattern, workshop
+from tests.models_on_the_spot import make_model
 from tests.steps import random_pairs, train_watched
 
 __all__ = ["command", "pattern", "workshop"]
@@ -81,12 +83,18 @@ def test_the_pairs_of_a_batch_make_the_batch_again(seed: int) -> None:
     assert list(shared.pairs) == pairs
 
 
-@pytest.fixture
-def kept(models: Any, chatml_tokenizer: Any, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def of_step_two(chatml_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of step 2, of which row 6 has no finite margin."""
-    folder = tmp_path / "run"
-    stopped(models("qwen2"), chatml_tokenizer, poisoned_margin(6), folder)
+    folder = tmp_path_factory.mktemp("replay") / "run"
+    stopped(make_model("qwen2"), chatml_tokenizer, poisoned_margin(6), folder)
     return folder / "replay-2.safetensors"
+
+
+@pytest.fixture
+def kept(of_step_two: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may spoil."""
+    return Path(shutil.copy(of_step_two, tmp_path))
 
 
 def test_the_file_holds_the_micro_batch_whole_and_the_message_names_it(
@@ -183,7 +191,7 @@ SPOILT: dict[str, Any] = {
     "denominators that are none": {"totals": lambda totals: totals[:1]},
 }
 FORGED: dict[str, Any] = {
-    "another format": {"format": 3},
+    "another format": {"format": 4},
     "no step": {"step": "twelve"},
     "no objective": {"objective": {}},
     "a loss that is none": {"objective": {"loss_type": "dpo"}},

@@ -15,6 +15,7 @@ from counterpoint import Constraint, CPOConfig, CPOTrainer
 from counterpoint.step.replay.file import Held, Replay, read_replay, write_replay
 from counterpoint.step.replay.held import HeldSet
 from counterpoint.step.replay.recompute import loss_again
+from tests.reliability.trials import TORTURE
 from tests.steps import random_pairs
 
 
@@ -31,6 +32,15 @@ KINDS: dict[str, Any] = {
     "kl_drift": {"kind": "kl_drift", "bound": 0.0, "rate": 50.0, "start": 0.5},
     "length": {"kind": "length", "bound": 6.0, "start": 0.5},
     "custom": Constraint("custom", "own", bound=0.0, numerator=rejected_nll, start=0.5),
+}
+
+
+WRITES: dict[str, Any] = {
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "generate_during_eval": True,
+    "eval_samples": 2,
+    "eval_sample_tokens": 12,
 }
 
 
@@ -69,8 +79,13 @@ class Recorded(TrainerCallback):
         self.replays.append(found)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layout", ["shared", "padded"])
+PADDED = KINDS if TORTURE else ("bc", "safety", "kl_drift")
+"""Kinds that the padded layout is tried with too: the others read what these read of a layout."""
+
+
+@pytest.mark.parametrize(
+    ("layout", "kind"), [*(("shared", kind) for kind in KINDS), *(("padded", k) for k in PADDED)]
+)
 def test_every_kind_is_replayed_to_the_same_loss_bit_for_bit(
     kind: str, layout: str, models: Any, chatml_tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -85,11 +100,7 @@ def test_every_kind_is_replayed_to_the_same_loss_bit_for_bit(
             gradient_accumulation_steps=4,
             max_micro_batch_tokens=90,
             max_steps=3,
-            eval_strategy="steps",
-            eval_steps=1,
-            generate_during_eval=True,
-            eval_samples=2,
-            eval_sample_tokens=12,
+            **(WRITES if kind == "length" else {}),
             save_strategy="no",
             logging_steps=1,
             learning_rate=1e-2,
@@ -97,7 +108,7 @@ def test_every_kind_is_replayed_to_the_same_loss_bit_for_bit(
             use_cpu=True,
         ),
         train_dataset=random_pairs(24),
-        eval_dataset=random_pairs(4, seed=1),
+        eval_dataset=random_pairs(4, seed=1) if kind == "length" else None,
         processing_class=chatml_tokenizer,
         callbacks=[recorded],
         constraint_datasets={"safety": random_pairs(11, seed=5)} if kind == "safety" else None,

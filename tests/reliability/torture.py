@@ -18,7 +18,13 @@ from pathlib import Path
 
 from tests.reliability.killing import LONG, SCENARIO, Deaths, killed_until_done, live, start
 
-SCENARIOS = (SCENARIO, "dropout in an adapter", "experts with dropout", "a stream")
+SCENARIOS = (
+    SCENARIO,
+    "dropout in an adapter",
+    "experts with dropout",
+    "an encoder-decoder with dropout",
+    "a stream",
+)
 
 
 def main() -> int:

@@ -31,6 +31,9 @@ def look(step: int, last: int = 0, **tensors: dict[str, object]) -> dict[str, ob
         ("model.layers.7.mlp.up_proj.weight", "layer 7"),
         ("transformer.h.0.attn.c_attn.weight", "layer 0"),
         ("base_model.model.model.layers.12.self_attn.q_proj.lora_A.default.weight", "layer 12"),
+        ("model.encoder.layers.4.fc1.weight", "encoder layer 4"),
+        ("encoder.block.4.layer.0.SelfAttention.q.weight", "encoder layer 4"),
+        ("decoder.block.4.layer.1.EncDecAttention.q.weight", "layer 4"),
         ("gpt_neox.layers.3.attention.dense.bias", "layer 3"),
         ("lm_head.weight", "mlp"),
     ],
@@ -50,6 +53,16 @@ def test_embeddings_are_on_top_layers_follow_in_order_and_the_head_is_last() -> 
     found = heat_map([look(5, **tensors)])
     assert found is not None
     assert found.rows == ("embeddings", "layer 2", "layer 10", "head")
+
+
+def test_the_layers_of_an_encoder_have_rows_of_their_own_before_the_decoders() -> None:
+    names = ("decoder.layers.0", "encoder.layers.10", "encoder.layers.2", "decoder.layers.10")
+    tensors = {f"model.{name}.fc1.weight": tensor() for name in names}
+    found = heat_map([look(10, **tensors, shared=tensor("embeddings"))])
+    assert found is not None
+    assert found.rows == (
+        *("embeddings", "encoder layer 2", "encoder layer 10", "layer 0", "layer 10"),
+    )
 
 
 def test_a_cell_is_the_mean_of_the_layers_tensors() -> None:

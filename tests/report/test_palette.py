@@ -5,18 +5,31 @@ from __future__ import annotations
 import pytest
 
 from counterpoint.report.palette import (
-    BACKGROUNDS,
     COLOURS,
     SERIES,
-    TEXT,
     Theme,
     as_css,
     colour,
-    contrast,
     shades,
 )
 
 THEMES: tuple[Theme, ...] = ("light", "dark")
+TEXT = ("ink", "soft", "accent", "good", "warn", "bad")
+BACKGROUNDS = ("paper", "card")
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast of two colours as WCAG 2.2 defines it, from 1 to 21."""
+    lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def luminance(code: str) -> float:
+    red, green, blue = (
+        part / 12.92 if (part := channel / 255) <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
+        for channel in (int(code[at : at + 2], 16) for at in (1, 3, 5))
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def test_contrast_is_that_of_the_recommendation() -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from peft import LoraConfig
 
 from counterpoint import ConfigError, CPOConfig, CPOTrainer
-from counterpoint.data.prepare import to_pair
+from counterpoint.data.pair_columns import to_pair
 from counterpoint.forward.layouts import SHARED
 from counterpoint.losses.objective import Objective
 from counterpoint.records import PairBatch, StepTotals
@@ -56,8 +58,8 @@ def all_of(mini: Miniature) -> dict[str, Check]:
         make_check(checks.LOSS, checks.loss_falls, mini, trained),
         make_check(checks.MOVE, checks.weights_move, trained),
         make_check(checks.STAY, checks.frozen_stay, trained),
-        make_check(checks.LAYOUTS, checks.layouts_agree, mini),
-        make_check(checks.SPLITS, checks.splits_agree, mini),
+        make_check(checks.LAYOUTS_AGREE, checks.layouts_agree, mini),
+        make_check(checks.SPLITS_AGREE, checks.splits_agree, mini),
         make_check(checks.RELOAD, checks.save_reloads, mini, trained),
         make_check(checks.RESUME, checks.resume_goes_on, mini, trained),
     ]
@@ -67,6 +69,13 @@ def all_of(mini: Miniature) -> dict[str, Check]:
 
 def statuses(found: dict[str, Check]) -> dict[str, str]:
     return {name: check.status for name, check in found.items() if check.status != "ok"}
+
+
+def test_a_run_over_quantised_weights_in_shards_is_tried_by_one_process_on_plain_ones(make: Make):
+    with mock.patch.dict(os.environ):  # transformers writes into it that it was asked to shard
+        picture = make(peft=LORA, load_in_4bit=True, fsdp="2").gradient()
+    assert all("lora" in name for name in picture)
+    assert any(bool(one.any()) for one in picture.values())
 
 
 @pytest.mark.slow
@@ -90,7 +99,7 @@ def statuses(found: dict[str, Check]) -> dict[str, str]:
 )
 def test_a_healthy_run_passes(kind: str, options: Any, unlike: Any, make: Make) -> None:
     if unlike == "no layouts":
-        unlike = {checks.STAY: "not applicable", checks.LAYOUTS: "not applicable"}
+        unlike = {checks.STAY: "not applicable", checks.LAYOUTS_AGREE: "not applicable"}
     found = all_of(make(kind, **options))
     assert statuses(found) == unlike, found
 

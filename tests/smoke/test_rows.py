@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from counterpoint import CPOConfig, DataError
 from counterpoint.data.options import PrepareOptions
-from counterpoint.data.prepare import PAIR_COLUMNS, iter_pairs, prepare
+from counterpoint.data.pair_columns import PAIR_COLUMNS
+from counterpoint.data.prepare import iter_pairs, prepare
 from counterpoint.records import TokenPair
 from counterpoint.smoke.rows import COMPLETION, PROMPT, own_pairs, prepared, shortened
 
@@ -84,6 +85,6 @@ def test_prepared_pairs_are_what_the_trainer_takes_for_prepared() -> None:
     pair = TokenPair([1], [2, 3], [4], row=9, weight=0.5, margin=0.25)
     table = prepared([pair])
     assert set(PAIR_COLUMNS) <= set(table.column_names)
-    from counterpoint.data.prepare import to_pair
+    from counterpoint.data.pair_columns import to_pair
 
     assert to_pair(table[0]) == pair

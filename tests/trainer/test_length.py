@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from counterpoint import ConfigError, CPOConfig, CPOTrainer
-from counterpoint.data.prepare import to_pair
+from counterpoint.data.pair_columns import to_pair
 from counterpoint.forward.layouts import PADDED
 from counterpoint.losses.constrained import length_margin
 from counterpoint.losses.objective import Objective

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from counterpoint import CPOConfig, CPOTrainer, SetupError
 from counterpoint.data.batching import length
+from counterpoint.engine.memory import is_out_of_memory
 from counterpoint.forward.layouts import SHARED
 from counterpoint.records import PairBatch, TokenPair
-from counterpoint.step.share import Share, TokenBudget, is_out_of_memory
+from counterpoint.step.share import Share, TokenBudget
 from tests.small_memory import SmallMemory
 from tests.steps import distance, random_pairs, train_watched, untimed
 
@@ -182,6 +184,20 @@ def test_a_pair_that_does_not_fit_alone_is_named_and_the_weights_stay(
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name])
         assert parameter.grad is None
+
+
+def test_memory_that_runs_out_outside_of_micro_batches_has_a_code_of_its_own(
+    models, chatml_tokenizer, tmp_path: Path
+):
+    def spoil(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    hook = register_optimizer_step_pre_hook(spoil)
+    try:
+        with pytest.raises(SetupError, match=r"CP522 .* not in a micro-batch \(CUDA out of memory"):
+            train_watched(models("qwen2"), chatml_tokenizer, random_pairs(4), tmp_path)
+    finally:
+        hook.remove()
 
 
 def test_another_error_is_not_taken_for_it(models, chatml_tokenizer, tmp_path: Path, caplog):

@@ -15,8 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from counterpoint import ConfigError, CPOConfig, CPOTrainer, DataError, ModelError, SetupError
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.prepare import prepare
+from counterpoint.step.evaluation_pass import EvaluationPass
 from tests.reference.naive import completion_logps, step_loss
 from tests.steps import random_pairs
+from tests.translators_on_the_spot import ROWS, translator
 
 TEXT = [
     {"prompt": f"What is {i} and {i}?", "chosen": f" It is {2 * i}.", "rejected": f" Maybe {i}?"}
@@ -163,6 +165,23 @@ def test_the_accuracy_of_an_evaluation_has_an_interval_around_it(build):
     low, high = (metrics[f"eval_rewards/accuracies_{end}"] for end in ("low", "high"))
     assert 0 <= low <= metrics["eval_rewards/accuracies"] <= high <= 1
     assert low < high
+
+
+def test_no_score_of_a_pair_is_gathered_that_nobody_asked_for(build, monkeypatch):
+    asked = []
+    monkeypatch.setattr(EvaluationPass, "scores", lambda self: asked.append(self))
+    trainer = build(eval_dataset=TEXT)
+    metrics = trainer.evaluate()
+    assert 0 <= metrics["eval_rewards/accuracies_low"] <= metrics["eval_rewards/accuracies_high"]
+    assert asked == []
+    trainer.measure(TEXT).scores()
+    assert len(asked) == 1
+
+
+def test_a_row_number_is_kept_whole_whatever_the_dtype_of_scores(build):
+    """Above 2^24 a float32 does not tell neighbours apart."""
+    held_out = random_pairs(2).map(lambda row: {"row": row["row"] + (1 << 24)})
+    assert build().measure(held_out).scores().rows.tolist() == [1 << 24, (1 << 24) + 1]
 
 
 def test_experts_are_balanced_over_a_whole_evaluation_set(build, models):
@@ -389,6 +408,28 @@ def test_a_model_made_by_model_init_is_prepared_too(build, models, chatml_tokeni
     )
     trainer.train()
     assert {m.p for m in trainer.model.modules() if isinstance(m, torch.nn.Dropout)} == {0.0}
+
+
+def test_a_model_made_by_model_init_trains_as_one_that_is_passed(tmp_path):
+    """An encoder-decoder too, whose rows go by its kind; each model is made and held once."""
+    made: list[torch.nn.Module] = []
+
+    def make():
+        made.append(translator("nllb")[0])
+        return made[-1]
+
+    losses = []
+    for name, how in {"passed": {"model": make()}, "made": {"model_init": make}}.items():
+        languages = {"source_lang": "eng_Latn", "target_lang": "deu_Latn"}
+        args = CPOConfig(output_dir=str(tmp_path / name), use_cpu=True, max_steps=2, **languages)
+        args.logging_steps = 1
+        tokenizer = translator("nllb")[1]
+        trainer = CPOTrainer(args=args, train_dataset=ROWS, processing_class=tokenizer, **how)
+        trainer.train()
+        losses.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
+    assert len(losses[0]) == 2
+    assert losses[0] == losses[1]
+    assert len(made) == 3  # transformers makes another one to train
 
 
 def test_bfloat16_autocast_trains_float32_weights(build):

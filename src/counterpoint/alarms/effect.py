@@ -25,7 +25,7 @@ def alarm_facts(args: CPOConfig, max_steps: int) -> Facts:
         max_steps: optimizer steps of the run.
     """
     return Facts(
-        step_pairs=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        step_pairs=args.step_pairs,
         warmup_steps=args.get_warmup_steps(max_steps),
         loss_type=args.loss_type,
         cpo_alpha=args.cpo_alpha,

@@ -2,7 +2,11 @@
 
     folder        where they lie: written beside their place, renamed when whole, rotated
     manifest      what says that one is whole: size and SHA-256 of every file
+    together      what ranks do with one together: each hashes what it wrote, or its share
     lock          one run a folder
+    shards        what each rank writes of the tensors, and what it reads of them
+    sharded       a run's weights and optimizer by shard, and from there under any engine
+    consolidate   a whole model of a checkpoint, tensor by tensor
     adapted       what an adapter is, and what it lies on
     fingerprint   whether a checkpoint is of this experiment
     tree          nested state as JSON and safetensors; no pickle

@@ -22,16 +22,22 @@ from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from counterpoint.checkpoint.fingerprint import Value
+from counterpoint import ranks
+from counterpoint.checkpoint.fingerprint import Value, model_facts
+from counterpoint.checkpoint.shards import first_copy, span_of
 from counterpoint.checkpoint.weights import held_by_adapters, is_adapted
 from counterpoint.model_seams import SOURCE_KEY
-from counterpoint.tensor_parts import is_plain, parts_of
+from counterpoint.tensor_parts import filed_as, is_sharded, local_part, parts_of
 
 BASE = "base model's weights"
 """The fact's name."""
+
+_NOT_OF_NUMBERS = ("bnb_4bit_quant_storage",)
+"""Settings of a quantiser that say where codes lie, and not which: another one under FSDP."""
 
 BLOCKS, BLOCK = 16, 256
 """How many places of a tensor are read, evenly spread, and how many bytes at each."""
@@ -47,6 +53,9 @@ _NOT_OF_A_RUN = (
 )
 """Settings of an adapter that its numbers do not depend on."""
 
+_USUAL_TASK = "CAUSAL_LM"
+"""The task that is not told: a recipe takes it where it finds none."""
+
 _TOLD = ("peft_type", "r", "lora_alpha", "lora_dropout", "target_modules")
 """Settings that are told also where they have their default values."""
 
@@ -59,6 +68,7 @@ _NOT_OF_A_MODEL = (
     "use_cache",
     "return_dict",
     "auto_map",
+    "distributed_config",
 )
 """Entries of a configuration that say nothing of the numbers."""
 
@@ -67,7 +77,8 @@ def base_identity(model: nn.Module) -> str | None:
     """What an adapter lies on: "form-values", 16 hexadecimal digits each.
 
     Args:
-        model: unwrapped, with its adapters, before it has trained.
+        model: unwrapped, with its adapters, before it has trained; where it is sharded, every rank
+            must call it.
 
     Returns:
         None for a model without an adapter: its checkpoints hold all of it.
@@ -75,36 +86,85 @@ def base_identity(model: nn.Module) -> str | None:
     if not is_adapted(model):
         return None
     form, values = hashlib.sha256(), hashlib.sha256()
-    for name, tensor in sorted(_under(model)):
+    under = dict(sorted(_under(model), key=lambda pair: pair[0]))
+    for name, tensor in under.items():
         form.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        for part in parts_of(tensor):
+    sampled = _of_shards({n: one for n, one in under.items() if is_sharded(one)})
+    for name, tensor in under.items():
+        for part in () if name in sampled else parts_of(tensor):
             values.update(_some_of(part))
+        values.update(sampled.get(name, b""))
     return f"{form.hexdigest()[:16]}-{values.hexdigest()[:16]}"
 
 
 def _under(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The weights and buffers that are neither trained nor in a file of an adapter."""
-    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    weights = dict(model.named_parameters())
+    trained = {name for name, weight in weights.items() if weight.requires_grad}
     held = held_by_adapters(model)
     for name, tensor in model.state_dict().items():
-        if name not in trained and isinstance(tensor, Tensor) and _address(tensor) not in held:
-            yield name, tensor
-
-
-def _address(tensor: Tensor) -> int:
-    # a tensor of a quantized kind has parts, and no memory of its own
-    return tensor.untyped_storage().data_ptr() if is_plain(tensor) else 0
+        if name not in trained and isinstance(tensor, Tensor) and name not in held:
+            # codes that are stored for shards are the same codes
+            shape, dtype = filed_as(weights.get(name, tensor))
+            codes = dtype != tensor.dtype and not is_sharded(tensor)
+            yield name, tensor.contiguous().view(dtype).reshape(shape) if codes else tensor
 
 
 def _some_of(tensor: Tensor) -> bytes:
     if tensor.is_meta or not tensor.numel():  # what lies elsewhere cannot be read cheaply
         return b""
     flat = tensor.detach().reshape(-1)
-    a_block = max(1, BLOCK // flat.element_size())
-    if flat.numel() > BLOCKS * a_block:
-        last = flat.numel() - a_block
-        flat = torch.cat([flat[last * n // (BLOCKS - 1) :][:a_block] for n in range(BLOCKS)])
-    return flat.contiguous().view(torch.uint8).cpu().numpy().tobytes()
+    places = _places(flat.numel(), flat.element_size())
+    if places is not None:
+        flat = torch.cat([flat[begin:end] for begin, end in places])
+    found: bytes = _bytes(flat).tobytes()
+    return found
+
+
+def _places(entries: int, size: int) -> list[tuple[int, int]] | None:
+    """Which entries of a tensor are read, as ranges; None for all.
+
+    Args:
+        entries: of the tensor.
+        size: of an entry, in bytes.
+    """
+    a_block = max(1, BLOCK // size)
+    if entries <= BLOCKS * a_block:
+        return None
+    last = entries - a_block
+    begins = [last * n // (BLOCKS - 1) for n in range(BLOCKS)]
+    return [(begin, begin + a_block) for begin in begins]
+
+
+def _of_shards(tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
+    """The same bytes of tensors of which ranks hold parts; every rank calls it."""
+    own, sizes = [], []
+    for tensor in tensors.values():
+        places = _places(tensor.numel(), tensor.element_size()) or [(0, tensor.numel())]
+        entries = np.concatenate([np.arange(begin, end) for begin, end in places])
+        found = np.zeros((len(entries), tensor.element_size()), dtype=np.uint8)
+        if first_copy(tensor):
+            at = np.unravel_index(entries, tuple(tensor.shape))
+            cuts = span_of(tensor)
+            here = np.all([(a >= c.start) & (a < c.stop) for a, c in zip(at, cuts, strict=True)], 0)
+            mine = tuple(torch.from_numpy(a[here] - c.start) for a, c in zip(at, cuts, strict=True))
+            if here.any():
+                found[here] = _bytes(local_part(tensor.detach())[mine]).reshape(
+                    -1, tensor.element_size()
+                )
+        own.append(found.reshape(-1))
+        sizes.append(found.size)
+    if not own:
+        return {}
+    # no byte is on two ranks, so that the sum is what each has
+    device = local_part(next(iter(tensors.values()))).device
+    joined = ranks.add_up(torch.from_numpy(np.concatenate(own)).to(device)).cpu().numpy()
+    parts = np.split(joined, np.cumsum(sizes)[:-1])
+    return {name: part.tobytes() for name, part in zip(tensors, parts, strict=True)}
+
+
+def _bytes(flat: Tensor) -> Any:
+    return flat.contiguous().view(torch.uint8).cpu().numpy()
 
 
 def another_base(then: str | None, now: str | None) -> bool:
@@ -117,8 +177,11 @@ def another_base(then: str | None, now: str | None) -> bool:
     return then != now and then.split("-")[0] == now.split("-")[0]
 
 
-def identity(model: nn.Module, *, dropout: bool) -> dict[str, Value]:
-    """The facts of a model's configuration, its adapters and what they lie on.
+def model_identity(model: nn.Module, *, dropout: bool) -> dict[str, Value]:
+    """The facts of a model, its configuration, its adapters and what they lie on.
+
+    They are taken once, before the run: an engine that takes a model over may give it another
+    precision.
 
     Args:
         model: unwrapped, before it has trained.
@@ -126,6 +189,7 @@ def identity(model: nn.Module, *, dropout: bool) -> dict[str, Value]:
     """
     base = base_identity(model)
     found = {
+        **model_facts(model),
         **({} if base is None else {BASE: base}),
         **dict(_of_config(model)),
         **dict(_of_adapters(model)),
@@ -142,9 +206,18 @@ def _of_config(model: nn.Module) -> Iterator[tuple[str, Value]]:
     if config is None:
         return
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    for name, value in text.to_dict().items():
+    for name, value in _flat(text.to_dict()):
         if name not in _NOT_OF_A_MODEL and not name.endswith(("_token_id", "2label", "label2id")):
             yield f"config {name}", _as_fact(value)
+
+
+def _flat(entries: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Each setting of a quantiser by itself, since releases of one add some."""
+    for name, value in entries.items():
+        if name == "quantization_config" and isinstance(value, Mapping):
+            yield from ((f"{name} {k}", v) for k, v in value.items() if k not in _NOT_OF_NUMBERS)
+        else:
+            yield name, value
 
 
 def _of_adapters(model: nn.Module) -> Iterator[tuple[str, Value]]:
@@ -173,6 +246,8 @@ def _told(config: Any) -> Iterator[tuple[str, Any]]:
     for name, value in config.to_dict().items():
         ready = _json_ready(value)
         usual = _json_ready(defaults.get(name))
+        if name == "task_type" and ready not in (None, _USUAL_TASK):
+            yield name, ready
         if name in _NOT_OF_A_RUN or ready is None:
             continue
         if name in _TOLD or (ready != usual and ready not in ({}, [], "")):

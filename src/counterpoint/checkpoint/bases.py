@@ -19,10 +19,14 @@ from torch import nn
 from counterpoint.checkpoint.adapted import BASE, another_base, base_identity
 from counterpoint.checkpoint.manifest import MANIFEST
 from counterpoint.errors import SetupError
+from counterpoint.log import logger
 from counterpoint.runlog import RUN_FILE
 
 UNKNOWN = "CW128"
 """Code of the warning that nothing says what an adapter lay on."""
+
+HELD_OTHERWISE = "CW507"
+"""Code of the warning that an adapter lay on weights that were held in another way."""
 
 
 def base_then(checkpoint: Path, own: Mapping[str, Any]) -> str | None:
@@ -56,10 +60,12 @@ def other_base(then: str | None, now: str) -> str:
 def check_base(model: nn.Module, folder: Path) -> None:
     """Refuse an adapter whose base model has changed since it was trained.
 
+    Where the base is held otherwise than then, in another precision or not quantised, its values
+    cannot be compared, and that is warned of.
+
     Args:
         model: the adapter on its base, as loaded.
-        folder: of the adapter: a run's, or a checkpoint's; without a record nothing is compared,
-            nor where the base is loaded in another precision.
+        folder: of the adapter: a run's, or a checkpoint's; without a record nothing is compared.
 
     Raises:
         SetupError: CP519 where it is another.
@@ -75,6 +81,14 @@ def check_base(model: nn.Module, folder: Path) -> None:
             f"the adapter in {folder} was trained on other weights ({then}) than those that its "
             f"base model has now ({now}), so that it fits them by its shapes alone. Load the base "
             "that it was trained on; base_model_name_or_path in its adapter_config.json names it.",
+        )
+    if now is not None and then.split("-")[0] != now.split("-")[0]:
+        logger().warning(
+            "%s the adapter in %s was trained over weights that were held otherwise than those of "
+            "its base are now: in another precision, or quantised. What it says is not what it "
+            "was trained to say. Load the base as the run did (dtype, load_in_4bit, load_in_8bit).",
+            HELD_OTHERWISE,
+            folder,
         )
 
 

@@ -16,9 +16,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from torch import nn
-
-from counterpoint.checkpoint.fingerprint import Fingerprint, Value, model_facts
+from counterpoint.checkpoint.fingerprint import Fingerprint, Value
 from counterpoint.config import CPOConfig
 from counterpoint.constraints import Constraint
 from counterpoint.losses.objective import Objective
@@ -29,6 +27,7 @@ OF_THE_EXPERIMENT = (
     "data_seed",
     "train_sampling_strategy",
     "dataloader_drop_last",
+    "stream_shards",
     "optim",
     "optim_args",
     "optim_target_modules",
@@ -48,6 +47,7 @@ OF_THE_EXPERIMENT = (
 )
 """Options that a run's numbers depend on at every step, whatever the others are."""
 
+PAIRS = "pairs a step"
 RATE_STEPS = "steps of the learning rate's schedule"
 MULTIPLIER_STEPS = "steps of the multipliers' schedule"
 WARM_UP = "steps of warm-up"
@@ -61,7 +61,6 @@ METRIC = ("metric_for_best_model", "greater_is_better")
 def experiment(
     args: CPOConfig,
     objective: Objective,
-    model: nn.Module,
     digests: Mapping[str, str],
     steps: int,
     *,
@@ -74,10 +73,9 @@ def experiment(
     Args:
         args: the run's options.
         objective: of the run.
-        model: unwrapped.
         digests: of the prepared pairs of each set, by its name.
         steps: optimizer steps of the whole run.
-        identity: of the model, see ``checkpoint.adapted``.
+        identity: of the model as it was before it trained, see ``checkpoint.adapted``.
         balancing: weight of the load-balancing loss; 0 without experts.
         scheduled: the learning rate's schedule is made from the options, and not one that was
             passed to the trainer.
@@ -86,10 +84,8 @@ def experiment(
         **{f"data {name}": digest for name, digest in digests.items()},
         **asdict(objective),
         "load balancing": balancing,
-        **model_facts(model),
         **identity,
-        "pairs a step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "ranks": args.world_size,
+        PAIRS: args.step_pairs,
         **{name: _plain(getattr(args, name)) for name in OF_THE_EXPERIMENT},
         **dict(_planned(args, steps, _schedule(args) if scheduled else Follows())),
         **{f"constraint {one.name}": _as_text(one) for one in args.constrained_by},
@@ -122,15 +118,25 @@ def in_words_of_today(then: Fingerprint, steps: int) -> Fingerprint:
         then: as its manifest has it.
         steps: optimizer steps that its run was to have.
     """
-    facts: dict[str, Value] = {RATE_STEPS: steps, MULTIPLIER_STEPS: steps}
+    facts: dict[str, Value] = {RATE_STEPS: steps, MULTIPLIER_STEPS: steps, "stream_shards": 1}
     given = then.get("warmup_steps")
     if isinstance(given, int | float):  # below 1 it was a share of the run
         facts[WARM_UP] = int(given) if given >= 1 else math.ceil(steps * given)
     return {**facts, **then}
 
 
-def remedy(different: Collection[str]) -> str:
-    """What else to do about some differences, as a sentence after a space; "" where nothing."""
+def remedy(different: Collection[str], then: Fingerprint) -> str:
+    """What else to do about some differences, as a sentence after a space; "" where nothing.
+
+    Args:
+        different: names of facts.
+        then: the checkpoint's fingerprint.
+    """
+    if PAIRS in different:
+        return (
+            f" pairs_per_step={then[PAIRS]} keeps its steps on any number of ranks and with any "
+            "per_device_train_batch_size."
+        )
     if not set(PLANNED) & set(different):
         return ""
     return (

@@ -10,11 +10,14 @@ Not here: the digest of the data (``data.pair_digest``).
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 
 from torch import nn
 
+from counterpoint.model_seams import class_of
 from counterpoint.strict import spelt
+from counterpoint.tensor_parts import filed_as
 
 Value = str | int | float | bool | None
 Fingerprint = Mapping[str, Value]
@@ -26,15 +29,13 @@ def model_facts(model: nn.Module) -> dict[str, Value]:
     Args:
         model: unwrapped, ready to train.
     """
-    lines = [
-        f"{name} {tuple(p.shape)} {p.dtype} {p.requires_grad}\n"
-        for name, p in model.named_parameters()
-    ]
+    filed = {name: (*filed_as(p), p.requires_grad) for name, p in model.named_parameters()}
+    lines = [f"{name} {shape} {dtype} {trains}\n" for name, (shape, dtype, trains) in filed.items()]
     digest = hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()[:16]
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    weights = sum(p.numel() for p in model.parameters())
+    trained = sum(math.prod(shape) for shape, _, trains in filed.values() if trains)
+    weights = sum(math.prod(shape) for shape, _, _ in filed.values())
     return {
-        "model": type(model).__name__,
+        "model": class_of(model).__name__,
         "weights": weights,
         "weights that train": trained,
         "names, shapes and precision of the weights": digest,

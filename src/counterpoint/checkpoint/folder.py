@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +28,9 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 FILLED = ".saving.part"
 """Where the files of a final model wait to take their places."""
 
+PARTS = ".shards.part"
+"""Where ranks write what they hold of a final model, which is then made whole."""
+
 TRIAL = ".trial.part"
 """Where everything but the weights is saved once before training; removed at once."""
 
@@ -38,7 +41,9 @@ _HALF = re.compile(r"\.(run\.json|train\.yaml|README\.md)\.\d+\.part")
 
 def is_scrap(name: str) -> bool:
     """Whether a name is of what a killed run had begun to write or to remove."""
-    return name in (FILLED, TRIAL) or any(one.fullmatch(name) for one in (_UNFINISHED, _HALF))
+    return name in (FILLED, PARTS, TRIAL) or any(
+        one.fullmatch(name) for one in (_UNFINISHED, _HALF)
+    )
 
 
 def step_of(path: Path) -> int | None:
@@ -58,11 +63,20 @@ def finished(run: Path) -> list[Path]:
     return [path for path in checkpoints(run) if (path / MANIFEST).is_file()]
 
 
-def last_good(run: Path) -> tuple[Path, Manifest] | None:
+def last_good(
+    run: Path,
+    *,
+    every: Sequence[Path] | None = None,
+    check: Callable[..., Manifest] = verify,
+    warns: bool = True,
+) -> tuple[Path, Manifest] | None:
     """The newest checkpoint of a run that is whole.
 
     Args:
         run: the folder they lie in.
+        every: of its ``checkpoints``, where somebody has looked.
+        check: ``verify``, or what does the same.
+        warns: whether damaged ones that are passed over are told.
 
     Returns:
         None where there is no checkpoint at all.
@@ -72,15 +86,15 @@ def last_good(run: Path) -> tuple[Path, Manifest] | None:
             whole one holds more than was saved: to pass it over would lose its steps.
     """
     damaged: list[str] = []
-    for path in reversed(checkpoints(run)):
+    for path in reversed(checkpoints(run) if every is None else every):
         try:
-            manifest = verify(path, step=step_of(path))
+            manifest = check(path, step=step_of(path))
         except SetupError as error:
             if error.code == "CP521":
                 raise
             damaged.append(error.message)
             continue
-        for message in damaged:
+        for message in damaged if warns else ():
             logger().warning("not used: %s The last good checkpoint is %s.", message, path)
         return path, manifest
     if damaged:
@@ -143,21 +157,35 @@ def _unnamed(path: Path) -> Path:
     return gone
 
 
-def rotate(newest: Path, limit: int | None, *, keep: Iterable[Path] = ()) -> None:
+def too_many(run: Path, limit: int | None) -> bool:
+    """Whether a run has more checkpoints than may stay.
+
+    Args:
+        run: the folder they lie in.
+        limit: how many may stay, at least 1; None or 0 keeps all.
+    """
+    return bool(limit) and len(checkpoints(run)) > (limit or 0)
+
+
+def rotate(
+    newest: Path, limit: int | None, *, keep: Iterable[Path] = (), verified: bool = False
+) -> None:
     """Remove the oldest checkpoints beyond a number, once the newest is known to be whole.
 
     Args:
         newest: that was just written; stays, whatever steps the others' names say.
         limit: how many may stay, at least 1; None or 0 keeps all.
         keep: those that stay beside it.
+        verified: whether the newest is known to be whole.
 
     Raises:
         SetupError: CP512 where the newest is damaged; then none is removed.
     """
     every = checkpoints(newest.parent)
-    if not limit or len(every) <= limit:
+    if not limit or not too_many(newest.parent, limit):
         return
-    verify(newest, step=step_of(newest))
+    if not verified:
+        verify(newest, step=step_of(newest))
     stay = {newest.absolute(), *(path.absolute() for path in keep)}
     # of later steps: what a run left that has been resumed from an earlier one, or begun anew
     later = every[every.index(newest) + 1 :] if newest in every else []
@@ -196,31 +224,50 @@ def filled(folder: Path) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def tidy(run: Path) -> None:
+def sealed(run: Path) -> list[Path]:
+    """Checkpoints that were written to their end and lack nothing but their names."""
+    found = []
+    for path in sorted(run.glob(".checkpoint-*")):
+        name = _UNFINISHED.fullmatch(path.name)
+        if name and not (run / name[1]).exists() and (path / MANIFEST).is_file():
+            found.append(path)
+    return found
+
+
+def step_of_unfinished(path: Path) -> int:
+    """The step of a checkpoint that does not have its name yet, or has it no more."""
+    found = _UNFINISHED.fullmatch(path.name)
+    if found is None:
+        msg = f"{path.name} is no such folder"
+        raise ValueError(msg)
+    return int(found[2])
+
+
+def tidy(run: Path, *, whole: Collection[Path] | None = None) -> None:
     """Clear up after a run that was killed while it wrote or removed a checkpoint.
 
     One that is whole and lacks nothing but its name gets it; the rest is removed.
 
     Args:
         run: the folder, which no other run writes in now.
+        whole: those of ``sealed`` that are whole, where somebody has verified them.
     """
-    for name in (FILLED, TRIAL):
+    for name in (FILLED, PARTS, TRIAL):
         shutil.rmtree(run / name, ignore_errors=True)
     for path in run.glob(".*.part"):
         if _HALF.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
+    for path in filter(_is_whole, sealed(run)) if whole is None else whole:
+        path.rename(run / f"checkpoint-{step_of_unfinished(path)}")
+        sync_folder(run)
     for path in run.glob(".checkpoint-*"):
-        found = _UNFINISHED.fullmatch(path.name)
-        if found is None:
-            continue
-        target = run / found[1]
-        if not target.exists() and (path / MANIFEST).is_file():
-            try:
-                verify(path, step=int(found[2]))
-            except SetupError:
-                pass
-            else:
-                path.rename(target)
-                sync_folder(run)
-                continue
-        shutil.rmtree(path, ignore_errors=True)
+        if _UNFINISHED.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        verify(path, step=step_of_unfinished(path))
+    except SetupError:
+        return False
+    return True

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -32,7 +32,13 @@ from counterpoint.strict import spelt, strict_json
 FORMAT = 1
 """Version of the layout; raised when an older release could not read a checkpoint any more."""
 
+SHARDED = 2
+"""Version of the layout in which ranks have each written their parts of the tensors."""
+
 MANIFEST = "manifest.json"
+
+SHARDS = "shards.json"
+"""What those parts make up; only in checkpoints of that layout."""
 
 SHOWN = 4
 """Most files that a message names."""
@@ -93,7 +99,14 @@ class Manifest:
     files: Mapping[str, File]
 
 
-def seal(folder: Path, *, step: int, resumable: bool, fingerprint: Mapping[str, Any]) -> Manifest:
+def seal(
+    folder: Path,
+    *,
+    step: int,
+    resumable: bool,
+    fingerprint: Mapping[str, Any],
+    files: Mapping[str, File] | None = None,
+) -> Manifest:
     """Bring every file of a folder to the disk, then write its manifest there.
 
     Args:
@@ -101,18 +114,25 @@ def seal(folder: Path, *, step: int, resumable: bool, fingerprint: Mapping[str, 
         step: optimizer steps that were done.
         resumable: whether a run can resume from it.
         fingerprint: of the experiment; JSON-ready.
+        files: those that are on the disk and read through already, by whoever wrote them; they
+            are not read again.
 
     Raises:
         OSError: where the disk refuses.
+        SetupError: CP525 for files that were written, and are not seen here so.
     """
-    names = sorted(_names(folder))
-    paths = [folder / name for name in names]
-    with ThreadPoolExecutor(THREADS) as pool:  # some wait for the disk, some use the processor
-        synced = pool.map(sync_file, paths)
-        files = dict(zip(names, pool.map(_read_through, paths), strict=True))
-        list(synced)  # raises what one of them raised
-    manifest = Manifest(step, resumable, fingerprint, versions(), files)
-    content = spelt({"format": FORMAT, **asdict(manifest)})
+    given = files or {}
+    _refuse_unseen(folder, given)
+    names = set(files_in(folder))
+    manifest = Manifest(
+        step,
+        resumable,
+        fingerprint,
+        versions(),
+        dict(sorted({**given, **digests(folder, names - given.keys())}.items())),
+    )
+    layout = SHARDED if SHARDS in names else FORMAT
+    content = spelt({"format": layout, **asdict(manifest)})
     # no line end: that the last byte is missing could not be seen of it
     text = strict_json({**content, "sha256": _own_digest(content)}, indent=1)
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
@@ -123,6 +143,40 @@ def seal(folder: Path, *, step: int, resumable: bool, fingerprint: Mapping[str, 
         sync_folder(inner)
     sync_folder(folder)
     return manifest
+
+
+def digests(folder: Path, names: Iterable[str]) -> dict[str, File]:
+    """Bring files to the disk and read them through.
+
+    Args:
+        folder: that they lie in.
+        names: below it, with forward slashes.
+
+    Returns:
+        Size and SHA-256 by name.
+
+    Raises:
+        OSError: where the disk refuses.
+    """
+    ordered = sorted(names)
+    paths = [folder / name for name in ordered]
+    with ThreadPoolExecutor(THREADS) as pool:  # some wait for the disk, some use the processor
+        synced = pool.map(sync_file, paths)
+        files = dict(zip(ordered, pool.map(_read_through, paths), strict=True))
+        list(synced)  # raises what one of them raised
+    return files
+
+
+def _refuse_unseen(folder: Path, files: Mapping[str, File]) -> None:
+    """Refuse a folder that other processes wrote in, and that is another one here."""
+    for name, file in files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != file.size:
+            raise SetupError(
+                "CP525",
+                f"{name} was written into {folder} by another rank, and this one does not see it "
+                "so. Set output_dir to a folder on a file system that all ranks share.",
+            )
 
 
 def verify(folder: Path, *, step: int | None = None) -> Manifest:
@@ -142,18 +196,47 @@ def verify(folder: Path, *, step: int | None = None) -> Manifest:
     """
     manifest = read_manifest(folder)
     refuse_unlisted(folder, manifest)
-    wrong = []
-    if step is not None and manifest.step != step:
-        wrong.append(f"{MANIFEST} is that of step {manifest.step}")
+    refuse_damaged(folder, manifest, damage(folder, manifest.files), step=step)
+    return manifest
+
+
+def damage(folder: Path, files: Mapping[str, File]) -> dict[str, str]:
+    """Read files through and compare them with what was written.
+
+    Args:
+        folder: of the checkpoint.
+        files: of its manifest, or some of them.
+
+    Returns:
+        What is wrong with a file, by its name, in words that follow the name.
+    """
     with ThreadPoolExecutor(THREADS) as pool:
-        paths = [folder / name for name in manifest.files]
-        problems = pool.map(partial(_problem, folder.resolve()), paths, manifest.files.values())
-        found = zip(manifest.files, problems, strict=True)
-        wrong += [f"{name} {problem}" for name, problem in found if problem]
+        paths = [folder / name for name in files]
+        problems = pool.map(partial(_problem, folder.resolve()), paths, files.values())
+        found = zip(files, problems, strict=True)
+        return {name: problem for name, problem in found if problem}
+
+
+def refuse_damaged(
+    folder: Path, manifest: Manifest, found: Mapping[str, str], *, step: int | None
+) -> None:
+    """Refuse a checkpoint that is not as it was written.
+
+    Args:
+        folder: of the checkpoint.
+        manifest: of it.
+        found: by ``damage``, of all of its files.
+        step: that its name says, if it says one.
+
+    Raises:
+        SetupError: CP512, naming what is wrong.
+    """
+    strange = step is not None and manifest.step != step
+    wrong = [f"{MANIFEST} is that of step {manifest.step}"] if strange else []
+    wrong += [f"{name} {found[name]}" for name in manifest.files if name in found]
     if wrong:
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise SetupError("CP512", f"{folder} is damaged: {'; '.join(wrong[:SHOWN])}{more}.")
-    return manifest
 
 
 def refuse_unlisted(folder: Path, manifest: Manifest) -> None:
@@ -220,7 +303,7 @@ def read_manifest(folder: Path) -> Manifest:
         version = content.pop("format")
         if own != _own_digest({"format": version, **content}):
             raise ValueError("its content is not what was written")
-        if version == FORMAT:
+        if version in (FORMAT, SHARDED):
             return _as_manifest(content)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SetupError("CP512", f"{path} is damaged: {error}.") from error
@@ -228,8 +311,8 @@ def read_manifest(folder: Path) -> Manifest:
     wrote = wrote.get("counterpoint") if isinstance(wrote, dict) else None
     raise SetupError(
         "CP514",
-        f"{folder} has format {version}, but this release reads format {FORMAT}. Resume with the "
-        f"release that wrote it: counterpoint {wrote}.",
+        f"{folder} has format {version}, but this release reads formats {FORMAT} and {SHARDED}. "
+        f"Resume with the release that wrote it: counterpoint {wrote}.",
     )
 
 
@@ -251,7 +334,12 @@ def _as_manifest(content: Mapping[str, Any]) -> Manifest:
     return Manifest(**{**content, "files": files})
 
 
-def _names(folder: Path) -> Iterator[str]:
+def files_in(folder: Path) -> Iterator[str]:
+    """The files of a checkpoint's folder by their names below it, but for its manifest.
+
+    Args:
+        folder: in which others may be writing.
+    """
     for path in folder.rglob("*"):
         if path.is_file() and path.name != MANIFEST:
             yield path.relative_to(folder).as_posix()

@@ -5,11 +5,13 @@ Not here: files (``tree``), and what an optimizer's values mean.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from counterpoint.checkpoint.tensor_kinds import as_parts, from_parts
 from counterpoint.errors import SetupError
 
 
@@ -30,7 +32,8 @@ def named_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str,
         {**group, "params": [names[n] for n in group["params"]]}
         for group in content["param_groups"]
     ]
-    return {"groups": groups, "state": {names[n]: kept for n, kept in content["state"].items()}}
+    state = {names[n]: _each(as_parts, kept) for n, kept in content["state"].items()}
+    return {"groups": groups, "state": state}
 
 
 def load_named_state(
@@ -56,9 +59,10 @@ def load_named_state(
     strange = sorted(saved["state"].keys() - numbers.keys())
     if strange:
         raise SetupError("CP514", f"the optimizer's state has {strange[0]}, which is not trained.")
+    state = {name: _each(from_parts, kept) for name, kept in saved["state"].items()}
     optimizer.load_state_dict(
         {
-            "state": {numbers[name]: kept for name, kept in saved["state"].items()},
+            "state": {numbers[name]: kept for name, kept in state.items()},
             "param_groups": [
                 {**group, "params": [numbers[name] for name in group["params"]]}
                 for group in saved["groups"]
@@ -67,7 +71,12 @@ def load_named_state(
     )
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for name, parameter in zip(_names(optimizer, model), parameters, strict=True):
-        _keep_precision(optimizer.state.get(parameter, {}), saved["state"].get(name, {}))
+        _keep_precision(optimizer.state.get(parameter, {}), state.get(name, {}))
+
+
+def _each(change: Callable[[Any], Any], kept: Any) -> Any:
+    """What is kept of a parameter, each value changed."""
+    return {key: change(value) for key, value in kept.items()} if isinstance(kept, dict) else kept
 
 
 def _keep_precision(live: dict[str, Any], saved: dict[str, Any]) -> None:

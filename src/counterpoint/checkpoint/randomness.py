@@ -38,6 +38,23 @@ def random_state(device: torch.device) -> dict[str, Any]:
     return state
 
 
+def new_random_state(seed: int, device: torch.device) -> dict[str, Any]:
+    """The state of generators that begin with a seed, as ``random_state`` has it.
+
+    Args:
+        seed: below 2 ** 32.
+        device: that this process computes on.
+    """
+    before = random_state(device)
+    try:
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        return random_state(device)
+    finally:
+        set_random_state(before)
+
+
 def set_random_state(state: dict[str, Any]) -> None:
     """Put every generator where it was; one of a device that is not here is left out.
 

@@ -11,13 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from counterpoint import ranks
 from counterpoint.checkpoint.adapted import BASE
 from counterpoint.checkpoint.bases import base_then, other_base, unknown_base
 from counterpoint.checkpoint.experiment import in_words_of_today, remedy
 from counterpoint.checkpoint.fingerprint import Fingerprint, differences
-from counterpoint.checkpoint.folder import last_good, step_of
-from counterpoint.checkpoint.manifest import Manifest, verify
-from counterpoint.checkpoint.state_file import TRAINER_STATE, check_trees, read_state
+from counterpoint.checkpoint.folder import step_of
+from counterpoint.checkpoint.manifest import Manifest
+from counterpoint.checkpoint.state_file import TRAINER_STATE, check_rank, check_shared, read_state
+from counterpoint.checkpoint.together import last_good_together, verify_together
 from counterpoint.checkpoint.tree import read_tree
 from counterpoint.errors import ConfigError, SetupError
 from counterpoint.log import logger
@@ -60,7 +62,7 @@ class Resumption:
 
 
 def find_checkpoint(run: Path, wanted: str | Path | bool) -> tuple[Path, Manifest] | None:
-    """The checkpoint that a run is to resume from, verified.
+    """The checkpoint that a run is to resume from, verified by all ranks together.
 
     Args:
         run: the run's folder.
@@ -77,28 +79,27 @@ def find_checkpoint(run: Path, wanted: str | Path | bool) -> tuple[Path, Manifes
     word = str(wanted).lower()
     folder = Path(str(wanted))
     if word in ("true", "latest", "auto"):
-        found = last_good(run)
+        found = last_good_together(run)
         if found is None and word != "auto":
             raise ConfigError(
                 "CP103", f"resume_from_checkpoint: {run} holds no complete checkpoint."
             )
         return found
-    if not folder.is_dir():
+    if not ranks.first_does(folder.is_dir):
         raise ConfigError(
             "CP103",
             f"resume_from_checkpoint={wanted} is no checkpoint: it should be a folder, or "
             "'latest' or 'auto'.",
         )
-    return folder, verify(folder, step=step_of(folder))
+    return folder, verify_together(folder, step=step_of(folder))
 
 
-def read_resumption(folder: Path, manifest: Manifest, rank: int) -> Resumption:
-    """Read what a checkpoint holds beside weights and optimizer.
+def read_resumption(folder: Path, manifest: Manifest) -> Resumption:
+    """Read what a checkpoint holds beside weights and optimizer, and beside what ranks have alone.
 
     Args:
         folder: of the checkpoint.
         manifest: as verified.
-        rank: the number of this one.
 
     Raises:
         SetupError: CP514 for a model alone, CP512 for states that are none.
@@ -109,10 +110,24 @@ def read_resumption(folder: Path, manifest: Manifest, rank: int) -> Resumption:
             f"{folder} holds the model alone (save_only_model), from which no run can resume. "
             "Give it as the model of a new run.",
         )
-    shared, name = read_tree(folder, SHARED), tree_of_rank(rank)
-    own = read_tree(folder, name) if f"{name}.json" in manifest.files else None
-    check_trees(shared, own, folder)
-    return Resumption(folder, manifest, shared, own, base=base_then(folder, shared["own"]))
+    shared = read_tree(folder, SHARED)
+    check_shared(shared, folder)
+    return Resumption(folder, manifest, shared, None, base=base_then(folder, shared["own"]))
+
+
+def read_rank(folder: Path, number: int) -> dict[str, Any]:
+    """What one rank had alone.
+
+    Args:
+        folder: of a verified checkpoint.
+        number: of the rank.
+
+    Raises:
+        SetupError: CP512 for a state that is none.
+    """
+    found: dict[str, Any] = read_tree(folder, tree_of_rank(number))
+    check_rank(found, folder)
+    return found
 
 
 def compared(
@@ -160,7 +175,8 @@ def compared(
         raise SetupError(
             "CP513",
             f"{text} Resume with the options and data it was made with, or with "
-            f"resume_anyway=True if the difference is meant.{remedy(different)}",
+            f"resume_anyway=True if the difference is meant."
+            f"{remedy(different, manifest.fingerprint)}",
         )
     logger().warning("resume_anyway: %s", text)
     return replace(found, base=None) if BASE in different else found

@@ -106,6 +106,16 @@ SHARED = record(
     scaler=optional(mapping_of(anything)),
     callbacks=mapping_of(list_of(anything)),
     streams=mapping_of(whole),
+    segments=list_of(
+        record(
+            step=whole,
+            pairs=whole,
+            ranks=whole,
+            micro_batch=whole,
+            accumulation=whole,
+            given=optional(whole),
+        )
+    ),
     own=mapping_of(anything),
 )
 """What all ranks have in common, as ``SavingTrainer`` writes it."""
@@ -168,25 +178,38 @@ def check_optimizer(saved: Any, folder: Path) -> Any:
         raise SetupError("CP512", f"{folder} is damaged: {error}.") from error
 
 
-def check_trees(shared: Any, rank: Any, folder: Path) -> None:
-    """Refuse states of a checkpoint that are none.
+def check_shared(shared: Any, folder: Path) -> None:
+    """Refuse what is no state of all ranks.
 
     Args:
-        shared: of all ranks.
-        rank: of this one; None where it had none.
+        shared: as read.
         folder: of the checkpoint.
 
     Raises:
         SetupError: CP512.
     """
+    _check(shared, SHARED, "the run's state", _SHARED, folder)
+
+
+def check_rank(rank: Any, folder: Path) -> None:
+    """Refuse what is no state of one rank.
+
+    Args:
+        rank: as read.
+        folder: of the checkpoint.
+
+    Raises:
+        SetupError: CP512.
+    """
+    _check(rank, RANK, "the rank's state", _RANK, folder)
+    _check(rank["random"], RANDOM, "the rank's random state", _RANDOM, folder)
+
+
+def _check(state: Any, holds: Check, what: str, needed: tuple[str, ...], folder: Path) -> None:
     try:
-        SHARED(shared, "the run's state")
-        if rank is not None:
-            RANK(rank, "the rank's state")
-        missing = [name for name in _SHARED if name not in shared]
-        missing += [name for name in _RANK if rank is not None and name not in rank]
-        missing += [name for name in _RANDOM if not missing and rank and name not in rank["random"]]
+        holds(state, what)
+        missing = [name for name in needed if name not in state]
         if missing:
-            raise ValueError(f"the run's state lacks {missing[0]}")
+            raise ValueError(f"{what} lacks {missing[0]}")
     except ValueError as error:
         raise SetupError("CP512", f"{folder} is damaged: {error}.") from error

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from counterpoint.errors import SetupError
 from counterpoint.strict import NUMBERS, is_odd
+from counterpoint.tensor_parts import is_sharded
 
 TENSOR, TUPLE, PAIRS, FLOAT = MARKS = ("__tensor__", "__tuple__", "__pairs__", "__float__")
 """Keys of the objects that stand for what JSON has no word for."""
@@ -44,11 +45,38 @@ def write_tree(folder: Path, name: str, tree: Any) -> None:
         SetupError: CP517 for a value that is neither data nor a tensor.
         OSError: where the disk refuses.
     """
-    encoder = _Encoder()
-    content = encoder.encoded(tree)
-    if encoder.tensors:
+    content, tensors = taken_apart(tree)
+    if tensors:
         with plain_io_errors():
-            save_file(encoder.tensors, folder / f"{name}.safetensors")
+            save_file(tensors, folder / f"{name}.safetensors")
+    write_content(folder, name, content)
+
+
+def taken_apart(tree: Any, *, sharded: bool = False) -> tuple[Any, dict[str, Tensor]]:
+    """A tree as JSON can say it, and its tensors by their places in the tree.
+
+    Args:
+        tree: the state.
+        sharded: whether it may hold tensors of which ranks have parts.
+
+    Raises:
+        SetupError: CP517 for a value that is neither data nor a tensor.
+    """
+    encoder = _Encoder(sharded=sharded)
+    return encoder.encoded(tree), encoder.tensors
+
+
+def write_content(folder: Path, name: str, content: Any) -> None:
+    """Write what JSON says of a tree.
+
+    Args:
+        folder: that exists.
+        name: of the tree.
+        content: of ``taken_apart``.
+
+    Raises:
+        OSError: where the disk refuses.
+    """
     with (folder / f"{name}.json").open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=1, allow_nan=False)
         file.write("\n")
@@ -65,9 +93,44 @@ def read_tree(folder: Path, name: str) -> Any:
         SetupError: CP512 for files that are no tree.
     """
     path = folder / f"{name}.safetensors"
+    with _damage_named(folder, name):
+        return _decoded(read_content(folder, name), load_file(path) if path.is_file() else {})
+
+
+def read_content(folder: Path, name: str) -> Any:
+    """What JSON says of a tree.
+
+    Args:
+        folder: a checkpoint that has been verified.
+        name: of the tree.
+
+    Raises:
+        SetupError: CP512 for a file that is no JSON.
+    """
+    with _damage_named(folder, name):
+        return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def put_together(folder: Path, name: str, content: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """A tree of what JSON says and its tensors.
+
+    Args:
+        folder: where it was read, for the message.
+        name: of the tree.
+        content: of ``read_content``.
+        tensors: by their places in the tree.
+
+    Raises:
+        SetupError: CP512 where they do not belong together.
+    """
+    with _damage_named(folder, name):
+        return _decoded(content, tensors)
+
+
+@contextmanager
+def _damage_named(folder: Path, name: str) -> Iterator[None]:
     try:
-        content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        return _decoded(content, load_file(path) if path.is_file() else {})
+        yield
     except (OSError, ValueError, TypeError, KeyError, RecursionError, SafetensorError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise SetupError("CP512", f"{folder / name}.json is damaged: {what}.") from error
@@ -91,8 +154,9 @@ def plain_io_errors() -> Iterator[None]:
 class _Encoder:
     """Takes a tree apart into what JSON can say, and its tensors by their place in the tree."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, sharded: bool = False) -> None:
         self.tensors: dict[str, Tensor] = {}
+        self._sharded = sharded
         self._held: set[int] = set()
 
     def encoded(self, value: Any, place: str = "") -> Any:
@@ -112,15 +176,21 @@ class _Encoder:
             return {PAIRS: [[self.encoded(key, place), part] for key, part in pairs]}
         if isinstance(value, np.generic):
             return self.encoded(value.item(), place)
-        raise _unwritable(value, place, "which can be written neither as JSON nor as a tensor")
+        raise refuse_unwritable(
+            value, place, "which can be written neither as JSON nor as a tensor"
+        )
 
     def _put(self, value: Tensor, place: str) -> str:
+        in_parts = self._sharded and is_sharded(value)
         plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided
-        if not plain or value.is_complex():
-            raise _unwritable(value, place, f"of {value.dtype}, which is no plain tensor")
+        if not (plain or in_parts) or value.is_complex():
+            raise refuse_unwritable(value, place, f"of {value.dtype}, which is no plain tensor")
         name = place.lstrip(".")
         while name in self.tensors:  # keys with dots in them
             name += "'"
+        if in_parts:
+            self.tensors[name] = value.detach()
+            return name
         tensor = value.detach().contiguous()
         # safetensors refuses two names of one memory
         if tensor.numel() and tensor.untyped_storage().data_ptr() in self._held:
@@ -130,7 +200,14 @@ class _Encoder:
         return name
 
 
-def _unwritable(value: Any, place: str, why: str) -> SetupError:
+def refuse_unwritable(value: Any, place: str, why: str) -> SetupError:
+    """The error of a value that no checkpoint holds.
+
+    Args:
+        value: of a state.
+        place: in its tree.
+        why: it cannot be written.
+    """
     return SetupError(
         "CP517",
         f"the state at {place.lstrip('.')} is a {type(value).__qualname__}, {why}, and "

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.checkpoint.folder import TRIAL
+from counterpoint.checkpoint.weights import refuse_computed
+from counterpoint.data.processors import saved_as
 from counterpoint.errors import CounterpointError, SetupError
 
 GENERATION = "generation_config.json"
@@ -53,14 +55,17 @@ def try_saving(run: Path, parts: dict[str, Callable[[Path], object]]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def saved_beside(model: Any, tokenizer: Any) -> dict[str, Callable[[Path], object]]:
+def saved_beside(model: Any, tokenizer: Any, shards: bool) -> dict[str, Callable[[Path], object]]:
     """What is saved beside the weights of a model: what it is called -> what saves it.
 
     Args:
         model: plain or adapted.
         tokenizer: None for none.
+        shards: whether ranks hold parts of it; then what has none is refused as well.
     """
     parts: dict[str, Callable[[Path], object]] = {}
+    if shards:
+        parts["adapter"] = lambda folder: refuse_computed(model)
     if hasattr(model, "config"):
         parts["model's configuration"] = partial(save_configs, model)
     if tokenizer is not None:
@@ -113,13 +118,13 @@ def save_and_reopen_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Save a tokenizer and open it again.
 
     Args:
-        tokenizer: transformers'.
+        tokenizer: transformers'; one that is in a processor is saved with it.
         folder: that exists.
 
     Raises:
         ValueError: where it comes back with another number of tokens.
     """
-    tokenizer.save_pretrained(str(folder))
+    saved_as(tokenizer).save_pretrained(str(folder))
     again = type(tokenizer).from_pretrained(str(folder))
     if len(again) != len(tokenizer):
         msg = f"it has {len(tokenizer):,} tokens, and {len(again):,} when it is opened again"

@@ -30,8 +30,10 @@ from torch import Tensor, nn
 
 from counterpoint.checkpoint.tree import plain_io_errors
 from counterpoint.errors import SetupError
+from counterpoint.model_seams import class_of, left_out_of_files
 from counterpoint.run_schema import mapping_of, record
 from counterpoint.run_schema import text as words
+from counterpoint.tensor_parts import is_plain
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
@@ -57,23 +59,130 @@ def write_beside(folder: Path, model: nn.Module) -> None:
     beside = {
         name: parameter.detach().contiguous()
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and parameter.untyped_storage().data_ptr() not in held
+        if parameter.requires_grad and name not in held
     }
     if beside:
         with plain_io_errors():
             save_file(beside, folder / BESIDE, metadata={"format": "pt"})
 
 
-def held_by_adapters(model: nn.Module) -> set[int]:
-    """Where in memory the tensors lie that the files of a model's adapters hold.
+def held_by_adapters(model: nn.Module) -> set[str]:
+    """The tensors that the files of a model's adapters hold, by all of their names in the model.
 
     Args:
         model: unwrapped, with PEFT.
     """
+    first = first_names(model)
+    names = {name for held in adapter_names(model).values() for name in held.values()}
+    firsts = {first.get(name, name) for name in names}
+    return names | {name for name, one in first.items() if one in firsts}
+
+
+def adapter_names(model: nn.Module) -> dict[str, dict[str, str]]:
+    """What the file of each adapter holds: adapter -> name in the file -> name in the model.
+
+    PEFT is given numbers in place of the weights, and says under which names it would save them.
+    What it takes from the model by itself, as a prompt that is learnt, is known by its memory.
+
+    Args:
+        model: unwrapped, with PEFT.
+    """
+    return {
+        adapter: {key: name for key, name in names.items() if name is not None}
+        for adapter, names in _names_asked(model).items()
+    }
+
+
+def refuse_computed(model: nn.Module) -> None:
+    """Refuse an adapter whose file holds what no tensor of the model is: it has no shards.
+
+    Args:
+        model: unwrapped.
+
+    Raises:
+        SetupError: CP523.
+    """
+    for adapter, names in _names_asked(model).items() if is_adapted(model) else ():
+        if made := sorted(key for key, name in names.items() if name is None):
+            raise SetupError(
+                "CP523",
+                f"PEFT computes {made[0]} of the adapter {adapter!r} ({len(made)} such) as it is "
+                "saved, from weights of which each rank holds a part, so that nothing was trained. "
+                "Choose another kind of adapter, as LoRA, or train it without shards.",
+            )
+
+
+def _names_asked(model: nn.Module) -> dict[str, dict[str, str | None]]:
+    """As ``adapter_names``, with None for what PEFT computes."""
+    every = list(model.state_dict())
+    at = {
+        parameter.untyped_storage().data_ptr(): name
+        for name, parameter in model.named_parameters()
+        if is_plain(parameter)  # of other kinds, some have no memory of their own
+    }
+    found: dict[str, dict[str, str | None]] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of what is saved; nothing is, here
-        states = [_adapter_state(model, name) for name in _adapters(model)]
-    return {tensor.untyped_storage().data_ptr() for state in states for tensor in state.values()}
+        for adapter in _adapters(model):
+            numbers = {name: torch.tensor([number]) for number, name in enumerate(every)}
+            state = _adapter_state(model, adapter, numbers)
+            # of a model that was loaded in shards PEFT gives views of them
+            given = {one.untyped_storage().data_ptr(): name for name, one in numbers.items()}
+            places = {key: one.untyped_storage().data_ptr() for key, one in state.items()}
+            found[adapter] = {key: given.get(place, at.get(place)) for key, place in places.items()}
+    return found
+
+
+def adapter_file(name: str) -> str:
+    """The file of an adapter's weights, below the folder where the model is saved."""
+    return ADAPTER if name == "default" else f"{name}/{ADAPTER}"
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """The first name of every parameter, by each of its names: one that is tied has several.
+
+    Args:
+        model: unwrapped.
+    """
+    first: dict[int, str] = {}
+    every = model.named_parameters(remove_duplicate=False)
+    return {name: first.setdefault(id(parameter), name) for name, parameter in every}
+
+
+def unconverted(model: nn.Module, weights: Collection[str]) -> tuple[dict[str, str], list[str]]:
+    """How transformers would name a model's weights as it saves them: name in the file -> name.
+
+    Args:
+        model: unwrapped, without an adapter.
+        weights: names of its tensors that are saved.
+
+    Returns:
+        The names; and those weights that are saved in other pieces, as fused experts are.
+    """
+    state = model.state_dict()
+    blank = {name: torch.empty(state[name].shape, device="meta") for name in sorted(weights)}
+    names = {id(tensor): name for name, tensor in blank.items()}
+    found = saved_form(model, blank)
+    mapped = {key: names[id(tensor)] for key, tensor in found.items() if id(tensor) in names}
+    return mapped, sorted(blank.keys() - set(mapped.values()))
+
+
+def saved_form(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by the names and in the pieces in which transformers saves a model of this kind.
+
+    Args:
+        model: unwrapped; may be on "meta".
+        state: some of its weights, by their names in the model.
+    """
+    if not hasattr(model, "save_pretrained"):
+        return state
+    from transformers.core_model_loading import revert_weight_conversion
+
+    own: Any = model
+    left_out = left_out_of_files(own)
+    kept = {name: tensor for name, tensor in state.items() if name not in left_out}
+    found: dict[str, Tensor] = revert_weight_conversion(own, kept)
+    return found
 
 
 def load_weights(model: nn.Module, folder: Path, listed: Collection[str]) -> None:
@@ -92,13 +201,13 @@ def load_weights(model: nn.Module, folder: Path, listed: Collection[str]) -> Non
         _load_adapters(model, folder, listed)
         return
     live = model.state_dict()
-    files = _weight_files(folder, listed)
+    files = weight_files(folder, listed)
     names = {name for file in files for name in _names_in(file)}
     if names <= live.keys() and _rest_is_tied(live, names):
         for file in files:
             _copy(load_file(file), live, folder)
         return
-    _copy(_converted(model, folder), live, folder)
+    _copy(whole_weights(model, folder), live, folder)
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -118,13 +227,22 @@ def _copy(saved: dict[str, Tensor], live: dict[str, Any], folder: Path) -> None:
         if name not in live or (live[name].shape, live[name].dtype) != (tensor.shape, tensor.dtype)
     ]
     if wrong:
-        raise _misfit(folder, "that the model does not have so", wrong)
+        raise misfit(folder, "that the model does not have so", wrong)
     with torch.no_grad():
         for name, tensor in saved.items():
             live[name].copy_(tensor)
 
 
-def _weight_files(folder: Path, listed: Collection[str]) -> list[Path]:
+def weight_files(folder: Path, listed: Collection[str]) -> list[Path]:
+    """The files of a whole model's weights.
+
+    Args:
+        folder: the checkpoint.
+        listed: names of its files.
+
+    Raises:
+        SetupError: CP512, CP514 or CP521 where there are none, or not those that an index names.
+    """
     if WEIGHTS in listed:
         return [folder / WEIGHTS]
     if INDEX not in listed:
@@ -156,14 +274,22 @@ def _rest_is_tied(live: dict[str, Tensor], names: set[str]) -> bool:
     return all(tensor.data_ptr() in held for name, tensor in live.items() if name not in names)
 
 
-def _converted(model: nn.Module, folder: Path) -> dict[str, Tensor]:
-    """The files by the names and pieces of the live model, as its own class reads them."""
+def whole_weights(model: nn.Module, folder: Path) -> dict[str, Tensor]:
+    """The files by the names and pieces of the live model, as its own class reads them.
+
+    Args:
+        model: unwrapped, without an adapter.
+        folder: the checkpoint.
+
+    Raises:
+        SetupError: CP514 for tensors that find no place, or places without one.
+    """
     own: Any = model
     live = model.state_dict()
     kinds = {tensor.dtype for tensor in live.values() if tensor.is_floating_point()}
     # the widest holds all others exactly, and each goes back to its own below
     widest = reduce(torch.promote_types, kinds, torch.float32)
-    loaded, report = type(own).from_pretrained(
+    loaded, report = class_of(own).from_pretrained(
         folder,
         config=copy.deepcopy(own.config),
         dtype=widest,
@@ -178,7 +304,7 @@ def _converted(model: nn.Module, folder: Path) -> dict[str, Tensor]:
     saved = loaded.state_dict()
     lost += sorted(live.keys() ^ saved.keys())
     if lost:
-        raise _misfit(folder, "that find no place in the model, or no tensor", lost)
+        raise misfit(folder, "that find no place in the model, or no tensor", lost)
     return {name: tensor.to(live[name].dtype) for name, tensor in saved.items()}
 
 
@@ -190,10 +316,12 @@ def _adapters(model: nn.Module) -> list[str]:
     return list(config)
 
 
-def _adapter_state(model: nn.Module, name: str) -> dict[str, Tensor]:
+def _adapter_state(
+    model: nn.Module, name: str, given: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     from peft import get_peft_model_state_dict
 
-    state: dict[str, Any] = get_peft_model_state_dict(model, adapter_name=name)
+    state: dict[str, Any] = get_peft_model_state_dict(model, state_dict=given, adapter_name=name)
     return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 
 
@@ -202,7 +330,7 @@ def _load_adapters(model: nn.Module, folder: Path, listed: Collection[str]) -> N
 
     adapters = {}
     for name in _adapters(model):
-        file = ADAPTER if name == "default" else f"{name}/{ADAPTER}"
+        file = adapter_file(name)
         if file not in listed:
             raise SetupError("CP514", f"{folder} holds no {ADAPTER} of an adapter named {name!r}.")
         adapters[name] = load_file(folder / file)
@@ -220,7 +348,7 @@ def _load_adapters(model: nn.Module, folder: Path, listed: Collection[str]) -> N
         wrong = sorted(live.keys() ^ saved.keys())
         wrong += [key for key in saved if key in live and not _same(saved[key], live[key])]
         if wrong:
-            raise _misfit(folder, "that do not fit the adapter", wrong)
+            raise misfit(folder, "that do not fit the adapter", wrong)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -232,7 +360,14 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
-def _misfit(folder: Path, what: str, names: list[str]) -> SetupError:
+def misfit(folder: Path, what: str, names: list[str]) -> SetupError:
+    """The error of tensors that do not fit the model.
+
+    Args:
+        folder: of the checkpoint.
+        what: is wrong with them, in words that follow their number.
+        names: of the tensors.
+    """
     more = ", ..." if len(names) > NAMED else ""
     return SetupError(
         "CP514",

@@ -25,7 +25,7 @@ usage: counterpoint diff BEFORE AFTER [--all] [--json]
 
 Compares two saved models or adapters, every weight of them: what share has
 moved, the norm of the change over the norm of the weights, and the largest
-change; by group (embeddings, attention, mlp, norms, head, adapters, other) and
+change; by group (embeddings, attention, mlp, norms, head, ...) and
 by tensor, most changed first. Folders as save_pretrained writes them, shards
 and PEFT adapters too, or single safetensors files. No model is built.
 
@@ -115,10 +115,12 @@ def lines(found: Difference, width: int, *, shown: int | None = SHOWN) -> Iterat
 
 
 def _groups(found: Difference) -> Iterator[str]:
-    yield f"{'group':<12}{'tensors':>9}{'weights':>17}{'moved':>10}{'update':>11}{'largest':>11}"
+    space = max(12, *(len(group) + 1 for group in found.groups()))
+    counted = f"{'tensors':>9}{'weights':>17}"
+    yield f"{'group':<{space}}{counted}{'moved':>10}{'update':>11}{'largest':>11}"
     for group, one in found.groups().items():
         counts = f"{one['tensors']:>9,}{one['weights']:>17,}"
-        yield f"{group:<12}{counts}{_numbers(one['moved'], one['update'], one['largest'])}"
+        yield f"{group:<{space}}{counts}{_numbers(one['moved'], one['update'], one['largest'])}"
 
 
 def _tensors(found: Difference, width: int, shown: int | None) -> Iterator[str]:

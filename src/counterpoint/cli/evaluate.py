@@ -32,6 +32,7 @@ from counterpoint.staged import refuse_taken, staged
 from counterpoint.visible import visible
 
 if TYPE_CHECKING:
+    from counterpoint.data.encoder import Encoder
     from counterpoint.evaluation.generation import Decoding, Prompt
     from counterpoint.options.settings import Request
     from counterpoint.records import TokenPair
@@ -46,7 +47,8 @@ much, how likely it finds the chosen, and what length alone would explain. With
 --base it does so of two models and of their difference; with --generate or
 --prompts it lets them write. MODEL is a hub id, a folder with a model, or one
 with a PEFT adapter. Where it lies in a run's folder, the objective and the
-limits of length are those of the run; flags override them.
+limits of length are those of the run, and the weights under an adapter are held
+as in it; flags override them.
 
 examples:
   counterpoint evaluate runs/first --dataset held-out.jsonl
@@ -100,14 +102,12 @@ def evaluate(words: list[str]) -> None:
             raise ConfigError(
                 "CP107", "dataset (--dataset FILE) is missing; or name --prompts to write to."
             )
-        sides = {
-            who: _side(model, one, options)
-            for who, model, one in (
-                (BEFORE, options.base, _of_base(request)),
-                (AFTER, source, request),
-            )
-            if model is not None
-        }
+        base = options.base
+        sides = {}
+        if base is not None:
+            same = read_evaluation(source, others, nowhere, base=base)
+            sides[BEFORE] = _side(base, same, options)
+        sides[AFTER] = _side(source, request, options)
     if not is_first_process():
         return
     with phase("working out the intervals"):
@@ -123,22 +123,20 @@ def evaluate(words: list[str]) -> None:
 # One model
 
 
-def _of_base(request: Request) -> Request:
-    """The same of another model: a revision is a model's own."""
-    return replace(request, run=replace(request.run, revision=None))
-
-
 def _side(source: str, request: Request, options: EvaluateOptions) -> Side:
     """Load a model, and let it judge every pair and write to every prompt."""
     from counterpoint.cli.parts import eval_sets
+    from counterpoint.engine.face import Pass
     from counterpoint.evaluation.generation import complete
     from counterpoint.evaluation.samples import prompts_of
+    from counterpoint.models.preparing import encoder_of
     from counterpoint.trainer.feed import Feed
 
     trainer = _trainer(source, request)
     tokenizer = trainer.processing_class
     side = Side(trainer.objective.formula())
-    feed = Feed(request.config, tokenizer)
+    encoder = encoder_of(trainer.model, tokenizer, request.config)
+    feed = Feed(request.config, encoder)
     prompts: dict[str, list[Prompt]] = {}
     for name, rows in _named(eval_sets(request.run), request):
         pairs = feed.pairs(rows, name)
@@ -149,15 +147,16 @@ def _side(source: str, request: Request, options: EvaluateOptions) -> Side:
             some = feed.some(pairs, options.generate)
             prompts[name] = _with_references(prompts_of(some, tokenizer), some, rows)
     if options.prompts:
-        prompts["prompts"] = _read_prompts(options.prompts, tokenizer)
+        prompts["prompts"] = _read_prompts(options.prompts, encoder)
     for counts in feed.counts().values():
         logger().info("%s", counts.summary())
+    meet = Pass.FORWARD in trainer.engine.collective_passes
     with trainer.accelerator.autocast():
         for name, few in prompts.items():
             side.written[name] = [
                 one
                 for way in _decodings(options, request.config.eval_batch_size)
-                for one in complete(trainer.model, tokenizer, few, way)
+                for one in complete(trainer.model, tokenizer, few, way, together=meet)
             ]
     return side
 
@@ -174,6 +173,8 @@ def _trainer(source: str, request: Request) -> CPOTrainer:
     run, config = request.run, request.config
     hide_token(config)
     adapter, given = is_adapter(source), config.model_init_kwargs
+    if adapter:  # whose own files have no revision
+        run = replace(run, model=base_of(source))
     with hub_or_cache([source, *hub_names(run)]):
         merge_model_options(run, config)
         if adapter:
@@ -231,26 +232,28 @@ def _reference(row: Mapping[str, Any], number: int) -> str | None:
 def _decodings(options: EvaluateOptions, batch: int) -> list[Decoding]:
     from counterpoint.evaluation.generation import Decoding
 
-    greedy = Decoding(options.max_new_tokens, batch=batch)
+    likeliest = Decoding(options.max_new_tokens, batch=batch, beams=options.num_beams)
     if not options.temperature:
-        return [greedy]
+        return [likeliest]
     sampled = Decoding(
         options.max_new_tokens, options.temperature, options.top_p, options.seed, batch
     )
-    return [greedy, sampled]
+    return [likeliest, sampled]
 
 
-def _read_prompts(sources: list[str], tokenizer: Any) -> list[Prompt]:
+def _read_prompts(sources: list[str], encoder: Encoder[Any]) -> list[Prompt]:
     from counterpoint.data.csv_sets import lists_of_csv
-    from counterpoint.data.encoder import encoder_for
     from counterpoint.data.formats import to_prompt
+    from counterpoint.data.picture_files import folder_of, rules_for
     from counterpoint.data.sources import load, pick_split
     from counterpoint.evaluation.generation import Prompt
+    from counterpoint.records import TokenPair
 
     rows = lists_of_csv(pick_split(load(sources[0] if len(sources) == 1 else sources)))
-    encoder = encoder_for(tokenizer)
     found = []
-    for number, row in enumerate(rows):
+    begun, rules = encoder.start_tokens, rules_for(encoder.pictures, folder_of(rows))
+    for number, raw in enumerate(rows):
+        row = encoder.named(raw, number)
         prompt = row.get("prompt")
         if not prompt or not isinstance(prompt, str | list):
             raise DataError(
@@ -258,8 +261,12 @@ def _read_prompts(sources: list[str], tokenizer: Any) -> list[Prompt]:
                 f"{' '.join(sources)}, row {number}: prompt is {str(prompt)[:40]!r}; expected a "
                 "text or a list of messages.",
             )
-        ids = encoder.prompt_ids(to_prompt(row, number))
-        found.append(Prompt(tuple(ids), _reference(row, number)))
+        asked = to_prompt(row, number, rules)
+        ids = encoder.prompt_ids(asked)
+        end = len(ids) - begun
+        pair = encoder.look(TokenPair(ids[:end], (), (), number, pictures=asked.pictures))
+        given, start, reference = tuple(pair.prompt), tuple(ids[end:]), _reference(row, number)
+        found.append(Prompt(given, reference, start, tuple(pair.seen)))
     return found
 
 

@@ -21,6 +21,7 @@ from counterpoint.errors import ConfigError, CounterpointError
 from counterpoint.floors import check_floors
 from counterpoint.invocation import NAME, command
 from counterpoint.language import Language, language_named, speaking
+from counterpoint.wrap import help_width, refold
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -55,6 +56,8 @@ commands:
                  make preference pairs of scored candidates
   diff BEFORE AFTER [--all] [--json]
                  say how two saved models or adapters differ
+  consolidate RUN_OR_CHECKPOINT [--to FOLDER]
+                 make one whole model of a checkpoint that ranks have written in parts
   replay FILE [--model M]
                  do a step that was not finite again, and say what broke first
   report RUN [--out FILE]
@@ -65,7 +68,7 @@ commands:
                  serve a run's report on this machine while training goes on
   watch FOLDER_OF_RUNS
                  show where each of several runs is, and the time left
-  quickstart [--output_dir DIR] [--seed N]
+  quickstart [--output_dir DIR] [--seed N] [--encoder_decoder]
                  train a tiny translation model in about a minute: no network, no GPU
   completion bash|zsh|fish
                  write a script that lets a shell complete commands and options
@@ -164,10 +167,10 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _help() -> str:
-    here = command()
-    if here == NAME:
-        return HELP
-    return f"{HELP}\n{NAME} alone is not on your PATH; here it is called\n  {here}\n"
+    here, text = command(), HELP
+    if here != NAME:
+        text += f"\n{NAME} alone is not on your PATH; here it is called\n  {here}\n"
+    return refold(text, help_width(None))
 
 
 def _versions() -> str:

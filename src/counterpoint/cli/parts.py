@@ -22,9 +22,12 @@ from counterpoint.cli.hub import hub_or_cache
 from counterpoint.config import CPOConfig
 from counterpoint.data.sources import load, pick_split
 from counterpoint.errors import ConfigError, DataError, SetupError
+from counterpoint.forward.seeing import sight_of
 from counterpoint.invocation import EXTRAS, installing
-from counterpoint.models.family import family_of
+from counterpoint.log import logger
+from counterpoint.models.family import DECODER, FAMILIES, family_of
 from counterpoint.models.loading import load_config, load_model, load_tokenizer, random_model
+from counterpoint.models.trainable import freeze_parts
 from counterpoint.models.weights import WeightsPolicy
 from counterpoint.options.run_options import RunOptions
 from counterpoint.options.settings import Request
@@ -84,6 +87,22 @@ def load_parts(request: Request, attempt: Attempt, *, weights: bool = True) -> R
     return parts
 
 
+def load_own_part(request: Request, parts: RunParts) -> None:
+    """Load the model of a run whose ranks read their own parts of it; every rank must call it.
+
+    Args:
+        request: options read and checked.
+        parts: without the model, which is put there.
+    """
+    logger().info(
+        "each rank loads its own part of the model; counterpoint doctor, in one process, examines "
+        "the whole of it"
+    )
+    with hub_or_cache(hub_names(request.run)):
+        parts.model = load_own_weights(request, parts.model_config)
+    request.config.model_init_kwargs = None  # as in ``load_parts``
+
+
 def load_own_weights(request: Request, model_config: Any) -> Any:
     """The model itself, by the ``model_init_kwargs`` that ``load_parts`` has made.
 
@@ -93,18 +112,22 @@ def load_own_weights(request: Request, model_config: Any) -> Any:
     """
     run, config = request.run, request.config
     if run.from_scratch:
-        return random_model(str(run.model), config, model_config)
-    policy = WeightsPolicy.of(config, adapter=run.lora_r is not None)
-    return load_model(str(run.model), config, policy, family=family_of(model_config))
+        model = random_model(str(run.model), config, model_config)
+    else:
+        policy = WeightsPolicy.of(config, adapter=run.lora_r is not None)
+        model = load_model(str(run.model), config, policy, family=family_of(model_config))
+    freeze_parts(model, run.freeze or ())
+    return model
 
 
 def _load_parts(run: RunOptions, config: CPOConfig, attempt: Attempt) -> RunParts:
     source = str(run.model)
     attempt(merge_model_options, run, config)
+    described = attempt(load_config, source, config, from_scratch=run.from_scratch)
     return RunParts(
-        model_config=attempt(load_config, source, config, from_scratch=run.from_scratch),
+        model_config=described,
         tokenizer=attempt(load_own_tokenizer, run, config),
-        adapter=attempt(adapter_config, run),
+        adapter=attempt(adapter_config, run, described),
         train_rows=attempt(train_rows, run, config),
         eval_rows=attempt(eval_sets, run),
         constraint_rows=attempt(second_sets, config),
@@ -178,8 +201,12 @@ def merge_model_options(run: RunOptions, config: CPOConfig) -> None:
     config.model_init_kwargs = keywords
 
 
-def adapter_config(run: RunOptions) -> Any:
+def adapter_config(run: RunOptions, model_config: Any) -> Any:
     """The ``peft.LoraConfig`` that the options describe, or None without ``lora_r``.
+
+    Args:
+        run: names the options.
+        model_config: of the model; None where it could not be loaded.
 
     Raises:
         SetupError: CP502 where peft is not installed.
@@ -193,12 +220,16 @@ def adapter_config(run: RunOptions) -> Any:
             "CP502", f"lora_r needs the package peft: {installing(EXTRAS['peft'])}"
         ) from error
     targets = run.lora_target_modules or ["all-linear"]
+    sight = sight_of(model_config)
+    seeing = () if sight is None or run.lora_target_modules else (*sight.tower, *sight.projector)
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=FAMILIES[DECODER].task if model_config is None else family_of(model_config).task,
         r=run.lora_r,
         lora_alpha=run.lora_alpha or 2 * run.lora_r,
         lora_dropout=run.lora_dropout,
         target_modules="all-linear" if targets == ["all-linear"] else targets,
+        # what sees stays as it is, unless its layers are named
+        exclude_modules=rf".*\.({'|'.join(map(re.escape, seeing))})\..*" if seeing else None,
         modules_to_save=run.lora_modules_to_save,
         use_rslora=run.use_rslora,
         use_dora=run.use_dora,

@@ -8,6 +8,7 @@ Not here: the arithmetic (``planner``).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,14 @@ from counterpoint.options.declared import option
 from counterpoint.strict import strict_json
 
 if TYPE_CHECKING:
+    from counterpoint.data.encoder import Encoder
     from counterpoint.options.settings import Request
+    from counterpoint.planner.scaling import Cluster
     from counterpoint.planner.shapes import Lengths
 
 USAGE = """\
-usage: counterpoint plan [CONFIG.yaml] [--memory 24GiB] [--ranks N] [--json]
-                         [--option value ...]
+usage: counterpoint plan [CONFIG.yaml] [--memory 24GiB] [--ranks N]
+                         [--nodes M] [--json] [--option value ...]
 
 Says what a run needs in memory, by what it is needed for; how many tokens a
 micro-batch may hold; every way to cut a step of the wanted pairs; and, where
@@ -34,6 +37,8 @@ counterpoint train; needs data, tokenizer and config.json, no weights.
 examples:
   counterpoint plan run.yaml --memory 24GiB --ranks 8
   counterpoint plan run.yaml --memory 80GB --device cuda --pairs 128 --json
+  counterpoint plan run.yaml --fsdp 2 --ranks 64 --nodes 8 --memory 80GB \\
+                    --device cuda --inter_bandwidth 40
 
 exit codes:
   0    it fits, cut into micro-batches as small as it takes
@@ -41,6 +46,9 @@ exit codes:
 
 options beside those of train:
 """
+
+SPEEDS = ("intra_bandwidth", "inter_bandwidth", "peak", "kernel_efficiency")
+"""Options that say how fast machines are; only a run in shards has a use for them."""
 
 STREAMED = 2000
 """Pairs of a stream whose lengths are looked at."""
@@ -55,6 +63,25 @@ class PlanOptions:
         "Memory of a device, with its unit, as 24GiB or 80GB. null: what this machine has left.",
     )
     ranks: int = option(1, "Processes that share a step, each on a device, >= 1.")
+    nodes: int = option(
+        1, "Machines that the ranks are on, each with as many of them, >= 1; for fsdp."
+    )
+    intra_bandwidth: float = option(
+        360.0,
+        "GB/s that a device exchanges with others of its machine, each way, > 0; the default is 80 "
+        "% of an H100's NVLink. For fsdp, as the next three.",
+    )
+    inter_bandwidth: float = option(
+        40.0,
+        "GB/s that a device exchanges with other machines, each way, > 0; the default is 80 % of "
+        "400 Gb/s.",
+    )
+    peak: float = option(
+        989.0, "TFLOP/s of a device by its data sheet, > 0; the default is an H100's in bf16."
+    )
+    kernel_efficiency: float = option(
+        0.5, "Share of the peak that large products reach, in (0, 1]."
+    )
     pairs: int | None = option(
         None,
         "Pairs wanted of a step over all ranks, >= 1. null: what batch size and "
@@ -70,7 +97,7 @@ class PlanOptions:
 
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing."""
-        for name in ("ranks", "pairs"):
+        for name in ("ranks", "nodes", "pairs"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError("CP103", f"{name}={value} should be a whole number, at least 1.")
@@ -78,6 +105,42 @@ class PlanOptions:
             raise ConfigError(
                 "CP103", f"pairs={self.pairs} should be a multiple of ranks={self.ranks}."
             )
+        if self.ranks % self.nodes:
+            raise ConfigError(
+                "CP103",
+                f"ranks={self.ranks} should be a multiple of nodes={self.nodes}: each machine has "
+                "as many.",
+            )
+        for name in SPEEDS:
+            value, most = getattr(self, name), 1.0 if name == "kernel_efficiency" else math.inf
+            if not 0 < value <= most or value == math.inf:
+                words = "in (0, 1]" if most == 1 else "a finite number above 0"
+                raise ConfigError("CP103", f"{name}={value} should be {words}.")
+
+    def cluster(self, replicas: int) -> Cluster:
+        """The machines of a run in shards.
+
+        Args:
+            replicas: whole models among the ranks.
+
+        Raises:
+            ConfigError: CP103 where ranks are no multiple of them.
+        """
+        from counterpoint.planner.scaling import Cluster
+
+        if self.ranks % replicas:
+            raise ConfigError(
+                "CP103", f"ranks={self.ranks} should be a multiple of fsdp_replicas={replicas}."
+            )
+        return Cluster(
+            ranks=self.ranks,
+            nodes=self.nodes,
+            replicas=replicas,
+            intra=self.intra_bandwidth * 1e9,
+            inter=self.inter_bandwidth * 1e9,
+            peak=self.peak * 1e12,
+            efficiency=self.kernel_efficiency,
+        )
 
 
 COMMAND = Command("plan", USAGE, PlanOptions, of_train=True)
@@ -109,9 +172,10 @@ def plan(words: list[str]) -> int:
     _assume(request, options)
     if memory is None:
         memory = available_memory(request.config.device) // ranks.launched_here()
-    planner = _planner(request, options)
+    cluster = _cluster(request, options)
+    planner = _planner(request, options, 1 if cluster is None else cluster.shards)
     with phase("planning"):
-        found = planner.plan(memory, round(SHARE * memory), options.pairs)
+        found = planner.plan(memory, round(SHARE * memory), options.pairs, cluster)
     text = strict_json(found.as_dict(), indent=1) if options.json else as_table(found)
     put(text)
     return 0 if found.fits else 1
@@ -123,7 +187,25 @@ def _assume(request: Request, options: PlanOptions) -> None:
         request.config.bf16 = True
 
 
-def _planner(request: Request, options: PlanOptions) -> Any:
+def _cluster(request: Request, options: PlanOptions) -> Cluster | None:
+    """The machines, where the run is in shards.
+
+    Raises:
+        ConfigError: CP104 for what would do nothing in a run that is not.
+    """
+    if request.config.fsdp:
+        return options.cluster(request.config.fsdp_replicas or 1)
+    for name in ("nodes", *SPEEDS):
+        if getattr(options, name) != PlanOptions.__dataclass_fields__[name].default:
+            raise ConfigError(
+                "CP104",
+                f"{name}={getattr(options, name)} would do nothing: ranks that each have the whole "
+                "model are planned by memory alone. Add fsdp: 2, or leave it out.",
+            )
+    return None
+
+
+def _planner(request: Request, options: PlanOptions, shards: int) -> Any:
     import torch
 
     from counterpoint.cli.hub import hub_or_cache
@@ -136,8 +218,9 @@ def _planner(request: Request, options: PlanOptions) -> Any:
     )
     from counterpoint.forward.dropout import disable_dropout
     from counterpoint.models.loading import load_config, random_model
-    from counterpoint.models.preparing import prepare_tokenizer
+    from counterpoint.models.preparing import encoder_of, prepare_tokenizer
     from counterpoint.models.weights import WeightsPolicy
+    from counterpoint.planner.compressed import compress
     from counterpoint.planner.plan import Planner
 
     quiet_bars()
@@ -147,23 +230,26 @@ def _planner(request: Request, options: PlanOptions) -> Any:
         merge_model_options(run, config)
         described = load_config(str(run.model), config, from_scratch=True)
         tokenizer = prepare_tokenizer(load_own_tokenizer(run, config))
-        lengths = _lengths(request, tokenizer)
+        lengths = _lengths(request, encoder_of(described, tokenizer, config))
     policy = WeightsPolicy.of(config, adapter=bool(run.lora_r))
     with torch.device("meta"):
         model = random_model(str(run.model), config, described, policy)
+    if policy.quantization is not None:
+        compress(model, policy.quantization)
     if config.disable_dropout:
         disable_dropout(model)
     return Planner(
         model,
         config,
         lengths,
-        adapter=adapter_config(run),
+        adapter=adapter_config(run, described),
         ranks=options.ranks,
+        shards=shards,
         device=None if options.device == "auto" else options.device,
     )
 
 
-def _lengths(request: Request, tokenizer: Any) -> Lengths:
+def _lengths(request: Request, encoder: Encoder[Any]) -> Lengths:
     from itertools import islice
 
     from counterpoint.cli.parts import train_rows
@@ -172,7 +258,7 @@ def _lengths(request: Request, tokenizer: Any) -> Lengths:
     from counterpoint.planner.shapes import Lengths
 
     rows = train_rows(request.run, request.config)
-    prepared = prepare(rows, tokenizer, PrepareOptions.of(request.config), name="train")
+    prepared = prepare(rows, encoder, PrepareOptions.of(request.config), name="train")
     if hasattr(prepared.pairs, "__len__"):
         return Lengths.of(prepared.pairs)
     return Lengths.of(islice(iter_pairs(prepared), STREAMED))

@@ -13,7 +13,7 @@ from counterpoint.options.command import Command
 from counterpoint.options.declared import option
 
 USAGE = """\
-usage: counterpoint quickstart [--output_dir DIR] [--seed N]
+usage: counterpoint quickstart [--output_dir DIR] [--seed N] [--encoder_decoder]
 
 Trains a tiny model, which comes with the package, to translate English number words into German,
 first on the preferred translations alone, then on preferences, and compares the two. About a
@@ -31,6 +31,9 @@ class QuickstartOptions:
         "counterpoint-quickstart", "Where model and run are written; numbered where that is taken."
     )
     seed: int = option(0, "Seed of the pairs, their order and the held-out numbers, >= 0.")
+    encoder_decoder: bool = option(
+        False, "Train a small encoder-decoder like mBART, a translator's own kind, not a decoder."
+    )
 
     def __post_init__(self) -> None:
         """Refuse what is no seed."""
@@ -54,4 +57,4 @@ def quickstart(words: list[str]) -> None:
     with importing():
         from counterpoint.quickstart.run import run
 
-    run(options.output_dir, seed=options.seed)
+    run(options.output_dir, seed=options.seed, encoder_decoder=options.encoder_decoder)

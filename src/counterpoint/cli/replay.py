@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from counterpoint.config import CPOConfig
     from counterpoint.forward.initial_policy import InitialPolicy
+    from counterpoint.forward.rows import EmbeddingRows
     from counterpoint.step.replay.file import Culprit, Replay
     from counterpoint.step.replay.held import HeldSet
 
@@ -131,13 +132,14 @@ def replay(words: list[str]) -> int:
 
 
 def _again(step: Replay, model: nn.Module, held: HeldSet) -> tuple[Culprit, ...]:
-    import torch
 
     from counterpoint.forward.dropout import disable_dropout
     from counterpoint.forward.head import prove_head
-    from counterpoint.forward.layouts import LAYOUTS
+    from counterpoint.forward.layouts import LAYOUTS, first_tokens
+    from counterpoint.models.checkpointing import enable_checkpointing
     from counterpoint.models.family import family_of
     from counterpoint.models.preparing import embedding_rows
+    from counterpoint.step.assembly import PROOF_TOKENS
     from counterpoint.step.replay.recompute import culprits_of
 
     device = step.settings.device if _is_here(step.settings.device) else "cpu"
@@ -145,15 +147,15 @@ def _again(step: Replay, model: nn.Module, held: HeldSet) -> tuple[Culprit, ...]
     if not step.settings.dropout:
         disable_dropout(model)
     if step.settings.checkpointing and getattr(model, "supports_gradient_checkpointing", False):
-        enable: Any = model.gradient_checkpointing_enable
-        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable_checkpointing(model, share=step.settings.checkpointing_share)
     _check_ids(step, embedding_rows(model))
     if reason := LAYOUTS[step.settings.layout].why_not(model):
         raise ConfigError("CP104", f"the step shared its prompts, but in this model {reason}.")
-    first = step.micro_batches[0][0]
-    ids = torch.tensor([[*first.prompt, *first.chosen][:16]], device=device)
     configured: Any = model.config
-    head = prove_head(model, family_of(configured).find_head(model), ids)
+    family = family_of(configured)
+    reference = family.layouts[-1]
+    few = first_tokens(reference, step.micro_batches[0][0], PROOF_TOKENS).to(device)
+    head = prove_head(model, family.find_head(model), few.input_ids, reference.inputs(few))
     return culprits_of(step, model, head, device=device, held=held)
 
 
@@ -172,13 +174,11 @@ def _is_here(device: str) -> bool:
     return device == "cuda" and torch.cuda.is_available()
 
 
-def _check_ids(step: Replay, known: int | None) -> None:
-    from counterpoint.forward.rows import beyond_embedding
+def _check_ids(step: Replay, known: EmbeddingRows | None) -> None:
+    from counterpoint.forward.rows import check_ids
 
-    for pair in (pair for batch in step.micro_batches for pair in batch):
-        highest = max([*pair.prompt, *pair.chosen, *pair.rejected])
-        if known is not None and highest >= known:
-            raise beyond_embedding(highest, known, pair.row)
+    if known is not None:
+        check_ids([pair for batch in step.micro_batches for pair in batch], known)
 
 
 # Weights
@@ -247,7 +247,7 @@ def _load(source: str, step: Replay, options: ReplayOptions) -> nn.Module:
     from counterpoint.models.adapters import is_adapter, load_adapted
     from counterpoint.models.loading import load_config, load_model
 
-    config = _config(step, options)
+    config = _config(source, step, options)
     if is_adapter(source):
         adapted: nn.Module = load_adapted(source, config)
         return adapted
@@ -256,13 +256,18 @@ def _load(source: str, step: Replay, options: ReplayOptions) -> nn.Module:
     return model
 
 
-def _config(step: Replay, options: ReplayOptions) -> CPOConfig:
+def _config(source: str, step: Replay, options: ReplayOptions) -> CPOConfig:
     from counterpoint.config import CPOConfig
+    from counterpoint.options.run_weights import holding_of
 
-    keywords = {"dtype": step.origin.dtype}
+    held = holding_of(source)
+    keywords = {"dtype": held.pop("dtype", step.origin.dtype), **held.pop("model_init_kwargs", {})}
+    if "revision" in held:
+        keywords["revision"] = held.pop("revision")
     if step.origin.attention:
         keywords["attn_implementation"] = step.origin.attention
     return CPOConfig(
+        **held,
         output_dir="replay",
         use_cpu=not _is_here(step.settings.device),
         trust_remote_code=options.trust_remote_code,
@@ -291,7 +296,7 @@ def _as_asked(file: Path, options: ReplayOptions) -> nn.Module:
     merge_model_options(run, config)
     described = load_config(str(run.model), config, from_scratch=run.from_scratch)
     model: nn.Module = load_own_weights(request, described)
-    adapter = adapter_config(run)
+    adapter = adapter_config(run, described)
     if adapter is None:
         return model
     set_seed(config.seed)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from counterpoint.console.manners import importing, quiet_bars, shown, terminal_width
 from counterpoint.data.token_view import BAR, LEGEND, PART_OF_CHARACTER, draw_tokens
-from counterpoint.errors import ConfigError, DataError
+from counterpoint.errors import ConfigError, DataError, ModelError
 from counterpoint.options.command import Command
 from counterpoint.options.declared import option
 from counterpoint.strict import strict_json
@@ -24,6 +24,7 @@ from counterpoint.visible import visible
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
+    from counterpoint.config import CPOConfig
     from counterpoint.options.settings import Request
 
 USAGE = """\
@@ -94,10 +95,10 @@ def _show(request: Request, options: TokensOptions) -> None:
     )
     from counterpoint.data import formats
     from counterpoint.data.csv_sets import lists_of_csv
-    from counterpoint.data.encoder import encoder_for
     from counterpoint.data.options import PrepareOptions
+    from counterpoint.data.picture_files import folder_of
     from counterpoint.data.row_tokens import tokens_of_row
-    from counterpoint.models.preparing import prepare_tokenizer
+    from counterpoint.models.preparing import encoder_of, prepare_tokenizer
 
     quiet_bars()
     run, config = request.run, request.config
@@ -105,16 +106,18 @@ def _show(request: Request, options: TokensOptions) -> None:
     with hub_or_cache(hub_names(run)):
         merge_model_options(run, config)
         tokenizer = prepare_tokenizer(load_own_tokenizer(run, config))
+        # a tokenizer alone is taken for a decoder's
+        described = _described(str(run.model), config)
         rows = open_rows(run)
-    limits, encoder = PrepareOptions.of(config).limits, encoder_for(tokenizer)
+    limits, encoder = PrepareOptions.of(config).limits, encoder_of(described, tokenizer, config)
     name = shown(" ".join(run.dataset))  # the rows themselves are shown as they train
-    rows = lists_of_csv(rows, name)
+    rows, folder = lists_of_csv(rows, name), folder_of(rows)
     if rows.column_names is not None:
         formats.check_columns(rows.column_names, name=name)
     width = terminal_width()
     for raw, row in _picked(rows, options.row, name):
         try:
-            found = tokens_of_row(raw, row, encoder, limits)
+            found = tokens_of_row(raw, row, encoder, limits, folder=folder)
         except DataError as error:
             raise DataError(error.code, f"{name}, {error.message}") from error
         if options.json:
@@ -124,6 +127,22 @@ def _show(request: Request, options: TokensOptions) -> None:
             _write(f"{draw_tokens(found, name=name, width=width, color=_colored(options.color))}\n")
     if not options.json:
         _write(LEGEND)
+
+
+def _described(source: str, config: CPOConfig) -> Any:
+    """The configuration of a model, which says how its rows are read; None where there is none.
+
+    Raises:
+        ModelError: CP306 for a kind that is not trained.
+    """
+    from counterpoint.models.loading import load_config
+
+    try:
+        return load_config(source, config, from_scratch=True)
+    except ModelError as error:
+        if error.code == "CP306":  # of which nobody knows how its rows are read
+            raise
+        return None  # rows are shown without a model, too, as a decoder reads them
 
 
 def _picked(

@@ -33,7 +33,7 @@ from counterpoint.checkpoint.lock import (
     refuse_changed,
 )
 from counterpoint.checkpoint.manifest import MANIFEST
-from counterpoint.cli.parts import Attempt, RunParts, call, hide_token, load_parts
+from counterpoint.cli.parts import Attempt, RunParts, call, hide_token, load_own_part, load_parts
 from counterpoint.cli.signals import heeded
 from counterpoint.config import CPOConfig
 from counterpoint.console.display import TrainingDisplay
@@ -50,7 +50,9 @@ from counterpoint.console.phases import allow_bars
 from counterpoint.doctor import examine
 from counterpoint.doctor.examination import examine_second_sets
 from counterpoint.doctor.findings import Finding, Report, from_error
-from counterpoint.engine.lost_rank import lost_rank_named
+from counterpoint.engine.fsdp2 import shards_at_load
+from counterpoint.engine.stops import stops_named
+from counterpoint.engine.table import settle
 from counterpoint.errors import ConfigError, CounterpointError, SetupError
 from counterpoint.invocation import command
 from counterpoint.masking import Mask
@@ -98,14 +100,17 @@ def train(request: Request) -> None:
     hide_token(config)
     folder = Path(config.output_dir)
     check_writable(folder)
+    settle(config)
     # before the folder is looked at, and to the end: whatever lies in it by then is this run's
-    with _nothing_left_behind(folder), _alone_in(folder):
+    with stops_named(str(folder)), _nothing_left_behind(folder), _alone_in(folder):
         seen = contents(folder)
         if run.doctor and is_first_process():
             parts = _consulted(request)
         else:
             check_run(request, call)
-            parts = load_parts(request, call)
+            parts = load_parts(request, call, weights=not shards_at_load(config))
+        if shards_at_load(config):  # ranks meet in it, and the doctor is consulted by one
+            load_own_part(request, parts)
         display = TrainingDisplay()
         trainer = _build(parts, config, display)
         _train(trainer, request, seen)
@@ -113,8 +118,7 @@ def train(request: Request) -> None:
             say("evaluating once, at the end, since eval_strategy is no")
             with display:
                 trainer.evaluate()
-        with lost_rank_named(str(folder)):
-            each_does(lambda: None)  # none leaves while another still writes
+        each_does(lambda: None)  # none leaves while another still writes
     metrics = stream_file(config.output_dir, METRICS).name
     say(f"model in {config.output_dir}, its run in {RUN_FILE} and {metrics} there")
     say(f"to look at it: {command()} report {shlex.quote(str(config.output_dir))}")
@@ -159,7 +163,7 @@ def consult(request: Request) -> tuple[Report, RunParts]:
     attempt = partial(_attempt, found)
     run, config = request.run, request.config
     check_run(request, attempt)
-    parts = load_parts(request, attempt)
+    parts = load_parts(request, attempt, weights=not shards_at_load(config))
     report = examine(
         config,
         model=parts.model,

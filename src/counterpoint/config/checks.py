@@ -14,13 +14,15 @@ from types import MappingProxyType
 from typing import Any
 
 from counterpoint.config.refused import REFUSED, is_refused
+from counterpoint.engine import FSDP_1
 from counterpoint.errors import ConfigError
 from counterpoint.forward.layouts import AUTO, LAYOUTS
 from counterpoint.objectives import LOSSES, reading
+from counterpoint.picture import MOST_PIXELS_EVER
+from counterpoint.preference_row import INVALID_ROWS
 
 NLL_REDUCTIONS = ("token_mean", "sequence_sum")
 TRUNCATIONS = ("completion_end", "prompt_start", "prompt_end", "drop")
-INVALID_ROWS = ("raise", "drop")
 NONFINITE = ("raise", "skip")
 ON_ALARM = ("warn", "stop")
 ADAMW = ("adamw_torch", "adamw_torch_fused")
@@ -55,10 +57,22 @@ RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = MappingProxyType(
         "max_completion_length": (_whole_from_one, "a whole number, at least 1"),
         "dataset_num_proc": (_whole_from_one, "a whole number, at least 1"),
         "max_micro_batch_tokens": (_whole_from_one, "a whole number, at least 1"),
+        "pairs_per_step": (_whole_from_one, "a whole number, at least 1"),
+        "fsdp_replicas": (_whole_from_one, "a whole number, at least 1"),
+        "checkpointing_share": (
+            lambda x: 0 < x <= 1,
+            "in (0, 1] (gradient_checkpointing=False turns it off)",
+        ),
+        "max_image_pixels": (
+            lambda x: 1 <= x <= MOST_PIXELS_EVER and x == int(x),
+            "a whole number, 1 to 134,217,728",
+        ),
+        "stream_shards": (_whole_from_one, "a whole number, at least 1"),
         "monitor_steps": (lambda x: x >= 0 and x == int(x), "a whole number, at least 0 (0: off)"),
         "constraint_calibration": (_whole_from_one, "a whole number, at least 1"),
         "eval_samples": (_whole_from_one, "a whole number, at least 1"),
         "eval_sample_tokens": (_whole_from_one, "a whole number, at least 1"),
+        "generation_num_beams": (_whole_from_one, "a whole number, at least 1"),
         "eval_sample_temperature": (_at_least_zero, "a finite number, at least 0"),
         "per_device_train_batch_size": (_whole_from_one, "a whole number, at least 1"),
         "per_device_eval_batch_size": (_whole_from_one, "a whole number, at least 1"),
@@ -74,9 +88,16 @@ UNSET_ALLOWED = (
     "max_completion_length",
     "dataset_num_proc",
     "max_micro_batch_tokens",
+    "pairs_per_step",
+    "fsdp_replicas",
 )
 
-SAMPLING = ("eval_samples", "eval_sample_tokens", "eval_sample_temperature")
+SAMPLING = (
+    "eval_samples",
+    "eval_sample_tokens",
+    "generation_num_beams",
+    "eval_sample_temperature",
+)
 """Options that only say how ``generate_during_eval`` writes."""
 
 
@@ -133,6 +154,20 @@ def check_refused(config: Any) -> None:
             "pairs by length would change what a step is made of; use 'random' or "
             "'sequential'.",
         )
+
+
+def check_sharding(config: Any) -> None:
+    """Raise CP105 for a way to shard that is not FSDP2."""
+    fsdp, given = config.fsdp, config.fsdp_config
+    older = str(fsdp) == "1" or (isinstance(given, Mapping) and _version(given) == "1")
+    if older:
+        raise ConfigError("CP105", f"fsdp={fsdp!r} with fsdp_config={given!r}: {FSDP_1}.")
+    if isinstance(given, Mapping) and (given.get("xla") or given.get("fsdp_xla")):
+        raise ConfigError("CP105", f"fsdp_config={given!r}: sharding through XLA is not FSDP2.")
+
+
+def _version(given: Mapping[str, Any]) -> str:
+    return str(given.get("version", given.get("fsdp_version", 2)))
 
 
 def _check_loss(config: Any) -> None:
@@ -192,15 +227,49 @@ def check_contradictions(config: Any) -> None:
             f"stochastic_rounding brings its own AdamW, so that optim_args={config.optim_args!r} "
             "would not be used; leave one of them out.",
         )
+    _check_quantized(config)
+    _check_levers(config)
     _check_samples(config)
     _check_constraints(config)
     longest = 512 if config.max_length is None else config.max_length
-    if config.max_completion_length is not None and config.max_completion_length >= longest:
+    most = config.max_completion_length
+    # a source and a completion meet in no row; a model without an encoder refuses the option
+    if most is not None and most >= longest and not config.is_encoder_decoder:
         raise ConfigError(
             "CP104",
-            f"max_completion_length={config.max_completion_length} leaves no room for a prompt "
-            f"within max_length={longest}.",
+            f"max_completion_length={most} leaves no room for a prompt within "
+            f"max_length={longest}. An encoder-decoder has limits of their own for both: say "
+            "is_encoder_decoder=True.",
         )
+
+
+def _check_quantized(config: Any) -> None:
+    if config.load_in_4bit and config.load_in_8bit:
+        raise ConfigError("CP104", "load_in_4bit and load_in_8bit: give one of them.")
+    if config.stochastic_rounding and (config.load_in_4bit or config.load_in_8bit):
+        raise ConfigError(
+            "CP104",
+            "stochastic_rounding is for bfloat16 weights under training, but over quantised "
+            "weights only an adapter trains, which is float32; leave one of them out.",
+        )
+
+
+OURS = {"every_n_layers": "checkpointing_share", "offload": "activation_offload"}
+"""What transformers takes among the keywords of checkpointing -> our option for it."""
+
+
+def _check_levers(config: Any) -> None:
+    """Which layers are computed again is said in one place, on every release of transformers."""
+    for option in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):
+        keywords = getattr(config, option, None)
+        given: Mapping[str, Any] = keywords if isinstance(keywords, Mapping) else {}
+        for name in OURS:
+            if name in given:
+                raise ConfigError(
+                    "CP105",
+                    f"{option} with {name!r} is refused: releases of transformers differ in it, "
+                    f"and no plan knows it; set {OURS[name]} instead.",
+                )
 
 
 def _check_samples(config: Any) -> None:

@@ -23,7 +23,6 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from counterpoint import ranks
 from counterpoint.config.checks import (
-    INVALID_ROWS,
     NLL_REDUCTIONS,
     NONFINITE,
     ON_ALARM,
@@ -32,15 +31,20 @@ from counterpoint.config.checks import (
     check_contradictions,
     check_ranges,
     check_refused,
+    check_sharding,
     those,
 )
+from counterpoint.config.host_offload import settle_offload
 from counterpoint.config.names import ByEveryName
+from counterpoint.config.step_size import pairs_on, settle_accumulation
 from counterpoint.constraints import Constraint, read_constraints
 from counterpoint.errors import ConfigError
 from counterpoint.forward.layouts import AUTO, LAYOUTS, REFERENCE
 from counterpoint.masking import Mask
 from counterpoint.metric_names import more_is_better
 from counterpoint.objectives import DEFAULT_LOSS, LOSSES, reading
+from counterpoint.picture import MOST_PIXELS
+from counterpoint.preference_row import INVALID_ROWS
 
 
 def _option(default: Any, text: str, choices: Collection[str] | None = None) -> Any:
@@ -85,10 +89,14 @@ class CPOConfig(TrainingArguments, metaclass=ByEveryName):
 
     # TRL's
     max_length: int | None = _option(
-        1024, "Most tokens of prompt + completion, >= 2; None: 512, as in TRL."
+        1024,
+        "Most tokens of prompt + completion, >= 2; None: 512, as in TRL. Of an encoder-decoder: of "
+        "the source.",
     )
     max_completion_length: int | None = _option(
-        None, "Most tokens of a completion, >= 1; None: only max_length limits it."
+        None,
+        "Most tokens of a completion, >= 1; None: only max_length limits it. Below max_length, but "
+        "with is_encoder_decoder.",
     )
     beta: float = _option(
         0.1,
@@ -124,10 +132,13 @@ class CPOConfig(TrainingArguments, metaclass=ByEveryName):
         "is needed.",
     )
     is_encoder_decoder: bool | None = _option(
-        None, "Refused if True: encoder-decoder models are not supported yet."
+        None,
+        "Whether the model has an encoder; None: as its configuration says. Needed only for a "
+        "max_completion_length of max_length or more, and for rows without a source of which both "
+        "completions begin with it, as TRL reads them.",
     )
     model_init_kwargs: dict[str, Any] | str | None = _option(  # noqa: RUF009 - not seen through
-        None, "Arguments of AutoModelForCausalLM.from_pretrained when the model is a string."
+        None, "Arguments of the model's from_pretrained when the model is a string."
     )
     trust_remote_code: bool = _option(False, "Run Python code that comes with a model.")
     dataset_num_proc: int | None = _option(None, "Processes for preparing the data set, >= 1.")
@@ -154,6 +165,30 @@ class CPOConfig(TrainingArguments, metaclass=ByEveryName):
         "and write their count and reasons to the run's log.",
         INVALID_ROWS,
     )
+    source_lang: str | None = _option(
+        None,
+        "Counterpoint: code of the prompts' language, for encoder-decoders of many languages; a "
+        "row's own column source_lang counts first. None: the tokenizer's. See "
+        "docs/translation.md.",
+    )
+    target_lang: str | None = _option(
+        None, "Counterpoint: the same of the completions' language; the rows' column target_lang."
+    )
+    image_folder: str | None = _option(
+        None,
+        "Counterpoint: the folder in which pictures that rows name by a path are looked up, and "
+        "out of which no path may lead. None: the folder of the data set.",
+    )
+    allow_remote_images: bool = _option(
+        False,
+        "Counterpoint: fetch pictures that rows name by an address of http or https, each once; "
+        "never from the machine's own network. See docs/data.md.",
+    )
+    max_image_pixels: int = _option(
+        MOST_PIXELS,
+        "Counterpoint: most pixels of a picture, 1 to 134,217,728; a larger one makes its row "
+        "unusable, and is found out from its header.",
+    )
     nonfinite: str = _option(
         "raise",
         "Counterpoint: what to do with a step whose loss or gradient is not finite: stop, or "
@@ -168,8 +203,9 @@ class CPOConfig(TrainingArguments, metaclass=ByEveryName):
     layout: str = _option(
         "auto",
         "Counterpoint: run each prompt once for both completions (shared) or once for each "
-        "(padded). Both give the same numbers; auto shares on a CPU where the model allows it, "
-        "and checks on the run's first pairs.",
+        "(padded); of an encoder-decoder its sources (encoder-once, encoder-twice); pixels for "
+        "every row (pictures-twice). All give the same numbers; auto shares where the model allows "
+        "it, proves it on the first pairs, and on an accelerator times both.",
         ChainMap(LAYOUTS, {AUTO: REFERENCE}),  # a view, whose first name is the last map's
     )
     max_micro_batch_tokens: int | None = _option(
@@ -179,11 +215,54 @@ class CPOConfig(TrainingArguments, metaclass=ByEveryName):
         "predicted not to fit (docs/planning.md). Where memory runs out, it is lowered and the "
         "step done again.",
     )
+    fsdp_replicas: int | None = _option(
+        None,
+        "Counterpoint: copies of a model that fsdp shards (HSDP), >= 1; each copy is spread over "
+        "ranks / fsdp_replicas. None: one copy over all ranks. See docs/scaling.md.",
+    )
+    pairs_per_step: int | None = _option(
+        None,
+        "Counterpoint: pairs of an optimizer step over all ranks, >= 1; "
+        "gradient_accumulation_steps follows. None: per_device_train_batch_size x "
+        "gradient_accumulation_steps x ranks. A run keeps it when it resumes on other ranks.",
+    )
+    checkpointing_share: float = _option(
+        1.0,
+        "Counterpoint: share of the layers that gradient_checkpointing lets compute their "
+        "activations again, in (0, 1], evenly over the depth; less of it is faster and holds more.",
+    )
+    activation_offload: bool = _option(
+        False,
+        "Counterpoint: what the forward keeps for the backward waits in the host's memory; the "
+        "same numbers, paid with two copies. Nothing on a CPU. See docs/planning.md.",
+    )
+    optimizer_offload: bool = _option(
+        False,
+        "Counterpoint: with fsdp, a rank's part of weights, gradients and moments waits in the "
+        "host's memory, where the update is made (FSDP2's CPUOffloadPolicy). The same numbers on a "
+        "CPU, to rounding elsewhere. See docs/planning.md.",
+    )
+    stream_shards: int = _option(
+        1,
+        "Counterpoint: lanes into which the shards of a streamed train_dataset are divided; pairs "
+        "come from them in turn. Ranks whose number divides it read a share of the shards each "
+        "(docs/data.md). 1: every rank reads the whole stream.",
+    )
     stochastic_rounding: bool = _option(
         False,
         "Counterpoint: train bfloat16 weights, and round AdamW's updates up or down at random, "
         "so that small ones arrive on average; 12 bytes a weight where float32 takes 16. Needs "
         "the package torchao; see docs/precision.md.",
+    )
+    load_in_4bit: bool = _option(
+        False,
+        "Counterpoint: load a model by its name with linear layers in 4 bits (nf4), to train a "
+        "LoRA adapter on (QLoRA). Needs the package bitsandbytes; see docs/quantized.md.",
+    )
+    load_in_8bit: bool = _option(
+        False,
+        "Counterpoint: the same in 8 bits (int8), nearer to the model's own numbers in twice the "
+        "memory.",
     )
     eval_samples: int = _option(
         8,
@@ -193,10 +272,15 @@ class CPOConfig(TrainingArguments, metaclass=ByEveryName):
     eval_sample_tokens: int = _option(
         128, "Counterpoint: most tokens that generate_during_eval writes to a prompt, >= 1."
     )
+    generation_num_beams: int = _option(
+        1,
+        "Counterpoint: beams with which generate_during_eval writes, >= 1, by the name that "
+        "Seq2SeqTrainingArguments gives it; 1: greedily.",
+    )
     eval_sample_temperature: float = _option(
         0.0,
         "Counterpoint: temperature at which generate_during_eval samples a second text for each "
-        "prompt, >= 0, seeded by seed; 0: the greedy one only.",
+        "prompt, >= 0, seeded by seed; 0: the first one only.",
     )
     resume_anyway: bool = _option(
         False,
@@ -247,6 +331,9 @@ class CPOConfig(TrainingArguments, metaclass=ByEveryName):
         check_choices(self)
         check_ranges(self)
         check_refused(self)
+        check_sharding(self)
+        if str(self.fsdp) == "2":  # the version, which is the only one
+            self.fsdp: Any = True
         if not LOSSES[self.loss_type].reads("cpo_alpha"):
             self.cpo_alpha = 0.0
         check_contradictions(self)
@@ -258,6 +345,8 @@ class CPOConfig(TrainingArguments, metaclass=ByEveryName):
             self.model_init_kwargs = _parse("model_init_kwargs", self.model_init_kwargs, dict)
         self._resolve_direction()
         super().__post_init__()
+        settle_offload(self)
+        settle_accumulation(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The options as JSON-ready values, without secrets: run log and trackers get these."""
@@ -276,6 +365,11 @@ class CPOConfig(TrainingArguments, metaclass=ByEveryName):
     def constrained_by(self) -> tuple[Constraint, ...]:
         """The constraints of the run, read and checked."""
         return self._constrained_by
+
+    @property
+    def step_pairs(self) -> int:
+        """Pairs of a step, over all ranks."""
+        return pairs_on(self, self.world_size)
 
     @property
     def nll_weight(self) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers.trainer_pt_utils import AcceleratorConfig
 
-from counterpoint.engine import NOT_SUPPORTED
+from counterpoint.engine import DEEPSPEED
 
 REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
     {
@@ -39,7 +39,7 @@ REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
             True,
             "a step would be made of whichever pairs were ready first",
         ),
-        "deepspeed": (None, NOT_SUPPORTED),
+        "deepspeed": (None, DEEPSPEED),
         "enable_jit_checkpoint": (
             False,
             "it would save in the middle of a step; counterpoint train saves after the step when "
@@ -64,15 +64,12 @@ REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
             "it would cast the weights themselves; an evaluation computes in fp16 where training "
             "does",
         ),
-        "fsdp": (None, NOT_SUPPORTED),
-        "fsdp_config": (None, NOT_SUPPORTED),
         "ignore_data_skip": (
             False,
             "a run resumes after the pairs that it has trained on, and finding its place reads "
             "none of them",
         ),
         "include_for_metrics": ([], "there are no inputs or losses to pass to compute_metrics"),
-        "is_encoder_decoder": (None, "only decoder-only language models are supported yet"),
         "label_names": (None, "the labels are the completions' tokens"),
         "label_smoothing_factor": (
             0.0,
@@ -103,9 +100,6 @@ REFUSED: Mapping[str, tuple[Any, str]] = MappingProxyType(
 )
 """Option -> (the value that passes, why any other is refused)."""
 
-_OF_FSDP = {"min_num_params": 0, "xla": False, "xla_fsdp_v2": False, "xla_fsdp_grad_ckpt": False}
-"""What older releases of transformers make of an ``fsdp_config`` that nobody gave."""
-
 
 def is_refused(name: str, value: Any) -> bool:
     """Whether an option of ``REFUSED`` is refused with a value.
@@ -117,8 +111,6 @@ def is_refused(name: str, value: Any) -> bool:
     passing = REFUSED[name][0]
     if name == "accelerator_config":
         value = _other_than(AcceleratorConfig().to_dict(), value)
-    elif name == "fsdp_config":
-        value = _other_than(_OF_FSDP, value)
     off = value is None or value is False or value in ([], {}, "")
     return bool(value != passing and (passing or not off))
 

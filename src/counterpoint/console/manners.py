@@ -30,6 +30,7 @@ CHATTY = (
     "torch",
     "torch.utils._pytree",
     "torchao",
+    "bitsandbytes",  # of CPUs with bfloat16, that it lacks a package, as it is imported
     "httpx",
 )
 WIDEST = 110

@@ -13,13 +13,14 @@ tokens (``prepare``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from counterpoint.config import accumulation_for
 from counterpoint.data.sampler import StepSampler, deal
 from counterpoint.records import FILLER_ROW, TokenPair
 
@@ -61,7 +62,7 @@ class DealtStream(IterableDataset[list[TokenPair]]):
     Args:
         pairs: called at the start of a pass, gives its pairs.
         micro_batch: most pairs of a micro-batch.
-        accumulation: micro-batches of a step on each rank.
+        step_pairs: pairs of a step over all ranks, at least 1.
         ranks: number of ranks.
         rank: which of them, from 0.
     """
@@ -71,7 +72,7 @@ class DealtStream(IterableDataset[list[TokenPair]]):
         pairs: Callable[[], Iterable[TokenPair]],
         *,
         micro_batch: int,
-        accumulation: int = 1,
+        step_pairs: int,
         ranks: int = 1,
         rank: int = 0,
     ) -> None:
@@ -79,20 +80,23 @@ class DealtStream(IterableDataset[list[TokenPair]]):
         self.done = 0
         """Windows of the next pass that are not read again, but given empty: a resumed run
         counts them and throws them away. ``pairs`` then begins after them."""
-        self.micro_batch, self.accumulation = micro_batch, accumulation
+        self.micro_batch, self.step_pairs = micro_batch, step_pairs
         self.ranks, self.rank = ranks, rank
+        self.accumulation = accumulation_for(step_pairs, micro_batch=micro_batch, ranks=ranks)
 
     def __iter__(self) -> Iterator[list[TokenPair]]:
         """The windows of one pass over the stream."""
-        step_pairs = self.micro_batch * self.accumulation * self.ranks
         pairs = iter(self.pairs())
         yield from ([] for _ in range(self.done))
         self.done = 0
-        while step := list(islice(pairs, step_pairs)):
+        while step := list(islice(pairs, self.step_pairs)):
             mine = deal(
-                range(len(step)), micro_batch=self.micro_batch, ranks=self.ranks, rank=self.rank
+                range(len(step)),
+                micro_batch=self.micro_batch,
+                ranks=self.ranks,
+                rank=self.rank,
+                rounds=self.accumulation,
             )
-            mine += [[~0]] * (self.accumulation - len(mine))
             for keys in mine:
                 yield [step[key] if key >= 0 else filler(step[~key]) for key in keys]
 
@@ -108,6 +112,11 @@ class PairLoader(DataLoader[Any]):
         if isinstance(self.batch_sampler, StepSampler):
             self.batch_sampler.set_epoch(epoch)
 
+    def leave_out(self, windows: int) -> None:
+        """Give the first windows of the next pass empty and unread: they are done, whole steps."""
+        left: Any = self.dataset if isinstance(self.dataset, DealtStream) else self.batch_sampler
+        left.done = windows
+
 
 def filler(pair: TokenPair) -> TokenPair:
     """A copy that keeps a rank busy and counts nowhere."""
@@ -120,6 +129,7 @@ def cut(
     most_pairs: int,
     most_tokens: int | None,
     tokens_of: Callable[[Sequence[TokenPair]], int],
+    common: Callable[[TokenPair], Hashable] = lambda pair: None,
 ) -> list[list[TokenPair]]:
     """Cut one rank's share of a step into micro-batches of like lengths.
 
@@ -128,14 +138,18 @@ def cut(
         most_pairs: most pairs of a micro-batch where ``most_tokens`` is None.
         most_tokens: most input tokens of a micro-batch; a pair above it stands alone.
         tokens_of: input tokens that the layout makes of some pairs.
+        common: what pairs that should be beside each other have alike; None for all: nothing.
 
     Returns:
         Micro-batches, those of most tokens first, so that what does not fit is known at once.
     """
     real = [pair for pair in pairs if pair.row != FILLER_ROW] or list(pairs[:1])
     real.sort(key=lambda pair: (-length(pair), pair.row))
-    batches: list[list[TokenPair]] = []
+    alike: dict[Hashable, list[TokenPair]] = {}
     for pair in real:
+        alike.setdefault(common(pair), []).append(pair)
+    batches: list[list[TokenPair]] = []
+    for pair in chain.from_iterable(alike.values()):
         wider = [*batches[-1], pair] if batches else []
         if most_tokens is None:
             fits = 0 < len(wider) <= most_pairs

@@ -21,7 +21,7 @@ import logging
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from counterpoint._version import __version__
 from counterpoint.data.encoder import Encoder
 from counterpoint.data.options import Limits
 
-VERSION = 9
+VERSION = 10
 """Raised with every change of what this room makes of a row."""
 
 PACKAGES = (
@@ -50,8 +50,8 @@ PACKAGES = (
 )
 """What renders and tokenizes, or may: templates through jinja2, slow tokenizers through others."""
 
-ROWS_AT_ONCE = 1000
-
+ROWS_AT_ONCE, ROWS_IN_A_BLOCK = 1000, 10_000
+"""Rows that are hashed together, and that are a block of a written file."""
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,15 @@ def folder() -> Path | None:
     return Path(named) if named else Path(datasets.config.HF_DATASETS_CACHE) / "counterpoint"
 
 
-def digest(dataset: Dataset, columns: Iterable[str], encoder: Encoder[Any], limits: Limits) -> str:
+def digest(
+    dataset: Dataset,
+    columns: Iterable[str],
+    encoder: Encoder[Any],
+    limits: Limits,
+    *,
+    first_row: int = 0,
+    beside: Sequence[Any] = (),
+) -> str:
     """A name for what preparing these rows with this encoder gives, as 40 hexadecimal digits.
 
     Args:
@@ -76,13 +84,59 @@ def digest(dataset: Dataset, columns: Iterable[str], encoder: Encoder[Any], limi
         columns: those of its columns that are read.
         encoder: its identity counts.
         limits: as given to ``encode_rows``.
+        first_row: number of the first of the rows.
+        beside: what else the result follows from, as plain JSON: files that rows only name.
     """
-    total = hashlib.blake2b(digest_size=20)
-    limit_values = [limits.max_length, limits.max_completion_length, limits.truncation]
-    total.update(json.dumps([VERSION, _versions(), *limit_values]).encode())
-    total.update(encoder.identity())
+    total = _digest_without_rows(encoder, limits)
+    if first_row:
+        total.update(json.dumps(["from row", first_row]).encode())
+    if beside:
+        total.update(json.dumps(["beside", *beside]).encode())
     _add_rows(total, dataset.select_columns(sorted(columns)))
-    return total.hexdigest()
+    return str(total.hexdigest())
+
+
+def identity_on_disk(dataset: Dataset, encoder: Encoder[Any], limits: Limits) -> str | None:
+    """A name for the same that costs no look at the rows; None for a set that is not on disk.
+
+    It stands on the fingerprint that ``datasets`` keeps of what was done to the set, and on the
+    names, sizes and times of its files. It says where a digest is remembered, and is in no result.
+    """
+    fingerprint = getattr(dataset, "_fingerprint", None)
+    files = sorted({str(entry["filename"]) for entry in dataset.cache_files})
+    if not fingerprint or not files:
+        return None
+    total = _digest_without_rows(encoder, limits)
+    try:
+        for path, stat in ((path, os.stat(path)) for path in files):
+            total.update(json.dumps([path, stat.st_size, stat.st_mtime_ns, stat.st_ino]).encode())
+    except OSError:
+        return None
+    total.update(json.dumps([str(fingerprint), len(dataset)]).encode())
+    return str(total.hexdigest())
+
+
+def remembered(name: str, make: Callable[[], Any]) -> Any:
+    """A small fact beside the prepared sets, as JSON; made where it is not there.
+
+    Args:
+        name: says all that the fact follows from.
+        make: finds it; plain JSON types.
+    """
+    home = folder()
+    if home is None:
+        return make()
+    path = home / f"{name}.json"
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(path.read_text(encoding="utf-8"))
+    text = json.dumps(make())
+    with contextlib.suppress(OSError):  # then it is found again next time
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{name[:8]}-", dir=home) as scratch:
+            part = Path(scratch) / "part.json"
+            part.write_text(text, encoding="utf-8")
+            os.replace(part, path)
+    return json.loads(text)
 
 
 def cached(name: str, make: Callable[[str | None], Dataset], *, rows: int) -> Dataset:
@@ -113,6 +167,14 @@ def cached(name: str, make: Callable[[str | None], Dataset], *, rows: int) -> Da
         logger.warning("The prepared data set could not be kept in %s: %s", home, error)
         return make(None)
     return _read(path, rows) or make(None)
+
+
+def _digest_without_rows(encoder: Encoder[Any], limits: Limits) -> Any:
+    total = hashlib.blake2b(digest_size=20)
+    limit_values = [limits.max_length, limits.max_completion_length, limits.truncation]
+    total.update(json.dumps([VERSION, _versions(), *limit_values]).encode())
+    total.update(encoder.identity())
+    return total
 
 
 def _versions() -> dict[str, str]:
@@ -155,8 +217,11 @@ def _write(dataset: Dataset, path: Path) -> None:
     table = dataset.data.table
     with path.open("wb") as file:
         with pa.ipc.new_stream(file, table.schema) as writer:
-            for part in table.to_batches(max_chunksize=ROWS_AT_ONCE):
-                writer.write_batch(part)
+            # larger blocks than they came in: each costs every reader of the file some memory
+            for start in range(0, len(table), ROWS_IN_A_BLOCK):
+                block = table.slice(start, ROWS_IN_A_BLOCK).combine_chunks()
+                for part in block.to_batches(max_chunksize=ROWS_IN_A_BLOCK):
+                    writer.write_batch(part)
         file.flush()
         os.fsync(file.fileno())
 

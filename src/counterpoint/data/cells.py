@@ -34,6 +34,9 @@ ROLES = {
 SPEAKERS = {"system", "developer", "user", "assistant", "tool", "function", "model", *ROLES}
 """Who speaks in messages; where nobody of these does, an object with such keys is an answer."""
 
+PICTURES = ("image", "image_url", "input_image")
+"""Types of the parts of a message that are pictures."""
+
 _BRACKET = re.compile(r"\s*+[\[{(]")
 _SPOKEN = re.compile(rf"""['"](?:role|from)['"]\s*+:\s*+['"](?:{"|".join(sorted(SPEAKERS))})['"]""")
 
@@ -64,13 +67,13 @@ def check_size(raw: Mapping[str, Any], row: int) -> None:
     Raises:
         DataError: CP216.
     """
-    size, left = 0, [*raw.values()]
+    size, left = 0, [cell for name, cell in raw.items() if not _is_picture(name, cell)]
     while left and size <= MOST_CHARACTERS:  # no recursion: a row may be nested to any depth
         value = left.pop()
         if isinstance(value, str):
             size += len(value)
         elif isinstance(value, Mapping):
-            left += value.values()
+            left += (cell for name, cell in value.items() if not _is_picture(name, cell))
         elif isinstance(value, list | tuple):
             left += value
     if size > MOST_CHARACTERS:
@@ -79,6 +82,13 @@ def check_size(raw: Mapping[str, Any], row: int) -> None:
             f"row {row} holds more than {MOST_CHARACTERS:,} characters; no model reads so long a "
             "text. Cut or remove the row.",
         )
+
+
+def _is_picture(name: Any, cell: Any) -> bool:
+    """Whether a text is the bytes of a picture, which has a bound of its own."""
+    return (
+        name in ("image", "image_url", "url") and isinstance(cell, str) and cell.startswith("data:")
+    )
 
 
 def check_depth(values: Iterable[Any], row: int) -> None:
@@ -187,8 +197,10 @@ def _check_content(content: Any, row: int, field: str) -> None:
         fail("CP202", row, field, f"has content of type {kind}; expected text.")
     for part in content:
         seen = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        if seen in PICTURES:
+            continue
         if seen != "text" or not isinstance(part.get("text"), str):
-            only = "only text can be trained on yet"
+            only = "only text and pictures can be trained on yet"
             fail("CP202", row, field, f"has a part of type {seen!r}; {only}.")
 
 

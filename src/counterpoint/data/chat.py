@@ -259,7 +259,7 @@ def _parts(content: Any) -> list[Any]:
 
 def _text(content: Any) -> str:
     if isinstance(content, list):
-        return "".join(part["text"] for part in content)
+        return "".join(part.get("text", "") for part in content)
     return content or ""
 
 

@@ -11,10 +11,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from counterpoint.data.options import PrepareOptions
-from counterpoint.data.pair_digest import PairDigest
+from counterpoint.data.pair_digest import JoinedDigest, PairDigest
 from counterpoint.data.survival import from_column
-
-PARTS = ("prompt", "chosen", "rejected")
+from counterpoint.preference_row import PARTS
 
 TAKEN = {
     "weight": "it is 1 there",
@@ -22,6 +21,18 @@ TAKEN = {
     "prompt": "it is the text with which both sides begin there",
 }
 """What stands for a cell that is null where other rows of the set have a value."""
+
+NUMBERS = (
+    "rows",
+    "kept",
+    "boundary_rows",
+    "boundary_tokens",
+    "little_rows",
+    "same_rows",
+    "spelled_rows",
+)
+COUNTERS = ("dropped", "cut_rows", "cut_tokens", "tokens", "absent_rows", "lost")
+"""Fields of an account that add up, as numbers and by key."""
 
 CLASSES = 40
 """Most classes of a histogram."""
@@ -76,7 +87,7 @@ class PrepareCounts:
     lengths: dict[str, Counter[int]] = field(
         default_factory=lambda: {part: Counter() for part in PARTS}
     )
-    digest: PairDigest | None = field(default_factory=PairDigest)
+    digest: PairDigest | JoinedDigest | None = field(default_factory=PairDigest)
     limits: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -95,7 +106,7 @@ class PrepareCounts:
         """Count one kept row, given the columns of ``encode.COLUMNS``."""
         self.rows += 1
         self.kept += 1
-        if self.digest is not None:
+        if isinstance(self.digest, PairDigest):
             self.digest.add_row(record)
         for part in PARTS:
             self.tokens[part] += len(record[f"{part}_ids"])
@@ -158,17 +169,9 @@ class PrepareCounts:
         Args:
             state: from ``state``.
         """
-        for name in (
-            "rows",
-            "kept",
-            "boundary_rows",
-            "boundary_tokens",
-            "little_rows",
-            "same_rows",
-            "spelled_rows",
-        ):
+        for name in NUMBERS:
             setattr(self, name, state.get(name, 0))
-        for name in ("dropped", "cut_rows", "cut_tokens", "tokens", "absent_rows", "lost"):
+        for name in COUNTERS:
             setattr(self, name, Counter(state.get(name)))
         self.examples = dict(state["examples"])
         self.shown = dict(state.get("shown", {}))
@@ -177,6 +180,24 @@ class PrepareCounts:
             for part in PARTS
         }
         self.digest = None
+
+    def add(self, after: PrepareCounts) -> None:
+        """Count the rows of another account too, which come after these; not their digest."""
+        for name in NUMBERS:
+            setattr(self, name, getattr(self, name) + getattr(after, name))
+        for name in COUNTERS:
+            getattr(self, name).update(getattr(after, name))
+        for part in PARTS:
+            self.lengths[part].update(after.lengths[part])
+        for mine, theirs in ((self.examples, after.examples), (self.shown, after.shown)):
+            mine.update({key: text for key, text in theirs.items() if key not in mine})
+
+    def taken(self) -> dict[str, Any]:
+        """What was counted so far, as of ``state_dict``; the account is empty afterwards."""
+        state = self.state_dict()
+        empty = PrepareCounts(self.name, digest=None, limits=self.limits)
+        vars(self).update(vars(empty))
+        return state
 
     def by_code(self) -> str:
         """The dropped rows in words, most frequent code first: "5 x CP206, 4 x CP203"."""

@@ -17,6 +17,7 @@ from counterpoint.data.candidates import LISTS, TEXTS
 from counterpoint.data.cells import SPEAKERS, spells_messages
 from counterpoint.data.formats import NUMBERS, READ
 from counterpoint.data.literals import LiteralError, read_value
+from counterpoint.data.marks import PICTURE_COLUMNS
 from counterpoint.errors import DataError
 
 MEANT = READ | {*LISTS, *TEXTS, "score"}
@@ -81,6 +82,7 @@ _KINDS: Mapping[str, _Kind] = {
         (("chat_template_kwargs",), lambda value: isinstance(value, dict), "an object"),
         (("output",), _is_pair, "a list of two answers"),
         (("history",), _is_list_of(_is_pair), "a list of questions and answers"),
+        (PICTURE_COLUMNS, _is_list_of(lambda one: isinstance(one, str)), "a list of paths"),
         (LISTS, _is_list_of(lambda _: True), "a list"),
         (("score",), _is_list_of(_is_number), "a list of numbers"),
     )

@@ -13,21 +13,32 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from datasets import Features, List, Value
 
 from counterpoint.data.bounds import bounded_memory
 from counterpoint.data.cells import row_spells_messages
-from counterpoint.data.counts import PARTS
 from counterpoint.data.encoder import Encoder, RowDraft
 from counterpoint.data.formats import to_preference_row
 from counterpoint.data.options import Limits
+from counterpoint.data.picture_files import rules_for
 from counterpoint.data.survival import as_column
 from counterpoint.data.tokenize import Tokens
-from counterpoint.data.truncate import Truncation, truncate
 from counterpoint.errors import DataError
+from counterpoint.picture import Picture
+from counterpoint.preference_row import PARTS
+
+PICTURE = {
+    "path": Value("string"),
+    "bytes": Value("large_binary"),
+    "field": Value("string"),
+    "width": Value("int32"),
+    "height": Value("int32"),
+    "digest": Value("string"),
+}
+"""What is kept of a picture: its file, where it lies in one. Its bytes only where no raw row stands
+beside, as in a stream; else it is found again in its field of that row."""
 
 FEATURES = Features(
     {
@@ -40,6 +51,7 @@ FEATURES = Features(
         "same": Value("bool"),
         "absent": Value("string"),
         "spelled": Value("bool"),
+        "pictures": List(PICTURE),
         "lost": Value("string"),
         "problem": Value("string"),
     }
@@ -60,6 +72,8 @@ def encode_rows(
     encoder: Encoder[Any],
     limits: Limits,
     first_row: int = 0,
+    folder: str | None = None,
+    whole: bool = False,
 ) -> dict[str, list[Any]]:
     """Encode a batch.
 
@@ -69,13 +83,15 @@ def encode_rows(
         encoder: may remember the batches before, and so is best used for all.
         limits: how long a pair may be.
         first_row: number of the row that ``rows`` calls 0.
+        folder: in which pictures lie, where the run names none.
+        whole: give the bytes of pictures with them, where the raw rows are not kept.
 
     Returns:
         ``COLUMNS``: ids of the three parts, weight, margin and number of each row, tokens cut
         from each part, tokens that the boundary moved, whether cutting made the completions
-        equal, the columns in which the row has nothing, whether a text spells messages, what the
-        row lost in the chat template (``survival.as_column``), and the problem, an error's text
-        or "".
+        equal, the columns in which the row has nothing, whether a text spells messages, its
+        pictures, what the row lost in the chat template (``survival.as_column``), and the
+        problem, an error's text or "".
 
     Raises:
         DataError: CP208 where messages meet a tokenizer without a chat template, CP217 where the
@@ -86,11 +102,13 @@ def encode_rows(
     good: list[RowDraft] = []
     records: list[dict[str, Any]] = []
     places: list[int] = []
+    rules = rules_for(encoder.pictures, folder)
     with bounded_memory():
         for place, row in enumerate(row + first_row for row in rows):
             raw = {name: values[place] for name, values in columns.items()}
             try:
-                good.append(encoder.draft(to_preference_row(raw, row)))
+                read = to_preference_row(encoder.named(raw, row), row, rules)
+                good.append(encoder.draft(read))
             except DataError as error:
                 if error.code in NOT_OF_THE_ROW:
                     raise
@@ -109,7 +127,7 @@ def encode_rows(
     with bounded_memory():
         for place, draft, tokens in zip(places, good, encoded, strict=True):
             try:
-                records[place] = _record(draft, tokens, limits, encoder)
+                records[place] = _record(draft, tokens, limits, encoder, whole)
             except DataError as error:
                 if error.code in NOT_OF_THE_ROW:
                     raise
@@ -138,12 +156,13 @@ def _problem(row: int, error: DataError) -> dict[str, Any]:
         **{"weight": 0.0, "margin": 0.0, "row": row},
         **{f"cut_{part}": 0 for part in PARTS},
         **{"boundary": 0, "same": False, "absent": "", "spelled": False, "lost": ""},
+        "pictures": [],
         "problem": str(error),
     }
 
 
 def _record(
-    draft: RowDraft, tokens: Tokens, limits: Limits, encoder: Encoder[Any]
+    draft: RowDraft, tokens: Tokens, limits: Limits, encoder: Encoder[Any], whole: bool
 ) -> dict[str, Any]:
     row = draft.row
     if tokens.chosen == tokens.rejected:
@@ -152,7 +171,7 @@ def _record(
             f"row {row.row}: the tokenizer makes the same {len(tokens.chosen)} tokens of chosen "
             "and rejected, so there is nothing to prefer. Remove the row.",
         )
-    pair = _cut(draft, tokens, limits, encoder)
+    pair = encoder.cut(draft, tokens, limits)
     if not pair.fits:
         raise _too_long(row.row, tokens, limits)
     if not pair.prompt and min(len(pair.chosen), len(pair.rejected)) < 2:
@@ -175,27 +194,20 @@ def _record(
         "same": pair.chosen == pair.rejected,
         "absent": " ".join(row.absent),
         "spelled": row_spells_messages(row),
+        "pictures": [_kept(picture, whole) for picture in row.pictures],
         "lost": as_column(draft.lost),
         "problem": "",
     }
 
 
-def _cut(draft: RowDraft, tokens: Tokens, limits: Limits, encoder: Encoder[Any]) -> Truncation:
-    """The pair within the limits; of a prompt that must be cut, what frames it is looked up."""
-    cut = partial(
-        truncate,
-        tokens.prompt,
-        tokens.chosen,
-        tokens.rejected,
-        max_length=limits.max_length,
-        max_completion_length=limits.max_completion_length,
-        policy=limits.truncation,
-        keep_first=encoder.bos is not None,
-    )
-    pair = cut()
-    if not pair.cut_prompt:
-        return pair
-    return cut(frame=encoder.frame(draft, tokens.prompt))
+def _kept(picture: Picture, whole: bool) -> dict[str, Any]:
+    """What is kept of a picture: never pixels, and bytes only where nothing else has them."""
+    source = picture.source
+    return {
+        "path": source if isinstance(source, str) else None,
+        "bytes": source if whole and isinstance(source, bytes) else None,
+        **{name: getattr(picture, name) for name in ("field", "width", "height", "digest")},
+    }
 
 
 def _too_long(row: int, tokens: Tokens, limits: Limits) -> DataError:

@@ -15,8 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -24,11 +25,15 @@ from transformers import PreTrainedTokenizerBase
 
 from counterpoint.data.chat import Rendered, render, render_prompt
 from counterpoint.data.frame import frame_of
+from counterpoint.data.options import Limits
+from counterpoint.data.pair_columns import to_pair
+from counterpoint.data.pictures import PictureRules
 from counterpoint.data.survival import LostText, losses
 from counterpoint.data.switches import check_completions
 from counterpoint.data.tokenize import PairTokenizer, Tokens, prompt_ids
-from counterpoint.data.truncate import Frame
+from counterpoint.data.truncate import Frame, Truncation, truncate
 from counterpoint.preference_row import PreferenceRow
+from counterpoint.records import TokenPair
 
 BACKEND_PARTS = ("normalizer", "pre_tokenizer", "model", "post_processor", "decoder")
 """The parts of a fast tokenizer, each of which can be read as JSON."""
@@ -66,6 +71,63 @@ class Encoder(ABC, Generic[Drafted]):
         bos: int | None = self.tokenizer.bos_token_id
         return bos
 
+    @property
+    def start_tokens(self) -> int:
+        """How many ids at the end of each row's prompt ids are a decoder's to begin with."""
+        return 0
+
+    @property
+    def pictures(self) -> PictureRules | None:
+        """Which pictures of rows may be opened; None where the model sees none."""
+        return None
+
+    @property
+    def positions(self) -> int | None:
+        """Tokens that a part of a row may take whatever the options allow; None for no limit."""
+        return None
+
+    def look(self, pair: TokenPair) -> TokenPair:
+        """The same pair, ready for the model: its pictures decoded, if it has any.
+
+        Args:
+            pair: of a row that this encoder, or one like it, has prepared.
+
+        Raises:
+            DataError: CP2xx for a picture that cannot be read.
+        """
+        return pair
+
+    def pair(self, record: Mapping[str, Any]) -> TokenPair:
+        """A row of a prepared set, ready for the model.
+
+        Args:
+            record: of the columns of a prepared set.
+
+        Raises:
+            DataError: as ``look``.
+        """
+        return self.look(to_pair(record, self.start_tokens))
+
+    def named(self, raw: Mapping[str, Any], row: int) -> Mapping[str, Any]:
+        """A raw row whose columns have the names that ``formats`` knows.
+
+        Args:
+            raw: cells by column.
+            row: its number.
+
+        Raises:
+            DataError: CP206 for a row that lacks what no other column can stand for.
+        """
+        return raw
+
+    def target_language(self, row: PreferenceRow) -> str | None:
+        """The language that a row's completions should be in, where something says it.
+
+        Args:
+            row: as read.
+        """
+        return row.target_lang if isinstance(row.target_lang, str) else None
+
     @abstractmethod
     def draft(self, row: PreferenceRow) -> Drafted:
         """What can be found of one row by itself.
@@ -90,6 +152,28 @@ class Encoder(ABC, Generic[Drafted]):
     @abstractmethod
     def identity(self) -> bytes:
         """All that can change what comes out for a row; the same bytes in every process."""
+
+    def cut(self, draft: Drafted, tokens: Tokens, limits: Limits) -> Truncation:
+        """The pair within the limits.
+
+        Args:
+            draft: of the row.
+            tokens: its ids.
+            limits: the run's.
+        """
+        cut = partial(
+            truncate,
+            tokens.prompt,
+            tokens.chosen,
+            tokens.rejected,
+            max_length=limits.max_length,
+            max_completion_length=limits.max_completion_length,
+            policy=limits.truncation,
+            keep_first=self.bos is not None,
+        )
+        pair = cut()
+        # of a prompt that must be cut, what frames it is looked up
+        return cut(frame=self.frame(draft, tokens.prompt)) if pair.cut_prompt else pair
 
     def frame(self, draft: Drafted, prompt: Sequence[int]) -> Frame | None:
         """What of a prompt that must be cut is to stay, and the spans that must not be cut in two.

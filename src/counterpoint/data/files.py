@@ -37,6 +37,9 @@ OPENERS: Mapping[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.op
 LONGEST_LINE = 32 * 2**20
 """Bytes of one line of JSON or CSV; a row of so many holds no text that a model could read."""
 
+ROWS_OF_PARQUET = 10_000
+"""Rows of a Parquet file that are unpacked at one time."""
+
 MOST_GROWTH, ALWAYS_READ = 200, 64 * 2**20
 """Times the size of a compressed file, and bytes, that it may unpack to; the larger counts."""
 
@@ -67,7 +70,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """
     kind = kind_of(path)
     if kind == ".parquet":
-        for batch in read_parquet(path).to_batches():
+        for batch in (one for table in read_parquet(path) for one in table.to_batches()):
             yield from undecoded(Dataset(pa.Table.from_batches([batch])))
     elif kind in (".csv", ".tsv"):
         yield from _csv_rows(path)
@@ -208,14 +211,17 @@ def _csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         unreadable(path, reader.line_num, f"not CSV: {error}")
 
 
-def read_parquet(path: Path) -> pa.Table:
-    """A Parquet file as a table.
+def read_parquet(path: Path) -> Iterator[pa.Table]:
+    """A Parquet file as tables of some of its rows; none is empty.
 
     Raises:
         DataError: CP210 if it is none, or damaged.
     """
     try:
-        return pyarrow.parquet.read_table(path)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(ROWS_OF_PARQUET):
+                if len(batch):
+                    yield pa.Table.from_batches([batch])
     except (OSError, pa.ArrowException) as error:
         unreadable(path, None, f"not Parquet, or damaged: {error}")
 

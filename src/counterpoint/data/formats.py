@@ -8,8 +8,8 @@ Accepted, each with text or with messages (``role``/``content`` or ShareGPT's ``
 4. ``instruction``, ``input``, ``history`` with ``chosen``, ``rejected`` or with a list
    ``output`` of the better and the worse.
 
-``system``, ``tools``,
-``chat_template_kwargs``, ``weight`` and ``margin`` are read where present. A null is a missing
+``system``, ``tools``, ``chat_template_kwargs``, ``source_lang``, ``target_lang``, ``weight`` and
+``margin`` are read where present. A null is a missing
 column, row by row: rows of all these shapes may stand in one set.
 
 Not here: where the prompt ends in sides that hold it (``shared_prompt``), rendering messages to
@@ -32,6 +32,21 @@ from counterpoint.data.cells import (
     read_text,
     read_tools,
 )
+from counterpoint.data.marks import (
+    PICTURE_COLUMNS,
+    SOUNDS,
+    is_answer,
+    question_as_prompt,
+    refuse_unseen,
+    with_pictures,
+)
+from counterpoint.data.pictures import (
+    PictureCell,
+    PictureRules,
+    is_of_pictures,
+    looks_like_picture,
+    opened,
+)
 from counterpoint.data.plain import is_missing, plain
 from counterpoint.data.shared_prompt import (
     LIKELY_PROMPTS,
@@ -44,11 +59,12 @@ from counterpoint.data.shared_prompt import (
 from counterpoint.errors import DataError
 from counterpoint.preference_row import Message, PreferenceRow, Text
 
-MEDIA = ("image", "images", "audio", "audios", "video", "videos")
-"""Columns of what a text model cannot see; a row with something in one is refused."""
+LANGUAGES = ("source_lang", "target_lang")
+"""Columns that only an encoder-decoder of many languages makes use of."""
 
 COLUMNS = (
-    *MEDIA,
+    *PICTURE_COLUMNS,
+    *SOUNDS,
     "prompt",
     "chosen",
     "rejected",
@@ -70,8 +86,8 @@ COLUMNS = (
 NUMBERS = ("weight", "margin")
 """Columns of numbers, where NaN is no absence."""
 
-READ = frozenset({*COLUMNS, *LIKELY_PROMPTS})
-"""Every column that this module looks at; no other can change what becomes of a row."""
+READ = frozenset({*COLUMNS, *LANGUAGES, *LIKELY_PROMPTS})
+"""Every column that this module looks at by its name; of the others those that hold pictures."""
 
 SHAPES = (
     "Accepted are prompt + chosen + rejected, chosen + rejected with a shared beginning, "
@@ -79,12 +95,16 @@ SHAPES = (
 )
 
 
-def to_preference_row(raw: Mapping[str, Any], row: int) -> PreferenceRow:
+def to_preference_row(
+    raw: Mapping[str, Any], row: int, pictures: PictureRules | None = None
+) -> PreferenceRow:
     """Read one raw row.
 
     Args:
-        raw: the row's cells by column; columns outside ``COLUMNS`` are ignored.
+        raw: the row's cells by column; columns outside ``READ`` that hold no picture are ignored.
         row: its number in the data set, from 0, named in every error.
+        pictures: which ones may be opened; None: for a model that sees none, so that a row with
+            one is refused.
 
     Returns:
         The row, its prompt explicit, both completions not blank and not equal.
@@ -93,19 +113,42 @@ def to_preference_row(raw: Mapping[str, Any], row: int) -> PreferenceRow:
         DataError: CP201 a column is missing; CP202 a cell is null or of a wrong type; CP203 a
             blank completion; CP205 equal completions; CP206 differing or absent prompts; CP207
             a completion that does not end with the assistant; CP212 an unusable number; CP216 a
-            row too large to be one.
+            row too large to be one; CP219 what the model cannot see; CP228 to CP231 pictures that
+            do not fit the row or cannot be opened.
     """
+    return opened(*_read_safely(raw, row, pictures is not None), pictures)
+
+
+def pictures_in(raw: Mapping[str, Any], row: int) -> list[PictureCell]:
+    """The pictures of a raw row, none of them opened, in the order of their marks.
+
+    Args:
+        raw: the row's cells by column.
+        row: its number.
+
+    Raises:
+        DataError: for a row that is no preference.
+    """
+    return _read_safely(raw, row, seeing=True)[1]
+
+
+_Read = tuple[PreferenceRow, list[PictureCell]]
+
+
+def _read_safely(raw: Mapping[str, Any], row: int, seeing: bool) -> _Read:
     try:
-        return _to_preference_row(raw, row)
+        return _to_preference_row(raw, row, seeing)
     except RecursionError as error:
         text = f"row {row}: values are nested too deeply. Remove the row."
         raise DataError("CP202", text) from error
 
 
-def _to_preference_row(given: Mapping[str, Any], row: int) -> PreferenceRow:
+def _to_preference_row(given: Mapping[str, Any], row: int, seeing: bool) -> _Read:
     raw = _filled(given)
     check_size(raw, row)
-    _refuse_media(raw, row)
+    refuse_unseen(raw, row, seeing=seeing)
+    if seeing:
+        question_as_prompt(raw)
     chosen, rejected = _sides(raw, row, given)
     for field, side in (("chosen", chosen), ("rejected", rejected)):
         if isinstance(side, str) and not side.strip():
@@ -119,6 +162,9 @@ def _to_preference_row(given: Mapping[str, Any], row: int) -> PreferenceRow:
         )
     _check_system(raw, row)
     prompt, chosen, rejected = _split(raw, chosen, rejected, row)
+    prompt, chosen, rejected, cells = with_pictures(
+        raw, (prompt, chosen, rejected), row, given if seeing else None
+    )
     _check_completion(chosen, row, "chosen")
     _check_completion(rejected, row, "rejected")
     tools, template_kwargs = read_tools(raw, row), read_template_kwargs(raw, row)
@@ -126,7 +172,7 @@ def _to_preference_row(given: Mapping[str, Any], row: int) -> PreferenceRow:
         beside = {"system": raw.get("system"), "tools": tools}
         _refuse_beside_text({**beside, "chat_template_kwargs": template_kwargs}, row)
     check_depth([prompt, chosen, rejected, tools, template_kwargs], row)
-    return PreferenceRow(
+    read = PreferenceRow(
         prompt=prompt,
         chosen=chosen,
         rejected=rejected,
@@ -136,12 +182,18 @@ def _to_preference_row(given: Mapping[str, Any], row: int) -> PreferenceRow:
         weight=read_number(raw, "weight", 1.0, row),
         margin=read_number(raw, "margin", 0.0, row),
         absent=tuple(name for name in (*NUMBERS, "prompt") if _is_absent(name, given, raw, prompt)),
+        **_languages(raw),
     )
+    return read, cells
 
 
 def _filled(given: Mapping[str, Any]) -> dict[str, Any]:
     """The cells that can have a meaning and hold something, as Python's own values."""
-    cells = {name: plain(cell) for name, cell in given.items() if name in READ}
+    cells = {
+        name: plain(cell)
+        for name, cell in given.items()
+        if name in READ or looks_like_picture(cell)
+    }
     return {
         name: cell
         for name, cell in cells.items()
@@ -161,12 +213,15 @@ def _is_absent(name: str, given: Mapping[str, Any], raw: Mapping[str, Any], prom
     return isinstance(prompt, str) and not is_transcript(str(raw.get("chosen")))
 
 
-def to_prompt(raw: Mapping[str, Any], row: int) -> PreferenceRow:
+def to_prompt(
+    raw: Mapping[str, Any], row: int, pictures: PictureRules | None = None
+) -> PreferenceRow:
     """Read the prompt of a row alone, for a model to answer or to continue.
 
     Args:
         raw: the row's cells by column; ``chosen`` and ``rejected`` need not be among them.
         row: its number, named in every error.
+        pictures: as for ``to_preference_row``.
 
     Returns:
         The row with tools and arguments of the template, its completions empty.
@@ -174,15 +229,30 @@ def to_prompt(raw: Mapping[str, Any], row: int) -> PreferenceRow:
     Raises:
         DataError: CP201 for a row without a prompt; CP202 and CP216 as for ``to_preference_row``.
     """
-    raw = _filled(raw)
+    given, raw = raw, _filled(raw)
     check_size(raw, row)
+    refuse_unseen(raw, row, seeing=pictures is not None)
+    if pictures is not None:
+        question_as_prompt(raw)
     _check_system(raw, row)
     prompt = _given_prompt(raw, row)
     if prompt is None:
         raise DataError("CP201", f"row {row} has no prompt; expected a column prompt.")
+    prompt, _, _, cells = with_pictures(
+        raw, (prompt, "", ""), row, None if pictures is None else given
+    )
     tools, template_kwargs = read_tools(raw, row), read_template_kwargs(raw, row)
     check_depth([prompt, tools, template_kwargs], row)
-    return PreferenceRow(prompt, "", "", row, tools=tools, template_kwargs=template_kwargs)
+    read = PreferenceRow(
+        prompt, "", "", row, tools=tools, template_kwargs=template_kwargs, **_languages(raw)
+    )
+    return opened(read, cells, pictures)
+
+
+def columns_read(dataset: Any) -> list[str]:
+    """The columns of a ``Dataset`` that can change what becomes of a row: by name, and pictures."""
+    kinds = dataset.features.items()
+    return [name for name, kind in kinds if name in READ or is_of_pictures(kind)]
 
 
 def check_columns(columns: Iterable[str], *, name: str) -> None:
@@ -259,7 +329,7 @@ def _split(
         return split_text(raw, chosen, rejected, row)
     if isinstance(chosen, str) or isinstance(rejected, str):
         fail("CP202", row, "rejected", "and field chosen must both be text or both be messages.")
-    whole = _is_whole(chosen) or _is_whole(rejected)
+    whole = not (is_answer(chosen) and is_answer(rejected))
     if isinstance(given, list) and not whole:
         return given, chosen, rejected
     if isinstance(given, str) and not whole:
@@ -292,17 +362,9 @@ def _given_prompt(raw: Mapping[str, Any], row: int) -> Text | None:
     return None
 
 
-def _refuse_media(raw: Mapping[str, Any], row: int) -> None:
-    for field in MEDIA:
-        value = raw.get(field, [])
-        if any(one not in (None, "") for one in (value if isinstance(value, list) else [value])):
-            fail(
-                "CP219",
-                row,
-                field,
-                "holds what a text model cannot see, and the answers would be trained without it. "
-                "Remove such rows, or the column if the answers do not need it.",
-            )
+def _languages(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row says of its languages, as it is: most models make nothing of it."""
+    return {field: raw.get(field) for field in LANGUAGES}
 
 
 def _check_system(raw: Mapping[str, Any], row: int) -> None:
@@ -352,11 +414,6 @@ def _with_system(raw: Mapping[str, Any], messages: list[Message]) -> list[Messag
 
 def _assistant(text: str) -> list[Message]:
     return [{"role": "assistant", "content": text}]
-
-
-def _is_whole(messages: list[Message]) -> bool:
-    """Whether the messages begin before the assistant's first turn."""
-    return bool(messages[0]["role"] in ("system", "developer", "user"))
 
 
 def _check_completion(completion: Text, row: int, field: str) -> None:

@@ -135,5 +135,5 @@ def _pieces(
 def _words(turn: Message) -> str:
     content = turn.get("content")
     if isinstance(content, list):
-        return "".join(str(part["text"]) for part in content)
+        return "".join(str(part.get("text", "")) for part in content)
     return content or ""

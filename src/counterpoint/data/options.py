@@ -11,12 +11,15 @@ Not here: preparing (``prepare``). No import that takes time: the command reads 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from counterpoint.errors import ConfigError
+from counterpoint.picture import MOST_PIXELS
+from counterpoint.preference_row import INVALID_ROWS
 
 if TYPE_CHECKING:
     from counterpoint.config import CPOConfig
@@ -25,7 +28,21 @@ DEFAULT_LENGTH = 512
 """What TRL takes for a ``max_length`` of None, in tokens."""
 
 OF_A_ROW: Mapping[str, str] = MappingProxyType(
-    {name: name for name in ("max_length", "max_completion_length", "truncation", "invalid_rows")}
+    {
+        name: name
+        for name in (
+            "max_length",
+            "max_completion_length",
+            "truncation",
+            "invalid_rows",
+            "source_lang",
+            "target_lang",
+            "image_folder",
+            "allow_remote_images",
+            "max_image_pixels",
+            "is_encoder_decoder",
+        )
+    }
 )
 """Field -> option of ``CPOConfig``: what becomes of a row, wherever it is read."""
 
@@ -48,6 +65,10 @@ class Limits:
     truncation: str = "completion_end"
 
 
+UNLIMITED = Limits(max_length=sys.maxsize)
+"""What shows a row before any cut: not even the model's positions count."""
+
+
 @dataclass(frozen=True, slots=True)
 class PrepareOptions(Limits):
     """What of the run's options concerns its data: the limits, and what is done beside cutting.
@@ -55,6 +76,13 @@ class PrepareOptions(Limits):
     Args:
         invalid_rows: "raise" stops at rows that are not preference pairs, "drop" counts them.
         num_proc: processes that share the work; None: this one.
+        source_lang: code of the language of prompts whose row says none; None: the tokenizer's.
+        target_lang: the same of completions.
+        image_folder: in which pictures are looked up by their paths; None: that of the data.
+        allow_remote_images: whether pictures are fetched from addresses.
+        max_image_pixels: most pixels of one, at least 1.
+        is_encoder_decoder: whether the run says so, as scripts for TRL do. Then what two
+            completions begin with is the source of a row that has none.
 
     Raises:
         ConfigError: CP102 for a policy or a treatment that does not exist.
@@ -62,10 +90,16 @@ class PrepareOptions(Limits):
 
     invalid_rows: str = "raise"
     num_proc: int | None = None
+    source_lang: str | None = None
+    target_lang: str | None = None
+    image_folder: str | None = None
+    allow_remote_images: bool = False
+    max_image_pixels: int = MOST_PIXELS
+    is_encoder_decoder: bool | None = None
 
     def __post_init__(self) -> None:
         """Refuse names that mean nothing, before any of the data is touched."""
-        from counterpoint.config import INVALID_ROWS, TRUNCATIONS
+        from counterpoint.config import TRUNCATIONS
 
         choices = {"truncation": TRUNCATIONS, "invalid_rows": INVALID_ROWS}
         for name, allowed in choices.items():

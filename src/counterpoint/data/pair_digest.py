@@ -1,9 +1,13 @@
 """A name for the pairs that a run trains on: equal pairs in equal order have equal digests.
 
-Covered are the ids of prompts and completions, the weights and the margins. How they came to be
-is not: a cache, a stream, other machines, other numbers of processes, and rows that were dropped
-in between change nothing. Each column is hashed as it comes, so that rows may come one by one or
-in blocks.
+Covered are the ids of prompts and completions, the weights, the margins, and the bytes of pictures.
+How they came to be is not: a cache, a stream, other machines, other numbers of processes, and rows
+that were dropped in between change nothing.
+
+1. ``PairDigest``, of up to ``ALONE`` pairs: each column is hashed as it comes, so that rows may
+   come one by one or in blocks, from the first to the last.
+2. ``JoinedDigest``, of more: a polynomial in the hashes of the pairs. That of a set follows from
+   those of its parts, however it is cut, so that parts are digested apart, once, by any rank.
 
 Not here: the digest of raw rows, tokenizer and limits that names a file of the cache (``cache``).
 """
@@ -11,8 +15,11 @@ Not here: the digest of raw rows, tokenizer and limits that names a file of the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import Any
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,25 +28,152 @@ from datasets import Dataset
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 NUMBERS = ("weight", "margin")
+PICTURES = "pictures"
 ROWS_AT_ONCE = 10_000
 
+ALONE = 1 << 20
+"""Most pairs that are digested in one go, as releases up to 0.4 digested all."""
 
-def pairs_digest(pairs: Dataset) -> str:
+PRIME = (1 << 127) - 1
+"""Modulus of the polynomial. Two sets of n pairs have equal digests by chance once in PRIME / n."""
+
+BASE = int.from_bytes(hashlib.blake2b(b"pairs in their order", digest_size=15).digest(), "big")
+"""Where the polynomial is evaluated."""
+
+
+def in_one_go(pairs: int) -> bool:
+    """Whether so many pairs are digested in one go."""
+    return pairs <= ALONE
+
+
+def pairs_digest(pairs: Dataset, *, as_before: bool = False) -> str:
     """The digest of a prepared data set.
 
     Args:
-        pairs: with the columns of ``prepare.PAIR_COLUMNS``; any selection of rows.
+        pairs: with the columns of ``pair_columns.PAIR_COLUMNS``; any selection of rows.
+        as_before: in one go whatever their number, as up to 0.4.
     """
-    found, plain = PairDigest(), pairs.with_format("arrow")
-    for start in range(0, len(plain), ROWS_AT_ONCE):
-        found.add_table(plain[start : start + ROWS_AT_ONCE])
-    return found.hexdigest()
+    table = pairs.with_format("arrow")
+    blocks = (table[at : at + ROWS_AT_ONCE] for at in range(0, len(table), ROWS_AT_ONCE))
+    return _digest(blocks, as_before or in_one_go(len(table))).hexdigest()
+
+
+def digest_of(table: pa.Table) -> PairDigest | JoinedDigest:
+    """The digest of the rows of a prepared table, all of them."""
+    return _digest([table], in_one_go(len(table)))
+
+
+def _digest(blocks: Iterable[pa.Table], at_once: bool) -> PairDigest | JoinedDigest:
+    if not at_once:
+        return digests_joined(map(JoinedDigest.of_table, blocks))
+    found = PairDigest()
+    for table in blocks:
+        found.add_table(table)
+    return found
+
+
+def digest_like(then: str, now: str, pairs: Dataset) -> str:
+    """The digest of a set in the way in which another was taken, to compare the two.
+
+    Args:
+        then: of a checkpoint; up to 0.4 in one go, whatever the number of pairs.
+        now: of the set.
+        pairs: the set itself.
+    """
+    is_joined = [digest.startswith(JoinedDigest.PREFIX) for digest in (then, now)]
+    return pairs_digest(pairs, as_before=True) if is_joined == [False, True] else now
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedDigest:
+    """The digest of a sequence of pairs; ``+`` joins two as the sequences are joined.
+
+    Args:
+        pairs: how many, at least 0.
+        value: of the polynomial, below ``PRIME``.
+    """
+
+    pairs: int = 0
+    value: int = 0
+
+    PREFIX: ClassVar[str] = "joined:"
+
+    def __add__(self, after: JoinedDigest) -> JoinedDigest:
+        """The digest of these pairs with others behind them."""
+        moved = self.value * pow(BASE, after.pairs, PRIME)
+        return JoinedDigest(self.pairs + after.pairs, (moved + after.value) % PRIME)
+
+    @classmethod
+    def of_table(cls, table: pa.Table) -> JoinedDigest:
+        """That of a block of prepared rows."""
+        pairs = value = 0
+        for batch in table.to_batches(max_chunksize=ROWS_AT_ONCE):
+            for content in _contents(batch):
+                value = (value * BASE + _hash(content)) % PRIME
+            pairs += len(batch)
+        return cls(pairs, value)
+
+    @classmethod
+    def of_row(cls, record: Mapping[str, Any]) -> JoinedDigest:
+        """That of one prepared row."""
+        ids = [np.asarray(record[name], dtype="<i4").tobytes() for name in IDS]
+        seen = _seen(record.get(PICTURES) or ())
+        return cls(1, _hash(_content(ids, record["weight"], record["margin"], seen)))
+
+    def hexdigest(self) -> str:
+        """A word that says which way of digesting it is, and 40 hexadecimal digits."""
+        digits = hashlib.blake2b(f"{self.pairs} {self.value}".encode(), digest_size=20)
+        return self.PREFIX + digits.hexdigest()
+
+
+def digests_joined(parts: Iterable[JoinedDigest]) -> JoinedDigest:
+    """The digest of sequences behind one another."""
+    return reduce(JoinedDigest.__add__, parts, JoinedDigest())
+
+
+def _contents(batch: pa.RecordBatch) -> Iterator[bytes]:
+    columns = [batch.column(name) for name in IDS]
+    values = [np.ascontiguousarray(c.flatten(), dtype="<i4").tobytes() for c in columns]
+    ends = [np.cumsum(pc.list_value_length(column).to_numpy()) * 4 for column in columns]
+    starts = [np.concatenate([[0], end[:-1]]) for end in ends]
+    places = zip(
+        *(zip(s.tolist(), e.tolist(), strict=True) for s, e in zip(starts, ends, strict=True)),
+        strict=True,
+    )
+    numbers = zip(*(batch.column(name).to_pylist() for name in NUMBERS), strict=True)
+    pictures = _pictures(batch)
+    for spans, (weight, margin), seen in zip(places, numbers, pictures, strict=True):
+        ids = [v[start:end] for v, (start, end) in zip(values, spans, strict=True)]
+        yield _content(ids, weight, margin, seen)
+
+
+def _content(ids: list[bytes], weight: float, margin: float, seen: bytes) -> bytes:
+    """All that counts of a pair; its lengths first, so that no two pairs have the same bytes."""
+    return struct.pack("<3q2d", *map(len, ids), weight, margin) + b"".join(ids) + seen
+
+
+def _pictures(batch: pa.RecordBatch) -> list[bytes]:
+    """What stands for each row's pictures; nothing for none, as before there were any."""
+    if PICTURES not in batch.schema.names or not len(batch.column(PICTURES).flatten()):
+        return [b""] * len(batch)
+    return [_seen(pictures) for pictures in batch.column(PICTURES).to_pylist()]
+
+
+def _seen(pictures: Iterable[Mapping[str, Any]]) -> bytes:
+    return b"".join(bytes.fromhex(picture["digest"]) for picture in pictures)
+
+
+def _hash(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=15).digest(), "big")
 
 
 class PairDigest:
-    """Grows with each row."""
+    """Grows with each row; of more than ``ALONE`` rows that come one by one it is a joined one."""
 
     def __init__(self) -> None:
+        self._joined = JoinedDigest()
+        self._rows = 0
+        self._pictures: Any = None
         names = [*IDS, *(f"{name} lengths" for name in IDS), *NUMBERS]
         self._columns = {name: hashlib.blake2b(digest_size=20) for name in names}
 
@@ -51,11 +185,13 @@ class PairDigest:
 
     def add_row(self, record: Mapping[str, Any]) -> None:
         """Take one prepared row."""
+        self._joined += JoinedDigest.of_row(record)
         for name in IDS:
             self._add(name, record[name], "<i4")
             self._add(f"{name} lengths", [len(record[name])], "<i4")
         for name in NUMBERS:
             self._add(name, [record[name]], "<f8")
+        self._add_pictures([_seen(record.get(PICTURES) or ())])
 
     def add_table(self, table: pa.Table) -> None:
         """Take a block of prepared rows, all of them."""
@@ -66,13 +202,26 @@ class PairDigest:
                 self._add(f"{name} lengths", pc.list_value_length(column), "<i4")
             for name in NUMBERS:
                 self._add(name, batch.column(name), "<f8")
+            self._add_pictures(_pictures(batch))
 
     def hexdigest(self) -> str:
         """The digest of what was taken so far, as 40 hexadecimal digits."""
+        if not in_one_go(self._joined.pairs):
+            return self._joined.hexdigest()
         total = hashlib.blake2b(digest_size=20)
         for column in self._columns.values():
             total.update(column.digest())
+        if self._pictures is not None:
+            total.update(self._pictures.digest())
         return total.hexdigest()
+
+    def _add_pictures(self, rows: Sequence[bytes]) -> None:
+        for row, seen in enumerate(rows, self._rows):
+            if seen:
+                if self._pictures is None:
+                    self._pictures = hashlib.blake2b(digest_size=20)
+                self._pictures.update(struct.pack("<2q", row, len(seen)) + seen)
+        self._rows += len(rows)
 
     def _add(self, name: str, values: Any, dtype: str) -> None:
         # a byte order that does not depend on the machine

@@ -16,9 +16,9 @@ from functools import cache
 from typing import Any
 
 from counterpoint.errors import ConfigError
+from counterpoint.preference_row import INVALID_ROWS
 
 SELECTS = ("best_worst", "all", "best_random")
-INVALID_ROWS = ("raise", "drop")
 
 PENALTY = re.compile(
     r"mqm|metricx|ter|wer|cer|ppl|perplexity|loss|nll|errors?|penalty|cost|rank", re.IGNORECASE

@@ -9,7 +9,11 @@ Not here: reading the pairs, and which rank takes which of them (``trainer.secon
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+
+import numpy as np
+
+from counterpoint.data.order import Order
 
 
 class Passes:
@@ -18,14 +22,14 @@ class Passes:
     Args:
         pairs: size of the set, at least 1.
         most: most pairs of a step, at least 1.
-        seed: of the shuffling, new in each pass; None keeps the set's order.
+        orders: gives the order of a pass, from 0; asked once a pass.
     """
 
-    def __init__(self, pairs: int, *, most: int, seed: int | None) -> None:
-        self.pairs, self.seed = pairs, seed
+    def __init__(self, pairs: int, *, most: int, orders: Callable[[int], Order]) -> None:
+        self.pairs, self.orders = pairs, orders
         self.steps = -(-pairs // min(most, pairs))
         """Steps of a pass."""
-        self._shuffled: tuple[int, list[int]] | None = None
+        self._running: tuple[int, Order] | None = None
 
     def of_step(self, number: int) -> list[int]:
         """Keys of the pairs of a step, no two alike.
@@ -35,13 +39,7 @@ class Passes:
         """
         done, step = divmod(number, self.steps)
         first, last = (at * self.pairs // self.steps for at in (step, step + 1))
-        return self._order(done)[first:last]
-
-    def _order(self, number: int) -> list[int]:
-        if self.seed is None:
-            return list(range(self.pairs))
-        if self._shuffled is None or self._shuffled[0] != number:
-            generator = torch.Generator().manual_seed(self.seed + number)
-            order: list[int] = torch.randperm(self.pairs, generator=generator).tolist()
-            self._shuffled = (number, order)
-        return self._shuffled[1]
+        if self._running is None or self._running[0] != done:
+            self._running = done, self.orders(done)
+        keys: list[int] = self._running[1](np.arange(first, last)).tolist()
+        return keys

@@ -10,38 +10,48 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import datasets
-import pyarrow as pa
+import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from counterpoint.console.phases import Phase, phase
 from counterpoint.data import cache, formats
-from counterpoint.data.counts import PARTS, PrepareCounts, little_is_left
+from counterpoint.data.account import (
+    check_usable,
+    counts_of,
+    dropped_by_policy,
+    empty,
+    refused_row,
+    usable_of,
+)
+from counterpoint.data.counts import PrepareCounts
 from counterpoint.data.csv_sets import lists_of_csv
 from counterpoint.data.encode import COLUMNS, FEATURES, encode_rows
 from counterpoint.data.encoder import Encoder, encoder_for
 from counterpoint.data.options import PrepareOptions
+from counterpoint.data.pair_columns import (
+    PAIR_COLUMNS,
+    PICTURES_OF_PAIR,
+    PROMPT_OF_TRL,
+    to_pair,
+    with_raw_pictures,
+    with_trl_s_prompt,
+)
+from counterpoint.data.pair_digest import digest_of
+from counterpoint.data.parts import Recipe, encoded_in_parts, in_parts, is_large
+from counterpoint.data.picture_files import files_seen, folder_of
 from counterpoint.data.sources import dataset_from_rows
 from counterpoint.data.undecoded import undecoded
-from counterpoint.errors import DataError
 from counterpoint.records import TokenPair
 
 logger = logging.getLogger(__name__)
-
-PAIR_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "weight", "margin", "row")
-"""The columns of a prepared data set that are trained on."""
-
-PROMPT_OF_TRL = "prompt_input_ids"
-"""TRL's name for ``prompt_ids``, the one column of its prepared sets with the same content; beside
-ours, in the same memory."""
 
 BATCH = 500
 """Rows per call of the tokenizer."""
@@ -76,6 +86,8 @@ class Prepared:
         options: the options it was prepared with.
         after: a streaming set without its first rows, which are not encoded.
         progress: how far a streaming set has been read.
+        in_lane: some shards of a streaming set: of so many lanes (second) the one of a number.
+        start_tokens: ids at the end of each row's prompt ids that a decoder begins with.
     """
 
     pairs: Dataset | IterableDataset
@@ -83,6 +95,8 @@ class Prepared:
     options: PrepareOptions = field(default_factory=PrepareOptions)
     after: Callable[[int], IterableDataset] | None = None
     progress: StreamProgress = field(default_factory=StreamProgress)
+    in_lane: Callable[[int, int], Prepared] | None = None
+    start_tokens: int = 0
 
 
 def prepare(
@@ -109,17 +123,26 @@ def prepare(
             unusable row's own code if ``invalid_rows`` is "raise"; CP208 without a template.
         ModelError: CP302 for a tokenizer without EOS.
     """
-    options = options or PrepareOptions()
+    options, encoder = options or PrepareOptions(), encoder_for(encoder)
     dataset = lists_of_csv(undecoded(dataset), name)
     if isinstance(dataset, IterableDataset):
-        return _prepare_stream(dataset, encoder_for(encoder), options, name)
+        return _prepare_stream(dataset, encoder, options, name)
     if not isinstance(dataset, Dataset) or _is_transformed(dataset):
         dataset = dataset_from_rows(list(dataset), name=name)
     if len(dataset) == 0:
-        raise _empty(name)
+        raise empty(name)
     formats.check_columns(dataset.column_names, name=name)
-    encoded = encode_every_row(dataset, encoder, options, name=name)
-    return _account(encoded, options, name)
+    rows, recipe = _recipe(dataset, encoder, options, name)
+    if is_large(dataset):
+        pairs, counts = in_parts(rows, recipe, options, name)
+        check_usable(counts, options)
+        kept = pairs.data.table.column("row")
+        rows = rows if len(kept) == len(rows) else rows.select(kept.to_numpy())
+        found = Prepared(_pairs_of(pairs, rows), counts, options)
+    else:
+        encoded = recipe.encode(rows, 0, recipe.key(rows, 0))
+        found = _account(encoded, rows, options, name)
+    return replace(found, start_tokens=encoder.start_tokens)
 
 
 def iter_pairs(
@@ -141,7 +164,8 @@ def iter_pairs(
             streaming set of which no row was usable.
     """
     if isinstance(prepared.pairs, Dataset):
-        yield from (to_pair(record) for record in (prepared.pairs if rows is None else rows))
+        records = prepared.pairs if rows is None else rows
+        yield from (to_pair(record, prepared.start_tokens) for record in records)
         return
     if rows is None:
         rows = _rows_after(prepared, after) if after else prepared.pairs
@@ -150,24 +174,78 @@ def iter_pairs(
     first_pass = prepared.counts.rows == after
     counts = prepared.counts if first_pass else PrepareCounts.under(prepared.options, name)
     prepared.progress.rows = after
-    kept, told = 0, set(counts.lost)
-    for record in rows:
+    kept = 0
+    told = set(counts.lost) if first_pass else None
+    for pair in _usable(rows, counts, prepared, told):
         prepared.progress.rows += 1
+        if pair is not None:
+            kept += 1
+            yield pair
+    if kept == 0 and not after:
+        raise empty(name, counts)
+
+
+def lane_reader(
+    prepared: Prepared, lanes: int
+) -> Callable[[int, int, PrepareCounts], Iterator[TokenPair | None]]:
+    """What reads a streaming set in lanes, as ``lanes.Pull`` says.
+
+    Args:
+        prepared: the whole set.
+        lanes: how many; at most its shards.
+    """
+    told: set[str] = set()
+
+    def pull(lane: int, after: int, counts: PrepareCounts) -> Iterator[TokenPair | None]:
+        if prepared.in_lane is None:
+            part = replace(prepared, pairs=prepared.pairs.shard(lanes, lane), after=None)
+        else:
+            part = prepared.in_lane(lane, lanes)
+        rows = _rows_after(part, after) if after else part.pairs
+        yield from _usable(rows, counts, prepared, told)
+
+    return pull
+
+
+def lanes_in_a_row(prepared: Prepared, lanes: int) -> Iterator[TokenPair]:
+    """All pairs of a streaming set that another one is read in lanes beside.
+
+    ``take`` and ``skip`` share their number out among lanes: two sets that were cut from one stream
+    have no row in common if both are read so, or neither.
+
+    Args:
+        prepared: what ``prepare`` returned.
+        lanes: how many; at most its shards.
+    """
+    first = prepared.counts.rows == 0
+    counts = prepared.counts if first else PrepareCounts.under(prepared.options, "")
+    pull = lane_reader(prepared, lanes)
+    found = (pair for lane in range(lanes) for pair in pull(lane, 0, counts))
+    yield from (pair for pair in found if pair is not None)
+    if not counts.kept:
+        raise empty(prepared.counts.name, counts)
+
+
+def _usable(
+    rows: Iterable[Mapping[str, Any]],
+    counts: PrepareCounts,
+    prepared: Prepared,
+    told: set[str] | None,
+) -> Iterator[TokenPair | None]:
+    """A stream's rows as pairs, None where one is none; ``told`` is what was said of them."""
+    options = prepared.options
+    for record in rows:
         problem = record["problem"]
         if not problem:
             counts.keep(record)
-            if first_pass and record["lost"]:
+            if record["lost"] and told is not None:
                 _tell(counts, told)
-            kept += 1
-            yield to_pair(record)
-        elif prepared.options.invalid_rows == "raise" and not dropped_by_policy(
-            problem, prepared.options
-        ):
-            raise DataError(problem[:5], f"{name}, {problem[6:]} {_ADVICE}")
+            yield to_pair(record, prepared.start_tokens)
+        elif options.invalid_rows == "raise" and not dropped_by_policy(problem, options):
+            raise refused_row(counts.name, problem)
         else:
             counts.drop(problem)
-    if kept == 0 and not after:
-        raise _empty(name, counts)
+            yield None
 
 
 def _tell(counts: PrepareCounts, told: set[str]) -> None:
@@ -183,48 +261,23 @@ def _rows_after(prepared: Prepared, after: int) -> Iterable[Mapping[str, Any]]:
     return rest
 
 
-def to_pair(record: Mapping[str, Any]) -> TokenPair:
-    """A prepared row as the noun that batches are made of."""
-    return TokenPair(
-        prompt=record["prompt_ids"],
-        chosen=record["chosen_ids"],
-        rejected=record["rejected_ids"],
-        row=record["row"],
-        weight=record["weight"],
-        margin=record["margin"],
-    )
-
-
-_ADVICE = 'Repair the data, or set invalid_rows="drop" to train without such rows.'
-
-
-def _empty(name: str, counts: PrepareCounts | None = None) -> DataError:
-    if counts is None or not counts.rows:
-        return DataError("CP209", f"{name} has no rows; expected at least one preference pair.")
-    first = next(iter(counts.examples.values()))
-    return DataError(
-        "CP209",
-        f"none of the {counts.rows:,} rows of {name} can be used: {counts.by_code()}. "
-        f"The first: {first}",
-    )
-
-
-def dropped_by_policy(problem: str, options: PrepareOptions) -> bool:
-    """Whether a row is to be dropped because the user chose to drop long rows."""
-    return options.truncation == "drop" and problem.startswith("CP204")
-
-
 def _prepare_stream(
     dataset: IterableDataset,
     encoder: Encoder[Any],
     options: PrepareOptions,
     name: str,
+    lane: tuple[int, int] = (0, 1),
 ) -> Prepared:
     if dataset.column_names is not None:
         formats.check_columns(dataset.column_names, name=name)
+    number, lanes = lane
+    read = dataset.shard(lanes, number) if lanes > 1 else dataset
     # row by row: batches of streams that were joined would mix tables of unlike columns
-    plain = dataset.with_format(None).map(_row_as_it_is)
-    arguments = {"encoder": encoder, "limits": options.limits}
+    plain = read.with_format(None).map(_row_as_it_is)
+    arguments = {
+        **{"encoder": encoder, "limits": options.limits, "lane": lane},
+        **{"folder": folder_of(dataset), "whole": True},
+    }
 
     def after(rows: int) -> IterableDataset:
         encoded = (plain.skip(rows) if rows else plain).map(
@@ -236,11 +289,21 @@ def _prepare_stream(
         )
         return encoded.select_columns([*COLUMNS, PROMPT_OF_TRL])
 
-    return Prepared(after(0), PrepareCounts.under(options, name), options, after)
+    def in_lane(number: int, lanes: int) -> Prepared:
+        return _prepare_stream(dataset, encoder, options, name, (number, lanes))
+
+    counts = PrepareCounts.under(options, name)
+    begun = encoder.start_tokens
+    return Prepared(after(0), counts, options, after, in_lane=in_lane, start_tokens=begun)
 
 
-def _encode_stream(*args: Any, **kwargs: Any) -> dict[str, list[Any]]:
-    columns = encode_rows(*args, **kwargs)
+def _encode_stream(
+    batch: Any, rows: list[int], *, first_row: int, lane: tuple[int, int], **more: Any
+) -> dict[str, list[Any]]:
+    number, lanes = lane
+    # a row's number says its lane too: no two rows of a stream have the same
+    numbers = [(row + first_row) * lanes + number for row in rows] if lanes > 1 else rows
+    columns = encode_rows(batch, numbers, first_row=first_row if lanes == 1 else 0, **more)
     return {**columns, PROMPT_OF_TRL: columns["prompt_ids"]}
 
 
@@ -267,13 +330,34 @@ def encode_every_row(
         DataError: CP208 for messages without a template.
         ModelError: CP302 for a tokenizer without EOS.
     """
-    read = [column for column in dataset.column_names if column in formats.READ]
-    dataset = undecoded(dataset).with_format(None).select_columns(read)
-    ready = encoder_for(encoder)
-    key = cache.digest(dataset, read, ready, options.limits)
-    return cache.cached(
-        key, lambda path: _map(dataset, ready, options, path, name), rows=len(dataset)
-    )
+    rows, recipe = _recipe(dataset, encoder, options, name)
+    if is_large(dataset):
+        return encoded_in_parts(rows, recipe)
+    return recipe.encode(rows, 0, recipe.key(rows, 0))
+
+
+def _recipe(
+    dataset: Dataset,
+    encoder: Encoder[Any] | PreTrainedTokenizerBase,
+    options: PrepareOptions,
+    name: str,
+) -> tuple[Dataset, Recipe]:
+    """The columns of a set that are read, and how its rows are prepared."""
+    read = formats.columns_read(dataset)
+    rows = undecoded(dataset).with_format(None).select_columns(read)
+    ready, limits, folder = encoder_for(encoder), options.limits, folder_of(dataset)
+
+    def key(some: Dataset, first: int) -> str:
+        files = files_seen(some, ready.pictures, folder)
+        return cache.digest(some, read, ready, limits, first_row=first, beside=files)
+
+    def encode(some: Dataset, first: int, key: str) -> Dataset:
+        make = partial(_map, some, ready, options, name=name, first_row=first, folder=folder)
+        return cache.cached(key, lambda path: make(path=path), rows=len(some))
+
+    # whose pictures lie in files is not known without a look at its rows
+    on_disk = ready.pictures is None and cache.identity_on_disk(dataset, ready, limits)
+    return rows, Recipe(key, encode, on_disk or None)
 
 
 def _is_transformed(dataset: Dataset) -> bool:
@@ -285,11 +369,16 @@ def _map(
     dataset: Dataset,
     encoder: Encoder[Any],
     options: PrepareOptions,
+    *,
     path: str | None,
     name: str,
+    first_row: int = 0,
+    folder: str | None = None,
 ) -> Dataset:
     encode: Callable[..., Any] = encode_rows
     processes = min(options.num_proc or 1, len(dataset))
+    if first_row:
+        name = f"{name} from row {first_row:,}"
     with contextlib.ExitStack() as stack:
         if processes == 1:
             now = stack.enter_context(phase(f"preparing the rows of {name}", len(dataset), "rows"))
@@ -304,7 +393,10 @@ def _map(
             writer_batch_size=BATCH,
             remove_columns=dataset.column_names,
             features=FEATURES,
-            fn_kwargs={"encoder": encoder, "limits": options.limits},
+            fn_kwargs={
+                **{"encoder": encoder, "limits": options.limits},
+                **{"first_row": first_row, "folder": folder},
+            },
             num_proc=processes if processes > 1 else None,
             cache_file_name=path,
             keep_in_memory=path is None,
@@ -332,60 +424,19 @@ def _progress_bars_off() -> Iterator[None]:
         datasets.enable_progress_bars()
 
 
-def _account(encoded: Dataset, options: PrepareOptions, name: str) -> Prepared:
+def _account(encoded: Dataset, raw: Dataset, options: PrepareOptions, name: str) -> Prepared:
     """Count, raise or drop, and leave the pairs."""
-    counts = PrepareCounts.under(options, name)
     table = encoded.data.table
-    problems = table.column("problem").to_pylist()
-    kept = [place for place, problem in enumerate(problems) if not problem]
-    for problem in filter(None, problems):
-        counts.drop(problem)
-    counts.rows += len(kept)
-    counts.kept = len(kept)
-    unusable = [text for text in problems if text and not dropped_by_policy(text, options)]
-    if unusable and options.invalid_rows == "raise":
-        raise _unusable(unusable, counts)
-    if not kept:
-        raise _empty(name, counts)
-    used = table
-    if len(kept) < len(problems):
-        used = table.filter(pa.array([not problem for problem in problems]))
-    if counts.digest is not None:
-        counts.digest.add_table(used)
-    for part in PARTS:
-        lengths = pc.list_value_length(used.column(f"{part}_ids"))
-        classes = pc.value_counts(lengths).to_pylist()
-        counts.lengths[part].update({each["values"]: each["counts"] for each in classes})
-        cuts = table.column(f"cut_{part}")
-        counts.tokens[part] = pc.sum(lengths).as_py()
-        counts.cut_tokens[part] = pc.sum(cuts).as_py()
-        counts.cut_rows[part] = pc.sum(pc.greater(cuts, 0)).as_py()
-    prompts = pc.list_value_length(used.column("prompt_ids")).to_numpy()
-    cuts = used.column("cut_prompt").to_numpy()
-    counts.little_rows = int(little_is_left(prompts, cuts).sum())
-    counts.boundary_tokens = pc.sum(table.column("boundary")).as_py()
-    counts.boundary_rows = pc.sum(pc.greater(table.column("boundary"), 0)).as_py()
-    counts.same_rows = pc.sum(table.column("same")).as_py()
-    counts.spelled_rows = pc.sum(used.column("spelled")).as_py()
-    for each in pc.value_counts(used.column("absent")).to_pylist():
-        counts.miss(each["values"], each["counts"])
-    lossy = used.filter(pc.not_equal(used.column("lost"), ""))
-    for row, lost in zip(lossy["row"].to_pylist(), lossy["lost"].to_pylist(), strict=True):
-        counts.lose(row, lost)
-    pairs = _with_trl_s_prompt(encoded.select_columns(list(PAIR_COLUMNS)))
-    return Prepared(pairs if len(kept) == len(problems) else pairs.select(kept), counts, options)
+    counts = counts_of(table, options, name)
+    check_usable(counts, options)
+    counts.digest = digest_of(usable_of(table))
+    pairs = _pairs_of(encoded, raw)
+    if counts.kept < len(encoded):
+        pairs = pairs.select(np.flatnonzero(pc.equal(table.column("problem"), "").to_numpy()))
+    return Prepared(pairs, counts, options)
 
 
-def _with_trl_s_prompt(pairs: Dataset) -> Dataset:
-    prompts = pairs.select_columns(["prompt_ids"]).rename_column("prompt_ids", PROMPT_OF_TRL)
-    # side by side two tables share their memory, or the file that they are mapped from
-    both: Dataset = datasets.concatenate_datasets([pairs, prompts], axis=1)
-    return both
-
-
-def _unusable(problems: Sequence[str], counts: PrepareCounts) -> DataError:
-    first = problems[0]
-    by_code = Counter(problem[:5] for problem in problems)
-    codes = ", ".join(f"{n:,} × {code}" for code, n in by_code.most_common())
-    total = f"{len(problems):,} of its {counts.rows:,} rows cannot be used ({codes})"
-    return DataError(first[:5], f"{counts.name}, {first[6:]} In all, {total}. {_ADVICE}")
+def _pairs_of(encoded: Dataset, raw: Dataset) -> Dataset:
+    """The columns that are trained on, of rows of which ``raw`` has one each."""
+    pairs = encoded.select_columns([*PAIR_COLUMNS, PICTURES_OF_PAIR])
+    return with_trl_s_prompt(with_raw_pictures(pairs, raw))

@@ -10,7 +10,6 @@ Not here: drawing (``token_view``).
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
@@ -20,8 +19,8 @@ from transformers import PreTrainedTokenizerBase
 
 from counterpoint.data.encode import encode_rows
 from counterpoint.data.encoder import Encoder
-from counterpoint.data.options import Limits
-from counterpoint.data.prepare import to_pair
+from counterpoint.data.options import UNLIMITED, Limits
+from counterpoint.data.pair_columns import to_pair
 from counterpoint.data.survival import from_column
 from counterpoint.errors import DataError
 from counterpoint.records import TokenPair
@@ -89,7 +88,12 @@ class RowTokens:
 
 
 def tokens_of_row(
-    raw: Mapping[str, Any], row: int, encoder: Encoder[Any], limits: Limits
+    raw: Mapping[str, Any],
+    row: int,
+    encoder: Encoder[Any],
+    limits: Limits,
+    *,
+    folder: str | None = None,
 ) -> RowTokens:
     """Encode a raw row as training does, and keep what was cut in sight.
 
@@ -98,18 +102,18 @@ def tokens_of_row(
         row: its number in the data set.
         encoder: as given to ``encode_rows``.
         limits: the run's.
+        folder: in which the set's pictures lie, where the run names none.
 
     Raises:
         DataError: the code of what makes the row unusable.
     """
-    record = _encoded(raw, row, encoder, limits)
+    record = _encoded(raw, row, encoder, limits, folder)
     if record["problem"]:
         raise DataError(record["problem"][:5], record["problem"][6:])
-    unlimited = Limits(max_length=sys.maxsize)
     return tokens_of_pair(
         to_pair(record),
         encoder.tokenizer,
-        whole=to_pair(_encoded(raw, row, encoder, unlimited)),
+        whole=to_pair(_encoded(raw, row, encoder, UNLIMITED, folder)),
         boundary=record["boundary"],
         same=record["same"],
         lost=tuple(f"{e.in_words}: {e.shown!r}" for e in from_column(record["lost"])),
@@ -243,8 +247,8 @@ class _Namer:
 
 
 def _encoded(
-    raw: Mapping[str, Any], row: int, encoder: Encoder[Any], limits: Limits
+    raw: Mapping[str, Any], row: int, encoder: Encoder[Any], limits: Limits, folder: str | None
 ) -> dict[str, Any]:
     batch = {name: [value] for name, value in raw.items()}
-    columns = encode_rows(batch, [row], encoder=encoder, limits=limits)
+    columns = encode_rows(batch, [row], encoder=encoder, limits=limits, folder=folder, whole=True)
     return {name: values[0] for name, values in columns.items()}

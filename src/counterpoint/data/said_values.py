@@ -42,7 +42,8 @@ def values_said(messages: Iterable[Message], where: str) -> list[SaidValue]:
     found: list[SaidValue] = []
     for message in messages:
         content = message.get("content")
-        parts = [p["text"] for p in content] if isinstance(content, list) else [content or ""]
+        several = content if isinstance(content, list) else [{"text": content or ""}]
+        parts = [part.get("text", "") for part in several]
         if len(message) > 2 and message["role"] == "assistant":
             found += [SaidValue("thoughts", where, said) for said in _thoughts(message, parts)]
         what = _WHAT.get(message["role"], "content")

@@ -7,9 +7,11 @@ Not here: what the columns mean (``formats``).
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -17,9 +19,12 @@ import datasets
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, Json
 
-from counterpoint.console.phases import phase
+from counterpoint.console.phases import Phase, phase
 from counterpoint.data.enclosure import check_enclosed, check_saved
 from counterpoint.data.files import KINDS, OPENERS, kind_of, read_parquet, read_rows, unreadable
+from counterpoint.data.mapped import is_mapped, mapped
+from counterpoint.data.picture_files import in_folder
+from counterpoint.data.pictures import as_bytes, is_of_pillow
 from counterpoint.data.plain import plain
 from counterpoint.data.undecoded import undecoded
 from counterpoint.errors import DataError
@@ -60,14 +65,21 @@ def load(
         DataError: CP211 not found or no such split; CP210 unreadable; CP209 no rows; CP218 a
             folder that leads out of itself.
     """
+    for name in [source] if isinstance(source, str | Path) else source:
+        if isinstance(name, str) and not name.strip():
+            raise DataError("CP211", "the name of a data set is blank; name a file or a hub id.")
     if not isinstance(source, str | Path):
-        return _only_train(_from_files([_existing(path) for path in source], streaming), split)
+        files = [_existing(path) for path in source]
+        homes = {file.resolve().parent for file in files}
+        found = _only_train(_from_files(files, streaming), split)
+        return in_folder(found, homes.pop() if len(homes) == 1 else None)
     path = Path(source).expanduser()
     if path.is_dir():
-        return _from_folder(path, split, streaming)
+        return in_folder(_from_folder(path, split, streaming), path)
     if path.is_file() or isinstance(source, Path) or kind_of(path) is not None:
-        return _only_train(_from_files([_existing(path)], streaming), split)
-    return _from_hub(source, split, config, streaming)
+        found = _only_train(_from_files([_existing(path)], streaming), split)
+        return in_folder(found, path.resolve().parent)
+    return in_folder(_from_hub(source, split, config, streaming), None)
 
 
 def pick_split(data: AnyDataset, split: str = "train") -> Dataset | IterableDataset:
@@ -112,9 +124,18 @@ def dataset_from_rows(rows: Sequence[Any], *, name: str = "the data set") -> Dat
 
 def _plain(row: Mapping[str, Any], key: Any) -> Any:
     try:
-        return plain(row.get(key))
+        return _packed(plain(row.get(key)))
     except RecursionError:
         return row.get(key)  # ``_column`` refuses it by its row
+
+
+def _packed(cell: Any) -> Any:
+    """A picture of Pillow's, or several, as ``datasets`` has them: Arrow holds bytes."""
+    if is_of_pillow(cell):
+        return {"bytes": as_bytes(cell), "path": None}
+    if isinstance(cell, list) and any(map(is_of_pillow, cell)):
+        return [_packed(one) for one in cell]
+    return cell
 
 
 def _column(values: list[Any], field: Any, name: str) -> pa.Array:
@@ -145,11 +166,21 @@ def _as_json(value: Any) -> str | None:
     """A cell as JSON that ``datasets`` reads back as it was."""
     if value is None:
         return None
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, default=_as_address)
     text.encode()  # half a surrogate pair, which JSON can spell, is no character
     if LONG_NUMBER.search(text):
         Json().decode_example(text)  # its reader takes no integers of more than 64 bits
     return text
+
+
+def _as_address(value: Any) -> str:
+    """Bytes and pictures within messages, as JSON can hold them."""
+    if is_of_pillow(value):
+        value = as_bytes(value)
+    if not isinstance(value, bytes):
+        msg = f"Object of type {type(value).__name__} is not JSON serializable"
+        raise TypeError(msg)
+    return f"data:;base64,{base64.b64encode(value).decode()}"
 
 
 def _is_plain(value: Any) -> bool:
@@ -188,16 +219,21 @@ def _from_files(paths: list[Path], streaming: bool) -> Dataset | IterableDataset
         raise DataError("CP211", "an empty list of files; expected at least one.")
     if streaming:
         return IterableDataset.from_generator(_stream, gen_kwargs={"paths": paths})
-    parts = []
+    parts: list[Dataset] = []
     for path in paths:
         with phase(f"reading {path}", unit="rows") as now:
-            for part in _parts(path):
-                parts.append(part)
-                now.advance(len(part))
+            read = partial(_counted, path, now)
+            parts += mapped(path, read) if is_mapped(path) else read()
     if not parts:
         files = ", ".join(str(path) for path in paths)
         raise DataError("CP209", f"{files}: no rows; expected at least one preference pair.")
     return _joined(parts)
+
+
+def _counted(path: Path, now: Phase) -> Iterator[Dataset]:
+    for part in _parts(path):
+        yield part
+        now.advance(len(part))
 
 
 def _stream(paths: list[Path]) -> Iterator[dict[str, Any]]:
@@ -208,8 +244,7 @@ def _stream(paths: list[Path]) -> Iterator[dict[str, Any]]:
 def _parts(path: Path) -> Iterator[Dataset]:
     """A file as data sets of some thousand rows each."""
     if kind_of(path) == ".parquet":
-        table = read_parquet(path)
-        if len(table):
+        for table in read_parquet(path):
             yield undecoded(Dataset(table))
         return
     rows: list[dict[str, Any]] = []
@@ -246,11 +281,17 @@ def _from_folder(path: Path, split: str | None, streaming: bool) -> AnyDataset:
         unreadable(path, None, f"a saved data set that does not open: {error}")
     if streaming:
         data = (
-            IterableDatasetDict({name: part.to_iterable_dataset() for name, part in data.items()})
+            IterableDatasetDict({name: _streamed(part) for name, part in data.items()})
             if isinstance(data, DatasetDict)
-            else data.to_iterable_dataset()
+            else _streamed(data)
         )
     return _wanted(undecoded(data), split, str(path))
+
+
+def _streamed(data: Dataset) -> IterableDataset:
+    """A saved set as a stream with a shard for each of its files; the order is the same."""
+    stream: IterableDataset = data.to_iterable_dataset(num_shards=max(1, len(data.cache_files)))
+    return stream
 
 
 def _from_loose_files(path: Path, split: str | None, streaming: bool) -> AnyDataset:

@@ -154,13 +154,36 @@ def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[lis
     Raises:
         ModelError: CP312 where the tokenizer's own code gives up.
     """
-    if not texts:
+    return guarded(tokenizer, texts, add_special_tokens=False)
+
+
+def guarded(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str] | None = None,
+    *,
+    text_target: Sequence[str] | None = None,
+    add_special_tokens: bool,
+) -> list[list[int]]:
+    """Ids of each text, nothing cut or padded.
+
+    Args:
+        tokenizer: fast or slow.
+        texts: as what a model reads; or
+        text_target: as what it writes, where a tokenizer tells the two apart.
+        add_special_tokens: whether the tokenizer writes its own around each.
+
+    Raises:
+        ModelError: CP312 where the tokenizer's own code gives up.
+    """
+    given = {"text": texts} if text_target is None else {"text_target": text_target}
+    ((name, some),) = given.items()
+    if not some:
         return []
     try:
         with panics_caught():
             encoded = tokenizer(
-                list(texts),
-                add_special_tokens=False,
+                **{name: list(some)},
+                add_special_tokens=add_special_tokens,
                 padding=False,
                 truncation=False,
                 return_attention_mask=False,
@@ -170,7 +193,7 @@ def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[lis
     except Panic as error:
         raise ModelError(
             "CP312",
-            f"the tokenizer gives up on one of {len(texts):,} texts: {error}. Its files came with "
+            f"the tokenizer gives up on one of {len(some):,} texts: {error}. Its files came with "
             "the model: look at its regular expressions, or use another tokenizer.",
         ) from error
     ids: list[list[int]] = encoded["input_ids"]

@@ -18,7 +18,9 @@ from transformers import PreTrainedTokenizerBase
 
 from counterpoint.config import CPOConfig
 from counterpoint.console.phases import phase
+from counterpoint.data.encoder import Encoder
 from counterpoint.data.options import PrepareOptions
+from counterpoint.data.processors import tokenizer_of
 from counterpoint.data.sources import pick_split
 from counterpoint.doctor.findings import Finding, Report, find, from_error
 from counterpoint.doctor.of_batch import of_batch, steps_of
@@ -31,7 +33,7 @@ from counterpoint.doctor.of_tokenizer import of_tokenizer
 from counterpoint.doctor.of_unused import Rest, of_unused
 from counterpoint.doctor.survey import Progress, Survey, TokenFacts, survey
 from counterpoint.errors import CounterpointError, kind_and_line
-from counterpoint.models.preparing import embedding_rows
+from counterpoint.models.preparing import embedding_rows, encoder_of
 from counterpoint.planner.shapes import Lengths
 
 TRAIN = "train"
@@ -53,7 +55,7 @@ def examine(
     Args:
         args: the run's options.
         model: a causal language model, loaded and not adapted yet; None leaves it out.
-        tokenizer: the trainer's ``processing_class``; None leaves it out.
+        tokenizer: the trainer's ``processing_class``, or the tokenizer in it; None leaves it out.
         train_dataset: raw rows in any shape that the trainer takes; None leaves them out.
         eval_dataset: likewise, or a dict of named sets.
         peft_config: the adapter that will be trained; None to train all weights.
@@ -65,13 +67,16 @@ def examine(
         cache of prepared data sets, which the trainer then finds.
     """
     findings: list[Finding] = []
+    tokenizer = tokenizer_of(tokenizer)
 
     def run(check: Callable[..., Iterable[Finding]], *facts: Any, **more: Any) -> None:
         findings.extend(shielded(check, *facts, **more))
 
     sets: dict[str, Any] = {}
     run(_name_sets, sets, train_dataset, eval_dataset)
-    readable = tokenizer if _can_read(tokenizer) else None
+    readable: list[Encoder[Any]] = []
+    if _can_read(tokenizer):
+        run(_reads, readable, model, tokenizer, args)
     surveys: dict[str, Survey] = {}
     for name, rows in sets.items():
         run(_look, surveys, rows, readable, args, name, len(sets) > 1, progress)
@@ -88,7 +93,9 @@ def examine(
     run(of_batch, args, pairs=pairs, ranks=args.world_size)
     if tokenizer is not None:
         samples = train.samples if train is not None else []
-        run(of_tokenizer, tokenizer, samples, embedding=embedding_rows(model))
+        known = embedding_rows(model)
+        bos = readable[0].bos if readable else getattr(tokenizer, "bos_token_id", None)
+        run(of_tokenizer, tokenizer, samples, embedding=known and known.read, bos=bos)
     if model is not None:
         with phase("examining the model"):
             run(of_model, model, args, peft_config=peft_config, tokens=_tokens(train))
@@ -104,6 +111,7 @@ def examine_second_sets(
     args: CPOConfig,
     sets: Mapping[str, Any],
     *,
+    model: Any = None,
     tokenizer: Any = None,
     progress: Progress | None = None,
 ) -> list[Finding]:
@@ -112,10 +120,14 @@ def examine_second_sets(
     Args:
         args: the run's options.
         sets: raw rows by the names of the constraints.
+        model: as for ``examine``, or its configuration.
         tokenizer: as for ``examine``.
         progress: as for ``examine``.
     """
-    readable = tokenizer if _can_read(tokenizer) else None
+    tokenizer = tokenizer_of(tokenizer)
+    readable: list[Encoder[Any]] = []
+    if _can_read(tokenizer):  # what is wrong with it is found with the run's own sets
+        [*shielded(_reads, readable, model, tokenizer, args)]
     surveys: dict[str, Survey] = {}
     findings: list[Finding] = []
     for name, rows in sets.items():
@@ -168,15 +180,24 @@ def _can_read(tokenizer: Any) -> bool:
     return isinstance(tokenizer, PreTrainedTokenizerBase) and tokenizer.eos_token_id is not None
 
 
+def _reads(
+    readable: list[Encoder[Any]], model: Any, tokenizer: PreTrainedTokenizerBase, args: CPOConfig
+) -> Iterator[Finding]:
+    """What makes ids of the run's rows, if anything does."""
+    readable.append(encoder_of(model, tokenizer, args))
+    yield from ()
+
+
 def _look(
     surveys: dict[str, Survey],
     rows: Any,
-    tokenizer: PreTrainedTokenizerBase | None,
+    readable: list[Encoder[Any]],
     args: CPOConfig,
     name: str,
     sign: bool,
     progress: Progress | None,
 ) -> Iterator[Finding]:
     options = PrepareOptions.of(args)
-    surveys[name] = survey(rows, tokenizer, options, name=name, sign=sign, progress=progress)
+    encoder = readable[0] if readable else None
+    surveys[name] = survey(rows, encoder, options, name=name, sign=sign, progress=progress)
     yield from ()

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from counterpoint.config import CPOConfig
+from counterpoint.config import CPOConfig, accumulation_for, pairs_on
 from counterpoint.doctor.findings import Finding, find
 from counterpoint.doctor.presets import PAIRS_PER_STEP
 
@@ -48,7 +48,7 @@ def steps_of(args: CPOConfig, pairs: int | None, ranks: int) -> Steps:
         pairs: usable pairs of the training set; None for a stream.
         ranks: processes that share a step.
     """
-    a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * ranks
+    a_step = pairs_on(args, ranks)
     limit = args.max_steps if args.max_steps > 0 else None
     if not pairs:
         return Steps(a_step, None, 0, limit)
@@ -68,18 +68,24 @@ def of_batch(args: CPOConfig, *, pairs: int | None, ranks: int) -> Iterator[Find
     """
     steps = steps_of(args, pairs, ranks)
     yield _told(args, steps, ranks)
+    if steps.pairs < ranks:
+        yield find("CW129", idle_ranks(steps.pairs, ranks))
     if pairs:
         yield from _fit(args, steps, pairs)
     far = not PAIRS_PER_STEP / FAR <= steps.pairs <= PAIRS_PER_STEP * FAR
     if far and not _is_trial(steps):
-        wanted = PAIRS_PER_STEP / (args.per_device_train_batch_size * ranks)
         yield find(
             "CW124",
             f"{steps.pairs:,} pairs a step; published runs use {PAIRS_PER_STEP}.",
-            fix=f"gradient_accumulation_steps: {max(1, round(wanted))}",
+            fix=_of_so_many(args, PAIRS_PER_STEP, ranks),
         )
     if steps.total:
         yield from _schedule(args, steps.total)
+
+
+def idle_ranks(pairs: int, ranks: int) -> str:
+    """What is said of a step that has fewer pairs than there are ranks."""
+    return f"{pairs:,} pairs a step on {ranks:,} ranks: {ranks - pairs:,} of them only wait."
 
 
 def _is_trial(steps: Steps) -> bool:
@@ -87,10 +93,25 @@ def _is_trial(steps: Steps) -> bool:
     return steps.total is not None and steps.total * steps.pairs < TRIAL_STEPS * PAIRS_PER_STEP
 
 
+def _accumulation(args: CPOConfig, ranks: int) -> int:
+    micro_batch = args.per_device_train_batch_size
+    return accumulation_for(pairs_on(args, ranks), micro_batch=micro_batch, ranks=ranks)
+
+
+def _of_so_many(args: CPOConfig, pairs: int, ranks: int) -> str:
+    """The option that makes a step of so many pairs, with its value."""
+    if args.pairs_per_step is not None:
+        return f"pairs_per_step: {pairs}"
+    wanted = pairs / (args.per_device_train_batch_size * ranks)
+    return f"gradient_accumulation_steps: {max(1, round(wanted))}"
+
+
 def _told(args: CPOConfig, steps: Steps, ranks: int) -> Finding:
+    micro_batches = args.per_device_train_batch_size * ranks * _accumulation(args, ranks)
+    most = "" if micro_batches == steps.pairs else "at most "
     text = (
-        f"{steps.pairs:,} pairs a step = {args.per_device_train_batch_size} per device x "
-        f"{args.gradient_accumulation_steps} accumulated x {ranks} "
+        f"{steps.pairs:,} pairs a step = {most}{args.per_device_train_batch_size} per device x "
+        f"{_accumulation(args, ranks)} accumulated x {ranks} "
         f"{'rank' if ranks == 1 else 'ranks'}"
     )
     if steps.an_epoch is not None:
@@ -103,11 +124,14 @@ def _told(args: CPOConfig, steps: Steps, ranks: int) -> Finding:
 def _fit(args: CPOConfig, steps: Steps, pairs: int) -> Iterator[Finding]:
     if steps.pairs > pairs:
         fitting = max(1, args.gradient_accumulation_steps * pairs // steps.pairs)
+        fix = (
+            f"per_device_train_batch_size: {min(args.per_device_train_batch_size, pairs)}\n"
+            f"gradient_accumulation_steps: {fitting}"
+        )
         yield find(
             "CW121",
             f"a step of {steps.pairs:,} pairs, but {pairs:,} pairs in the data set.",
-            fix=f"per_device_train_batch_size: {min(args.per_device_train_batch_size, pairs)}\n"
-            f"gradient_accumulation_steps: {fitting}",
+            fix=fix if args.pairs_per_step is None else f"pairs_per_step: {pairs}",
         )
     elif args.dataloader_drop_last and steps.rest > pairs / 10:
         yield find(

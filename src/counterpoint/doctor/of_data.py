@@ -18,7 +18,9 @@ from counterpoint.config import CPOConfig
 from counterpoint.doctor.findings import MOST_ROWS, Finding, find, from_error
 from counterpoint.doctor.lengths import length_bias, length_classes
 from counterpoint.doctor.near_duplicates import nearly_equal
-from counterpoint.doctor.survey import Sightings, Survey
+from counterpoint.doctor.of_languages import of_languages
+from counterpoint.doctor.sightings import Sightings
+from counterpoint.doctor.survey import Survey
 
 RATES: Mapping[str, float] = MappingProxyType(
     {
@@ -40,6 +42,8 @@ RATES: Mapping[str, float] = MappingProxyType(
         "CW218": 0.01,
         "CW219": 0.01,
         "CW220": 0.05,
+        "CW230": 0.0,
+        "CW231": 0.0,
         "CW305": 0.0,
         "CW306": 0.0,
         "CW310": 0.0,
@@ -73,6 +77,7 @@ _FIXES: Mapping[str, str] = MappingProxyType(
     {
         "CP203": _DROP,
         "CP219": _DROP,
+        **dict.fromkeys(("CP228", "CP229", "CP230", "CP231"), _DROP),
         "CP204": "truncation: prompt_start",
         "CP205": _DROP,
         "CP206": _DROP,
@@ -121,6 +126,7 @@ def of_data(found: Survey, args: CPOConfig) -> Iterator[Finding]:
     if found.texts:
         yield from _lengths(found)
     yield from _refusals(found)
+    yield from of_languages(found.name, found.languages)
 
 
 def of_both(train: Survey, evaluation: Survey) -> Iterator[Finding]:
@@ -209,8 +215,10 @@ def _kinds(code: str, found: Survey) -> str:
 
 def _fix(code: str, found: Survey, args: CPOConfig) -> str:
     if code in ("CW208", "CW209", "CW219") and found.tokens is not None:
-        longest = found.tokens.prompt + np.maximum(found.tokens.chosen, found.tokens.rejected)
-        enough = int(np.quantile(longest, 0.99 if code == "CW208" else 1, method="higher"))
+        share = 0.99 if code == "CW208" else 1
+        enough = int(np.quantile(found.tokens.most, share, method="higher"))
+        if found.tokens.positions is not None and enough > found.tokens.positions:
+            return ""  # no option gives a model more
         lines = [f"max_length: {enough}"]
         if args.max_completion_length is not None:
             lines.append("max_completion_length: null")

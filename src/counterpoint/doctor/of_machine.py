@@ -17,9 +17,11 @@ from transformers.utils import is_torch_bf16_gpu_available
 
 from counterpoint.config import CPOConfig
 from counterpoint.doctor.findings import Finding, find, from_error
+from counterpoint.engine.fsdp2 import shards_at_load
 from counterpoint.engine.table import launched_for, refusal
 from counterpoint.errors import SetupError
 from counterpoint.runlog import RUN_FILE, check_writable
+from counterpoint.tensor_parts import entries_of, tensor_bytes
 
 LARGE = 1_000_000_000
 """Weights from which a model is too large for a CPU."""
@@ -54,7 +56,7 @@ def bytes_of(model: nn.Module, peft_config: Any = None) -> Bytes:
         model: before an adapter is put on.
         peft_config: the adapter; what trains then is so little that it is not counted.
     """
-    weights = sum(w.numel() * w.element_size() for w in model.parameters())
+    weights = sum(map(tensor_bytes, model.parameters()))
     adapted = peft_config is not None or getattr(model, "peft_config", None) is not None
     trained = [w for w in model.parameters() if w.requires_grad and peft_config is None]
     gradients = sum(w.numel() * w.element_size() for w in trained)
@@ -90,7 +92,7 @@ def of_machine(
     if not isinstance(model, nn.Module):
         return
     needed = bytes_of(model, peft_config)
-    weights = sum(weight.numel() for weight in model.parameters())
+    weights = sum(map(entries_of, model.parameters()))
     if args.device.type == "cpu" and weights >= LARGE:
         yield find("CW502", f"{weights:,} weights on a CPU.")
     yield from _disk(args, needed, steps)
@@ -123,7 +125,7 @@ def _folder(args: CPOConfig, overwrite: bool) -> Iterator[Finding]:
 def _engine(args: CPOConfig) -> Iterator[Finding]:
     """Whether an engine runs what the launcher will set up."""
     reason = refusal(launched_for(args.distributed_state.distributed_type.value))
-    if reason:
+    if reason and not shards_at_load(args):
         yield find("CP105", reason)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,16 +20,20 @@ from torch import Tensor, nn
 from counterpoint.config import CPOConfig
 from counterpoint.doctor.findings import Finding, find, from_error
 from counterpoint.doctor.of_objective import of_reward
-from counterpoint.doctor.survey import TokenFacts, TokenIds
-from counterpoint.errors import ModelError
+from counterpoint.doctor.survey import TokenFacts
+from counterpoint.errors import ConfigError, ModelError
+from counterpoint.forward.alone import logits_alone
 from counterpoint.forward.dropout import dropout_rates
-from counterpoint.forward.layouts import AUTO, REFERENCE, first_choice, not_possible
+from counterpoint.forward.layouts import AUTO, first_choice, not_possible
 from counterpoint.forward.modes import in_evaluation_mode
 from counterpoint.model_seams import attention_of
 from counterpoint.models.family import family_of, why_not_trained
 from counterpoint.models.preparing import embedding_rows
+from counterpoint.models.quantized import prepare_quantized, products_in, quantized_layers
+from counterpoint.planner.machine import show_bytes
+from counterpoint.records import TokenPair
 from counterpoint.rounding import held_share
-from counterpoint.tensor_parts import floating_parts, is_plain
+from counterpoint.tensor_parts import entries_of, floating_parts, is_plain, tensor_bytes
 
 MOST_HELD = 0.1
 """Share of weights that may be unable to move without a word."""
@@ -72,6 +76,7 @@ def of_model(
     for finding in [*_weights(model), *_head(model)]:
         broken += [finding.code] if finding.code in ("CP304", "CP308") else []
         yield finding
+    yield from _quantized(model, args, peft_config)
     yield from _training(model, args, peft_config)
     yield from _dropout(model, args, peft_config)
     yield from _layout(model, args)
@@ -158,6 +163,14 @@ def _head(model: nn.Module) -> Iterator[Finding]:
 
 
 # What trains
+
+
+def _quantized(model: nn.Module, args: CPOConfig, peft_config: Any) -> Iterator[Finding]:
+    has_adapter = peft_config is not None or hasattr(model, "peft_config")
+    try:
+        prepare_quantized(model, args, adapted=has_adapter)
+    except (ConfigError, ModelError) as error:
+        yield from_error(error)
 
 
 def _training(model: nn.Module, args: CPOConfig, peft_config: Any) -> Iterator[Finding]:
@@ -260,19 +273,33 @@ def _layout(model: nn.Module, args: CPOConfig) -> Iterator[Finding]:
     # the trainer turns dropout off, if it does, before it asks
     stays = not args.disable_dropout
     possible = family_of(model.config).layouts
-    first, reason = first_choice(
-        model, args.layout, args.device.type, dropout_stays=stays, possible=possible
-    )
-    layout = f"{first.name}, if it agrees with {REFERENCE.name} on the first pairs"
+    first, reason = first_choice(model, args.layout, dropout_stays=stays, possible=possible)
+    layout = f"{first.name}, if it agrees with {possible[-1].name} on the first pairs"
+    if args.layout == AUTO and first.is_timed(args.device.type):
+        layout += " and takes no longer"
     if reason is not None:
         layout = f"{first.name}: {reason}"
     if args.layout not in (AUTO, first.name):
         yield find("CP104", not_possible(args.layout, reason), fix=f"layout: {AUTO}")
     attention = attention_of(model)
-    weights = sum(weight.numel() for weight in model.parameters())
+    weights = sum(entries_of(weight) for weight in model.parameters())
     yield find(
         "CN321",
-        f"{type(model).__name__}, {weights:,} weights; attention {attention}; layout {layout}.",
+        f"{type(model).__name__}, {weights:,} weights{_of_quantized(model)}; attention "
+        f"{attention}; layout {layout}.",
+    )
+
+
+def _of_quantized(model: nn.Module) -> str:
+    """How many layers are quantised, and what they take and multiply in; "" where none is."""
+    layers = [layer for _, layer in quantized_layers(model)]
+    if not layers:
+        return ""
+    size = sum(tensor_bytes(weight) for layer in layers for weight in layer.parameters())
+    dtypes = {str(products_in(layer)).removeprefix("torch.") for layer in layers}
+    return (
+        f", {len(layers)} layers of them quantised to {show_bytes(size)}, products in "
+        f"{' and '.join(sorted(dtypes))}"
     )
 
 
@@ -280,15 +307,26 @@ def _layout(model: nn.Module, args: CPOConfig) -> Iterator[Finding]:
 
 
 def _ids(model: Any, tokens: TokenFacts) -> Iterator[Finding]:
-    embedding = embedding_rows(model)
-    highest, row = tokens.highest
-    if embedding is not None and highest >= embedding:
+    for highest, row, embedding in _beyond(model, tokens):
         yield find(
             "CP303",
             f"token id {highest:,} is used, but the embedding has {embedding:,} rows.",
             rows=[row],
             fix="model.resize_token_embeddings(len(tokenizer))",
         )
+        return
+
+
+def _beyond(model: Any, tokens: TokenFacts) -> Iterator[tuple[int, int, int]]:
+    """Ids that an embedding does not have, their rows, and how many it has; the highest first."""
+    known = embedding_rows(model)
+    if known is None:
+        return
+    for part, (highest, row) in sorted(tokens.highest.items(), key=lambda one: -one[1][0]):
+        # a prompt ends with what the decoder begins with
+        embedding = max(known) if part == "prompt" else known.written
+        if highest >= embedding:
+            yield highest, row, embedding
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,8 +344,7 @@ class Said:
 
 def _said(model: Any, args: CPOConfig, tokens: TokenFacts) -> Iterator[Finding]:
     longest = int(max(tokens.chosen.max(), tokens.rejected.max()))
-    embedding = embedding_rows(model)
-    if embedding is not None and tokens.highest[0] >= embedding:
+    if any(_beyond(model, tokens)):
         return
     said = ask(model, tokens.pairs)
     if said is None:
@@ -327,12 +364,12 @@ def _said(model: Any, args: CPOConfig, tokens: TokenFacts) -> Iterator[Finding]:
     yield from of_reward(args, nll=said.nll, longest=longest)
 
 
-def ask(model: Any, pairs: Sequence[TokenIds]) -> Said | None:
+def ask(model: Any, pairs: Sequence[TokenPair]) -> Said | None:
     """The NLL of a few completions, cut where they are long.
 
     Args:
         model: left as it was.
-        pairs: ids of prompt, chosen and rejected.
+        pairs: a few.
 
     Returns:
         None if there is nothing to ask, or asking would take long.
@@ -345,16 +382,17 @@ def ask(model: Any, pairs: Sequence[TokenIds]) -> Said | None:
     each = budget // (2 * min(len(pairs), PROBE_PAIRS))
     total, count, vocabulary = 0.0, 0, 2
     with in_evaluation_mode(model), torch.no_grad():
-        for prompt, *completions in pairs[:PROBE_PAIRS]:
-            for completion in completions:
+        for pair in pairs[:PROBE_PAIRS]:
+            for completion in (pair.chosen, pair.rejected):
                 # at least half of what may be read is for the completion
-                before = list(prompt)[-max(1, each - len(completion), each // 2) :]
-                ids = torch.tensor([[*before, *completion][: max(2, each)]], device=device)
-                start = max(1, len(before))
-                logits = model(input_ids=ids, use_cache=False).logits[0].float()
-                logps = logits[:-1].log_softmax(-1).gather(-1, ids[0, 1:, None])
-                total -= float(logps[start - 1 :].sum())
-                count += ids.shape[1] - start
+                before = list(pair.prompt)[-max(1, each - len(completion), each // 2) :]
+                some = completion[: max(1, max(2, each) - len(before))]
+                logits, ids = logits_alone(model, replace(pair, prompt=before), some)
+                if not len(ids):
+                    continue
+                logps = logits.float().log_softmax(-1).gather(-1, ids[:, None])
+                total -= float(logps.sum())
+                count += len(ids)
                 vocabulary = logits.shape[-1]
     return Said(total / count, vocabulary) if count > 0 else None
 

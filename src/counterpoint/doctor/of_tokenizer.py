@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from counterpoint.data.chat import render
 from counterpoint.doctor.findings import Finding, find
 from counterpoint.errors import DataError
+from counterpoint.models.family import processor_refusal
 from counterpoint.preference_row import PreferenceRow
 
 UNUSED_NAMES = ("<|endoftext|>", "<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<unk>")
@@ -22,7 +23,11 @@ PROBE = "Hello"
 
 
 def of_tokenizer(
-    tokenizer: Any, rows: Sequence[PreferenceRow], *, embedding: int | None
+    tokenizer: Any,
+    rows: Sequence[PreferenceRow],
+    *,
+    embedding: int | None,
+    bos: int | None,
 ) -> Iterator[Finding]:
     """What of a tokenizer would be learned wrong, or be slow.
 
@@ -30,6 +35,7 @@ def of_tokenizer(
         tokenizer: the trainer's ``processing_class``.
         rows: a few rows of the training set.
         embedding: token ids that the model knows; None if there is no model to ask.
+        bos: the id that training puts before each prompt; None for none.
     """
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         yield from _not_one(tokenizer)
@@ -44,17 +50,16 @@ def of_tokenizer(
             f"{len(tokenizer):,} tokens, but {embedding:,} rows of the embedding.",
             fix="model.resize_token_embeddings(len(tokenizer))",
         )
-    yield from _begins(tokenizer, rows)
+    if bos is not None:
+        yield from _begins(tokenizer, rows, bos)
     yield from _turn(tokenizer, rows)
 
 
 def _not_one(tokenizer: Any) -> Iterator[Finding]:
-    name = type(tokenizer).__name__
-    if hasattr(tokenizer, "image_processor") or hasattr(tokenizer, "feature_extractor"):
-        yield find(
-            "CP306", f"{name} is a multimodal processor.", fix="tokenizer = processor.tokenizer"
-        )
+    if refusal := processor_refusal(tokenizer):
+        yield find("CP306", refusal, fix="tokenizer = processor.tokenizer")
     else:
+        name = type(tokenizer).__name__
         yield find("CP301", f"processing_class is a {name}, not a tokenizer of transformers.")
 
 
@@ -92,11 +97,10 @@ def _pads(tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
         yield find("CN302", f"pad_token and eos_token are both {tokenizer.eos_token!r}.", fix=fix)
 
 
-def _begins(tokenizer: PreTrainedTokenizerBase, rows: Sequence[PreferenceRow]) -> Iterator[Finding]:
+def _begins(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[PreferenceRow], bos: int
+) -> Iterator[Finding]:
     """BOS where the model is used: from the tokenizer for text, from the template for messages."""
-    bos = tokenizer.bos_token_id
-    if bos is None:
-        return
     adds = list(tokenizer(PROBE)["input_ids"])[:1] == [bos]
     texts = [text for text in _rendered(tokenizer, rows[:1]) if text]
     of_messages = bool(rows) and not isinstance(rows[0].prompt, str)

@@ -106,6 +106,9 @@ _not_choosing = _when(
 )
 _not_saving = _when(lambda a, r: a.save_strategy == "no", "save_strategy is no")
 _betas = _when(lambda a, r: not _reads_betas(a), "the optimizer is not of Adam's kind")
+_not_checkpointing = _when(
+    lambda a, r: not a.gradient_checkpointing, "gradient_checkpointing is off"
+)
 _one_process = _when(lambda a, r: a.world_size == 1, "there is one process")
 
 UNUSED: dict[str, _Reason] = {
@@ -147,6 +150,7 @@ UNUSED: dict[str, _Reason] = {
         _streaming,
     ),
     "train_sampling_strategy": _streaming,
+    "stream_shards": _when(lambda a, r: not r.streams, "the training set is not streamed"),
     "dataset_num_proc": _streaming,
     "dataloader_persistent_workers": _streaming,
     "dataloader_prefetch_factor": _streaming,
@@ -155,8 +159,13 @@ UNUSED: dict[str, _Reason] = {
     "ddp_find_unused_parameters": _one_process,
     "ddp_bucket_cap_mb": _one_process,
     "ddp_broadcast_buffers": _one_process,
-    "gradient_checkpointing_kwargs": _when(
-        lambda a, r: not a.gradient_checkpointing, "gradient_checkpointing is off"
+    "gradient_checkpointing_kwargs": _not_checkpointing,
+    "checkpointing_share": _not_checkpointing,
+    "activation_offload": _when(
+        lambda a, r: a.device.type == "cpu", "on a CPU they are in the host's memory already"
+    ),
+    "optimizer_offload": _when(
+        lambda a, r: a.device.type == "cpu", "on a CPU all of it is in the host's memory already"
     ),
     # of the optimizer and the learning rate
     "optim": _own_optimizer,

@@ -13,6 +13,12 @@ from functools import cache
 from counterpoint.data.cells import row_spells_messages
 from counterpoint.preference_row import Message, PreferenceRow, Text
 
+SMALL = 16
+"""Pixels of a side below which little is to be seen: about one patch of a vision tower."""
+
+LARGE = 2**24
+"""Pixels of a picture from which decoding it takes longer than looking at it."""
+
 SHORTEST_PROMPT = 20
 """Characters from which a prompt that turns up in an answer is no accident."""
 
@@ -102,7 +108,15 @@ def signs(
     for name, text in (("chosen", chosen), ("rejected", rejected)):
         if _REFUSAL.match(text[:LOOKED_AT].lstrip()):
             yield f"refused {name}"
+    yield from _of_pictures(row)
     yield from _marked(row, texts, marks, eos)
+
+
+def _of_pictures(row: PreferenceRow) -> Iterator[str]:
+    if any(min(one.width, one.height) < SMALL for one in row.pictures):
+        yield "CW230"
+    if any(one.width * one.height > LARGE for one in row.pictures):
+        yield "CW231"
 
 
 def _folded_alike(one: str, other: str) -> bool:

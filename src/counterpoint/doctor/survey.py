@@ -30,9 +30,13 @@ from transformers import PreTrainedTokenizerBase
 
 from counterpoint.console.phases import phase
 from counterpoint.data import formats
-from counterpoint.data.counts import PARTS, little_is_left
+from counterpoint.data.counts import little_is_left
 from counterpoint.data.csv_sets import lists_of_csv
+from counterpoint.data.encoder import Encoder, encoder_for
 from counterpoint.data.options import PrepareOptions
+from counterpoint.data.pair_columns import to_pair, with_raw_row
+from counterpoint.data.picture_files import folder_of, in_same_folder, rules_for
+from counterpoint.data.pictures import looks_like_picture
 from counterpoint.data.prepare import encode_every_row
 from counterpoint.data.sources import dataset_from_rows
 from counterpoint.data.survival import LostText, from_column
@@ -43,9 +47,12 @@ from counterpoint.doctor.findings import MOST_ROWS
 from counterpoint.doctor.lengths import Lengths
 from counterpoint.doctor.near_duplicates import Signature, signature
 from counterpoint.doctor.of_tokenizer import marks_of
+from counterpoint.doctor.off_target import Languages, looking_at
+from counterpoint.doctor.sightings import Sightings
 from counterpoint.doctor.signs import as_text, pattern_of, signs
 from counterpoint.errors import CounterpointError, DataError
-from counterpoint.preference_row import PreferenceRow
+from counterpoint.preference_row import PARTS, PreferenceRow
+from counterpoint.records import TokenPair
 
 STREAMED = 2000
 """Rows of a stream that are examined."""
@@ -56,33 +63,10 @@ AT_ONCE = 1000
 SAMPLES = 8
 """Usable rows that are kept whole, for checks that need a row."""
 
-TokenIds = tuple[list[int], list[int], list[int]]
 """Ids of a prompt and its two completions."""
 
 Progress = Callable[[str, int, "int | None"], None]
 """Called with the set's name, rows done and rows in all (None if that is not known)."""
-
-
-@dataclass(slots=True)
-class Sightings:
-    """Where something was seen.
-
-    Args:
-        count: in how many rows.
-        rows: the first of them.
-        example: the first message, if there is one.
-    """
-
-    count: int = 0
-    rows: list[int] = field(default_factory=list)
-    example: str = ""
-
-    def add(self, row: int, example: str = "") -> None:
-        """See it once more."""
-        self.count += 1
-        if len(self.rows) < MOST_ROWS:
-            self.rows.append(row)
-        self.example = self.example or example
 
 
 @dataclass(slots=True)
@@ -113,8 +97,11 @@ class TokenFacts:
         same: rows whose completions are equal after cutting.
         moved: rows in which tokens of the prompt's end went to the completions.
         lost: what rows lose in the chat template, by the code of the warning.
-        highest: the highest token id, and the first row that has it; -1 without rows.
+        highest: of each part the highest token id, and the first row that has it; -1 without
+            rows.
         pairs: a few pairs, shorter than most.
+        most: of each row, the tokens that the run's limit on length is of.
+        positions: tokens that no such limit can exceed; None for no such number.
     """
 
     prompt: Lengths
@@ -125,8 +112,10 @@ class TokenFacts:
     same: Sightings
     moved: Sightings
     lost: dict[str, Lost]
-    highest: tuple[int, int]
-    pairs: list[TokenIds]
+    highest: dict[str, tuple[int, int]]
+    pairs: list[TokenPair]
+    most: Lengths
+    positions: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -148,6 +137,7 @@ class Survey:
         characters: of each usable row's chosen and rejected completion.
         consistency: how the rows agree with each other.
         signatures: of each usable row, its number and MinHash; empty if not asked for.
+        languages: what completions are in, where rows ask for one.
         digest: of the content of all rows read, in order.
         tokens: what tokenizing showed; None where there is no tokenizer that could.
         failures: what kept the set, or the tokenizing of it, from being looked at.
@@ -163,6 +153,7 @@ class Survey:
     characters: list[tuple[int, int]] = field(default_factory=list)
     consistency: Consistency = field(default_factory=Consistency)
     signatures: list[tuple[int, Signature]] = field(default_factory=list)
+    languages: Languages = field(default_factory=Languages)
     digest: str = ""
     tokens: TokenFacts | None = None
     failures: list[CounterpointError] = field(default_factory=list)
@@ -181,7 +172,7 @@ class Survey:
 
 def survey(
     dataset: Any,
-    tokenizer: PreTrainedTokenizerBase | None,
+    encoder: Encoder[Any] | PreTrainedTokenizerBase | None,
     options: PrepareOptions,
     *,
     name: str,
@@ -192,7 +183,7 @@ def survey(
 
     Args:
         dataset: raw rows, as the trainer takes them.
-        tokenizer: with EOS, to count tokens; None to look at texts only.
+        encoder: or a tokenizer with EOS, to count tokens; None to look at texts only.
         options: the limits of the run.
         name: the set's name in messages.
         sign: keep a MinHash of each row, to compare sets.
@@ -202,7 +193,8 @@ def survey(
         The facts; what stopped the pass is among its ``failures``.
     """
     found = Survey(name)
-    dataset = undecoded(dataset)
+    dataset, folder = undecoded(dataset), folder_of(dataset)
+    encoder = None if encoder is None else encoder_for(encoder)
     if isinstance(dataset, IterableDataset):
         head = list(islice(dataset.with_format(None), STREAMED + 1))
         found.whole = len(head) <= STREAMED
@@ -214,25 +206,18 @@ def survey(
     except CounterpointError as error:
         found.failures.append(error)
         if error.code == "CP202":  # a row that no table can hold: the others can be looked at
+            found.languages = looking_at(len(dataset))
             with _told(progress, name, len(dataset)) as tell:
-                _read(dataset, found, tokenizer, sign, tell)
+                _read(dataset, found, encoder, sign, tell, folder)
         return found
+    found.languages = looking_at(len(table))
     with _told(progress, name, len(table)) as tell:
-        _read(_raw_rows(table), found, tokenizer, sign, tell)
-    if tokenizer is not None and found.usable:
+        _read(_raw_rows(table), found, encoder, sign, tell, folder)
+    if encoder is not None and found.usable:
         try:
-            found.tokens = _count_tokens(table, tokenizer, options, found)
+            found.tokens = _count_tokens(in_same_folder(table, folder), encoder, options, found)
         except CounterpointError as error:
             found.failures.append(error)
-    return found
-
-
-def survey_rows(
-    rows: Iterable[Any], tokenizer: PreTrainedTokenizerBase | None, *, name: str
-) -> Survey:
-    """The same of rows as they come, without tokens; anything may be among them."""
-    found = Survey(name)
-    _read(rows, found, tokenizer, False, lambda done: None)
     return found
 
 
@@ -249,11 +234,14 @@ def _read_alone(row: Any) -> Any:
     """A row without what columns of no meaning hold, which a table may have no type for."""
     if not isinstance(row, Mapping):
         return row
-    return {name: cell if name in formats.READ else None for name, cell in row.items()}
+    return {
+        name: cell if name in formats.READ or looks_like_picture(cell) else None
+        for name, cell in row.items()
+    }
 
 
 def _raw_rows(table: Dataset) -> Iterator[dict[str, Any]]:
-    read = [column for column in table.column_names if column in formats.READ]
+    read = formats.columns_read(table)
     for batch in table.with_format(None).select_columns(read).iter(batch_size=AT_ONCE):
         names = list(batch)
         for cells in zip(*batch.values(), strict=True):
@@ -276,10 +264,12 @@ def _told(progress: Progress | None, name: str, total: int) -> Iterator[Callable
 def _read(
     rows: Iterable[Any],
     found: Survey,
-    tokenizer: PreTrainedTokenizerBase | None,
+    encoder: Encoder[Any] | None,
     sign: bool,
     tell: Callable[[int], None],
+    folder: str | None,
 ) -> None:
+    tokenizer = None if encoder is None else encoder.tokenizer
     marks = pattern_of(marks_of(tokenizer)) if tokenizer is not None else None
     eos = str(tokenizer.eos_token) if tokenizer is not None and tokenizer.eos_token else None
     digest = hashlib.sha256()
@@ -288,7 +278,7 @@ def _read(
         found.rows += 1
         if number % AT_ONCE == 0:
             tell(number)
-        row = _pair(raw, number, found)
+        row = _pair(raw, number, found, encoder, folder)
         if row is None:
             digest.update(repr(raw).encode("utf-8", "backslashreplace"))
             continue
@@ -296,6 +286,8 @@ def _read(
         digest.update(_content(row))
         keys.append((number, (hash(texts[0]), hash(texts[1]), hash(texts[2]))))
         found.characters.append((len(texts[1]), len(texts[2])))
+        asked = row.target_lang if encoder is None else encoder.target_language(row)
+        found.languages.look(number, asked, texts[1:])
         for name in signs(row, texts, marks, eos):
             found.seen[name].add(number)
         if sign:
@@ -307,13 +299,19 @@ def _read(
     found.consistency = consistency(keys)
 
 
-def _pair(raw: Any, number: int, found: Survey) -> PreferenceRow | None:
+def _pair(
+    raw: Any, number: int, found: Survey, encoder: Encoder[Any] | None, folder: str | None
+) -> PreferenceRow | None:
     if not isinstance(raw, Mapping):
         text = f"row {number} is of type {type(raw).__name__}; expected a dict."
         found.problems["CP202"].add(number, text)
         return None
     try:
-        row = formats.to_preference_row(raw, number)
+        if encoder is None:
+            row = formats.to_preference_row(raw, number)
+        else:
+            rules = rules_for(encoder.pictures, folder)
+            row = formats.to_preference_row(encoder.named(raw, number), number, rules)
         f"{as_text(row.prompt)}{as_text(row.chosen)}{as_text(row.rejected)}".encode()
     except DataError as error:
         found.problems[error.code].add(number, error.message)
@@ -329,6 +327,7 @@ def _pair(raw: Any, number: int, found: Survey) -> PreferenceRow | None:
 
 def _content(row: PreferenceRow) -> bytes:
     parts = [row.prompt, row.chosen, row.rejected, row.weight, row.margin]
+    parts += [picture.digest for picture in row.pictures]
     return json.dumps(parts, default=str).encode()
 
 
@@ -336,14 +335,16 @@ def _content(row: PreferenceRow) -> bytes:
 
 
 def _count_tokens(
-    table: Dataset, tokenizer: PreTrainedTokenizerBase, options: PrepareOptions, found: Survey
+    table: Dataset, encoder: Encoder[Any], options: PrepareOptions, found: Survey
 ) -> TokenFacts:
-    columns = encode_every_row(table, tokenizer, options, name=found.name).data.table
+    columns = encode_every_row(table, encoder, options, name=found.name).data.table
     # the trainer's own verdict on each row, tokens included, takes the place of that on texts
     found.problems.clear()
-    for number, problem in enumerate(columns.column("problem").to_pylist()):
-        if problem:
-            found.problems[problem[:5]].add(number, problem[6:])
+    refused = columns.filter(pc.not_equal(columns.column("problem"), ""))
+    for number, problem in zip(
+        refused["row"].to_pylist(), refused["problem"].to_pylist(), strict=True
+    ):
+        found.problems[problem[:5]].add(number, problem[6:])
     usable = columns.filter(pc.equal(columns.column("problem"), ""))
     numbers = usable.column("row").to_numpy()
     cuts = {part: usable.column(f"cut_{part}").to_numpy() for part in PARTS}
@@ -356,13 +357,21 @@ def _count_tokens(
         little=_where(little_is_left(lengths["prompt"] - cuts["prompt"], cuts["prompt"]), numbers),
         same=_where(usable.column("same").to_numpy(), numbers),
         moved=_where(usable.column("boundary").to_numpy() > 0, numbers),
-        lost=_lost(usable, table, tokenizer),
+        lost=_lost(usable, table, encoder),
         highest=_highest(usable, numbers),
-        pairs=_shortest(usable, sum(lengths.values())),
+        pairs=_shortest(usable, sum(lengths.values()), encoder, table),
+        most=_limited(lengths, apart=bool(encoder.start_tokens)),
+        positions=encoder.positions,
     )
 
 
-def _lost(usable: pa.Table, raw: Dataset, tokenizer: PreTrainedTokenizerBase) -> dict[str, Lost]:
+def _limited(lengths: dict[str, Lengths], *, apart: bool) -> Lengths:
+    """Of prompt and longer completion together, or of the longest where each has its own limit."""
+    longest: Lengths = np.maximum(lengths["chosen"], lengths["rejected"])
+    return np.maximum(lengths["prompt"], longest) if apart else lengths["prompt"] + longest
+
+
+def _lost(usable: pa.Table, raw: Dataset, encoder: Encoder[Any]) -> dict[str, Lost]:
     lossy = usable.filter(pc.not_equal(usable.column("lost"), ""))
     found: dict[str, Lost] = {}
     for number, text in zip(lossy["row"].to_pylist(), lossy["lost"].to_pylist(), strict=True):
@@ -371,8 +380,10 @@ def _lost(usable: pa.Table, raw: Dataset, tokenizer: PreTrainedTokenizerBase) ->
             of_row.setdefault(loss.code, []).append(loss)
         for code, losses in of_row.items():
             if code not in found:
-                row = formats.to_preference_row(raw.with_format(None)[number], number)
-                found[code] = Lost(switch=switch_for(row, losses, tokenizer))
+                named = encoder.named(raw.with_format(None)[number], number)
+                rules = rules_for(encoder.pictures, folder_of(raw))
+                row = formats.to_preference_row(named, number, rules)
+                found[code] = Lost(switch=switch_for(row, losses, encoder.tokenizer))
             found[code].seen.add(number, f"row {number}: {losses[0].shown!r}")
             found[code].kinds.update(loss.in_words for loss in losses)
     return found
@@ -387,20 +398,24 @@ def _where(holds: npt.NDArray[np.bool_], numbers: Lengths) -> Sightings:
     return Sightings(len(rows), [int(row) for row in rows[:MOST_ROWS]])
 
 
-def _highest(table: pa.Table, numbers: Lengths) -> tuple[int, int]:
-    highest, row = -1, -1
+def _highest(table: pa.Table, numbers: Lengths) -> dict[str, tuple[int, int]]:
+    found = dict.fromkeys(PARTS, (-1, -1))
     for part in PARTS:
         column = table.column(f"{part}_ids").combine_chunks()
         ids = column.flatten().to_numpy()
-        if len(ids) and (top := int(ids.max())) > highest:
+        if len(ids):
             place = int(pc.list_parent_indices(column)[int(ids.argmax())].as_py())
-            highest, row = top, int(numbers[place])
-    return highest, row
+            found[part] = int(ids.max()), int(numbers[place])
+    return found
 
 
-def _shortest(table: pa.Table, lengths: Lengths) -> list[TokenIds]:
+def _shortest(
+    table: pa.Table, lengths: Lengths, encoder: Encoder[Any], raw: Dataset
+) -> list[TokenPair]:
     """Of the first rows a few short ones: cheap to run, and not chosen for being odd."""
     first = np.argsort(lengths[:AT_ONCE], kind="stable")
     middle = sorted(int(place) for place in first[len(first) // 4 :][:SAMPLES])
     rows = table.take(pa.array(middle, pa.int64())).to_pylist()  # of none, the type is not seen
-    return [(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) for row in rows]
+    raw = undecoded(raw).with_format(None)
+    both = (with_raw_row(row, raw[row["row"]]) if row["pictures"] else row for row in rows)
+    return [to_pair(row, encoder.start_tokens) for row in both]

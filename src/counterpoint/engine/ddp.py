@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from counterpoint import ranks
-from counterpoint.engine.face import Pass
+from counterpoint.engine.face import Pass, sees_pictures
 from counterpoint.engine.plain import Plain
 
 
@@ -27,6 +27,12 @@ class Ddp(Plain):
     def runs(cls, kind: str) -> bool:
         """Where accelerate runs one process a device."""
         return kind.startswith("MULTI_")
+
+    def expects(self, model: nn.Module) -> None:
+        """Have it look for weights without a gradient: what sees has none where a batch is text."""
+        handler = getattr(self._accelerator, "ddp_handler", None)
+        if handler is not None and sees_pictures(model):
+            handler.find_unused_parameters = True
 
     @property
     def collective_passes(self) -> frozenset[Pass]:

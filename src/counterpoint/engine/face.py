@@ -8,13 +8,16 @@ Not here: numbers that ranks exchange themselves (``ranks``), which engine runs 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -45,6 +48,8 @@ class Engine(ABC):
     name: ClassVar[str]
     reduction: ClassVar[Reduction]
     """What becomes of the gradients of several ranks."""
+    shards: ClassVar[bool] = False
+    """Whether each rank holds a part of the weights."""
     defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     """Options of transformers with values of our own where a user leaves them open."""
 
@@ -60,9 +65,46 @@ class Engine(ABC):
             kind: the name of its ``DistributedType``, as "NO" or "MULTI_GPU".
         """
 
+    @classmethod
+    def settle(cls, args: Any) -> None:
+        """Set the options that this engine needs and the user has left open.
+
+        Args:
+            args: transformers' ``TrainingArguments``; accelerate has not read them yet.
+        """
+        for name, value in cls.defaults.items():
+            if getattr(args, name) is None:
+                setattr(args, name, value)
+
+    @classmethod
+    def owns(cls, model: nn.Module) -> bool:
+        """Whether a model is this engine's whatever accelerate has set up: as it was loaded."""
+        return False
+
     def refuses(self, model: nn.Module) -> str | None:
         """Why a model cannot be trained by this engine; None where it can."""
         return None
+
+    def expects(self, model: nn.Module) -> None:  # noqa: B027 - most have nothing to learn
+        """Learn what a model does, before accelerate wraps it.
+
+        Args:
+            model: that is to be trained.
+        """
+
+    def ready(self, model: nn.Module) -> None:  # noqa: B027 - most have nothing to do
+        """Take a model over, before its first step; every rank must call it.
+
+        Args:
+            model: as wrapped for training. One that was taken over already stays as it is.
+        """
+
+    def at_rest(self, model: nn.Module) -> None:  # noqa: B027 - nor to give back
+        """Give back what a forward has gathered: parameters are what this rank holds of them.
+
+        Args:
+            model: of the run.
+        """
 
     # ---- a step ----
 
@@ -79,6 +121,11 @@ class Engine(ABC):
         A rank that is in one cannot leave it alone: a step that ran out of memory there cannot be
         begun again.
         """
+
+    @property
+    def in_step(self) -> bool:
+        """Whether ranks meet in every pass, so that they must have as many micro-batches."""
+        return {Pass.FORWARD, Pass.BACKWARD} <= self.collective_passes
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of the run, around a forward pass."""
@@ -101,6 +148,49 @@ class Engine(ABC):
             parameters: of the model, after the step's last backward.
         """
 
+    def clip(self, model: nn.Module, most: float = math.inf) -> Float[Tensor, ""]:
+        """The norm of a step's whole gradient, which is cut where it is longer than it may be.
+
+        Args:
+            model: as wrapped for training, after the step's last backward.
+            most: largest norm, above 0; without it nothing is cut.
+
+        Returns:
+            The norm before.
+        """
+        self.at_rest(model)
+        norm = self.whole_norm(model.parameters())
+        if most == math.inf:
+            return norm
+        alike: dict[torch.device, list[Tensor]] = defaultdict(list)
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                part = self.own_part(parameter.grad)
+                alike[part.device].append(part)
+        # as torch.nn.utils.clip_grad_norm_ has it
+        factor = (most / (norm + 1e-6)).clamp(max=1.0)
+        for device, parts in alike.items():
+            torch._foreach_mul_(parts, factor.to(device))
+        return norm
+
+    def gradient(self, total: Tensor, model: nn.Module) -> list[Tensor | None]:
+        """The gradient of a number by what trains, as far as this rank holds it, for a proof.
+
+        No weight's own gradient is touched; there is none yet under an engine that shards.
+
+        Args:
+            total: a scalar with a graph; every rank has one.
+            model: unwrapped from distributed training.
+
+        Returns:
+            Of each weight that trains, in the order of ``model.parameters()``; None for one that
+            does not bear on the number.
+        """
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        if not total.requires_grad:
+            return [None] * len(trained)
+        return list(torch.autograd.grad(total, trained, allow_unused=True))
+
     # ---- a parameter ----
 
     @abstractmethod
@@ -111,25 +201,24 @@ class Engine(ABC):
     def own_part(self, parameter: Tensor) -> Tensor:
         """What this rank holds of a parameter, of its gradient or of an optimizer's state."""
 
+    def share_of(self, parameter: Tensor) -> float:
+        """What this rank's own part counts in a sum over all ranks that watch, in (0, 1].
+
+        Args:
+            parameter: of the model; one that several ranks hold alike counts once in all.
+        """
+        return 1.0
+
     @property
     @abstractmethod
     def watches(self) -> bool:
         """Whether this rank's own parts are to be looked at: those of all such are the model."""
 
-    # ---- a checkpoint ----
 
-    @abstractmethod
-    def state_for_saving(self, state: dict[str, Any]) -> dict[str, Any] | None:
-        """What this rank writes of a state; None where other ranks write all of it.
+def sees_pictures(model: nn.Module) -> bool:
+    """Whether a model has parts for pictures, which do nothing where a batch shows none.
 
-        Args:
-            state: of the model or of the optimizer: a tree of tensors and plain values.
-        """
-
-    @abstractmethod
-    def state_to_load(self, saved: dict[str, Any]) -> dict[str, Any]:
-        """What this rank loads of a whole saved state.
-
-        Args:
-            saved: a tree of whole tensors and plain values.
-        """
+    Args:
+        model: plain or adapted.
+    """
+    return getattr(getattr(model, "config", None), "vision_config", None) is not None

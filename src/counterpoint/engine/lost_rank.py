@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from counterpoint import ranks
-from counterpoint.errors import TrainingError, first_line
+from counterpoint.errors import CounterpointError, TrainingError, first_line
 
 SIGNS = (
     "connection closed by peer",
@@ -49,7 +49,7 @@ def lost_rank_named(folder: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not is_lost_rank(error):
+        if isinstance(error, CounterpointError) or not is_lost_rank(error):
             raise
         line = _PLACE.sub("", first_line(error))
         raise TrainingError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from counterpoint import ranks
 from counterpoint.engine.face import Engine, Pass, Reduction
+from counterpoint.tensor_parts import is_sharded
 
 
 class Plain(Engine):
@@ -28,7 +29,7 @@ class Plain(Engine):
     def refuses(self, model: nn.Module) -> str | None:
         """Refuse weights of which a process has a part only."""
         for name, parameter in model.named_parameters():
-            if hasattr(parameter, "to_local"):
+            if is_sharded(parameter):
                 return f"{name} is sharded"
         return None
 
@@ -58,11 +59,3 @@ class Plain(Engine):
     def watches(self) -> bool:
         """The first rank sees all of the model, and the gradients of all ranks."""
         return ranks.rank() == 0
-
-    def state_for_saving(self, state: dict[str, Any]) -> dict[str, Any] | None:
-        """All of it, on the first rank."""
-        return state if ranks.rank() == 0 else None
-
-    def state_to_load(self, saved: dict[str, Any]) -> dict[str, Any]:
-        """All of it."""
-        return saved

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from counterpoint.evaluation.scores import Numbers
+from counterpoint.evaluation.scores import Counts, Numbers
 
 SOURCE = "percentile bootstrap over prompts (Efron and Tibshirani 1993)"
 """The method in a line, for people."""
@@ -111,7 +111,9 @@ class Bootstrap:
         """
         draws = self._draws(ratios)
         return {
-            name: self._bounded(ratio, BootstrapEstimate(ratio.value, *self._interval(draws[name])))
+            name: self._bounded(
+                ratio, BootstrapEstimate(ratio.value, *_interval(draws[name], self.plan))
+            )
             for name, ratio in ratios.items()
         }
 
@@ -130,7 +132,7 @@ class Bootstrap:
             with np.errstate(all="ignore"):
                 value = ratio.value - before[name].value
                 draws = other[name] - one[name]
-            found[name] = BootstrapEstimate(value, *self._interval(draws))
+            found[name] = BootstrapEstimate(value, *_interval(draws, self.plan))
             if ratio.is_share and abs(value) == 1:
                 end = 2 * self._least(ratio) - 1
                 ends = (end, value) if value > 0 else (value, -end)
@@ -156,26 +158,53 @@ class Bootstrap:
                 for place, (name, ratio) in enumerate(ratios.items())
             }
 
-    def _interval(self, draws: Numbers) -> tuple[float, float]:
-        counted = draws[~np.isnan(draws)]
-        if not len(counted):
-            return float("nan"), float("nan")
-        outside = (1 - self.plan.level) / 2
-        with np.errstate(all="ignore"):
-            low, high = np.quantile(counted, [outside, 1 - outside])
-        return float(low), float(high)
-
     def _bounded(self, ratio: Ratio, found: BootstrapEstimate) -> BootstrapEstimate:
         if not ratio.is_share or found.value not in (0.0, 1.0):
             return found
-        least = self._least(ratio)
-        return (
-            BootstrapEstimate(0.0, 0.0, 1 - least)
-            if found.value == 0
-            else BootstrapEstimate(1.0, least, 1.0)
-        )
+        return _one_sided(found.value, self._least(ratio))
 
     def _least(self, ratio: Ratio) -> float:
         """The least share of which so many prompts, all of them right, are not too unlikely."""
-        counting = len(np.unique(self._prompt[ratio.bottom > 0]))
-        return float(((1 - self.plan.level) / 2) ** (1 / counting))
+        return _least_share(len(np.unique(self._prompt[ratio.bottom > 0])), self.plan)
+
+
+def share_of_prompts(outcomes: Counts, plan: Resampling) -> BootstrapEstimate:
+    """The share of pairs that won, with its interval, from numbers of prompts of like outcomes.
+
+    Prompts whose pairs came out alike are drawn alike, so that how often each kind of them is drawn
+    is multinomial: as ``Bootstrap`` in distribution, at a cost that does not grow with the set.
+
+    Args:
+        outcomes: a row for each kind of prompt: pairs of it that won, pairs of it, and how many
+            prompts are so; each kind once, at least one.
+        plan: how many draws, and what is made of them.
+    """
+    won, pairs, prompts = outcomes.T
+    value = float(won @ prompts / (pairs @ prompts))
+    number = int(prompts.sum())
+    if value in (0.0, 1.0):
+        return _one_sided(value, _least_share(number, plan))
+    generator = np.random.default_rng(plan.seed)
+    drawn = generator.multinomial(number, prompts / number, size=plan.resamples)
+    return BootstrapEstimate(value, *_interval((drawn @ won) / (drawn @ pairs), plan))
+
+
+def _interval(draws: Numbers, plan: Resampling) -> tuple[float, float]:
+    counted = draws[~np.isnan(draws)]
+    if not len(counted):
+        return float("nan"), float("nan")
+    outside = (1 - plan.level) / 2
+    with np.errstate(all="ignore"):
+        low, high = np.quantile(counted, [outside, 1 - outside])
+    return float(low), float(high)
+
+
+def _least_share(prompts: int, plan: Resampling) -> float:
+    """The least share of which so many prompts, all of them right, are not too unlikely."""
+    return float(((1 - plan.level) / 2) ** (1 / prompts))
+
+
+def _one_sided(value: float, least: float) -> BootstrapEstimate:
+    """The interval of a share of 0 or 1."""
+    ends = (0.0, 1 - least) if value == 0 else (least, 1.0)
+    return BootstrapEstimate(value, *ends)

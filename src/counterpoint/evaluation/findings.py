@@ -34,7 +34,7 @@ class Side:
         objective: as a formula.
         losses: of the objective, by set.
         scores: of each pair, by set.
-        written: completions by set; greedy ones, then sampled ones.
+        written: completions by set; those that are not sampled, then sampled ones.
     """
 
     objective: str

@@ -1,14 +1,19 @@
-"""A model writes: greedy or sampled completions of prompts, the same wherever it is asked.
+"""A model writes: greedy, by beams or sampled, the same wherever it is asked.
 
-1. Prompts are sorted by length and padded on the left under a mask, so that each is continued as
-   if it were alone. A few models see padding through its mask; that is tried on three prompts,
-   and such a model gets batches of one length.
+1. Prompts are sorted by length and padded under a mask, so that each is continued as if it were
+   alone: on the left, but the sources of an encoder on the right. A few models see padding through
+   its mask; that is tried on three prompts, and such a model gets batches of one length.
 2. Which prompts are written to together, and with what seed, depends on the prompts and the
    decoding alone: ranks deal whole batches among themselves, and the texts are those of one rank.
+   Where each holds a part of the model, every token is a pass that all ranks must enter: all of
+   them write all texts, and go on until the last one has ended.
 3. Nothing is left behind: neither mode nor random state nor configuration of the model. A run
    with and one without trains the same weights.
 4. What the model's own files say of decoding (penalties, a temperature) is left aside, so that
    greedy means greedy; only their end-of-sequence tokens count, beside the tokenizer's.
+5. Beams stand in rows of their own, whose caches change places. That this works is seen from the
+   scores of a few texts: as one pass over each, without a cache, finds them. Where it does not, no
+   cache is kept.
 
 Not here: what the texts are like (``texts``), which prompts (``evaluation.samples``).
 """
@@ -36,9 +41,10 @@ from counterpoint.console.phases import phase
 from counterpoint.errors import DataError
 from counterpoint.evaluation.texts import Completion
 from counterpoint.forward.modes import in_evaluation_mode
+from counterpoint.forward.seeing import shown_before
 from counterpoint.log import logger
-
-Ids = Sequence[int]
+from counterpoint.picture import SeenPicture
+from counterpoint.tensor_parts import device_of_products
 
 TRIED = 4
 """Tokens after which padding is taken for unseen: some models see it only through their cache."""
@@ -49,6 +55,9 @@ SEEN = {torch.float32: 1e-3, torch.float64: 1e-3}
 SEEN_IN_16_BITS = 0.1
 """The same for 16 bits, whose rounding alone makes a percent."""
 
+
+TRIED_BY_BEAMS = 8
+"""Tokens after which beams have changed places often enough for their caches to be judged."""
 
 TOKENS = "tokens at most"
 """What is counted while texts are written: all of a batch get a token at a time."""
@@ -63,12 +72,17 @@ class Prompt:
     """What to write to.
 
     Args:
-        ids: its tokens, at least one.
+        ids: its tokens, at least one; of an encoder-decoder, the source's.
         reference: what a good completion would be, or None.
+        start: tokens that a decoder with an encoder beside it begins with; all prompts of a model
+            have as many.
+        seen: its pictures, in order.
     """
 
     ids: tuple[int, ...]
     reference: str | None = None
+    start: tuple[int, ...] = ()
+    seen: tuple[SeenPicture, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +94,10 @@ class Decoding:
         temperature: at least 0; 0 is greedy, 1 the model's own distribution.
         top_p: share of probability, in (0, 1], of the likeliest tokens to sample from.
         seed: of the samples, at least 0.
-        batch: prompts written to at once, at least 1; with the seed it decides the samples.
+        batch: prompts written to at once, at least 1; with the seed it decides the samples. Beams
+            are rows of it.
+        beams: texts that are followed at once, at least 1; the likeliest, by the mean of their
+            tokens' log-probabilities, is kept. Only where nothing is sampled.
     """
 
     most_tokens: int = 128
@@ -88,11 +105,12 @@ class Decoding:
     top_p: float = 1.0
     seed: int = 0
     batch: int = 16
+    beams: int = 1
 
     @property
     def kind(self) -> str:
-        """Greedy or sampled."""
-        return "sampled" if self.temperature else "greedy"
+        """Greedy, by beams or sampled."""
+        return "sampled" if self.temperature else "beams" if self.beams > 1 else "greedy"
 
 
 def complete(
@@ -100,6 +118,8 @@ def complete(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     decoding: Decoding,
+    *,
+    together: bool = False,
 ) -> list[Completion]:
     """What a model writes to each prompt, in their order; the same on every rank.
 
@@ -109,23 +129,26 @@ def complete(
         tokenizer: with EOS and pad token.
         prompts: any number.
         decoding: how to write.
+        together: whether ranks meet in every pass through the model.
 
     Raises:
         DataError: CP204 for a prompt that fills the model's positions.
     """
     limit = _room(model, prompts, decoding.most_tokens)
-    writer = _Writer(model, tokenizer, decoding, limit)
+    writer = _Writer(model, tokenizer, decoding, limit, together)
     written: dict[int, list[int]] = {}
     with _untouched(model), phase(f"writing to {len(prompts):,} prompts", unit=TOKENS) as now:
-        batches = writer.batches([prompt.ids for prompt in prompts])
-        mine = list(enumerate(batches))[ranks.rank() :: ranks.count()]
+        batches = writer.batches(prompts)
+        numbered = list(enumerate(batches))
+        mine = numbered if together else numbered[ranks.rank() :: ranks.count()]
         now.total = limit * len(mine)
         for done, (number, places) in enumerate(mine, 1):
             torch.manual_seed(decoding.seed + number)
-            new = writer.write([prompts[place].ids for place in places], now.advance)
+            new = writer.write([prompts[place] for place in places], now.advance)
             written.update(zip(places, new, strict=True))
             now.advance(limit * done - now.done)  # some end before
-    written = {place: new for part in ranks.gathered(written) for place, new in part.items()}
+    parts = ranks.gathered(written)  # of those who wrote the same, the first one's
+    written = {place: new for part in reversed(parts) for place, new in part.items()}
     return [
         _completion(tokenizer, prompt, written[place], decoding.kind, writer.ends)
         for place, prompt in enumerate(prompts)
@@ -136,9 +159,14 @@ class _Writer:
     """A model with what it takes to let it write."""
 
     def __init__(
-        self, model: Any, tokenizer: PreTrainedTokenizerBase, decoding: Decoding, limit: int
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        decoding: Decoding,
+        limit: int,
+        together: bool,
     ) -> None:
-        self.model, self.decoding = model, decoding
+        self.model, self.decoding, self._together = model, decoding, together
         self._computed_in: torch.dtype | None = None
         self.pad, self.ends = int(tokenizer.pad_token_id), _ends(model, tokenizer)
         self._config = GenerationConfig(
@@ -147,7 +175,9 @@ class _Writer:
             temperature=decoding.temperature or 1.0,
             top_p=decoding.top_p,
             top_k=0 if decoding.temperature else 50,  # 50, unused, may stand beside greedy
-            num_beams=1,
+            num_beams=decoding.beams,
+            length_penalty=1.0,
+            early_stopping=False,
             repetition_penalty=1.0,
             no_repeat_ngram_size=0,
             use_cache=True,
@@ -155,40 +185,66 @@ class _Writer:
             pad_token_id=self.pad,
         )
 
-    def batches(self, prompts: Sequence[Ids]) -> list[list[int]]:
+    def batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Places of the prompts that are written to at once."""
-        order = sorted(range(len(prompts)), key=lambda place: (len(prompts[place]), place))
+        order = sorted(range(len(prompts)), key=lambda place: (len(prompts[place].ids), place))
         groups = [order]
         tried = [prompts[order[place]] for place in (0, len(order) // 2, -1)] if order else []
-        if self._sees_padding(tried):
+        apart = self._sees_padding(tried)
+        if apart:
             logger().info("this model sees padding through its mask: one length a batch")
-            lengths = groupby(order, key=lambda place: len(prompts[place]))
+            lengths = groupby(order, key=lambda place: len(prompts[place].ids))
             groups = [list(group) for _, group in lengths]
-        size = self.decoding.batch
+        if self.decoding.beams > 1 and not self._follows_beams(tried, apart):
+            logger().info("the cache of this model does not follow its beams: none is kept")
+            self._config.use_cache = False
+        size = max(1, self.decoding.batch // self.decoding.beams)
         return [
             group[start : start + size] for group in groups for start in range(0, len(group), size)
         ]
 
-    def write(self, prompts: Sequence[Ids], told: Callable[[], None]) -> list[list[int]]:
+    def write(self, prompts: Sequence[Prompt], told: Callable[[], None]) -> list[list[int]]:
         """New tokens of each prompt, the one that ends them and padding included.
 
         Args:
             prompts: to be written to at once.
             told: called with each token that all of them have got.
         """
-        ids, mask = self._padded(prompts)
-        output: Tensor = self.model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            generation_config=self._config,
-            stopping_criteria=StoppingCriteriaList([_Counting(told)]),
-        )
-        new: list[list[int]] = output[:, ids.shape[1] :].tolist()
+        counting = StoppingCriteriaList([_Counting(told)])
+        output, given = self._generated(prompts, counting)
+        new: list[list[int]] = output.sequences[:, given:].tolist()
         return new
 
-    def _sees_padding(self, prompts: Sequence[Ids]) -> bool:
+    def _generated(
+        self,
+        prompts: Sequence[Prompt],
+        watching: StoppingCriteriaList | None = None,
+        **changes: Any,
+    ) -> tuple[Any, int]:
+        """What ``generate`` returns, and how many tokens of each of its rows were given.
+
+        Args:
+            prompts: to be written to at once.
+            watching: called with each token.
+            changes: what the configuration says otherwise.
+        """
+        inputs, given = self._inputs(prompts)
+        config = copy.deepcopy(self._config)
+        config.update(return_dict_in_generate=True, **changes)
+        if prompts[0].start:
+            # without it, or another: one more token would be put before what was given
+            config.decoder_start_token_id = [prompt.start[0] for prompt in prompts]
+        output = self.model.generate(
+            **inputs,
+            generation_config=config,
+            stopping_criteria=watching,
+            synced_gpus=self._together,
+        )
+        return output, given
+
+    def _sees_padding(self, prompts: Sequence[Prompt]) -> bool:
         """Whether some prompts are followed by something else together than each alone."""
-        if len({len(prompt) for prompt in prompts}) < 2:
+        if len({len(prompt.ids) for prompt in prompts}) < 2:
             return False
         together = zip(*self._tried(prompts), strict=True)
         for prompt, (ids, probabilities) in zip(prompts, together, strict=True):
@@ -204,18 +260,47 @@ class _Writer:
                 return True
         return False
 
-    def _tried(self, prompts: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+    def _tried(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
         """The likeliest tokens after each prompt, and the probabilities of every token there."""
-        ids, mask = self._padded(prompts)
-        config = copy.deepcopy(self._config)
-        config.update(max_new_tokens=TRIED, output_logits=True, return_dict_in_generate=True)
-        config.update(do_sample=False, temperature=1.0, top_p=1.0, top_k=50)
+        greedy = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50, "num_beams": 1}
         with self._precision_watched():
-            output = self.model.generate(
-                input_ids=ids, attention_mask=mask, generation_config=config
+            output, given = self._generated(
+                prompts, max_new_tokens=TRIED, output_logits=True, **greedy
             )
         probabilities = torch.softmax(torch.stack(output.logits, dim=1).float(), dim=-1)
-        return output.sequences[:, ids.shape[1] :], probabilities
+        return output.sequences[:, given:], probabilities
+
+    def _follows_beams(self, prompts: Sequence[Prompt], apart: bool) -> bool:
+        """Whether texts have the scores that one pass over each finds, without cache and padding.
+
+        Args:
+            prompts: to try it on.
+            apart: whether each of them stands alone.
+        """
+        most = min(TRIED_BY_BEAMS, int(self._config.max_new_tokens))
+        for few in [[prompt] for prompt in prompts] if apart else [prompts] * bool(prompts):
+            with self._precision_watched():
+                output, given = self._generated(few, max_new_tokens=most, output_scores=True)
+            written = output.sequences[:, given:].tolist()
+            for prompt, new, score in zip(few, written, output.sequences_scores, strict=True):
+                end = next((n for n, token in enumerate(new, 1) if token in self.ends), len(new))
+                seen = SEEN.get(self._computed_in or torch.float32, SEEN_IN_16_BITS)
+                # a comparison with NaN is false, hence the negation
+                if not abs(float(score) - self._mean_logp(prompt, new[:end])) <= seen:
+                    return False
+        return True
+
+    def _mean_logp(self, prompt: Prompt, new: Sequence[int]) -> float:
+        """Of the tokens that follow a prompt, in nats, from one pass over all of them."""
+        inputs, given = self._inputs([prompt])
+        said = torch.tensor([new], device=inputs["input_ids"].device)
+        name = "decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"
+        inputs[name] = torch.cat([inputs[name], said[:, :-1]], dim=1)
+        if name == "input_ids":
+            inputs["attention_mask"] = torch.ones_like(inputs[name])
+        logits: Tensor = self.model(**inputs, use_cache=False).logits
+        logps = logits[:, given - 1 :].float().log_softmax(dim=-1)
+        return float(logps.gather(2, said[..., None]).mean())
 
     @contextmanager
     def _precision_watched(self) -> Iterator[None]:
@@ -234,14 +319,23 @@ class _Writer:
         finally:
             handle.remove()
 
-    def _padded(self, prompts: Sequence[Ids]) -> tuple[Tensor, Tensor]:
-        device, width = self.model.device, max(map(len, prompts))
+    def _inputs(self, prompts: Sequence[Prompt]) -> tuple[dict[str, Tensor], int]:
+        """What ``generate`` is called with, and how many tokens of its output were given."""
+        device, width = device_of_products(self.model), max(len(prompt.ids) for prompt in prompts)
+        encodes = bool(self.model.config.is_encoder_decoder)
         ids = torch.full((len(prompts), width), self.pad, device=device)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
-            mask[row, width - len(prompt) :] = 1
-        return ids, mask
+            length = len(prompt.ids)
+            place = slice(length) if encodes else slice(width - length, width)
+            ids[row, place] = torch.tensor(prompt.ids, device=device)
+            mask[row, place] = 1
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if not encodes:
+            rows = [(prompt.ids, prompt.seen) for prompt in prompts]
+            return {**inputs, **shown_before(self.model, rows, width, device)}, width
+        starts = torch.tensor([prompt.start for prompt in prompts], device=device)
+        return {**inputs, "decoder_input_ids": starts}, starts.shape[1]
 
 
 class _Counting(StoppingCriteria):
@@ -289,7 +383,9 @@ def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _room(model: Any, prompts: Sequence[Prompt], most_tokens: int) -> int:
     """Tokens that may be written, the same for all prompts: no batch decides for its rows."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max((len(prompt.ids) for prompt in prompts), default=0)
+    # a source takes positions of the encoder's, of which there are as many
+    before = [prompt.start or prompt.ids for prompt in prompts]
+    longest = max(map(len, before), default=0)
     if not positions or longest + most_tokens <= positions:
         return most_tokens
     if longest >= positions:
@@ -307,16 +403,40 @@ def _room(model: Any, prompts: Sequence[Prompt], most_tokens: int) -> int:
     return room
 
 
+KEPT = frozenset({"bos_token_id", "eos_token_id", "pad_token_id", "cache_implementation"})
+"""What of a model's own generation config counts while we let it write."""
+
+
+@contextmanager
+def _own_decoding_aside(model: Any) -> Iterator[None]:
+    """Within it a model's files say nothing of decoding: what ours leaves open is not filled in.
+
+    A forced first token (mBART, BART), suppressed tokens and shortest lengths are meant, for which
+    a configuration has no value that switches them off.
+    """
+    config = getattr(model, "generation_config", None)
+    before = {} if config is None else dict(vars(config))
+    try:
+        for name in before:
+            if name not in KEPT and not name.startswith("_"):
+                setattr(config, name, None)
+        yield
+    finally:
+        if config is not None:
+            vars(config).update(before)
+
+
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Without gradient and dropout; modes and random state are as before in the end."""
-    device = next(model.parameters()).device
+    device = device_of_products(model)
     forked = [device] if device.type not in ("cpu", "mps") else []
     of_mps = torch.mps.get_rng_state() if device.type == "mps" else None
     try:
         kind = device.type if forked else "cuda"  # with nothing to fork it is not looked at
         generators = torch.random.fork_rng(forked, device_type=kind)
-        with in_evaluation_mode(model), torch.no_grad(), generators:
+        aside = _own_decoding_aside(model)
+        with in_evaluation_mode(model), torch.no_grad(), generators, aside:
             yield
     finally:
         if of_mps is not None:
@@ -326,5 +446,5 @@ def _untouched(model: nn.Module) -> Iterator[None]:
 def computed_in(model: torch.nn.Module) -> torch.dtype:
     """The precision that a model computes in: autocast's where it is on, else its weights'."""
     weight = next(model.parameters())  # of a tied head too
-    kind = weight.device.type
+    kind = device_of_products(model).type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype

@@ -14,14 +14,21 @@ Not here: intervals themselves (``bootstrap``), tables (``table``).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from counterpoint.evaluation.bootstrap import Bootstrap, BootstrapEstimate, Ratio, Resampling, mean
-from counterpoint.evaluation.scores import Numbers, PairScores, aligned
+from counterpoint.evaluation.bootstrap import (
+    Bootstrap,
+    BootstrapEstimate,
+    Ratio,
+    Resampling,
+    mean,
+    share_of_prompts,
+)
+from counterpoint.evaluation.scores import Counts, Numbers, PairScores, aligned
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Of the margins of reward."""
@@ -148,14 +155,38 @@ def compare(before: PairScores, after: PairScores, plan: Resampling) -> Comparis
     )
 
 
-def accuracy_interval(scores: PairScores) -> BootstrapEstimate:
+def outcomes_of(prompts: Counts, won: Any) -> Counts:
+    """How many prompts came out in each way, from which the accuracy's interval follows.
+
+    Args:
+        prompts: a number for each pair's prompt, at least one pair.
+        won: whether each pair's chosen completion has the higher reward.
+
+    Returns:
+        A row for each way, in rising order: pairs of a prompt that won, its pairs, and how many
+        prompts came out so.
+    """
+    _, place, pairs = np.unique(prompts, return_inverse=True, return_counts=True)
+    wins = np.bincount(place, weights=won, minlength=len(pairs)).astype(np.int64)
+    return joined_outcomes([np.stack([wins, pairs, np.ones_like(pairs)], 1)])
+
+
+def joined_outcomes(parts: Sequence[Counts]) -> Counts:
+    """The outcomes of sets of prompts that have none in common, as of one set."""
+    every = np.concatenate([np.empty((0, 3), np.int64), *parts])
+    ways, place = np.unique(every[:, :2], axis=0, return_inverse=True)
+    prompts = np.zeros(len(ways), np.int64)
+    np.add.at(prompts, place.reshape(-1), every[:, 2])
+    return np.concatenate([ways, prompts[:, None]], 1)
+
+
+def accuracy_interval(outcomes: Counts) -> BootstrapEstimate:
     """The accuracy of the training log, in which a tie is a loss as in TRL, with its interval.
 
     Args:
-        scores: of at least one pair.
+        outcomes: from ``outcomes_of``, of at least one pair.
     """
-    wins = mean(scores.chosen_rewards > scores.rejected_rewards, is_share=True)
-    return Bootstrap(scores.prompts, IN_TRAINING).estimates({"wins": wins})["wins"]
+    return share_of_prompts(outcomes, IN_TRAINING)
 
 
 def score_ratios(scores: PairScores) -> dict[str, Ratio]:

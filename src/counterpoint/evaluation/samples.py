@@ -20,13 +20,13 @@ from counterpoint.records import TokenPair
 
 
 def decodings(args: CPOConfig) -> list[Decoding]:
-    """How a run's samples are written: greedily, and sampled too at a temperature above 0.
+    """How a run's samples are written: greedily or by beams, and at a temperature sampled too.
 
     Args:
         args: the run's options.
     """
     most, batch = args.eval_sample_tokens, args.eval_batch_size
-    ways = [Decoding(most, batch=batch)]
+    ways = [Decoding(most, batch=batch, beams=args.generation_num_beams)]
     if args.eval_sample_temperature > 0:
         ways.append(Decoding(most, args.eval_sample_temperature, seed=args.seed, batch=batch))
     return ways
@@ -39,7 +39,15 @@ def prompts_of(pairs: Sequence[TokenPair], tokenizer: PreTrainedTokenizerBase) -
         pairs: any number.
         tokenizer: that made them.
     """
-    return [Prompt(tuple(pair.prompt), text_of(tokenizer, pair.chosen)) for pair in pairs]
+    return [
+        Prompt(
+            tuple(pair.prompt),
+            text_of(tokenizer, pair.chosen),
+            tuple(pair.start),
+            tuple(pair.seen),
+        )
+        for pair in pairs
+    ]
 
 
 def sample(
@@ -47,6 +55,8 @@ def sample(
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[TokenPair],
     ways: Sequence[Decoding],
+    *,
+    together: bool = False,
 ) -> list[Completion]:
     """What a model writes to the prompts of pairs, in each of several ways.
 
@@ -55,9 +65,12 @@ def sample(
         tokenizer: with EOS and pad token.
         pairs: any number.
         ways: how to write.
+        together: as for ``complete``.
     """
     prompts = prompts_of(pairs, tokenizer)
-    return [one for way in ways for one in complete(model, tokenizer, prompts, way)]
+    return [
+        one for way in ways for one in complete(model, tokenizer, prompts, way, together=together)
+    ]
 
 
 def sample_metrics(completions: Sequence[Completion]) -> Mapping[str, float]:
@@ -66,9 +79,10 @@ def sample_metrics(completions: Sequence[Completion]) -> Mapping[str, float]:
     Args:
         completions: of one set.
     """
-    kinds = {"": "greedy", "sampled_": "sampled"}
+    kinds = {"": False, "sampled_": True}
     parts = {
-        prefix: [one for one in completions if one.kind == kind] for prefix, kind in kinds.items()
+        prefix: [one for one in completions if one.sampled == sampled]
+        for prefix, sampled in kinds.items()
     }
     return {
         f"samples/{prefix}{name}": value

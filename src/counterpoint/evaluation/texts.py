@@ -34,7 +34,7 @@ class Completion:
     """What a model wrote to one prompt.
 
     Args:
-        kind: "greedy" or "sampled".
+        kind: "greedy", "beams" or "sampled".
         prompt: as text, special tokens left out.
         text: what was written, likewise.
         reference: what a good completion would be, or None.
@@ -48,6 +48,11 @@ class Completion:
     reference: str | None
     ids: tuple[int, ...]
     ended: bool
+
+    @property
+    def sampled(self) -> bool:
+        """Whether chance had a part in it."""
+        return self.kind == "sampled"
 
     def as_entry(self) -> dict[str, Any]:
         """A line of samples.jsonl, less where it belongs in the run."""

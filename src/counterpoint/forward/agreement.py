@@ -11,26 +11,32 @@ Not here: the layouts themselves (``layouts``), the kernel that shared rows use 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from counterpoint.engine.memory import is_out_of_memory
 from counterpoint.errors import kind_and_line
 from counterpoint.forward.gradient_proof import (
     NARROW,
     WIDE,
     largest_difference,
     left_as_it_was,
+    sampled,
     sampled_gradient,
 )
 from counterpoint.forward.head import Head
 from counterpoint.forward.layouts import LAYOUTS
 from counterpoint.forward.pair_forward import pair_forward
 from counterpoint.model_seams import own_forward
+from counterpoint.ranks import raised_between_ranks
 from counterpoint.records import PairBatch, PairLogps
+
+Gradient = Callable[[Tensor, nn.Module], Sequence[Tensor | None]]
+"""A number with a graph and its model -> its gradient by each weight that trains."""
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 """Largest difference of a mean log-probability, relative where above 1 nat, by weights' dtype."""
@@ -40,7 +46,11 @@ NARROW_TOLERANCE = 5e-2
 
 
 def layouts_disagree(
-    model: nn.Module, head: Head, batch: PairBatch, reference: PairBatch
+    model: nn.Module,
+    head: Head,
+    batch: PairBatch,
+    reference: PairBatch,
+    gradient: Gradient | None = None,
 ) -> str | None:
     """Compare two layouts of the same pairs, and prove the kernels that the first may use.
 
@@ -51,6 +61,8 @@ def layouts_disagree(
         head: proved.
         batch: some pairs, at least two to see that they do not see each other.
         reference: the same pairs in the layout that is right.
+        gradient: the engine's, for weights of which it holds a part; None: autograd's own.
+            With it, memory that runs out is raised.
 
     Returns:
         None where they agree; else what was seen.
@@ -60,28 +72,36 @@ def layouts_disagree(
     running = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights
     try:
         with left_as_it_was(model), torch.enable_grad(), full_precision(model, device):
-            expected = _value_and_gradient(model, head, reference)
+            with LAYOUTS[reference.layout].running(model):
+                expected = _value_and_gradient(model, head, reference, gradient)
             with layout.running(model), layout.watched() as seen:
-                found = _value_and_gradient(model, head, batch)
+                found = _value_and_gradient(model, head, batch, gradient)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        # of one rank alone, while others wait for it: no word on the layout
+        if gradient is not None and (is_out_of_memory(error) or raised_between_ranks(error)):
+            raise
         return kind_and_line(error)
     differ = layout.unseen(model, seen) or _differ(model, expected, found, weights)
     if differ:
         return differ
-    layout.prove_kernels(seen, batch, running)
+    with layout.running(model):
+        layout.prove_kernels(seen, batch, running)
     return None
 
 
 def _value_and_gradient(
-    model: nn.Module, head: Head, batch: PairBatch
+    model: nn.Module, head: Head, batch: PairBatch, gradient: Gradient | None
 ) -> tuple[PairLogps, list[Tensor]]:
     """Log-probabilities of some pairs, and a gradient in which each completion counts otherwise."""
     logps = pair_forward(model, head, batch).logps
     times = torch.arange(1, len(batch) + 1, device=logps.chosen.device)
     chosen, rejected = logps.chosen / logps.chosen_tokens, logps.rejected / logps.rejected_tokens
     total = (times * (chosen - 0.5 * rejected)).sum()
-    gradient = sampled_gradient(total, [w for w in model.parameters() if w.requires_grad])
-    return replace(logps, chosen=logps.chosen.detach(), rejected=logps.rejected.detach()), gradient
+    if gradient is None:
+        some = sampled_gradient(total, [w for w in model.parameters() if w.requires_grad])
+    else:
+        some = sampled(gradient(total, model))
+    return replace(logps, chosen=logps.chosen.detach(), rejected=logps.rejected.detach()), some
 
 
 def _differ(

@@ -1,6 +1,7 @@
-"""Where a model drops out: modules of their own, and rates that attention reads from attributes.
+"""Where a model drops out: modules of their own, and rates that are read from attributes.
 
-A search for ``nn.Dropout`` alone would miss the second kind.
+A search for ``nn.Dropout`` alone would miss the second kind: attention's, and ``layerdrop``, by
+which NLLB, BART and OPT leave out whole layers of a step.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def dropout_rates(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
         if isinstance(module, nn.Dropout) and module.p:
             yield name, module, "p"
         for attribute, value in list(vars(module).items()):
-            named = "dropout" in attribute or attribute.endswith("_pdrop")
+            named = "dropout" in attribute or attribute.endswith(("_pdrop", "layerdrop"))
             if named and isinstance(value, float) and value:
                 yield name, module, attribute
 

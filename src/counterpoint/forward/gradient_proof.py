@@ -13,13 +13,14 @@ Not here: what is compared, and what follows (``agreement``, ``head``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from counterpoint.forward.modes import in_evaluation_mode
+from counterpoint.tensor_parts import device_of_products
 
 SAMPLE = 65_536
 """Entries of one weight's gradient that are kept."""
@@ -45,13 +46,22 @@ def sampled_gradient(total: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
     """
     if not total.requires_grad:
         return [weight.new_zeros(1) for weight in weights]
-    found = torch.autograd.grad(total, list(weights), allow_unused=True)
-    return [_sample(weight, gradient) for weight, gradient in zip(weights, found, strict=True)]
+    return sampled(torch.autograd.grad(total, list(weights), allow_unused=True))
 
 
-def _sample(weight: Tensor, gradient: Tensor | None) -> Tensor:
-    if gradient is None:  # an expert that no token was sent to, a weight that is not used
-        return weight.new_zeros(1, dtype=torch.float32)
+def sampled(gradients: Iterable[Tensor | None]) -> list[Tensor]:
+    """Some entries of each gradient, in float32; a zero where there is none.
+
+    Args:
+        gradients: of some weights.
+    """
+    found = list(gradients)
+    # none: of an expert that no token was sent to, of a weight that is not used
+    device = next((one.device for one in found if one is not None), None)
+    return [torch.zeros(1, device=device) if one is None else _sample(one) for one in found]
+
+
+def _sample(gradient: Tensor) -> Tensor:
     flat = gradient.detach().flatten()
     return flat[:: max(1, flat.numel() // SAMPLE)].float().clone()
 
@@ -82,7 +92,7 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
         model: unwrapped from distributed training.
     """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    device = next(model.parameters()).device
+    device = device_of_products(model)
     forked = [device] if device.type == "cuda" else []
     try:
         with in_evaluation_mode(model), torch.random.fork_rng(forked):

@@ -11,7 +11,7 @@ Not here: the log-probabilities (``token_logps``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +28,7 @@ from counterpoint.forward.kernels import HEAD_KERNELS, Projection, trusted_head_
 from counterpoint.forward.modes import in_evaluation_mode
 from counterpoint.forward.token_kl import Affine, affine_token_kl, logits_token_kl
 from counterpoint.forward.token_logps import dense_token_logps
+from counterpoint.model_seams import class_of
 from counterpoint.tensor_parts import is_plain
 
 
@@ -46,6 +47,8 @@ class Head:
         dense: True where the model must compute its logits itself.
         kernel: name of its row in ``HEAD_KERNELS``; None for the one of ours that takes it.
         whole: gives all of a weight of which this process may hold a part; the engine's.
+        after: gives what the model adds to the module's output, ``[1, vocab]``, which no gradient
+            moves (``final_logits_bias`` of BART and its kin); None for nothing.
     """
 
     module: nn.Module
@@ -54,6 +57,7 @@ class Head:
     dense: bool = False
     kernel: str | None = None
     whole: Callable[[Tensor], Tensor] = _as_it_is
+    after: Callable[[], Tensor] | None = None
 
     def token_logps(
         self, hidden: Float[Tensor, "targets features"], target_ids: Int[Tensor, " targets"]
@@ -76,7 +80,13 @@ class Head:
         """
         weight, bias = (None, None) if self.dense else self._matrix()
         dtype = hidden.dtype if weight is None else _matmul_dtype(hidden, weight)
-        return Projection(self.module, weight, bias, self.scale, self.softcap, dtype, self.dense)
+        output = self.module if self.after is None else self._output
+        return Projection(output, weight, bias, self.scale, self.softcap, dtype, self.dense)
+
+    def _output(self, rows: Tensor) -> Tensor:
+        """What the module makes of some rows, and what the model adds to it."""
+        found: Tensor = self.module(rows)
+        return found if self.after is None else found + self.after()[0]
 
     def _matrix(self) -> tuple[Tensor | None, Tensor | None]:
         """Weight and bias, whole, where the head is these and nothing else; else None twice.
@@ -84,13 +94,22 @@ class Head:
         A subclass (quantized, adapted) computes something else, and so does a weight of a kind of
         its own, which torchao puts into the layer that was there.
         """
-        if type(self.module) is not nn.Linear:
+        # an engine that shards makes a subclass of the layer, which computes as it did
+        if type(self.module).forward is not nn.Linear.forward:
             return None, None
-        weight, bias = self.module.weight, self.module.bias
+        weight: Any = self.module.weight
+        bias: Any = self.module.bias
         weight = self.whole(weight)
         if not is_plain(weight):
             return None, None
-        return weight, None if bias is None else self.whole(bias)
+        return weight, self._with_after(bias)
+
+    def _with_after(self, bias: Tensor | None) -> Tensor | None:
+        """The module's bias, whole, with what the model adds after the module."""
+        own = None if bias is None else self.whole(bias)
+        if self.after is None:
+            return own
+        return self.after()[0] if own is None else own + self.after()[0]
 
     def token_kl(
         self,
@@ -112,8 +131,8 @@ class Head:
                 Affine(hidden, weight, bias),
                 Affine(
                     initial_hidden,
-                    self.whole(initial.was(own.weight)),
-                    None if bias is None else self.whole(initial.was(own.bias)),
+                    self.whole(initial.was(own, "weight")),
+                    self._with_after(None if own.bias is None else initial.was(own, "bias")),
                 ),
                 scale=self.scale,
                 softcap=self.softcap,
@@ -129,11 +148,11 @@ class Head:
     def _logits(self, rows: Tensor) -> Tensor:
         if self.dense:
             return finish_logits(rows, 1.0, None)
-        return finish_logits(self.module(rows), self.scale, self.softcap)
+        return finish_logits(self._output(rows), self.scale, self.softcap)
 
 
 def find_head(model: nn.Module, whole: Callable[[Tensor], Tensor] = _as_it_is) -> Head:
-    """The head of a plain or PEFT-wrapped causal language model.
+    """The head of a plain or PEFT-wrapped language model.
 
     Args:
         model: not wrapped for distributed training.
@@ -150,7 +169,7 @@ def find_head(model: nn.Module, whole: Callable[[Tensor], Tensor] = _as_it_is) -
     if module is None:
         raise ModelError(
             "CP304",
-            f"{type(model).__name__} has no output embedding (get_output_embeddings() gives "
+            f"{class_of(model).__name__} has no output embedding (get_output_embeddings() gives "
             "None); load it with AutoModelForCausalLM.",
         )
     # PEFT keeps a trained copy of the head beside the original; the copy is what runs
@@ -159,7 +178,7 @@ def find_head(model: nn.Module, whole: Callable[[Tensor], Tensor] = _as_it_is) -
         module = module.modules_to_save[adapter]
     config: Any = model.config
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return Head(module, _scale(config), _softcap(config), whole=whole)
+    return Head(module, _scale(config), _softcap(config), whole=whole, after=_after(model))
 
 
 @contextmanager
@@ -191,25 +210,32 @@ def own_tokens(
     return states[:, -input_ids.shape[1] :]
 
 
-def prove_head(model: nn.Module, head: Head, input_ids: Int[Tensor, "rows tokens"]) -> Head:
+def prove_head(
+    model: nn.Module,
+    head: Head,
+    input_ids: Int[Tensor, "rows tokens"],
+    inputs: Mapping[str, Any] | None = None,
+) -> Head:
     """Check the head against the model's own logits on a short input.
 
     Args:
         model: unwrapped, on the device of ``input_ids``.
         head: as ``find_head`` describes it.
-        input_ids: a few real tokens, without padding.
+        input_ids: a few real tokens of the rows that are predicted, without padding.
+        inputs: what the model is called with, by keyword; None: these ids alone.
 
     Returns:
         The head with the first kernel whose log-probabilities agree, else the dense one. A kernel
         that the tests have not proved has to have the gradient of one that they have.
     """
     next_ids = input_ids.roll(-1, 1).flatten()
+    inputs = {"input_ids": input_ids} if inputs is None else inputs
     with in_evaluation_mode(model):
         with torch.no_grad():
-            logits = model(input_ids, use_cache=False).logits
+            logits = model(**inputs, use_cache=False).logits
             expected, _ = dense_token_logps(own_tokens(logits, input_ids).flatten(0, 1), next_ids)
             with head_input(head) as taken:
-                model(input_ids, use_cache=False)
+                model(**inputs, use_cache=False)
         if len(taken) != 1:
             return replace(head, dense=True)
         rows = own_tokens(taken[0], input_ids).flatten(0, 1).detach()
@@ -241,6 +267,13 @@ def _gradients(head: Head, rows: Tensor, target_ids: Tensor) -> list[Tensor]:
     trained = [weight for weight in head.module.parameters() if weight.requires_grad]
     with torch.enable_grad():
         return sampled_gradient(head.token_logps(leaf, target_ids)[0].sum(), [leaf, *trained])
+
+
+def _after(model: Any) -> Callable[[], Tensor] | None:
+    """What gives the bias that a model adds to its head's output: a buffer, which may be moved."""
+    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    bias = getattr(owner, "final_logits_bias", None)
+    return (lambda: owner.final_logits_bias) if isinstance(bias, Tensor) else None
 
 
 def _scale(config: Any) -> float:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from counterpoint.errors import kind_and_line
-from counterpoint.forward.kernels import ATTENTION_KERNELS, PROOFS, VARLEN, AttentionKernel
+from counterpoint.forward.kernels import ATTENTION_KERNELS, VARLEN, AttentionKernel, proofs_here
 from counterpoint.forward.pairwise_attention import attend_to_pairs
 from counterpoint.forward.varlen_attention import AttentionCall
 from counterpoint.log import logger
@@ -46,6 +46,7 @@ def prove_kernel(
     """Let attention of this kind use the kernels that are right; of others say why not.
 
     What an earlier process of the run has found (``kernels.load_state_dict``) is not found again.
+    What is found is kept for the model whose attention is running (``kernels.proofs_running``).
 
     Args:
         call: the attention.
@@ -59,10 +60,11 @@ def prove_kernel(
         if kernel.trusted or not can:
             continue
         key = (name, call, dtype)
-        if key not in PROOFS:
-            PROOFS[key] = kernel_disagrees(call, segments, dtype, device, kernel)
-        if PROOFS[key] is not None:
-            logger().warning("attention goes pair by pair: %s %s", kernel.owner, PROOFS[key])
+        proofs = proofs_here()
+        if key not in proofs:
+            proofs[key] = kernel_disagrees(call, segments, dtype, device, kernel)
+        if proofs[key] is not None:
+            logger().warning("attention goes pair by pair: %s %s", kernel.owner, proofs[key])
 
 
 def kernel_disagrees(

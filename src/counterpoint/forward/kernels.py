@@ -2,17 +2,21 @@
 
 A row says what a kernel takes, how it runs, and whether it is trusted: one that is not ours is
 compared with one that is before a run uses it, on the run's own shapes (``kernel_proof``,
-``head.prove_head``). What was found is kept in ``PROOFS`` and in a run's checkpoints, so that a
-resumed run runs through the same kernels.
+``head.prove_head``). What was found belongs to the model that runs through them, and to its run's
+checkpoints: a resumed run runs through the same kernels, and another run in the process finds out
+for itself.
 
 Not here: the kernels themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +41,8 @@ class Projection:
     """From the head's input to logits: softcap(scale * module(hidden)).
 
     Args:
-        module: the head; nothing is left to do where ``dense``.
+        module: the head, with all that the model adds to its output; nothing is left to do where
+            ``dense``.
         weight: all of its weight, where it is a matrix and a bias and nothing else; else None.
         bias: its bias, likewise, if it has one.
         scale: factor of the logits.
@@ -46,7 +51,7 @@ class Projection:
         dense: whether what comes in are the logits, which the model has computed itself.
     """
 
-    module: nn.Module
+    module: Callable[[Tensor], Tensor]
     weight: Tensor | None
     bias: Tensor | None
     scale: float
@@ -186,19 +191,58 @@ ATTENTION_KERNELS: dict[str, AttentionKernel] = {one.name: one for one in (VARLE
 """Every kernel of shared attention; the first one that may run does."""
 
 ProofKey = tuple[str, AttentionCall, torch.dtype]
-PROOFS: dict[ProofKey, str | None] = {}
-"""What comparing a kernel has shown: None where it is right, else what was seen."""
+KernelProofs = dict[ProofKey, str | None]
+"""What comparing kernels has shown: None where one is right, else what was seen."""
+
+PROOFS: KernelProofs = {}
+"""What was found where no model's attention was running."""
+
+_OF_MODELS: WeakKeyDictionary[nn.Module, KernelProofs] = WeakKeyDictionary()
+_running: ContextVar[KernelProofs | None] = ContextVar("proofs", default=None)
 
 
-def may_run(name: str, call: AttentionCall, dtype: torch.dtype) -> bool:
+def proofs_of(model: nn.Module) -> KernelProofs:
+    """What was found for a model; filled in place.
+
+    Args:
+        model: unwrapped.
+    """
+    return _OF_MODELS.setdefault(model, {})
+
+
+def proofs_here() -> KernelProofs:
+    """Those of the model whose attention is running (``proofs_running``)."""
+    found = _running.get()
+    return PROOFS if found is None else found
+
+
+@contextmanager
+def proofs_running(model: nn.Module) -> Iterator[None]:
+    """While open, proofs are a model's own.
+
+    Args:
+        model: unwrapped.
+    """
+    token = _running.set(proofs_of(model))
+    try:
+        yield
+    finally:
+        _running.reset(token)
+
+
+def may_run(
+    name: str, call: AttentionCall, dtype: torch.dtype, proofs: KernelProofs | None = None
+) -> bool:
     """Whether an attention kernel is known to be right for a kind of call.
 
     Args:
         name: of the kernel.
         call: the attention.
         dtype: in which it runs.
+        proofs: that decide; None: those of the model whose attention is running.
     """
-    return ATTENTION_KERNELS[name].trusted or PROOFS.get((name, call, dtype), "unproved") is None
+    known = proofs_here() if proofs is None else proofs
+    return ATTENTION_KERNELS[name].trusted or known.get((name, call, dtype), "unproved") is None
 
 
 # ---- kernels of others ----
@@ -237,8 +281,12 @@ def register_attention_kernel(kernel: AttentionKernel) -> AttentionKernel:
 # ---- what a run has found ----
 
 
-def state_dict() -> dict[str, Any]:
-    """What comparing kernels has shown, ready for JSON."""
+def state_dict(proofs: KernelProofs) -> dict[str, Any]:
+    """What comparing kernels has shown, ready for JSON.
+
+    Args:
+        proofs: of a model.
+    """
     return {
         "attention": [
             {
@@ -247,17 +295,18 @@ def state_dict() -> dict[str, Any]:
                 "dtype": str(dtype).removeprefix("torch."),
                 "differs": differs,
             }
-            for (name, call, dtype), differs in PROOFS.items()
+            for (name, call, dtype), differs in proofs.items()
         ]
     }
 
 
-def load_state_dict(state: dict[str, Any]) -> None:
+def load_state_dict(state: dict[str, Any], proofs: KernelProofs) -> None:
     """Trust the kernels that an earlier process found right, and no others of those it compared.
 
     Args:
         state: from ``state_dict``.
+        proofs: of a model; changed in place.
     """
     for one in state["attention"]:
         call = AttentionCall(**one["call"])
-        PROOFS[one["kernel"], call, getattr(torch, one["dtype"])] = one["differs"]
+        proofs[one["kernel"], call, getattr(torch, one["dtype"])] = one["differs"]

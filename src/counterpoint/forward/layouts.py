@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Sequence, Set
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Hashable, Iterator, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,8 +25,9 @@ from torch import Tensor, nn
 
 from counterpoint.errors import ConfigError
 from counterpoint.forward.kernel_proof import prove_kernel
-from counterpoint.forward.rows import Rows, check_ids, padded_rows, shared_row
-from counterpoint.forward.sharable import unseen, why_not_shared
+from counterpoint.forward.rows import EmbeddingRows, Rows, check_ids, padded_rows, shared_row
+from counterpoint.forward.seeing import look_at, patches_in, seeing, sight_of
+from counterpoint.forward.sharable import noise_on, unseen, why_not_shared
 from counterpoint.forward.shared_attention import (
     KEYWORD,
     SharedRow,
@@ -48,6 +50,9 @@ class Layout(ABC):
     gain: ClassVar[str] = ""
     """What is won by it, and at what cost, for a plan's remedies; empty where nothing is."""
 
+    encoded: ClassVar[bool] = False
+    """Whether it is for models whose prompts go through an encoder of their own."""
+
     @abstractmethod
     def tokens(self, pairs: Sequence[TokenPair]) -> int:
         """Input tokens that a batch of these pairs has, padding included.
@@ -55,6 +60,18 @@ class Layout(ABC):
         Args:
             pairs: at least one.
         """
+
+    def skips_padding(self, device: str) -> bool:
+        """Whether less than the padded rows is computed there, and other memory is held."""
+        return False
+
+    def common(self, pair: TokenPair) -> Hashable:
+        """What pairs of one batch must have alike for some work to be done once; None: nothing is.
+
+        Args:
+            pair: any.
+        """
+        return None
 
     @abstractmethod
     def tokens_alone(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -86,7 +103,11 @@ class Layout(ABC):
         """
 
     def collate(
-        self, pairs: Sequence[TokenPair], *, pad_id: int = 0, vocab_size: int | None = None
+        self,
+        pairs: Sequence[TokenPair],
+        *,
+        pad_id: int = 0,
+        vocab_size: EmbeddingRows | int | None = None,
     ) -> PairBatch:
         """Lay pairs into a batch, on the CPU.
 
@@ -133,11 +154,22 @@ class Layout(ABC):
             model: unwrapped from distributed training; PEFT-wrapped or plain.
             dropout_stays: False for a model whose dropout will be turned off before it trains.
         """
-        return None
+        has_encoder = bool(getattr(model.config, "is_encoder_decoder", False))
+        if has_encoder == self.encoded:
+            return None
+        return f"this model has {'an' if has_encoder else 'no'} encoder"
 
-    def why_not_unasked(self, device: str) -> str | None:
-        """Why it is not chosen on a kind of device unless it is asked for; None if it is."""
-        return None
+    def is_timed(self, device: str) -> bool:
+        """Whether ``AUTO`` asks the clock there before it prefers it to the reference."""
+        return False
+
+    def to_prove(self, pairs: Sequence[TokenPair]) -> list[TokenPair]:
+        """Pairs on which it is proved: some of the run's, and what else must be among them.
+
+        Args:
+            pairs: at least one.
+        """
+        return list(pairs)
 
     def watched(self) -> AbstractContextManager[Set[Any]]:
         """While open, what else the proof has to see is put into the set."""
@@ -162,8 +194,8 @@ class Padded(Layout):
     name = "padded"
 
     def tokens(self, pairs: Sequence[TokenPair]) -> int:
-        """Twice the longest row a pair."""
-        return 2 * len(pairs) * max(pair.longest_row for pair in pairs)
+        """Twice the longest row a pair, and the patches of its pictures."""
+        return 2 * len(pairs) * max(pair.longest_row for pair in pairs) + patches_in(pairs)
 
     def tokens_alone(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Two rows as long as the longer one."""
@@ -185,6 +217,39 @@ class Padded(Layout):
         side = "chosen" if row < len(batch) else "rejected"
         return _part_of(batch, row % len(batch), ("prompt", side), position)
 
+    def inputs(self, batch: PairBatch) -> dict[str, Any]:
+        """With the pictures of the rows, if they show any."""
+        return {**super().inputs(batch), **look_at(batch.pairs, ())}
+
+    def running(self, model: nn.Module) -> AbstractContextManager[None]:
+        """With a model that understands what is said of pictures."""
+        return seeing(model)
+
+    def why_not(self, model: nn.Module, *, dropout_stays: bool = True) -> str | None:
+        """What keeps a model that sees from looking once."""
+        reason = super().why_not(model, dropout_stays=dropout_stays)
+        if reason is not None or sight_of(model.config) is None:
+            return reason
+        return noise_on("a picture", model, dropout_stays=dropout_stays)
+
+
+class PicturesTwice(Padded):
+    """Padded rows, each with the pixels of its own pictures: the truth for models that see."""
+
+    name = "pictures-twice"
+
+    def tokens(self, pairs: Sequence[TokenPair]) -> int:
+        """Twice the longest row a pair, and the patches of its pictures twice."""
+        return super().tokens(pairs) + patches_in(pairs)
+
+    def inputs(self, batch: PairBatch) -> dict[str, Any]:
+        """With pixels for every row."""
+        return {**super().inputs(batch), **look_at(batch.pairs, (), repeated=True)}
+
+    def why_not(self, model: nn.Module, *, dropout_stays: bool = True) -> str | None:
+        """Nothing, for a model that sees."""
+        return "this model sees no pictures" if sight_of(model.config) is None else None
+
 
 class Shared(Layout):
     """All pairs in one row, each prompt once; attention keeps them apart."""
@@ -193,8 +258,9 @@ class Shared(Layout):
     gain = "nothing: the same step, prompts once"
 
     def tokens(self, pairs: Sequence[TokenPair]) -> int:
-        """Every token once."""
-        return sum(len(p.prompt) + len(p.chosen) + len(p.rejected) for p in pairs)
+        """Every token once, and the patches of pictures."""
+        texts = sum(len(p.prompt) + len(p.chosen) + len(p.rejected) for p in pairs)
+        return texts + patches_in(pairs)
 
     def tokens_alone(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Every token once."""
@@ -227,21 +293,23 @@ class Shared(Layout):
             # one of four dimensions is taken as it is, none is built, and our attention needs none
             "attention_mask": batch.attention_mask[:, None, None],
             KEYWORD: SharedRow.of(batch.segments, batch.input_ids.device),
+            **look_at(batch.pairs, batch.segments),
         }
 
-    def running(self, model: nn.Module) -> AbstractContextManager[None]:
+    @contextmanager
+    def running(self, model: nn.Module) -> Iterator[None]:
         """With our attention in the place of the model's."""
-        return shared_attention(model)
+        with shared_attention(model), seeing(model):
+            yield
 
     def why_not(self, model: nn.Module, *, dropout_stays: bool = True) -> str | None:
         """What keeps a model from sharing its prompts."""
-        return why_not_shared(model, dropout_stays=dropout_stays)
+        reason = super().why_not(model, dropout_stays=dropout_stays)
+        return reason or why_not_shared(model, dropout_stays=dropout_stays)
 
-    def why_not_unasked(self, device: str) -> str | None:
-        """It has been measured on CPUs."""
-        if device == "cpu":
-            return None
-        return f"sharing has been measured on CPUs only; layout={self.name!r} turns it on"
+    def is_timed(self, device: str) -> bool:
+        """On CPUs it has always been faster; elsewhere that depends on kernels and lengths."""
+        return device != "cpu"
 
     def watched(self) -> AbstractContextManager[Set[Any]]:
         """The kinds of calls that reach our attention."""
@@ -268,13 +336,29 @@ def _part_of(
     return number, "padding", left
 
 
-PADDED, SHARED = Padded(), Shared()
+PADDED, SHARED, PICTURES_TWICE = Padded(), Shared(), PicturesTwice()
 
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (SHARED, PADDED)}
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (SHARED, PADDED, PICTURES_TWICE)}
 """Every layout by its name."""
 
 REFERENCE: Layout = PADDED
 """What other layouts are compared with, and what a run falls back to."""
+
+
+def first_tokens(layout: Layout, pair: TokenPair, tokens: int) -> PairBatch:
+    """A batch of a few tokens and no padding, on the CPU, to prove a head on.
+
+    Args:
+        layout: in which it is laid.
+        pair: any; its chosen completion stands on both sides.
+        tokens: most of its prompt, and most of its completion.
+    """
+    completion = pair.chosen[:tokens]
+    # without pictures: the head is asked the same of a prompt in which ids stand for none
+    few = replace(
+        pair, prompt=pair.prompt[:tokens], chosen=completion, rejected=completion, seen=()
+    )
+    return layout.collate([few])
 
 
 def register_layout(layout: Layout) -> Layout:
@@ -297,7 +381,6 @@ def register_layout(layout: Layout) -> Layout:
 def first_choice(
     model: nn.Module,
     wanted: str,
-    device: str,
     *,
     dropout_stays: bool = True,
     possible: Sequence[Layout] = (SHARED, PADDED),
@@ -307,13 +390,12 @@ def first_choice(
     Args:
         model: as for ``Layout.why_not``.
         wanted: the option ``layout``.
-        device: kind of device that the run is on.
         dropout_stays: as for ``Layout.why_not``.
         possible: of the model's family, those that ``AUTO`` tries in their order; the last is the
             reference.
 
     Returns:
-        The layout; and where it is the reference, why it is no other.
+        The layout; and where it is not the first of those that were tried, why it is not that.
     """
     *others, reference = possible
     if wanted == reference.name:
@@ -321,10 +403,8 @@ def first_choice(
     first = None
     for layout in others if wanted == AUTO else (LAYOUTS[wanted],):
         reason = layout.why_not(model, dropout_stays=dropout_stays)
-        if reason is None and wanted == AUTO:
-            reason = layout.why_not_unasked(device)
         if reason is None:
-            return layout, None
+            return layout, first
         first = first or reason
     return reference, first
 

@@ -7,6 +7,9 @@ Not here: which kernel runs (``kernels``), how it is reached from a model (``sha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypedDict, Unpack
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -15,16 +18,30 @@ from torch import Tensor
 from counterpoint.records import PairSegments
 
 
+class Scores(TypedDict, total=False):
+    """How scores are made.
+
+    Args:
+        scaling: factor of the scores; None: the inverse square root of the width.
+        window: a query sees that many positions back, itself included; None: all.
+        softcap: bound of the scores (Gemma 2); None for none.
+        sinks: a score that every query of a head has for nothing (gpt-oss); None for none.
+    """
+
+    scaling: float | None
+    window: int | None
+    softcap: float | None
+    sinks: Tensor | None
+
+
 def attend_to_pairs(
     query: Float[Tensor, "one heads tokens width"],
     key: Float[Tensor, "one kv_heads tokens width"],
     value: Float[Tensor, "one kv_heads tokens value_width"],
     segments: tuple[PairSegments, ...],
     *,
-    scaling: float | None = None,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks: Float[Tensor, " heads"] | None = None,
+    blocks: Sequence[Tensor] | None = None,
+    **scores: Unpack[Scores],
 ) -> Float[Tensor, "one tokens heads value_width"]:
     """Attention over one row of pairs.
 
@@ -33,10 +50,10 @@ def attend_to_pairs(
         key: likewise; fewer heads where queries share them.
         value: likewise.
         segments: where each pair lies; they cover the row without gaps.
-        scaling: factor of the scores; None: the inverse square root of the width.
-        window: a query sees that many positions back, itself included; None: all.
-        softcap: bound of the scores (Gemma 2); None for none.
-        sinks: a score that every query of a head has for nothing (gpt-oss); None for none.
+        blocks: of each pair the number of the block that a token of its prompt is of, -1 for none.
+            The tokens of a block see each other, ahead too and out of a window (Gemma 3's
+            pictures). None: there are none.
+        scores: how they are made.
 
     Returns:
         The attended values, token by token.
@@ -58,31 +75,29 @@ def attend_to_pairs(
                     queries[2 * pair + side],
                     torch.cat([keys[prompt], keys[completion]], 2),
                     torch.cat([values[prompt], values[completion]], 2),
-                    scaling,
-                    window,
-                    softcap,
-                    sinks,
+                    scores,
+                    # the prompt's own queries are among those of the chosen side
+                    None if blocks is None or side else blocks[pair],
                 )
             )
     return torch.cat(parts, 2).transpose(1, 2)
 
 
 def _causal(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scaling: float | None,
-    window: int | None,
-    softcap: float | None,
-    sinks: Tensor | None,
+    query: Tensor, key: Tensor, value: Tensor, how: Scores, blocks: Tensor | None
 ) -> Tensor:
     """The last queries of a sequence over all of its keys."""
+    scaling, window = how.get("scaling"), how.get("window")
+    softcap, sinks = how.get("softcap"), how.get("sinks")
     queries, keys = query.shape[2], key.shape[2]
     narrow = window is not None and window < keys
     plain = softcap is None and sinks is None
-    if plain and queries == keys and not narrow:
+    if plain and queries == keys and not narrow and blocks is None:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
     mask = _mask(queries, keys, window if narrow else None, query.device)
+    if blocks is not None:
+        of = F.pad(blocks.to(query.device), (0, keys - len(blocks)), value=-1)
+        mask = mask | (of[:, None] == of) & (of >= 0)
     if plain:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -91,7 +106,8 @@ def _causal(
         scores = torch.tanh(scores / softcap) * softcap
     scores = scores.masked_fill(~mask, float("-inf"))
     if sinks is not None:
-        scores = torch.cat([scores, sinks[:, None, None].expand(*scores.shape[:3], 1)], -1)
+        nothing = sinks[:, None, None].expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, nothing], -1)
     weights = scores.softmax(-1, dtype=_wide(scores.dtype))[..., :keys]
     return weights.to(value.dtype) @ value
 

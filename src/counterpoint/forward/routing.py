@@ -134,13 +134,13 @@ def choices(routers: tuple[Router, ...]) -> Iterator[list[Choice]]:
             raise _refused(routers[0].name, "it was not called in a forward pass")
 
 
-def prove_routers(model: nn.Module, routers: tuple[Router, ...], input_ids: Tensor) -> None:
+def prove_routers(model: nn.Module, routers: tuple[Router, ...], inputs: Mapping[str, Any]) -> None:
     """Check on a short input that what the routers hand over is what it is taken for.
 
     Args:
-        model: unwrapped, on the device of ``input_ids``.
+        model: unwrapped, on the device of its inputs.
         routers: of it.
-        input_ids: a few real tokens, ``[rows, tokens]``.
+        inputs: what the model is called with, by keyword: a few real tokens.
 
     Raises:
         ModelError: CP313 where it is not.
@@ -154,7 +154,7 @@ def prove_routers(model: nn.Module, routers: tuple[Router, ...], input_ids: Tens
             )
             stack.callback(hook.remove)
         with in_evaluation_mode(model), torch.no_grad(), choices(routers) as found:
-            model(input_ids, use_cache=False)
+            model(**inputs, use_cache=False)
     name = routers[0].name
     for choice in found:
         _check_scores(name, choice)

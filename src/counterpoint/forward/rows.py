@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,18 @@ from counterpoint.errors import ModelError
 from counterpoint.records import PairSegments, TokenPair
 
 Ids = npt.NDArray[np.int64]
+
+
+class EmbeddingRows(NamedTuple):
+    """Token ids that a model knows: the same of what it reads and writes, but for some Marians.
+
+    Args:
+        read: rows of the embedding of prompts.
+        written: of the embedding of completions, and of what a decoder begins with.
+    """
+
+    read: int
+    written: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,20 +123,23 @@ def shared_row(pairs: Sequence[TokenPair]) -> Rows:
     )
 
 
-def check_ids(pairs: Sequence[TokenPair], vocab_size: int) -> None:
+def check_ids(pairs: Sequence[TokenPair], vocab_size: EmbeddingRows | int) -> None:
     """Refuse token ids that the embedding does not have.
 
     Args:
         pairs: any.
-        vocab_size: rows of the embedding.
+        vocab_size: rows of the embedding, or of both.
 
     Raises:
         ModelError: CP303, with the first row that has one.
     """
+    if isinstance(vocab_size, int):
+        vocab_size = EmbeddingRows(vocab_size, vocab_size)
     for pair in pairs:
-        highest = max(max(ids, default=0) for ids in (pair.prompt, pair.chosen, pair.rejected))
-        if highest >= vocab_size:
-            raise beyond_embedding(int(highest), vocab_size, pair.row)
+        said = max(max(ids, default=0) for ids in (pair.start, pair.chosen, pair.rejected))
+        for highest, rows in zip((max(pair.prompt, default=0), said), vocab_size, strict=True):
+            if highest >= rows:
+                raise beyond_embedding(int(highest), rows, pair.row)
 
 
 def beyond_embedding(token_id: int, vocab_size: int, row: int | None = None) -> ModelError:

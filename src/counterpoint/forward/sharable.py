@@ -17,6 +17,8 @@ from counterpoint.forward.shared_attention import BACKENDS
 from counterpoint.forward.varlen_attention import AttentionCall
 from counterpoint.model_seams import attention_of, can_exchange_attention
 
+LEARNS_A_PROMPT = "prompt learning puts its own tokens before each row"
+
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of layers, as transformers' configurations name them, that only look back in attention."""
 
@@ -29,8 +31,8 @@ def why_not_shared(model: nn.Module, *, dropout_stays: bool = True) -> str | Non
         dropout_stays: False for a model whose dropout will be turned off before it trains.
     """
     inner: Any = model
-    if any(getattr(c, "is_prompt_learning", False) for c in _adapters(inner)):
-        return "prompt learning puts its own tokens before each row"
+    if learns_a_prompt(inner):
+        return LEARNS_A_PROMPT
     attention = attention_of(model)
     if attention not in BACKENDS:
         return f"attention runs through {attention}, not through {' or '.join(BACKENDS)}"
@@ -40,10 +42,28 @@ def why_not_shared(model: nn.Module, *, dropout_stays: bool = True) -> str | Non
     strange = set(getattr(config, "layer_types", None) or ()) - PLAIN_LAYERS
     if strange:
         return f"it has layers of kind {', '.join(sorted(strange))}"
-    if _jitter(inner):
-        return "its routers add noise, which would fall on a shared prompt once instead of twice"
-    if dropout_stays and any(dropout_rates(inner)):
-        return "dropout is on, and would fall on a shared prompt once instead of twice"
+    return noise_on("a shared prompt", inner, dropout_stays=dropout_stays)
+
+
+def learns_a_prompt(model: Any) -> bool:
+    """Whether an adapter of a model puts tokens of its own before each row."""
+    configs = getattr(model, "peft_config", None)
+    adapters = configs.values() if isinstance(configs, dict) else ()
+    return any(getattr(one, "is_prompt_learning", False) for one in adapters)
+
+
+def noise_on(what: str, model: nn.Module, *, dropout_stays: bool) -> str | None:
+    """What of a model is drawn at random and would be drawn once instead of twice; None if nothing.
+
+    Args:
+        what: that would be computed once for both completions, in words.
+        model: as for ``why_not_shared``.
+        dropout_stays: as for ``why_not_shared``.
+    """
+    if _jitter(model):
+        return f"its routers add noise, which would fall on {what} once instead of twice"
+    if dropout_stays and any(dropout_rates(model)):
+        return f"dropout is on, and would fall on {what} once instead of twice"
     return None
 
 
@@ -64,11 +84,6 @@ def unseen(model: nn.Module, calls: Set[AttentionCall]) -> str | None:
     if window and slides and all(call.window is None for call in calls):
         return f"its window of {window} positions is known to masks only, not to its attention"
     return None
-
-
-def _adapters(model: Any) -> list[Any]:
-    configs = getattr(model, "peft_config", None)
-    return list(configs.values()) if isinstance(configs, dict) else []
 
 
 def _jitter(model: nn.Module) -> bool:

@@ -29,7 +29,14 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from counterpoint.forward.kernels import ATTENTION_KERNELS, may_run
+from counterpoint.forward.kernels import (
+    ATTENTION_KERNELS,
+    PAIRWISE,
+    KernelProofs,
+    may_run,
+    proofs_here,
+    proofs_running,
+)
 from counterpoint.forward.varlen_attention import AttentionCall, running_dtype
 from counterpoint.model_seams import attention_of
 from counterpoint.records import PairSegments
@@ -62,15 +69,22 @@ class SharedRow:
 
     Args:
         plans: where each pair lies, as each kernel wants it that runs on the device; by name.
+        proofs: of the model that attends. They lie here, since a backward that computes
+            activations again may run in a thread that knows no context.
+        blocks: of each pair which picture a token of its prompt is of, -1 for none, where the
+            tokens of a picture see each other both ways; None where all look back alone.
     """
 
     plans: Mapping[str, Any]
+    proofs: KernelProofs
+    blocks: tuple[Tensor, ...] | None = None
 
     @classmethod
     def of(cls, segments: tuple[PairSegments, ...], device: torch.device) -> SharedRow:
         """The row of some pairs, which cover it without gaps, on a device."""
         able = {name: one for name, one in ATTENTION_KERNELS.items() if one.runs_on(device)}
-        return cls({name: one.plan(segments, device) for name, one in able.items()})
+        plans = {name: one.plan(segments, device) for name, one in able.items()}
+        return cls(plans, proofs_here())
 
 
 @contextmanager
@@ -90,7 +104,8 @@ def shared_attention(model: nn.Module) -> Iterator[None]:
         return
     inner.set_attn_implementation(_name(own))
     try:
-        yield
+        with proofs_running(model):
+            yield
     finally:
         inner.set_attn_implementation(own)
 
@@ -155,7 +170,10 @@ def _attend(
     calls = _calls.get()
     if calls is not None:
         calls.add(call)
-    name = next(name for name in row.plans if may_run(name, call, dtype))
+    if row.blocks is not None:  # which one kernel knows of
+        plan = row.plans[PAIRWISE.name]
+        return PAIRWISE.run(query, key, value, plan, blocks=row.blocks, **options)
+    name = next(name for name in row.plans if may_run(name, call, dtype, row.proofs))
     return ATTENTION_KERNELS[name].run(query, key, value, row.plans[name], **options)
 
 

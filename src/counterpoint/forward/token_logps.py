@@ -8,9 +8,11 @@ which rows have a target (``PairBatch``), sums over a completion (``pair_forward
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from counterpoint.forward.affine_logps import finish_logits
@@ -21,7 +23,7 @@ LOGITS_PER_CHUNK = 2**25
 
 def module_token_logps(
     hidden: Float[Tensor, "targets width"],
-    head: nn.Module,
+    head: Callable[[Tensor], Tensor],
     target_ids: Int[Tensor, " targets"],
     *,
     scale: float = 1.0,

@@ -16,9 +16,13 @@ BUILDERS = ("json", "csv", "parquet", "text", "arrow")
 """Names that load_dataset takes for a kind of file."""
 
 _READ = ("path", "name", "split", "data_files", "ds_type")
+_PART = ("shards", "shards_idx", "preprocess_shards")
 _OF_ROWS = (
     "rows are read by their columns (docs/data.md lists the shapes); counterpoint tokens shows "
     "what is trained"
+)
+_OF_PARTS = (
+    "all rows are trained on, and prepared in parts; keep fewer in the file, or limit max_steps"
 )
 
 
@@ -110,9 +114,10 @@ def add_list(draft: Draft, name: str, option: str) -> None:
             draft.left.append(f"{where}: it names no file and no data set of the hub.")
             continue
         found.append(source)
-        extra = [f"{key}={value}" for key, value in entry.items() if key not in _READ and value]
-        if extra:
-            draft.left.append(f"{where}: {', '.join(extra)}: {_OF_ROWS}.")
+        for names, reason in ((_PART, _OF_PARTS), (set(entry).difference(_PART), _OF_ROWS)):
+            extra = [f"{key}={entry[key]}" for key in entry if key in names and _says(key, entry)]
+            if extra:
+                draft.left.append(f"{where}: {', '.join(extra)}: {reason}.")
     if found:
         add_sources(draft, found, option, setting.where)
 
@@ -122,6 +127,10 @@ def _of_entry(entry: Any) -> Source | None:
         return None
     split = entry.get("split")
     return source_of(entry["path"], entry.get("name"), entry.get("data_files"), split)
+
+
+def _says(key: str, entry: dict[str, Any]) -> bool:
+    return key not in _READ and entry[key] not in (None, False, "", [], {})
 
 
 def _is_file(path: str) -> bool:

@@ -24,7 +24,10 @@ from counterpoint.options.table import options
 NO_OPTION = "there is no such option here"
 _NO_SECRETS = "a secret has no place in a file; set HF_TOKEN where you run"
 _WITHHELD = Scalar("(withheld)")
-_NAMED_LIKE_SECRETS = ("pad_token", "eos_token", "bos_token", "special_tokens")
+_NAMED_LIKE_SECRETS = (
+    *("pad_token", "eos_token", "bos_token", "special_tokens"),
+    *("forced_bos_token", "ignore_pad_token_for_loss"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,12 @@ Not here: its plugins, and the row shapes of its ``type:`` names.
 
 from __future__ import annotations
 
-from counterpoint.engine import NOT_SUPPORTED
+from counterpoint.engine import FSDP_1
 from counterpoint.errors import ConfigError
 from counterpoint.migrate.data_sets import add_list
 from counterpoint.migrate.draft import Draft
 from counterpoint.migrate.of_llama_factory import put_without_reference
-from counterpoint.migrate.of_trl import QUANTISED, keep_nll
+from counterpoint.migrate.of_trl import COMES_SO, keep_nll
 from counterpoint.objectives import called, names_of, without_reference
 from counterpoint.options.given import as_python
 
@@ -28,9 +28,7 @@ REASONS = {
     "model_type": _BY_ITSELF,
     "tokenizer_type": _BY_ITSELF,
     "is_llama_derived_model": _BY_ITSELF,
-    "load_in_8bit": QUANTISED,
-    "load_in_4bit": QUANTISED,
-    "gptq": QUANTISED,
+    "gptq": COMES_SO,
     "batch_size": "a step's pairs are per_device_train_batch_size x gradient_accumulation_steps x "
     "ranks",
     "chat_template": "the tokenizer's own chat template is used; chat_template takes a file with "
@@ -41,6 +39,7 @@ REASONS = {
     "sample_packing": _PACKING,
     "eval_sample_packing": _PACKING,
     "pad_to_sequence_len": _PACKING,
+    "streaming_multipack_buffer_size": _PACKING,
     "train_on_inputs": "a prompt's tokens never carry loss",
     "special_tokens": "give them in the tokenizer's own files; padding never reaches the loss",
     "tokens": "add them to tokenizer and model before training",
@@ -52,7 +51,6 @@ REASONS = {
     "wandb_project": "write report_to: wandb, and set WANDB_PROJECT where you run",
     "wandb_entity": "set WANDB_ENTITY where you run",
     "wandb_name": "write run_name",
-    "fsdp_config": NOT_SUPPORTED,
     "rpo_alpha": "it is DPO's; the NLL of the chosen is weighed by cpo_alpha",
     "xformers_attention": "transformers has no such attention; sdpa is its default",
     "plugins": "there are no plugins; the shared layout and the chunked head are on by themselves",
@@ -90,6 +88,7 @@ def of_axolotl(draft: Draft) -> None:
         if draft.switch(name):
             draft.put("attn_implementation", kind)
     _precision(draft)
+    _sharding(draft)
     _defaults(draft)
     draft.pass_on(REASONS, NAMES)
 
@@ -126,19 +125,42 @@ def _loss(draft: Draft) -> None:
 
 
 def _adapter(draft: Draft) -> None:
+    for name in ("load_in_4bit", "load_in_8bit"):  # its examples spell out that they are off
+        if draft.peek(name) is False:
+            draft.take(name)
     setting = draft.take("adapter")
     kind = None if setting is None else as_python(setting.given)
-    if kind == "qlora" and setting is not None:
-        draft.leave(setting, f"{QUANTISED}; a LoRA adapter on the plain weights is written")
+    if kind == "qlora" and draft.peek("load_in_4bit") is None:
+        draft.put("load_in_4bit", True, "was adapter: qlora")
     if kind in ("lora", "qlora"):
         if draft.switch("lora_target_linear"):
             draft.rest.pop("lora_target_modules", None)  # every linear layer, as here without it
         return
     if setting is not None:
         draft.leave(setting, "Counterpoint trains all weights or a LoRA adapter; all are written")
-    for name in [n for n in draft.rest if n.startswith(("lora_", "peft_"))]:
+    for name in [n for n in draft.rest if n.startswith(("lora_", "peft_", "load_in_"))]:
         if unused := draft.take(name):
             draft.leave(unused, "there is no adapter: lora to use it")
+
+
+def _sharding(draft: Draft) -> None:
+    """Version 1 is the tool's default, with a list of words; version 2 has a mapping of details."""
+    wanted, details = draft.take("fsdp"), draft.take("fsdp_config")
+    version = draft.take("fsdp_version")
+    inner = details.given if details is not None and isinstance(details.given, dict) else {}
+    said = inner.get("fsdp_version", version.given if version is not None else None)
+    if said is not None and str(as_python(said)) == "2":
+        draft.put("fsdp", 2, "was fsdp_version: 2")
+        rest = {key: value for key, value in inner.items() if key != "fsdp_version"}
+        if details is not None and rest:
+            draft.leave(
+                type(details)("fsdp_config", rest, details.where),
+                "layers are found by themselves; what else differs goes into fsdp_config here",
+            )
+        return
+    for setting in (wanted, details, version):
+        if setting is not None:
+            draft.leave(setting, FSDP_1)
 
 
 def _precision(draft: Draft) -> None:

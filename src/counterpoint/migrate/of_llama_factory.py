@@ -12,7 +12,7 @@ from typing import Any
 
 from counterpoint.errors import ConfigError
 from counterpoint.migrate.draft import Draft
-from counterpoint.migrate.of_trl import NO_REFERENCE, QUANTISED
+from counterpoint.migrate.of_trl import COMES_SO, NO_REFERENCE
 from counterpoint.objectives import DEFAULT_LOSS, LOSSES, Loss, called, names_of, without_reference
 from counterpoint.options.given import Scalar, Setting, as_python
 
@@ -25,6 +25,7 @@ _DATA_LIST = (
     "it is a name in LLaMA-Factory's dataset_info.json; give the file or hub id behind it as "
     "{option}"
 )
+MIXED = "several files are read one after the other and shuffled"
 REASONS = {
     "template": "the tokenizer's own chat template is used; chat_template takes a file with "
     "another, counterpoint tokens shows what is trained",
@@ -37,9 +38,14 @@ REASONS = {
     "plot_loss": "metrics.jsonl in the run's folder holds every logged number",
     "packing": "padding and packing never change a result",
     "neat_packing": "padding and packing never change a result",
-    "mix_strategy": "several files are read one after the other and shuffled",
-    "quantization_bit": QUANTISED,
-    "quantization_method": QUANTISED,
+    "mix_strategy": MIXED,
+    "interleave_probs": MIXED,
+    "buffer_size": "a stream keeps its order; shuffle its shards, or the stream in a script",
+    "data_shared_file_system": "ranks share what they prepare through a cache; "
+    "COUNTERPOINT_CACHE names its folder",
+    "quantization_method": "load_in_4bit and load_in_8bit quantise with bitsandbytes",
+    "quantization_type": "load_in_4bit is nf4",
+    "double_quantization": "scales are quantised too, always",
     "ref_model": NO_REFERENCE,
     "ref_model_adapters": NO_REFERENCE,
     "ref_model_quantization_bit": NO_REFERENCE,
@@ -150,6 +156,7 @@ def _adapter(draft: Draft) -> None:
     if kind == "lora":
         if draft.peek("lora_rank") is None:
             draft.put("lora_r", 8, "LLaMA-Factory's default")
+        _quantised(draft)
         for name, option in (
             ("lora_target", "lora_target_modules"),
             ("additional_target", "lora_modules_to_save"),
@@ -167,6 +174,19 @@ def _adapter(draft: Draft) -> None:
     for name in of_adapters:
         if unused := draft.take(name):
             draft.leave(unused, f"finetuning_type {kind} does not use it")
+
+
+def _quantised(draft: Draft) -> None:
+    setting = draft.take("quantization_bit")
+    bits = None if setting is None else as_python(setting.given)
+    method = draft.peek("quantization_method")
+    if setting is None:
+        return
+    if bits in (4, 8) and method in (None, "bnb", "bitsandbytes"):
+        draft.take("quantization_method")
+        draft.put(f"load_in_{bits}bit", True, "was quantization_bit")
+    else:
+        draft.leave(setting, f"load_in_4bit and load_in_8bit are what there is; {COMES_SO}")
 
 
 def _data(draft: Draft) -> None:

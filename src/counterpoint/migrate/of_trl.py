@@ -11,12 +11,17 @@ from counterpoint.objectives import DEFAULT_LOSS, LOSSES, SIMPO, Loss
 from counterpoint.options.given import Scalar
 
 NO_REFERENCE = "CPO and its relatives use no reference model"
-QUANTISED = "quantised base models are not supported yet"
+NF4 = "load_in_4bit is nf4 with scales quantised too, and computes in the precision of the run"
+COMES_SO = "a model that is quantised already is given by its name alone"
 
 REASONS = {
     "ignore_bias_buffers": "ranks need no such care here",
-    "lora_task_type": "it is always CAUSAL_LM",
-    "bnb_4bit_quant_storage": QUANTISED,
+    "lora_task_type": "it follows from the model",
+    "bnb_4bit_quant_type": NF4,
+    "use_bnb_nested_quant": NF4,
+    "bnb_4bit_use_double_quant": NF4,
+    "bnb_4bit_compute_dtype": NF4,
+    "bnb_4bit_quant_storage": "it is set where weights are sharded",
     "max_steps_per_epoch": "max_steps limits the run",
     "env": "set environment variables where you run",
     "config": "counterpoint init --from that file translates it",
@@ -26,7 +31,7 @@ REASONS = {
     "dataset_splits": "name them in dataset_split and eval_dataset_split",
     "sft_weight": "write cpo_alpha, the weight of the NLL of the chosen completion",
     "device_map": "a model is whole on each rank's device",
-    "quantization_config": QUANTISED,
+    "quantization_config": "write load_in_4bit or load_in_8bit, with lora_r",
     "test_split_size": "held-out rows are a data set of their own: eval_dataset",
 }
 _OF_SIMPO = ("gamma_beta_ratio", "gamma")
@@ -46,7 +51,19 @@ def of_trl(draft: Draft, loss_type: str = DEFAULT_LOSS) -> None:
     _data(draft)
     if draft.switch("use_flash_attention_2"):
         draft.put("attn_implementation", "flash_attention_2")
+    _translator(draft)
     draft.pass_on(REASONS, NAMES)
+
+
+def _translator(draft: Draft) -> None:
+    if draft.peek("is_encoder_decoder") is not True:
+        return
+    told = any(draft.peek(name) for name in ("source_lang", "target_lang", "src_lang", "tgt_lang"))
+    draft.notes.append(
+        "an encoder-decoder: TRL tokenizes completions as if they were sources; here they are "
+        "targets, in their own language and vocabulary."
+        + ("" if told else " Tokenizers of many languages need source_lang and target_lang.")
+    )
 
 
 def keep_nll(draft: Draft, loss: Loss, tool: str) -> None:

@@ -40,6 +40,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "lora_dropout",
         "lora_target_modules",
         "lora_modules_to_save",
+        "freeze",
         "use_rslora",
         "use_dora",
     ),

@@ -27,6 +27,9 @@ CONFIGS = {f"{trl}Config": loss for trl, loss in DEFAULTS_OF_TRL.items()}
 TRAINERS = tuple(f"{trl}Trainer" for trl in DEFAULTS_OF_TRL)
 _POSITIONS = ("model", "args", "data_collator", "train_dataset", "eval_dataset", "processing_class")
 _RUN_TIME = "it is known only when the script runs"
+_SEQ2SEQ = ("AutoModelForSeq2SeqLM", "ForConditionalGeneration")
+"""Ends of the names of classes that load encoder-decoders."""
+_OF_TOKENIZER = {"src_lang": "source_lang", "tgt_lang": "target_lang"}
 _DTYPES = ("bfloat16", "float16", "float32")
 _OF_MODEL = {"torch_dtype": "dtype", "dtype": "dtype", "pretrained_model_name_or_path": "model"}
 _OF_LORA = {
@@ -38,7 +41,11 @@ _OF_LORA = {
     "use_rslora": "use_rslora",
     "use_dora": "use_dora",
 }
-_OBVIOUS_OF_LORA = {"task_type": "CAUSAL_LM", "bias": "none", "inference_mode": False}
+_OBVIOUS_OF_LORA = {
+    "task_type": ("CAUSAL_LM", "SEQ_2_SEQ_LM"),  # which follows from the model
+    "bias": ("none",),
+    "inference_mode": (False,),
+}
 _DEEPEST = 20
 
 
@@ -133,6 +140,8 @@ class Script:
             for setting in self._keywords(found, ("model",)):
                 name = _OF_MODEL.get(setting.name, setting.name)
                 self.settings.append(Setting(name, setting.given, setting.where))
+            if _loader(found).endswith(_SEQ2SEQ):
+                self._say_encoder_decoder(found)
         elif isinstance(found, ast.Constant) and isinstance(found.value, str):
             self.settings.append(
                 Setting("model", as_given(found.value), self._where("model", node))
@@ -140,12 +149,20 @@ class Script:
         else:
             self._leave("model", node, f"{_RUN_TIME}; give it with --model")
 
+    def _say_encoder_decoder(self, load: ast.Call) -> None:
+        """TRL asks the model; said here, since a row is then read and limited as TRL does it."""
+        if all(setting.name != "is_encoder_decoder" for setting in self.settings):
+            where = self._where(_loader(load), load)
+            self.settings.append(Setting("is_encoder_decoder", as_given(True), where))
+
     def _read_tokenizer(self, name: str, node: ast.expr) -> None:
         found = self._resolved(node)
         of_model = next((s.given for s in self.settings if s.name == "model"), None)
         if isinstance(found, ast.Call) and _called(found) == "from_pretrained" and found.args:
             for setting in self._keywords(found, ("tokenizer",)):
-                if setting.name != "tokenizer":
+                if (language := _OF_TOKENIZER.get(setting.name)) is not None:
+                    self.settings.append(Setting(language, setting.given, setting.where))
+                elif setting.name != "tokenizer":
                     self.left.append(f"{setting}: the tokenizer's own settings are used.")
                 elif setting.given != of_model:
                     self.settings.append(setting)
@@ -156,7 +173,7 @@ class Script:
         given = {setting.name: setting for setting in self._keywords(call, ("task_type",))}
         for name, usual in _OBVIOUS_OF_LORA.items():
             setting = given.get(name)
-            if setting is not None and setting.given == as_given(usual):
+            if setting is not None and setting.given in map(as_given, usual):
                 given.pop(name)
         for name, setting in given.items():
             if name not in _OF_LORA:
@@ -269,6 +286,14 @@ def _called(call: ast.Call) -> str:
     if isinstance(call.func, ast.Attribute):
         return call.func.attr
     return call.func.id if isinstance(call.func, ast.Name) else ""
+
+
+def _loader(call: ast.Call) -> str:
+    """The class whose ``from_pretrained`` is called."""
+    owner = call.func.value if isinstance(call.func, ast.Attribute) else None
+    if isinstance(owner, ast.Attribute):
+        return owner.attr
+    return owner.id if isinstance(owner, ast.Name) else ""
 
 
 def _bound_once(tree: ast.Module) -> dict[str, ast.expr]:

@@ -157,6 +157,13 @@ def _mind(draft: Draft) -> None:
         )
     if draft.lines.get("streaming") and _value(draft, "streaming") and not _steps(draft):
         draft.notes.append("max_steps is missing, and a streamed data set needs it.")
+    if draft.lines.get("streaming") and _value(draft, "streaming"):
+        # no other tool has such an option: one rank reads, or datasets splits by the ranks there
+        draft.notes.append(
+            "streaming: every rank reads the whole stream. stream_shards, a number that all ranks "
+            "you may ever have divide, lets each read a share of the shards instead "
+            "(docs/data.md)."
+        )
     values = {line.name: line.value for line in draft.lines.values()}
     run = {name: values.pop(name) for name in tuple(values) if options()[name].group == RUN}
     try:

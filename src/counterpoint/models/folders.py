@@ -31,6 +31,8 @@ _VOCABULARIES = (
 
 def folder_named(source: str, what: str) -> Path | None:
     """The folder that a model or tokenizer lies in; None if the name is one of the hub's."""
+    if not source.strip():  # which as a path would be the current folder
+        raise ModelError("CP301", f"the name of the {what} is blank; name a folder or a hub id.")
     path = Path(source).expanduser()
     if path.is_dir():
         return path

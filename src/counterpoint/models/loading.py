@@ -12,12 +12,14 @@ making a model ready to train (``preparing``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from transformers import (
     AutoConfig,
+    AutoProcessor,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -31,7 +33,12 @@ from counterpoint.config import CPOConfig
 from counterpoint.console.bars import without_bars
 from counterpoint.console.phases import phase
 from counterpoint.data.bounds import panics_caught
+from counterpoint.data.processors import is_processor, tokenizer_in
+from counterpoint.engine.fsdp2 import shards_at_load
+from counterpoint.engine.lost_rank import is_lost_rank
 from counterpoint.errors import ConfigError, ModelError, SetupError, first_line, kind_and_line
+from counterpoint.forward.seeing import SIGHTS
+from counterpoint.invocation import EXTRAS, installing
 from counterpoint.log import quiet_calls
 from counterpoint.models.described import (
     read_described,
@@ -40,7 +47,7 @@ from counterpoint.models.described import (
     refuse_unbounded,
     weights_of,
 )
-from counterpoint.models.family import DECODER, FAMILIES, Family, family_of
+from counterpoint.models.family import Family, family_of
 from counterpoint.models.folders import (
     check_model_folder,
     check_tokenizer_folder,
@@ -48,6 +55,7 @@ from counterpoint.models.folders import (
     holds_an_adapter,
     is_pickled,
 )
+from counterpoint.models.quantized import compute_one_way, refuse_twice_quantized
 from counterpoint.models.weights import WeightsPolicy, init_keywords
 
 _NOT_PICKLED = "thus cannot be loaded with `safetensors`"
@@ -99,6 +107,7 @@ def load_config(source: str, args: CPOConfig, *, from_scratch: bool = False) -> 
     refusal = family_of(config).refusal
     if refusal:
         raise ModelError("CP306", f"{source} ({config.model_type}) {refusal}")
+    refuse_twice_quantized(config, source, args)
     return config
 
 
@@ -124,13 +133,15 @@ def load_tokenizer(
     # transformers may make the model's configuration to find the kind of tokenizer
     described = read_described(source, folder, _revision(args) if of_model else "main")
     refuse_unbounded(described, source, None)
+    named = {
+        "revision": _revision(args) if of_model else "main",
+        "trust_remote_code": args.trust_remote_code,
+    }
     try:
         with panics_caught(), _told("tokenizer", source):
-            tokenizer = AutoTokenizer.from_pretrained(
-                source,
-                revision=_revision(args) if of_model else "main",
-                trust_remote_code=args.trust_remote_code,
-            )
+            processor = _processor(source, described, named)
+            tokenizer = processor and tokenizer_in(processor)
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, **named)
     except ImportError as error:
         raise SetupError(
             "CP502", f"the tokenizer of {source} needs it: {first_line(error)}"
@@ -141,7 +152,26 @@ def load_tokenizer(
         raise ModelError("CP301", f"the tokenizer of {source} has no vocabulary.")
     if chat_template:
         tokenizer.chat_template = _read_template(chat_template)
+        if processor is not None:
+            processor.chat_template = tokenizer.chat_template
     return tokenizer
+
+
+def _processor(source: str, described: Mapping[str, Any], named: Mapping[str, Any]) -> Any:
+    """The processor of a model that sees; None of another, and where there is a tokenizer alone."""
+    if described.get("model_type") not in SIGHTS:
+        return None
+    try:
+        processor = AutoProcessor.from_pretrained(source, **named)
+    except OSError:  # what it is made of is not there; the tokenizer says what else is wrong
+        return None
+    except ImportError as error:
+        raise SetupError(
+            "CP502",
+            f"the processor of {source} needs a package that is missing: {first_line(error)} "
+            + installing(EXTRAS["vision"]),
+        ) from error
+    return processor if is_processor(processor) else None
 
 
 def load_model(
@@ -149,7 +179,7 @@ def load_model(
     args: CPOConfig,
     policy: WeightsPolicy | None = None,
     *,
-    family: Family = FAMILIES[DECODER],
+    family: Family | None = None,
 ) -> PreTrainedModel:
     """A model with its weights.
 
@@ -158,17 +188,22 @@ def load_model(
         args: ``model_init_kwargs``, ``stochastic_rounding``, ``allow_pickle`` and
             ``trust_remote_code`` are used.
         policy: how its weights are held; None: as in a run that trains all of them.
-        family: whose class loads it.
+        family: whose class loads it; None: that of the model's configuration.
 
     Raises:
         ModelError: CP301 where the weights cannot be read or are not all there, CP310 where they
             are pickled, CP311 where the model brings code.
         SetupError: CP502 where they need a package that is missing.
     """
-    keywords = init_keywords(args)
-    keywords["dtype"] = (policy or WeightsPolicy.of(args)).dtype
+    keywords = (policy or WeightsPolicy.of(args)).keywords(args)
     try:
         with _told("weights", source):
+            if family is None:
+                family = family_of(
+                    AutoConfig.from_pretrained(
+                        source, revision=_revision(args), trust_remote_code=args.trust_remote_code
+                    )
+                )
             model, report = family.auto_class.from_pretrained(
                 source,
                 trust_remote_code=args.trust_remote_code,
@@ -181,6 +216,8 @@ def load_model(
     except ImportError as error:
         raise SetupError("CP502", f"{source} needs it: {first_line(error)}") from error
     except Exception as error:
+        if is_lost_rank(error):  # ranks meet where each loads its own part
+            raise
         raise _unloadable(source, "weights", folder_named(source, "model"), error) from error
     missing = sorted(report["missing_keys"])
     if missing:
@@ -190,6 +227,7 @@ def load_model(
             f"{', ...' if len(missing) > 3 else ''}); they would start at random. Is it a model "
             "of another task, or an incomplete download?",
         )
+    compute_one_way(model)
     return model
 
 
@@ -219,7 +257,14 @@ def random_model(
 
     Raises:
         ModelError: CP301 where the configuration describes no model.
+        ConfigError: CP104 where it would have to be loaded in shards.
     """
+    if shards_at_load(args):
+        raise ConfigError(
+            "CP104",
+            "from_scratch makes the whole model on each rank, and on CPUs a model comes in shards "
+            "from its files only. Leave fsdp out, or make the folder of weights first.",
+        )
     keywords = init_keywords(args)
     keywords.pop("revision", None)
     keywords["dtype"] = (policy or WeightsPolicy.of(args)).made(config)

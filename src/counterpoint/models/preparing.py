@@ -9,17 +9,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from counterpoint.config import CPOConfig
+from counterpoint.data.encoder import Encoder, TextEncoder
+from counterpoint.data.options import PrepareOptions
+from counterpoint.data.processors import tokenizer_of
 from counterpoint.errors import ConfigError, ModelError, SetupError
 from counterpoint.forward.dropout import disable_dropout
 from counterpoint.forward.routing import find_routers, own_coefficient
+from counterpoint.forward.rows import EmbeddingRows
 from counterpoint.invocation import EXTRAS, installing
 from counterpoint.log import logger, quiet_calls
-from counterpoint.models.family import why_not_trained
+from counterpoint.model_seams import class_of
+from counterpoint.models.family import family_of, processor_refusal, why_not_trained
 from counterpoint.models.precision import check_stochastic_rounding
+from counterpoint.models.quantized import prepare_quantized
 from counterpoint.models.trainable import check_checkpointing, check_kind, check_trainable
 
 
@@ -27,22 +34,20 @@ def prepare_tokenizer(tokenizer: Any) -> PreTrainedTokenizerBase:
     """A tokenizer that can end a completion and pad a batch.
 
     Args:
-        tokenizer: the trainer's ``processing_class``; gets EOS as pad token if it has none, as
-            TRL does (labels go by length, so that EOS is still learned).
+        tokenizer: the trainer's ``processing_class``, a tokenizer or a processor of pictures; gets
+            EOS as pad token if it has none, as TRL does (labels go by length, so that EOS is still
+            learned).
 
     Returns:
-        The same tokenizer.
+        The same tokenizer; of a processor, the one in it.
 
     Raises:
         ModelError: CP301 if it is no tokenizer, CP302 without an end-of-sequence token, CP306
-            for a multimodal processor.
+            for a processor of something else.
     """
-    if hasattr(tokenizer, "image_processor") or hasattr(tokenizer, "feature_extractor"):
-        raise ModelError(
-            "CP306",
-            f"{type(tokenizer).__name__} is a multimodal processor; only text is supported yet. "
-            "Pass its .tokenizer to train on text alone.",
-        )
+    tokenizer = tokenizer_of(tokenizer)
+    if refusal := processor_refusal(tokenizer):
+        raise ModelError("CP306", f"{refusal} Pass its .tokenizer to train on text alone.")
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ModelError(
             "CP301",
@@ -61,7 +66,12 @@ def prepare_tokenizer(tokenizer: Any) -> PreTrainedTokenizerBase:
 
 
 def prepare_model(
-    model: nn.Module, args: CPOConfig, tokenizer: PreTrainedTokenizerBase, peft_config: Any = None
+    model: nn.Module,
+    args: CPOConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    peft_config: Any = None,
+    *,
+    trains: bool = True,
 ) -> nn.Module:
     """A model ready to train: of the right kind, adapted if asked, without dropout.
 
@@ -70,20 +80,26 @@ def prepare_model(
         args: the run's options.
         tokenizer: whose pad token the model's configuration takes over.
         peft_config: wrap the model with this adapter, or None.
+        trains: False for a model that is only evaluated.
 
     Returns:
         The model, wrapped if there is a ``peft_config``.
 
     Raises:
         ModelError: CP305 if nothing would train, CP306 for an unsupported kind of model, CP307
-            for an adapter that does not fit, CP314 for one that checkpointing leaves out.
-        ConfigError: CP104 for ``stochastic_rounding`` without bfloat16 weights to train.
+            for an adapter that does not fit, CP314 for one that checkpointing leaves out, CP316 and
+            CP319 for quantised weights that cannot be trained on.
+        ConfigError: CP104 for ``stochastic_rounding`` without bfloat16 weights to train, or for
+            weights that should be quantised and are not.
         SetupError: CP502 if PEFT or torchao is needed and not installed.
     """
     refusal = why_not_trained(model)
     if refusal:
         raise ModelError("CP306", refusal)
     config: Any = model.config
+    _check_encoder(config, args)
+    has_adapter = peft_config is not None or hasattr(model, "peft_config")
+    prepare_quantized(model, args, adapted=has_adapter or not trains)
     if peft_config is not None:
         model = adapt(model, args, peft_config)
     check_checkpointing(model, bool(args.gradient_checkpointing))
@@ -101,6 +117,16 @@ def prepare_model(
     if generation is not None:
         generation.pad_token_id = tokenizer.pad_token_id
     return model
+
+
+def _check_encoder(config: Any, args: CPOConfig) -> None:
+    has = bool(getattr(config, "is_encoder_decoder", False))
+    if args.is_encoder_decoder not in (None, has):
+        raise ConfigError(
+            "CP104",
+            f"is_encoder_decoder={args.is_encoder_decoder}, but the model has "
+            f"{'an' if has else 'no'} encoder. Leave it out: the model says it itself.",
+        )
 
 
 def adapt(model: nn.Module, args: CPOConfig, peft_config: Any) -> nn.Module:
@@ -145,10 +171,6 @@ def adapt(model: nn.Module, args: CPOConfig, peft_config: Any) -> nn.Module:
             f"the {type(peft_config).__name__} has inference_mode=True, so that its adapter would "
             "be frozen. Set it to False, or leave it out.",
         )
-    if getattr(model, "is_quantized", False):
-        model = peft.prepare_model_for_kbit_training(
-            model, use_gradient_checkpointing=bool(args.gradient_checkpointing)
-        )
     lora_dropout: Any = getattr(peft_config, "lora_dropout", None)
     if args.disable_dropout and lora_dropout:
         logger().info(
@@ -158,17 +180,41 @@ def adapt(model: nn.Module, args: CPOConfig, peft_config: Any) -> nn.Module:
     try:
         with quiet_calls():
             adapted: nn.Module = peft.get_peft_model(model, peft_config)
-    except ValueError as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, TypeError, RuntimeError) as error:  # the last two of quantised weights
         raise ModelError("CP307", f"the adapter does not fit the model: {error}") from error
     return adapted
 
 
-def embedding_rows(model: Any) -> int | None:
-    """Token ids that a model's embedding knows; None where it cannot be asked."""
+def encoder_of(model: Any, tokenizer: PreTrainedTokenizerBase, args: CPOConfig) -> Encoder[Any]:
+    """What makes token ids of a run's rows, as the family of its model reads them.
+
+    Args:
+        model: or its configuration; None, for one that is made later: as a decoder does.
+        tokenizer: of the model.
+        args: the run's options.
+
+    Raises:
+        ConfigError: CP102 and CP104 for languages that the tokenizer does not have, or a decoder.
+        ModelError: CP302 for a tokenizer without EOS, CP317 for an encoder-decoder whose decoder
+            begins with a token that nobody names.
+    """
+    if model is None:
+        return TextEncoder(tokenizer)
+    configured = getattr(model, "config", model)
+    return family_of(configured).encoder(tokenizer, configured, PrepareOptions.of(args))
+
+
+def embedding_rows(model: Any) -> EmbeddingRows | None:
+    """Token ids that a model's embeddings know; None where it cannot be asked."""
     try:
-        return int(model.get_input_embeddings().weight.shape[0])
+        read = int(model.get_input_embeddings().weight.shape[0])
     except (AttributeError, NotImplementedError, TypeError):
         return None
+    config = getattr(model, "config", None)
+    apart = not getattr(config, "share_encoder_decoder_embeddings", True)  # some Marians
+    return EmbeddingRows(read, int(getattr(config, "decoder_vocab_size", read)) if apart else read)
 
 
 def balancing_weight(model: nn.Module, args: CPOConfig) -> float:
@@ -193,8 +239,8 @@ def balancing_weight(model: nn.Module, args: CPOConfig) -> float:
         if wanted:
             raise ConfigError(
                 "CP104",
-                f"router_aux_loss_coef={wanted} has no meaning for {type(model).__name__}, which "
-                "has no experts to balance, or routers that transformers does not know.",
+                f"router_aux_loss_coef={wanted} has no meaning for {class_of(model).__name__}, "
+                "which has no experts to balance, or routers that transformers does not know.",
             )
         return 0.0
     return weight

@@ -24,6 +24,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ModelError, kind_and_line
+from counterpoint.forward.seeing import sight_of
 from counterpoint.models.loading import random_model
 from counterpoint.models.preparing import embedding_rows
 from counterpoint.models.weights import WeightsPolicy, init_keywords
@@ -81,6 +82,8 @@ def tiny_twin(
     Raises:
         ModelError: CP309 where no twin can be made from the configuration.
     """
+    if sight_of(config) is not None:
+        raise _no_twin(source, config, "twins of models that see pictures are not made yet")
     attention = init_keywords(args).get("attn_implementation")
     own = replace(args, model_init_kwargs={"attn_implementation": attention} if attention else {})
     held = WeightsPolicy((policy or WeightsPolicy.of(args)).made(config))
@@ -135,7 +138,7 @@ def weights_outside_vocabulary(model: nn.Module) -> int:
     """Weights of all tensors that do not have a row or column for every token."""
     inner: Any = model
     config = inner.config.get_text_config()
-    names = ("vocab_size", "vocab_size_per_layer_input")
+    names = ("vocab_size", "decoder_vocab_size", "vocab_size_per_layer_input")
     tokens = {getattr(config, name, None) for name in names} - {None}
     return sum(w.numel() for w in model.parameters() if not tokens & set(w.shape))
 
@@ -150,10 +153,11 @@ def spread(model: nn.Module) -> None:
 
 
 def _try_out(model: PreTrainedModel) -> None:
-    rows = embedding_rows(model) or 1
-    ids = torch.arange(TRIED)[None] % rows
+    known = embedding_rows(model)
+    ids = torch.arange(TRIED)[None] % (min(known) if known else 1)
+    beside = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     with torch.no_grad():
-        model.eval()(input_ids=ids, use_cache=False)
+        model.eval()(input_ids=ids, **beside, use_cache=False)
     model.train()
 
 

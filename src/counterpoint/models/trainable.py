@@ -1,15 +1,18 @@
-"""Why nothing of a model would train, and what to do about it.
+"""What of a model trains: parts that are frozen, and why nothing would, and what to do about it.
 
 Not here: wrapping a model with an adapter (``preparing``), adapters' folders (``adapters``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
-from counterpoint.errors import ModelError
+from counterpoint.errors import ConfigError, ModelError
+from counterpoint.forward.seeing import PARTS_THAT_SEE, sight_of, weights_that_see
+from counterpoint.model_seams import class_of
 
 IN_THE_CACHE = {"PREFIX_TUNING", "CARTRIDGE"}
 """Kinds of adapters, as PEFT names them, that need a cache of keys and values."""
@@ -128,3 +131,28 @@ def _of_adapters(model: nn.Module, names: list[str], trains: bool) -> str | None
         f"model.set_adapter({named!r}) to train it as it is; a peft_config is for models without "
         f"an adapter.{also}"
     )
+
+
+def freeze_parts(model: nn.Module, parts: Sequence[str]) -> None:
+    """Freeze parts of a model that sees: what they say then needs no graph.
+
+    Args:
+        model: loaded, not adapted yet.
+        parts: of ``PARTS_THAT_SEE``.
+
+    Raises:
+        ConfigError: CP102 for another name, CP104 for a model that sees nothing.
+    """
+    config: Any = model.config
+    for part in parts:
+        if part not in PARTS_THAT_SEE:
+            text = f"freeze={part!r} is not one of {', '.join(PARTS_THAT_SEE)}."
+            raise ConfigError("CP102", text)
+        if sight_of(config) is None:
+            raise ConfigError(
+                "CP104",
+                f"freeze={part!r} has no meaning for {class_of(model).__name__}, which sees no "
+                "pictures. Leave it out.",
+            )
+        for weight in weights_that_see(model, part):
+            weight.requires_grad_(False)

@@ -1,8 +1,9 @@
 """The monitor as a callback of transformers' trainer: when to look, and whom to tell.
 
 Looks are close together at first (after steps 1, 2, 5, 10, 20, 50, ...), then ``monitor_steps``
-apart, and one is taken at the end. Which ranks look the engine says: where each has the whole model
-and the gradients of all ranks, rank 0 alone.
+apart, and one is taken at the end. Which ranks look the engine says: where each has the whole
+model and the gradients of all ranks, rank 0 alone. Where each has a part of it, all look, see the
+same and raise the same alarms; the run log of rank 0 is the one that writes.
 
 Not here: what a look is (``watch``), what an alarm does (``trainer``).
 """
@@ -10,6 +11,7 @@ Not here: what a look is (``watch``), what an alarm does (``trainer``).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from transformers import TrainerCallback
@@ -21,6 +23,9 @@ from counterpoint.monitor.judge import Judge
 from counterpoint.monitor.look import Look
 from counterpoint.monitor.watch import MovementWatch
 from counterpoint.runlog import Alarm
+
+NOTHING: Mapping[str, Any] = MappingProxyType({"facts": {}, "tensors": {}})
+"""The state where nothing is watched."""
 
 EARLY = (1, 2, 5)
 """Steps that are looked at whatever ``monitor_steps`` is, and ten, a hundred, ... times these."""
@@ -61,12 +66,13 @@ class Monitor(TrainerCallback):
         self._watch: MovementWatch | None = None
         self._judge = Judge()
         self._restored: Mapping[str, Any] | None = None
+        self._resumed = False
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, *, model: Any, optimizer: Any, **kwargs: Any
     ) -> None:
         """Take the start, or resume from the state of another process."""
-        self._watch, self._judge = None, Judge()
+        self._watch, self._judge, self._resumed = None, Judge(), False
         if not self._engine.watches or not any(p.requires_grad for p in model.parameters()):
             return
         self._watch = MovementWatch(model, optimizer, state.global_step, self._engine)
@@ -77,14 +83,11 @@ class Monitor(TrainerCallback):
         restored, self._restored = self._restored, None
         if restored is None:
             return
+        self._resumed = True
         if watch.load_state_dict(restored):
             self._judge = Judge(**restored["facts"]["judge"])
         else:
-            logger().warning(
-                "the monitor's checkpoint is of other parameters than those that train now; "
-                "movement is counted from step %d on.",
-                watch.since,
-            )
+            _tell_of_others(watch)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See the gradients; after clipping, before the weights move."""
@@ -119,10 +122,18 @@ class Monitor(TrainerCallback):
 
         Returns:
             "facts", ready for JSON, and "tensors", by name and on the CPU; both empty where
-            nothing is watched: before and after training, and on ranks other than 0.
+            nothing is watched: before and after training, and on ranks other than 0. Where ranks
+            hold shards too, each of which has its own: see ``rank_state_dict``.
         """
+        return dict(NOTHING) if self._engine.shards else self._state()
+
+    def rank_state_dict(self) -> dict[str, Any]:
+        """The same of what this rank alone has: of its shards; empty where there are none."""
+        return self._state() if self._engine.shards else dict(NOTHING)
+
+    def _state(self) -> dict[str, Any]:
         if self._watch is None:
-            return {"facts": {}, "tensors": {}}
+            return dict(NOTHING)
         state = self._watch.state_dict()
         state["facts"]["judge"] = self._judge.state_dict()
         return state
@@ -134,9 +145,13 @@ class Monitor(TrainerCallback):
             state: of a run with the same parameters; one of others is passed over, with a
                 warning, and an empty one is none.
         """
-        self._restored = state if state["facts"] else None
-        if self._watch is not None:
-            self._take_over(self._watch)
+        if state["facts"]:
+            self._restored = state
+            if self._watch is not None:
+                self._take_over(self._watch)
+        elif self._watch is not None and not self._resumed:  # of shards, and not of these
+            self._resumed = True
+            _tell_of_others(self._watch)
 
     def _looks(self, state: Any) -> bool:
         step = state.global_step + 1
@@ -146,3 +161,11 @@ class Monitor(TrainerCallback):
         self._write(look.as_dict())
         for alarm in self._judge.judge(look, watch.unchanged):
             self._raise_alarm(alarm)
+
+
+def _tell_of_others(watch: MovementWatch) -> None:
+    logger().warning(
+        "the monitor's checkpoint is of other parameters than those that train now, or of other "
+        "shards; movement is counted from step %d on.",
+        watch.since,
+    )

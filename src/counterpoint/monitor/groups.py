@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-EMBEDDINGS, ATTENTION, MLP, NORMS, HEAD, ADAPTERS, OTHER = GROUPS = (
+EMBEDDINGS, ATTENTION, MLP, NORMS, HEAD, ADAPTERS, OTHER = (
     "embeddings",
     "attention",
     "mlp",
@@ -19,6 +19,25 @@ EMBEDDINGS, ATTENTION, MLP, NORMS, HEAD, ADAPTERS, OTHER = GROUPS = (
     "adapters",
     "other",
 )
+CROSS_ATTENTION = "cross-attention"
+"""Of a decoder that looks at what an encoder says."""
+
+ENCODER = "encoder"
+"""Stands before the group of what lies in the encoder that a decoder looks at; the plain names are
+then the decoder's."""
+
+GROUPS = (
+    EMBEDDINGS,
+    *(f"{ENCODER} {group}" for group in (EMBEDDINGS, ATTENTION, MLP, NORMS, OTHER)),
+    ATTENTION,
+    CROSS_ATTENTION,
+    MLP,
+    NORMS,
+    HEAD,
+    ADAPTERS,
+    OTHER,
+)
+"""Every group, in the order of tables."""
 
 # what PEFT puts before the names of its parameters, whatever the method
 _ADAPTER = re.compile(
@@ -30,10 +49,13 @@ _ADAPTER = re.compile(
 _PARTS = (  # the first that fits: a norm may lie in attention, attention in an expert never
     (NORMS, re.compile(r"norm|(?:^|[._])ln(?:[._]|\d|$)")),
     (HEAD, re.compile(r"(?:^|\.)(?:lm_head|embed_out|output_projection)\.")),
-    (EMBEDDINGS, re.compile(r"embed|(?:^|\.)w[tp]e\.")),
-    (ATTENTION, re.compile(r"attn|attention")),
-    (MLP, re.compile(r"mlp|ffn|feed_forward|expert|moe|(?:^|\.)fc\d")),
+    (EMBEDDINGS, re.compile(r"embed|(?:^|\.)(?:w[tp]e|shared)\.")),
+    (CROSS_ATTENTION, re.compile(r"(?:^|[._])(?:encoder_attn|cross_attn)|EncDecAttention")),
+    (ATTENTION, re.compile(r"attn|[aA]ttention")),
+    (MLP, re.compile(r"mlp|ffn|feed_forward|expert|moe|(?:^|\.)fc\d|DenseReluDense")),
 )
+# as BART's and T5's lie beside a decoder; a decoder whose layers BERT calls encoder.layer has none
+_IN_ENCODER = re.compile(r"(?:^|(?:^|\.)model\.)encoder\.(?!layer\.)")
 _EXPERT = re.compile(r"(\.experts?\.)\d+(?=\.|$)")
 
 
@@ -45,7 +67,13 @@ def group_of(name: str) -> str:
     """
     if _ADAPTER.search(name):
         return ADAPTERS
-    return next((group for group, pattern in _PARTS if pattern.search(name)), OTHER)
+    group = next((group for group, pattern in _PARTS if pattern.search(name)), OTHER)
+    return f"{ENCODER} {group}" if in_encoder(name) else group
+
+
+def in_encoder(name: str) -> bool:
+    """Whether a tensor lies in an encoder that a decoder looks at."""
+    return bool(_IN_ENCODER.search(name))
 
 
 def adapted_module(name: str) -> str | None:

@@ -4,6 +4,9 @@ Of weights that train, a sample is kept and compared (``sample``); of what is fr
 every byte (``checksum``). Whether a tensor ever had a gradient is asked at every step until it had
 one, which costs nothing once all have. A look reads from the device once.
 
+Where ranks hold parts of the weights, each looks at its own, and a look adds up what all have seen,
+in one exchange: every rank then knows all of it and judges alike.
+
 A step's gradients are there before the optimizer's step only, what it did is seen after it; so a
 look is in two halves, ``before_step`` and ``after_step``.
 
@@ -19,6 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from counterpoint import ranks
 from counterpoint.engine.face import Engine
 from counterpoint.engine.plain import Plain
 from counterpoint.monitor.checksum import checksum
@@ -32,7 +36,7 @@ Half = tuple[Tensor, Tensor, Tensor]
 
 
 class MovementWatch:
-    """A model under training, seen by one process.
+    """A model under training, as far as this process holds it.
 
     Args:
         model: whose named parameters are watched, each once; at least one of them trains.
@@ -48,12 +52,15 @@ class MovementWatch:
         step: int = 0,
         engine: Engine | None = None,
     ) -> None:
-        self._own = (engine or Plain()).own_part
+        self._engine = engine or Plain()
+        self._engine.at_rest(model)
+        self._own = self._engine.own_part
         here = {n: p for n, p in model.named_parameters() if p.device.type != "meta"}
         self.trained = {name: p for name, p in here.items() if p.requires_grad}
         self.frozen = {name: p for name, p in here.items() if not p.requires_grad}
         self._optimizer = optimizer
         self._sample = Sample({name: self._own(p) for name, p in self.trained.items()})
+        self._shares = self._shares_of_rank() if self._engine.shards else None
         self._start = self._last = self._read()
         self._sums = {name: checksum(self._own(p)) for name, p in here.items()}
         self._heard = self._start.new_zeros(len(self.trained))
@@ -114,10 +121,14 @@ class MovementWatch:
         return self._look(step, None, final=True)
 
     def unchanged(self, names: Collection[str]) -> set[str]:
-        """Those of some tensors whose every byte is that of the start; reads from the device."""
+        """Those of some tensors whose every byte is that of the start; reads from the device.
+
+        Every rank that watches must call it, with the same names.
+        """
         chosen = list(names)
         every = {**self.trained, **self.frozen}
-        changed = self._changed({name: every[name] for name in chosen}).tolist()
+        found = self._changed({name: every[name] for name in chosen})
+        changed = (ranks.add_up(found) if self._engine.shards else found).tolist()
         return {name for name, other in zip(chosen, changed, strict=True) if not other}
 
     def _look(self, step: int, half: Half | None, *, final: bool) -> Look:
@@ -129,7 +140,9 @@ class MovementWatch:
         self._silent = [number for number, norm in enumerate(heard) if norm == 0]
         found = tuple(name for name, other in zip(self.frozen, changed, strict=True) if other)
         rates = self._rates()
-        facts = zip(self.trained.items(), rows, self._sample.taken, norms, strict=True)
+        taken = self._sample.taken if self._shares is None else self._whole_sizes
+        seen = self._own if self._shares is None else _whole
+        facts = zip(self.trained.items(), rows, taken, norms, strict=True)
         look = Look(
             step=step,
             since=self.since,
@@ -141,13 +154,13 @@ class MovementWatch:
             final=final,
             tensors={
                 name: TensorLook.of(
-                    self._own(tensor), row, taken=taken, norm=norm, loses=self._loses(tensor, rates)
+                    seen(tensor), row, taken=taken, norm=norm, loses=self._loses(tensor, rates)
                 )
                 for (name, tensor), row, taken, norm in facts
             },
             silent=tuple(names[number] for number in self._silent),
             unoptimized=self._unoptimized,
-            frozen=_weights_by_group({name: self._own(p) for name, p in self.frozen.items()}),
+            frozen=_weights_by_group({name: seen(p) for name, p in self.frozen.items()}),
             changed=found,
             unchanged_at=self._unchanged_at,
         )
@@ -169,11 +182,37 @@ class MovementWatch:
         before, gradients, norms = half or none
         counts = add_look(self._start, self._last, before, after, gradients)
         parts = [*counts.T, norms, self._heard, self._changed(self.frozen)]
-        told = iter(torch.cat([part.double() for part in parts]).tolist())
+        parts = [part.double() for part in parts]
+        if self._shares is not None:
+            parts = self._of_all_ranks(parts, self._shares)
+        told = iter(torch.cat(parts).tolist())
         *columns, of_step, of_run, changed = (
             [next(told) for _ in range(len(part))] for part in parts
         )
         return [list(row) for row in zip(*columns, strict=True)], of_step, of_run, changed
+
+    def _shares_of_rank(self) -> Float[Tensor, "2 tensors"]:
+        """What an entry that this rank looks at stands for, and what a sum of squares counts."""
+        shares = [self._engine.share_of(tensor) for tensor in self.trained.values()]
+        sizes = [self._own(tensor).numel() for tensor in self.trained.values()]
+        entries = [
+            share * size / max(1, taken)
+            for share, size, taken in zip(shares, sizes, self._sample.taken, strict=True)
+        ]
+        return torch.tensor([entries, shares], dtype=torch.float64, device=self._sample.device)
+
+    @property
+    def _whole_sizes(self) -> list[int]:
+        return [tensor.numel() for tensor in self.trained.values()]
+
+    def _of_all_ranks(self, parts: list[Tensor], shares: Tensor) -> list[Tensor]:
+        """What ``_told`` reads, added up: as if all entries of a tensor were looked at."""
+        *counts, norms, heard, changed = parts
+        entries, squares = shares
+        mine = [*(count * entries for count in counts), norms.square() * squares, heard, changed]
+        sizes = [len(part) for part in mine]
+        *counts, norms, heard, changed = torch.split(ranks.add_up(torch.cat(mine)), sizes)
+        return [*counts, norms.sqrt(), heard, changed]
 
     def _loses(self, tensor: Tensor, rates: Mapping[Tensor, float]) -> bool:
         return self._rounds.get(tensor, False) and rates[tensor] > 0
@@ -227,6 +266,8 @@ class MovementWatch:
             "full": self._full,
             "silent": list(self._silent),
         }
+        if self._engine.shards:
+            facts["shards"] = self._shards()
         sums = [self._sums[name] for name in (*self.trained, *self.frozen)]
         tensors = {
             "start": self._start.cpu(),
@@ -236,6 +277,11 @@ class MovementWatch:
         }
         return {"facts": facts, "tensors": tensors}
 
+    def _shards(self) -> list[int]:
+        """Which shards these are: this rank's number, that of all, and how much it holds."""
+        held = sum(self._own(tensor).numel() for tensor in self.trained.values())
+        return [ranks.rank(), ranks.count(), held]
+
     def load_state_dict(self, state: Mapping[str, Any]) -> bool:
         """Resume from another process's ``state_dict``.
 
@@ -244,9 +290,12 @@ class MovementWatch:
         """
         facts, tensors = state["facts"], state["tensors"]
         names = [*self.trained, *self.frozen]
-        if facts["trained"] + facts["frozen"] != names:
-            return False
-        if tensors["start"].shape != self._start.shape:
+        known = facts["trained"] + facts["frozen"] == names
+        fits = known and tensors["start"].shape == self._start.shape
+        if self._engine.shards:  # of another rank, or of other shards, as far as that can be seen
+            fits = fits and facts.get("shards") == self._shards()
+            fits = bool(ranks.least(torch.tensor(int(fits), device=self._sample.device)))
+        if not fits:
             return False
         self._start, self._last, self._heard = (
             tensors[name].to(like.device, like.dtype)
@@ -265,6 +314,11 @@ class MovementWatch:
         self._applied, self._full = facts["applied"], facts["full"]
         self._silent = list(facts["silent"])
         return True
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A parameter that all ranks have looked at together."""
+    return tensor
 
 
 def _weights_by_group(tensors: Mapping[str, Tensor]) -> dict[str, int]:

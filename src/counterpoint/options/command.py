@@ -16,6 +16,7 @@ from counterpoint.errors import ConfigError
 from counterpoint.options.arguments import take
 from counterpoint.options.coerce import coerce
 from counterpoint.options.declared import Option, declared, flags_help
+from counterpoint.wrap import help_width, refold
 
 Own = TypeVar("Own")
 
@@ -52,9 +53,9 @@ class Command(Generic[Own]):
         Args:
             width: columns to wrap at; None takes the terminal's, at most 110.
         """
-        flags = flags_help(self.flags(), width)
-        closing = f"\n\n{textwrap.fill(self.closing, width or 80)}" if self.closing else ""
-        return f"{self.usage}{flags}{closing}\n" if flags else self.usage
+        usage, flags = refold(self.usage, help_width(width)), flags_help(self.flags(), width)
+        closing = f"\n\n{textwrap.fill(self.closing, help_width(width))}" if self.closing else ""
+        return f"{usage}{flags}{closing}\n" if flags else usage
 
     def take(self, words: list[str]) -> tuple[dict[str, Any], list[str]]:
         """Read its own flags among the words of a command line.

@@ -5,7 +5,6 @@ Not here: values (``coerce``), and which options ``train`` has (``table``).
 
 from __future__ import annotations
 
-import shutil
 import textwrap
 import typing
 from collections.abc import Mapping
@@ -13,8 +12,8 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
 
 from counterpoint.options.coerce import expected, words
+from counterpoint.wrap import help_width
 
-_WIDEST = 110
 _INDENT = " " * 6
 
 
@@ -81,11 +80,6 @@ def _default(one: Field[Any]) -> Any:
     return getattr(one.default, "value", one.default)
 
 
-def columns_of(width: int | None) -> int:
-    """Columns to wrap help at; None takes the terminal's, at most 110."""
-    return max(40, width or min(shutil.get_terminal_size().columns, _WIDEST))
-
-
 def kind(option: Option) -> str:
     """What an option takes, in plain words."""
     found = "a word" if option.choices else expected(option.hint)
@@ -120,9 +114,9 @@ def flags_help(flags: Mapping[str, Option], width: int | None = None) -> str:
 
     Args:
         flags: from ``declared``.
-        width: columns to wrap at; as for ``columns_of``.
+        width: columns to wrap at; as for ``help_width``.
     """
-    columns, every = columns_of(width), flags.values()
+    columns, every = help_width(width), flags.values()
     return "\n".join(described(one, one.help, _shown(one.default), columns) for one in every)
 
 

@@ -1,7 +1,8 @@
 """What ``counterpoint evaluate`` takes: its own flags, and those of ``train`` that it reads.
 
 Where the model lies in a run's folder, the options of that run's objective and of how it read a row
-are taken over, so that the reward is the one that was trained.
+are taken over, so that the reward is the one that was trained; of an adapter also how the run held
+the weights under it.
 
 Not here: evaluating (``cli.evaluate``).
 """
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from counterpoint.constraints import KINDS
@@ -22,7 +22,15 @@ from counterpoint.objectives import OBJECTIVE_OPTIONS
 from counterpoint.options.coerce import coerce
 from counterpoint.options.declared import option
 from counterpoint.options.given import Scalar, Setting
-from counterpoint.runlog import RUN_FILE, read_run
+from counterpoint.options.run_weights import (
+    QUANTISING,
+    SAYS_QUANTISED,
+    began_with,
+    holding_of,
+    run_of,
+)
+from counterpoint.runlog import read_run
+from counterpoint.strict import strict_json
 
 if TYPE_CHECKING:
     from counterpoint.options.settings import Request
@@ -44,6 +52,8 @@ OF_TRAIN = (
     "dtype",
     "attn_implementation",
     "trust_remote_code",
+    "load_in_4bit",
+    "load_in_8bit",
     "model_init_kwargs",
     "hub_token",
     "per_device_eval_batch_size",
@@ -56,7 +66,7 @@ OF_TRAIN = (
 )
 """Options of ``counterpoint train`` that mean the same here."""
 
-OF_WRITING = ("temperature", "max_new_tokens", "metrics", "bleu_tokenizer")
+OF_WRITING = ("temperature", "max_new_tokens", "num_beams", "metrics", "bleu_tokenizer")
 """Flags of the command that only say how, or whereby, texts are written and scored."""
 
 _AS_IN_TRAIN = {"dataset": "eval_dataset", "split": "eval_dataset_split"}
@@ -83,6 +93,9 @@ class EvaluateOptions:
         "messages) and, where there is one, reference.",
     )
     max_new_tokens: int = option(128, "Most tokens written to a prompt, >= 1.")
+    num_beams: int = option(
+        1, "Beams with which texts are written, >= 1; 1: greedily. Sampled texts have none."
+    )
     temperature: float = option(
         0.0, "Above 0: sample a second text for each prompt at this temperature."
     )
@@ -104,7 +117,13 @@ class EvaluateOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        for name, least in (("generate", 0), ("seed", 0), ("max_new_tokens", 1), ("resamples", 1)):
+        for name, least in (
+            ("generate", 0),
+            ("seed", 0),
+            ("max_new_tokens", 1),
+            ("num_beams", 1),
+            ("resamples", 1),
+        ):
             if getattr(self, name) < least:
                 raise ConfigError(
                     "CP103",
@@ -142,13 +161,17 @@ def _default_of(name: str) -> Any:
     return made.default if made.default_factory is MISSING else made.default_factory()
 
 
-def read_evaluation(source: str, words: Sequence[str], output_dir: str) -> Request:
+def read_evaluation(
+    source: str, words: Sequence[str], output_dir: str, *, base: str | None = None
+) -> Request:
     """The options of an evaluation as those of a run that only evaluates.
 
     Args:
         source: the model's hub id or folder.
         words: the command line without the model and the command's own flags.
         output_dir: a folder that nothing is written to.
+        base: the hub id or folder of another model that is to be judged by the same objective. It
+            is loaded as its own run held it; as the model's run did, if that began with it.
 
     Raises:
         ConfigError: CP1xx, also for options of ``train`` that would do nothing here.
@@ -169,15 +192,26 @@ def read_evaluation(source: str, words: Sequence[str], output_dir: str) -> Reque
     inherited = of_run(source)
     if "loss_type" in given:
         inherited = {name: value for name, value in inherited.items() if name in READING}
+    of, held = _held(source, base)
+    if any(name in given for name in QUANTISING):  # the two contradict each other
+        held = {name: value for name, value in held.items() if name not in SAYS_QUANTISED}
+    inherited = {**inherited, **held}
     taken = {
         name: coerce(Setting(name, _written(value), f"--{name}"), *reads_as(name))
         for name, value in inherited.items()
         if name not in given
     }
-    if taken:
-        logger().info("those of the run of %s: %s", source, ", ".join(taken))
+    said = [name for name in taken if base is None or name in held]
+    if said:
+        logger().info("those of the run of %s: %s", of, ", ".join(said))
+    if base is not None:
+        given.pop("revision", None)  # a revision is a model's own
     # a data set to train on is wanted of every run; it is not read
-    wanted = {"model": source, "dataset": [source], "output_dir": output_dir}
+    wanted = {
+        "model": source if base is None else base,
+        "dataset": [source],
+        "output_dir": output_dir,
+    }
     return request_of({**wanted, **_FIXED, **taken, **given})
 
 
@@ -190,22 +224,32 @@ def of_run(source: str) -> Mapping[str, Any]:
     Raises:
         SetupError: CP507 for a ``run.json`` that cannot be read.
     """
-    folder = Path(source).expanduser()
-    for place in (folder, folder.parent) if folder.is_dir() else ():
-        is_its_run = place == folder or folder.name.startswith("checkpoint-")
-        if is_its_run and (place / RUN_FILE).is_file():
-            options = read_run(place, ()).facts.get("options", {})
-            wanted = {name: options.get(name) for name in OBJECTIVE}
-            kinds = [KINDS.get(str(one.get("kind"))) for one in options.get("constraints") or ()]
-            if any(kind is not None and kind.nll_weight for kind in kinds):
-                wanted["cpo_alpha"] = 0.0  # its NLL was bounded, and had no fixed weight
-            # a null says how a row is read, where a run has written one: no own default does
-            read = {name: options[name] for name in READING if name in options}
-            return {name: value for name, value in wanted.items() if value is not None} | read
-    return {}
+    place = run_of(source)
+    if place is None:
+        return {}
+    options = read_run(place, ()).facts.get("options", {})
+    wanted = {name: options.get(name) for name in OBJECTIVE}
+    kinds = [KINDS.get(str(one.get("kind"))) for one in options.get("constraints") or ()]
+    if any(kind is not None and kind.nll_weight for kind in kinds):
+        wanted["cpo_alpha"] = 0.0  # its NLL was bounded, and had no fixed weight
+    # a null says how a row is read, where a run has written one: no own default does
+    read = {name: options[name] for name in READING if name in options}
+    return {name: value for name, value in wanted.items() if value is not None} | read
+
+
+def _held(source: str, base: str | None) -> tuple[str, dict[str, Any]]:
+    """How the weights under an adapter, or those that it lay on at the start, are loaded; by whom.
+
+    A base that the model's run did not begin with is loaded as its files have it.
+    """
+    if base is not None and run_of(base) is not None:
+        return base, holding_of(base)
+    return source, holding_of(source) if base in (None, began_with(source)) else {}
 
 
 def _written(value: Any) -> Scalar:
+    if isinstance(value, Mapping):
+        return Scalar(strict_json(value))
     return Scalar("null" if value is None else str(value))
 
 

@@ -53,11 +53,13 @@ class Setting:
         name: the option's name, with underscores.
         given: its value as written.
         where: what a message calls it, ``--beta`` or ``run.yaml line 7: beta``.
+        items: the same of each item, where a file gives a list.
     """
 
     name: str
     given: Given
     where: str
+    items: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Place and value, as an error message quotes them."""

@@ -10,8 +10,9 @@ import textwrap
 from typing import Any
 
 from counterpoint.config import REFUSED
-from counterpoint.options.declared import Option, columns_of, described
+from counterpoint.options.declared import Option, described
 from counterpoint.options.table import GROUPS, OF_THE_COMMAND, TRANSFORMERS, options
+from counterpoint.wrap import help_width, refold
 
 _SENTENCE_END = re.compile(r"\.\s+(?=[A-Z`])")
 
@@ -21,6 +22,8 @@ INTRODUCTION = (
     "--max-length 512 or --max_length=512; a switch --bf16, --no_bf16 or --bf16 false; null "
     "stands for no value. --debug alone shows the stack trace of an error."
 )
+
+USAGE = "usage: counterpoint train [CONFIG.yaml] [--option value ...]"
 
 EXAMPLES = """\
 examples:
@@ -36,9 +39,9 @@ def train_help(width: int | None = None) -> str:
     Args:
         width: columns to wrap at; None takes the terminal's, at most 110.
     """
-    columns = columns_of(width)
-    parts = ["usage: counterpoint train [CONFIG.yaml] [--option value ...]", ""]
-    parts += [textwrap.fill(INTRODUCTION, columns), "", EXAMPLES]
+    columns = help_width(width)
+    parts = [refold(f"{USAGE}\n", columns), textwrap.fill(INTRODUCTION, columns), ""]
+    parts.append(refold(EXAMPLES, columns))
     for group, meaning in GROUPS.items():
         parts += [textwrap.fill(f"{group}. {meaning}", columns), ""]
         parts += [_described(one, columns) for one in options().values() if one.group == group]

@@ -76,10 +76,16 @@ class RunOptions:
         0.0, "Dropout before the adapter, in [0, 1); disable_dropout sets it to 0."
     )
     lora_target_modules: list[str] | None = option(
-        None, "Layers that get an adapter, by the end of their names; null: every linear layer."
+        None,
+        "Layers that get an adapter, by the end of their names; null: every linear layer of what "
+        "reads text.",
     )
     lora_modules_to_save: list[str] | None = option(
         None, "Layers trained in full beside the adapter and saved with it."
+    )
+    freeze: list[str] | None = option(
+        None,
+        "Parts of a model that sees pictures which do not train: vision (its tower), projector.",
     )
     use_rslora: bool = option(
         False, "Rank-stabilised LoRA: the adapter counts lora_alpha / sqrt(lora_r)."
@@ -109,7 +115,7 @@ class RunOptions:
             "model": "a hub id or a folder, as in --model Qwen/Qwen2.5-0.5B",
             "dataset": "a file or a hub id, as in --dataset pairs.jsonl",
         }
-        missing = [f"{name} ({what})" for name, what in wanted.items() if not getattr(self, name)]
+        missing = [f"{n} ({what})" for n, what in wanted.items() if _is_blank(getattr(self, n))]
         if missing:
             raise ConfigError(
                 "CP107",
@@ -140,3 +146,9 @@ def _check_range(name: str, value: float | None, low: float, high: float | None)
         return
     wanted = f"at least {low}" if high is None else f"in [{low}, {high})"
     raise ConfigError("CP103", f"{name}={value} should be {wanted}.")
+
+
+def _is_blank(named: str | list[str] | None) -> bool:
+    """Whether a name is missing, or one of several is blank, which would be the current folder."""
+    names = [named] if isinstance(named, str) else named or [""]
+    return not all(str(name).strip() for name in names)

@@ -15,6 +15,7 @@ from typing import Any
 from counterpoint import ranks
 from counterpoint.config import CPOConfig
 from counterpoint.console.manners import has_terminal
+from counterpoint.constraints import read_constraints
 from counterpoint.data.options import OF_A_ROW, OF_THE_MACHINE
 from counterpoint.errors import ConfigError, CounterpointError, SetupError
 from counterpoint.masking import Mask, keep_secrets
@@ -33,6 +34,8 @@ OF_THE_DATA = (
     *OF_THE_MACHINE.values(),
     "trust_remote_code",
     "allow_pickle",
+    "load_in_4bit",
+    "load_in_8bit",
     "model_init_kwargs",
     "use_cpu",
     "max_steps",
@@ -137,9 +140,24 @@ def parse(argv: Sequence[str]) -> tuple[str | None, dict[str, Setting]]:
 def _by_todays_names(settings: Iterable[Setting]) -> dict[str, Any]:
     every = list(settings)
     given = {one.name: coerce(one, *reads_as(one.name)) for one in every}
+    for one in every:
+        if one.name == "constraints":
+            _check_constraints(one, given[one.name])
     values, said = modern(given, options(), where={one.name: one.where for one in every})
     warn_of_old(said)
     return values
+
+
+def _check_constraints(setting: Setting, given: Any) -> None:
+    """Refuse a constraint where its line is known; the run's options know only what it says."""
+    if not isinstance(given, list):
+        return
+    places = setting.items or [setting.where] * len(given)
+    for place, one in zip(places, given, strict=True):
+        try:
+            read_constraints([one])
+        except ConfigError as error:
+            raise ConfigError(error.code, f"{place}: {error.message}") from error
 
 
 def request_of(values: Mapping[str, Any]) -> Request:

@@ -64,7 +64,12 @@ def settings_of(text: str, path: str) -> list[Setting]:
         )
     reader = _Reader(name)
     return [
-        Setting(key.replace("-", "_"), reader.read(value), f"{name} line {_line(value_key)}: {key}")
+        Setting(
+            key.replace("-", "_"),
+            reader.read(value),
+            f"{name} line {_line(value_key)}: {key}",
+            tuple(f"{name} line {_line(item)}: {key}" for item in _items(value)),
+        )
         for key, value_key, value in reader.entries(root, hyphens=True)
     ]
 
@@ -193,6 +198,10 @@ class _Reader:
 
     def _refuse(self, node: yaml.Node, reason: str) -> NoReturn:
         raise ConfigError("CP106", f"{self.name} line {_line(node)}: {reason}.")
+
+
+def _items(node: yaml.Node) -> list[yaml.Node]:
+    return node.value if isinstance(node, yaml.SequenceNode) else []
 
 
 def _line(node: yaml.Node) -> int:

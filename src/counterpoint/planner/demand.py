@@ -49,6 +49,13 @@ class Demand:
         """Bytes at the worst moment of a step, weights and optimizer included."""
         return self.holdings.lasting + self.parts(tokens).total
 
+    def host(self, tokens: int) -> int:
+        """Bytes that wait on the host: of activations, and of what a rank holds of the model."""
+        low, high = self.small.host, self.large.host
+        slope = max(0.0, (high - low) / (self.large.tokens - self.small.tokens))
+        kept = max(0, round(high + slope * (tokens - self.large.tokens)))
+        return kept + self.holdings.host
+
     def budget(self, memory: int) -> int:
         """Most tokens of a micro-batch whose peak fits; 0 where not even one token's does.
 
@@ -83,11 +90,13 @@ class Demand:
 
 
 def _shared_out(total: int, raw: dict[str, float]) -> Parts:
-    """Parts that add up to a total; the gradients are what they are."""
+    """Parts that add up to a total; gradients and what is gathered are what they are."""
     gradients = min(total, round(raw.pop("gradients")))
+    gathered = min(total - gradients, round(raw.pop("gathered")))
     rest = sum(raw.values())
-    factor = (total - gradients) / rest if rest else 0
-    return Parts(gradients, **{name: round(size * factor) for name, size in raw.items()})
+    factor = (total - gradients - gathered) / rest if rest else 0
+    shared = {name: round(size * factor) for name, size in raw.items()}
+    return Parts(gradients, **shared, gathered=gathered)
 
 
 MOST_TOKENS = 2**30

@@ -21,11 +21,12 @@ from torch import nn
 from counterpoint import ranks
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ModelError
-from counterpoint.forward.layouts import REFERENCE
 from counterpoint.log import logger
+from counterpoint.models.family import family_of
 from counterpoint.planner.machine import SHARE, available_memory, show_bytes
 from counterpoint.planner.plan import Planner
 from counterpoint.planner.shapes import Lengths
+from counterpoint.tensor_parts import shape_of
 
 TIMES_HELD = 24
 """Bytes of a trained weight's gradient, moments, copy in 16 bits and second gradient, and more:
@@ -64,10 +65,13 @@ def plan_where_tight(
     Raises:
         ModelError: CP306 for a model whose code cannot run without data.
     """
-    tokens = lengths.heaviest(pairs, REFERENCE.name)
-    if surely_fits(model, tokens, sum(lengths.longest(REFERENCE.name)), left):
+    reference = family_of(model.config).layouts[-1].name
+    tokens = lengths.heaviest(pairs, reference)
+    if surely_fits(model, tokens, sum(lengths.longest(reference)), left):
         return None
-    return Planner(model, args, lengths, adapter=adapter, ranks=args.world_size)
+    ranks = args.world_size
+    shards = ranks if args.fsdp else 1
+    return Planner(model, args, lengths, adapter=adapter, ranks=ranks, shards=shards)
 
 
 def fitting_budget(model: nn.Module, args: CPOConfig, pairs: Any) -> int | None:
@@ -131,11 +135,8 @@ def surely_fits(model: nn.Module, tokens: int, longest: int, memory: int) -> boo
     apart = {id(table.weight) for table in _tables(inner)}
     held = TIMES_HELD * sum(weight.numel() for weight in model.parameters())
     # experts' matrices have a dimension more, and may all be used
-    wide = sum(
-        (weight.shape[-1] + weight.shape[-2]) * weight.shape[:-2].numel()
-        for weight in model.parameters()
-        if weight.dim() >= 2 and id(weight) not in apart
-    )
+    shapes = [shape_of(weight) for weight in model.parameters() if id(weight) not in apart]
+    wide = sum((shape[-1] + shape[-2]) * shape[:-2].numel() for shape in shapes if len(shape) >= 2)
     layers, heads = (
         getattr(config, name, None) or 1 for name in ("num_hidden_layers", "num_attention_heads")
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 ADD, ADD_IN_PLACE = torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor
 GROUPED = torch.ops.aten._grouped_mm.default
@@ -49,6 +50,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.kind = kind
         self.entries: list[LedgerEntry] = []
+        self.operations = 0
+        """Of products and of attention, a multiplication and an addition apart."""
         self._old = {tensor.untyped_storage()._cdata for tensor in there}
         self._there: dict[int, tuple[LedgerEntry, weakref.ref[Any]]] = {}
 
@@ -64,6 +67,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             result = _grouped(args, kwargs or {})
         else:
             result = func(*args, **(kwargs or {}))
+        self.operations += _operations(func, args, kwargs or {}, result)
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._note(leaf)
@@ -103,6 +107,15 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _end(self, key: int) -> None:
         entry, _ = self._there.pop(key)
         entry.death = len(self.entries)
+
+
+def _operations(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
+    if func is GROUPED:
+        # each row goes through one of the matrices
+        rows, matrices = args[0].shape, args[1].shape
+        return int(2 * rows[-2] * rows[-1] * matrices[-1])
+    known = flop_registry.get(func._overloadpacket)
+    return 0 if known is None else int(known(*args, **kwargs, out_val=result))
 
 
 def _are_fake_and_alike(one: Any, other: Any) -> bool:

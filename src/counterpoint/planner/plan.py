@@ -9,6 +9,7 @@ in a terminal (``table``).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -17,20 +18,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from counterpoint.config import CPOConfig
+from counterpoint.config import CPOConfig, pairs_on
 from counterpoint.errors import ModelError, kind_and_line
 from counterpoint.forward.affine_logps import LOGITS_ELSEWHERE, LOGITS_PER_TILE
-from counterpoint.forward.layouts import AUTO, REFERENCE, first_choice
+from counterpoint.forward.layouts import AUTO, LAYOUTS, first_choice
 from counterpoint.models.family import family_of
-from counterpoint.planner.demand import Demand
+from counterpoint.planner.demand import MOST_TOKENS, Demand
 from counterpoint.planner.holdings import holdings_of
 from counterpoint.planner.prediction import Estimate, Plan, Remedy, Split
-from counterpoint.planner.rehearsal import Way, rehearse
+from counterpoint.planner.rehearsal import Rehearsal, Way, rehearse
+from counterpoint.planner.scaling import Cluster, Scaling, scaling_of
 from counterpoint.planner.shapes import Lengths, tokens_of
+from counterpoint.planner.sharding import Groups, groups_of, in_shards
 from counterpoint.planner.weightless import adapted, fake_mode, quiet_fakes, weightless_twin
 
-REHEARSED = (2, 4)
-"""Pairs of the two rehearsals."""
+REHEARSED = (1, 2)
+"""How often the two rehearsals have each of two pairs; of four, where padding counts."""
 
 BYTES_PER_LOGIT = 8
 """What a tile of the head holds of a logit: in float32, and twice in 16 bits."""
@@ -49,6 +52,9 @@ class MemorySetting:
         dtype: of the weights; None: as the model has them.
         adapter: a ``peft.PeftConfig`` to put on the model; None: none.
         stochastic: ``stochastic_rounding`` is on.
+        share: of the layers that compute their activations again, where they do.
+        offload: activations wait on the host.
+        shards_on_host: so does what a rank holds of weights, gradients and moments.
     """
 
     layout: str
@@ -57,6 +63,9 @@ class MemorySetting:
     dtype: torch.dtype | None = None
     adapter: Any = None
     stochastic: bool = False
+    share: float = 1.0
+    offload: bool = False
+    shards_on_host: bool = False
 
 
 class Planner:
@@ -69,6 +78,7 @@ class Planner:
         lengths: of its training pairs.
         adapter: a ``peft.PeftConfig`` that will be put on the model; None if it has its own.
         ranks: processes that share a step.
+        shards: how many of them share each weight, its gradient and its moments; 1: none.
         device: kind of device that it is planned for; None: that of ``args``.
 
     Raises:
@@ -83,19 +93,20 @@ class Planner:
         *,
         adapter: Any = None,
         ranks: int = 1,
+        shards: int = 1,
         device: str | None = None,
     ) -> None:
         """Find the layout that the run will use."""
         self.model, self.args, self.lengths, self.ranks = model, args, lengths, ranks
+        self.shards = shards
         self.device = args.device.type if device is None else device
         self._known: list[tuple[MemorySetting, bool, Demand]] = []
+        self._rehearsals: list[tuple[Any, bool, tuple[Rehearsal, Rehearsal]]] = []
         autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         # the trainer turns dropout off, if it does, before it asks
         stays = not args.disable_dropout
         self._possible = family_of(model.config).layouts
-        layout, why = first_choice(
-            model, args.layout, self.device, dropout_stays=stays, possible=self._possible
-        )
+        layout, why = first_choice(model, args.layout, dropout_stays=stays, possible=self._possible)
         self.reason = why or ""
         self.setting = MemorySetting(
             layout=layout.name,
@@ -103,13 +114,32 @@ class Planner:
             checkpointing=_checkpointing(args),
             adapter=adapter,
             stochastic=args.stochastic_rounding,
+            share=args.checkpointing_share,
+            offload=args.activation_offload and self.device != "cpu",
+            shards_on_host=args.optimizer_offload and self.device != "cpu",
         )
-        if layout is not REFERENCE:
+        if layout is not self._possible[-1]:
             try:
                 self.demand(self.setting)
             except ModelError as error:  # the trainer too would fall back
                 self.reason = error.message
-                self.setting = replace(self.setting, layout=REFERENCE.name)
+                self.setting = replace(self.setting, layout=self._possible[-1].name)
+        self._either = [self.setting]
+        if args.layout == AUTO and LAYOUTS[self.setting.layout].is_timed(self.device):
+            self._either.append(replace(self.setting, layout=self._possible[-1].name))
+            self.setting = max(self._either, key=self._heaviest)
+            self.reason = "what needs more, as the run will time both and use the faster"
+
+    def among(self, ranks: int, shards: int) -> Planner:
+        """The same run on another number of ranks, without rehearsing it again.
+
+        Args:
+            ranks: processes that share a step.
+            shards: how many of them share each weight.
+        """
+        other = copy.copy(self)
+        other.ranks, other.shards, other._known = ranks, shards, []
+        return other
 
     def demand(self, setting: MemorySetting, *, accumulates: bool = True) -> Demand:
         """Memory as a function of tokens.
@@ -172,6 +202,8 @@ class Planner:
             activations=parts.activations,
             head=parts.head,
             passing=parts.passing,
+            gathered=parts.gathered,
+            host=demand.host(tokens),
             peak=peak,
             fits=peak <= usable,
         )
@@ -183,7 +215,9 @@ class Planner:
 
     def budget(self, usable: int, setting: MemorySetting | None = None) -> int:
         """Most tokens of a micro-batch that fit, its longest pair alone included; 0 for none."""
-        setting = setting or self.setting
+        return min(self._budget(usable, one) for one in ([setting] if setting else self._either))
+
+    def _budget(self, usable: int, setting: MemorySetting) -> int:
         budget = self.demand(setting).budget(usable)
         return budget if budget >= self.lengths.heaviest(1, setting.layout) else 0
 
@@ -230,17 +264,47 @@ class Planner:
             length = room // 2  # a pair is its completions and its prompt, once or twice
             yield Remedy(f"max_length: {length}", "cuts the longest pairs", usable, room, True)
 
-    def plan(self, memory: int, usable: int, pairs: int | None = None) -> Plan:
+    def scaling(self, cluster: Cluster, usable: int) -> Scaling:
+        """How long ranks compute and exchange, in micro-batches of several sizes.
+
+        Args:
+            cluster: the machines.
+            usable: bytes of a device that may be used.
+        """
+        demand = self.demand(self.setting)
+        whole = demand.holdings.trained == demand.holdings.parameters
+        sizes = {
+            "as configured": self.asked(usable).tokens,
+            "most that fit": min(self.budget(usable), MOST_TOKENS - 1),
+        }
+        return scaling_of(self.groups, demand.large.work(whole=whole), cluster, sizes)
+
+    @property
+    def groups(self) -> Groups:
+        """How the model is gathered, where it is in shards."""
+        model = self.model
+        if self.setting.adapter is not None:
+            model = adapted(model, self.setting.adapter)
+        return groups_of(model, self.setting.autocast)
+
+    def plan(
+        self,
+        memory: int,
+        usable: int,
+        pairs: int | None = None,
+        cluster: Cluster | None = None,
+    ) -> Plan:
         """The whole plan.
 
         Args:
             memory: bytes of the device.
             usable: bytes of it to plan with.
             pairs: wanted of a step over all ranks; None: what the options make of the ranks.
+            cluster: the machines of a run in shards; None: nothing is said of its speed.
         """
         args = self.args
         if pairs is None:
-            pairs = args.per_device_train_batch_size * args.gradient_accumulation_steps * self.ranks
+            pairs = pairs_on(args, self.ranks)
         held = self.demand(self.setting).holdings
         return Plan(
             parameters=held.parameters,
@@ -249,6 +313,7 @@ class Planner:
             reason=self.reason,
             precision=self._precision(),
             checkpointing=self.setting.checkpointing is not None,
+            share=self.setting.share,
             memory=memory,
             usable=usable,
             lengths=self.lengths.quantiles(),
@@ -259,6 +324,7 @@ class Planner:
             whole=self.lengths.heaviest(max(1, pairs // self.ranks), self.setting.layout),
             splits=tuple(self.splits(pairs, usable)),
             remedies=tuple(self.remedies(usable)),
+            scaling=None if cluster is None else self.scaling(cluster, usable),
         )
 
     def _rehearsed(
@@ -277,12 +343,47 @@ class Planner:
             stochastic=setting.stochastic,
             ranks=self.ranks,
             drift=any(one.row.needs_policy for one in self.args.constrained_by),
+            shards=self.shards,
+            offload=setting.shards_on_host,
         )
-        way = Way(setting.layout, setting.autocast, setting.checkpointing, accumulates)
-        shape = self.lengths.long(setting.layout)
-        with quiet_fakes():
-            small, large = (rehearse(twin, mode, [shape] * pairs, way) for pairs in REHEARSED)
+        sharded = self.shards > 1
+        if sharded:
+            # weights are gathered in the dtype of products; gradients are there from the first on
+            groups, accumulates = groups_of(twin, setting.autocast), True
+            if setting.autocast is not None:
+                twin = weightless_twin(model, mode, setting.autocast)
+        way = Way(
+            setting.layout,
+            setting.autocast,
+            setting.checkpointing,
+            accumulates,
+            setting.share,
+            setting.offload,
+        )
+        small, large = self._twice(twin, mode, way, (setting, sharded, experts))
+        if sharded:
+            small, large = (in_shards(one, groups, held.gradients) for one in (small, large))
         return Demand(held, small, large, 0 if self.device == "cpu" else EXTRA)
+
+    def _twice(
+        self, twin: nn.Module, mode: Any, way: Way, key: tuple[Any, ...]
+    ) -> tuple[Rehearsal, Rehearsal]:
+        """Two rehearsals; what is the same for other numbers of ranks is done once."""
+        for known, accumulates, pair in self._rehearsals:
+            if (known, accumulates) == (key, way.accumulates):
+                return pair
+        shapes = [self.lengths.long(way.layout)] * 2
+        if LAYOUTS[way.layout].skips_padding(self.device):
+            shapes = self.lengths.uneven(self.args.per_device_train_batch_size, way.layout)
+        with quiet_fakes():
+            small, large = (rehearse(twin, mode, shapes * times, way) for times in REHEARSED)
+        self._rehearsals.append((key, way.accumulates, (small, large)))
+        return small, large
+
+    def _heaviest(self, setting: MemorySetting) -> int:
+        """Peak of as many of the longest pairs as a micro-batch holds."""
+        pairs = min(self.args.per_device_train_batch_size, len(self.lengths))
+        return self.demand(setting).peak(self.lengths.heaviest(pairs, setting.layout))
 
     def _alone(self, setting: MemorySetting) -> int:
         """Peak of the longest pair alone."""
@@ -292,13 +393,22 @@ class Planner:
     def _changes(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """What can be turned on, the cheapest first: line, cost, and the change of a setting."""
         now = self.setting
-        if self.args.layout == REFERENCE.name:
-            layout, _ = first_choice(self.model, AUTO, self.device, possible=self._possible)
+        if self.args.layout == self._possible[-1].name:
+            layout, _ = first_choice(self.model, AUTO, possible=self._possible)
             if layout.gain:
                 yield f"layout: {layout.name}", layout.gain, {"layout": layout.name}
         if now.checkpointing is None:
             cost = "the same step, about a fifth slower"
             yield "gradient_checkpointing: true", cost, {"checkpointing": {}}
+        if now.checkpointing is not None and now.share < 1:
+            cost = "the same step; every layer computes its activations again"
+            yield "checkpointing_share: 1.0", cost, {"share": 1.0}
+        if not now.offload and self.device != "cpu":
+            cost = "the same step, slower by two trips over the bus"
+            yield "activation_offload: true", cost, {"offload": True}
+        if self.shards > 1 and not now.shards_on_host and self._can_wait():
+            cost = "the same step, to rounding; the host makes the update"
+            yield "optimizer_offload: true", cost, {"shards_on_host": True}
         if now.autocast is None and not now.stochastic:
             yield "bf16: true", "products in 16 bits", {"autocast": torch.bfloat16}
         whole = now.adapter is None and not hasattr(self.model, "peft_config")
@@ -308,10 +418,17 @@ class Planner:
         if whole and find_spec("peft") is not None:
             from peft import LoraConfig
 
-            adapter = LoraConfig(task_type="CAUSAL_LM", r=LORA_RANK, target_modules="all-linear")
+            task = family_of(self.model.config).task
+            adapter = LoraConfig(task_type=task, r=LORA_RANK, target_modules="all-linear")
             cost = "trains an adapter alone, of weights in 16 bits"
             changes = {"adapter": adapter, "stochastic": False, "dtype": torch.bfloat16}
             yield f"lora_r: {LORA_RANK}", cost, changes
+
+    def _can_wait(self) -> bool:
+        """Whether the run could have ``optimizer_offload``."""
+        args = self.args
+        quantised = args.load_in_4bit or args.load_in_8bit
+        return self.device != "cpu" and not (args.stochastic_rounding or args.fp16 or quantised)
 
     def _precision(self) -> str:
         kinds = {weight.dtype for weight in self.model.parameters() if weight.is_floating_point()}

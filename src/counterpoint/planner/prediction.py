@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from counterpoint.language import phrase
+from counterpoint.markup import Content
 from counterpoint.notebook import notebook_html, rows_shown
 from counterpoint.planner.machine import show_bytes
+from counterpoint.planner.scaling import Scaling
 
 ROWS = (
     ("weights", "weights"),
@@ -21,6 +23,7 @@ ROWS = (
     ("activations", "activations"),
     ("head", "head"),
     ("passing", "backward at hand"),
+    ("gathered", "whole for a moment"),
 )
 """What a peak is made of: fields of ``Estimate``, and what they are called."""
 
@@ -40,7 +43,9 @@ class Estimate:
         activations: what the forward left.
         head: the output head's.
         passing: what the backward has at hand.
-        peak: all of them.
+        gathered: weights and gradients in shards that are whole for a moment.
+        host: what waits in the host's memory, and is no part of the peak.
+        peak: all others.
         fits: whether that is no more than may be used.
     """
 
@@ -54,6 +59,8 @@ class Estimate:
     activations: int
     head: int
     passing: int
+    gathered: int
+    host: int
     peak: int
     fits: bool
 
@@ -109,6 +116,7 @@ class Plan:
         reason: why not the other one; "" where there is nothing to say.
         precision: of weights and products, in words.
         checkpointing: whether activations are computed again.
+        share: of the layers that do so, in (0, 1].
         memory: bytes of the device.
         usable: bytes of it that are planned with.
         lengths: tokens of a pair, its prompt once, by share of the pairs.
@@ -119,6 +127,7 @@ class Plan:
         whole: input tokens of a rank's share of the longest step.
         splits: ways to get the wanted pairs a step, the largest micro-batches first.
         remedies: what to turn on where it does not fit, the cheapest first; each with those before.
+        scaling: of a run in shards, computation against exchange.
     """
 
     parameters: int
@@ -127,6 +136,7 @@ class Plan:
     reason: str
     precision: str
     checkpointing: bool
+    share: float
     memory: int
     usable: int
     lengths: dict[str, int]
@@ -137,6 +147,7 @@ class Plan:
     whole: int
     splits: tuple[Split, ...]
     remedies: tuple[Remedy, ...]
+    scaling: Scaling | None = None
 
     @property
     def fits(self) -> bool:
@@ -179,7 +190,18 @@ class Plan:
             ),
             rows_shown(ways, splits, label="ways to make the same step", most=12),
             rows_shown(("turn on", "cost", "longest pair", ""), remedies, label="what helps"),
+            *self._paces_html(),
         )
+
+    def _paces_html(self) -> tuple[Content, ...]:
+        if self.scaling is None:
+            return ()
+        rows = [
+            (phrase(one.what), one.tokens, *_short(one.computing, one.exchanging), f"{one.mfu:.1%}")
+            for one in self.scaling.paces
+        ]
+        heads = ("micro-batch", "tokens", "computing, s", "exchanging, s", "of peak")
+        return (rows_shown(heads, rows, label="computation against exchange"),)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; bytes throughout."""
@@ -188,3 +210,7 @@ class Plan:
 
 def _verdict(one: Estimate | Split | Remedy) -> tuple[str, str]:
     return show_bytes(one.peak), phrase("fits") if one.fits else phrase("too much")
+
+
+def _short(*seconds: float) -> tuple[str, ...]:
+    return tuple(f"{one:.3g}" for one in seconds)

@@ -11,7 +11,7 @@ Not here: what lasts from step to step (``holdings``), conclusions (``demand``).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
@@ -22,11 +22,16 @@ from transformers import PreTrainedModel, masking_utils
 
 from counterpoint.forward.head import Head
 from counterpoint.forward.layouts import LAYOUTS
+from counterpoint.forward.offload import activations_on_host, copied
 from counterpoint.forward.pair_forward import token_scores
+from counterpoint.models.checkpointing import enable_checkpointing
 from counterpoint.models.family import family_of
 from counterpoint.planner.ledger import Ledger
 from counterpoint.planner.shapes import Shape, batch_of, tokens_of
 from counterpoint.records import PairBatch
+
+AWAY = "on the host"
+"""What the ledger calls memory that is not the device's."""
 
 SEGMENTS = 24
 """Parts of the backward, each of which gets a line of its own: as many as many models' layers."""
@@ -41,12 +46,16 @@ class Way:
         autocast: dtype of products, where it is not that of the weights.
         checkpointing: arguments of activation checkpointing; None: off.
         accumulates: gradients of the step's earlier micro-batches are there already.
+        share: of the layers that compute their activations again, where they do.
+        offload: what waits for the backward waits on the host.
     """
 
     layout: str
     autocast: torch.dtype | None = None
     checkpointing: Mapping[str, Any] | None = None
     accumulates: bool = False
+    share: float = 1.0
+    offload: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +67,35 @@ class Parts:
         activations: what the trunk's forward left, copies of weights for autocast included.
         head: hidden states, tiles of logits and results of the output head.
         passing: what the backward has at hand.
+        gathered: what is whole for a moment of weights and gradients in shards; see ``sharding``.
     """
 
     gradients: int = 0
     activations: int = 0
     head: int = 0
     passing: int = 0
+    gathered: int = 0
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.gradients + self.activations + self.head + self.passing
+        return self.gradients + self.activations + self.head + self.passing + self.gathered
 
 
 PARTS = tuple(field.name for field in fields(Parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Operations of a micro-batch, for each of its input tokens.
+
+    Args:
+        done: all that are done, those of activations that are computed again included.
+        useful: without what is computed twice.
+    """
+
+    done: float
+    useful: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +105,23 @@ class Rehearsal:
     Args:
         tokens: input tokens of the micro-batch, padding included.
         stages: the most of the trunk's forward, of the head, and of each part of the backward.
+        host: bytes that waited on the host at the most, where activations do.
+        operations: of the trunk's forward; of the whole forward; of all.
     """
 
     tokens: int
     stages: tuple[Parts, ...]
+    host: int = 0
+    operations: tuple[int, int, int] = (0, 0, 0)
+
+    def work(self, *, whole: bool) -> Work:
+        """Operations for each token.
+
+        Args:
+            whole: all weights train, so that a backward is worth two forwards and not one.
+        """
+        _, forward, every = self.operations
+        return Work(every / self.tokens, (3 if whole else 2) * forward / self.tokens)
 
     @property
     def peak(self) -> Parts:
@@ -111,22 +148,32 @@ def rehearse(
     trained = [weight for weight in twin.parameters() if weight.requires_grad]
     twin.train()
     if way.checkpointing is not None:
-        _checkpoint(twin, way.checkpointing)
+        enable_checkpointing(twin, way.checkpointing, way.share)
     ledger = Ledger("gradients", there=[*twin.parameters(), *twin.buffers()])
+    away = _counted_away(ledger) if way.offload else nullcontext()
     with mode, ledger, LAYOUTS[way.layout].running(twin), _nothing_read():
         for weight in trained:
             weight.grad = torch.empty_like(weight) if way.accumulates else None
         begin = len(ledger.entries)
         ledger.kind = "activations"
-        starts = [begin]
-        logps = _forward(twin, head, batch, way, ledger, starts)
+        starts, done = [begin], list[int]()
+        with away:
+            logps = _forward(twin, head, batch, way, ledger, starts, done)
+        done.append(ledger.operations)
         logps.sum().backward()  # type: ignore[no-untyped-call]
     ledger.rename((w.grad for w in trained if w.grad is not None), "gradients")
     del logps
     line = ledger.held()
     for weight in trained:
         weight.grad = None
-    return Rehearsal(tokens_of(shapes, way.layout), tuple(_stages(line, starts)))
+    host = max((held.pop(AWAY, 0) for held in line), default=0)
+    trunk, forward = done
+    return Rehearsal(
+        tokens_of(shapes, way.layout),
+        tuple(_stages(line, starts)),
+        host,
+        (trunk, forward, ledger.operations),
+    )
 
 
 def _forward(
@@ -136,6 +183,7 @@ def _forward(
     way: Way,
     ledger: Ledger,
     starts: list[int],
+    done: list[int],
 ) -> Tensor:
     """Log-probabilities; notes when the head begins, and when the trunk's backward does."""
 
@@ -145,6 +193,7 @@ def _forward(
 
     def at_head(states: Tensor) -> None:
         turn("head")
+        done.append(ledger.operations)
         if states.requires_grad:
             states.register_hook(lambda _: turn("passing"))  # type: ignore[no-untyped-call]
 
@@ -173,10 +222,16 @@ def _nothing_read() -> Iterator[None]:
             setattr(place, name, function)
 
 
-def _checkpoint(twin: Any, keywords: Mapping[str, Any]) -> None:
-    # the newer name of two; older releases have the other alone
-    enable = getattr(twin, "activation_checkpointing_enable", None)
-    (enable or twin.gradient_checkpointing_enable)(dict(keywords) or None)
+def _counted_away(ledger: Ledger) -> AbstractContextManager[None]:
+    """Activations on the host; their copies there are noted as such."""
+
+    def going(tensor: Tensor) -> Tensor:
+        before, ledger.kind = ledger.kind, AWAY
+        copy = copied(tensor, tensor.device)
+        ledger.kind = before
+        return copy
+
+    return activations_on_host(to_host=going)
 
 
 def _stages(line: list[dict[str, int]], starts: list[int]) -> list[Parts]:

@@ -14,12 +14,15 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from counterpoint.data.counts import PARTS
 from counterpoint.forward.layouts import LAYOUTS
+from counterpoint.preference_row import PARTS
 from counterpoint.records import PairBatch, TokenPair
 
 LONG = 0.1
 """Share of the pairs, the longest, whose mean length stands for those of a full micro-batch."""
+
+MOST, SOME = 1 << 20, 100_000
+"""Pairs of which all are looked at; and how many are of a larger set, for a prediction."""
 
 AT_ONCE = 10_000
 """Pairs whose tokens are looked at together."""
@@ -32,10 +35,10 @@ class Shape(NamedTuple):
     chosen: int
     rejected: int
 
-    @property
-    def pair(self) -> TokenPair:
-        """A pair of this shape; what its tokens are means nothing."""
-        return TokenPair([0] * self.prompt, [0] * self.chosen, [0] * self.rejected, row=0)
+    def pair(self, number: int = 0) -> TokenPair:
+        """A pair of this shape, whose prompt no pair of another number has."""
+        prompt, chosen, rejected = ([0] * length for length in self)
+        return TokenPair([number] * len(prompt), chosen, rejected, row=0, start=[0])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,8 +53,10 @@ class Lengths:
 
     @classmethod
     def of(cls, pairs: Dataset | Iterable[TokenPair]) -> Lengths:
-        """Those of prepared pairs, or of pairs of tokens."""
+        """Those of prepared pairs, or of pairs of tokens; of a large set of some spread evenly."""
         if isinstance(pairs, Dataset):
+            if len(pairs) > MOST:
+                pairs = pairs.select(range(0, len(pairs), len(pairs) // SOME))
             return cls(np.concatenate([*_lengths(pairs)]))
         rows = [(len(pair.prompt), len(pair.chosen), len(pair.rejected)) for pair in pairs]
         return cls(np.asarray(rows, dtype=np.int64).reshape(-1, len(PARTS)))
@@ -85,6 +90,26 @@ class Lengths:
         mean = np.ceil(self.parts[self._order(layout)[:few]].mean(0))
         return Shape(*(int(n) for n in mean))
 
+    def uneven(self, pairs: int, layout: str) -> list[Shape]:
+        """Four pairs with as much padding as so many have: a long one, and three shorter ones.
+
+        Of each part, real tokens are the share of padded ones that they are in the heaviest
+        micro-batch.
+
+        Args:
+            pairs: of a micro-batch.
+            layout: of its rows.
+        """
+        long = self.long(layout)
+        heaviest = self.parts[self._order(layout)[:pairs]]
+        rows = heaviest[:, 1:].max()
+        shares = heaviest.mean(0) / [heaviest[:, 0].max(), rows, rows]
+        row = max(long.chosen, long.rejected)
+        full = (long.prompt, row, row)
+        # of four pairs, three have what the long one leaves of the share
+        least = [max(1, round(n * (4 * s - 1) / 3)) for n, s in zip(full, shares, strict=True)]
+        return [Shape(*full), *[Shape(*least)] * 3]
+
     def quantiles(self) -> dict[str, int]:
         """Tokens of a pair, its prompt once: half of the pairs, and so on, have no more."""
         whole = self.parts.sum(1)
@@ -104,9 +129,14 @@ def _lengths(pairs: Dataset) -> Iterator[npt.NDArray[np.int64]]:
 
 def tokens_of(shapes: Sequence[Shape], layout: str) -> int:
     """Input tokens of a micro-batch, padding included."""
-    return LAYOUTS[layout].tokens([shape.pair for shape in shapes])
+    return LAYOUTS[layout].tokens(_pairs(shapes))
 
 
 def batch_of(shapes: Sequence[Shape], layout: str) -> PairBatch:
     """A micro-batch of pairs of these shapes."""
-    return LAYOUTS[layout].collate([shape.pair for shape in shapes])
+    return LAYOUTS[layout].collate(_pairs(shapes))
+
+
+def _pairs(shapes: Sequence[Shape]) -> list[TokenPair]:
+    """Each with a prompt of its own: what pairs might share depends on more than their lengths."""
+    return [shape.pair(number) for number, shape in enumerate(shapes)]

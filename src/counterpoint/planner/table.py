@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from counterpoint.planner.machine import show_bytes
 from counterpoint.planner.prediction import ROWS, Estimate, Plan, Split
+from counterpoint.planner.scaling import Scaling
 
 WIDTH = 80
 _MARGIN = 10
@@ -22,6 +23,8 @@ def as_table(plan: Plan) -> str:
     lines = [*_run(plan), "", *_memory(plan), "", *_advice(plan)]
     if plan.splits:
         lines += ["", *_splits(plan)]
+    if plan.scaling is not None:
+        lines += ["", *_scaling(plan.scaling)]
     return "\n".join(lines)
 
 
@@ -30,6 +33,8 @@ def _run(plan: Plan) -> Iterator[str]:
     yield from _fold("model", f"{plan.parameters:,} weights, {trained} trained; {plan.precision}")
     why = f" ({plan.reason})" if plan.reason else ""
     again = "on" if plan.checkpointing else "off"
+    if plan.checkpointing and plan.share < 1:
+        again = f"of {plan.share:.0%} of the layers"
     yield from _fold("layout", f"{plan.layout}{why}; activation checkpointing {again}")
     lengths = ", ".join(f"{name} {tokens:,}" for name, tokens in plan.lengths.items())
     yield from _fold("lengths", f"tokens of a pair, its prompt once, at most: {lengths}")
@@ -47,6 +52,9 @@ def _memory(plan: Plan) -> Iterator[str]:
         values = [getattr(estimate, name) for estimate in (asked, longest)]
         if any(values):
             yield f"  {title:30}{show_bytes(values[0]):>24}{show_bytes(values[1]):>24}"
+    if asked.host or longest.host:
+        values = [estimate.host for estimate in (asked, longest)]
+        yield f"  {'(in the host, beside it)':30}" + "".join(f"{show_bytes(n):>24}" for n in values)
     yield f"  {'peak':30}{_verdict(asked):>24}{_verdict(longest):>24}"
 
 
@@ -90,6 +98,33 @@ def _splits(plan: Plan) -> Iterator[str]:
     for one in shown:
         counts = f"{one.per_device:>9,}{one.accumulation:>13,}{one.ranks:>7,}{one.tokens:>13,}"
         yield f"  {counts}{_verdict(one):>22}"
+
+
+def _scaling(scaling: Scaling) -> Iterator[str]:
+    cluster, traffic = scaling.cluster, scaling.traffic
+    copies = "one copy" if cluster.replicas == 1 else f"{cluster.replicas} copies"
+    yield from _fold(
+        "shards",
+        f"{copies} of the model, each over {cluster.shards:,} of {cluster.ranks:,} ranks on "
+        f"{cluster.nodes:,} nodes; the largest layer is {show_bytes(scaling.layer)} whole",
+    )
+    yield from _fold(
+        "exchange",
+        f"a device receives {show_bytes(traffic.total)} a micro-batch: weights "
+        f"{show_bytes(traffic.gathered)}, gradients {show_bytes(traffic.scattered)}"
+        + (f", between copies {show_bytes(traffic.copied)}" if traffic.copied else "")
+        + f"; {traffic.outside / max(1, traffic.total):.0%} of it is hidden by nothing",
+    )
+    yield from _fold(
+        "assumed",
+        f"{cluster.intra / 1e9:g} GB/s in a node, {cluster.inter / 1e9:g} between nodes, "
+        f"{cluster.peak / 1e12:g} TFLOP/s, of which products reach {cluster.efficiency:.0%}",
+    )
+    yield f"  {'micro-batch':18}{'tokens':>10}{'computing':>13}{'exchanging':>13}{'of peak':>10}"
+    for pace in scaling.paces:
+        times = f"{pace.computing:>11,.3g} s{pace.exchanging:>11,.3g} s"
+        yield f"  {pace.what:18}{pace.tokens:>10,}{times}{pace.mfu:>10.1%}"
+    yield "below the break-even ranks wait for the network; predicted, not measured."
 
 
 def _fold(title: str, text: str) -> list[str]:

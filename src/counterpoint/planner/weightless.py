@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from counterpoint.planner.compressed import stand_ins
+
 
 def fake_mode() -> FakeTensorMode:
     """In which a twin is made and run; the ids of a batch may be real."""
@@ -69,6 +71,7 @@ def _copied(model: nn.Module, device: str, dtype: torch.dtype | None = None) -> 
     known: dict[int, Any] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
         known.setdefault(id(tensor), _empty(tensor, device, dtype))
+    known.update(stand_ins(model, device, known))
     # a deep copy takes what it is told that it has copied already
     return copy.deepcopy(model, known)
 

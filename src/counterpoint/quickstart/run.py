@@ -2,7 +2,8 @@
 
 Model and tokenizer, options, data, trainer, train; then a table of exact matches on held-out
 numbers for the base model, for supervised training on the chosen translations, and for CPO.
-Everything comes from the package and runs on the CPU; nothing is fetched.
+Everything comes from the package and runs on the CPU; nothing is fetched. The model is a decoder,
+or an encoder-decoder that is told the languages instead of reading a prompt.
 
 Not here: the task (``task``), the comparison (``supervised``), the table (``table``).
 """
@@ -14,6 +15,7 @@ import logging
 import shlex
 import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from itertools import count
@@ -41,7 +43,7 @@ from counterpoint.quickstart.task import (
     held_out_pairs,
     preference_pairs,
 )
-from counterpoint.quickstart.translate import BASE, load_base, translate
+from counterpoint.quickstart.translate import BASES, load_base, translate
 from counterpoint.runlog import check_writable, versions
 from counterpoint.strict import strict_json
 from counterpoint.trainer.trainer import CPOTrainer
@@ -49,6 +51,12 @@ from counterpoint.wrap import padded
 
 STEPS = 120
 STEP_PAIRS = 32
+ENCODER_DECODER: dict[str, Any] = {
+    "max_length": 32,
+    "source_lang": "en_XX",
+    "target_lang": "de_DE",
+}
+"""Options that an encoder-decoder's run has beside a decoder's, or in their place."""
 HELD_OUT = 400
 """Numbers that are translated to see how well a model does."""
 
@@ -71,6 +79,7 @@ class QuickstartResult:
         folder: where everything was written.
         model: folder of the model that CPO made, with its run's log.
         seed: of the pairs, their order, and the held-out numbers.
+        encoder_decoder: whether the model is one.
         perfect_chosen: share of the chosen references without a flaw, in [0, 1].
         base: of the shipped model.
         supervised: of supervised training on the chosen.
@@ -80,6 +89,7 @@ class QuickstartResult:
     folder: Path
     model: Path
     seed: int
+    encoder_decoder: bool
     perfect_chosen: float
     base: Outcome
     supervised: Outcome
@@ -92,6 +102,7 @@ def run(
     seed: int = 0,
     steps: int = STEPS,
     held_out: int = HELD_OUT,
+    encoder_decoder: bool = False,
 ) -> QuickstartResult:
     """Train, compare, and say what comes of it.
 
@@ -100,6 +111,7 @@ def run(
         seed: of the pairs, their order, and the held-out numbers; at least 0.
         steps: optimizer steps of either training, ``STEP_PAIRS`` pairs each; at least 1.
         held_out: numbers to evaluate on, in [1, 500].
+        encoder_decoder: whether to train the small model like mBART, instead of the decoder.
 
     Returns:
         The numbers of the table.
@@ -110,10 +122,10 @@ def run(
     """
     check_writable(output_dir)
     folder = _vacant(Path(output_dir))
-    options = training_options(folder, seed=seed, steps=steps)
+    options = training_options(folder, seed=seed, steps=steps, encoder_decoder=encoder_decoder)
     with shown_on(on_stderr(_write)), quiet(logging.WARNING), one_thread():
         tell(phrase(INTRODUCTION))
-        model, tokenizer = load_base()
+        model, tokenizer = load_base(encoder_decoder)
         count = f"{model.num_parameters():,}"
         say_step(1, "model and tokenizer", "{count} parameters, in the package", count=count)
         args = CPOConfig(**options)
@@ -127,18 +139,18 @@ def run(
         )
         pairs = preference_pairs(steps * STEP_PAIRS, seed)
         perfect_chosen = sum(pair.chosen.flaws == PERFECT for pair in pairs) / len(pairs)
-        _write_inputs(folder, options, pairs)
-        _show_pairs(pairs, perfect_chosen)
-        rows = [pair.row for pair in pairs]
+        rows = pair_rows(pairs, encoder_decoder)
+        _write_inputs(folder, options, rows, BASES[encoder_decoder])
+        _show_pairs(pairs, rows, perfect_chosen)
         trainer = CPOTrainer(model, args, train_dataset=rows, processing_class=tokenizer)
         say_step(4, "trainer", "CPOTrainer; it minimises")
         for line in trainer.objective.formula().splitlines():
             tell(f"     {line}")
         numbers = held_out_numbers(held_out, seed)
-        _write_held_out(folder, numbers, seed)
+        _write_held_out(folder, numbers, seed, encoder_decoder)
         translations = {"base": translate(model, tokenizer, numbers)}
         say_step(5, "train", "twice from the same model, the same pairs and steps")
-        supervised, _ = load_base()
+        supervised, _ = load_base(encoder_decoder)
         train_supervised(supervised, tokenizer, rows, options, Progress("supervised"))
         translations["supervised"] = translate(supervised, tokenizer, numbers)
         _train_cpo(trainer)
@@ -147,6 +159,7 @@ def run(
             folder,
             Path(args.output_dir),
             seed,
+            encoder_decoder,
             perfect_chosen,
             *(judge_translations(numbers, texts) for texts in translations.values()),
         )
@@ -155,15 +168,18 @@ def run(
     return result
 
 
-def training_options(folder: Path, *, seed: int, steps: int) -> dict[str, Any]:
+def training_options(
+    folder: Path, *, seed: int, steps: int, encoder_decoder: bool = False
+) -> dict[str, Any]:
     """The options of the CPO run, for ``CPOConfig`` as for ``counterpoint train``.
 
     Args:
         folder: the quickstart's folder.
         seed: of the order of the pairs.
         steps: optimizer steps, at least 1.
+        encoder_decoder: whether the model is one.
     """
-    return {
+    options = {
         "output_dir": str(folder / RUN_FOLDER),
         "loss_type": DEFAULT_LOSS,
         "beta": 2.0,
@@ -182,6 +198,12 @@ def training_options(folder: Path, *, seed: int, steps: int) -> dict[str, Any]:
         "use_cpu": True,
         "seed": seed,
     }
+    return options | ENCODER_DECODER if encoder_decoder else options
+
+
+def pair_rows(pairs: Iterable[Pair], encoder_decoder: bool) -> list[dict[str, str]]:
+    """The pairs as rows: an encoder-decoder reads a source, a decoder a prompt."""
+    return [pair.translation if encoder_decoder else pair.row for pair in pairs]
 
 
 def _write(line: str) -> None:
@@ -202,25 +224,26 @@ def _is_free(folder: Path) -> bool:
     return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
-def _write_inputs(folder: Path, options: dict[str, Any], pairs: list[Pair]) -> None:
+def _write_inputs(
+    folder: Path, options: dict[str, Any], rows: list[dict[str, str]], base: Path
+) -> None:
     """All that ``counterpoint train`` needs to repeat the run."""
     (folder / BASE_FOLDER).mkdir(parents=True, exist_ok=True)
-    for file in BASE.iterdir():
+    for file in base.iterdir():
         shutil.copyfile(file, folder / BASE_FOLDER / file.name)
     with (folder / DATA_FILE).open("w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(pair.row, ensure_ascii=False) + "\n" for pair in pairs)
+        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     given = {"model": str(folder / BASE_FOLDER), "dataset": str(folder / DATA_FILE), **options}
     (folder / CONFIG_FILE).write_text(yaml.safe_dump(given, sort_keys=False), encoding="utf-8")
 
 
-def _write_held_out(folder: Path, numbers: list[int], seed: int) -> None:
+def _write_held_out(folder: Path, numbers: list[int], seed: int, encoder_decoder: bool) -> None:
     """What ``counterpoint evaluate`` needs, which the run itself does not read."""
-    rows = (
-        {**pair.row, "reference": german(pair.chosen.number)}
-        for pair in held_out_pairs(numbers, seed)
-    )
+    pairs = held_out_pairs(numbers, seed)
     with (folder / HELD_OUT_FILE).open("w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        for pair, row in zip(pairs, pair_rows(pairs, encoder_decoder), strict=True):
+            whole = {**row, "reference": german(pair.chosen.number)}
+            stream.write(json.dumps(whole, ensure_ascii=False) + "\n")
 
 
 def _train_cpo(trainer: CPOTrainer) -> None:
@@ -236,14 +259,15 @@ def _write_result(result: QuickstartResult, steps: int) -> None:
     (result.folder / RESULT_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def _show_pairs(pairs: list[Pair], perfect_chosen: float) -> None:
+def _show_pairs(pairs: list[Pair], rows: list[dict[str, str]], perfect_chosen: float) -> None:
     text = "{count} pairs; chosen has fewer flaws than rejected"
     say_step(3, "data", text, count=f"{len(pairs):,}")
     text = "and has none in {share} of them. For example"
     tell(f"{'':<25}{phrase(text, share=f'{perfect_chosen:.1%}')}")
     # a usual one: chosen has two flaws, and the text fits on a line
-    shown = min(pairs, key=lambda pair: (len(pair.chosen.flaws) != 2, len(pair.rejected.text)))
-    for name, text in shown.row.items():
+    places = range(len(pairs))
+    usual = [(len(pair.chosen.flaws) != 2, len(pair.rejected.text)) for pair in pairs]
+    for name, text in rows[min(places, key=usual.__getitem__)].items():
         tell(f"     {name:<9} {text}")
 
 

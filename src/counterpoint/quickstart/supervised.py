@@ -39,14 +39,15 @@ def train_supervised(
     Args:
         model: what to train.
         tokenizer: of the model.
-        rows: preference rows; only "prompt" and "chosen" are read.
+        rows: preference rows; only "prompt" or "source", and "chosen", are read.
         options: of the CPO run; those that ``TrainingArguments`` lacks are left out.
         progress: shows how far it is.
     """
     # transformers has renamed gradient_checkpointing, and its default is off, as here
     known = {field.name for field in fields(TrainingArguments)} - {"gradient_checkpointing"}
     args = TrainingArguments(**{name: value for name, value in options.items() if name in known})
-    examples: Any = [_example(tokenizer, row) for row in rows]
+    start = model.config.decoder_start_token_id if model.config.is_encoder_decoder else None
+    examples: Any = [_example(tokenizer, row, start) for row in rows]
     trainer = Trainer(
         model=model,
         args=args,
@@ -58,25 +59,29 @@ def train_supervised(
     trainer.train()
 
 
-def _example(tokenizer: PreTrainedTokenizerBase, row: dict[str, str]) -> dict[str, list[int]]:
-    before: list[int] = tokenizer(row["prompt"]).input_ids
+def _example(
+    tokenizer: PreTrainedTokenizerBase, row: dict[str, str], start: int | None
+) -> dict[str, list[int]]:
+    """A row's ids; ``start`` is what a decoder behind an encoder begins with."""
+    before: list[int] = tokenizer(row["prompt" if start is None else "source"]).input_ids
     after: list[int] = tokenizer(row["chosen"], add_special_tokens=False).input_ids
     after = [*after, tokenizer.eos_token_id]
+    if start is not None:
+        return {"input_ids": before, "decoder_input_ids": [start, *after[:-1]], "labels": after}
     return {"input_ids": before + after, "labels": [IGNORED] * len(before) + after}
 
 
 def _collate(examples: list[dict[str, list[int]]]) -> dict[str, Tensor]:
-    width = max(len(example["input_ids"]) for example in examples)
-
-    def padded(name: str, filler: int) -> Tensor:
-        rows = [example[name] + [filler] * (width - len(example[name])) for example in examples]
-        return torch.tensor(rows)
-
-    labels = padded("labels", IGNORED)
-    lengths = torch.tensor([len(example["input_ids"]) for example in examples])
     # what fills the rows up is never read: its mask is 0 and its labels are ignored
-    return {
-        "input_ids": padded("input_ids", 0),
-        "labels": labels,
-        "attention_mask": (torch.arange(width) < lengths[:, None]).long(),
+    tensors = {
+        name: _padded([example[name] for example in examples], IGNORED if name == "labels" else 0)
+        for name in examples[0]
     }
+    width = tensors["input_ids"].shape[1]
+    lengths = torch.tensor([len(example["input_ids"]) for example in examples])
+    return {**tensors, "attention_mask": (torch.arange(width) < lengths[:, None]).long()}
+
+
+def _padded(rows: list[list[int]], filler: int) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([row + [filler] * (width - len(row)) for row in rows])

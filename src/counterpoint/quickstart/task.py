@@ -92,6 +92,15 @@ class Pair:
             "rejected": self.rejected.text,
         }
 
+    @property
+    def translation(self) -> dict[str, str]:
+        """As a row for an encoder-decoder: ``{"source", "chosen", "rejected"}``."""
+        return {
+            "source": english(self.chosen.number),
+            "chosen": self.chosen.text,
+            "rejected": self.rejected.text,
+        }
+
 
 def english(number: int) -> str:
     """The number in American English words, without "and".

@@ -29,6 +29,7 @@ class About:
         tags: further tags.
         language: of the hub, as "en".
         license: of the hub, as "apache-2.0".
+        task: of the hub: what the model is called with, and what it writes.
     """
 
     name: str
@@ -38,6 +39,7 @@ class About:
     tags: tuple[str, ...] = ()
     language: str = ""
     license: str = ""
+    task: str = "text-generation"
 
 
 def hub_datasets(dataset: Any) -> tuple[str, ...]:
@@ -84,11 +86,13 @@ def about_model(
         language: of the hub, as "en".
         license_: of the hub, as "apache-2.0".
     """
+    encodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     tags = (*(getattr(model, "model_tags", None) or ()), *tags)
     return About(
         name=folder.resolve().name,
         base=base,
         adapter=hasattr(model, "peft_config"),
+        task="text2text-generation" if encodes else "text-generation",
         datasets=datasets,
         tags=tuple(dict.fromkeys(tags)),
         language=language,

@@ -100,7 +100,7 @@ def _front_matter(run: Run, about: About) -> str:
         content["base_model"] = about.base
         content["base_model_relation"] = "adapter" if about.adapter else "finetune"
     content["library_name"] = "peft" if about.adapter else "transformers"
-    content["pipeline_tag"] = "text-generation"
+    content["pipeline_tag"] = about.task
     if about.language:
         content["language"] = about.language
     if about.license:

@@ -97,7 +97,7 @@ PANELS = (
             f"samples-{name}",
             title,
             unit,
-            {f"samples/{name}": "greedy", f"samples/sampled_{name}": "sampled"},
+            {f"samples/{name}": "not sampled", f"samples/sampled_{name}": "sampled"},
             part=_SAMPLES,
         )
         for name, title, unit in (

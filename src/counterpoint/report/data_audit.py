@@ -11,9 +11,9 @@ from typing import Any
 from counterpoint.doctor.table import TABLE, meaning
 from counterpoint.language import phrase
 from counterpoint.markup import Content, Markup, element, table
+from counterpoint.preference_row import PARTS
 from counterpoint.report.charts import Bars, Histogram
 
-PARTS = ("prompt", "chosen", "rejected")
 _ROLES = {"prompt": "series-6", "chosen": "series-1", "rejected": "series-2"}
 
 Account = Mapping[str, Any]

@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from counterpoint.language import phrase
-from counterpoint.monitor.groups import GROUPS
+from counterpoint.monitor.groups import GROUPS, in_encoder
 from counterpoint.report.charts import Cell, ChartLine, HeatMap, LineChart, number, thin
 from counterpoint.report.palette import SERIES
 
@@ -158,23 +158,29 @@ def _a_step(numbers: Mapping[str, Look] | None, steps: int) -> dict[str, dict[st
 
 def _row_of(name: str, group: str) -> str:
     found = _LAYER.search(name)
-    return f"layer {found[1]}" if found else group
+    if found is None:
+        return group
+    return f"encoder layer {found[1]}" if in_encoder(name) else f"layer {found[1]}"
 
 
 def _spoken(row: str) -> str:
     """A row of the heat map in the language spoken."""
-    found = re.fullmatch(r"layer (\d+)", row)
-    return phrase("layer {number}", number=found[1]) if found else phrase(row)
+    found = re.fullmatch(r"(encoder layer|layer) (\d+)", row)
+    if found is None:
+        return phrase(row)
+    layer = "layer {number}" if found[1] == "layer" else "encoder layer {number}"
+    return phrase(layer, number=found[2])
 
 
 def _rows(looks: Iterable[Look]) -> list[str]:
-    """Embeddings on top, then the layers, then whatever comes after them, the head last."""
+    """Embeddings on top, then the layers, an encoder's first, then the rest, the head last."""
     found = dict.fromkeys(row for look in looks for row in _by_row([look]))
 
     def place(row: str) -> tuple[int, int, str]:
-        if row.startswith("layer "):
-            return 1, int(row.split()[1]), row
-        return (0 if row == "embeddings" else 3 if row == "head" else 2), 0, row
+        for rank, what in enumerate(("encoder layer ", "layer "), 1):
+            if row.startswith(what):
+                return rank, int(row.split()[-1]), row
+        return (0 if row.endswith("embeddings") else 4 if row == "head" else 3), 0, row
 
     return sorted(found, key=place)
 

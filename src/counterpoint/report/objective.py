@@ -20,12 +20,15 @@ MATTER = (
     "warmup_steps",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
+    "pairs_per_step",
     "num_train_epochs",
     "max_steps",
     "max_length",
     "truncation",
     "bf16",
     "stochastic_rounding",
+    "load_in_4bit",
+    "load_in_8bit",
     "seed",
 )
 """Options shown first where a run did not say which ones were chosen."""

@@ -40,9 +40,7 @@ COLOURS: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 """Meaning -> (colour on light, colour on dark)."""
 
-TEXT = ("ink", "soft", "accent", "good", "warn", "bad")
 SERIES = tuple(name for name in COLOURS if name.startswith("series-"))
-BACKGROUNDS = ("paper", "card")
 
 HEAT: Mapping[Theme, tuple[str, ...]] = MappingProxyType(
     {
@@ -86,12 +84,6 @@ def shades(theme: Theme = "light", count: int = SHADES) -> tuple[str, ...]:
     return tuple(found)
 
 
-def contrast(one: str, other: str) -> float:
-    """Contrast of two colours as WCAG 2.2 defines it, from 1 to 21."""
-    lighter, darker = sorted((_luminance(one), _luminance(other)), reverse=True)
-    return (lighter + 0.05) / (darker + 0.05)
-
-
 def as_css() -> str:
     """The colours as custom properties: by the reader's system, and by the page's switch."""
     light, dark = _properties("light"), _properties("dark")
@@ -110,11 +102,3 @@ def _properties(theme: Theme) -> str:
 
 def _channels(code: str) -> tuple[int, int, int]:
     return int(code[1:3], 16), int(code[3:5], 16), int(code[5:7], 16)
-
-
-def _luminance(code: str) -> float:
-    red, green, blue = (
-        part / 12.92 if (part := channel / 255) <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
-        for channel in _channels(code)
-    )
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue

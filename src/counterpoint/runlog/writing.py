@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -75,12 +76,16 @@ def check_writable(folder: str | Path) -> None:
 def versions() -> dict[str, str]:
     """Versions of Python, Counterpoint and the libraries that compute."""
     found = {"python": platform.python_version(), "counterpoint": __version__}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return found | {name: one for name in LIBRARIES if (one := _version(name)) is not None}
+
+
+@cache
+def _version(name: str) -> str | None:
+    """Of an installed package; each reading parses its metadata, and every checkpoint asks."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 class RunLog:

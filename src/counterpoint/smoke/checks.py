@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from counterpoint.errors import ConfigError, CounterpointError, NonFiniteError, kind_and_line
-from counterpoint.forward.layouts import AUTO, REFERENCE
+from counterpoint.forward.alone import logits_alone
+from counterpoint.forward.layouts import AUTO
 from counterpoint.model_seams import attention_of
 from counterpoint.models.family import family_of
 from counterpoint.records import TokenPair
@@ -44,8 +45,9 @@ NAMED = 3
 """Tensors that a failed check names."""
 
 LOSS, MOVE, STAY = "loss falls", "weights move", "frozen stay"
-LAYOUTS, SPLITS, RELOAD, RESUME = "layouts agree", "splits agree", "save reloads", "resume"
-NAMES = (LOSS, MOVE, STAY, LAYOUTS, SPLITS, RELOAD, RESUME)
+LAYOUTS_AGREE, SPLITS_AGREE = "layouts agree", "splits agree"
+RELOAD, RESUME = "save reloads", "resume"
+NAMES = (LOSS, MOVE, STAY, LAYOUTS_AGREE, SPLITS_AGREE, RELOAD, RESUME)
 """Every check, in the order they are made."""
 
 Judgement = tuple[Status, str]
@@ -107,10 +109,10 @@ def frozen_stay(trained: Trained) -> Judgement:
 
 
 def layouts_agree(mini: Miniature) -> Judgement:
-    """Whether sharing prompts gives the gradient that padded rows give."""
-    if mini.args.layout == REFERENCE.name:
-        return "not applicable", "the run asks for padded rows"
-    fastest = family_of(mini.model.config).layouts[0]
+    """Whether the fastest layout gives the gradient of the reference."""
+    fastest, *_, reference = family_of(mini.model.config).layouts
+    if mini.args.layout == reference.name:
+        return "not applicable", f"the run asks for {reference.name} rows"
     name = fastest.name if mini.args.layout == AUTO else mini.args.layout
     try:
         shared = mini.gradient(layout=name)
@@ -118,8 +120,8 @@ def layouts_agree(mini: Miniature) -> Judgement:
         if error.code != "CP104":
             raise
         return "not applicable", error.message
-    padded = mini.gradient(layout=REFERENCE.name)
-    return _agreement([distance(padded, shared)], f"{name} and {REFERENCE.name} rows")
+    truth = mini.gradient(layout=reference.name)
+    return _agreement([distance(truth, shared)], f"{name} and {reference.name} rows")
 
 
 def splits_agree(mini: Miniature) -> Judgement:
@@ -199,7 +201,7 @@ def logps(model: Any, pairs: Sequence[TokenPair]) -> Tensor:
     """Summed log-probability of both completions of pairs, the plain way, in float32 on the CPU.
 
     Args:
-        model: any causal language model; left on the CPU, in float32, evaluating.
+        model: of any family that is trained; left on the CPU, in float32, evaluating.
         pairs: at least one.
     """
     model = model.float().cpu().eval()
@@ -207,10 +209,9 @@ def logps(model: Any, pairs: Sequence[TokenPair]) -> Tensor:
     with torch.no_grad():
         for pair in pairs:
             for completion in (pair.chosen, pair.rejected):
-                ids = torch.tensor([[*pair.prompt, *completion]])
-                logits = model(input_ids=ids, use_cache=False).logits[0, :-1].double()
-                of_next = logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
-                sums.append(of_next[-len(completion) :].sum())
+                logits, ids = logits_alone(model, pair, completion)
+                logps = logits.double().log_softmax(-1).gather(-1, ids[:, None])
+                sums.append(logps.sum())
     return torch.stack(sums)
 
 

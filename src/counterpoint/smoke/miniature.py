@@ -49,11 +49,20 @@ _REPLACED: dict[str, Any] = {
     "max_steps": -1,
     "save_total_limit": None,
     "dataloader_drop_last": False,
+    "pairs_per_step": None,
     "metric_for_best_model": None,
     "greater_is_better": None,
     "torch_compile": False,
     "torch_compile_backend": None,
     "torch_compile_mode": None,
+    # a twin's weights are random: there are none that a quantiser could keep
+    "load_in_4bit": False,
+    "load_in_8bit": False,
+    # one process has nothing to share
+    "fsdp": None,
+    "fsdp_config": None,
+    "fsdp_replicas": None,
+    "optimizer_offload": False,
 }
 
 

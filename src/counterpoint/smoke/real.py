@@ -184,7 +184,7 @@ def measure(
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     return MeasuredSteps(
-        pairs=min(len(pairs), args.train_batch_size * args.gradient_accumulation_steps),
+        pairs=min(len(pairs), args.step_pairs),
         seconds=tuple(clock.seconds),
         peak_bytes=_peak(own.device),
         steps=run_steps,

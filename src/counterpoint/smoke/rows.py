@@ -9,7 +9,7 @@ Not here: what a row becomes (``data.encode``), and judging the whole set (``doc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -18,11 +18,13 @@ from transformers import PreTrainedTokenizerBase
 
 from counterpoint.config import CPOConfig
 from counterpoint.data import formats
+from counterpoint.data.account import dropped_by_policy
 from counterpoint.data.csv_sets import lists_of_csv
 from counterpoint.data.encode import encode_rows
-from counterpoint.data.encoder import encoder_for
+from counterpoint.data.encoder import Encoder, encoder_for
 from counterpoint.data.options import PrepareOptions
-from counterpoint.data.prepare import dropped_by_policy, to_pair
+from counterpoint.data.pair_columns import to_pair
+from counterpoint.data.picture_files import folder_of
 from counterpoint.data.sources import dataset_from_rows
 from counterpoint.data.undecoded import undecoded
 from counterpoint.errors import DataError
@@ -33,13 +35,13 @@ PROMPT, COMPLETION = 48, 24
 
 
 def own_pairs(
-    rows: Any, tokenizer: PreTrainedTokenizerBase, args: CPOConfig, most: int
+    rows: Any, encoder: Encoder[Any] | PreTrainedTokenizerBase, args: CPOConfig, most: int
 ) -> list[TokenPair]:
     """Some rows of a data set as pairs, as the run would train them.
 
     Args:
         rows: raw rows: a ``Dataset``, a stream (its first rows are taken) or a list.
-        tokenizer: with EOS.
+        encoder: of the run, or the tokenizer of a decoder.
         args: the run's limits, and what it does with rows that are no pairs.
         most: how many rows to look at.
 
@@ -50,19 +52,28 @@ def own_pairs(
         DataError: CP2xx of the first row that is no pair, unless ``invalid_rows`` is "drop";
             CP209 where no row that was looked at is usable.
     """
+    encoder = encoder_for(encoder)
     numbers, raw = _some(rows, most)
     names = dict.fromkeys(name for row in raw for name in row)
     formats.check_columns(list(names), name="train")
-    table = {name: [row.get(name) for row in raw] for name in names if name in formats.READ}
+    table = {name: [row.get(name) for row in raw] for name in names}
     options = PrepareOptions.of(args)
-    columns = encode_rows(table, numbers, encoder=encoder_for(tokenizer), limits=options.limits)
+    columns = encode_rows(
+        table,
+        numbers,
+        encoder=encoder,
+        limits=options.limits,
+        folder=folder_of(rows),
+        whole=True,
+    )
     cells = zip(*columns.values(), strict=True)
     records = [dict(zip(columns, row, strict=True)) for row in cells]
     problems = [record["problem"] for record in records if record["problem"]]
     refused = [text for text in problems if not dropped_by_policy(text, options)]
     if refused and options.invalid_rows == "raise":
         raise DataError(refused[0][:5], f"train, {refused[0][6:]}")
-    pairs = [to_pair(record) for record in records if not record["problem"]]
+    usable = (record for record in records if not record["problem"])
+    pairs = [to_pair(record, encoder.start_tokens) for record in usable]
     if not pairs:
         first = f" The first: {problems[0]}" if problems else ""
         raise DataError(
@@ -76,13 +87,15 @@ def shortened(pair: TokenPair) -> TokenPair:
 
     Tokens with which both completions begin go to the prompt where a completion is too long, so
     that what is left of them differs; then the prompt loses its beginning, completions their end.
+    The prompt of an encoder-decoder is another text: there they are left out.
     """
     prompt, chosen, rejected = list(pair.prompt), list(pair.chosen), list(pair.rejected)
     if max(len(chosen), len(rejected)) > COMPLETION:
         same = 0
         while same < min(len(chosen), len(rejected)) - 1 and chosen[same] == rejected[same]:
             same += 1
-        prompt, chosen, rejected = prompt + chosen[:same], chosen[same:], rejected[same:]
+        prompt = prompt if pair.start else prompt + chosen[:same]
+        chosen, rejected = chosen[same:], rejected[same:]
     return replace(
         pair,
         prompt=prompt[-PROMPT:],
@@ -93,10 +106,16 @@ def shortened(pair: TokenPair) -> TokenPair:
 
 def prepared(pairs: Sequence[TokenPair]) -> Dataset:
     """Pairs as the data set that a trainer takes for prepared."""
-    named = [asdict(pair) for pair in pairs]
-    parts = ("prompt", "chosen", "rejected")
     return Dataset.from_list(
-        [{f"{k}_ids" if k in parts else k: v for k, v in row.items()} for row in named]
+        [
+            {
+                "prompt_ids": [*pair.prompt, *pair.start],
+                "chosen_ids": pair.chosen,
+                "rejected_ids": pair.rejected,
+                **{name: getattr(pair, name) for name in ("row", "weight", "margin")},
+            }
+            for pair in pairs
+        ]
     )
 
 

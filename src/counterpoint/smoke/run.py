@@ -29,7 +29,7 @@ from counterpoint.console.alone import one_thread, quiet
 from counterpoint.console.phases import phase
 from counterpoint.doctor.of_batch import steps_of
 from counterpoint.errors import SetupError
-from counterpoint.models.preparing import prepare_tokenizer
+from counterpoint.models.preparing import encoder_of, prepare_tokenizer
 from counterpoint.models.tiny_twin import tiny_twin, weights_outside_vocabulary
 from counterpoint.models.weights import WeightsPolicy
 from counterpoint.smoke import checks
@@ -109,7 +109,8 @@ def run_smoke(
 
 def _miniature(run: Subject, folder: Path) -> Miniature:
     tokenizer = prepare_tokenizer(run.tokenizer)
-    pairs = own_pairs(run.rows, tokenizer, run.args, PAIRS)
+    encoder = encoder_of(run.config, tokenizer, run.args)
+    pairs = own_pairs(run.rows, encoder, run.args, PAIRS)
     policy = WeightsPolicy.of(run.args, adapter=run.peft_config is not None)
     model = tiny_twin(run.source, run.args, run.config, policy)
     return Miniature(
@@ -141,8 +142,8 @@ def _checks(mini: Miniature) -> Iterator[Check]:
     yield judged(checks.LOSS, trains)
     yield judged(checks.MOVE, on_trained, checks.weights_move)
     yield judged(checks.STAY, on_trained, checks.frozen_stay)
-    yield judged(checks.LAYOUTS, checks.layouts_agree, mini)
-    yield judged(checks.SPLITS, checks.splits_agree, mini)
+    yield judged(checks.LAYOUTS_AGREE, checks.layouts_agree, mini)
+    yield judged(checks.SPLITS_AGREE, checks.splits_agree, mini)
     yield judged(checks.RELOAD, on_trained, checks.save_reloads, mini)
     yield judged(checks.RESUME, on_trained, checks.resume_goes_on, mini)
 
@@ -168,7 +169,7 @@ def _real(run: Subject, model: nn.Module, folder: Path, steps: int) -> MeasuredS
     return measure(
         model,
         args,
-        own_pairs(run.rows, run.tokenizer, args, steps * plan.pairs),
+        own_pairs(run.rows, encoder_of(run.config, run.tokenizer, args), args, steps * plan.pairs),
         run.tokenizer,
         peft_config=run.peft_config,
         folder=folder,

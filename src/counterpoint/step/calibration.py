@@ -10,7 +10,8 @@ Not here: what is made of the values (``constraint_set``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -21,15 +22,21 @@ from counterpoint import ranks
 from counterpoint.console.phases import phase
 from counterpoint.data.batching import KeyedPairs
 from counterpoint.data.pair_digest import PairDigest
-from counterpoint.data.prepare import to_pair
 from counterpoint.errors import ConfigError
 from counterpoint.forward.pair_forward import PairOutput
 from counterpoint.records import PairBatch, TokenPair, exact_dtype
 from counterpoint.step.runner import StepRunner
 
+ToPair = Callable[[Mapping[str, Any]], TokenPair]
+"""From a prepared row to a pair."""
+
 
 def calibrate(
-    runner: StepRunner, size: int, few: Sequence[TokenPair], sets: Mapping[str, Any]
+    runner: StepRunner,
+    size: int,
+    few: Sequence[TokenPair],
+    sets: Mapping[str, Any],
+    to_pair: ToPair,
 ) -> None:
     """Measure the model as it is, and tell the constraints.
 
@@ -38,6 +45,7 @@ def calibrate(
         size: pairs that are run at a time.
         few: the calibration slice; the same on every rank.
         sets: all prepared sets by name, the training set as "train".
+        to_pair: makes a pair of one of their rows.
 
     Raises:
         ConfigError: CP104 for a constraint that must know all rows of a streamed set.
@@ -47,7 +55,8 @@ def calibrate(
     if comparing:
         _refuse_streams(comparing[0], sets)
         for name, pairs in sets.items():
-            constraints.references[name] = _chosen_token_logps(runner, size, pairs)
+            keyed = KeyedPairs(pairs, to_pair)
+            constraints.references[name] = _chosen_token_logps(runner, size, keyed)
     sums = sums_of(runner, size, few)
     constraints.calibrate(sums, pairs=len(few), digest=_digest(few))
 
@@ -76,11 +85,13 @@ def _measured(
     runner: StepRunner, size: int, windows: Iterable[Sequence[TokenPair]], pairs: int
 ) -> Iterator[tuple[PairOutput, PairBatch]]:
     """This rank's part of some windows, which are the same on every rank."""
+    every = iter(windows)
     with phase("measuring the constraints", pairs, "pairs") as now:
-        for number, window in enumerate(windows):
-            if number % ranks.count() == ranks.rank():
-                yield from runner.measured(list(window), size)
-            now.advance(len(window))
+        # a window for each rank, or none of the last ones: ranks may meet in every pass
+        while turn := list(islice(every, ranks.count())):
+            mine = turn[ranks.rank()] if ranks.rank() < len(turn) else []
+            yield from runner.measured(list(mine), size)
+            now.advance(sum(map(len, turn)))
 
 
 def _refuse_streams(kind: str, sets: Mapping[str, Any]) -> None:
@@ -93,10 +104,9 @@ def _refuse_streams(kind: str, sets: Mapping[str, Any]) -> None:
             )
 
 
-def _chosen_token_logps(runner: StepRunner, size: int, pairs: Any) -> Float[Tensor, " rows"]:
+def _chosen_token_logps(runner: StepRunner, size: int, keyed: KeyedPairs) -> Float[Tensor, " rows"]:
     """What the model gives each chosen completion, in nats a token; by row number."""
-    device = runner.device
-    keyed = KeyedPairs(pairs, to_pair)
+    device, pairs = runner.device, keyed.rows
     windows = (
         keyed.__getitems__(list(range(at, min(at + size, len(pairs)))))
         for at in range(0, len(pairs), size)
@@ -113,8 +123,13 @@ def _chosen_token_logps(runner: StepRunner, size: int, pairs: Any) -> Float[Tens
 def _digest(pairs: Sequence[TokenPair]) -> str:
     found = PairDigest()
     for pair in pairs:
-        ids = {
-            f"{part}_ids": list(getattr(pair, part)) for part in ("prompt", "chosen", "rejected")
-        }
-        found.add_row({**ids, "weight": pair.weight, "margin": pair.margin})
+        found.add_row(
+            {
+                "prompt_ids": [*pair.prompt, *pair.start],
+                "chosen_ids": pair.chosen,
+                "rejected_ids": pair.rejected,
+                "weight": pair.weight,
+                "margin": pair.margin,
+            }
+        )
     return found.hexdigest()

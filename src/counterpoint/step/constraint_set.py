@@ -14,6 +14,7 @@ Not here: what a constraint measures (``losses.constrained``), how a multiplier 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from counterpoint import ranks
 from counterpoint.constraints import Constraint
-from counterpoint.errors import ConfigError, DataError, SetupError, TrainingError
+from counterpoint.errors import ConfigError, DataError, NonFiniteError, SetupError, TrainingError
 from counterpoint.forward.initial_policy import InitialPolicy
 from counterpoint.log import logger
 from counterpoint.losses.constrained import Measured, Seen, belongs, denominators, measured, price
@@ -32,6 +33,7 @@ from counterpoint.monitor.checksum import checksum
 from counterpoint.records import LossTerms, PairBatch, PairLogps, exact_dtype
 from counterpoint.runlog import Alarm, constraint_metric
 from counterpoint.step.multiplied import Multiplied
+from counterpoint.tensor_parts import on_its_mesh
 
 
 class ConstraintSet:
@@ -298,10 +300,20 @@ class ConstraintSet:
 
         Raises:
             DataError: CP209 where the slice has nothing that a relative bound could be measured on.
+            NonFiniteError: CP401 where what it measures is not finite.
         """
         for one, numerator, total in zip(self.all, *sums.tolist(), strict=True):
-            if total > 0:
-                one.calibrate(numerator / total)
+            if not total <= 0:  # a sum that is NaN or infinite is no sum of nothing
+                value = numerator / total
+                if one.asked.slack is not None and not math.isfinite(value):
+                    raise NonFiniteError(
+                        "CP401",
+                        f"the bound of {one.asked.name} is a share of the initial policy's value, "
+                        f"which is {value} on the {pairs} pairs of the calibration slice. Give a "
+                        "bound in place of slack, or look for the pairs whose weights, margins or "
+                        "log-probabilities overflow.",
+                    )
+                one.calibrate(value)
             elif one.asked.slack is not None and not one.asked.row.of_texts:
                 raise DataError(
                     "CP209",
@@ -412,12 +424,12 @@ class ConstraintSet:
 
 
 def _digest(model: nn.Module) -> str:
-    """Of a model's weights, frozen ones too; the same on every kind of device."""
+    """Of a model's weights, frozen ones too; the same on every kind of device, and on any ranks."""
     found = hashlib.blake2b(digest_size=16)
     for name, weight in sorted(model.named_parameters()):
-        found.update(
-            f"{name} {tuple(weight.shape)} {weight.dtype} {int(checksum(weight))}\n".encode()
-        )
+        gather: Any = getattr(on_its_mesh(weight), "full_tensor", None)  # of one in shards
+        number = int(checksum(weight if gather is None else gather()))
+        found.update(f"{name} {tuple(weight.shape)} {weight.dtype} {number}\n".encode())
     return found.hexdigest()
 
 

@@ -1,6 +1,8 @@
 """One pass over an evaluation set, as sums: the loss is that of the whole set.
 
-Beside the sums a few numbers a pair are kept, for statistics over pairs.
+Beside the sums, what is kept of each pair is whether it was won and which prompt it has, for the
+interval of the accuracy: ranks share out the prompts and add up how they came out. Only where the
+scores of pairs are asked for is more kept, and gathered.
 
 Not here: the loop over batches (``trainer``), what the metrics are (``metrics``), the statistics
 (``evaluation``).
@@ -8,7 +10,6 @@ Not here: the loop over batches (``trainer``), what the metrics are (``metrics``
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from hashlib import blake2b
 
 import numpy as np
@@ -16,11 +17,13 @@ import torch
 from torch import Tensor
 
 from counterpoint import ranks
-from counterpoint.evaluation.scores import PairScores
+from counterpoint.evaluation.bootstrap import BootstrapEstimate
+from counterpoint.evaluation.preferences import accuracy_interval, joined_outcomes, outcomes_of
+from counterpoint.evaluation.scores import Counts, PairScores
 from counterpoint.forward.pair_forward import PairOutput
 from counterpoint.forward.router import RouterSums, add_sums, balancing_loss
 from counterpoint.metrics import MetricSums, means, pair_means
-from counterpoint.records import PairBatch, TokenPair
+from counterpoint.records import FILLER_ROW, PairBatch, TokenPair
 from counterpoint.step.constraint_set import ConstraintSet
 from counterpoint.step.loss import StepLoss
 
@@ -34,21 +37,26 @@ class EvaluationPass:
         loss: of the run.
         constraints: of the run, to be measured as well.
         rows: the set's name, by which constraints know its rows; None: they have not seen them.
+        keep_scores: keep what ``scores`` gives.
     """
 
-    def __init__(self, loss: StepLoss, constraints: ConstraintSet, rows: str | None = None) -> None:
+    def __init__(
+        self,
+        loss: StepLoss,
+        constraints: ConstraintSet,
+        rows: str | None = None,
+        *,
+        keep_scores: bool = False,
+    ) -> None:
         self.objective, self.balancing_weight = loss.objective, loss.balancing_weight
         self.constraints, self._rows = constraints, rows
         self._sums = MetricSums()
         self._router: list[RouterSums] = []
+        self._keep_scores = keep_scores
+        self._won: list[Tensor] = []
         self._scores: list[Tensor] = []
-        self._prompts: dict[int, int] = {}
-
-    def note(self, pairs: Iterable[TokenPair]) -> None:
-        """Remember which rows share a prompt."""
-        for pair in pairs:
-            ids = np.asarray(pair.prompt, dtype=np.int64).tobytes()
-            self._prompts[pair.row] = int.from_bytes(blake2b(ids, digest_size=7).digest(), "big")
+        self._pairs: list[Counts] = []
+        """Prompt and row of the pairs of each batch."""
 
     def add(self, output: PairOutput, batch: PairBatch) -> None:
         """Take the forward pass of one batch; reads nothing back from the device."""
@@ -65,17 +73,21 @@ class EvaluationPass:
         self._sums.apply()
         if output.router is not None:
             self._router.append(output.router)
-        logps = output.logps
-        kept = [
-            batch.row_ids,
-            terms.chosen_rewards,
-            terms.rejected_rewards,
-            logps.chosen.detach(),
-            logps.rejected.detach(),
-            logps.chosen_tokens,
-            logps.rejected_tokens,
-        ]
-        self._scores.append(torch.stack(kept, 1)[batch.counted])
+        real = [pair for pair in batch.pairs if pair.row != FILLER_ROW]
+        about = [(_prompt_number(pair), pair.row) for pair in real]
+        self._pairs.append(np.array(about, dtype=np.int64).reshape(-1, 2))
+        self._won.append((terms.chosen_rewards > terms.rejected_rewards)[batch.counted])
+        if self._keep_scores:
+            logps = output.logps
+            kept = [
+                terms.chosen_rewards,
+                terms.rejected_rewards,
+                logps.chosen.detach(),
+                logps.rejected.detach(),
+                logps.chosen_tokens,
+                logps.rejected_tokens,
+            ]
+            self._scores.append(torch.stack(kept, 1)[batch.counted])
 
     def metrics(self) -> tuple[dict[str, float], int]:
         """Metrics over all ranks, and how many pairs they are of."""
@@ -92,26 +104,37 @@ class EvaluationPass:
         pairs = int(sums["rewards/chosen"][1]) if sums else 0
         return {"loss": loss, **found}, pairs
 
-    def scores(self) -> PairScores:
-        """What every pair of all ranks was given, in the order of the rows.
+    def accuracy(self) -> BootstrapEstimate:
+        """The accuracy over all ranks with its interval; every rank must call it."""
+        own = torch.cat(self._won)
+        prompts = torch.from_numpy(np.concatenate(self._pairs)[:, 0]).to(own.device)
+        mine = torch.stack([prompts, own.long()], 1)
+        # all pairs of a prompt go to one rank, which its number says
+        owner = mine[:, 0] % ranks.count()
+        parts = ranks.exchanged([mine[owner == rank] for rank in range(ranks.count())])
+        numbers, won = torch.cat(parts).cpu().numpy().T
+        return accuracy_interval(joined_outcomes(ranks.gathered(outcomes_of(numbers, won))))
 
-        Every rank must call it; the rows of all batches must have been noted.
+    def scores(self) -> PairScores:
+        """What every pair of all ranks was given, in the order of the rows; all on every rank.
+
+        Every rank must call it, of a pass that keeps them.
         """
         mine = torch.cat(self._scores).double().cpu().numpy()
-        prompts = np.array([self._prompts[int(row)] for row in mine[:, 0]], dtype=np.int64)
-        parts = ranks.gathered((mine, prompts))
+        parts = ranks.gathered((mine, np.concatenate(self._pairs)))
         every = np.concatenate([numbers for numbers, _ in parts])
-        order = every[:, 0].argsort(kind="stable")
+        prompts, rows = np.concatenate([about for _, about in parts]).T
+        order = rows.argsort(kind="stable")
         columns = every[order].T
         return PairScores(
-            rows=columns[0].astype(np.int64),
-            prompts=np.concatenate([each for _, each in parts])[order],
-            chosen_rewards=columns[1],
-            rejected_rewards=columns[2],
-            chosen_logps=columns[3],
-            rejected_logps=columns[4],
-            chosen_tokens=columns[5].astype(np.int64),
-            rejected_tokens=columns[6].astype(np.int64),
+            rows=rows[order],
+            prompts=prompts[order],
+            chosen_rewards=columns[0],
+            rejected_rewards=columns[1],
+            chosen_logps=columns[2],
+            rejected_logps=columns[3],
+            chosen_tokens=columns[4].astype(np.int64),
+            rejected_tokens=columns[5].astype(np.int64),
         )
 
     def _balance(self) -> float:
@@ -120,3 +143,9 @@ class EvaluationPass:
         experts = len(sums.sent)
         sums = RouterSums(flat[:experts], flat[experts:-1], flat[-1])
         return float(balancing_loss(sums, sums))
+
+
+def _prompt_number(pair: TokenPair) -> int:
+    """A number that is equal where prompts are, and else different: 56 bits of a hash."""
+    ids = np.asarray(pair.prompt, dtype=np.int64).tobytes()
+    return int.from_bytes(blake2b(ids, digest_size=7).digest(), "big")

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from counterpoint import ranks
 from counterpoint.checkpoint.folder import finished
 from counterpoint.errors import ConfigError, ModelError, NonFiniteError
+from counterpoint.models.quantized import known_in_shards
 from counterpoint.tensor_parts import floating_parts
 
 SHOWN = 3
@@ -95,6 +96,7 @@ class UpdateGuard:
             ModelError: CP308, with the tensors.
             NonFiniteError: CP405 for the optimizer's state of a checkpoint.
         """
+        known_in_shards(model)
         device = next(model.parameters()).device
         if not on_every_rank(all_finite(model.parameters()), device):
             seen = ", ".join(_bad_weights(model)) or "weights of another rank are not"

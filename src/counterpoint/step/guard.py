@@ -92,7 +92,8 @@ class StepGuard:
             updates.settle()
         if on_every_rank(verdict, verdict.device):
             return None
-        bad = rows[~finite].tolist()
+        # a filler is another rank's pair, which is looked at there
+        bad = [row for row in rows[~finite].tolist() if row != FILLER_ROW]
         of_all = ranks.everywhere(bad)
         return NotFinite(
             _explain(of_all, ranks.everywhere(rows.tolist())), frozenset(bad), not of_all

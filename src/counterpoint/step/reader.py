@@ -60,12 +60,17 @@ class PairReader:
     ) -> list[tuple[PairOutput, PairBatch]]:
         """What the model says of some pairs; all of it is there before any of it is counted.
 
+        Every rank must call it as often; with others' micro-batches of weight 0 where ranks meet in
+        every pass.
+
         Args:
-            pairs: at least one.
+            pairs: perhaps none.
             most_pairs: of a micro-batch.
         """
+        self._assembly().prove(pairs)
         cut = partial(self._assembly().micro_batches, most_pairs=most_pairs)
-        share = Share(pairs, cut, self._eval_budget)
+        share = Share(pairs, cut, self._eval_budget, in_step=self.engine.in_step)
+        share.fill_up(self.device)
         outputs = share.fitted(partial(self._outputs, share))
         return list(zip(outputs, share, strict=True))
 

@@ -67,6 +67,7 @@ class StepRunner(PairReader):
         self.budget = TokenBudget(most_tokens, lowered)
         self.eval_budget = TokenBudget(most_tokens, lowered)
         super().__init__(constraints, engine, assembly, self.eval_budget, device)
+        self.budgets = (self.budget, self.eval_budget)
         self.loss, self.recorder = loss, recorder
         self.sums, self.guard, self.updates = MetricSums(), StepGuard(), UpdateGuard()
         self._balance = ExpertBalance(engine, assembly, device)
@@ -75,8 +76,10 @@ class StepRunner(PairReader):
 
     def share(self, pairs: Sequence[TokenPair], most_pairs: int) -> Share:
         """This rank's pairs of a step, cut into micro-batches."""
-        cut = partial(self._assembly().micro_batches, most_pairs=most_pairs)
-        return Share(pairs, cut, self.budget, ranks=ranks.count())
+        assembly = self._assembly()
+        assembly.choose(pairs, self.budget.tokens, most_pairs=most_pairs)
+        cut = partial(assembly.micro_batches, most_pairs=most_pairs)
+        return Share(pairs, cut, self.budget, ranks=ranks.count(), in_step=self.engine.in_step)
 
     def begin(self, share: Share) -> StepDenominators:
         """The denominators of a step over all ranks; its multipliers hold still from here on.
@@ -84,7 +87,7 @@ class StepRunner(PairReader):
         Args:
             share: this rank's part of it.
         """
-        router = self._balance.over_step(share)
+        router = self._balance.over_step(share.fill_up(self.device))
         step = replace(self.loss.denominators(share.batches).over_ranks(), router=router)
         self.constraints.begin_step(step.constraints, partial(self.first_values, share))
         return step
@@ -120,13 +123,13 @@ class StepRunner(PairReader):
             total = torch.zeros((), device=self.device)
             meet = self.engine.collective_passes
             with self._assembly().running():
-                for batch in share:
-                    last = batch is share.batches[-1]
+                for number, batch in enumerate(share):
+                    last = number == len(share) - 1
                     if Pass.FORWARD in meet or (last and Pass.LAST_BACKWARD in meet):
                         share.commit()
                     self.recorder.watch(batch)
                     with self.engine.accumulating(model, last=last):
-                        if last or self.loss.bears_on(batch):
+                        if last or Pass.BACKWARD in meet or self.loss.bears_on(batch):
                             total += backward(model, batch, now)
                             continue
                         model.train()
@@ -178,7 +181,8 @@ class StepRunner(PairReader):
             CP401, ready to raise.
         """
         self.discard(model)
-        where = self.recorder.keep(problem, step, model, self._assembly().head)
+        head, in_step = self._assembly().head, self.engine.in_step
+        where = self.recorder.keep(problem, step, model, head, in_step=in_step)
         return non_finite_error(problem.seen, step, self.loss.objective.alpha, where)
 
     def discard(self, model: nn.Module) -> None:

@@ -12,8 +12,14 @@ another one of the same step, or than one that went through a whole step before;
 such thing, a filler of the shortest pair goes last. Tokens stand for memory here, which is nearly
 true and no promise: a rank that runs out even there stops the run.
 
+Where ranks meet in every pass, as they do where each holds a part of the weights, none can begin
+again, since the others wait for it in the middle of a forward. There a rank whose memory runs out
+ends the run, and says which budget to set. Ranks also need as many micro-batches as each other;
+those that have fewer are filled up with micro-batches of weight 0.
+
 Not here: how a micro-batch is laid out (``assembly``), what must be thrown away (``runner``),
-and memory that runs out elsewhere: for the weights, the optimizer, the proofs of head and layout.
+and memory that runs out elsewhere: for the optimizer, a checkpoint (``engine.memory``), or the
+proofs of head and layout (``assembly``).
 """
 
 from __future__ import annotations
@@ -26,6 +32,7 @@ import torch
 
 from counterpoint import ranks
 from counterpoint.data.batching import filler, length
+from counterpoint.engine.memory import is_out_of_memory
 from counterpoint.errors import SetupError, first_line
 from counterpoint.log import logger
 from counterpoint.records import PairBatch, TokenPair
@@ -33,9 +40,6 @@ from counterpoint.records import PairBatch, TokenPair
 Result = TypeVar("Result")
 Cut = Callable[[Sequence[TokenPair], int | None], list[PairBatch]]
 """Pairs and most tokens of a micro-batch -> micro-batches, those of most tokens first."""
-
-SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED")
-"""What says in a RuntimeError that memory ran out: of a device, of the host, of cuBLAS."""
 
 
 class TokenBudget:
@@ -59,6 +63,24 @@ class TokenBudget:
         """Resume with it."""
         self.tokens, self.proved = state["tokens"], state["proved"]
 
+    @staticmethod
+    def least(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What all of several ranks have learnt, for a rank that may be on any of their devices.
+
+        Args:
+            states: of ``state_dict``.
+        """
+        known = [state["tokens"] for state in states if state["tokens"] is not None]
+        return {
+            "tokens": min(known, default=None),
+            "proved": min(state["proved"] for state in states),
+        }
+
+    @staticmethod
+    def least_of_each(states: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+        """The same of several budgets, in the order in which each rank has its own."""
+        return [TokenBudget.least(each) for each in zip(*states, strict=True)]
+
     def agree(self, device: torch.device) -> None:
         """Take the lowest of all ranks; every rank must call it."""
         unset = torch.iinfo(torch.long).max
@@ -75,14 +97,21 @@ class Share:
         cut: how they are cut.
         budget: shared by all shares of a kind.
         ranks: how many add up their gradients in the last micro-batch.
+        in_step: ranks meet in every pass.
     """
 
     def __init__(
-        self, pairs: Sequence[TokenPair], cut: Cut, budget: TokenBudget, *, ranks: int = 1
+        self,
+        pairs: Sequence[TokenPair],
+        cut: Cut,
+        budget: TokenBudget,
+        *,
+        ranks: int = 1,
+        in_step: bool = False,
     ) -> None:
         """Cut them by the budget as it stands."""
         self.pairs, self.budget = pairs, budget
-        self._cut, self._ranks = cut, ranks
+        self._cut, self._ranks, self._in_step = cut, 1 if in_step else ranks, in_step
         self._running: PairBatch | None = None
         self._committed = False
         self.batches = self._batches()
@@ -96,6 +125,29 @@ class Share:
         for batch in self.batches:
             self._running = batch
             yield batch
+
+    def fill_up(self, device: torch.device) -> Share:
+        """Have as many micro-batches as the rank that has most; where ranks meet in every pass.
+
+        Every rank must call it.
+
+        Args:
+            device: of the run.
+
+        Returns:
+            The share itself.
+        """
+        if not self._in_step:
+            return self
+        mine = torch.tensor([len(self.batches), not self.pairs], device=device)
+        most, some_have_none = ranks.most(mine).tolist()
+        spare = min(self.pairs, key=length) if self.pairs else None
+        if some_have_none:
+            spare = next((one for one in ranks.gathered(spare) if one is not None), None)
+        missing = most - len(self.batches)
+        if missing and spare is not None:
+            self.batches += self._cut([filler(spare)], None) * missing
+        return self
 
     def commit(self) -> None:
         """From here on other ranks have a part in the work, and it cannot be done again."""
@@ -121,7 +173,7 @@ class Share:
         """
         first: PairBatch | None = None
         while True:
-            self._running, self._committed = None, False
+            self._running, self._committed = None, self._in_step
             try:
                 result = work()
                 break
@@ -133,7 +185,7 @@ class Share:
             failed, self._running = self._running, None
             if undo is not None:
                 undo()
-            _free(failed.row_ids.device)
+            free(failed.row_ids.device)
             self._refuse_hopeless(failed, seen)
             first = first or failed
             self.budget.tokens = _tokens(failed) // 2
@@ -164,33 +216,30 @@ class Share:
             "The weights are as they were before the step. Cut pairs with a lower max_length, or "
             "need less memory for each token: gradient_checkpointing, bf16, a LoRA adapter."
         )
-        if self._committed:
+        row, alone = int(failed.row_ids[0]), len(failed) == 1
+        smaller_helps = not alone or not self._in_step or row < 0  # which is a filler's
+        if self._committed and smaller_helps:
             largest = max(map(_tokens, self.batches))
+            where = "take part in every pass" if self._in_step else "add up their gradients"
             raise SetupError(
                 "CP505",
                 f"memory ran out in the micro-batch of {_tokens(failed)} tokens in which ranks "
-                f"add up their gradients, where the others cannot go back ({seen}). Set "
+                f"{where}, where the others cannot go back ({seen}). Set "
                 f"max_micro_batch_tokens={largest // 2} or lower. {remedy}",
             )
-        if len(failed) == 1:
+        if alone:
             raise SetupError(
                 "CP505",
-                f"row {int(failed.row_ids[0])} does not fit in memory ({seen}), though its "
+                f"row {row} does not fit in memory ({seen}), though its "
                 f"{_tokens(failed)} input tokens were alone. {remedy}",
             )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of a device or of the host."""
-    named = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return named or any(sign in str(error) for sign in SIGNS)
 
 
 def _tokens(batch: PairBatch) -> int:
     return batch.cost
 
 
-def _free(device: torch.device) -> None:
+def free(device: torch.device) -> None:
     """Give back what nothing holds any more: Python's cycles, then the device's cache."""
     gc.collect()
     empty = getattr(getattr(torch, device.type, None), "empty_cache", None)

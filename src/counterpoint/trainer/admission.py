@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -11,6 +9,7 @@ from torch import nn
 from counterpoint import ranks
 from counterpoint.config import CPOConfig
 from counterpoint.console.phases import allow_bars
+from counterpoint.data.lanes import check_lanes
 from counterpoint.engine.table import settle
 from counterpoint.errors import ConfigError, ModelError, SetupError
 from counterpoint.log import logger
@@ -82,13 +81,18 @@ def checked_args(
     return args
 
 
-def loaded(
-    model: nn.Module | str | None, args: CPOConfig, policy: WeightsPolicy
-) -> nn.Module | None:
-    """The model itself, loaded if it is given by name."""
+def loaded(model: nn.Module | str | None, args: CPOConfig, *, adapter: bool) -> nn.Module | None:
+    """The model itself, loaded if it is given by name.
+
+    Args:
+        model: itself, or its name.
+        args: the run's options.
+        adapter: an adapter will be put on it.
+    """
     if isinstance(model, str):
         # refuses what cannot be trained before any weight is read
         family = family_of(load_config(model, args))
+        policy = WeightsPolicy.of(args, adapter=adapter)
         loaded: nn.Module = load_model(model, args, policy, family=family)
         return loaded
     if args.model_init_kwargs:
@@ -119,13 +123,4 @@ def check_stream(pairs: Any, args: CPOConfig) -> None:
                 f"{name}={getattr(args, name)} does nothing with a streamed train_dataset, which "
                 "the training process reads in its order to its end; leave it out.",
             )
-
-
-def then_ready(
-    model_init: Callable[..., nn.Module], ready: Callable[[nn.Module], nn.Module]
-) -> Callable[..., nn.Module]:
-    """A ``model_init`` whose model is made ready, with as many arguments as it had."""
-    # transformers counts the arguments to see whether a trial is wanted
-    if inspect.signature(model_init).parameters:
-        return lambda trial: ready(model_init(trial))
-    return lambda: ready(model_init())
+    check_lanes(getattr(pairs, "num_shards", 1), args.stream_shards, args.world_size)

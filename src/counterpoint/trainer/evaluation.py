@@ -16,8 +16,9 @@ from counterpoint.alarms.effect import alarm_facts
 from counterpoint.alarms.of_samples import degenerate_in_run
 from counterpoint.console.display import evaluating
 from counterpoint.data.batching import PairLoader
+from counterpoint.engine.face import Pass
+from counterpoint.engine.stops import names_stops
 from counterpoint.errors import DataError
-from counterpoint.evaluation.preferences import accuracy_interval
 from counterpoint.evaluation.samples import decodings, sample, sample_metrics
 from counterpoint.metric_names import PREFIX
 from counterpoint.runlog import SAMPLES, constraint_metric
@@ -59,6 +60,7 @@ class EvaluatingTrainer(SteppingTrainer):
         loader.pairs = pairs
         return loader
 
+    @names_stops
     def evaluation_loop(
         self,
         dataloader: PairLoader,
@@ -68,19 +70,20 @@ class EvaluatingTrainer(SteppingTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """One pass over a set: its loss is the objective of the whole set, however it is cut."""
-        evaluation = self._pass(dataloader)
+        if prediction_loss_only is None:
+            prediction_loss_only = self.args.prediction_loss_only
+        asked = self.compute_metrics is not None and not prediction_loss_only
+        evaluation = self._pass(dataloader, keep_scores=asked)
         metrics, pairs = evaluation.metrics()
-        scores = evaluation.scores()
-        accuracy = accuracy_interval(scores)
+        accuracy = evaluation.accuracy()
         metrics |= self._own_values()
         metrics |= {
             "rewards/accuracies_low": accuracy.low,
             "rewards/accuracies_high": accuracy.high,
         }
         predictions = None
-        if prediction_loss_only is None:
-            prediction_loss_only = self.args.prediction_loss_only
-        if self.compute_metrics is not None and not prediction_loss_only:
+        if self.compute_metrics is not None and asked:
+            scores = evaluation.scores()
             predictions = np.stack([scores.chosen_rewards, scores.rejected_rewards], axis=1)
             labels = np.zeros(len(predictions), dtype=np.int64)
             metrics |= self.compute_metrics(EvalPrediction(predictions, labels))
@@ -110,6 +113,7 @@ class EvaluatingTrainer(SteppingTrainer):
             raise not_given(wanted, metrics)
         return super().is_best_so_far(metrics, trial)
 
+    @names_stops
     def measure(self, dataset: Any, name: str = "test") -> EvaluationPass:
         """What the model says of every pair of a set, for statistics; no gradient is paid for.
 
@@ -123,18 +127,20 @@ class EvaluatingTrainer(SteppingTrainer):
         Raises:
             DataError: CP2xx for rows that are not pairs.
         """
-        return self._pass(self._loader(self._feed.pairs(dataset, name), name, train=False))
+        loader = self._loader(self._feed.pairs(dataset, name), name, train=False)
+        return self._pass(loader, keep_scores=True)
 
-    def _pass(self, dataloader: PairLoader) -> EvaluationPass:
+    def _pass(self, dataloader: PairLoader, *, keep_scores: bool) -> EvaluationPass:
         self._check_replaced()
         self.model.eval()
         self.callback_handler.eval_dataloader = dataloader
         rows = next((n for n, s in self._sets().items() if s is dataloader.pairs), None)
-        evaluation = EvaluationPass(self.runner.loss, self.constraints, rows)
+        evaluation = EvaluationPass(
+            self.runner.loss, self.constraints, rows, keep_scores=keep_scores
+        )
         batches = iter(dataloader)  # whose workers are forked now, before a phase's thread is there
         with torch.no_grad(), evaluating(self.callback_handler, dataloader) as now:
             for pairs in batches:
-                evaluation.note(pairs)
                 for output, batch in self.runner.measured(pairs, self.args.eval_batch_size):
                     evaluation.add(output, batch)
                 self.control = self.callback_handler.on_prediction_step(
@@ -171,8 +177,9 @@ class EvaluatingTrainer(SteppingTrainer):
     def _sampled(self, pairs: Any, name: str) -> dict[str, float]:
         """Samples of one set, written to the run log and judged; their statistics."""
         few = self._feed.some(pairs, self.args.eval_samples)
-        with self.runner.engine.autocast():
-            written = sample(self.model, self.processing_class, few, decodings(self.args))
+        ways, meet = decodings(self.args), Pass.FORWARD in self.engine.collective_passes
+        with self.engine.autocast():
+            written = sample(self.model, self.processing_class, few, ways, together=meet)
         about = {"step": self.state.global_step, "set": name}
         entries = [{**about, **one.as_entry()} for one in written]
         if self.is_in_train and self.is_world_process_zero():
@@ -183,18 +190,15 @@ class EvaluatingTrainer(SteppingTrainer):
             self.run_log.append(SAMPLES, entry)
         found = dict(sample_metrics(written))
         if self.is_in_train:
-            lengths = [len(one.ids) for one in written if one.kind == "greedy"]
+            lengths = [len(one.ids) for one in written if not one.sampled]
             step, most = self.state.global_step, self.args.eval_sample_tokens
             found |= self.constraints.written(lengths, step, most)
         return found
 
     def _sets(self) -> dict[str, Any]:
         """Every prepared set that the trainer was given, by name."""
-        named = isinstance(self.eval_dataset, Mapping)
-        sets = (
-            {f"eval {n}": s for n, s in self.eval_dataset.items()}
-            if named
-            else {"eval": self.eval_dataset}
-        )
+        given = self.eval_dataset
+        named = isinstance(given, Mapping)
+        sets = {f"eval {n}": s for n, s in given.items()} if named else {"eval": given}
         every = {"train": self.train_dataset, **sets}
         return {name: pairs for name, pairs in every.items() if pairs is not None}

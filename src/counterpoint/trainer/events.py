@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from counterpoint.models.checkpointing import keep_share
 from counterpoint.step.runner import StepRunner
 
 
@@ -25,6 +26,8 @@ class StepEvents(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **facts: Any) -> None:
         """Refuse weights that are lost already, and scale multipliers to the run's length."""
+        if args.gradient_checkpointing:  # which transformers has turned on by now, in every layer
+            keep_share(facts["model"], args.checkpointing_share)
         self._step.updates.check_start(facts["model"], facts["optimizer"], state.global_step)
         evaluations = _evaluations(args, state)
         self._step.constraints.plan(state.max_steps, evaluations, facts["model"])

@@ -5,18 +5,22 @@ Not here: how a checkpoint is written and read (``saving``, ``resumable``).
 
 from __future__ import annotations
 
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
 from counterpoint import ranks
-from counterpoint.checkpoint.adapted import identity
+from counterpoint.checkpoint.adapted import model_identity
 from counterpoint.checkpoint.experiment import experiment
 from counterpoint.checkpoint.fingerprint import Fingerprint
+from counterpoint.checkpoint.rank_states import States
+from counterpoint.data.pair_digest import digest_like
+from counterpoint.metrics import MetricSums
+from counterpoint.monitor.callback import Monitor
 from counterpoint.report.about import base_name
 from counterpoint.step.assembly import Assembly
+from counterpoint.step.share import TokenBudget
 from counterpoint.trainer.evaluation import EvaluatingTrainer
 
 
@@ -29,13 +33,16 @@ class ExperimentTrainer(EvaluatingTrainer):
     _handed: tuple[Any, Any]
     _assembled: Assembly | None
     _known_proofs: dict[str, Any]
+    monitor: Monitor | None
 
     def _take_identity(self) -> None:
         """What the model is, before anything trains; every rank takes rank 0's word for it."""
         if self._identified is self.model:
             return
         plain, dropout = self.accelerator.unwrap_model(self.model), not self.args.disable_dropout
-        self._identity = ranks.first_does(partial(identity, plain, dropout=dropout))
+        # ranks meet in it: of a model in shards each has a part of what an adapter lies on
+        mine = model_identity(plain, dropout=dropout)
+        self._identity = ranks.first_does(lambda: mine)
         self._identified = self.model
 
     def base_name(self) -> str:
@@ -44,18 +51,27 @@ class ExperimentTrainer(EvaluatingTrainer):
 
     def fingerprint(self) -> Fingerprint:
         """What makes this experiment this one; ``resume_anyway`` says what it is for."""
-        digests = {name: self._feed.digest(pairs) for name, pairs in self._sets().items()}
-        digests |= self._second_sets.digests()
+        digests = {name: self._feed.digest(pairs) for name, pairs in self._digested().items()}
         return experiment(
             self.args,
             self.objective,
-            self.accelerator.unwrap_model(self.model),
             digests,
             self.steps_in_all(),
             identity=self._identity,
             balancing=self._balancing_weight,
             scheduled=self._handed[1] is None,
         )
+
+    def experiment_like(self, then: Fingerprint) -> Fingerprint:
+        """The fingerprint with digests of data that were taken as a checkpoint's were."""
+        now = dict(super().experiment_like(then))
+        for name, pairs in self._digested().items():
+            fact = f"data {name}"
+            now[fact] = digest_like(str(then.get(fact, now[fact])), str(now[fact]), pairs)
+        return now
+
+    def _digested(self) -> dict[str, Any]:
+        return self._sets() | {one.name: one.pairs for one in self._second_sets.all}
 
     def state_dict(self) -> dict[str, Any]:
         """Skipped steps, what was proved, where the streams are, the multipliers."""
@@ -86,15 +102,22 @@ class ExperimentTrainer(EvaluatingTrainer):
 
     def rank_state_dict(self) -> dict[str, Any]:
         """The sums since the last log line, and what was learnt of this rank's memory."""
-        budgets = (self.runner.budget, self.runner.eval_budget)
         return {
             "sums": self.runner.sums.state_dict(),
-            "budgets": [budget.state_dict() for budget in budgets],
+            "budgets": [budget.state_dict() for budget in self.runner.budgets],
+            "monitor": None if self.monitor is None else self.monitor.rank_state_dict(),
         }
+
+    def merge_rank_states(self, states: States) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Sums are added up, and budgets hold on every device."""
+        budgets = TokenBudget.least_of_each([state["budgets"] for state in states])
+        total, empty = MetricSums.merged([state["sums"] for state in states])
+        return {"sums": total, "budgets": budgets}, {"sums": empty, "budgets": budgets}
 
     def load_rank_state_dict(self, state: dict[str, Any]) -> None:
         """Resume with them."""
         self.runner.sums.load_state_dict(state["sums"], self.args.device)
-        budgets = (self.runner.budget, self.runner.eval_budget)
-        for budget, saved in zip(budgets, state["budgets"], strict=True):
+        for budget, saved in zip(self.runner.budgets, state["budgets"], strict=True):
             budget.load_state_dict(saved)
+        if self.monitor is not None and state.get("monitor"):  # none of other ranks
+            self.monitor.load_state_dict(state["monitor"])

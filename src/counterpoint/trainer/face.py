@@ -67,6 +67,9 @@ class Accelerator(Protocol):
     def optimizer_step_was_skipped(self) -> bool:
         """Whether the gradient scaler has left out the last step."""
 
+    def unscale_gradients(self, optimizer: Any = None) -> None:
+        """Undo the gradient scaler's factor, where there is one."""
+
     def autocast(self) -> AbstractContextManager[None]:
         """Compute in the precision of the options."""
 
@@ -128,6 +131,9 @@ class TrainerFace:
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model."""
+
+    def push_to_hub(self, commit_message: str = "", **more: Any) -> Any:
+        """Send the model to the hub."""
 
     def add_callback(self, callback: Any) -> None:
         """Add a callback."""

@@ -5,7 +5,7 @@ Not here: what a row becomes (``data.prepare``) and which pairs make a step (``d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -13,17 +13,21 @@ from typing import Any
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
 
 from counterpoint.config import CPOConfig
 from counterpoint.data.batching import DealtStream, KeyedPairs, PairLoader
-from counterpoint.data.counts import PARTS, PrepareCounts
+from counterpoint.data.counts import PrepareCounts
+from counterpoint.data.encoder import Encoder
+from counterpoint.data.lanes import LanedStream, StreamPlace
 from counterpoint.data.options import PrepareOptions
-from counterpoint.data.pair_digest import pairs_digest
-from counterpoint.data.prepare import PAIR_COLUMNS, Prepared, iter_pairs, prepare, to_pair
+from counterpoint.data.order import COMPUTED, WRITTEN_OUT, Order, order_of
+from counterpoint.data.pair_columns import PAIR_COLUMNS, trained_columns
+from counterpoint.data.pair_digest import ROWS_AT_ONCE, pairs_digest
+from counterpoint.data.prepare import Prepared, iter_pairs, lane_reader, lanes_in_a_row, prepare
 from counterpoint.data.sampler import StepSampler
 from counterpoint.data.sources import pick_split
-from counterpoint.forward.rows import beyond_embedding
+from counterpoint.forward.rows import EmbeddingRows, beyond_embedding
+from counterpoint.preference_row import PARTS
 from counterpoint.records import TokenPair
 
 
@@ -32,22 +36,25 @@ class Feed:
 
     Args:
         args: the run's options.
-        tokenizer: with EOS and pad token.
+        encoder: of their rows.
     """
 
-    def __init__(self, args: CPOConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.args, self.tokenizer = args, tokenizer
+    def __init__(self, args: CPOConfig, encoder: Encoder[Any]) -> None:
+        self.args, self.encoder, self.begun = args, encoder, encoder.start_tokens
+        self.to_pair = encoder.pair
         self.options = PrepareOptions.of(args)
         self._prepared: dict[str, Prepared] = {}
         self._reading: Prepared | None = None
         self._done = 0
         """Rows of the training stream that the next pass of a resumed run leaves out."""
+        self._order_version = COMPUTED
+        self._lanes: StreamPlace | None = None
+        self._resumed_lanes: StreamPlace | None = None
 
     def train_pairs(self, dataset: Any) -> Any:
         """Prepared training pairs of raw rows; of several splits, the one named train."""
-        if isinstance(dataset, Mapping):
-            dataset = pick_split(dataset, "train")
-        return self.pairs(dataset, "train")
+        rows = pick_split(dataset, "train") if isinstance(dataset, Mapping) else dataset
+        return self.pairs(rows, "train")
 
     def pairs(self, dataset: Any, name: str) -> Any:
         """Prepared pairs of raw rows, of each of a dict of sets, or of themselves.
@@ -63,7 +70,7 @@ class Feed:
             return dataset
         if isinstance(dataset, Mapping):
             return {key: self.pairs(rows, f"{name} {key}") for key, rows in dataset.items()}
-        self._prepared[name] = prepare(dataset, self.tokenizer, self.options, name=name)
+        self._prepared[name] = prepare(dataset, self.encoder, self.options, name=name)
         return self._prepared[name].pairs
 
     def _is_prepared(self, dataset: Any) -> bool:
@@ -71,29 +78,33 @@ class Feed:
         own = any(dataset is prepared.pairs for prepared in self._prepared.values())
         return own or set(PAIR_COLUMNS) <= set(_columns(dataset))
 
-    def check_ids(self, pairs: Any, vocab_size: int | None) -> None:
+    def check_ids(self, pairs: Any, known: EmbeddingRows | None) -> None:
         """Refuse ids beyond the embedding before anything is written; streams are checked later.
 
         Args:
             pairs: prepared pairs, from ``pairs``.
-            vocab_size: rows of the model's embedding; None leaves ids unchecked.
+            known: rows of the model's embeddings; None leaves ids unchecked.
 
         Raises:
             ModelError: CP303, with a row that has such an id.
         """
         if isinstance(pairs, Mapping):
             for each in pairs.values():
-                self.check_ids(each, vocab_size)
+                self.check_ids(each, known)
             return
         if not isinstance(pairs, Dataset):
             return
-        if vocab_size is None or len(self.tokenizer) <= vocab_size:
+        if known is None:
             return
-        table = pairs.with_format("arrow")[:]
-        for part in PARTS:
-            highest = pc.max(pc.list_flatten(table.column(f"{part}_ids"))).as_py()
-            if highest is not None and highest >= vocab_size:
-                raise beyond_embedding(highest, vocab_size)
+        if known.read == known.written >= len(self.encoder.tokenizer):
+            return
+        # a prompt ends with what the decoder begins with; a batch's are looked at again, exactly
+        limits = dict.fromkeys(PARTS, known.written) | {"prompt": max(known)}
+        for table in pairs.with_format("arrow").iter(ROWS_AT_ONCE):
+            for part in PARTS:
+                highest = pc.max(pc.list_flatten(table.column(f"{part}_ids"))).as_py()
+                if highest is not None and highest >= limits[part]:
+                    raise beyond_embedding(highest, limits[part])
 
     def counts(self) -> dict[str, PrepareCounts]:
         """What became of the rows of each set; a stream's fill up while it is read."""
@@ -122,9 +133,9 @@ class Feed:
         if hasattr(pairs, "__len__"):
             most = min(count, len(pairs))
             places = [place * len(pairs) // most for place in range(most)]
-            return KeyedPairs(_trained(pairs), to_pair).__getitems__(places)
+            return KeyedPairs(trained_columns(pairs), self.to_pair).__getitems__(places)
         # counts of its own: the run's are of whole passes
-        fresh = Prepared(pairs, PrepareCounts("samples"), self.options)
+        fresh = Prepared(pairs, PrepareCounts("samples"), self.options, start_tokens=self.begun)
         return list(islice(iter_pairs(fresh), count))
 
     def loader(self, pairs: Any, name: str, *, micro_batch: int, train: bool) -> PairLoader:
@@ -139,24 +150,36 @@ class Feed:
         args = self.args
         share = {
             "micro_batch": micro_batch,
-            "accumulation": args.gradient_accumulation_steps if train else 1,
+            "step_pairs": args.step_pairs if train else micro_batch * args.world_size,
             "ranks": args.world_size,
             "rank": args.process_index,
         }
         # of its own: torch draws seeds of workers that draw nothing, which must not move dropout
         generator = torch.Generator()
         if not hasattr(pairs, "__len__"):
-            stream = self._stream(pairs, name)
-            read = partial(self._read, stream) if train else partial(iter_pairs, stream)
+            stream, lanes = self._stream(pairs, name), args.stream_shards
+            if lanes > 1 and train:
+                stream.counts.digest = None
+                pull = lane_reader(stream, lanes)
+                laned = LanedStream(
+                    pull, lanes, partial(self._begin, stream), stream.counts, **share
+                )
+                return PairLoader(laned, batch_size=None, generator=generator)
+            if train:
+                read = partial(self._read, stream)
+            elif 1 < lanes <= getattr(pairs, "num_shards", 1):
+                read = partial(lanes_in_a_row, stream, lanes)
+            else:
+                read = partial(iter_pairs, stream)
             return PairLoader(DealtStream(read, **share), batch_size=None, generator=generator)
         sampler = StepSampler(
             len(pairs),
             **share,
-            seed=self.seed() if train else None,
+            orders=self.orders(len(pairs)) if train else None,
             drop_last=train and args.dataloader_drop_last,
         )
         return PairLoader(
-            KeyedPairs(_trained(pairs), to_pair),
+            KeyedPairs(trained_columns(pairs), self.to_pair),
             batch_sampler=sampler,
             collate_fn=list,
             generator=generator,
@@ -179,12 +202,18 @@ class Feed:
         """What a resumed run must know of the streams, as a tree of ``checkpoint.tree``.
 
         Returns:
-            ``rows`` read of the running pass over the training stream, and the ``counts`` of each
-            stream; nothing of sets that are not streamed.
+            ``rows`` read of the running pass over the training stream, the ``counts`` of each
+            stream, the place of one in ``lanes``, and the version of the ``order`` of sets that are
+            not streamed.
         """
         streams = {n: p for n, p in self._prepared.items() if not isinstance(p.pairs, Dataset)}
         counts = {name: one.counts.state_dict() for name, one in streams.items()}
-        return {"rows": self._reading.progress.rows if self._reading else 0, "counts": counts}
+        return {
+            "rows": self._reading.progress.rows if self._reading else 0,
+            "counts": counts,
+            "order": self._order_version,
+            "lanes": None if self._lanes is None else self._lanes.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], *, within_pass: bool) -> None:
         """Resume where a run was; see ``state_dict``.
@@ -194,6 +223,9 @@ class Feed:
             within_pass: whether its pass over the training stream is resumed, or a new one begins.
         """
         self._done = state["rows"] if within_pass else 0
+        self._order_version = state.get("order", WRITTEN_OUT)  # up to 0.4 it did not say
+        lanes = state.get("lanes") if within_pass else None
+        self._resumed_lanes = None if lanes is None else StreamPlace(**lanes)
         for name, kept in state["counts"].items():
             if name in self._prepared:
                 self._prepared[name].counts.load_state_dict(kept)
@@ -202,6 +234,22 @@ class Feed:
         """The next pass over the training stream."""
         self._reading, done, self._done = stream, self._done, 0
         return iter_pairs(stream, after=done)
+
+    def _begin(self, stream: Prepared) -> StreamPlace:
+        """Where the next pass over a training stream in lanes begins."""
+        found, self._resumed_lanes = self._resumed_lanes, None
+        if found is None:
+            found = StreamPlace.first(self.args.stream_shards, counted=stream.counts.rows == 0)
+        self._lanes = found
+        return found
+
+    def orders(self, pairs: int) -> Callable[[int], Order]:
+        """The order of each pass over a set of so many pairs, in the version of this run."""
+
+        def order(number: int) -> Order:
+            return order_of(pairs, self.seed(), number, version=self._order_version)
+
+        return order
 
     def seed(self) -> int | None:
         """Of the order of pairs; None where it is that of the data set."""
@@ -215,11 +263,6 @@ class Feed:
         if known is None or known.pairs is not pairs:
             return Prepared(pairs, PrepareCounts.under(self.options, name), self.options)
         return known
-
-
-def _trained(pairs: Any) -> Any:
-    """The columns that are trained on alone: reading others would take time for nothing."""
-    return pairs.select_columns(list(PAIR_COLUMNS)) if isinstance(pairs, Dataset) else pairs
 
 
 def _columns(dataset: Any) -> list[str]:

@@ -23,6 +23,7 @@ from counterpoint.checkpoint.fingerprint import Fingerprint
 from counterpoint.checkpoint.saved_options import without_secrets
 from counterpoint.console.display import TrainingDisplay, watch_alone
 from counterpoint.doctor.of_unused import Rest, in_a_line, unused
+from counterpoint.engine.stops import names_stops
 from counterpoint.log import logger
 from counterpoint.losses.objective import Objective
 from counterpoint.metrics import means
@@ -172,6 +173,7 @@ class JournalTrainer(ResumableTrainer):
             seen += batch.attention_mask.sum() if wanted == "non_padding" else batch.cost
         self.state.num_input_tokens_seen += int(ranks.add_up(seen))
 
+    @names_stops
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model and, beside the weights, a card of it (README.md)."""
         folder = Path(output_dir or self.args.output_dir)
@@ -256,9 +258,8 @@ class JournalTrainer(ResumableTrainer):
             "model": self._began_with(),
             "adapter": adapter_settings(self.accelerator.unwrap_model(self.model)) or None,
             "base": self._identity.get(BASE),
-            "step_pairs": self.args.train_batch_size
-            * self.args.gradient_accumulation_steps
-            * self.args.world_size,
+            "step_pairs": self.args.step_pairs,
+            "segments": [one.facts() for one in self._segments],
             "layout": None if self._assembled is None else self._assembled.layout,
             "micro_batch_tokens": {
                 "train": runner.budget.tokens,

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerState
 
 from counterpoint.config import CPOConfig
+from counterpoint.doctor.of_batch import idle_ranks
 from counterpoint.errors import CounterpointError
 from counterpoint.log import logger
 from counterpoint.runlog import RunLog
@@ -74,15 +75,26 @@ def _state_after(error: BaseException) -> str:
     return "stopped" if by_alarm else "failed"
 
 
-def announce(objective: str, args: CPOConfig, ranks: int) -> None:
-    """Say what will be optimised and how many pairs make a step."""
+def announce(objective: str, args: CPOConfig, ranks: int, *, examined: bool = False) -> None:
+    """Say what will be optimised and how many pairs make a step.
+
+    Args:
+        objective: as a formula.
+        args: the run's options.
+        ranks: of the run.
+        examined: the doctor has spoken of the options as they were given.
+    """
     per_device, windows = args.per_device_train_batch_size, args.gradient_accumulation_steps
     logger().info("%s", objective)
+    even = per_device * windows * ranks == args.step_pairs
     logger().info(
-        "step = %d pairs (%d a device x %d accumulated x %d %s)",
-        per_device * windows * ranks,
+        "step = %d pairs (%s%d a device x %d accumulated x %d %s)",
+        args.step_pairs,
+        "" if even else "at most ",
         per_device,
         windows,
         ranks,
         "rank" if ranks == 1 else "ranks",
     )
+    if args.step_pairs < ranks and not (examined and "pairs_per_step" in args.changed):
+        logger().warning("CW129 %s", idle_ranks(args.step_pairs, ranks))

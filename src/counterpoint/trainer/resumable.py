@@ -26,26 +26,27 @@ from typing import Any
 from torch import nn
 
 from counterpoint import ranks
-from counterpoint.checkpoint.folder import step_of, tidy
+from counterpoint.checkpoint.callbacks import load_callback_states
+from counterpoint.checkpoint.fingerprint import Fingerprint
+from counterpoint.checkpoint.folder import step_of
 from counterpoint.checkpoint.lock import contents, locked, own_change, refuse_changed
-from counterpoint.checkpoint.manifest import read_manifest, verify
+from counterpoint.checkpoint.manifest import read_manifest
 from counterpoint.checkpoint.optimizer import load_named_state
 from counterpoint.checkpoint.randomness import set_random_state
+from counterpoint.checkpoint.rank_states import States, on_these_ranks
 from counterpoint.checkpoint.resumption import (
-    OPTIMIZER,
     Resumption,
     compared,
     find_checkpoint,
     read_resumption,
 )
+from counterpoint.checkpoint.segments import segment_of
+from counterpoint.checkpoint.sharded import load_saved, read_optimizer
 from counterpoint.checkpoint.state_file import check_optimizer, take_numbers
-from counterpoint.checkpoint.tree import read_tree
-from counterpoint.checkpoint.weights import load_weights
+from counterpoint.checkpoint.together import tidy_together, verify_together
 from counterpoint.console.phases import phase
-from counterpoint.data.batching import DealtStream
 from counterpoint.log import logger
 from counterpoint.runlog import STREAMS
-from counterpoint.trainer.place import load_callback_states
 from counterpoint.trainer.saving import SavingTrainer
 from counterpoint.trainer.transformers_seams import Epoch
 
@@ -71,6 +72,14 @@ class ResumableTrainer(SavingTrainer):
 
     def load_rank_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what this rank alone has, before the first step."""
+
+    def experiment_like(self, then: Fingerprint) -> Fingerprint:
+        """What makes this experiment this one, told as a checkpoint's fingerprint tells it."""
+        return self._this_experiment()
+
+    def merge_rank_states(self, states: States) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What rank 0 and what every other rank takes back, of the states of all that were."""
+        return {}, {}
 
     # ---- resuming ----
 
@@ -105,9 +114,9 @@ class ResumableTrainer(SavingTrainer):
         run = Path(self.args.output_dir)
         with ExitStack() as stack:
             ranks.first_does(lambda: stack.enter_context(locked(run)))
-            ranks.first_does(lambda: tidy(run))
+            tidy_together(run)
             self._restored, self._experiment = False, None
-            self._saved_step = None
+            self._saved_step, self._segments = None, [segment_of(self.args)]
             self._resumption = self._found(run, wanted)
             self._random_pending = self._resumption is not None
             if self._resumption is not None and self._resumption.folder.parent.samefile(run):
@@ -120,7 +129,7 @@ class ResumableTrainer(SavingTrainer):
 
     def _found(self, run: Path, wanted: str | Path | bool | None) -> Resumption | None:
         with phase("verifying the checkpoint to resume from"):
-            found = ranks.first_does(partial(find_checkpoint, run, wanted)) if wanted else None
+            found = find_checkpoint(run, wanted) if wanted else None
         if found is None:
             ranks.first_does(partial(refuse_changed, run, self._seen))
         if not wanted:
@@ -130,9 +139,11 @@ class ResumableTrainer(SavingTrainer):
             if self.is_world_process_zero():
                 self.run_log.resumed(0, dict.fromkeys(STREAMS, 0))
             return None
+        known = read_resumption(*found)
+        known, self._segments = on_these_ranks(known, self)
         resumption = compared(
-            read_resumption(*found, self.args.process_index),
-            self._this_experiment,
+            known,
+            partial(self.experiment_like, found[1].fingerprint),
             steps=self.steps_in_all(),
             base=self.base_name(),
             anyway=self.args.resume_anyway,
@@ -201,9 +212,7 @@ class ResumableTrainer(SavingTrainer):
         else:
             # older releases of transformers forget it for a loader that leaves out windows
             epoch.loader.set_epoch(epoch.number)
-            data = epoch.loader.dataset
-            if isinstance(data, DealtStream):
-                data.done = epoch.windows_done
+            epoch.loader.leave_out(epoch.windows_done)
             if steps == 0:
                 self._restore_random()
             super().train_epoch(epoch)
@@ -242,23 +251,25 @@ class ResumableTrainer(SavingTrainer):
         target = self.model if model is None else model
         listed = read_manifest(folder) if self._resumption is None else self._resumption.manifest
         with phase(f"loading the weights of {folder}"):
-            load_weights(self._plain(target), folder, listed.files)
+            load_saved(self._plain(target), folder, listed.files)
 
     def load_best_weights(self) -> None:
         """Load the weights of the best checkpoint, verified."""
         best = Path(str(self.state.best_model_checkpoint))
         with phase(f"loading the best model, {best.name}"):
-            manifest = ranks.first_does(lambda: verify(best, step=step_of(best)))
-            load_weights(self._plain(self.model), best, manifest.files)
+            manifest = verify_together(best, step=step_of(best))
+            self.engine.at_rest(self.model)
+            load_saved(self._plain(self.model), best, manifest.files)
 
     def load_optimizer_state(self, folder: Path) -> None:
         """Load the states of optimizer and learning rate, where a run resumes."""
         if self._resumption is None:
             return
         with phase(f"loading the optimizer of {folder}"):
-            saved = check_optimizer(read_tree(folder, OPTIMIZER), folder)
-            mine = self.engine.state_to_load(saved)
-            load_named_state(self.optimizer, self._plain(self.model), mine)
+            plain, listed = self._plain(self.model), self._resumption.manifest.files
+            self.engine.at_rest(plain)
+            saved = check_optimizer(read_optimizer(folder, plain, listed), folder)
+            load_named_state(self.optimizer, plain, saved)
         self.lr_scheduler.load_state_dict(self._resumption.shared["scheduler"])
 
     def load_scaler_state(self) -> None:

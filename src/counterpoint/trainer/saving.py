@@ -1,15 +1,11 @@
 """A transformers ``Trainer`` whose checkpoints are whole, and hold all that a run needs to resume.
 
-What ``Place`` and the two states say, transformers forgets: sums since the last log line, the total
-of the loss, whether an epoch's end was still to come, where a second pass over a stream was, and
-that training had been stopped.
-
 Not here: how files come to be whole (``checkpoint.saving``), resuming (``resumable``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,27 +16,31 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import SaveStrategy
 
 from counterpoint import ranks
+from counterpoint.checkpoint.callbacks import callback_states, exported_states
+from counterpoint.checkpoint.consolidate import lay_beside, save_sharded_model
 from counterpoint.checkpoint.fingerprint import Fingerprint
 from counterpoint.checkpoint.folder import publish, staging
-from counterpoint.checkpoint.manifest import seal
+from counterpoint.checkpoint.manifest import File, seal
 from counterpoint.checkpoint.optimizer import named_state
 from counterpoint.checkpoint.randomness import random_state
-from counterpoint.checkpoint.resumption import OPTIMIZER, SHARED, tree_of_rank
+from counterpoint.checkpoint.resumption import SHARED, tree_of_rank
 from counterpoint.checkpoint.saving import (
     save_checkpoint,
     save_model_folder,
     write_model,
     write_options,
 )
+from counterpoint.checkpoint.segments import Segment, as_state
+from counterpoint.checkpoint.sharded import write_states
 from counterpoint.checkpoint.state_file import TRAINER_STATE, write_state
 from counterpoint.checkpoint.tree import write_tree
 from counterpoint.checkpoint.trial_save import saved_beside, try_saving
-from counterpoint.checkpoint.weights import WEIGHTS, write_beside
+from counterpoint.checkpoint.weights import WEIGHTS
 from counterpoint.console.phases import phase
 from counterpoint.engine.table import engine_for
 from counterpoint.runlog import RunLog
 from counterpoint.step.finite import refuse_non_finite
-from counterpoint.trainer.place import Interrupted, Place, callback_states, exported_states
+from counterpoint.trainer.place import Interrupted, Place
 from counterpoint.trainer.transformers_seams import Moment, Seams
 
 
@@ -56,6 +56,7 @@ class SavingTrainer(Seams):
         self._experiment: Fingerprint | None = None
         self._asked_to_end = 0
         self._saved_step: int | None = None
+        self._segments: list[Segment] = []
         self.heeds_signals = False
         """Whether ranks ask each other after every step whether a signal has come."""
         self._last_norm: torch.Tensor | float | None = None
@@ -136,6 +137,8 @@ class SavingTrainer(Seams):
         best = run / f"checkpoint-{self.state.best_global_step}"
         if self.state.best_global_step and (best == target or best.is_dir()):
             self.state.best_model_checkpoint = str(best)
+        if self.engine.shards:
+            self._this_experiment()  # ranks meet where it reads their parts
         save_checkpoint(
             target,
             self._write_parts,
@@ -145,38 +148,42 @@ class SavingTrainer(Seams):
         )
         self._saved_step = self.state.global_step
         if self.args.push_to_hub:
+            if self.engine.shards:
+                ranks.first_does(partial(lay_beside, target, self))
             self.request_push(target)
 
     def _write_parts(self, staged: Path) -> None:
         """The files of this rank; it meets no other."""
         whole = not self.args.save_only_model
         if whole:
-            own: dict[str, Any] = {
-                "random": random_state(self.args.device),
-                "loss": self.running_loss,
-            }
+            own = {"random": random_state(self.args.device), "loss": self.running_loss}
             own["own"] = self.rank_state_dict()
             write_tree(staged, tree_of_rank(self.args.process_index), own)
-        plain = self._plain(self.model)
-        of_optimizer = named_state(self.optimizer, plain) if whole else {}
-        mine = self.engine.state_for_saving(of_optimizer)
-        if mine is None:
-            return
         target = staged.with_name(f"checkpoint-{self.state.global_step}")
-        refuse_non_finite(plain, self.optimizer if whole else None, target)
-        self._write_model(staged)
-        if whole:
-            write_beside(staged, plain)
-            write_tree(staged, OPTIMIZER, mine)
-            write_tree(staged, SHARED, self._shared())
-        self._write_trainer_state(staged)
+        self._write_weights(staged, target, self.optimizer if whole else None)
+        if ranks.rank() == 0:
+            if whole:
+                write_tree(staged, SHARED, self._shared())
+            self._write_trainer_state(staged)
 
-    def _publish(self, target: Path) -> None:
+    def _write_weights(self, folder: Path, target: Path, optimizer: Any = None) -> None:
+        """What this rank writes of the model, and of the optimizer if it is saved."""
+        plain, shards = self._plain(self.model), self.engine.shards
+        if shards or ranks.rank() == 0:
+            self.engine.at_rest(plain)
+            refuse_non_finite(plain, optimizer, target)
+            state = None if optimizer is None else named_state(optimizer, plain)
+            write_states(folder, plain, state, by_shard=shards)
+        if ranks.rank() == 0:
+            self._write_model(folder, weights=not shards)
+
+    def _publish(self, target: Path, files: Mapping[str, File]) -> None:
         seal(
             staging(target),
             step=self.state.global_step,
             resumable=not self.args.save_only_model,
             fingerprint=self._this_experiment(),
+            files=files,
         )
         publish(target)
 
@@ -202,6 +209,7 @@ class SavingTrainer(Seams):
             "scaler": None if scaler is None else scaler.state_dict(),
             "callbacks": callback_states(self.callback_handler.callbacks),
             "streams": self.run_log.lengths(),
+            "segments": as_state(self._segments),
             "own": self.state_dict(),
         }
 
@@ -213,15 +221,26 @@ class SavingTrainer(Seams):
 
     def write_model_files(self, folder: Path | None, state_dict: Any) -> None:
         """Save the model; each of its files is there whole, or as it was before."""
-        if not self.args.should_save:
-            return
         folder = Path(self.args.output_dir) if folder is None else folder
-        refuse_non_finite(self._plain(self.model), None, folder / WEIGHTS)
-        save_model_folder(folder, partial(self._write_model, state_dict=state_dict))
+        if self.engine.shards:
+            save_sharded_model(folder, partial(self._write_weights, target=folder / WEIGHTS))
+        elif self.args.should_save:
+            refuse_non_finite(self._plain(self.model), None, folder / WEIGHTS)
+            save_model_folder(folder, partial(self._write_model, state_dict=state_dict))
 
-    def _write_model(self, folder: Path, state_dict: Any = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the whole model; every rank must call it."""
+        if not self.engine.shards:  # of which transformers would gather all at once
+            super().save_model(output_dir, _internal_call)
+            return
+        self.write_model_files(Path(output_dir or self.args.output_dir), None)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _write_model(self, folder: Path, state_dict: Any = None, *, weights: bool = True) -> None:
         tokenizer, options = self.processing_class, self.args.to_dict()
-        write_model(folder, self._plain(self.model), tokenizer, options, state_dict)
+        plain = self._plain(self.model)
+        write_model(folder, plain, tokenizer, options, state_dict, weights=weights)
 
     def try_saving(self) -> None:
         """Save everything but the weights once, and throw it away; before the first step.
@@ -231,7 +250,7 @@ class SavingTrainer(Seams):
         """
         parts: dict[str, Callable[[Path], object]] = {
             "options": partial(write_options, self.args.to_dict()),
-            **saved_beside(self._plain(self.model), self.processing_class),
+            **saved_beside(self._plain(self.model), self.processing_class, self.engine.shards),
             "state of the callbacks": self._write_callbacks,
         }
         if self.args.should_save:

@@ -20,7 +20,6 @@ from counterpoint.config import CPOConfig
 from counterpoint.constraints import Constraint
 from counterpoint.data.batching import KeyedPairs
 from counterpoint.data.passes import Passes
-from counterpoint.data.prepare import to_pair
 from counterpoint.data.sources import load, pick_split
 from counterpoint.errors import ConfigError, DataError
 from counterpoint.records import TokenPair
@@ -41,13 +40,13 @@ class SecondSet:
         name: of the constraint.
         pairs: prepared, that come with the steps.
         held_out: prepared, to be evaluated on; None: some of ``pairs``.
-        passes: which of them come when.
+        most: pairs of it that come with a step, at most; None: as many as of the step's own.
     """
 
     name: str
     pairs: Any
     held_out: Any
-    passes: Passes
+    most: int | None
 
 
 class SecondSets:
@@ -70,6 +69,7 @@ class SecondSets:
         asked = [one for one in args.constrained_by if one.row.own_set]
         _check_names(asked, given or {})
         self.all = [self._made(one, given or {}) for one in asked]
+        self._passes: dict[tuple[str, int], Passes] = {}
 
     def _made(self, asked: Constraint, given: Mapping[str, Any]) -> SecondSet:
         name = asked.name
@@ -78,14 +78,8 @@ class SecondSets:
             rows = rows_of(asked)
         pairs = self._prepared(rows, name)
         held_out = given.get(name + HELD_OUT)
-        args = self.args
-        own = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return SecondSet(
-            name,
-            pairs,
-            None if held_out is None else self._prepared(held_out, name + HELD_OUT),
-            Passes(len(pairs), most=asked.pairs or own, seed=self._feed.seed()),
-        )
+        held_out = None if held_out is None else self._prepared(held_out, name + HELD_OUT)
+        return SecondSet(name, pairs, held_out, asked.pairs)
 
     def _prepared(self, rows: Any, name: str) -> Any:
         if isinstance(rows, Mapping):
@@ -111,8 +105,17 @@ class SecondSets:
         return [
             pair
             for one in self.all
-            for pair in self._read(one, one.pairs, one.passes.of_step(number)[rank::ranks])
+            for pair in self._read(one, one.pairs, self._of_step(one, number)[rank::ranks])
         ]
+
+    def _of_step(self, one: SecondSet, number: int) -> list[int]:
+        """Keys of all ranks; a run that resumes may take over another size of its steps."""
+        most = one.most or self.args.step_pairs
+        passes = self._passes.setdefault(
+            (one.name, most),
+            Passes(len(one.pairs), most=most, orders=self._feed.orders(len(one.pairs))),
+        )
+        return passes.of_step(number)
 
     def initial(self, count: int) -> list[TokenPair]:
         """What the initial policy is measured on: pairs of each set, spread evenly.
@@ -137,15 +140,11 @@ class SecondSets:
         own = {one.name: one.pairs for one in self.all}
         return own | {one.name + HELD_OUT: one.held_out for one in self.all if one.held_out}
 
-    def digests(self) -> dict[str, str]:
-        """Of the pairs that come with steps, by the name of their constraint."""
-        return {one.name: self._feed.digest(one.pairs) for one in self.all}
-
     def _spread(self, one: SecondSet, pairs: Any, count: int) -> list[TokenPair]:
         return [replace(pair, of=one.name) for pair in self._feed.spread(pairs, count)]
 
     def _read(self, one: SecondSet, pairs: Any, keys: list[int]) -> list[TokenPair]:
-        found = KeyedPairs(pairs, to_pair).__getitems__(keys) if keys else []
+        found = KeyedPairs(pairs, self._feed.to_pair).__getitems__(keys) if keys else []
         return [replace(pair, of=one.name) for pair in found]
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint import ranks
+from counterpoint.forward.offload import offloading
 from counterpoint.log import logger
 from counterpoint.models.family import family_of
 from counterpoint.models.preparing import embedding_rows
@@ -87,7 +88,8 @@ class SteppingTrainer(JournalTrainer):
         )
         if not ranks.alone() and self.optimizer.state:
             inputs.prove()  # not before the optimizer has taken its memory, in its first step
-        return loss
+        # transformers logs the mean over ranks of what it is given
+        return loss * (ranks.count() // self.engine.loss_factor)
 
     def _loss_alone(
         self, model: nn.Module, batch: PairBatch, step: StepDenominators | None
@@ -113,12 +115,20 @@ class SteppingTrainer(JournalTrainer):
         Returns:
             The share times ``Engine.loss_factor``: DDP takes the mean over ranks.
         """
-        found = self.runner.micro_batch(model, inputs, num_items_in_batch)
+        with offloading(self.args.device, wanted=self.args.activation_offload):
+            found = self.runner.micro_batch(model, inputs, num_items_in_batch)
         return (found.loss, found.terms) if return_outputs else found.loss
+
+    def clip_gradient(self, model: nn.Module) -> Any:
+        """Cut the step's gradient to ``max_grad_norm``; its norm before."""
+        self.accelerator.unscale_gradients()
+        return self.engine.clip(model, self.args.max_grad_norm)
 
     def step_norm(self, model: nn.Module, norm: Any) -> Any:
         """The norm of the step's gradient; the last moment before the weights move."""
-        norm = super().step_norm(model, norm)
+        if norm is None:
+            self.accelerator.unscale_gradients()
+            norm = self.engine.clip(model)
         has_scaler = self.accelerator.scaler is not None
         problem = self.runner.judge(None if has_scaler else norm)
         if problem is None:
@@ -134,6 +144,7 @@ class SteppingTrainer(JournalTrainer):
 
     def train_epoch(self, epoch: Epoch) -> None:
         """Train one epoch; before the first of a run, the initial policy is measured."""
+        self.engine.ready(epoch.facts["model"])
         if not self.is_resumed and epoch.number == 0:
             self._calibrate()
         super().train_epoch(epoch)
@@ -145,7 +156,7 @@ class SteppingTrainer(JournalTrainer):
         few = self._feed.spread(self.train_dataset, self.args.constraint_calibration)
         few += self._second_sets.initial(self.args.constraint_calibration)
         with torch.no_grad():
-            calibrate(self.runner, self.args.eval_batch_size, few, self._sets())
+            calibrate(self.runner, self.args.eval_batch_size, few, self._sets(), self._feed.to_pair)
         for line in self.constraints.formula().splitlines():
             logger().info("%s", line)
         self._describe()
@@ -157,6 +168,8 @@ class SteppingTrainer(JournalTrainer):
             autocast="bfloat16" if args.bf16 else "float16" if args.fp16 else "",
             device=args.device.type,
             checkpointing=bool(args.gradient_checkpointing),
+            checkpointing_share=args.checkpointing_share,
+            offload=args.activation_offload and args.device.type != "cpu",
             dropout=not args.disable_dropout,
             ranks=ranks.count(),
             balancing_weight=self._balancing_weight,
@@ -187,5 +200,6 @@ class SteppingTrainer(JournalTrainer):
                 family=family_of(self.model.config),
                 balanced=self._balancing_weight > 0,
             )
+            self._assembled.look = self._feed.encoder.look
             self._assembled.load_state_dict(self._known_proofs)
         return self._assembled

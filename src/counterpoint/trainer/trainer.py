@@ -1,8 +1,7 @@
 """CPOTrainer: where data, forward and losses become a transformers ``Trainer``.
 
-What it inherits, a file each: ``stepping`` (a step), ``evaluation``, ``experiment`` (which one it
-is), ``journal`` (what is written of it), ``resumable`` and ``saving`` (checkpoints), and
-``transformers_seams`` (transformers itself).
+What it inherits, a file each: ``stepping`` (a step), ``evaluation``, ``experiment`` (which it is),
+``journal`` (what is written), ``resumable`` and ``saving`` (checkpoints), ``transformers_seams``.
 """
 
 from __future__ import annotations
@@ -21,18 +20,20 @@ from counterpoint.alarms.effect import stopped_error
 from counterpoint.config import CPOConfig
 from counterpoint.console.phases import phase
 from counterpoint.data.batching import PairLoader
-from counterpoint.engine.lost_rank import lost_rank_named
+from counterpoint.engine.stops import names_stops
 from counterpoint.errors import DataError
 from counterpoint.log import logger
 from counterpoint.losses.objective import Objective
+from counterpoint.model_seams import quantized_may_pass
+from counterpoint.models.made_later import MadeLater
 from counterpoint.models.precision import stochastic_adamw, warn_of_rounding
 from counterpoint.models.preparing import (
     balancing_weight,
     embedding_rows,
+    encoder_of,
     prepare_model,
     prepare_tokenizer,
 )
-from counterpoint.models.weights import WeightsPolicy
 from counterpoint.monitor.callback import Monitor
 from counterpoint.monitor.pace import Pace
 from counterpoint.planner.fitting import fitting_budget
@@ -41,13 +42,7 @@ from counterpoint.runlog import MOVEMENT, RunLog, check_writable
 from counterpoint.step.assembly import Assembly
 from counterpoint.step.constraint_set import ConstraintSet
 from counterpoint.step.finite import refuse_vanishing
-from counterpoint.trainer.admission import (
-    check_stream,
-    checked_args,
-    loaded,
-    own_tokenizer,
-    then_ready,
-)
+from counterpoint.trainer.admission import check_stream, checked_args, loaded, own_tokenizer
 from counterpoint.trainer.best import check_best_metric, check_evaluated
 from counterpoint.trainer.events import StepEvents
 from counterpoint.trainer.experiment import ExperimentTrainer
@@ -58,10 +53,10 @@ from counterpoint.trainer.second_sets import SecondSets
 
 
 class CPOTrainer(ExperimentTrainer):
-    """Trains a causal language model on preference pairs; TRL's ``CPOTrainer``, exact.
+    """Trains a language model on preference pairs; TRL's ``CPOTrainer``, exact.
 
     Args:
-        model: a causal language model, a PEFT model, or the name or folder of one.
+        model: a decoder or an encoder-decoder, a PEFT model, or the name or folder of one.
         args: the options; None for the defaults with output_dir "tmp_trainer".
         data_collator: refused; a batch's layout is Counterpoint's own.
         train_dataset: preference rows in any supported shape (docs/data.md): ``Dataset``,
@@ -107,11 +102,17 @@ class CPOTrainer(ExperimentTrainer):
         )
         check_writable(args.output_dir)
         set_seed(args.seed)  # an adapter starts from random weights
-        model = loaded(model, args, WeightsPolicy.of(args, adapter=peft_config is not None))
+        model = loaded(model, args, adapter=peft_config is not None)
         if processing_class is None and model is not None:
             processing_class = own_tokenizer(model, args)
         tokenizer = prepare_tokenizer(processing_class)
-        ready = partial(prepare_model, args=args, tokenizer=tokenizer, peft_config=peft_config)
+        ready = partial(
+            prepare_model,
+            args=args,
+            tokenizer=tokenizer,
+            peft_config=peft_config,
+            trains=train_dataset is not None,
+        )
         self.objective = Objective(
             loss_type=args.loss_type,
             beta=args.beta,
@@ -121,7 +122,9 @@ class CPOTrainer(ExperimentTrainer):
             cpo_alpha=args.nll_weight,
             nll_reduction=args.nll_reduction,
         )
-        self._feed = Feed(args, tokenizer)
+        later = None if model_init is None else MadeLater(model_init)
+        kind = model if later is None else later.first
+        self._feed = Feed(args, encoder_of(kind, tokenizer, args))
         self._hub_datasets, self._handed = hub_datasets(train_dataset), optimizers
         prepared_model = None if model is None else ready(model)
         train_pairs = self._feed.train_pairs(train_dataset)
@@ -133,17 +136,18 @@ class CPOTrainer(ExperimentTrainer):
             every = {"train": train_pairs, "eval": eval_pairs, **self._second_sets.prepared()}
             self._feed.check_ids(every, embedding_rows(prepared_model))
         self.run_log = RunLog(args.output_dir, writes=args.process_index == 0)
-        super().__init__(
-            model=prepared_model,
-            args=args,
-            train_dataset=train_pairs,
-            eval_dataset=eval_pairs,
-            processing_class=tokenizer,
-            model_init=None if model_init is None else then_ready(model_init, ready),
-            callbacks=[Beginning(self.run_log), *(callbacks or [])],
-            optimizers=optimizers,
-            compute_metrics=compute_metrics,
-        )
+        with quantized_may_pass(prepared_model, trains=train_dataset is not None):
+            super().__init__(
+                model=prepared_model,
+                args=args,
+                train_dataset=train_pairs,
+                eval_dataset=eval_pairs,
+                processing_class=tokenizer,
+                model_init=None if later is None else later.ready(ready),
+                callbacks=[Beginning(self.run_log), *(callbacks or [])],
+                optimizers=optimizers,
+                compute_metrics=compute_metrics,
+            )
         self._assembled: Assembly | None = None
         self._known_proofs: dict[str, Any] = {}
         self.skipped_steps = 0
@@ -235,16 +239,15 @@ class CPOTrainer(ExperimentTrainer):
         self._take_identity()
         with self.resuming(resume_from_checkpoint) as checkpoint:
             self._base_name = self.base_name() if self.base_then is None else self.base_then
-            announce(self._formula(), self.args, self.args.world_size)
+            announce(self._formula(), self.args, self.args.world_size, examined=self.examined)
             for counts in self._feed.counts().values():
                 if counts.rows:
                     logger().info("%s", counts.summary())
             planned = checkpoint is not None or self.runner.budget.tokens is not None
             if not planned and self.train_dataset is not None:
                 with phase("planning micro-batches that fit in memory"):
-                    self.runner.budget.tokens = fitting_budget(
-                        self.model, self.args, self.train_dataset
-                    )
+                    found = fitting_budget(self.model, self.args, self.train_dataset)
+                self.runner.budget.tokens = found
             self._watch, self._ending, self._stopped_by = None, None, None
             self.constraints.restart(anew=checkpoint is None)
             self._say_unused(resumes=checkpoint is not None)
@@ -253,12 +256,12 @@ class CPOTrainer(ExperimentTrainer):
             with self.recorded():
                 return self._trained(checkpoint, *args, **kwargs)
 
+    @names_stops
     def _trained(self, checkpoint: str | None, *args: Any, **kwargs: Any) -> Any:
-        with lost_rank_named(self.args.output_dir):
-            output = super().train(checkpoint, *args, **kwargs)
-            # a stream's counts are known only now, and what other ranks found to fit
-            for budget in (self.runner.budget, self.runner.eval_budget):
-                budget.agree(self.args.device)
+        output = super().train(checkpoint, *args, **kwargs)
+        # a stream's counts are known only now, and what other ranks found to fit
+        for budget in self.runner.budgets:
+            budget.agree(self.args.device)
         if self._stopped_by is not None:
             raise stopped_error(self._stopped_by, self.state.global_step, self.args.output_dir)
         return output._replace(training_loss=self._mean_loss())

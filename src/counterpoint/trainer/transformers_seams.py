@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from counterpoint import ranks
+from counterpoint.model_seams import said_to_save_models_only
+
 if TYPE_CHECKING:
     from counterpoint.trainer.face import TrainerFace
 
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
         def _init_training_state(self, *facts: Any) -> tuple[int, int]: ...
         def _load_callback_state(self) -> None: ...
         def _run_epoch(self, **facts: Any) -> None: ...
+        def _clip_grad_norm(self, model: nn.Module) -> Any: ...
         def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any: ...
         def _maybe_log_save_evaluate(self, *facts: Any, **more: Any) -> None: ...
         def _evaluate(self, *facts: Any, **more: Any) -> dict[str, float]: ...
@@ -46,6 +50,7 @@ else:
 
 EVALUATION = "evaluation_loop, compute_metrics, or trainer.objective"
 _COLUMNS = "columns are chosen by their meaning (docs/data.md); change the train_dataset"
+_OF_NORMS = ("_has_mixed_mesh_grads", "_mixed_mesh_grad_norm")  # not in every release
 _SAVING = "state_dict and rank_state_dict with their load_ methods, which make up a checkpoint"
 
 IDLE: Mapping[str, str] = MappingProxyType(
@@ -65,6 +70,7 @@ IDLE: Mapping[str, str] = MappingProxyType(
         "_save_scaler": _SAVING,
         "_rotate_checkpoints": "save_total_limit, or a callback's on_save",
         "_sorted_checkpoints": "save_total_limit, or a callback's on_save",
+        **dict.fromkeys([n for n in _OF_NORMS if hasattr(Trainer, n)], "_clip_grad_norm"),
         **(
             {"create_optimizer_and_scheduler": "create_optimizer and create_scheduler"}
             if hasattr(Trainer, "_prepare_for_training")  # before, transformers itself called it
@@ -157,7 +163,8 @@ class Seams(Trainer):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         """Leave the division by the steps of accumulation to the denominators of the step."""
-        super().__init__(*args, **more)
+        with said_to_save_models_only(more.get("args"), more.get("model")):
+            super().__init__(*args, **more)
         # older releases of transformers ask the model instead of loss_is_scaled_for_ga, and let
         # accelerate divide by the accumulation once more
         self.model_accepts_loss_kwargs = True
@@ -232,10 +239,6 @@ class Seams(Trainer):
         """Train one epoch."""
         super()._run_epoch(**epoch.facts)
 
-    def step_norm(self, model: nn.Module, norm: Any) -> Any:
-        """The norm of the step's gradient; the last moment before the weights move."""
-        return super()._get_grad_norm(model, grad_norm=norm)
-
     def report_and_save(self, moment: Moment) -> None:
         """Log, evaluate and save, as far as it is time."""
         super()._maybe_log_save_evaluate(*moment.facts, learning_rate=moment.learning_rate)
@@ -262,6 +265,19 @@ class Seams(Trainer):
         super()._push_from_checkpoint(folder)
 
     # ---- hooks in place of what transformers does ----
+
+    def clip_gradient(self, model: nn.Module) -> Any:
+        """Cut the step's gradient to ``max_grad_norm``; its norm before."""
+        raise NotImplementedError
+
+    def step_norm(self, model: nn.Module, norm: Any) -> Any:
+        """The norm of the step's gradient; the last moment before the weights move.
+
+        Args:
+            model: as wrapped for training.
+            norm: as found before it was clipped; None where it was not.
+        """
+        raise NotImplementedError
 
     def load_model_weights(self, folder: Path, model: nn.Module | None) -> None:
         """Load a checkpoint's weights into a model; None for the one that trains."""
@@ -322,6 +338,9 @@ class Seams(Trainer):
             )
         )
 
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        return self.clip_gradient(model)
+
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         return self.step_norm(model, grad_norm)
 
@@ -340,6 +359,8 @@ class Seams(Trainer):
         self.push_checkpoint(checkpoint_folder)
 
     def _finalize_training(self, *facts: Any, **more: Any) -> Any:
+        # transformers takes rank 0's loss since the last log line for that of all ranks
+        self.running_loss.copy_(ranks.add_up(self.running_loss.clone()) / ranks.count())
         # without transformers' own removal of checkpoints: saving has done it
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:

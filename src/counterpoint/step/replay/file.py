@@ -36,8 +36,9 @@ from counterpoint.run_schema import MOST
 from counterpoint.staged import staged
 from counterpoint.strict import strict_json
 
-FORMAT = 2
-"""Raised with every change of what a file holds; files of 1 hold no constraints, and are read."""
+FORMAT = 3
+"""Raised with every change of what a file holds; those of 1, which hold no constraints, and of
+2 are read."""
 
 KEY = "counterpoint_replay"
 """Of the metadata: all that is no tensor, as JSON."""
@@ -54,6 +55,8 @@ class Settings:
         autocast: dtype of mixed precision, "bfloat16" or "float16"; "" without.
         device: kind of device.
         checkpointing: whether activations were recomputed in the backward pass.
+        checkpointing_share: of how many of the layers, in (0, 1].
+        offload: whether activations waited in the host's memory.
         dropout: whether it was on.
         micro_batches: of the whole step on this rank.
         ranks: of the run.
@@ -64,6 +67,8 @@ class Settings:
     autocast: str = ""
     device: str = "cpu"
     checkpointing: bool = False
+    checkpointing_share: float = 1.0
+    offload: bool = False
     dropout: bool = False
     micro_batches: int = 0
     ranks: int = 1
@@ -96,7 +101,7 @@ class Culprit:
             "gradient".
         name: of the parameter or layer, or which loss.
         row: number of the pair's row; None for what is of no single pair.
-        part: of the pair: "prompt", "chosen", "rejected", or "padding" behind them.
+        part: of the pair: "prompt", "start", "chosen", "rejected", or "padding" behind them.
         token: its place in that part, from 0; None for what is no token.
         token_id: its id.
         value: "nan", "inf" or "-inf"; the first one of several.
@@ -187,10 +192,13 @@ def write_replay(replay: Replay, path: Path) -> None:
         OSError: where the disk refuses.
     """
     pairs = [pair for batch in replay.micro_batches for pair in batch]
-    parts = [part for pair in pairs for part in (pair.prompt, pair.chosen, pair.rejected)]
+    parts = [
+        part for pair in pairs for part in ([*pair.prompt, *pair.start], pair.chosen, pair.rejected)
+    ]
     tensors = {
         "ids": torch.tensor([token for part in parts for token in part], dtype=torch.long),
         "lengths": torch.tensor([len(part) for part in parts], dtype=torch.long),
+        "starts": torch.tensor([len(pair.start) for pair in pairs], dtype=torch.long),
         "rows": torch.tensor([pair.row for pair in pairs], dtype=torch.long),
         "weight": torch.tensor([pair.weight for pair in pairs], dtype=torch.float64),
         "margin": torch.tensor([pair.margin for pair in pairs], dtype=torch.float64),
@@ -247,7 +255,7 @@ def read_replay(path: str | Path) -> Replay:
 def _read(described: Any, tensors: Mapping[str, Tensor]) -> Replay:
     _check(isinstance(described, dict), "its metadata is no object")
     known = described["format"]
-    _check(known in (1, FORMAT), f"its format is {known!r}, not {FORMAT}")
+    _check(known in (1, 2, FORMAT), f"its format is {known!r}, not {FORMAT}")
     step, seen = described["step"], described["seen"]
     _check(isinstance(step, int) and step > 0, "its step is no number from 1")
     objective = _made(Objective, described["objective"])
@@ -255,8 +263,10 @@ def _read(described: Any, tensors: Mapping[str, Tensor]) -> Replay:
     told = described["settings"]
     if isinstance(told, dict):
         told.pop("top_k", None)  # in files of 0.4.0
+        told = {"checkpointing_share": 1.0, "offload": False, **told}  # not in files of 2
     settings = _made(Settings, told)
     _check(settings.layout in LAYOUTS, f"there is no layout {settings.layout!r}")
+    _check(0 < settings.checkpointing_share <= 1, "its share of layers is not in (0, 1]")
     _check(settings.autocast in ("", "bfloat16", "float16"), "its precision is none")
     batches = _batches(tensors)
     if known > 1:
@@ -329,11 +339,16 @@ def _batches(tensors: Mapping[str, Tensor]) -> tuple[tuple[TokenPair, ...], ...]
     # a completion without a token, or whose only token nothing predicts, is no pair
     sizes = lengths.reshape(count, 3)
     _check(bool((sizes[:, 1:] >= 1 + (sizes[:, :1] == 0).long()).all()), "a completion is empty")
+    # up to 0.4 there were no encoder-decoders
+    starts = _typed(tensors.get("starts", torch.zeros_like(rows)), torch.long, count)
+    _check(bool(((starts >= 0) & (starts <= sizes[:, 0])).all()), "a start is no part of a prompt")
+    givens = (sizes[:, 0] - starts).tolist()
     flat, ends = ids.tolist(), lengths.cumsum(0).tolist()
     parts = [flat[a:b] for a, b in pairwise([0, *ends])]
     pairs = [
         TokenPair(
-            prompt=parts[3 * n],
+            prompt=parts[3 * n][: givens[n]],
+            start=parts[3 * n][givens[n] :] or (),
             chosen=parts[3 * n + 1],
             rejected=parts[3 * n + 2],
             row=row,

@@ -10,6 +10,7 @@ Not here: what the step is made of (``file``), and what is done about it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from counterpoint.forward.head import Head
 from counterpoint.forward.layouts import LAYOUTS
+from counterpoint.forward.offload import offloading
 from counterpoint.forward.pair_forward import TokenScores, pair_forward
 from counterpoint.forward.router import RouterSums
 from counterpoint.forward.routing import find_routers
@@ -30,6 +32,7 @@ from counterpoint.step.loss import StepDenominators
 from counterpoint.step.random_states import restore_generators
 from counterpoint.step.replay.file import Culprit, Replay
 from counterpoint.step.replay.held import HeldSet
+from counterpoint.tensor_parts import local_part
 
 MOST = 100
 """Things that are not finite, of one kind, that are told of."""
@@ -42,10 +45,12 @@ def culprits_of(
     *,
     device: torch.device | str,
     held: HeldSet | None = None,
+    passes: int | None = None,
 ) -> tuple[Culprit, ...]:
     """Do the step's micro-batches again and say what is not finite, first things first.
 
-    Leaves gradients in the model.
+    Leaves gradients in the model. Of a model in shards this rank's parts are looked at, and
+    gradients are sums over ranks.
 
     Args:
         replay: the step.
@@ -53,15 +58,31 @@ def culprits_of(
         head: of the model, proved.
         device: where it is computed.
         held: its constraints; None: those that the file holds.
+        passes: micro-batches that are run, where ranks must run as many; nothing is said of those
+            that fill up. None: those of the step.
 
     Returns:
         Empty where everything is finite.
     """
     found = [*_of_parameters(model), *_of_data(replay)]
-    for again in _done_again(replay, model, head, device, held):
-        found += again.culprits()
-        found += _of_gradients(model, again.loss)
+    own = len(replay.micro_batches)
+    run = replay if passes is None else _filled_up(replay, passes)
+    for number, again in enumerate(_done_again(run, model, head, device, held)):
+        gradients = _of_gradients(model, again.loss)
+        if number < own:
+            found += [*again.culprits(), *gradients]
     return tuple(found)
+
+
+def _filled_up(replay: Replay, passes: int) -> Replay:
+    """So many micro-batches of a step: its first ones, and then the first again."""
+
+    def cut(given: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (given + given[:1] * (passes - len(given)))[:passes]
+
+    return replace(
+        replay, micro_batches=cut(replay.micro_batches), generators=cut(replay.generators)
+    )
 
 
 def loss_again(
@@ -148,6 +169,7 @@ def _done_again(
         with layout.running(model):
             with (
                 torch.autocast(kind, mixed) if mixed else nullcontext(),
+                offloading(torch.device(device), wanted=settings.offload),
                 _watched_layers(model, batch) as layers,
             ):
                 output = pair_forward(
@@ -175,11 +197,32 @@ def _denominators(replay: Replay, held: HeldSet, like: Tensor) -> StepDenominato
     )
 
 
+CROSS_INPUTS = re.compile(
+    r"(?:encoder_attn|cross_attention|EncDecAttention)\.[kv](?:_proj)?(?:\.|$)"
+)
+"""Names of the decoder's layers whose tokens are the source's: keys and values of what an encoder
+says."""
+
+
+def _of_sources(model: nn.Module, batch: PairBatch) -> set[str]:
+    """Names of layers whose rows are sources, and not rows of the batch."""
+    if not LAYOUTS[batch.layout].encoded:
+        return set()
+    inner: Any = model
+    within = set(inner.get_encoder().modules())
+    return {
+        name
+        for name, module in model.named_modules()
+        if module in within or CROSS_INPUTS.search(name)
+    }
+
+
 @contextmanager
 def _watched_layers(model: nn.Module, batch: PairBatch) -> Iterator[list[Culprit]]:
     """The first layer whose output is not finite, once one was, and its first such token."""
     found: list[Culprit] = []
     handles = []
+    of_sources = _of_sources(model, batch)
 
     def watch(name: str) -> Any:
         def look(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -187,7 +230,8 @@ def _watched_layers(model: nn.Module, batch: PairBatch) -> Iterator[list[Culprit
             if found or not isinstance(tensor, Tensor) or not tensor.is_floating_point():
                 return
             for one in _of_tensor(tensor.detach(), "layer", name):
-                found.append(_at_token(one, tensor.detach(), batch))
+                at_token = _at_source if name in of_sources else _at_token
+                found.append(at_token(one, tensor.detach(), batch))
 
         return look
 
@@ -210,6 +254,24 @@ def _at_token(one: Culprit, output: Tensor, batch: PairBatch) -> Culprit:
     number, part, token = LAYOUTS[batch.layout].part_at(batch, row, position)
     token_id = int(batch.input_ids[row, position])
     return replace(one, row=batch.pairs[number].row, part=part, token=token, token_id=token_id)
+
+
+def _at_source(one: Culprit, output: Tensor, batch: PairBatch) -> Culprit:
+    """The same where the output has one entry a token of a source, or of what was said of it."""
+    ids = batch.inputs["input_ids"]
+    if output.dim() < 3 or output.shape[1] != ids.shape[1]:
+        return one
+    bad = ~torch.isfinite(output.flatten(2)).all(-1)
+    row, position = bad.nonzero()[0].tolist()
+    if len(output) == len(ids):  # several pairs may have it; the first one is named
+        source = ids[row].tolist()
+        having = (p for p in batch.pairs if source[: len(p.prompt)] == list(p.prompt))
+        pair = max(having, key=lambda p: len(p.prompt))
+    else:
+        pair = batch.pairs[row % len(batch)]
+    part = "prompt" if position < len(pair.prompt) else "padding"
+    token_id = pair.prompt[position] if part == "prompt" else None
+    return replace(one, row=pair.row, part=part, token=position, token_id=token_id)
 
 
 def _of_tokens(token_logps: Tensor, batch: PairBatch) -> Iterator[Culprit]:
@@ -278,10 +340,10 @@ def _of_gradients(model: nn.Module, loss: Tensor) -> list[Culprit]:
 def _of_tensor(
     values: Tensor, term: str, name: str = "", row: int | None = None
 ) -> Sequence[Culprit]:
-    bad = ~torch.isfinite(values)
-    if not bad.any():
+    part = local_part(values)
+    if torch.isfinite(part).all():
         return ()
-    return (_culprit(values, term, name, row),)
+    return (_culprit(part, term, name, row),)
 
 
 def _culprit(values: Tensor, term: str, name: str, row: int | None = None) -> Culprit:

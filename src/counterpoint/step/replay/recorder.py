@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from counterpoint import ranks
 from counterpoint.forward.head import Head
 from counterpoint.log import logger
-from counterpoint.model_seams import attention_of, loaded_from
+from counterpoint.model_seams import attention_of, class_of, loaded_from
 from counterpoint.records import PairBatch
 from counterpoint.step.constraint_set import ConstraintSet
 from counterpoint.step.guard import NotFinite
@@ -72,7 +72,15 @@ class StepRecorder:
         if self.settings.dropout:
             self._generators.append(generator_states(self._device))
 
-    def keep(self, verdict: NotFinite, step: int, model: nn.Module, head: Head) -> str:
+    def keep(
+        self,
+        verdict: NotFinite,
+        step: int,
+        model: nn.Module,
+        head: Head,
+        *,
+        in_step: bool = False,
+    ) -> str:
         """Write the step down, and say where.
 
         Does it again first, on the weights that it failed on, so that the file holds what was
@@ -84,6 +92,7 @@ class StepRecorder:
             step: its number, from 1.
             model: not wrapped for distributed training; loses its gradients.
             head: of the model.
+            in_step: ranks meet in every pass, so that none can do a step again alone.
 
         Returns:
             A sentence, the same on every rank.
@@ -93,8 +102,13 @@ class StepRecorder:
         self.written += 1
         said = []
         kept = self.replay(step, model, verdict)
-        if kept is not None:
-            kept = replace(kept, culprits=self._culprits(kept, model, head))
+        passes = _most_micro_batches(kept, self._device) if in_step else None
+        done = self.replay(step, model) if kept is None and passes else kept
+        culprits = () if done is None else self._culprits(done, model, head, passes)
+        if kept is not None and any(pair.seen for batch in kept.micro_batches for pair in batch):
+            said.append("It is not kept: its pairs are about pictures, which no such file holds.")
+        elif kept is not None:
+            kept = replace(kept, culprits=culprits)
             path = self._path(step)
             try:
                 write_replay(kept, path)
@@ -145,13 +159,17 @@ class StepRecorder:
             ),
         )
 
-    def _culprits(self, kept: Replay, model: nn.Module, head: Head) -> tuple[Culprit, ...]:
+    def _culprits(
+        self, kept: Replay, model: nn.Module, head: Head, passes: int | None
+    ) -> tuple[Culprit, ...]:
         own = {one.asked.name: one.asked for one in self.constraints.all}
         held = HeldSet(kept, own, self.constraints.policy)
         with generators_kept(self._device):
             try:
-                return culprits_of(kept, model, head, device=self._device, held=held)
+                return culprits_of(kept, model, head, device=self._device, held=held, passes=passes)
             except Exception as error:  # whatever happens to the autopsy, the verdict stands
+                if passes is not None:  # the others are in a pass that only this rank can end
+                    raise
                 logger().warning(
                     "the step could not be looked into: %s: %s", type(error).__name__, error
                 )
@@ -164,6 +182,12 @@ class StepRecorder:
         return self._folder / f"replay-{step}{several}.safetensors"
 
 
+def _most_micro_batches(kept: Replay | None, device: torch.device) -> int:
+    """How many micro-batches of its own any rank does again."""
+    own = 0 if kept is None else len(kept.micro_batches)
+    return int(ranks.most(torch.tensor(own, device=device)))
+
+
 def _blamed(batch: PairBatch, verdict: NotFinite | None) -> bool:
     if verdict is None or verdict.gradient:
         return True
@@ -173,7 +197,7 @@ def _blamed(batch: PairBatch, verdict: NotFinite | None) -> bool:
 def _origin(model: nn.Module) -> Origin:
     return Origin(
         model=loaded_from(model),
-        kind=type(model).__name__,
+        kind=class_of(model).__name__,
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
         attention=attention_of(model) or "",
     )

@@ -1,0 +1,111 @@
+"""The columns of a prepared data set, and a row of them as a ``TokenPair``.
+
+1. A set with pictures has a column more. It says where each lies: in a file, or in a field of the
+   raw row, whose columns then stand beside (``RAW``), in the memory or the file that they are
+   mapped from.
+
+Not here: how they are made (``encode``, ``prepare``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import datasets
+import pyarrow.compute as pc
+from datasets import Dataset
+
+from counterpoint.data.marks import cell_at, column_of
+from counterpoint.data.pictures import PictureCell, PictureRules, picture_source
+from counterpoint.picture import Picture
+from counterpoint.records import TokenPair
+
+PAIR_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "weight", "margin", "row")
+"""The columns of a prepared data set that are trained on."""
+
+PROMPT_OF_TRL = "prompt_input_ids"
+"""TRL's name for ``prompt_ids``, the one column of its prepared sets with the same content; beside
+ours, in the same memory."""
+
+
+PICTURES_OF_PAIR = "pictures"
+"""The column of a set with pictures: of each pair those of its prompt, as ``encode.PICTURE``."""
+
+RAW = "raw:"
+"""What begins the names of columns of raw rows."""
+
+
+def trained_columns(pairs: Any) -> Any:
+    """The columns that are trained on alone: reading others would take time for nothing.
+
+    Args:
+        pairs: a prepared ``Dataset``; anything else is returned as it is.
+    """
+    if not isinstance(pairs, Dataset):
+        return pairs
+    more = [n for n in pairs.column_names if n == PICTURES_OF_PAIR or n.startswith(RAW)]
+    return pairs.select_columns([*PAIR_COLUMNS, *more])
+
+
+def to_pair(record: Mapping[str, Any], start_tokens: int = 0) -> TokenPair:
+    """A prepared row as the noun that batches are made of; ``start_tokens`` as its encoder says."""
+    given = record["prompt_ids"]
+    end = len(given) - start_tokens
+    return TokenPair(
+        prompt=given[:end] if start_tokens else given,
+        start=given[end:] if start_tokens else (),
+        chosen=record["chosen_ids"],
+        rejected=record["rejected_ids"],
+        row=record["row"],
+        weight=record["weight"],
+        margin=record["margin"],
+        pictures=tuple(_picture(one, record) for one in record.get(PICTURES_OF_PAIR) or ()),
+    )
+
+
+def with_raw_row(record: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A prepared row with the raw one beside it, in which its pictures may lie."""
+    return {**record, **{f"{RAW}{name}": cell for name, cell in raw.items()}}
+
+
+def _picture(kept: Mapping[str, Any], record: Mapping[str, Any]) -> Picture:
+    source = kept["path"] or kept["bytes"]
+    field, row = kept["field"], record["row"]
+    if source is None:
+        raw = {name.removeprefix(RAW): v for name, v in record.items() if name.startswith(RAW)}
+        source = picture_source(PictureCell(field, cell_at(raw, field, row)), row, PictureRules())
+    return Picture(source, kept["width"], kept["height"], kept["digest"], row, field)
+
+
+def with_raw_pictures(pairs: Dataset, raw: Dataset) -> Dataset:
+    """Prepared pairs, beside them the columns of raw rows in which their pictures lie.
+
+    Args:
+        pairs: one row for each of ``raw``, with a column ``PICTURES_OF_PAIR``.
+        raw: the raw rows.
+
+    Returns:
+        Without that column where no pair has a picture.
+    """
+    kept = pairs.data.table.column(PICTURES_OF_PAIR)
+    pictures = pc.list_flatten(kept)
+    if not len(pictures):
+        return pairs.remove_columns(PICTURES_OF_PAIR)
+    paths, fields = (pc.struct_field(pictures, name) for name in ("path", "field"))
+    inside = pc.unique(pc.filter(fields, pc.is_null(paths))).to_pylist()
+    holding = {column_of(field, raw.column_names) for field in inside}
+    columns = [name for name in raw.column_names if name in holding]
+    if not columns:
+        return pairs
+    beside = raw.select_columns(columns).rename_columns({n: f"{RAW}{n}" for n in columns})
+    both: Dataset = datasets.concatenate_datasets([pairs, beside], axis=1)
+    return both
+
+
+def with_trl_s_prompt(pairs: Dataset) -> Dataset:
+    """Prepared pairs with their prompts under TRL's name too."""
+    prompts = pairs.select_columns(["prompt_ids"]).rename_column("prompt_ids", PROMPT_OF_TRL)
+    # side by side two tables share their memory, or the file that they are mapped from
+    both: Dataset = datasets.concatenate_datasets([pairs, prompts], axis=1)
+    return both

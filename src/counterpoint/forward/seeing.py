@@ -1,0 +1,376 @@
+"""Pictures in a forward pass: the vision tower runs once for each, whatever the layout.
+
+A model is called once, as ever, with the pixels of a micro-batch's pictures. Each stands there
+once, though both completions of its pair look at it and several pairs may show it. Two hooks are
+open around the call: one before the model's own forward, which gives it the pixels and, where a
+family counts positions in three dimensions, those of each pair; and one around
+``get_image_features``, which hands what the tower says of a picture to every place that shows it.
+So gradients of all places meet in the tower, and wrappers and engines see one call. The layout's
+own keyword stops there too: no token of a prompt is in the tower.
+
+The reference needs neither: pixels of every row, in the order of rows, and the model's own ways.
+
+Not here: from a file to pixels (``data.vision``), which layouts a family has (``models.family``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from counterpoint.errors import ModelError
+from counterpoint.forward.shared_attention import KEYWORD
+from counterpoint.picture import SeenPicture
+from counterpoint.records import PairSegments, TokenPair
+
+LOOK = "pixel_values"
+"""The keyword with which a layout tells ``seeing`` what its rows show. A model that is called where
+that is not open takes it for pixels, and fails, as it should; another keyword it would ignore."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """How models of a kind take pictures.
+
+    Args:
+        mark: attribute of the processor that holds the text standing for a picture in a prompt.
+        types: keyword by which a model is told which ids stand for pictures; "" for none.
+        joined: dimension along which the pixels of several pictures are joined.
+        three: whether positions are counted in three dimensions (``get_rope_index``).
+        both_ways: whether the tokens of a picture see each other both ways.
+        tower: names of the modules that see.
+        projector: names of those that make of it what stands in the text, in the tower or not.
+    """
+
+    mark: str = "image_token"
+    types: str = ""
+    joined: int = 0
+    three: bool = False
+    both_ways: bool = False
+    tower: tuple[str, ...] = ("vision_tower",)
+    projector: tuple[str, ...] = ("multi_modal_projector",)
+
+
+_IDEFICS = Sight(joined=1, tower=("vision_model",), projector=("connector",))
+_QWEN = Sight(
+    types="mm_token_type_ids",
+    three=True,
+    tower=("visual",),
+    projector=("visual.merger", "visual.deepstack_merger_list"),
+)
+
+SIGHTS: dict[str, Sight] = {
+    "llava": Sight(),
+    "internvl": Sight(),
+    "idefics3": _IDEFICS,
+    "smolvlm": _IDEFICS,
+    "qwen2_5_vl": _QWEN,
+    "qwen3_vl": _QWEN,
+    "paddleocr_vl": replace(_QWEN, projector=("projector",)),
+    "gemma3": Sight(mark="boi_token", types="token_type_ids", both_ways=True),
+}
+"""Kind of configuration -> how its models take pictures."""
+
+
+def sight_of(config: Any) -> Sight | None:
+    """How models of a configuration take pictures; None for those of which it is not known."""
+    return SIGHTS.get(getattr(config, "model_type", ""))
+
+
+PARTS_THAT_SEE = ("vision", "projector")
+"""What of such a model may be frozen: its tower, and what makes of it what stands in the text."""
+
+
+def weights_that_see(model: nn.Module, part: str) -> list[nn.Parameter]:
+    """The weights of a part of a model that sees.
+
+    Args:
+        model: of ``SIGHTS``, PEFT-wrapped or plain.
+        part: of ``PARTS_THAT_SEE``.
+    """
+    config: Any = model.config
+    sight, reader = SIGHTS[config.model_type], _reader(_plain(model))
+
+    def within(name: str, modules: Sequence[str]) -> bool:
+        return any(name.startswith(f"{module}.") for module in modules)
+
+    def is_of_part(name: str) -> bool:
+        if part == "projector" or within(name, sight.projector):
+            return part == "projector" and within(name, sight.projector)
+        return within(name, sight.tower)
+
+    return [weight for name, weight in reader.named_parameters() if is_of_part(name)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowsShown:
+    """What the rows of a batch show.
+
+    Args:
+        pairs: of the batch.
+        segments: where each lies in a shared row; none where each has two rows.
+        repeated: whether each place has pixels of its own, as the reference has.
+    """
+
+    pairs: tuple[TokenPair, ...]
+    segments: tuple[PairSegments, ...]
+    repeated: bool = False
+
+    @property
+    def places(self) -> list[SeenPicture]:
+        """The pictures of all rows, in the order in which rows show them."""
+        shown = [seen for pair in self.pairs for seen in pair.seen]
+        return shown if self.segments else shown * 2
+
+
+def look_at(
+    pairs: tuple[TokenPair, ...], segments: tuple[PairSegments, ...], *, repeated: bool = False
+) -> dict[str, RowsShown]:
+    """The keyword for a batch that shows pictures; nothing for one without.
+
+    Args:
+        pairs: as for ``RowsShown``.
+        segments: likewise.
+        repeated: likewise.
+    """
+    return {LOOK: RowsShown(pairs, segments, repeated)} if any(pair.seen for pair in pairs) else {}
+
+
+def patches_in(pairs: Sequence[TokenPair]) -> int:
+    """Patches that the tower reads of some pairs, each picture of a pair once."""
+    return sum(seen.patches for pair in pairs for seen in pair.seen)
+
+
+def seeing(model: nn.Module) -> AbstractContextManager[None]:
+    """While open, the model understands what a layout says of pictures; others stay as they are.
+
+    Args:
+        model: unwrapped from distributed training; PEFT-wrapped or plain.
+    """
+    sight = sight_of(getattr(model, "config", None))
+    return nullcontext() if sight is None else _eyes_open(model, sight)
+
+
+@contextmanager
+def _eyes_open(model: nn.Module, sight: Sight) -> Iterator[None]:
+    whole = _plain(model)
+    reader = _reader(whole)
+    if "get_image_features" in vars(reader):  # open already
+        yield
+        return
+    own, now = reader.get_image_features, _Now()
+
+    def before(module: nn.Module, args: Any, named: dict[str, Any]) -> tuple[Any, Any]:
+        given = named.get(LOOK)
+        now.look = look = given if isinstance(given, RowsShown) else None
+        if look is None:
+            return args, named
+        named = {**named, **_called_with(look, sight, reader, named["input_ids"])}
+        if sight.both_ways and look.segments:
+            named[KEYWORD] = replace(
+                named[KEYWORD], blocks=_blocks(look, named["input_ids"], reader)
+            )
+        return args, named
+
+    def features(*args: Any, **named: Any) -> Any:
+        said = own(*args, **{name: value for name, value in named.items() if name in _ALLOWED})
+        return said if now.look is None or now.look.repeated else _to_all_places(said, now.look)
+
+    handle = whole.register_forward_pre_hook(before, with_kwargs=True)
+    vars(reader)["get_image_features"] = features
+    try:
+        yield
+    finally:
+        handle.remove()
+        del vars(reader)["get_image_features"]
+
+
+_ALLOWED = {
+    "pixel_values",
+    "pixel_attention_mask",
+    "image_grid_thw",
+    "image_sizes",
+    "vision_feature_layer",
+    "vision_feature_select_strategy",
+    "return_dict",
+}
+"""Keywords that reach the tower: what is told to the text's attention is none of its business."""
+
+
+class _Now:
+    """What the running call shows."""
+
+    look: RowsShown | None = None
+
+
+def _plain(model: Any) -> nn.Module:
+    found: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return found
+
+
+def _reader(whole: Any) -> Any:
+    """The part of a model whose forward asks the tower."""
+    inner = getattr(whole, "model", None)
+    return inner if hasattr(inner, "get_image_features") else whole
+
+
+# What a model is called with
+
+
+def _called_with(look: RowsShown, sight: Sight, reader: Any, ids: Tensor) -> dict[str, Any]:
+    shown = look.places if look.repeated else _distinct(look)
+    named: dict[str, Any] = {
+        name: tensor.to(ids.device, non_blocking=True)
+        for name, tensor in joined([seen.inputs for seen in shown], sight.joined).items()
+    }
+    if sight.three and not look.repeated:
+        named["position_ids"] = _positions_in_rows(look, sight, reader, ids.shape[1]).to(ids.device)
+    elif sight.types and not look.segments:
+        types = [_types(pair.prompt, reader.config) for pair in look.pairs] * 2
+        wide = [F.pad(row, (0, ids.shape[1] - len(row))) for row in types]
+        named[sight.types] = torch.stack(wide).to(ids.device)
+    return named
+
+
+def _distinct(look: RowsShown) -> list[SeenPicture]:
+    """Each picture once, in the order in which they are met."""
+    return list({seen.digest: seen for seen in look.places}.values())
+
+
+def joined(inputs: Sequence[Mapping[str, Tensor]], dim: int = 0) -> dict[str, Tensor]:
+    """What several pictures are for a model, one after the other.
+
+    Args:
+        inputs: of each; at least one.
+        dim: along which they are joined; in the others the smaller ones are filled up with zeros,
+            as processors do.
+    """
+    return {name: _joined([one[name] for one in inputs], dim) for name in inputs[0]}
+
+
+def _joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    dim = min(dim, tensors[0].dim() - 1)
+    sizes = [max(tensor.shape[axis] for tensor in tensors) for axis in range(tensors[0].dim())]
+    filled = []
+    for tensor in tensors:
+        missing = [
+            0 if axis == dim else size - tensor.shape[axis] for axis, size in enumerate(sizes)
+        ]
+        pad = [number for axis in reversed(missing) for number in (0, axis)]
+        filled.append(F.pad(tensor, pad) if any(missing) else tensor)
+    return torch.cat(filled, dim)
+
+
+def _types(prompt: Sequence[int], config: Any) -> Int[Tensor, " prompt"]:
+    """1 where an id of a prompt stands for a picture."""
+    token: int = config.image_token_id
+    return (torch.tensor(prompt, dtype=torch.long) == token).long()
+
+
+def shown_before(
+    model: nn.Module,
+    prompts: Sequence[tuple[Sequence[int], Sequence[SeenPicture]]],
+    width: int,
+    device: torch.device,
+    after: int = 0,
+) -> dict[str, Tensor]:
+    """What a model is called with beside prompts in rows of text; nothing without pictures.
+
+    Args:
+        model: unwrapped from distributed training; PEFT-wrapped or plain.
+        prompts: ids and pictures of each.
+        width: of the part of the rows at whose end they stand.
+        device: of the rows.
+        after: tokens of a row behind its prompt.
+    """
+    config: Any = model.config
+    sight, shown = sight_of(config), [one.inputs for _, seen in prompts for one in seen]
+    if sight is None or not shown:
+        return {}
+    named = joined(shown, sight.joined)
+    if sight.types:
+        rows = [_types(ids, config) for ids, _ in prompts]
+        named[sight.types] = torch.stack([F.pad(row, (width - len(row), after)) for row in rows])
+    return {name: tensor.to(device) for name, tensor in named.items()}
+
+
+def _blocks(look: RowsShown, ids: Tensor, reader: Any) -> tuple[Tensor, ...]:
+    """Of each pair, which stretch of a picture's tokens an id of its prompt is in; -1 for none."""
+    found = []
+    for pair in look.pairs:
+        types = _types(pair.prompt, reader.config)
+        begins = types * (1 - F.pad(types, (1, 0))[:-1])
+        found.append(torch.where(types == 1, begins.cumsum(0) - 1, -1).to(ids.device))
+    return tuple(found)
+
+
+# Positions in three dimensions
+
+
+def _positions_in_rows(look: RowsShown, sight: Sight, reader: Any, width: int) -> Tensor:
+    """Positions of all rows, ``[3, rows, tokens]``: both completions go on after their prompt."""
+    each = [_positions(pair, sight, reader) for pair in look.pairs]
+    if look.segments:
+        return torch.cat([torch.cat(parts, 1) for parts in each], 1)[:, None]
+    rows = [torch.cat([one[0], one[side]], 1) for side in (1, 2) for one in each]
+    return torch.stack([F.pad(row, (0, width - row.shape[1])) for row in rows], 1)
+
+
+def _positions(pair: TokenPair, sight: Sight, reader: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the prompt, counted as if it were alone, and of both completions."""
+    if pair.seen:
+        types = _types(pair.prompt, reader.config)[None]
+        inputs = joined([seen.inputs for seen in pair.seen], sight.joined)
+        grid = {"image_grid_thw": inputs["image_grid_thw"], sight.types: types}
+        ids = torch.tensor(pair.prompt, dtype=torch.long)[None]
+        prompt: Tensor = reader.get_rope_index(ids, **grid)[0][:, 0]
+    else:
+        prompt = torch.arange(len(pair.prompt)).expand(3, -1)
+    after = int(prompt.max()) + 1 if prompt.numel() else 0
+    one, other = (
+        (after + torch.arange(len(side))).expand(3, -1) for side in (pair.chosen, pair.rejected)
+    )
+    return prompt, one, other
+
+
+# What the tower says
+
+
+def _to_all_places(said: Any, look: RowsShown) -> Any:
+    """The tower's features, once for each place that shows the picture."""
+    shown, places = _distinct(look), look.places
+    if len(shown) == len(places):
+        return said
+    number = {seen.digest: place for place, seen in enumerate(shown)}
+    order = [number[seen.digest] for seen in places]
+    lengths = [seen.tokens for seen in shown]
+    said["pooler_output"] = _at_places(said["pooler_output"], lengths, order)
+    deeper = said.get("deepstack_features") if hasattr(said, "get") else None
+    if deeper is not None:
+        said["deepstack_features"] = [_at_places(one, lengths, order) for one in deeper]
+    return said
+
+
+def _at_places(features: Any, lengths: list[int], order: list[int]) -> Any:
+    several = isinstance(features, list | tuple)
+    parts = list(features) if several else [features]
+    flat = torch.cat([part.flatten(0, -2) for part in parts])
+    if flat.shape[0] != sum(lengths):
+        raise ModelError(
+            "CP331",
+            f"the vision tower gives {flat.shape[0]} features for {len(lengths)} pictures, in the "
+            f"place of which prompts have {sum(lengths)} tokens. Does the processor belong to the "
+            "model?",
+        )
+    split = torch.split(flat, lengths)
+    found = [split[place] for place in order]
+    if several:
+        return found
+    return torch.cat(found).reshape(-1, *features.shape[1:])

@@ -1,0 +1,142 @@
+"""Linear layers that see no padding, where rows are padded all the same.
+
+Nearly all of a model's work is in its linear layers, and these treat each token by itself. So the
+real tokens of a batch are gathered before each layer, and put back to their places after it; in
+between there is no padding, and a row that stands in the batch twice is computed once. What a layer
+gives at padding is 0 then, which no real token looks at.
+
+Which tokens are real comes with a call of the model, under ``PLACES``, and is taken out of it
+before the model's own code sees it. It holds until the next call, so that a checkpointed layer
+finds it again in the backward pass.
+
+Not here: attention, which has to see the rows apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+PLACES = "counterpoint_places"
+"""Under which a layout hands ``Places`` to a model that is ``unpadded``."""
+
+WORTH = 0.9
+"""Least share of padded tokens for which gathering pays: its copies cost a little as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the real tokens of rows are.
+
+    Args:
+        rows: of the batch.
+        tokens: of each row.
+        once: flat indices of the real tokens, of rows that stand there several times in one.
+        places: flat indices of all of them.
+        which: of the first, the one that stands at each of the places; None: they are the same.
+    """
+
+    rows: int
+    tokens: int
+    once: Tensor
+    places: Tensor
+    which: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, real: Bool[np.ndarray, "rows tokens"], *, shows: Sequence[int] | None = None
+    ) -> Places | None:
+        """From a mask; None where nothing would be won.
+
+        Args:
+            real: True where a token is.
+            shows: which of its rows each row is that layers are given, all of them at least once;
+                None: they are given the rows themselves.
+        """
+        shows = range(len(real)) if shows is None else shows
+        tokens = real.shape[1]
+        if np.count_nonzero(real) > WORTH * len(shows) * tokens:
+            return None
+        numbers = np.arange(real.size).reshape(real.shape)[list(shows)].ravel()
+        places = np.flatnonzero(real[list(shows)])
+        # a token is known by its number in the rows that differ
+        _, first, which = np.unique(numbers[places], return_index=True, return_inverse=True)
+        alike = len(first) == len(which)
+        once, every, to = map(torch.from_numpy, (places[first], places, which))
+        return cls(len(shows), tokens, once, every, None if alike else to)
+
+    def fits(self, states: Tensor) -> bool:
+        """Whether a layer's input is laid out like this."""
+        return states.dim() == 3 and states.shape[:2] == (self.rows, self.tokens)
+
+    def gathered(self, states: Tensor) -> Tensor:
+        """``[rows, tokens, features]`` -> ``[real tokens, features]``, each once."""
+        return states.flatten(0, 1).index_select(0, self.once)
+
+    def put_back(self, packed: Tensor) -> Tensor:
+        """``[real tokens, features]`` -> ``[rows, tokens, features]``, 0 at padding."""
+        flat = packed.new_zeros(self.rows * self.tokens, packed.shape[-1])
+        every = packed if self.which is None else packed.index_select(0, self.which)
+        return flat.index_copy(0, self.places, every).view(self.rows, self.tokens, -1)
+
+
+@dataclass(slots=True)
+class _Gatherer:
+    """The hooks of one part of a model."""
+
+    part: str
+    places: tuple[Places, ...] = ()
+    within: dict[nn.Module, Places] = field(default_factory=dict)
+
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        self.within.pop(module, None)
+        if not (self.places and args and isinstance(args[0], Tensor)):
+            return None
+        found = next((places for places in self.places if places.fits(args[0])), None)
+        if found is None:
+            return None
+        self.within[module] = found
+        return found.gathered(args[0]), *args[1:]
+
+    def after(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        found = self.within.pop(module, None)
+        return None if found is None else found.put_back(output)
+
+
+@contextmanager
+def unpadded(model: nn.Module, parts: Mapping[str, nn.Module]) -> Iterator[None]:
+    """While open, linear layers of a model skip what ``PLACES`` says is padding.
+
+    Args:
+        model: what is called: plain, or wrapped by PEFT; inside of what distributes it.
+        parts: name -> a part of it without its head; ``PLACES`` holds a tuple of ``Places`` for
+            each. A layer's input is known by its shape, so that no two of a part may have the same.
+    """
+    gatherers = [_Gatherer(part) for part in parts]
+
+    def take(
+        module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        told = named.get(PLACES, {})
+        for gatherer in gatherers:
+            gatherer.places = told.get(gatherer.part, ())
+        return args, {name: value for name, value in named.items() if name != PLACES}
+
+    handles = [model.register_forward_pre_hook(take, with_kwargs=True)]
+    for gatherer, part in zip(gatherers, parts.values(), strict=True):
+        for module in part.modules():
+            if isinstance(module, nn.Linear):
+                handles.append(module.register_forward_pre_hook(gatherer.before))
+                handles.append(module.register_forward_hook(gatherer.after))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,300 @@
+"""Pairs about pictures: each layout against one completion at a time, with pixels of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import cache
+from itertools import combinations, pairwise
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from counterpoint.errors import ConfigError
+from counterpoint.evaluation.generation import Decoding, complete
+from counterpoint.evaluation.samples import prompts_of
+from counterpoint.forward.agreement import layouts_disagree
+from counterpoint.forward.head import find_head, prove_head
+from counterpoint.forward.layouts import (
+    PADDED,
+    PICTURES_TWICE,
+    SHARED,
+    Layout,
+    first_choice,
+    first_tokens,
+)
+from counterpoint.forward.pair_forward import pair_forward
+from counterpoint.forward.seeing import SIGHTS, weights_that_see
+from counterpoint.models.family import SEEING, family_of
+from counterpoint.models.trainable import freeze_parts
+from counterpoint.records import TokenPair
+from tests.float64 import Float64Throughout
+from tests.vision_on_the_spot import (
+    KINDS,
+    ROWS,
+    Made,
+    looks_counted,
+    preference,
+    seen_pairs,
+    seer,
+    vision_encoder,
+)
+
+Gradient = dict[str, Tensor]
+
+TORTURE = os.environ.get("COUNTERPOINT_TORTURE") == "1"
+SPLIT = tuple(KINDS) if TORTURE else ("llava", "qwen3_vl", "gemma3")
+"""Kinds that are split in every way: one of each that lies otherwise, or all."""
+
+
+SAYS_LITTLE = {"gemma3": 0.3}
+"""Kinds that are proved with weights so small that values agree: a proof on values is too weak."""
+
+
+def alone(made: Made, pair: TokenPair, said: Sequence[int]) -> Tensor:
+    """Log-probability of a completion: all logits of a call of its own, as the processor has it."""
+    model, processor = made
+    named: dict[str, Any] = {}
+    if pair.pictures:
+        row = preference(*ROWS[pair.row], row=pair.row)
+        text = vision_encoder(made).tokenizer.apply_chat_template(
+            row.prompt, tokenize=False, add_generation_prompt=True
+        )
+        shown = [picture.load() for picture in pair.pictures]
+        named = dict(processor(text=[text], images=[shown], return_tensors="pt"))
+        assert named.pop("input_ids")[0].tolist() == list(pair.prompt)
+        del named["attention_mask"]
+        for name in ("token_type_ids", "mm_token_type_ids"):
+            if name in named:
+                named[name] = F.pad(named[name], (0, len(said)))
+    ids = torch.tensor([[*pair.prompt, *said]])
+    logps = model(input_ids=ids, use_cache=False, **named).logits[0].log_softmax(-1)
+    rows = logps[len(pair.prompt) - 1 : -1]
+    return rows.gather(1, torch.tensor(said)[:, None]).sum().double()
+
+
+def loss_of(chosen: Tensor, rejected: Tensor, rows: Sequence[int]) -> Tensor:
+    weights = torch.tensor(rows) + 1
+    return (weights * (chosen - 0.5 * rejected)).sum()
+
+
+def gradient(model: Any, loss: Tensor) -> Gradient:
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    return {n: p.grad.double() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def distance(one: Gradient, other: Gradient) -> float:
+    """Largest difference of a weight's gradient, relative to its own, or to all where it is 0."""
+    assert one.keys() >= other.keys()
+    whole = torch.stack([g.norm() for g in one.values()]).norm()
+    zero = torch.zeros(())
+    return max(
+        float((one[n] - other.get(n, zero)).norm() / torch.maximum(g.norm(), 1e-3 * whole))
+        for n, g in one.items()
+    )
+
+
+def of_layout(made: Made, layout: Layout, pairs: Sequence[TokenPair]) -> tuple[Any, Gradient]:
+    model = made[0]
+    with layout.running(model):
+        logps = pair_forward(model, find_head(model), layout.collate(pairs)).logps
+        rows = [pair.row for pair in pairs]
+        return logps, gradient(model, loss_of(logps.chosen, logps.rejected, rows))
+
+
+@contextmanager
+def computing_in(dtype: torch.dtype) -> Iterator[None]:
+    with Float64Throughout() if dtype == torch.float64 else nullcontext():
+        yield
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_layout_says_what_each_completion_says_alone(kind: str, dtype: torch.dtype) -> None:
+    made = seer(kind, dtype)
+    model, pairs = made[0], seen_pairs(made)
+    limit = 1e-12 if dtype == torch.float64 else 1e-5
+    with computing_in(dtype):
+        sides = [[alone(made, p, getattr(p, s)) for p in pairs] for s in ("chosen", "rejected")]
+        chosen, rejected = (torch.stack(side) for side in sides)
+        truth = gradient(model, loss_of(chosen, rejected, range(len(pairs))))
+        few = first_tokens(PADDED, pairs[0], 16)
+        assert not prove_head(model, find_head(model), few.input_ids, PADDED.inputs(few)).dense
+        for layout in (PICTURES_TWICE, PADDED, SHARED):
+            logps, found = of_layout(made, layout, pairs)
+            assert torch.allclose(logps.chosen, chosen, rtol=limit, atol=0)
+            assert torch.allclose(logps.rejected, rejected, rtol=limit, atol=0)
+            assert distance(truth, found) <= limit
+    assert "get_image_features" not in vars(model.model)
+    assert not model._forward_pre_hooks
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
+@pytest.mark.parametrize("kind", SPLIT)
+def test_every_split_of_six_pairs_has_one_gradient(kind: str) -> None:
+    made = seer(kind, torch.float64)
+    pairs = seen_pairs(made)
+    with Float64Throughout():
+        _, truth = of_layout(made, PICTURES_TWICE, pairs)
+
+        @cache  # 21 stretches make all 32 splits
+        def part(start: int, end: int) -> Gradient:
+            return of_layout(made, (SHARED, PADDED)[(start + end) % 2], pairs[start:end])[1]
+
+        for cuts in range(len(pairs)):
+            for inner in combinations(range(1, len(pairs)), cuts):
+                ends = [0, *inner, len(pairs)]
+                parts = [part(*stretch) for stretch in pairwise(ends)]
+                whole = {
+                    n: sum((p.get(n, torch.zeros(())) for p in parts), torch.zeros(()))
+                    for n in truth
+                }
+                assert distance(truth, whole) <= 1e-12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_tower_looks_once_at_each_picture(kind: str) -> None:
+    made = seer(kind)
+    pairs = seen_pairs(made)
+    pictures = {seen.digest: seen for pair in pairs for seen in pair.seen}
+    assert len(pictures) == 4 < sum(len(pair.seen) for pair in pairs)
+    alone = sum(one.inputs["pixel_values"].numel() for one in pictures.values())
+    for layout in (SHARED, PADDED):
+        with looks_counted(made[0]) as looks:
+            of_layout(made, layout, pairs)
+        (shape,) = looks
+        assert torch.Size(shape).numel() == alone
+    with looks_counted(made[0]) as looks:
+        of_layout(made, SHARED, [pair for pair in pairs if not pair.seen])
+    assert looks == []
+
+
+def test_a_picture_is_known_by_its_content_and_not_by_its_size() -> None:
+    made = seer("llava")
+    one, other = seen_pairs(made, (ROWS[0], ((4,), *ROWS[0][1:])))
+    assert one.pictures[0].width == other.pictures[0].width
+    assert one.seen[0].digest != other.seen[0].digest
+    logps, _ = of_layout(made, SHARED, [one, other])
+    assert logps.chosen[0] != logps.chosen[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        ("gemma3", {"both_ways": False}),
+        ("qwen2_5_vl", {"three": False}),
+        ("qwen3_vl", {"three": False}),
+        ("paddleocr_vl", {"three": False}),
+    ],
+)
+def test_the_proof_finds_what_a_family_needs_to_share(
+    kind: str, wrong: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(3)
+    model, processor = KINDS[kind]()
+    with torch.no_grad():  # so that values hardly show what gradients do
+        for weight in model.parameters():
+            weight.mul_(SAYS_LITTLE.get(kind, 1.0) if weight.dim() > 1 else 1.0)
+    pairs = seen_pairs((model, processor))[:3:2]
+    assert all(pair.seen for pair in pairs)
+    batches = [layout.collate(pairs) for layout in (SHARED, PICTURES_TWICE)]
+    assert layouts_disagree(model, find_head(model), *batches) is None
+    monkeypatch.setitem(SIGHTS, kind, replace(SIGHTS[kind], **wrong))
+    said = layouts_disagree(model, find_head(model), *batches)
+    assert said is not None
+    assert kind not in SAYS_LITTLE or said.startswith("the gradient of ")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_is_not_shown_its_pictures_fails(kind: str) -> None:
+    made = seer(kind)
+    model, pairs = made[0], seen_pairs(made)[:1]
+    for layout in (PADDED, PICTURES_TWICE):
+        with pytest.raises((AttributeError, TypeError)):
+            pair_forward(model, find_head(model), layout.collate(pairs))
+
+
+def test_a_model_that_sees_has_three_layouts_and_a_text_model_two(models: Any) -> None:
+    model, _ = seer("llava")
+    family = family_of(model.config)
+    assert family.name == SEEING
+    assert family.layouts == (SHARED, PADDED, PICTURES_TWICE)
+    assert first_choice(model, "auto", possible=family.layouts) == (SHARED, None)
+    model.set_attn_implementation("flex_attention")
+    layout, reason = first_choice(model, "auto", possible=family.layouts)
+    assert layout is PADDED
+    assert reason == "attention runs through flex_attention, not through sdpa or eager"
+    assert PICTURES_TWICE.why_not(models("qwen2")) == "this model sees no pictures"
+
+
+def test_dropout_that_stays_looks_twice() -> None:
+    model, _ = seer("llava")
+    model.model.vision_tower.encoder.layers[0].self_attn.dropout = 0.1
+    said = "dropout is on, and would fall on a picture once instead of twice"
+    assert PADDED.why_not(model) == said
+    assert PADDED.why_not(model, dropout_stays=False) is None
+    assert PICTURES_TWICE.why_not(model) is None
+
+
+def test_cost_counts_patches_as_often_as_they_are_looked_at() -> None:
+    pairs = seen_pairs(seer("llava"))
+    patches = 16 * sum(len(pair.seen) for pair in pairs)
+    text = [replace(pair, seen=()) for pair in pairs]
+    for layout, times in ((SHARED, 1), (PADDED, 1), (PICTURES_TWICE, 2)):
+        assert layout.tokens(pairs) == layout.tokens(text) + times * patches
+        assert layout.collate(pairs).cost == layout.tokens(pairs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_writes_to_prompts_with_pictures_as_to_each_alone(kind: str) -> None:
+    made = seer(kind)
+    model, pairs = made[0], seen_pairs(made)[:3]
+    tokenizer = vision_encoder(made).tokenizer
+    found = complete(model, tokenizer, prompts_of(pairs, tokenizer), Decoding(4))
+    for pair, written in zip(pairs, found, strict=True):
+        said: list[int] = []
+        for _ in range(len(written.ids)):
+            batch = PICTURES_TWICE.collate([replace(pair, chosen=[*said, 0], rejected=[0])])
+            with PICTURES_TWICE.running(model), torch.no_grad():
+                logits = model(**PICTURES_TWICE.inputs(batch), use_cache=False).logits[0]
+            said.append(int(logits[len(pair.prompt) + len(said) - 1].argmax()))
+        assert list(written.ids) == said
+        assert said or not written.ended or written.ids == ()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frozen_parts_have_no_graph_and_the_rest_its_own_gradient(kind: str) -> None:
+    made = seer(kind)
+    model, pairs = made[0], seen_pairs(made)[:3]
+    _, truth = of_layout(made, SHARED, pairs)
+    said: list[Any] = []
+    reader: Any = model.model
+    for parts in (["projector"], ["vision", "projector"]):
+        freeze_parts(model, parts)
+        frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+        seeing = {id(p) for part in parts for p in weights_that_see(model, part)}
+        assert frozen == {n for n, p in model.named_parameters() if id(p) in seeing}
+        _, found = of_layout(made, SHARED, pairs)
+        rest = {n: g for n, g in truth.items() if n not in frozen}
+        assert rest.keys() == found.keys()
+        assert distance(rest, found) <= 1e-5
+    assert not any(n.startswith(("model.language", "model.text", "lm_head")) for n in frozen)
+    assert len(frozen) == sum(1 for n, _ in model.named_parameters() if n not in rest)
+    inputs = pairs[0].seen[0].inputs
+    said.append(reader.get_image_features(**inputs, return_dict=True).pooler_output)
+    flat = said[0] if isinstance(said[0], Tensor) else torch.cat(list(said[0]))
+    assert not flat.requires_grad
+
+
+def test_what_does_not_see_has_nothing_to_freeze(models: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^CP104 freeze='vision' has no meaning for Qwen2For"):
+        freeze_parts(models("qwen2"), ["vision"])
+    with pytest.raises(ConfigError, match=r"^CP102 freeze='eyes' is not one of vision, projector"):
+        freeze_parts(seer("llava")[0], ["eyes"])

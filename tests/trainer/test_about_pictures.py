@@ -1,0 +1,144 @@
+"""A run about pictures: the same however it looks, resumed bit for bit, opened by plain tools."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from counterpoint import CPOConfig, CPOTrainer, DataError
+from counterpoint.forward.layouts import PADDED, PICTURES_TWICE, SHARED
+from counterpoint.records import PairBatch
+from counterpoint.step import assembly
+from tests.vision_on_the_spot import ROWS, encoded, looks_counted, seer
+
+RAW = [
+    {
+        "prompt": [{"role": "user", "content": question}],
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+        "images": [{"bytes": encoded(number), "path": None} for number in pictures],
+    }
+    for pictures, question, chosen, rejected in ROWS
+]
+
+
+def trained(
+    folder: Path, resume: Path | None = None, rows: list[dict[str, Any]] = RAW, **options: Any
+) -> CPOTrainer:
+    model, processor = seer("llava")
+    args = CPOConfig(
+        **{
+            "output_dir": str(folder),
+            "use_cpu": True,
+            "max_steps": 4,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "learning_rate": 1e-2,
+            "save_steps": 2,
+            "logging_steps": 1,
+            "report_to": "none",
+            "max_length": 200,
+            **options,
+        }
+    )
+    trainer = CPOTrainer(
+        model, args, train_dataset=Dataset.from_list(rows), processing_class=processor
+    )
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+    return trainer
+
+
+def weights(trainer: CPOTrainer) -> list[torch.Tensor]:
+    return list(trainer.model.state_dict().values())
+
+
+def test_a_run_resumes_bit_for_bit_and_plain_transformers_open_what_it_saved(
+    tmp_path: Path,
+) -> None:
+    whole = trained(tmp_path / "run")
+    assert whole._assembly().layout == SHARED.name
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    again = trained(tmp_path / "run", resume=tmp_path / "run" / "checkpoint-2")
+    pairs = zip(weights(whole), weights(again), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    whole.save_model(str(tmp_path / "saved"))
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "saved")
+    assert all(map(torch.equal, weights(whole), model.state_dict().values()))
+    processor = AutoProcessor.from_pretrained(tmp_path / "saved")
+    assert type(processor).__name__ == "LlavaProcessor"
+
+
+def test_each_layout_and_loader_trains_the_same(tmp_path: Path) -> None:
+    losses = {
+        name: [line["loss"] for line in trainer.state.log_history if "loss" in line]
+        for name, trainer in (
+            (name, trained(tmp_path / name, save_strategy="no", save_steps=500, **options))
+            for name, options in {
+                SHARED.name: {"dataloader_num_workers": 1},
+                PADDED.name: {"layout": PADDED.name},
+                PICTURES_TWICE.name: {"layout": PICTURES_TWICE.name},
+            }.items()
+        )
+    }
+    truth = losses.pop(PICTURES_TWICE.name)
+    assert len(truth) == 4
+    for found in losses.values():
+        assert found == pytest.approx(truth, rel=1e-4)
+
+
+@pytest.mark.parametrize("differs", [False, True])
+def test_a_layout_that_was_proved_on_text_is_proved_on_the_first_pictures(
+    differs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proved: list[bool] = []
+    whole = assembly.layouts_disagree
+
+    def watched(model: Any, head: Any, batch: PairBatch, *more: Any) -> str | None:
+        proved.append(any(pair.seen for pair in batch.pairs))
+        if proved[-1] and differs:
+            return "it was told so"
+        return whole(model, head, batch, *more)
+
+    monkeypatch.setattr(assembly, "layouts_disagree", watched)
+    text = [row for row in RAW if not row["images"]]
+    shown = [row for row in RAW if row["images"]]
+    options = {"train_sampling_strategy": "sequential", "max_steps": 3}
+    trainer = trained(tmp_path, rows=2 * text + 2 * shown, **options)
+    assert proved == [False, True]
+    assert trainer._assembly().layout == (PICTURES_TWICE if differs else SHARED).name
+
+
+def test_an_evaluation_writes_to_prompts_with_their_pictures(tmp_path: Path) -> None:
+    model, processor = seer("llava")
+    args = CPOConfig(
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        report_to="none",
+        per_device_eval_batch_size=6,
+        generate_during_eval=True,
+        eval_samples=2,
+        eval_sample_tokens=2,
+        max_length=200,
+    )
+    trainer = CPOTrainer(
+        model, args, eval_dataset=Dataset.from_list(RAW), processing_class=processor
+    )
+    with looks_counted(model) as looks:
+        trainer.evaluate()
+    pictures = {number for shown, *_ in ROWS for number in shown}
+    assert len(pictures) in [shape[0] for shape in looks]  # the evaluation itself
+    assert any(shape[0] < len(pictures) for shape in looks)  # its samples, and the proof
+
+
+def test_a_tokenizer_alone_never_drops_pictures_without_a_word(tmp_path: Path) -> None:
+    model, processor = seer("llava")
+    args = CPOConfig(output_dir=str(tmp_path), use_cpu=True)
+    rows = Dataset.from_list(RAW)
+    with pytest.raises(DataError, match="CP219"):
+        CPOTrainer(model, args, train_dataset=rows, processing_class=processor.tokenizer)
