@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,15 @@ import pytest
 
 from counterpoint.cli import tokens as module
 from counterpoint.cli.tokens import TokensOptions
-from counterpoint.data.row_tokens import Piece, RowTokens
-from counterpoint.data.token_view import BAR, CUT_SHOWN, draw_tokens
+from counterpoint.data.row_tokens import Piece, RowTokens, ShownPicture
+from counterpoint.data.token_view import BAR, CUT_SHOWN, _picture, draw_tokens
+from counterpoint.data.vision import PictureReader
+from counterpoint.forward.seeing import SIGHTS
 from counterpoint.options.declared import declared
+from counterpoint.picture import Picture
 from counterpoint.wrap import columns
 from tests.cli.conftest import PAIRS, Command, tree, write_pairs
+from tests.vision_on_the_spot import encoded, seer
 
 BASE = ["tokens", "--model", "model", "--dataset", "pairs.jsonl"]
 ESCAPE = re.compile(r"\x1b\[[\d;]*m")
@@ -110,7 +115,86 @@ def test_what_is_unusual_about_a_row_is_said_above_it() -> None:
     ]
 
 
+def shown(start: int, tokens: int, file: str, width: int = 640) -> ShownPicture:
+    """A picture at a place of the prompt."""
+    return ShownPicture(start, tokens, width, 480, file, "images[0]", "0" * 64)
+
+
+SEEING = RowTokens(
+    row=0,
+    prompt=(context("See "), *[context("<image>")] * 256, context("and"), *[context("#")] * 3),
+    chosen=(piece("a"),),
+    rejected=(piece("b"),),
+    pictures=(shown(1, 256, "cat.png"), shown(258, 3, "")),
+)
+
+
+def test_the_tokens_of_a_picture_are_one_entry_with_its_name_and_size() -> None:
+    assert draw_tokens(SEEING, name="p").splitlines()[2:7] == [
+        "prompt: 261 tokens, none with loss",
+        ". See │",
+        ". [picture 1: cat.png, 640 x 480 pixels, 256 tokens]│",
+        ". and│",
+        ". [picture 2: bytes, 640 x 480 pixels, 3 tokens]│",
+    ]
+    colored = draw_tokens(SEEING, name="p", color=True)
+    assert ESCAPE.sub("", colored) == draw_tokens(SEEING, name="p")
+    assert "\x1b[36m[picture 1" in colored
+
+
+def test_a_picture_s_name_commands_no_terminal_and_breaks_no_line() -> None:
+    names = ("\x1b[2J" + "页" * 200 + ".png", "x" * 99 + ".jpg")
+    row = RowTokens(
+        0, SEEING.prompt, SEEING.chosen, SEEING.rejected, pictures=(shown(1, 256, names[0]),)
+    )
+    (line,) = [line for line in draw_tokens(row, name="p").splitlines() if "picture" in line]
+    assert columns(line) <= 80
+    assert line.startswith(". [picture 1: \\x1b[2J页")
+    assert line.endswith("页页.png, 640 x 480 pixels, 256 tokens]│")
+    for width in (20, 40):
+        drawn = draw_tokens(
+            RowTokens(0, row.prompt, row.chosen, row.rejected, pictures=(shown(1, 9, names[1]),)),
+            name="p",
+            width=width,
+        )
+        assert max(columns(line) for line in drawn.splitlines() if line[:1] == ".") <= width
+    largest = replace(shown(0, 16_384, "n" * 99), width=8_192, height=8_192)
+    many = (*SEEING.pictures[:1] * 9, largest)
+    assert max(columns(f". {_picture(n, one)}│") for n, one in enumerate(many)) <= 80
+
+
 # The command
+
+
+def test_pictures_of_a_row_are_folded_for_people_and_placed_for_machines(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, processor = seer("llava")
+    model.config.save_pretrained("model")
+    processor.save_pretrained("model")
+    question = [{"role": "user", "content": "Read."}]
+    for name, number in (("one.png", 0), ("two.png", 2)):
+        (tmp_path / name).write_bytes(encoded(number))
+    sides = {
+        side: [{"role": "assistant", "content": text}]
+        for side, text in (("chosen", "a"), ("rejected", "b"))
+    }
+    row = {"prompt": question, "images": ["one.png", "two.png"], **sides}
+    Path("pairs.jsonl").write_text(json.dumps(row) + "\n")
+    loaded = PictureReader(processor, model.config, SIGHTS["llava"])
+    monkeypatch.setattr(Picture, "load", None)  # nothing is decoded
+    said = command(*BASE).out
+    found = json.loads(command(*BASE, "--json").out)
+    assert [one["file"] for one in found["pictures"]] == ["one.png", "two.png"]
+    for one, number in zip(found["pictures"], (0, 2), strict=True):
+        span = found["prompt"][one["start"] : one["start"] + one["tokens"]]
+        text = loaded.in_words(Picture.of(encoded(number), 0, "images"))
+        assert "".join(token["text"] for token in span) == text
+        size = f"{one['width']} x {one['height']} pixels"
+        assert f"{one['file']}, {size}, {one['tokens']} tokens]" in said
+    assert found["pictures"][0]["width"] == 60
+    assert "<image>" not in said
 
 
 def test_rows_are_shown_in_the_order_asked_for_and_nothing_is_written(

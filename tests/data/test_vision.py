@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -75,6 +76,23 @@ def _patches(kind: str, inputs: Any) -> int:
     if "image_grid_thw" in inputs:
         return int(inputs["image_grid_thw"].prod())
     return int(inputs["pixel_values"][..., 0, ::7, ::7].numel())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_tokens_of_each_picture_are_found_again_in_its_prompt(kind: str) -> None:
+    encoder = vision_encoder(seer(kind))
+    draft = encoder.draft(preference((0, 1, 2), "Read.", "a", "b", row=3))
+    (tokens,) = encoder.tokens([draft])
+    pictures = draft.row.pictures
+    pair = TokenPair(tokens.prompt, tokens.chosen, tokens.rejected, 3, pictures=pictures)
+    spans = encoder.spans(pair)
+    assert len(spans) == 3
+    texts = [encoder.tokenizer.decode(tokens.prompt[start:end]) for start, end in spans]
+    words = [encoder.reader.in_words(one) for one in pictures]
+    # what one writes behind itself and the next one before stands there once, and is the next one's
+    assert [text.strip() for text in texts] == [word.strip() for word in words]
+    assert [*spans] == sorted(spans)
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
 
 
 @pytest.mark.parametrize("field", ["prompt", "chosen", "rejected"])

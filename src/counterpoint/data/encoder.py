@@ -31,7 +31,7 @@ from counterpoint.data.pictures import PictureRules
 from counterpoint.data.survival import LostText, losses
 from counterpoint.data.switches import check_completions
 from counterpoint.data.tokenize import PairTokenizer, Tokens, prompt_ids
-from counterpoint.data.truncate import Frame, Truncation, truncate
+from counterpoint.data.truncate import Frame, Span, Truncation, truncate
 from counterpoint.preference_row import PreferenceRow
 from counterpoint.records import TokenPair
 
@@ -96,6 +96,17 @@ class Encoder(ABC, Generic[Drafted]):
             DataError: CP2xx for a picture that cannot be read.
         """
         return pair
+
+    def spans(self, pair: TokenPair) -> list[Span]:
+        """Where in a pair's prompt each of its pictures stands, with what is written around it.
+
+        Args:
+            pair: of a row that this encoder, or one like it, has prepared.
+
+        Returns:
+            First token and the one behind the last, for each of ``pair.pictures`` in order.
+        """
+        return []
 
     def pair(self, record: Mapping[str, Any]) -> TokenPair:
         """A row of a prepared set, ready for the model.

@@ -4,6 +4,7 @@
    that predicts it: what a layout makes a target.
 2. The text of a token is what it adds to the text before it. A token that ends inside a
    character adds the rest of it with the token that ends it.
+3. Tokens that stand for a picture are known by their span, with what the processor writes around.
 
 Not here: drawing (``token_view``).
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -22,7 +24,9 @@ from counterpoint.data.encoder import Encoder
 from counterpoint.data.options import UNLIMITED, Limits
 from counterpoint.data.pair_columns import to_pair
 from counterpoint.data.survival import from_column
+from counterpoint.data.truncate import Span
 from counterpoint.errors import DataError
+from counterpoint.picture import Picture
 from counterpoint.records import TokenPair
 
 CONTEXT = 4
@@ -57,6 +61,29 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class ShownPicture:
+    """A picture of a row, and the tokens of the prompt that stand for it.
+
+    Args:
+        start: place of the first of them in the prompt, from 0.
+        tokens: how many they are, what the processor writes around included.
+        width: of the picture in pixels, as it is seen.
+        height: likewise.
+        file: name of its file, without the folder; "" where the row holds its bytes.
+        field: where it stands in the row, such as "images[0]".
+        digest: SHA-256 of its encoded bytes, in hexadecimal.
+    """
+
+    start: int
+    tokens: int
+    width: int
+    height: int
+    file: str
+    field: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class RowTokens:
     """The tokens of one row, in the order of its text, cut ones included.
 
@@ -70,6 +97,7 @@ class RowTokens:
         weight: factor of the pair in the loss.
         margin: extra margin, in nats of scaled reward.
         lost: what the chat template drops, changes or repeats of the row, in words.
+        pictures: of the prompt, in the order of their places.
     """
 
     row: int
@@ -81,6 +109,7 @@ class RowTokens:
     weight: float = 1.0
     margin: float = 0.0
     lost: tuple[str, ...] = ()
+    pictures: tuple[ShownPicture, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain JSON types."""
@@ -110,13 +139,17 @@ def tokens_of_row(
     record = _encoded(raw, row, encoder, limits, folder)
     if record["problem"]:
         raise DataError(record["problem"][:5], record["problem"][6:])
+    whole = to_pair(_encoded(raw, row, encoder, UNLIMITED, folder))
     return tokens_of_pair(
         to_pair(record),
         encoder.tokenizer,
-        whole=to_pair(_encoded(raw, row, encoder, UNLIMITED, folder)),
+        whole=whole,
         boundary=record["boundary"],
         same=record["same"],
         lost=tuple(f"{e.in_words}: {e.shown!r}" for e in from_column(record["lost"])),
+        pictures=tuple(
+            _shown(*one) for one in zip(whole.pictures, encoder.spans(whole), strict=True)
+        ),
     )
 
 
@@ -128,6 +161,7 @@ def tokens_of_pair(
     boundary: int = 0,
     same: bool = False,
     lost: tuple[str, ...] = (),
+    pictures: tuple[ShownPicture, ...] = (),
 ) -> RowTokens:
     """Name the tokens of a pair.
 
@@ -138,6 +172,7 @@ def tokens_of_pair(
         boundary: as in ``RowTokens``.
         same: as in ``RowTokens``.
         lost: as in ``RowTokens``.
+        pictures: as in ``RowTokens``.
     """
     whole = whole or pair
     named = _Namer(tokenizer)
@@ -175,7 +210,15 @@ def tokens_of_pair(
         weight=pair.weight,
         margin=pair.margin,
         lost=lost,
+        pictures=pictures,
     )
+
+
+def _shown(picture: Picture, span: Span) -> ShownPicture:
+    start, end = span
+    file = Path(picture.source).name if isinstance(picture.source, str) else ""
+    size = picture.width, picture.height
+    return ShownPicture(start, end - start, *size, file, picture.field, picture.digest)
 
 
 def texts_of(

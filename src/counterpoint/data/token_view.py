@@ -7,6 +7,10 @@ Each line begins with a mark and each token ends with a bar:
     - No│                       carries loss: rejected
     x  more│                    cut off, never seen by the model
 
+The tokens that stand for a picture are one entry, on a line of its own:
+
+    . [picture 1: cat.png, 640 x 480 pixels, 258 tokens]│
+
 Control characters are written as escapes, so that no data can command a terminal.
 
 Not here: which token is what (``data.row_tokens``).
@@ -22,7 +26,7 @@ from typing import TYPE_CHECKING
 from counterpoint.wrap import columns
 
 if TYPE_CHECKING:
-    from counterpoint.data.row_tokens import Piece, RowTokens
+    from counterpoint.data.row_tokens import Piece, RowTokens, ShownPicture
 
 BAR, PART_OF_CHARACTER = "│", "·"
 LEGEND = (
@@ -31,6 +35,9 @@ LEGEND = (
 )
 CUT_SHOWN = 30
 """Tokens shown at either end of what was cut off; the middle is only counted."""
+
+NAME_SHOWN = 24
+"""Columns of a picture's file name; of a longer one the middle is left out."""
 
 _INK = {".": "2", "+": "32", "-": "31", "x": "2;9"}
 _SPECIAL = "36"
@@ -59,8 +66,12 @@ def draw_tokens(tokens: RowTokens, *, name: str, width: int = 80, color: bool = 
     for part, loss in (("prompt", "."), ("chosen", "+"), ("rejected", "-")):
         pieces: Sequence[Piece] = getattr(tokens, part)
         lines += ["", f"{part}: {_told(pieces)}"]
-        for mark, run in groupby(zip(_marks(pieces, loss), pieces, strict=True), itemgetter(0)):
-            shown = _shortened([piece for _, piece in run], mark)
+        pictures = tokens.pictures if part == "prompt" else ()
+        for (mark, number), run in groupby(_marked(pieces, loss, pictures), itemgetter(0)):
+            if number is None:
+                shown = _shortened([piece for _, piece in run], mark)
+            else:
+                shown = [_picture(number, pictures[number])]
             lines += _lines(shown, mark, width, color)
     return "\n".join(lines)
 
@@ -76,8 +87,32 @@ def _count(number: int) -> str:
     return f"{number:,} token{'' if number == 1 else 's'}"
 
 
-def _marks(pieces: Sequence[Piece], loss: str) -> list[str]:
-    return ["x" if piece.cut else loss if piece.loss else "." for piece in pieces]
+def _marked(
+    pieces: Sequence[Piece], loss: str, pictures: Sequence[ShownPicture]
+) -> Iterator[tuple[tuple[str, int | None], Piece]]:
+    """Each token with its mark and the number of the picture that it stands for, if it does."""
+    of = {
+        place: number
+        for number, one in enumerate(pictures)
+        for place in range(one.start, one.start + one.tokens)
+    }
+    for place, piece in enumerate(pieces):
+        mark = "x" if piece.cut else loss if piece.loss else "."
+        yield (mark, of.get(place)), piece
+
+
+def _picture(number: int, one: ShownPicture) -> str:
+    """All of a picture's tokens in words."""
+    name = _printable(one.file)
+    if columns(name) > NAME_SHOWN:
+        half = NAME_SHOWN // 2 - 2
+        name = f"{next(_fitting(name, half))}...{_end_of(name, half)}"
+    size = f"{one.width:,} x {one.height:,} pixels"
+    return f"[picture {number + 1}: {name or 'bytes'}, {size}, {_count(one.tokens)}]"
+
+
+def _end_of(text: str, room: int) -> str:
+    return next(_fitting(text[::-1], room))[::-1]
 
 
 def _shortened(run: list[Piece], mark: str) -> list[Piece | str]:
@@ -91,7 +126,7 @@ def _lines(run: Sequence[Piece | str], mark: str, width: int, color: bool) -> It
     """A run of tokens of one mark, wrapped."""
     room, line, used = width - 2, "", 0
     for piece in run:
-        special = not isinstance(piece, str) and piece.special
+        special = True if isinstance(piece, str) else piece.special  # a picture, or a count
         ink = _SPECIAL if special and mark != "x" else _INK[mark]
         for part in _fitting(piece if isinstance(piece, str) else _shown(piece), room - 1):
             size = columns(part) + 1

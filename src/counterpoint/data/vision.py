@@ -294,6 +294,10 @@ class VisionEncoder(TextEncoder):
             )
         return replace(pair, seen=seen)
 
+    def spans(self, pair: TokenPair) -> list[Span]:
+        """Where in a pair's prompt its pictures stand; nothing is decoded."""
+        return self._spans([*map(self.reader.in_words, pair.pictures)], pair.prompt)
+
     def _stand_ins(self, ids: Sequence[int]) -> int:
         return list(ids).count(self.reader.token_id)
 
