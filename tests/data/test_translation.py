@@ -17,6 +17,7 @@ from counterpoint.data.prepare import iter_pairs, prepare
 from counterpoint.data.row_tokens import tokens_of_row
 from counterpoint.data.sources import dataset_from_rows
 from counterpoint.data.translation import TranslationEncoder, languages_of
+from counterpoint.data.vocabularies import reader_of_sources
 from counterpoint.models.family import family_of
 from counterpoint.records import TokenPair
 from tests.translators_on_the_spot import KINDS, LANGUAGES, ROWS, translator
@@ -60,8 +61,8 @@ def test_a_row_is_framed_as_the_tokenizer_says(kind: str) -> None:
         assert source[: len(before)] == before
         assert source[-len(after) :] == after
         words = list(pair.prompt)[len(before) : -len(after)]
-        if kind != "marian-apart":  # which names ids in the vocabulary of its targets alone
-            assert tokenizer.decode(words).replace("▁", " ").strip() == row["prompt"]
+        read = reader_of_sources(tokenizer).decode(words)
+        assert read.replace("▁", " ").strip() == row["prompt"]
         assert names(list(pair.start)) == start
         for side in ("chosen", "rejected"):
             said = list(getattr(pair, side))
@@ -348,3 +349,14 @@ def test_completions_may_be_longer_than_sources_where_that_is_meant() -> None:
     row = {"prompt": "a", "chosen": ROWS[2]["chosen"], "rejected": "eins"}
     (pair,) = iter_pairs(prepare([row], encoder_for_kind("t5"), PrepareOptions.of(args)))
     assert 8 < len(pair.chosen) <= 20
+
+
+@pytest.mark.parametrize("kind", ["marian", "marian-apart"])
+def test_tokens_of_a_source_are_named_by_the_vocabulary_of_sources(kind: str) -> None:
+    encoder = encoder_for_kind(kind)
+    before = dict(vars(encoder.tokenizer))
+    shown = tokens_of_row(ROWS[0], 0, encoder, Limits())
+    for part, field in ((shown.prompt, "prompt"), (shown.chosen, "chosen")):
+        pieces = [piece.token for piece in part if not piece.special]
+        assert "".join(pieces).replace("▁", " ").strip() == ROWS[0][field]
+    assert vars(encoder.tokenizer) == before

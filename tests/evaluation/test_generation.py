@@ -332,7 +332,8 @@ def test_an_encoder_decoder_writes_after_what_it_is_given_and_nothing_else(kind)
     """Greedily: the likeliest token after token, one pass each; by beams: as each alone."""
     model, own = translator(kind, torch.float64)
     some = sources(kind, own)
-    for prompt, completion in zip(some, complete(model, own, some, SOME), strict=True):
+    for row, prompt, completion in zip(ROWS, some, complete(model, own, some, SOME), strict=False):
+        assert completion.prompt.replace("▁", " ").strip() == row["prompt"]
         ids = list(prompt.start)
         for token in (*completion.ids, *[own.eos_token_id] * completion.ended):
             given = {

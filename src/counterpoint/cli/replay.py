@@ -374,7 +374,7 @@ def _place(one: Culprit, tokenizer: Any) -> str:
     """What a culprit is, in words."""
     where = [] if one.row is None else ["filler" if one.row < 0 else f"row {one.row}"]
     if one.token is not None and one.token_id is not None:
-        text = f" {tokenizer.decode([one.token_id])!r}" if tokenizer is not None else ""
+        text = f" {_written(one, tokenizer)!r}" if tokenizer is not None else ""
         where.append(f"{one.part} token {one.token}{text} (id {one.token_id})")
     elif one.part:
         where.append(one.part)
@@ -385,6 +385,14 @@ def _place(one: Culprit, tokenizer: Any) -> str:
         "gradient": f"gradient of {one.name}",
     }.get(one.term, one.term)
     return f"{', '.join(where)}: {what}" if where else what
+
+
+def _written(one: Culprit, tokenizer: Any) -> str:
+    """A culprit's token as text."""
+    from counterpoint.data.vocabularies import reader_of_sources
+
+    of = reader_of_sources(tokenizer) if one.part == "prompt" else tokenizer
+    return str(of.decode([one.token_id]))
 
 
 def _tokenizer(model: nn.Module) -> Any:

@@ -25,6 +25,7 @@ from counterpoint.data.options import UNLIMITED, Limits
 from counterpoint.data.pair_columns import to_pair
 from counterpoint.data.survival import from_column
 from counterpoint.data.truncate import Span
+from counterpoint.data.vocabularies import reader_of_sources
 from counterpoint.errors import DataError
 from counterpoint.picture import Picture
 from counterpoint.records import TokenPair
@@ -175,15 +176,16 @@ def tokens_of_pair(
         pictures: as in ``RowTokens``.
     """
     whole = whole or pair
-    named = _Namer(tokenizer)
+    named, read = _Namer(tokenizer), _Namer(reader_of_sources(tokenizer))
+    before = whole.start or whole.prompt
     fewer = len(whole.prompt) - len(pair.prompt)
     # tokens were cut from one place: up to there the two are alike
     both = zip(pair.prompt, whole.prompt, strict=False)
     first = sum(1 for _ in takewhile(lambda two: two[0] == two[1], both))
     cut = range(first, first + fewer)
     prompt = [
-        Piece(*named[number], text, number in named.special, loss=False, cut=place in cut)
-        for place, (number, text) in enumerate(named.texts(whole.prompt, ()))
+        Piece(*read[number], text, number in read.special, loss=False, cut=place in cut)
+        for place, (number, text) in enumerate(read.texts(whole.prompt, ()))
     ]
 
     def completion(ids: Sequence[int], kept: int) -> tuple[Piece, ...]:
@@ -197,7 +199,7 @@ def tokens_of_pair(
                 loss=start <= place < kept,
                 cut=place >= kept,
             )
-            for place, (number, text) in enumerate(named.texts(ids, whole.prompt))
+            for place, (number, text) in enumerate(named.texts(ids, before))
         )
 
     return RowTokens(

@@ -38,6 +38,7 @@ from transformers import (
 
 from counterpoint import ranks
 from counterpoint.console.phases import phase
+from counterpoint.data.vocabularies import reader_of_sources, text_of
 from counterpoint.errors import DataError
 from counterpoint.evaluation.texts import Completion
 from counterpoint.forward.modes import in_evaluation_mode
@@ -360,17 +361,12 @@ def _completion(
     ids = tuple(new[:end])
     return Completion(
         kind=kind,
-        prompt=text_of(tokenizer, prompt.ids),
+        prompt=text_of(reader_of_sources(tokenizer), prompt.ids),
         text=text_of(tokenizer, ids),
         reference=prompt.reference,
         ids=ids,
         ended=end is not None,
     )
-
-
-def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Tokens as text, special ones left out."""
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
 def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:

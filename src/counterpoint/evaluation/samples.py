@@ -14,7 +14,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from counterpoint.config import CPOConfig
-from counterpoint.evaluation.generation import Decoding, Prompt, complete, text_of
+from counterpoint.data.vocabularies import text_of
+from counterpoint.evaluation.generation import Decoding, Prompt, complete
 from counterpoint.evaluation.texts import Completion, statistics
 from counterpoint.records import TokenPair
 
