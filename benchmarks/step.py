@@ -38,7 +38,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from importlib.util import find_spec
@@ -369,6 +369,9 @@ def in_turns(
 ) -> dict[str, dict[str, float]]:
     """Sides in turns, a process each; medians over all steps, minimum and maximum beside.
 
+    ``whole`` is the rate over all steps together, each with its median over the rounds: where
+    steps are unlike, as with sentences of all lengths, a median step says little.
+
     Args:
         script: whose ``--worker`` is given a side, the row and the folder.
         sides: their names.
@@ -389,10 +392,16 @@ def in_turns(
             "pairs_per_second": statistics.median(rates[side]),
             "min": min(rates[side]),
             "max": max(rates[side]),
+            "whole": pairs * len(results[0]["seconds"]) / sum(_medians(results)),
             "peak_mb": statistics.median(one["peak_mb"] for one in results),
         }
         for side, results in found.items()
     }
+
+
+def _medians(results: Sequence[Mapping[str, Any]]) -> list[float]:
+    steps = zip(*(one["seconds"] for one in results), strict=True)
+    return [statistics.median(seconds) for seconds in steps]
 
 
 def compare(row: str, rounds: int, folder: Path) -> dict[str, Any]:

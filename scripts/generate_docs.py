@@ -151,7 +151,7 @@ def _preset(preset: Preset) -> tuple[str, ...]:
         f"`{preset.name}`",
         f"{preset.method}, {preset.model}",
         loss,
-        f"{preset.beta:g}",
+        "" if preset.beta is None else f"{preset.beta:g}",
         "" if preset.ratio is None else f"{preset.ratio:g}",
         f"{preset.cpo_alpha:g}",
         f"{preset.learning_rate:g}{trained}{decay}",

@@ -26,6 +26,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "alphapo": {"loss_type": "alphapo", "beta": 2.0, "alpha": 0.25},
     "orpo": {"loss_type": "orpo"},
     "repo": {"loss_type": "repo"},
+    "simper": {"loss_type": "simper"},
 }
 """Every loss type, and what else changes a step's denominators."""
 

@@ -216,8 +216,24 @@ REPO = Loss(
     nll=0.0,
 )
 
+SIMPER = Loss(
+    "simper",
+    "SimPER",
+    math="INVERSE_PERPLEXITY",
+    paper=Paper(
+        "SimPER: A Minimalist Approach to Preference Alignment without Hyperparameters",
+        "Xiao, Teng and others",
+        "2025",
+        "2502.00883",
+    ),
+    options=_NLL,
+    beta_scales_gap=False,
+    beta="unused",
+    nll=0.0,
+)
+
 _ROWS: dict[str, Loss] = {
-    row.name: row for row in (SIGMOID, HINGE, IPO, SIMPO, ALPHAPO, ORPO, REPO)
+    row.name: row for row in (SIGMOID, HINGE, IPO, SIMPO, ALPHAPO, ORPO, REPO, SIMPER)
 }
 LOSSES: Mapping[str, Loss] = MappingProxyType(_ROWS)
 """Loss type -> its row."""

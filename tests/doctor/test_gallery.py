@@ -397,6 +397,7 @@ GALLERY = [
     # options
     Case("simpo keeps TRL's alpha", "CW101", options(loss_type="simpo", beta=2.0)),
     Case("repo with an NLL", "CW101", options(loss_type="repo")),
+    Case("simper with an NLL", "CW101", options(loss_type="simper")),
     Case("CPO without its NLL", "CW102", options(cpo_alpha=0.0)),
     Case("ORPO without its NLL", "CW102", options(loss_type="orpo", cpo_alpha=0.0)),
     Case("simpo with DPO's beta", "CW103", options(loss_type="simpo", simpo_gamma=0.05)),

@@ -333,7 +333,7 @@ def test_an_encoder_decoder_writes_after_what_it_is_given_and_nothing_else(kind)
     model, own = translator(kind, torch.float64)
     some = sources(kind, own)
     for row, prompt, completion in zip(ROWS, some, complete(model, own, some, SOME), strict=False):
-        assert completion.prompt.replace("▁", " ").strip() == row["prompt"]
+        assert completion.prompt.replace("▁", " ").strip().endswith(row["prompt"])
         ids = list(prompt.start)
         for token in (*completion.ids, *[own.eos_token_id] * completion.ended):
             given = {

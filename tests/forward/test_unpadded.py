@@ -6,6 +6,7 @@ Values and gradients against one completion at a time are in ``test_encoded``.
 from __future__ import annotations
 
 import copy
+import weakref
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -146,3 +147,66 @@ def test_a_model_is_left_as_it_was() -> None:
     assert not any(hooks)
     with pytest.raises(AssertionError):
         model(states, **{PLACES: {}})
+
+
+class Projections(nn.Module):
+    """As attention's: several layers of the same rows, and one of what came of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.ways = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.out = nn.Linear(4, 4)
+
+    def forward(self, states: Tensor) -> Tensor:
+        states = states.tanh()
+        return self.out(torch.stack([way(states) for way in self.ways]).sum(0))
+
+
+def test_rows_are_kept_once_for_all_layers_that_read_them(monkeypatch: Any) -> None:
+    model = Projections().double()
+    places = Places.of(np.array([[True, False, False], [True, True, False]]))
+    assert places is not None
+    states = torch.randn(2, 3, 4, dtype=torch.float64)
+    packed, gathered = [], Places.gathered
+
+    def watched(self: Places, states: Tensor) -> Tensor:
+        found = gathered(self, states)
+        packed.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(Places, "gathered", watched)
+    with unpadded(model, {"all": model}):
+        said = model(states, **{PLACES: {"all": (places,)}})
+    assert len(packed) == 4
+    assert [one() for one in packed] == [None] * 4
+    real = torch.tensor([[1.0, 0, 0], [1, 1, 0]], dtype=torch.float64)[..., None]
+    (said * real).sum().backward()
+    assert len(packed) == 8
+    found = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    (model(states) * real).sum().backward()
+    for one, parameter in zip(found, model.parameters(), strict=True):
+        assert one is not None
+        assert parameter.grad is not None
+        assert torch.dist(one, parameter.grad) <= 1e-14 * parameter.grad.norm()
+
+
+def test_an_input_that_is_changed_afterwards_is_no_gradient_of_another() -> None:
+    layer = nn.Linear(2, 2)
+    places = Places.of(np.array([[True, False]]))
+    states = torch.ones(1, 2, 2)
+    with unpadded(layer, {"all": layer}):
+        said = layer(states, **{PLACES: {"all": (places,)}})
+        states += 1
+        with pytest.raises(RuntimeError, match="changed in place"):
+            said.sum().backward()
+
+
+def test_a_layer_that_fails_leaves_nothing_open() -> None:
+    layer = nn.Linear(3, 2)  # of another width than its input
+    places = Places.of(np.array([[True, False]]))
+    with unpadded(layer, {"all": layer}), pytest.raises(RuntimeError, match="shapes"):
+        layer(torch.ones(1, 2, 2), **{PLACES: {"all": (places,)}})
+    # hooks that were left would be found by the next layer, and closed in the wrong order
+    assert torch._C._autograd._top_saved_tensors_default_hooks(False) is None

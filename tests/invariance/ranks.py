@@ -31,7 +31,7 @@ HELD: list[dict[str, Any]] = [
 """Each kind that reads the step's own pairs, and each rule; bounds that are not held at first."""
 
 CASES: dict[str, dict[str, Any]] = {
-    **{name: {"objective": name} for name in ("sigmoid", "ipo", "simpo", "orpo", "repo")},
+    **{name: {"objective": name} for name in ("sigmoid", "ipo", "simpo", "orpo", "repo", "simper")},
     "hinge, fp32": {"objective": "hinge", "dtype": "float32"},
     "alphapo, paper's NLL": {"objective": "alphapo", "nll_reduction": "sequence_sum"},
     "experts": {"objective": "sigmoid", "kind": "qwen3_moe", "router_aux_loss_coef": 1.0},
@@ -129,7 +129,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }
 TORTURED = {
-    *("ipo", "orpo", "repo", "alphapo, paper's NLL", "padded", "last step of one pair"),
+    *("ipo", "orpo", "repo", "simper", "alphapo, paper's NLL", "padded", "last step of one pair"),
     *("streamed, short last step", "a second set, of half of it", "buffers broadcast"),
     *("forward does not fit", "forward of the only micro-batch does not fit"),
 }

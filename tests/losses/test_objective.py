@@ -104,6 +104,16 @@ def test_a_margin_of_a_pair_asks_for_more():
     assert asked.item() == pytest.approx(torch.log(torch.tensor(2.0)).item())
 
 
+def test_simper_is_a_difference_of_inverse_perplexities():
+    # ten tokens each; means of -1 and -2 nats: -e^-1 + e^-2, slopes of a tenth of each
+    logps = logps_of([-10.0], [-20.0])
+    loss = loss_of(Objective("simper", cpo_alpha=0.0), logps)
+    loss.backward()
+    assert loss.item() == pytest.approx(-0.23254415793482963, rel=1e-15)
+    assert logps.chosen.grad.item() == pytest.approx(-0.036787944117144235, rel=1e-14)
+    assert logps.rejected.grad.item() == pytest.approx(0.01353352832366127, rel=1e-14)
+
+
 def test_the_formula_names_every_number():
     text = Objective("simpo", beta=2.5, gamma=1.25, label_smoothing=0.1, cpo_alpha=0.3).formula()
     assert text == (

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterpoint.losses.rewards import alphapo_reward, log_odds
+from counterpoint.losses.rewards import alphapo_reward, inverse_perplexity, log_odds
 
 
 def logp(*values: float) -> torch.Tensor:
@@ -63,3 +63,11 @@ def test_certainty_has_finite_odds_and_slope(dtype: torch.dtype):
     odds.sum().backward()
     assert torch.isfinite(odds).all()
     assert torch.isfinite(x.grad).all()
+
+
+def test_the_inverse_perplexity_of_a_completion_is_the_mean_probability_of_its_tokens():
+    # geometric mean: two tokens of 1/2 and 1/8 have the perplexity 4
+    x = logp((math.log(1 / 2) + math.log(1 / 8)) / 2)
+    assert inverse_perplexity(x).item() == pytest.approx(1 / 4, rel=1e-15)
+    inverse_perplexity(x).backward()
+    assert x.grad.item() == pytest.approx(1 / 4, rel=1e-15)

@@ -74,7 +74,6 @@ def stated(preset: Preset) -> dict[str, Any]:
         "model": "model",
         "dataset": ["pairs.jsonl"],
         "loss_type": preset.loss_type,
-        "beta": preset.beta,
         "max_length": preset.max_length,
         "num_train_epochs": preset.epochs,
         "learning_rate": preset.learning_rate,
@@ -82,6 +81,7 @@ def stated(preset: Preset) -> dict[str, Any]:
         "warmup_steps": preset.warmup_steps,
     }
     optional = {
+        "beta": preset.beta,
         "gamma_beta_ratio": preset.ratio,
         "weight_decay": preset.weight_decay or None,
         "lora_r": preset.lora_r,
@@ -103,7 +103,7 @@ def test_the_file_of_a_preset_is_read_as_what_the_preset_states(
     pairs = read.pop("per_device_train_batch_size") * read.pop("gradient_accumulation_steps")
     assert (read, pairs) == (stated(preset), preset.pairs)
     config = read_request(["run.yaml"]).config
-    assert config.gamma == (preset.ratio or 0) * preset.beta
+    assert config.gamma == (preset.ratio or 0) * (preset.beta or 0)
     assert config.cpo_alpha == preset.cpo_alpha
     lines = Path("run.yaml").read_text(encoding="utf-8").splitlines()
     assert max(map(len, lines)) <= 96

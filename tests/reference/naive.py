@@ -47,6 +47,8 @@ def preference(kind: str, chosen: Tensor, rejected: Tensor, o: Mapping[str, floa
         return -beta * torch.log(torch.sigmoid(torch.log(odds_w / odds_l) - margin))
     if kind == "repo":
         return torch.clamp(gamma + margin - (reward_w - reward_l), min=0)
+    if kind == "simper":
+        return reward_l.exp() - reward_w.exp() + margin
     if alpha:
         reward_w = (1 - reward_w.exp() ** -alpha) / alpha
         reward_l = (1 - reward_l.exp() ** -alpha) / alpha

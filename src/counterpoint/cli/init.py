@@ -176,7 +176,8 @@ def preset_list(width: int) -> str:
 
 def _facts(preset: Preset) -> Iterator[str]:
     yield f"loss_type {preset.loss_type}"
-    yield f"beta {preset.beta:g}"
+    if preset.beta is not None:
+        yield f"beta {preset.beta:g}"
     if preset.ratio is not None:
         yield f"gamma/beta {preset.ratio:g}"
     if preset.alpha:

@@ -140,9 +140,9 @@ def tokens_of_row(
     record = _encoded(raw, row, encoder, limits, folder)
     if record["problem"]:
         raise DataError(record["problem"][:5], record["problem"][6:])
-    whole = to_pair(_encoded(raw, row, encoder, UNLIMITED, folder))
+    whole = to_pair(_encoded(raw, row, encoder, UNLIMITED, folder), encoder.start_tokens)
     return tokens_of_pair(
-        to_pair(record),
+        to_pair(record, encoder.start_tokens),
         encoder.tokenizer,
         whole=whole,
         boundary=record["boundary"],
@@ -184,8 +184,12 @@ def tokens_of_pair(
     first = sum(1 for _ in takewhile(lambda two: two[0] == two[1], both))
     cut = range(first, first + fewer)
     prompt = [
-        Piece(*read[number], text, number in read.special, loss=False, cut=place in cut)
+        Piece(*read[number], text, read.special(number), loss=False, cut=place in cut)
         for place, (number, text) in enumerate(read.texts(whole.prompt, ()))
+    ]
+    prompt += [
+        Piece(*named[number], text, named.special(number), loss=False, cut=False)
+        for number, text in named.texts(whole.start, ())
     ]
 
     def completion(ids: Sequence[int], kept: int) -> tuple[Piece, ...]:
@@ -195,7 +199,7 @@ def tokens_of_pair(
             Piece(
                 *named[number],
                 text,
-                number in named.special,
+                named.special(number),
                 loss=start <= place < kept,
                 cut=place >= kept,
             )
@@ -280,9 +284,13 @@ class _Namer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        added = tokenizer.added_tokens_decoder.items()
-        marked = {number for number, token in added if token.special}
-        self.special = marked | set(tokenizer.all_special_ids)
+        added = tokenizer.added_tokens_decoder.values()
+        marked = {token.content for token in added if token.special}
+        # by name: one token may have two ids, where sources and targets have vocabularies apart
+        self._special = marked | set(tokenizer.all_special_tokens)
+
+    def special(self, number: int) -> bool:
+        return self[number][1] in self._special
 
     def __getitem__(self, number: int) -> tuple[int, str]:
         return number, str(self._tokenizer.convert_ids_to_tokens(number))

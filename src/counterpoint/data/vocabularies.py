@@ -6,7 +6,6 @@ it writes, whatever they are of. Every other tokenizer has one vocabulary.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +20,9 @@ def reader_of_sources(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
     """
     if not getattr(tokenizer, "separate_vocabs", False):
         return tokenizer
-    reader: Any = copy.copy(tokenizer)
+    # not copy.copy, for which a Marian's tokenizer loads its sentence pieces anew
+    reader: Any = object.__new__(type(tokenizer))
+    vars(reader).update(vars(tokenizer))
     reader.decoder = {number: token for token, number in reader.encoder.items()}
     reader.target_encoder = reader.encoder
     reader.separate_vocabs = False  # else pieces of sources are joined as those of targets are

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from counterpoint.config import CPOConfig
 from counterpoint.doctor.findings import Finding, find
-from counterpoint.doctor.presets import Preset, presets_of
+from counterpoint.doctor.presets import Preset, betas_of, presets_of
 from counterpoint.objectives import ALPHAPO, LOSSES
 
 FAR = 4.0
@@ -71,14 +71,14 @@ def _nll_term(args: CPOConfig) -> Iterator[Finding]:
 
 
 def _scale(args: CPOConfig, presets: tuple[Preset, ...]) -> Iterator[Finding]:
-    if not presets:
-        return
-    lowest, highest = min(p.beta for p in presets), max(p.beta for p in presets)
-    if not lowest / FAR <= args.beta <= highest * FAR:
+    betas = betas_of(args.loss_type)
+    if betas and not min(betas) / FAR <= args.beta <= max(betas) * FAR:
+        shown = ", ".join(f"{beta:g}" for beta in sorted({*betas}))
         yield find(
             "CW103",
-            f"beta={args.beta:g} with loss_type={args.loss_type}; {_published(presets)}.",
-            fix=f"beta: {presets[0].beta:g}",
+            f"beta={args.beta:g} with loss_type={args.loss_type}; published: {shown} "
+            f"({presets[0].source}).",
+            fix=f"beta: {betas[0]:g}",
         )
     ratios = [p.ratio for p in presets if p.ratio is not None]
     if not ratios:
@@ -92,12 +92,6 @@ def _scale(args: CPOConfig, presets: tuple[Preset, ...]) -> Iterator[Finding]:
             f"{min(ratios):g} to {max(ratios):g}.",
             fix="gamma_beta_ratio: 0.5\nsimpo_gamma: 0.5  # its default, so that the ratio counts",
         )
-
-
-def _published(presets: tuple[Preset, ...]) -> str:
-    betas = sorted({preset.beta for preset in presets})
-    shown = ", ".join(f"{beta:g}" for beta in betas)
-    return f"published: {shown} ({presets[0].source})"
 
 
 def _learning_rate(args: CPOConfig, adapted: bool) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from counterpoint.objectives import ALPHAPO, LOSSES, ORPO, SIGMOID, SIMPO
+from counterpoint.objectives import ALPHAPO, LOSSES, ORPO, SIGMOID, SIMPER, SIMPO
 
 OF_SIMPO = "arXiv:2405.14734 and its repository's training configurations"
 OF_CPO = "arXiv:2401.08417 and the ALMA repository (runs/cpo_ft.sh)"
@@ -22,6 +22,7 @@ OF_ALPHAPO = (
     "arXiv:2501.03884, Table 3, as TRL's paper index quotes it, its margin read as gamma / beta; "
     "the rest as SimPO's"
 )
+OF_SIMPER = "arXiv:2502.00883 and its repository's training configurations"
 OF_ORPO = "arXiv:2403.07691 and xfactlab/orpo (scripts/run_mistral_orpo_beta.sh)"
 
 PAIRS_PER_STEP = 128
@@ -37,7 +38,8 @@ class Preset:
         method: what its authors call it.
         model: the model it was published for.
         loss_type: as ``CPOConfig.loss_type``.
-        beta: scale of the reward; of ORPO, the weight of the odds-ratio term.
+        beta: scale of the reward; of ORPO, the weight of the odds-ratio term; None for a loss
+            that reads none.
         ratio: gamma divided by beta; None for a loss without a margin.
         cpo_alpha: weight of the NLL term.
         learning_rate: peak of AdamW's.
@@ -56,7 +58,7 @@ class Preset:
     method: str
     model: str
     loss_type: str
-    beta: float
+    beta: float | None
     ratio: float | None
     cpo_alpha: float
     learning_rate: float
@@ -89,6 +91,21 @@ def _simpo(
         0.0,
         learning_rate,
         OF_SIMPO,
+        max_length=max_length,
+    )
+
+
+def _simper(name: str, model: str, learning_rate: float, max_length: int = 2048) -> Preset:
+    return Preset(
+        f"simper-{name}",
+        "SimPER",
+        model,
+        SIMPER.name,
+        None,
+        None,
+        0.0,
+        learning_rate,
+        OF_SIMPER,
         max_length=max_length,
     )
 
@@ -154,9 +171,18 @@ PRESETS: tuple[Preset, ...] = (
         epochs=5,
         pairs=32,
     ),
+    _simper("mistral-base", "Mistral-7B, SFT on UltraChat", 3e-7, max_length=1024),
+    _simper("mistral-instruct", "Mistral-7B-Instruct-v0.2", 5e-7),
+    _simper("llama3-base", "Llama-3-8B, SFT on UltraChat", 6e-7),
+    _simper("llama3-instruct", "Llama-3-8B-Instruct", 1e-6),
 )
 
 BY_NAME: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in PRESETS})
+
+
+def betas_of(loss_type: str) -> list[float]:
+    """The published betas of a loss, in the order of its settings; none where it reads none."""
+    return [preset.beta for preset in presets_of(loss_type) if preset.beta is not None]
 
 
 def presets_of(loss_type: str) -> tuple[Preset, ...]:

@@ -5,6 +5,9 @@ real tokens of a batch are gathered before each layer, and put back to their pla
 between there is no padding, and a row that stands in the batch twice is computed once. What a layer
 gives at padding is 0 then, which no real token looks at.
 
+A layer keeps its input for its gradient, and keeps the padded rows, of which others hold the same:
+three projections of the same rows would keep three copies of what was gathered.
+
 Which tokens are real comes with a call of the model, under ``PLACES``, and is taken out of it
 before the model's own code sees it. It holds until the next call, so that a checkpointed layer
 finds it again in the backward pass.
@@ -23,6 +26,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 PLACES = "counterpoint_places"
 """Under which a layout hands ``Places`` to a model that is ``unpadded``."""
@@ -87,27 +91,70 @@ class Places:
         return flat.index_copy(0, self.places, every).view(self.rows, self.tokens, -1)
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What stands for gathered tokens between a layer's forward and its backward."""
+
+    states: Tensor
+    places: Places
+    version: int
+
+    def gathered(self) -> Tensor:
+        if self.states._version != self.version:
+            raise RuntimeError("the input of a linear layer was changed in place after the layer")
+        return self.places.gathered(self.states)
+
+
+class _KeepsRows:
+    """While open, gathered tokens that a layer keeps for its gradient are kept as padded rows."""
+
+    def __init__(self, states: Tensor, gathered: Tensor, places: Places) -> None:
+        kept = _Kept(states.detach(), places, states._version)
+        at, shape = gathered.data_ptr(), gathered.shape
+
+        def keep(saved: Tensor) -> Tensor | _Kept:
+            return kept if saved.data_ptr() == at and saved.shape == shape else saved
+
+        def give(held: Tensor | _Kept) -> Tensor:
+            return held.gathered() if isinstance(held, _Kept) else held
+
+        self._hooks = saved_tensors_hooks(keep, give)
+
+    def open(self) -> None:
+        self._hooks.__enter__()
+
+    def close(self) -> None:
+        self._hooks.__exit__()
+
+
 @dataclass(slots=True)
 class _Gatherer:
     """The hooks of one part of a model."""
 
     part: str
     places: tuple[Places, ...] = ()
-    within: dict[nn.Module, Places] = field(default_factory=dict)
+    within: dict[nn.Module, tuple[Places, _KeepsRows | None]] = field(default_factory=dict)
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        self.within.pop(module, None)
         if not (self.places and args and isinstance(args[0], Tensor)):
             return None
-        found = next((places for places in self.places if places.fits(args[0])), None)
+        states = args[0]
+        found = next((places for places in self.places if places.fits(states)), None)
         if found is None:
             return None
-        self.within[module] = found
-        return found.gathered(args[0]), *args[1:]
+        gathered, keeps = found.gathered(states), None
+        # who recomputes, or moves to the host, what is kept has hooks of its own
+        if torch.is_grad_enabled() and not _others_keep():
+            keeps = _KeepsRows(states, gathered, found)
+            keeps.open()
+        self.within[module] = found, keeps
+        return gathered, *args[1:]
 
-    def after(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        found = self.within.pop(module, None)
-        return None if found is None else found.put_back(output)
+    def after(self, module: nn.Module, args: Any, output: Tensor | None) -> Tensor | None:
+        found, keeps = self.within.pop(module, (None, None))
+        if keeps is not None:
+            keeps.close()
+        return None if found is None or output is None else found.put_back(output)
 
 
 @contextmanager
@@ -134,9 +181,19 @@ def unpadded(model: nn.Module, parts: Mapping[str, nn.Module]) -> Iterator[None]
         for module in part.modules():
             if isinstance(module, nn.Linear):
                 handles.append(module.register_forward_pre_hook(gatherer.before))
-                handles.append(module.register_forward_hook(gatherer.after))
+                # an error in the layer, as when memory ends, must close what was opened as well
+                handles.append(module.register_forward_hook(gatherer.after, always_call=True))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _others_keep() -> bool:
+    """Whether hooks of others say how tensors are kept for a backward pass.
+
+    Where this torch does not tell, they are taken to be there: then what was gathered is kept.
+    """
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top is None or top(False) is not None

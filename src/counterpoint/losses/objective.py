@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from counterpoint.losses.preference import hinge_loss, ipo_loss, repo_loss, sigmoid_loss
-from counterpoint.losses.rewards import alphapo_reward, log_odds
+from counterpoint.losses.rewards import alphapo_reward, inverse_perplexity, log_odds
 from counterpoint.objectives import DEFAULT_LOSS, LOSSES
 from counterpoint.records import LossTerms, PairBatch, PairLogps, StepTotals
 
@@ -198,6 +198,12 @@ ODDS_RATIO = LossMath(
     reward_formula=lambda logp, o: f"log odds(exp({logp}))",
 )
 RECTIFIED = LossMath(lambda pairs, o: repo_loss(pairs.gap), lambda o: "max(0, -gap)")
+INVERSE_PERPLEXITY = LossMath(
+    lambda pairs, o: -pairs.gap,
+    lambda o: "-gap",
+    reward=lambda logp, o: inverse_perplexity(logp),
+    reward_formula=lambda logp, o: f"exp({logp})",
+)
 
 
 def math_of(loss_type: str) -> LossMath:

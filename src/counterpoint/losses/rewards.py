@@ -40,3 +40,15 @@ def log_odds(mean_logp: Float[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
     below_one = mean_logp.clamp(max=-torch.finfo(mean_logp.dtype).eps)
     # log(1 - p) = log(-expm1(log p)), exact for p near 1
     return below_one - torch.log(-torch.expm1(below_one))
+
+
+def inverse_perplexity(mean_logp: Float[Tensor, " pairs"]) -> Float[Tensor, " pairs"]:
+    """Reward of SimPER (arXiv:2502.00883), exp(mean_logp).
+
+    Args:
+        mean_logp: mean log-probability of a completion's tokens, in nats, at most 0.
+
+    Returns:
+        One number per completion, in [0, 1]; in float32 0, without a slope, below -103 nats.
+    """
+    return torch.exp(mean_logp)

@@ -52,13 +52,12 @@ def _objective(preset: Preset) -> Iterator[Line]:
         yield Line("lora_r", preset.lora_r, "an adapter was trained, not all weights; needs peft")
     yield Line("loss_type", preset.loss_type, preset.method)
     loss = LOSSES[preset.loss_type]
-    yield Line("beta", preset.beta, _beta(loss))
-    if preset.ratio is not None:
-        yield Line(
-            "gamma_beta_ratio",
-            preset.ratio,
-            f"what chosen must win by, as a multiple of beta: {preset.ratio * preset.beta:g} nats",
-        )
+    if preset.beta is not None:
+        yield Line("beta", preset.beta, _beta(loss))
+        if preset.ratio is not None:
+            nats = f"{preset.ratio * preset.beta:g} nats"
+            what = f"what chosen must win by, as a multiple of beta: {nats}"
+            yield Line("gamma_beta_ratio", preset.ratio, what)
     if loss.at_alpha_zero:
         at_zero = LOSSES[loss.at_alpha_zero].method
         alpha = f"shape of the reward; 0 would be {at_zero}. No NLL term"
@@ -66,7 +65,8 @@ def _objective(preset: Preset) -> Iterator[Line]:
         return
     why = loss.nll_note or f"a little NLL of the chosen, which {loss.method} does without"
     if preset.cpo_alpha == 0:
-        why = f"no NLL term; without this line it is 1, and the run {loss.with_nll}"
+        instead = loss.with_nll or f"{loss.method} with one"
+        why = f"no NLL term; without this line it is 1, and the run {instead}"
     yield Line("cpo_alpha", preset.cpo_alpha, why)
 
 

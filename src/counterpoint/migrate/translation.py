@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.config import CPOConfig
-from counterpoint.doctor.presets import presets_of
+from counterpoint.doctor.presets import betas_of
 from counterpoint.errors import CounterpointError
 from counterpoint.migrate.data_sets import add_sources
 from counterpoint.migrate.draft import Draft, Translation
@@ -147,7 +147,7 @@ def _drop(draft: Draft, name: str, reason: str) -> None:
 def _mind(draft: Draft) -> None:
     """What to look at before the run, and what the command would still refuse."""
     loss_type, beta = _value(draft, "loss_type"), _value(draft, "beta")
-    published = [preset.beta for preset in presets_of(loss_type)]
+    published = betas_of(loss_type)
     of_means = LOSSES[loss_type].per_token and LOSSES[loss_type].beta_scales_gap
     if of_means and published and beta < min(published) / _FAR:
         draft.notes.append(
