@@ -13,11 +13,22 @@ import torch
 import transformers
 from PIL import Image
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
+from transformers import (
+    BatchFeature,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+)
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import (
+    LlavaNextImageProcessorPil,
+)
 from transformers.models.paddleocr_vl.image_processing_pil_paddleocr_vl import (
     PaddleOCRVLImageProcessorPil,
 )
@@ -112,6 +123,30 @@ def _llava() -> Made:
     return transformers.LlavaForConditionalGeneration(config), processor
 
 
+def _llava_next() -> Made:
+    tokenizer = _tokenizer("<image>", image_token="<image>")
+    wide_and_high = [[28, 56], [56, 28], [56, 56]]
+    processor = transformers.LlavaNextProcessor(
+        LlavaNextImageProcessorPil(
+            size={"shortest_edge": 28},
+            crop_size={"height": 28, "width": 28},
+            image_grid_pinpoints=wide_and_high,
+        ),
+        tokenizer,
+        patch_size=7,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=tokenizer.chat_template,
+    )
+    config = transformers.LlavaNextConfig(
+        text_config=_text(tokenizer, model_type="mistral", sliding_window=None),
+        vision_config={**TOWER, "model_type": "clip_vision_model"},
+        image_token_index=tokenizer.image_token_id,
+        image_grid_pinpoints=wide_and_high,
+    )
+    return transformers.LlavaNextForConditionalGeneration(config), processor
+
+
 def _idefics3(kind: str = "Idefics3") -> Made:
     named: Any = transformers
     places = [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
@@ -165,7 +200,7 @@ def _internvl() -> Made:
 
 
 class _NoVideos:
-    """In the place of a video processor, whose class needs torchvision."""
+    """In the place of a video processor, whose class needs torchvision, or one of sounds."""
 
     model_input_names: Sequence[str] = ()
     valid_kwargs = None
@@ -175,7 +210,8 @@ def _without_videos(kind: Any, image_processor: Any, tokenizer: Any, **options: 
     checks = kind.check_argument_for_proper_class
 
     def of_pictures(self: Any, name: str, argument: Any) -> Any:
-        return None if name == "video_processor" else checks(self, name, argument)
+        other = name in ("video_processor", "feature_extractor")
+        return None if other else checks(self, name, argument)
 
     kind.check_argument_for_proper_class = of_pictures
     try:
@@ -190,7 +226,9 @@ def _without_videos(kind: Any, image_processor: Any, tokenizer: Any, **options: 
         kind.check_argument_for_proper_class = checks
 
 
-def _qwen(kind: str, text: dict[str, Any], tower: dict[str, Any], patch: int) -> Made:
+def _qwen(
+    kind: str, text: dict[str, Any], tower: dict[str, Any], patch: int, processor_of: str = ""
+) -> Made:
     named: Any = transformers
     tokenizer = _tokenizer(
         "<|vision_start|><|image_pad|><|vision_end|>",
@@ -200,7 +238,7 @@ def _qwen(kind: str, text: dict[str, Any], tower: dict[str, Any], patch: int) ->
         vision_eos_token="<|vision_end|>",
     )
     processor = _without_videos(
-        getattr(named, f"{kind}Processor"),
+        getattr(named, f"{processor_of or kind}Processor"),
         Qwen2VLImageProcessorPil(
             size={"shortest_edge": 4 * patch**2, "longest_edge": 24 * patch**2},
             patch_size=patch,
@@ -233,15 +271,100 @@ def _qwen(kind: str, text: dict[str, Any], tower: dict[str, Any], patch: int) ->
     return getattr(named, f"{kind}ForConditionalGeneration")(config), processor
 
 
+def _qwen2_vl() -> Made:
+    tower = {"depth": 2, "embed_dim": 16, "hidden_size": TEXT["hidden_size"], "mlp_ratio": 2}
+    return _qwen("Qwen2VL", {"rope_parameters": SECTIONS}, tower, 14)
+
+
 def _qwen2_5_vl() -> Made:
     tower = {"depth": 2, "fullatt_block_indexes": [1], "window_size": 56}
     return _qwen("Qwen2_5_VL", {"rope_parameters": SECTIONS}, tower, 14)
 
 
-def _qwen3_vl() -> Made:
+EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+
+def _qwen3_vl(experts: bool = False) -> Made:
     text = {"rope_parameters": {**SECTIONS, "mrope_interleaved": True}, "head_dim": 8}
     tower = {"depth": 3, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}
+    if experts:
+        return _qwen("Qwen3VLMoe", {**text, **EXPERTS}, tower, 16, "Qwen3VL")
     return _qwen("Qwen3VL", text, tower, 16)
+
+
+def _qwen3_5(experts: bool = False) -> Made:
+    sections = {**SECTIONS, "mrope_interleaved": True, "partial_rotary_factor": 0.25}
+    text = {
+        "rope_parameters": sections,
+        "head_dim": 32,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    }
+    tower = {"depth": 2, "num_position_embeddings": 16}
+    if experts:
+        more = {**EXPERTS, "shared_expert_intermediate_size": 16}
+        return _qwen("Qwen3_5Moe", {**text, **more}, tower, 16, "Qwen3VL")
+    return _qwen("Qwen3_5", text, tower, 16, "Qwen3VL")
+
+
+def _glm(kind: str, processor_of: str = "Glm46V", **text: Any) -> Made:
+    named: Any = transformers
+    tokenizer = _tokenizer(
+        "<|begin_of_image|><|image|><|end_of_image|>",
+        image_token="<|image|>",
+        video_token="<|video|>",
+        **{
+            f"{end}_of_{what}_token": f"<|{end}_of_{what}|>"
+            for end in ("begin", "end")
+            for what in ("image", "video")
+        },
+    )
+    processor = _without_videos(
+        getattr(named, f"{processor_of}Processor"),
+        Glm4vImageProcessorPil(size={"shortest_edge": 2 * 28 * 28, "longest_edge": 2 * 56 * 84}),
+        tokenizer,
+    )
+    # half of a head is rotated, as in the published ones
+    half = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    config = getattr(named, f"{kind}Config")(
+        text_config=_text(
+            tokenizer,
+            rope_parameters={**SECTIONS, "partial_rotary_factor": 0.5},
+            **half,
+            **text,
+        ),
+        vision_config={
+            "depth": 2,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_heads": 2,
+            "patch_size": 14,
+            "image_size": 56,
+            "out_hidden_size": TEXT["hidden_size"],
+        },
+        image_token_id=tokenizer.image_token_id,
+        video_token_id=tokenizer.video_token_id,
+        image_start_token_id=tokenizer.begin_of_image_token_id,
+        image_end_token_id=tokenizer.end_of_image_token_id,
+        video_start_token_id=tokenizer.begin_of_video_token_id,
+        video_end_token_id=tokenizer.end_of_video_token_id,
+    )
+    return getattr(named, f"{kind}ForConditionalGeneration")(config), processor
+
+
+SIGMOID: dict[str, Any] = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+    "n_group": 2,
+    "topk_group": 1,
+}
+"""Experts that are chosen by sigmoid scores and a correction, within groups."""
 
 
 def _paddleocr_vl() -> Made:
@@ -296,22 +419,179 @@ def _gemma3() -> Made:
     return transformers.Gemma3ForConditionalGeneration(config), processor
 
 
+def _gemma4(**text: Any) -> Made:
+    tokenizer = _tokenizer(
+        "<|image|>",
+        image_token="<|image|>",
+        boi_token="<|image>",
+        eoi_token="<image|>",
+        audio_token="<|audio|>",
+        boa_token="<|audio>",
+        eoa_token="<audio|>",
+    )
+    processor = _without_videos(
+        transformers.Gemma4Processor,
+        # the fewest tokens that it allows for a picture
+        Gemma4ImageProcessorPil(patch_size=4, pooling_kernel_size=2, max_soft_tokens=70),
+        tokenizer,
+        feature_extractor=_NoVideos(),
+    )
+    config = transformers.Gemma4Config(
+        text_config=_text(
+            tokenizer,
+            head_dim=8,
+            global_head_dim=16,
+            sliding_window=16,  # narrower than a picture
+            vocab_size_per_layer_input=len(tokenizer),
+            final_logit_softcapping=5.0,
+            **text,
+        ),
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "patch_size": 4,
+            "pooling_kernel_size": 2,
+            "position_embedding_size": 300,
+        },
+        image_token_id=tokenizer.image_token_id,
+        video_token_id=processor.video_token_id,
+        audio_token_id=tokenizer.audio_token_id,
+        boi_token_id=tokenizer.boi_token_id,
+        eoi_token_id=tokenizer.eoi_token_id,
+        boa_token_id=tokenizer.boa_token_id,
+        eoa_token_index=tokenizer.eoa_token_id,
+    )
+    return transformers.Gemma4ForConditionalGeneration(config), processor
+
+
+def _gemma4_large() -> Made:
+    """Pictures see both ways, within a window; experts; keys that are values."""
+    return _gemma4(
+        num_hidden_layers=3,
+        layer_types=["full_attention", "sliding_attention", "full_attention"],
+        use_bidirectional_attention="vision",
+        attention_k_eq_v=True,
+        num_global_key_value_heads=1,
+        hidden_size_per_layer_input=0,
+        enable_moe_block=True,
+        num_experts=4,
+        top_k_experts=2,
+        moe_intermediate_size=16,
+    )
+
+
+def _gemma4_small() -> Made:
+    """All look back alone; embeddings for each layer; late layers borrow keys and values."""
+    return _gemma4(
+        num_hidden_layers=4,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        num_kv_shared_layers=2,
+        hidden_size_per_layer_input=8,
+        use_double_wide_mlp=True,
+    )
+
+
+class KimiPatches(BaseImageProcessor):
+    """What Kimi's image processor gives; its own needs torchvision. Never larger, then padded."""
+
+    model_input_names = ("pixel_values", "image_grid_thw")
+    merge_size, patch_size, max_patches = 2, 14, 24
+
+    def preprocess(self, images: Any, **_: Any) -> BatchFeature:
+        """Patches of all pictures, and how many each has below and beside each other."""
+        flat = [one for row in images for one in (row if isinstance(row, list) else [row])]
+        parts, grids = [], []
+        for image in flat:
+            side, (width, height) = self.patch_size, image.size
+            shrink = min(1.0, (self.max_patches * side**2 / (width * height)) ** 0.5)
+            size = [max(1, int(length * shrink)) for length in (height, width)]
+            high, wide = (-(-length // (2 * side)) * 2 for length in size)
+            page = np.zeros((high * side, wide * side, 3), dtype=np.float32)
+            page[: size[0], : size[1]] = np.asarray(image.resize((size[1], size[0]))) / 255
+            cut = page.reshape(high, side, wide, side, 3).transpose(0, 2, 4, 1, 3)
+            parts.append(torch.from_numpy(cut.reshape(-1, 3, side, side).copy()) * 2 - 1)
+            grids.append([1, high, wide])
+        return BatchFeature({"pixel_values": torch.cat(parts), "image_grid_thw": np.array(grids)})
+
+
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 24,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 12,
+}
+"""Attention whose keys and values are made of one narrow vector a token."""
+
+
+def _kimi_k25(**more: Any) -> Made:
+    tokenizer = _tokenizer(
+        "<|media_begin|>image<|media_content|><|media_pad|><|media_end|>",
+        image_token="<|media_pad|>",
+        video_token="<|kimi_k25_video_placeholder|>",
+        media_begin_token="<|media_begin|>",
+        media_content_token="<|media_content|>",
+        media_end_token="<|media_end|>",
+    )
+    processor = _without_videos(transformers.Kimi_K25Processor, KimiPatches(), tokenizer)
+    config = transformers.Kimi_K25Config(
+        text_config=_text(tokenizer, model_type="deepseek_v3", **{**SIGMOID, **LATENT, **more}),
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "pos_emb_height": 4,
+            "pos_emb_width": 4,
+        },
+        projection_hidden_size=16,
+        image_token_id=tokenizer.image_token_id,
+        video_token_id=tokenizer.video_token_id,
+        vision_start_token_id=tokenizer.media_begin_token_id,
+        vision_end_token_id=tokenizer.media_end_token_id,
+        tie_word_embeddings=False,
+    )
+    return transformers.Kimi_K25ForConditionalGeneration(config), processor
+
+
 KINDS: dict[str, Callable[[], Made]] = {
     "llava": _llava,
+    "llava_next": _llava_next,
     "idefics3": _idefics3,
     "smolvlm": lambda: _idefics3("SmolVLM"),
     "internvl": _internvl,
+    "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
+    "qwen3_vl_moe": lambda: _qwen3_vl(experts=True),
+    "qwen3_5": _qwen3_5,
+    "qwen3_5_moe": lambda: _qwen3_5(experts=True),
+    "glm4v": lambda: _glm("Glm4v", "Glm4v"),
+    "glm4v_moe": lambda: _glm("Glm4vMoe", "Glm4v", **SIGMOID),
+    "glm46v": lambda: _glm("Glm46V"),
+    "glm_ocr": lambda: _glm("GlmOcr"),
     "paddleocr_vl": _paddleocr_vl,
+    "kimi_k25": _kimi_k25,
     "gemma3": _gemma3,
+    "gemma4": _gemma4_large,
+    "gemma4_small": _gemma4_small,
 }
+"""Kinds of configurations, or another model of one with an ending."""
+
+EXPERT_KINDS = ("qwen3_vl_moe", "qwen3_5_moe", "glm4v_moe", "kimi_k25", "gemma4")
+"""Those with experts."""
 
 
 def seer(kind: str, dtype: torch.dtype = torch.float32) -> Made:
     """A fresh model that sees, in evaluation mode, and its processor."""
     torch.manual_seed(3)
     model, processor = KINDS[kind]()
+    model.set_experts_implementation("eager")  # the grouped kernel has no fp64
     # models this narrow say next to nothing with the usual small weights
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -319,6 +599,9 @@ def seer(kind: str, dtype: torch.dtype = torch.float32) -> Made:
                 weight.normal_(0, 0.15)
             elif "bias" in name:
                 weight.normal_(0, 0.05)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(0, 0.05)
     return model.to(dtype).eval(), processor
 
 

@@ -287,7 +287,7 @@ GALLERY: list[tuple[str, Spoil, str, str, str]] = [
     ),
     (
         "a model of images and text of another kind",
-        text("bare/config.json", '{"model_type": "llava_next"}'),
+        text("bare/config.json", '{"model_type": "vipllava"}'),
         "--model bare --from_scratch",
         "CP306",
         "sees pictures, and is of a kind of which it is not known",

@@ -38,7 +38,7 @@ OF = {
     "led": "encoder-decoder of another kind",
     "vit": "another task",
     **dict.fromkeys(SIGHTS, SEEING),
-    "llava_next": "pictures and text of another kind",
+    "vipllava": "pictures and text of another kind",
     "bert": "encoder",
 }
 
@@ -54,6 +54,15 @@ def test_code_that_a_model_brings_is_taken_at_its_word() -> None:
     config = CONFIG_MAPPING["bert"]()
     config.auto_map = {"AutoModelForCausalLM": "modeling.Model"}
     assert family_of(config).refusal == ""
+
+
+def test_a_kind_that_transformers_knows_sees_whatever_code_it_brings_as_well() -> None:
+    config = CONFIG_MAPPING["kimi_k25"]()
+    config.auto_map = {"AutoModelForCausalLM": "modeling.Model"}
+    assert family_of(config).name == SEEING
+    brought = type("Kimi", (type(config),), {"__module__": "transformers_modules.kimi"})
+    config.__class__ = brought
+    assert family_of(config).name == "decoder with code of its own"
 
 
 def test_of_models_made_in_a_script_strange_encoder_decoders_are_refused(models: Any) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -155,7 +156,10 @@ class PictureReader:
         processor = copy.copy(self.processor)
         processor.tokenizer = listening = _Listening(self.processor.tokenizer)
         try:
-            found = processor(text=[text], images=[images], return_tensors="pt")
+            with warnings.catch_warnings():
+                # some make arrays of tensors in a way that numpy has deprecated (GLM's)
+                warnings.simplefilter("ignore", DeprecationWarning)
+                found = processor(text=[text], images=[images], return_tensors="pt")
         except (ValueError, TypeError, RuntimeError, KeyError, IndexError) as error:
             raise DataError(
                 "CP230",

@@ -51,8 +51,8 @@ def attend_to_pairs(
         value: likewise.
         segments: where each pair lies; they cover the row without gaps.
         blocks: of each pair the number of the block that a token of its prompt is of, -1 for none.
-            The tokens of a block see each other, ahead too and out of a window (Gemma 3's
-            pictures). None: there are none.
+            The tokens of a block see each other, ahead too (Gemma's pictures), but not back out
+            of a window. None: there are none.
         scores: how they are made.
 
     Returns:
@@ -94,10 +94,7 @@ def _causal(
     plain = softcap is None and sinks is None
     if plain and queries == keys and not narrow and blocks is None:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
-    mask = _mask(queries, keys, window if narrow else None, query.device)
-    if blocks is not None:
-        of = F.pad(blocks.to(query.device), (0, keys - len(blocks)), value=-1)
-        mask = mask | (of[:, None] == of) & (of >= 0)
+    mask = _mask(queries, keys, window if narrow else None, query.device, blocks)
     if plain:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -113,12 +110,15 @@ def _causal(
 
 
 def _mask(
-    queries: int, keys: int, window: int | None, device: torch.device
+    queries: int, keys: int, window: int | None, device: torch.device, blocks: Tensor | None
 ) -> Bool[Tensor, "queries keys"]:
     behind = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(
         keys, device=device
     )
     seen = behind >= 0
+    if blocks is not None:
+        of = F.pad(blocks.to(device), (0, keys - len(blocks)), value=-1)
+        seen = seen | (of[:, None] == of) & (of >= 0)
     return seen if window is None else seen & (behind < window)
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,16 +44,21 @@ class Sight:
         types: keyword by which a model is told which ids stand for pictures; "" for none.
         joined: dimension along which the pixels of several pictures are joined.
         three: whether positions are counted in three dimensions (``get_rope_index``).
-        both_ways: whether the tokens of a picture see each other both ways.
+        cast: whether pixels are to come in the tower's own dtype, since the model leaves them as
+            they are.
+        both_ways: in which layers the tokens of a picture see each other both ways: "all",
+            "windowed" (those of a sliding window) or "none".
         tower: names of the modules that see.
-        projector: names of those that make of it what stands in the text, in the tower or not.
+        projector: names of the modules, or of single weights, that make of it what stands in the
+            text; in the tower or not.
     """
 
     mark: str = "image_token"
     types: str = ""
     joined: int = 0
     three: bool = False
-    both_ways: bool = False
+    cast: bool = False
+    both_ways: Literal["all", "windowed", "none"] = "none"
     tower: tuple[str, ...] = ("vision_tower",)
     projector: tuple[str, ...] = ("multi_modal_projector",)
 
@@ -66,15 +71,21 @@ _QWEN = Sight(
     projector=("visual.merger", "visual.deepstack_merger_list"),
 )
 
+_GLM = replace(_QWEN, projector=("visual.merger", "visual.downsample"))
+
 SIGHTS: dict[str, Sight] = {
     "llava": Sight(),
+    "llava_next": Sight(projector=("multi_modal_projector", "image_newline")),
     "internvl": Sight(),
     "idefics3": _IDEFICS,
     "smolvlm": _IDEFICS,
-    "qwen2_5_vl": _QWEN,
-    "qwen3_vl": _QWEN,
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), _QWEN),
+    **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"), _QWEN),
+    **dict.fromkeys(("glm4v", "glm4v_moe", "glm46v", "glm_ocr"), _GLM),
     "paddleocr_vl": replace(_QWEN, projector=("projector",)),
-    "gemma3": Sight(mark="boi_token", types="token_type_ids", both_ways=True),
+    "kimi_k25": Sight(cast=True, projector=("mm_projector",)),
+    "gemma3": Sight(mark="boi_token", types="token_type_ids", both_ways="all"),
+    "gemma4": Sight(types="mm_token_type_ids", both_ways="windowed", projector=("embed_vision",)),
 }
 """Kind of configuration -> how its models take pictures."""
 
@@ -99,7 +110,7 @@ def weights_that_see(model: nn.Module, part: str) -> list[nn.Parameter]:
     sight, reader = SIGHTS[config.model_type], _reader(_plain(model))
 
     def within(name: str, modules: Sequence[str]) -> bool:
-        return any(name.startswith(f"{module}.") for module in modules)
+        return any(f"{name}.".startswith(f"{module}.") for module in modules)
 
     def is_of_part(name: str) -> bool:
         if part == "projector" or within(name, sight.projector):
@@ -173,10 +184,10 @@ def _eyes_open(model: nn.Module, sight: Sight) -> Iterator[None]:
         if look is None:
             return args, named
         named = {**named, **_called_with(look, sight, reader, named["input_ids"])}
-        if sight.both_ways and look.segments:
-            named[KEYWORD] = replace(
-                named[KEYWORD], blocks=_blocks(look, named["input_ids"], reader)
-            )
+        if look.segments and (layers := _both_ways(sight, reader.config)) != "none":
+            blocks = _blocks(look, named["input_ids"], reader)
+            windowed = layers == "windowed"
+            named[KEYWORD] = replace(named[KEYWORD], blocks=blocks, windowed=windowed)
         return args, named
 
     def features(*args: Any, **named: Any) -> Any:
@@ -196,6 +207,7 @@ _ALLOWED = {
     "pixel_values",
     "pixel_attention_mask",
     "image_grid_thw",
+    "image_position_ids",
     "image_sizes",
     "vision_feature_layer",
     "vision_feature_select_strategy",
@@ -226,9 +238,10 @@ def _reader(whole: Any) -> Any:
 
 def _called_with(look: RowsShown, sight: Sight, reader: Any, ids: Tensor) -> dict[str, Any]:
     shown = look.places if look.repeated else _distinct(look)
+    pixels = joined([seen.inputs for seen in shown], sight.joined)
     named: dict[str, Any] = {
         name: tensor.to(ids.device, non_blocking=True)
-        for name, tensor in joined([seen.inputs for seen in shown], sight.joined).items()
+        for name, tensor in _as_taken(pixels, sight, reader).items()
     }
     if sight.three and not look.repeated:
         named["position_ids"] = _positions_in_rows(look, sight, reader, ids.shape[1]).to(ids.device)
@@ -237,6 +250,17 @@ def _called_with(look: RowsShown, sight: Sight, reader: Any, ids: Tensor) -> dic
         wide = [F.pad(row, (0, ids.shape[1] - len(row))) for row in types]
         named[sight.types] = torch.stack(wide).to(ids.device)
     return named
+
+
+def _as_taken(pixels: dict[str, Tensor], sight: Sight, reader: Any) -> dict[str, Tensor]:
+    """What a tower is given, in the dtype in which it computes where that is left to us."""
+    if not sight.cast:
+        return pixels
+    dtype = getattr(reader, sight.tower[0]).dtype
+    return {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in pixels.items()
+    }
 
 
 def _distinct(look: RowsShown) -> list[SeenPicture]:
@@ -294,11 +318,19 @@ def shown_before(
     sight, shown = sight_of(config), [one.inputs for _, seen in prompts for one in seen]
     if sight is None or not shown:
         return {}
-    named = joined(shown, sight.joined)
+    named = _as_taken(joined(shown, sight.joined), sight, _reader(_plain(model)))
     if sight.types:
         rows = [_types(ids, config) for ids, _ in prompts]
         named[sight.types] = torch.stack([F.pad(row, (width - len(row), after)) for row in rows])
     return {name: tensor.to(device) for name, tensor in named.items()}
+
+
+def _both_ways(sight: Sight, config: Any) -> str:
+    """In which layers of a model the tokens of a picture see each other both ways."""
+    if sight.both_ways == "windowed":  # Gemma 4: the larger ones alone, and they say so
+        asked = getattr(config.get_text_config(), "use_bidirectional_attention", None)
+        return sight.both_ways if asked == "vision" else "none"
+    return sight.both_ways
 
 
 def _blocks(look: RowsShown, ids: Tensor, reader: Any) -> tuple[Tensor, ...]:

@@ -73,11 +73,13 @@ class SharedRow:
             activations again may run in a thread that knows no context.
         blocks: of each pair which picture a token of its prompt is of, -1 for none, where the
             tokens of a picture see each other both ways; None where all look back alone.
+        windowed: whether they do so in layers with a sliding window alone.
     """
 
     plans: Mapping[str, Any]
     proofs: KernelProofs
     blocks: tuple[Tensor, ...] | None = None
+    windowed: bool = False
 
     @classmethod
     def of(cls, segments: tuple[PairSegments, ...], device: torch.device) -> SharedRow:
@@ -170,7 +172,8 @@ def _attend(
     calls = _calls.get()
     if calls is not None:
         calls.add(call)
-    if row.blocks is not None:  # which one kernel knows of
+    both_ways = not row.windowed or options["window"] is not None
+    if row.blocks is not None and both_ways:  # which one kernel knows of
         plan = row.plans[PAIRWISE.name]
         return PAIRWISE.run(query, key, value, plan, blocks=row.blocks, **options)
     name = next(name for name in row.plans if may_run(name, call, dtype, row.proofs))

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto import modeling_auto
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME as BROUGHT
 
 from counterpoint.data.encoder import Encoder, TextEncoder
 from counterpoint.data.options import PrepareOptions
@@ -172,6 +173,11 @@ def _about_pictures(
     return VisionEncoder(processor, config, sight, PictureRules.of(options))
 
 
+def _sees(config: Any) -> bool:
+    """Of a kind that is known, and not by a class that came with the model's own code."""
+    return sight_of(config) is not None and not type(config).__module__.startswith(BROUGHT)
+
+
 def _sees_otherwise(config: Any) -> bool:
     seeing = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     return getattr(config, "model_type", "") in seeing
@@ -221,14 +227,15 @@ FAMILIES: dict[str, Family] = {
             f"begins with; {', '.join(STARTS)} are known.",
             always=True,
         ),
-        Family("decoder with code of its own", _brings_causal_code),
+        # first: what Kimi's own files bring is called causal, and sees
         Family(
             SEEING,
-            lambda config: sight_of(config) is not None,
+            _sees,
             auto_class=AutoModelForImageTextToText,
             layouts=(SHARED, PADDED, PICTURES_TWICE),
             encoder=_about_pictures,
         ),
+        Family("decoder with code of its own", _brings_causal_code),
         Family(
             "pictures and text of another kind",
             _sees_otherwise,
