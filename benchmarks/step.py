@@ -268,10 +268,10 @@ def train(trainer: Any) -> dict[str, Any]:
     held()  # what preparing has freed must not count as training's
     trainer.train()
     peak = most_held()
-    missing = sum(p.nbytes for p in trainer.model.parameters() if p.grad is None)
+    gone = [p for p in trainer.model.parameters() if p.requires_grad and p.grad is None]
     return {
         "seconds": [end - begin for begin, end in pairwise(ends[WARM_UP - 1 :])],
-        "peak_mb": max(0, peak - held() - missing) / 2**20,
+        "peak_mb": max(0, peak - held() - sum(p.nbytes for p in gone)) / 2**20,
         "whole_peak_mb": peak / 2**20,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
     }

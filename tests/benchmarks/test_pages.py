@@ -27,6 +27,7 @@ import sharding
 import sharing
 import step
 import translation
+import vision
 
 ROOT = Path(__file__).parents[2]
 SPEED = "docs/speed.md"
@@ -49,6 +50,7 @@ SHOWN: dict[tuple[str, str], Callable[[Any], str]] = {
     ("docs/scaling.md", "scaling"): lambda results: scaling_table.table(results["rows"]),
     ("docs/scaling.md", "sharding"): lambda results: sharding.table(results["rows"]),
     ("docs/translation.md", "translation"): lambda results: translation.table(results["rows"]),
+    ("docs/vision.md", "vision"): lambda results: vision.table(results["rows"]),
     **{
         (f"docs/{page}", "quickstart_both"): lambda results: quickstart.table_of_both(
             results["rows"]
