@@ -33,9 +33,10 @@ from transformers.models.paddleocr_vl.image_processing_pil_paddleocr_vl import (
     PaddleOCRVLImageProcessorPil,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.utils import PushToHubMixin
 
 from counterpoint.data.vision import VisionEncoder
-from counterpoint.forward.seeing import sight_of
+from counterpoint.forward.sights import sight_of
 from counterpoint.picture import Picture
 from counterpoint.preference_row import PreferenceRow
 from counterpoint.records import TokenPair
@@ -199,11 +200,16 @@ def _internvl() -> Made:
     return transformers.InternVLForConditionalGeneration(config), processor
 
 
-class _NoVideos:
+class _NoVideos(PushToHubMixin):
     """In the place of a video processor, whose class needs torchvision, or one of sounds."""
 
     model_input_names: Sequence[str] = ()
     valid_kwargs = None
+    _auto_class = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nothing is saved of it."""
+        return {}
 
 
 def _without_videos(kind: Any, image_processor: Any, tokenizer: Any, **options: Any) -> Any:

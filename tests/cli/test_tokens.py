@@ -18,7 +18,7 @@ from counterpoint.cli.tokens import TokensOptions
 from counterpoint.data.row_tokens import Piece, RowTokens, ShownPicture
 from counterpoint.data.token_view import BAR, CUT_SHOWN, _picture, draw_tokens
 from counterpoint.data.vision import PictureReader
-from counterpoint.forward.seeing import SIGHTS
+from counterpoint.forward.sights import SIGHTS
 from counterpoint.options.declared import declared
 from counterpoint.picture import Picture
 from counterpoint.wrap import columns

@@ -13,7 +13,7 @@ from PIL import Image
 from counterpoint import DataError, ModelError
 from counterpoint.data.options import Limits
 from counterpoint.data.vision import VisionEncoder
-from counterpoint.forward.seeing import SIGHTS
+from counterpoint.forward.sights import SIGHTS
 from counterpoint.picture import Picture
 from counterpoint.preference_row import PreferenceRow
 from counterpoint.records import TokenPair

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from counterpoint.forward.layouts import SHARED
-from counterpoint.forward.seeing import SIGHTS
+from counterpoint.forward.sights import SIGHTS
 from tests.examples.pages import DOCS
 from tests.vision_on_the_spot import ROWS, encoded, seer
 

@@ -31,7 +31,8 @@ from counterpoint.forward.layouts import (
 from counterpoint.forward.pair_forward import pair_forward
 from counterpoint.forward.router import add_sums, balancing_loss, router_sums
 from counterpoint.forward.routing import choices, find_routers, prove_routers
-from counterpoint.forward.seeing import SIGHTS, weights_that_see
+from counterpoint.forward.seeing import weights_that_see
+from counterpoint.forward.sights import SIGHTS
 from counterpoint.models.family import SEEING, family_of
 from counterpoint.models.trainable import freeze_parts
 from counterpoint.records import TokenPair

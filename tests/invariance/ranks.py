@@ -142,7 +142,7 @@ STEP_PAIRS = 8
 
 def run_case(case: dict[str, Any], folder: Path, ranks: int) -> dict[str, Any]:
     """Train one case on this rank; gradients of each step, log lines, an evaluation."""
-    from counterpoint.forward.seeing import SIGHTS
+    from counterpoint.forward.sights import SIGHTS
     from counterpoint.runlog import read_run
     from tests.models_on_the_spot import make_model
     from tests.small_memory import SmallMemory

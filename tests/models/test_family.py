@@ -14,7 +14,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from counterpoint import CPOConfig
 from counterpoint.forward.head import Head, find_head
 from counterpoint.forward.layouts import PADDED, SHARED
-from counterpoint.forward.seeing import SIGHTS
+from counterpoint.forward.sights import SIGHTS
 from counterpoint.models.family import (
     DECODER,
     ENCODER_DECODER,

@@ -22,7 +22,7 @@ from counterpoint.cli.hub import hub_or_cache
 from counterpoint.config import CPOConfig
 from counterpoint.data.sources import load, pick_split
 from counterpoint.errors import ConfigError, DataError, SetupError
-from counterpoint.forward.seeing import sight_of
+from counterpoint.forward.sights import sight_of
 from counterpoint.invocation import EXTRAS, installing
 from counterpoint.log import logger
 from counterpoint.models.family import DECODER, FAMILIES, family_of

@@ -31,7 +31,7 @@ from counterpoint.data.pictures import PictureRules
 from counterpoint.data.tokenize import Tokens, encode, prompt_ids
 from counterpoint.data.truncate import Frame, Span, Truncation
 from counterpoint.errors import DataError, ModelError, kind_and_line
-from counterpoint.forward.seeing import Sight
+from counterpoint.forward.sights import Sight
 from counterpoint.picture import Picture, SeenPicture
 from counterpoint.preference_row import PARTS, PreferenceRow
 from counterpoint.records import TokenPair

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from counterpoint.errors import ConfigError
 from counterpoint.forward.kernel_proof import prove_kernel
 from counterpoint.forward.rows import EmbeddingRows, Rows, check_ids, padded_rows, shared_row
-from counterpoint.forward.seeing import look_at, patches_in, seeing, sight_of
+from counterpoint.forward.seeing import seeing
 from counterpoint.forward.sharable import noise_on, unseen, why_not_shared
 from counterpoint.forward.shared_attention import (
     KEYWORD,
@@ -34,6 +34,8 @@ from counterpoint.forward.shared_attention import (
     shared_attention,
     watched_calls,
 )
+from counterpoint.forward.shown import look_at, patches_in
+from counterpoint.forward.sights import sight_of
 from counterpoint.records import PairBatch, TokenPair, exact_dtype
 from counterpoint.tables import add_row
 

@@ -10,15 +10,16 @@ own keyword stops there too: no token of a prompt is in the tower.
 
 The reference needs neither: pixels of every row, in the order of rows, and the model's own ways.
 
-Not here: from a file to pixels (``data.vision``), which layouts a family has (``models.family``).
+Not here: from a file to pixels (``data.vision``), the kinds of models (``sights``), and what a
+layout says of its rows (``shown``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,73 +28,10 @@ from torch import Tensor, nn
 
 from counterpoint.errors import ModelError
 from counterpoint.forward.shared_attention import KEYWORD
+from counterpoint.forward.shown import LOOK, RowsShown
+from counterpoint.forward.sights import SIGHTS, Sight, sight_of
 from counterpoint.picture import SeenPicture
-from counterpoint.records import PairSegments, TokenPair
-
-LOOK = "pixel_values"
-"""The keyword with which a layout tells ``seeing`` what its rows show. A model that is called where
-that is not open takes it for pixels, and fails, as it should; another keyword it would ignore."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sight:
-    """How models of a kind take pictures.
-
-    Args:
-        mark: attribute of the processor that holds the text standing for a picture in a prompt.
-        types: keyword by which a model is told which ids stand for pictures; "" for none.
-        joined: dimension along which the pixels of several pictures are joined.
-        three: whether positions are counted in three dimensions (``get_rope_index``).
-        cast: whether pixels are to come in the tower's own dtype, since the model leaves them as
-            they are.
-        both_ways: in which layers the tokens of a picture see each other both ways: "all",
-            "windowed" (those of a sliding window) or "none".
-        tower: names of the modules that see.
-        projector: names of the modules, or of single weights, that make of it what stands in the
-            text; in the tower or not.
-    """
-
-    mark: str = "image_token"
-    types: str = ""
-    joined: int = 0
-    three: bool = False
-    cast: bool = False
-    both_ways: Literal["all", "windowed", "none"] = "none"
-    tower: tuple[str, ...] = ("vision_tower",)
-    projector: tuple[str, ...] = ("multi_modal_projector",)
-
-
-_IDEFICS = Sight(joined=1, tower=("vision_model",), projector=("connector",))
-_QWEN = Sight(
-    types="mm_token_type_ids",
-    three=True,
-    tower=("visual",),
-    projector=("visual.merger", "visual.deepstack_merger_list"),
-)
-
-_GLM = replace(_QWEN, projector=("visual.merger", "visual.downsample"))
-
-SIGHTS: dict[str, Sight] = {
-    "llava": Sight(),
-    "llava_next": Sight(projector=("multi_modal_projector", "image_newline")),
-    "internvl": Sight(),
-    "idefics3": _IDEFICS,
-    "smolvlm": _IDEFICS,
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), _QWEN),
-    **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"), _QWEN),
-    **dict.fromkeys(("glm4v", "glm4v_moe", "glm46v", "glm_ocr"), _GLM),
-    "paddleocr_vl": replace(_QWEN, projector=("projector",)),
-    "kimi_k25": Sight(cast=True, projector=("mm_projector",)),
-    "gemma3": Sight(mark="boi_token", types="token_type_ids", both_ways="all"),
-    "gemma4": Sight(types="mm_token_type_ids", both_ways="windowed", projector=("embed_vision",)),
-}
-"""Kind of configuration -> how its models take pictures."""
-
-
-def sight_of(config: Any) -> Sight | None:
-    """How models of a configuration take pictures; None for those of which it is not known."""
-    return SIGHTS.get(getattr(config, "model_type", ""))
-
+from counterpoint.records import TokenPair
 
 PARTS_THAT_SEE = ("vision", "projector")
 """What of such a model may be frozen: its tower, and what makes of it what stands in the text."""
@@ -118,45 +56,6 @@ def weights_that_see(model: nn.Module, part: str) -> list[nn.Parameter]:
         return within(name, sight.tower)
 
     return [weight for name, weight in reader.named_parameters() if is_of_part(name)]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RowsShown:
-    """What the rows of a batch show.
-
-    Args:
-        pairs: of the batch.
-        segments: where each lies in a shared row; none where each has two rows.
-        repeated: whether each place has pixels of its own, as the reference has.
-    """
-
-    pairs: tuple[TokenPair, ...]
-    segments: tuple[PairSegments, ...]
-    repeated: bool = False
-
-    @property
-    def places(self) -> list[SeenPicture]:
-        """The pictures of all rows, in the order in which rows show them."""
-        shown = [seen for pair in self.pairs for seen in pair.seen]
-        return shown if self.segments else shown * 2
-
-
-def look_at(
-    pairs: tuple[TokenPair, ...], segments: tuple[PairSegments, ...], *, repeated: bool = False
-) -> dict[str, RowsShown]:
-    """The keyword for a batch that shows pictures; nothing for one without.
-
-    Args:
-        pairs: as for ``RowsShown``.
-        segments: likewise.
-        repeated: likewise.
-    """
-    return {LOOK: RowsShown(pairs, segments, repeated)} if any(pair.seen for pair in pairs) else {}
-
-
-def patches_in(pairs: Sequence[TokenPair]) -> int:
-    """Patches that the tower reads of some pairs, each picture of a pair once."""
-    return sum(seen.patches for pair in pairs for seen in pair.seen)
 
 
 def seeing(model: nn.Module) -> AbstractContextManager[None]:
@@ -237,8 +136,7 @@ def _reader(whole: Any) -> Any:
 
 
 def _called_with(look: RowsShown, sight: Sight, reader: Any, ids: Tensor) -> dict[str, Any]:
-    shown = look.places if look.repeated else _distinct(look)
-    pixels = joined([seen.inputs for seen in shown], sight.joined)
+    pixels = joined([seen.inputs for seen in look.given], sight.joined)
     named: dict[str, Any] = {
         name: tensor.to(ids.device, non_blocking=True)
         for name, tensor in _as_taken(pixels, sight, reader).items()
@@ -261,11 +159,6 @@ def _as_taken(pixels: dict[str, Tensor], sight: Sight, reader: Any) -> dict[str,
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in pixels.items()
     }
-
-
-def _distinct(look: RowsShown) -> list[SeenPicture]:
-    """Each picture once, in the order in which they are met."""
-    return list({seen.digest: seen for seen in look.places}.values())
 
 
 def joined(inputs: Sequence[Mapping[str, Tensor]], dim: int = 0) -> dict[str, Tensor]:
@@ -377,11 +270,10 @@ def _positions(pair: TokenPair, sight: Sight, reader: Any) -> tuple[Tensor, Tens
 
 def _to_all_places(said: Any, look: RowsShown) -> Any:
     """The tower's features, once for each place that shows the picture."""
-    shown, places = _distinct(look), look.places
-    if len(shown) == len(places):
+    shown = look.given
+    if len(shown) == len(look.places):
         return said
-    number = {seen.digest: place for place, seen in enumerate(shown)}
-    order = [number[seen.digest] for seen in places]
+    order = look.numbers
     lengths = [seen.tokens for seen in shown]
     said["pooler_output"] = _at_places(said["pooler_output"], lengths, order)
     deeper = said.get("deepstack_features") if hasattr(said, "get") else None

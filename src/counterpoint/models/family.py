@@ -33,7 +33,7 @@ from counterpoint.errors import ConfigError, ModelError
 from counterpoint.forward.encoded import ENCODER_ONCE, ENCODER_TWICE
 from counterpoint.forward.head import Head, find_head
 from counterpoint.forward.layouts import PADDED, PICTURES_TWICE, SHARED, Layout
-from counterpoint.forward.seeing import SIGHTS, sight_of
+from counterpoint.forward.sights import SIGHTS, sight_of
 from counterpoint.log import logger
 from counterpoint.model_seams import class_of
 from counterpoint.tables import add_row

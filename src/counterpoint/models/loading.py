@@ -37,7 +37,7 @@ from counterpoint.data.processors import is_processor, tokenizer_in
 from counterpoint.engine.fsdp2 import shards_at_load
 from counterpoint.engine.lost_rank import is_lost_rank
 from counterpoint.errors import ConfigError, ModelError, SetupError, first_line, kind_and_line
-from counterpoint.forward.seeing import SIGHTS
+from counterpoint.forward.sights import SIGHTS
 from counterpoint.invocation import EXTRAS, installing
 from counterpoint.log import quiet_calls
 from counterpoint.models.described import (

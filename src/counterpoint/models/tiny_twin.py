@@ -24,7 +24,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ModelError, kind_and_line
-from counterpoint.forward.seeing import sight_of
+from counterpoint.forward.sights import sight_of
 from counterpoint.models.loading import random_model
 from counterpoint.models.preparing import embedding_rows
 from counterpoint.models.weights import WeightsPolicy, init_keywords

@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from counterpoint.errors import ConfigError, ModelError
-from counterpoint.forward.seeing import PARTS_THAT_SEE, sight_of, weights_that_see
+from counterpoint.forward.seeing import PARTS_THAT_SEE, weights_that_see
+from counterpoint.forward.sights import sight_of
 from counterpoint.model_seams import class_of
 
 IN_THE_CACHE = {"PREFIX_TUNING", "CARTRIDGE"}
