@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
+from tokenizers import AddedToken
 from torch import nn
 from transformers import (
     BatchFeature,
@@ -29,6 +30,7 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from transformers.models.llava_next.image_processing_pil_llava_next import (
     LlavaNextImageProcessorPil,
 )
+from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 from transformers.models.paddleocr_vl.image_processing_pil_paddleocr_vl import (
     PaddleOCRVLImageProcessorPil,
 )
@@ -565,6 +567,37 @@ def _kimi_k25(**more: Any) -> Made:
     return transformers.Kimi_K25ForConditionalGeneration(config), processor
 
 
+def _mllama() -> Made:
+    tokenizer = _tokenizer("<|image|>", begin_token="<|begin|>", python_token="<|python_tag|>")
+    tokenizer.bos_token = "<|begin|>"
+    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    heads = len(tokenizer)
+    # as published: behind all tokens that the head knows
+    tokenizer.add_tokens(AddedToken("<|image|>", special=True), special_tokens=True)
+    processor = transformers.MllamaProcessor(
+        MllamaImageProcessorPil(size={"height": 28, "width": 28}, max_image_tiles=4),
+        tokenizer,
+        chat_template=tokenizer.chat_template,
+    )
+    text = _text(tokenizer, num_hidden_layers=3, cross_attention_layers=[0, 2])
+    config = transformers.MllamaConfig(
+        text_config={**text, "bos_token_id": tokenizer.bos_token_id, "vocab_size": heads},
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_global_layers": 1,
+            "attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 7,
+            "vision_output_dim": 32,
+            "intermediate_layers_indices": [1],
+        },
+        image_token_index=heads,
+    )
+    return transformers.MllamaForConditionalGeneration(config), processor
+
+
 KINDS: dict[str, Callable[[], Made]] = {
     "llava": _llava,
     "llava_next": _llava_next,
@@ -586,6 +619,7 @@ KINDS: dict[str, Callable[[], Made]] = {
     "gemma3": _gemma3,
     "gemma4": _gemma4_large,
     "gemma4_small": _gemma4_small,
+    "mllama": _mllama,
 }
 """Kinds of configurations, or another model of one with an ending."""
 
@@ -605,6 +639,8 @@ def seer(kind: str, dtype: torch.dtype = torch.float32) -> Made:
                 weight.normal_(0, 0.15)
             elif "bias" in name:
                 weight.normal_(0, 0.05)
+            elif "gate" in name:  # shut in a fresh model: nothing that it sees would matter
+                weight.fill_(0.5)
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.normal_(0, 0.05)

@@ -71,12 +71,12 @@ SAYS_LITTLE = {"gemma3": 0.3}
 """Kinds that are proved with weights so small that values agree: a proof on values is too weak."""
 
 
-def alone(made: Made, pair: TokenPair, said: Sequence[int]) -> Tensor:
+def alone(made: Made, pair: TokenPair, said: Sequence[int], rows: Sequence[Any] = ROWS) -> Tensor:
     """Log-probability of a completion: all logits of a call of its own, as the processor has it."""
     model, processor = made
     named: dict[str, Any] = {}
     if pair.pictures:
-        row = preference(*ROWS[pair.row], row=pair.row)
+        row = preference(*rows[pair.row], row=pair.row)
         text = vision_encoder(made).tokenizer.apply_chat_template(
             row.prompt, tokenize=False, add_generation_prompt=True
         )
@@ -86,6 +86,10 @@ def alone(made: Made, pair: TokenPair, said: Sequence[int]) -> Tensor:
         del named["attention_mask"]
         if SIGHTS[model.config.model_type].cast:
             named["pixel_values"] = named["pixel_values"].to(model.dtype)
+        if "cross_attention_mask" in named:  # what is written looks at what the prompt's end does
+            mask = named["cross_attention_mask"]
+            longer = mask[:, -1:].expand(-1, len(said), -1, -1)
+            named["cross_attention_mask"] = torch.cat([mask, longer], 1)
         for name in ("token_type_ids", "mm_token_type_ids"):
             if name in named:
                 named[name] = F.pad(named[name], (0, len(said)))
@@ -296,7 +300,7 @@ def test_a_model_that_is_not_shown_its_pictures_fails(kind: str) -> None:
     made = seer(kind)
     model, pairs = made[0], seen_pairs(made)[:1]
     for layout in (PADDED, PICTURES_TWICE):
-        with pytest.raises((AttributeError, TypeError)):
+        with pytest.raises((AttributeError, TypeError, ValueError)):
             pair_forward(model, find_head(model), layout.collate(pairs))
 
 
@@ -368,7 +372,11 @@ def test_frozen_parts_have_no_graph_and_the_rest_its_own_gradient(kind: str) -> 
     assert not any(n.startswith(("model.language", "model.text", "lm_head")) for n in frozen)
     assert len(frozen) == sum(1 for n, _ in model.named_parameters() if n not in rest)
     inputs = pairs[0].seen[0].inputs
-    said.append(reader.get_image_features(**inputs, return_dict=True).pooler_output)
+    if SIGHTS[model.config.model_type].crosses:
+        states = reader.vision_model(**inputs).last_hidden_state
+        said.append(reader.multi_modal_projector(states))
+    else:
+        said.append(reader.get_image_features(**inputs, return_dict=True).pooler_output)
     flat = said[0] if isinstance(said[0], Tensor) else torch.cat(list(said[0]))
     assert not flat.requires_grad
 

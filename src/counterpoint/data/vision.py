@@ -39,7 +39,14 @@ from counterpoint.records import TokenPair
 MOST_KEPT = 2**27
 """Bytes of the pictures that are kept, since several pairs of a step may show the same ones."""
 
-OF_TEXT = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "position_ids")
+OF_TEXT = (
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "position_ids",
+    "cross_attention_mask",
+)
 """What a processor gives of a text and not of a picture."""
 
 PROBE = "WORDS_OF_A_TURN"
@@ -86,6 +93,8 @@ class PictureReader:
                 "stands for a picture in a prompt. Use the processor that came with the model.",
             )
         self.mark: str = mark
+        # Llama's processor writes it where a text has none
+        self._beginning: str = processor.tokenizer.bos_token if sight.crosses else ""
         self.token_id: int = config.image_token_id
         self._patch: Any = getattr(config.vision_config, "patch_size", None)
         self._in_words: dict[tuple[int, int], str] = {}
@@ -102,7 +111,8 @@ class PictureReader:
         """
         size = picture.width, picture.height
         if size not in self._in_words:
-            self._in_words[size] = self.whole_text(self.mark, [picture])
+            found = self.whole_text(self._beginning + self.mark, [picture])
+            self._in_words[size] = found.removeprefix(self._beginning)
         return self._in_words[size]
 
     def whole_text(self, text: str, pictures: Sequence[Picture]) -> str:

@@ -42,7 +42,7 @@ from counterpoint.data.vocabularies import reader_of_sources, text_of
 from counterpoint.errors import DataError
 from counterpoint.evaluation.texts import Completion
 from counterpoint.forward.modes import in_evaluation_mode
-from counterpoint.forward.seeing import shown_before
+from counterpoint.forward.seeing import shown_before, written_to_alone
 from counterpoint.log import logger
 from counterpoint.picture import SeenPicture
 from counterpoint.tensor_parts import device_of_products
@@ -191,10 +191,12 @@ class _Writer:
         order = sorted(range(len(prompts)), key=lambda place: (len(prompts[place].ids), place))
         groups = [order]
         tried = [prompts[order[place]] for place in (0, len(order) // 2, -1)] if order else []
-        apart = self._sees_padding(tried)
+        alone = written_to_alone(self.model)
+        apart = alone or self._sees_padding(tried)
         if apart:
-            logger().info("this model sees padding through its mask: one length a batch")
-            lengths = groupby(order, key=lambda place: len(prompts[place].ids))
+            said = "prompt" if alone else "length"
+            logger().info("this model sees padding through its mask: one %s a batch", said)
+            lengths = groupby(order, key=lambda n: n if alone else len(prompts[n].ids))
             groups = [list(group) for _, group in lengths]
         if self.decoding.beams > 1 and not self._follows_beams(tried, apart):
             logger().info("the cache of this model does not follow its beams: none is kept")

@@ -228,11 +228,12 @@ def prove_head(
         The head with the first kernel whose log-probabilities agree, else the dense one. A kernel
         that the tests have not proved has to have the gradient of one that they have.
     """
-    next_ids = input_ids.roll(-1, 1).flatten()
     inputs = {"input_ids": input_ids} if inputs is None else inputs
     with in_evaluation_mode(model):
         with torch.no_grad():
             logits = model(**inputs, use_cache=False).logits
+            # what stands for a picture may have no row in the head (Llama 3.2 Vision)
+            next_ids = input_ids.roll(-1, 1).flatten() % logits.shape[-1]
             expected, _ = dense_token_logps(own_tokens(logits, input_ids).flatten(0, 1), next_ids)
             with head_input(head) as taken:
                 model(**inputs, use_cache=False)

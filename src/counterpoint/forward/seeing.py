@@ -6,7 +6,8 @@ open around the call: one before the model's own forward, which gives it the pix
 family counts positions in three dimensions, those of each pair; and one around
 ``get_image_features``, which hands what the tower says of a picture to every place that shows it.
 So gradients of all places meet in the tower, and wrappers and engines see one call. The layout's
-own keyword stops there too: no token of a prompt is in the tower.
+own keyword stops there too: no token of a prompt is in the tower. Where text looks at pictures in
+layers of its own, these are told what each token looks at instead (``crossing``).
 
 The reference needs neither: pixels of every row, in the order of rows, and the model's own ways.
 
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +29,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from counterpoint.errors import ModelError
+from counterpoint.forward.crossing import Crossing, Stretch, crossing, crossing_of, marks_in
 from counterpoint.forward.shared_attention import KEYWORD
 from counterpoint.forward.shown import LOOK, RowsShown
 from counterpoint.forward.sights import SIGHTS, Sight, sight_of
@@ -45,7 +48,8 @@ def weights_that_see(model: nn.Module, part: str) -> list[nn.Parameter]:
         part: of ``PARTS_THAT_SEE``.
     """
     config: Any = model.config
-    sight, reader = SIGHTS[config.model_type], _reader(_plain(model))
+    sight = SIGHTS[config.model_type]
+    reader = _reader(_plain(model), sight)
 
     def within(name: str, modules: Sequence[str]) -> bool:
         return any(f"{name}.".startswith(f"{module}.") for module in modules)
@@ -71,34 +75,56 @@ def seeing(model: nn.Module) -> AbstractContextManager[None]:
 @contextmanager
 def _eyes_open(model: nn.Module, sight: Sight) -> Iterator[None]:
     whole = _plain(model)
-    reader = _reader(whole)
-    if "get_image_features" in vars(reader):  # open already
+    if whole in _OPEN:
         yield
         return
-    own, now = reader.get_image_features, _Now()
+    reader, now = _reader(whole, sight), _Now()
 
     def before(module: nn.Module, args: Any, named: dict[str, Any]) -> tuple[Any, Any]:
         given = named.get(LOOK)
         now.look = look = given if isinstance(given, RowsShown) else None
+        now.crossing = None
         if look is None:
             return args, named
         named = {**named, **_called_with(look, sight, reader, named["input_ids"])}
+        if sight.crosses:
+            now.crossing = crossing_of(look, named, reader.config.image_token_id)
         if look.segments and (layers := _both_ways(sight, reader.config)) != "none":
             blocks = _blocks(look, named["input_ids"], reader)
             windowed = layers == "windowed"
             named[KEYWORD] = replace(named[KEYWORD], blocks=blocks, windowed=windowed)
         return args, named
 
+    if sight.crosses:
+        told = crossing(reader.language_model, lambda: now.crossing)
+    else:
+        told = _features_to_all_places(reader, now)
+    handle = whole.register_forward_pre_hook(before, with_kwargs=True)
+    _OPEN.add(whole)
+    try:
+        with told:
+            yield
+    finally:
+        _OPEN.discard(whole)
+        handle.remove()
+
+
+_OPEN: WeakSet[nn.Module] = WeakSet()
+"""Models that understand already: experts are counted anew within a step that is done again."""
+
+
+@contextmanager
+def _features_to_all_places(reader: Any, now: _Now) -> Iterator[None]:
+    own = reader.get_image_features
+
     def features(*args: Any, **named: Any) -> Any:
         said = own(*args, **{name: value for name, value in named.items() if name in _ALLOWED})
         return said if now.look is None or now.look.repeated else _to_all_places(said, now.look)
 
-    handle = whole.register_forward_pre_hook(before, with_kwargs=True)
     vars(reader)["get_image_features"] = features
     try:
         yield
     finally:
-        handle.remove()
         del vars(reader)["get_image_features"]
 
 
@@ -119,6 +145,7 @@ class _Now:
     """What the running call shows."""
 
     look: RowsShown | None = None
+    crossing: Crossing | None = None
 
 
 def _plain(model: Any) -> nn.Module:
@@ -126,10 +153,10 @@ def _plain(model: Any) -> nn.Module:
     return found
 
 
-def _reader(whole: Any) -> Any:
+def _reader(whole: Any, sight: Sight) -> Any:
     """The part of a model whose forward asks the tower."""
     inner = getattr(whole, "model", None)
-    return inner if hasattr(inner, "get_image_features") else whole
+    return inner if hasattr(inner, sight.tower[0]) else whole
 
 
 # What a model is called with
@@ -211,11 +238,41 @@ def shown_before(
     sight, shown = sight_of(config), [one.inputs for _, seen in prompts for one in seen]
     if sight is None or not shown:
         return {}
-    named = _as_taken(joined(shown, sight.joined), sight, _reader(_plain(model)))
+    if sight.crosses:
+        named = _looked_at_before(prompts, config.image_token_id, width, after)
+        return {name: tensor.to(device) for name, tensor in named.items()}
+    named = _as_taken(joined(shown, sight.joined), sight, _reader(_plain(model), sight))
     if sight.types:
         rows = [_types(ids, config) for ids, _ in prompts]
         named[sight.types] = torch.stack([F.pad(row, (width - len(row), after)) for row in rows])
     return {name: tensor.to(device) for name, tensor in named.items()}
+
+
+def written_to_alone(model: nn.Module) -> bool:
+    """Whether no two prompts of a model may be continued in one batch (``crossing`` says why).
+
+    Args:
+        model: unwrapped from distributed training; PEFT-wrapped or plain.
+    """
+    sight = sight_of(getattr(model, "config", None))
+    return sight is not None and sight.crosses
+
+
+def _looked_at_before(
+    prompts: Sequence[tuple[Sequence[int], Sequence[SeenPicture]]],
+    token_id: int,
+    width: int,
+    after: int,
+) -> dict[str, Tensor]:
+    """The pictures of one prompt side by side, and which of them each token looks at."""
+    ((ids, seen),) = prompts
+    named = joined([one.inputs for one in seen], 1)
+    marks = marks_in(ids, token_id, width - len(ids))
+    row = Stretch(0, 0, width + after, marks, tuple(range(len(seen))))
+    tiles = named["aspect_ratio_mask"][0].bool()
+    look = Crossing.of([row], tiles, torch.Size([1, width + after]))
+    named["cross_attention_mask"] = (look.seen & look.behind[..., None, None]).long()
+    return named
 
 
 def _both_ways(sight: Sight, config: Any) -> str:

@@ -21,6 +21,8 @@ class Sight:
         three: whether positions are counted in three dimensions (``get_rope_index``).
         cast: whether pixels are to come in the tower's own dtype, since the model leaves them as
             they are.
+        crosses: whether text looks at pictures in layers of its own, so that one token stands for a
+            picture whatever its size.
         both_ways: in which layers the tokens of a picture see each other both ways: "all",
             "windowed" (those of a sliding window) or "none".
         tower: names of the modules that see.
@@ -33,6 +35,7 @@ class Sight:
     joined: int = 0
     three: bool = False
     cast: bool = False
+    crosses: bool = False
     both_ways: Literal["all", "windowed", "none"] = "none"
     tower: tuple[str, ...] = ("vision_tower",)
     projector: tuple[str, ...] = ("multi_modal_projector",)
@@ -61,6 +64,7 @@ SIGHTS: dict[str, Sight] = {
     "kimi_k25": Sight(cast=True, projector=("mm_projector",)),
     "gemma3": Sight(mark="boi_token", types="token_type_ids", both_ways="all"),
     "gemma4": Sight(types="mm_token_type_ids", both_ways="windowed", projector=("embed_vision",)),
+    "mllama": Sight(crosses=True, tower=("vision_model",)),
 }
 """Kind of configuration -> how its models take pictures."""
 
