@@ -352,6 +352,18 @@ def test_a_model_writes_to_prompts_with_pictures_as_to_each_alone(kind: str) -> 
         assert said or not written.ended or written.ids == ()
 
 
+@pytest.mark.parametrize("kind", ["llava", "qwen3_vl", "gemma3", "gemma4", "mllama"])
+def test_beams_about_pictures_are_followed_with_a_cache(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = seer(kind)
+    pairs, tokenizer = seen_pairs(made)[:3], vision_encoder(made).tokenizer
+    with caplog.at_level("INFO", logger="counterpoint"):
+        found = complete(made[0], tokenizer, prompts_of(pairs, tokenizer), Decoding(4, beams=2))
+    assert len(found) == 3
+    assert "does not follow its beams" not in caplog.text
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_frozen_parts_have_no_graph_and_the_rest_its_own_gradient(kind: str) -> None:
     made = seer(kind)

@@ -295,7 +295,7 @@ class _Writer:
 
     def _mean_logp(self, prompt: Prompt, new: Sequence[int]) -> float:
         """Of the tokens that follow a prompt, in nats, from one pass over all of them."""
-        inputs, given = self._inputs([prompt])
+        inputs, given = self._inputs([prompt], after=len(new) - 1)
         said = torch.tensor([new], device=inputs["input_ids"].device)
         name = "decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"
         inputs[name] = torch.cat([inputs[name], said[:, :-1]], dim=1)
@@ -322,7 +322,7 @@ class _Writer:
         finally:
             handle.remove()
 
-    def _inputs(self, prompts: Sequence[Prompt]) -> tuple[dict[str, Tensor], int]:
+    def _inputs(self, prompts: Sequence[Prompt], after: int = 0) -> tuple[dict[str, Tensor], int]:
         """What ``generate`` is called with, and how many tokens of its output were given."""
         device, width = device_of_products(self.model), max(len(prompt.ids) for prompt in prompts)
         encodes = bool(self.model.config.is_encoder_decoder)
@@ -336,7 +336,7 @@ class _Writer:
         inputs = {"input_ids": ids, "attention_mask": mask}
         if not encodes:
             rows = [(prompt.ids, prompt.seen) for prompt in prompts]
-            return {**inputs, **shown_before(self.model, rows, width, device)}, width
+            return {**inputs, **shown_before(self.model, rows, width, device, after)}, width
         starts = torch.tensor([prompt.start for prompt in prompts], device=device)
         return {**inputs, "decoder_input_ids": starts}, starts.shape[1]
 
