@@ -80,6 +80,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP317": "an encoder-decoder of which it is not known what its decoder begins with",
         "CP319": "quantised weights on which a step would not be a function of its pairs",
         "CP331": "a processor that makes more or less of pictures than the model or the data have",
+        "CP334": "a step about pictures that is done again on a model that sees them otherwise",
         # 4: while training
         "CP401": "a loss or gradient that is not finite",
         "CP402": "a run that was stopped by an alarm",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import cache
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterpoint.forward.agreement import layouts_disagree
+from counterpoint.forward.gradient_proof import largest_difference
 from counterpoint.forward.head import find_head
 from counterpoint.forward.kernels import ATTENTION_KERNELS, PAIRWISE
 from counterpoint.forward.layouts import PADDED, SHARED
@@ -203,6 +205,25 @@ def test_the_proof_passes_where_layouts_agree_and_not_where_they_do_not(models, 
 
     monkeypatch.setitem(ATTENTION_KERNELS, "pairwise", replace(PAIRWISE, run=leaky))
     assert "log-probabilities differ" in layouts_disagree(model, find_head(model), *batches)
+
+
+def test_of_what_is_not_finite_nothing_is_proved(models):
+    model, pairs = models("llama"), token_pairs(2)
+    batches = SHARED.collate(pairs), PADDED.collate(pairs)
+    with torch.no_grad():
+        model.lm_head.weight[7, 1] = float("nan")
+    said = layouts_disagree(model, find_head(model), *batches)
+    assert said.startswith("log-probabilities differ by nan")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_gradient_that_is_not_finite_is_no_division_by_zero(value):
+    unused, whole, broken = torch.zeros(2), torch.ones(3), torch.tensor([1.0, float(value)])
+    for one, other in ((whole, broken), (broken, whole)):
+        place, apart = largest_difference([unused, one[:2], unused], [unused, other[:2], unused])
+        assert place == 1
+        assert math.isnan(apart)
+    assert largest_difference([unused, whole], [unused, whole * 2]) == (1, 1.0)
 
 
 REASONS = {

@@ -191,7 +191,7 @@ SPOILT: dict[str, Any] = {
     "denominators that are none": {"totals": lambda totals: totals[:1]},
 }
 FORGED: dict[str, Any] = {
-    "another format": {"format": 4},
+    "another format": {"format": 5},
     "no step": {"step": "twelve"},
     "no objective": {"objective": {}},
     "a loss that is none": {"objective": {"loss_type": "dpo"}},

@@ -53,7 +53,7 @@ options:
 SHOWN = 3
 """Lines of a list for each kind of term."""
 
-_SEVERAL = {"loss": "losses", "log-probability": "log-probabilities"}
+_SEVERAL = {"loss": "losses", "log-probability": "log-probabilities", "pixels": "pictures"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +140,7 @@ def _again(step: Replay, model: nn.Module, held: HeldSet) -> tuple[Culprit, ...]
     from counterpoint.models.family import family_of
     from counterpoint.models.preparing import embedding_rows
     from counterpoint.step.assembly import PROOF_TOKENS
+    from counterpoint.step.replay.pictures import check_seen_by, pictures_fit
     from counterpoint.step.replay.recompute import culprits_of
 
     device = step.settings.device if _is_here(step.settings.device) else "cpu"
@@ -149,6 +150,7 @@ def _again(step: Replay, model: nn.Module, held: HeldSet) -> tuple[Culprit, ...]
     if step.settings.checkpointing and getattr(model, "supports_gradient_checkpointing", False):
         enable_checkpointing(model, share=step.settings.checkpointing_share)
     _check_ids(step, embedding_rows(model))
+    check_seen_by(model, [pair for batch in step.micro_batches for pair in batch])
     if reason := LAYOUTS[step.settings.layout].why_not(model):
         raise ConfigError("CP104", f"the step shared its prompts, but in this model {reason}.")
     configured: Any = model.config
@@ -156,7 +158,8 @@ def _again(step: Replay, model: nn.Module, held: HeldSet) -> tuple[Culprit, ...]
     reference = family.layouts[-1]
     few = first_tokens(reference, step.micro_batches[0][0], PROOF_TOKENS).to(device)
     head = prove_head(model, family.find_head(model), few.input_ids, reference.inputs(few))
-    return culprits_of(step, model, head, device=device, held=held)
+    with pictures_fit(step.micro_batches):
+        return culprits_of(step, model, head, device=device, held=held)
 
 
 def _left_out(held: HeldSet) -> dict[str, str]:
@@ -377,9 +380,11 @@ def _place(one: Culprit, tokenizer: Any) -> str:
         text = f" {_written(one, tokenizer)!r}" if tokenizer is not None else ""
         where.append(f"{one.part} token {one.token}{text} (id {one.token_id})")
     elif one.part:
-        where.append(one.part)
+        numbered = one.part == "picture" and one.token is not None
+        where.append(f"{one.part} {one.token}" if numbered else one.part)
     what = {
         "parameter": one.name,
+        "pixels": one.name,
         "layer": f"output of {one.name}",
         "loss": f"{one.name} loss" if where else "loss of the micro-batch",
         "gradient": f"gradient of {one.name}",

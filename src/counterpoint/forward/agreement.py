@@ -112,11 +112,12 @@ def _differ(
 ) -> str | None:
     """What differs by more than rounding: log-probabilities, or the gradient of a weight."""
     limit = TOLERANCE.get(weights, NARROW_TOLERANCE)
-    worst = 0.0
+    apart = []
     for side in ("chosen", "rejected"):
         tokens = getattr(expected[0], f"{side}_tokens")
         one, other = getattr(expected[0], side) / tokens, getattr(found[0], side) / tokens
-        worst = max(worst, float(((one - other).abs() / one.abs().clamp(min=1)).max()))
+        apart.append((one - other).abs() / one.abs().clamp(min=1))
+    worst = float(torch.cat(apart).max())  # torch's max is NaN where there is one; Python's is not
     # a comparison with NaN is false, hence the negation
     if not worst <= limit:
         return f"log-probabilities differ by {worst:.1e} where {limit:.0e} is rounding"

@@ -13,6 +13,7 @@ Not here: what is compared, and what follows (``agreement``, ``head``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -72,14 +73,20 @@ def largest_difference(one: Sequence[Tensor], other: Sequence[Tensor]) -> tuple[
     Args:
         one: from ``sampled_gradient``; the truth.
         other: of the same weights.
+
+    Returns:
+        NaN for the first in which something is not finite: of all of them nothing is known then.
     """
+    apart = [float((true - found).norm()) for true, found in zip(one, other, strict=True)]
+    for place, difference in enumerate(apart):
+        if not math.isfinite(difference):
+            return place, math.nan
     whole = sum(float(gradient.square().sum()) for gradient in one) ** 0.5
     floor = max(FLOOR * whole, torch.finfo(torch.float32).tiny)
     worst = (0, 0.0)
-    for place, (true, found) in enumerate(zip(one, other, strict=True)):
-        difference = float((true - found).norm()) / max(float(true.norm()), floor)
-        # a comparison with NaN is false, hence the negation
-        if not difference <= worst[1]:
+    for place, true in enumerate(one):
+        difference = apart[place] / max(float(true.norm()), floor)
+        if difference > worst[1]:
             worst = (place, difference)
     return worst
 

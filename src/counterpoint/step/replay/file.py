@@ -5,10 +5,12 @@
 
 The file holds the micro-batches to blame whole: the token ids of their pairs, weights, margins,
 row numbers, the denominators of the step, the objective, the constraints with their multipliers,
-how it was computed, and the state of the random generators where there is dropout. No weights:
-those are the run's. Nothing in it is a pickle, and nothing in it is trusted when it is read.
+how it was computed, and the state of the random generators where there is dropout. Of pictures it
+holds what the tower was given. No weights: those are the run's. Nothing in it is a pickle, and
+nothing in it is trusted when it is read.
 
-Not here: when one is written (``recorder``), what it says (``recompute``, ``cli.replay``).
+Not here: when one is written (``recorder``), what it says (``recompute``, ``cli.replay``), and its
+pictures (``pictures``).
 """
 
 from __future__ import annotations
@@ -34,11 +36,12 @@ from counterpoint.objectives import LOSSES
 from counterpoint.records import StepTotals, TokenPair
 from counterpoint.run_schema import MOST
 from counterpoint.staged import staged
+from counterpoint.step.replay.pictures import pairs_with_pictures, pictures_as_tensors
 from counterpoint.strict import strict_json
 
-FORMAT = 3
-"""Raised with every change of what a file holds; those of 1, which hold no constraints, and of
-2 are read."""
+FORMAT = 4
+"""Raised with every change of what a file holds; those of 1, which hold no constraints, of 2, and
+of 3, which hold no pictures, are read."""
 
 KEY = "counterpoint_replay"
 """Of the metadata: all that is no tensor, as JSON."""
@@ -97,12 +100,14 @@ class Culprit:
     """Something that is not finite.
 
     Args:
-        term: "parameter", "weight", "margin", "layer", "log-probability", "reward", "loss" or
-            "gradient".
-        name: of the parameter or layer, or which loss.
+        term: "parameter", "weight", "margin", "pixels", "layer", "log-probability", "reward",
+            "loss" or "gradient".
+        name: of the parameter or layer, which loss, or the keyword of the pixels.
         row: number of the pair's row; None for what is of no single pair.
-        part: of the pair: "prompt", "start", "chosen", "rejected", or "padding" behind them.
-        token: its place in that part, from 0; None for what is no token.
+        part: of the pair: "prompt", "start", "chosen", "rejected", "padding" behind them, or
+            "picture".
+        token: its place in that part, from 0, or which of the pair's pictures it is; None for
+            neither.
         token_id: its id.
         value: "nan", "inf" or "-inf"; the first one of several.
         count: how many values are not finite.
@@ -209,6 +214,8 @@ def write_replay(replay: Replay, path: Path) -> None:
         for field in fields(RouterSums):
             value: Tensor = getattr(replay.router, field.name)
             tensors[f"router/{field.name}"] = value.detach().double().cpu()
+    of_pictures, pictures = pictures_as_tensors(pairs)
+    tensors |= of_pictures
     held = replay.held
     tensors["held/totals"] = held.totals.detach().double().cpu()
     tensors["held/rows"] = torch.tensor([*held.initial], dtype=torch.long)
@@ -226,6 +233,7 @@ def write_replay(replay: Replay, path: Path) -> None:
         "sets": [batch[0].of for batch in replay.micro_batches],
         "constraints": [asdict(one) for one in held.all],
         "normalized": held.normalized,
+        "pictures": pictures,
     }
     with staged(path) as file:
         file.write(save(tensors, metadata={KEY: strict_json(described)}))
@@ -255,7 +263,7 @@ def read_replay(path: str | Path) -> Replay:
 def _read(described: Any, tensors: Mapping[str, Tensor]) -> Replay:
     _check(isinstance(described, dict), "its metadata is no object")
     known = described["format"]
-    _check(known in (1, 2, FORMAT), f"its format is {known!r}, not {FORMAT}")
+    _check(known in (1, 2, 3, FORMAT), f"its format is {known!r}, not {FORMAT}")
     step, seen = described["step"], described["seen"]
     _check(isinstance(step, int) and step > 0, "its step is no number from 1")
     objective = _made(Objective, described["objective"])
@@ -268,7 +276,7 @@ def _read(described: Any, tensors: Mapping[str, Tensor]) -> Replay:
     _check(settings.layout in LAYOUTS, f"there is no layout {settings.layout!r}")
     _check(0 < settings.checkpointing_share <= 1, "its share of layers is not in (0, 1]")
     _check(settings.autocast in ("", "bfloat16", "float16"), "its precision is none")
-    batches = _batches(tensors)
+    batches = _batches(tensors, described["pictures"] if known > 3 else None)
     if known > 1:
         batches = _of_sets(batches, described["sets"])
     weight, nll = _typed(tensors["totals"], torch.float64, 2)
@@ -325,7 +333,9 @@ def _held_constraint(entry: Any) -> HeldConstraint:
     return HeldConstraint(asked, float(multiplier), bound)
 
 
-def _batches(tensors: Mapping[str, Tensor]) -> tuple[tuple[TokenPair, ...], ...]:
+def _batches(
+    tensors: Mapping[str, Tensor], pictures: Any = None
+) -> tuple[tuple[TokenPair, ...], ...]:
     rows = _typed(tensors["rows"], torch.long)
     count = len(rows)
     lengths = _typed(tensors["lengths"], torch.long, 3 * count)
@@ -357,6 +367,8 @@ def _batches(tensors: Mapping[str, Tensor]) -> tuple[tuple[TokenPair, ...], ...]
         )
         for n, row in enumerate(rows.tolist())
     ]
+    if pictures is not None:
+        pairs = pairs_with_pictures(pairs, tensors, pictures, _check)
     cuts = [0, *cut.cumsum(0).tolist()]
     return tuple(tuple(pairs[a:b]) for a, b in pairwise(cuts))
 

@@ -2,7 +2,7 @@
 
 The terms are looked at in the order in which they are computed:
 
-    parameters, weights and margins ─▶ layers ─▶ log-probabilities of tokens ─▶ rewards
+    parameters, weights, margins and pixels ─▶ layers ─▶ log-probabilities of tokens ─▶ rewards
       ─▶ losses ─▶ gradients, in the order of the backward pass
 
 Not here: what the step is made of (``file``), and what is done about it.
@@ -11,7 +11,7 @@ Not here: what the step is made of (``file``), and what is done about it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -26,12 +26,14 @@ from counterpoint.forward.offload import offloading
 from counterpoint.forward.pair_forward import TokenScores, pair_forward
 from counterpoint.forward.router import RouterSums
 from counterpoint.forward.routing import find_routers
-from counterpoint.records import LossTerms, PairBatch, StepTotals
+from counterpoint.forward.sights import sight_of
+from counterpoint.records import LossTerms, PairBatch, StepTotals, TokenPair
 from counterpoint.step.constrained_loss import loss_of
 from counterpoint.step.loss import StepDenominators
 from counterpoint.step.random_states import restore_generators
 from counterpoint.step.replay.file import Culprit, Replay
 from counterpoint.step.replay.held import HeldSet
+from counterpoint.step.replay.pictures import picture_of
 from counterpoint.tensor_parts import local_part
 
 MOST = 100
@@ -121,6 +123,19 @@ def _of_data(replay: Replay) -> Iterator[Culprit]:
     for pair in (pair for batch in replay.micro_batches for pair in batch):
         for term, value in (("weight", pair.weight), ("margin", pair.margin)):
             yield from _of_tensor(torch.tensor(value), term, row=pair.row)
+    yield from _of_pixels(pair for batch in replay.micro_batches for pair in batch)
+
+
+def _of_pixels(pairs: Iterable[TokenPair]) -> Iterator[Culprit]:
+    """Pictures that the processor made wrong, each under the first pair that shows it."""
+    looked: set[str] = set()
+    for pair in pairs:
+        for number, seen in enumerate(pair.seen):
+            named = {} if seen.digest in looked else seen.inputs
+            looked.add(seen.digest)
+            for name, tensor in named.items():
+                for one in _of_tensor(tensor, "pixels", name, pair.row):
+                    yield replace(one, part="picture", token=number)
 
 
 # The step
@@ -217,21 +232,31 @@ def _of_sources(model: nn.Module, batch: PairBatch) -> set[str]:
     }
 
 
+def _of_tower(model: nn.Module) -> set[str]:
+    """Names of layers whose rows are pictures, and not rows of the batch."""
+    sight = sight_of(model.config)
+    parts = () if sight is None else (*sight.tower, *sight.projector)
+    names = (name for name, _ in model.named_modules())
+    return {name for name in names if any(f".{part}." in f".{name}." for part in parts)}
+
+
 @contextmanager
 def _watched_layers(model: nn.Module, batch: PairBatch) -> Iterator[list[Culprit]]:
     """The first layer whose output is not finite, once one was, and its first such token."""
     found: list[Culprit] = []
     handles = []
-    of_sources = _of_sources(model, batch)
+    of_sources, of_tower = _of_sources(model, batch), _of_tower(model)
 
     def watch(name: str) -> Any:
+        at_place = _at_source if name in of_sources else _at_token
+        at_place = _at_picture if name in of_tower else at_place
+
         def look(module: nn.Module, inputs: Any, output: Any) -> None:
             tensor = output[0] if isinstance(output, tuple) and output else output
             if found or not isinstance(tensor, Tensor) or not tensor.is_floating_point():
                 return
             for one in _of_tensor(tensor.detach(), "layer", name):
-                at_token = _at_source if name in of_sources else _at_token
-                found.append(at_token(one, tensor.detach(), batch))
+                found.append(at_place(one, tensor.detach(), batch))
 
         return look
 
@@ -272,6 +297,15 @@ def _at_source(one: Culprit, output: Tensor, batch: PairBatch) -> Culprit:
     part = "prompt" if position < len(pair.prompt) else "padding"
     token_id = pair.prompt[position] if part == "prompt" else None
     return replace(one, row=pair.row, part=part, token=position, token_id=token_id)
+
+
+def _at_picture(one: Culprit, output: Tensor, batch: PairBatch) -> Culprit:
+    """The same where the output is of pictures; the first pair that shows it is named."""
+    found = picture_of(output, batch)
+    if found is None:
+        return one
+    pair, number = found
+    return replace(one, row=pair.row, part="picture", token=number)
 
 
 def _of_tokens(token_logps: Tensor, batch: PairBatch) -> Iterator[Culprit]:

@@ -1,8 +1,9 @@
 """Keeps the running step, and writes it down where it is not finite.
 
 Nothing is copied while steps are finite, but for the state of the random generators where there
-is dropout. What is written is small: the micro-batches to blame, no weights. The first
-``MOST_FILES`` such steps of a run are kept; a run that skips hundreds needs no more to look at.
+is dropout. What is written is small: the micro-batches to blame, no weights. Their pictures are
+written too, up to ``MOST_BYTES``. The first ``MOST_FILES`` such steps of a run are kept; a run that
+skips hundreds needs no more to look at.
 
 Not here: the file (``file``), the verdict on a step (``step.guard``).
 """
@@ -26,6 +27,7 @@ from counterpoint.step.loss import StepDenominators, StepLoss
 from counterpoint.step.random_states import generator_states, generators_kept
 from counterpoint.step.replay.file import Culprit, Held, Origin, Replay, Settings, write_replay
 from counterpoint.step.replay.held import HeldSet, held_constraint
+from counterpoint.step.replay.pictures import MOST_BYTES, bytes_of_pictures
 from counterpoint.step.replay.recompute import culprits_of
 
 MOST_FILES = 3
@@ -105,8 +107,11 @@ class StepRecorder:
         passes = _most_micro_batches(kept, self._device) if in_step else None
         done = self.replay(step, model) if kept is None and passes else kept
         culprits = () if done is None else self._culprits(done, model, head, passes)
-        if kept is not None and any(pair.seen for batch in kept.micro_batches for pair in batch):
-            said.append("It is not kept: its pairs are about pictures, which no such file holds.")
+        if kept is not None and (size := _size_of_pictures(kept)) > MOST_BYTES:
+            said.append(
+                f"It is not kept: its pictures take {size / 2**20:,.0f} MiB, and such a file holds "
+                f"{MOST_BYTES // 2**20:,}."
+            )
         elif kept is not None:
             kept = replace(kept, culprits=culprits)
             path = self._path(step)
@@ -180,6 +185,10 @@ class StepRecorder:
     def _path(self, step: int) -> Path:
         several = "" if ranks.alone() else f"-rank-{ranks.rank()}"
         return self._folder / f"replay-{step}{several}.safetensors"
+
+
+def _size_of_pictures(kept: Replay) -> int:
+    return bytes_of_pictures([pair for batch in kept.micro_batches for pair in batch])
 
 
 def _most_micro_batches(kept: Replay | None, device: torch.device) -> int:
