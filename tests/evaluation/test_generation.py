@@ -257,7 +257,7 @@ def test_a_text_stops_where_the_models_positions_do(models, tokenizer):
 
 
 def test_that_texts_end_early_is_said_once(models, tokenizer, caplog, monkeypatch):
-    monkeypatch.setattr("counterpoint.evaluation.generation._said", set())
+    monkeypatch.setattr("counterpoint.evaluation.room._said", set())
     model = models("gpt2", n_positions=16, max_position_embeddings=16)
     for _ in range(2):
         complete(model, tokenizer, prompts(3, longest=12), replace(SOME, most_tokens=50))

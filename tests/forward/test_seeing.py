@@ -364,6 +364,24 @@ def test_beams_about_pictures_are_followed_with_a_cache(
     assert "does not follow its beams" not in caplog.text
 
 
+@pytest.mark.parametrize("kind", ["glm4v", "glm46v"])
+def test_beams_that_get_each_other_s_pictures_are_left(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their own code lays two pictures of a prompt side by side for each beam, AABB for ABAB."""
+    made = seer(kind)
+    pairs, tokenizer = seen_pairs(made)[:3], vision_encoder(made).tokenizer
+    prompts = prompts_of(pairs, tokenizer)
+    found = complete(made[0], tokenizer, prompts, Decoding(4, beams=2))
+    assert "the beams of this model mix up pictures: it writes greedily" in caplog.text
+    assert found == complete(made[0], tokenizer, prompts, Decoding(4))
+    assert {one.kind for one in found} == {"greedy"}
+    caplog.clear()
+    few = complete(made[0], tokenizer, prompts[:2], Decoding(4, beams=2))
+    assert "greedily" not in caplog.text
+    assert {one.kind for one in few} == {"beams"}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_frozen_parts_have_no_graph_and_the_rest_its_own_gradient(kind: str) -> None:
     made = seer(kind)

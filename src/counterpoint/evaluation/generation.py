@@ -2,7 +2,8 @@
 
 1. Prompts are sorted by length and padded under a mask, so that each is continued as if it were
    alone: on the left, but the sources of an encoder on the right. A few models see padding through
-   its mask; that is tried on three prompts, and such a model gets batches of one length.
+   its mask; that is tried on three prompts, and such a model gets batches of one length. One that
+   looks at pictures in layers of its own is given one prompt at a time (``forward.crossing``).
 2. Which prompts are written to together, and with what seed, depends on the prompts and the
    decoding alone: ranks deal whole batches among themselves, and the texts are those of one rank.
    Where each holds a part of the model, every token is a pass that all ranks must enter: all of
@@ -13,7 +14,7 @@
    greedy means greedy; only their end-of-sequence tokens count, beside the tokenizer's.
 5. Beams stand in rows of their own, whose caches change places. That this works is seen from the
    scores of a few texts: as one pass over each, without a cache, finds them. Where it does not, no
-   cache is kept.
+   cache is kept; where beams get each other's pictures (GLM's), it writes greedily, and says so.
 
 Not here: what the texts are like (``texts``), which prompts (``evaluation.samples``).
 """
@@ -23,7 +24,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -39,7 +40,7 @@ from transformers import (
 from counterpoint import ranks
 from counterpoint.console.phases import phase
 from counterpoint.data.vocabularies import reader_of_sources, text_of
-from counterpoint.errors import DataError
+from counterpoint.evaluation.room import room_behind
 from counterpoint.evaluation.texts import Completion
 from counterpoint.forward.modes import in_evaluation_mode
 from counterpoint.forward.seeing import shown_before, written_to_alone
@@ -62,10 +63,6 @@ TRIED_BY_BEAMS = 8
 
 TOKENS = "tokens at most"
 """What is counted while texts are written: all of a batch get a token at a time."""
-
-
-_said: set[str] = set()
-"""Warnings that this process has given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +132,9 @@ def complete(
     Raises:
         DataError: CP204 for a prompt that fills the model's positions.
     """
-    limit = _room(model, prompts, decoding.most_tokens)
+    # a source takes positions of the encoder's, of which there are as many
+    longest = max((len(prompt.start or prompt.ids) for prompt in prompts), default=0)
+    limit = room_behind(longest, model, decoding.most_tokens)
     writer = _Writer(model, tokenizer, decoding, limit, together)
     written: dict[int, list[int]] = {}
     with _untouched(model), phase(f"writing to {len(prompts):,} prompts", unit=TOKENS) as now:
@@ -151,7 +150,7 @@ def complete(
     parts = ranks.gathered(written)  # of those who wrote the same, the first one's
     written = {place: new for part in reversed(parts) for place, new in part.items()}
     return [
-        _completion(tokenizer, prompt, written[place], decoding.kind, writer.ends)
+        _completion(tokenizer, prompt, written[place], writer.decoding.kind, writer.ends)
         for place, prompt in enumerate(prompts)
     ]
 
@@ -191,6 +190,8 @@ class _Writer:
         order = sorted(range(len(prompts)), key=lambda place: (len(prompts[place].ids), place))
         groups = [order]
         tried = [prompts[order[place]] for place in (0, len(order) // 2, -1)] if order else []
+        if any(prompt.seen for prompt in prompts):
+            tried.append(max(prompts, key=lambda prompt: len(prompt.seen)))
         alone = written_to_alone(self.model)
         apart = alone or self._sees_padding(tried)
         if apart:
@@ -201,6 +202,10 @@ class _Writer:
         if self.decoding.beams > 1 and not self._follows_beams(tried, apart):
             logger().info("the cache of this model does not follow its beams: none is kept")
             self._config.use_cache = False
+            if any(prompt.seen for prompt in tried) and not self._follows_beams(tried, apart):
+                logger().warning("the beams of this model mix up pictures: it writes greedily")
+                self.decoding = replace(self.decoding, beams=1)
+                self._config.num_beams = 1
         size = max(1, self.decoding.batch // self.decoding.beams)
         return [
             group[start : start + size] for group in groups for start in range(0, len(group), size)
@@ -376,29 +381,6 @@ def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = own if isinstance(own, list) else [own]
     return [int(one) for one in dict.fromkeys([tokenizer.eos_token_id, *listed]) if one is not None]
-
-
-def _room(model: Any, prompts: Sequence[Prompt], most_tokens: int) -> int:
-    """Tokens that may be written, the same for all prompts: no batch decides for its rows."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    # a source takes positions of the encoder's, of which there are as many
-    before = [prompt.start or prompt.ids for prompt in prompts]
-    longest = max(map(len, before), default=0)
-    if not positions or longest + most_tokens <= positions:
-        return most_tokens
-    if longest >= positions:
-        raise DataError(
-            "CP204",
-            f"a prompt takes {longest:,} tokens, and the model has {positions:,} positions, so "
-            "that nothing can be written. Leave it out, or shorten it.",
-        )
-    room = int(positions - longest)
-    of = f"{longest} of the model's {positions} positions"
-    said = f"texts end after {room} tokens: a prompt takes {of}"
-    if said not in _said:  # with each set, way and evaluation anew
-        logger().warning("%s", said)
-        _said.add(said)
-    return room
 
 
 KEPT = frozenset({"bos_token_id", "eos_token_id", "pad_token_id", "cache_implementation"})
