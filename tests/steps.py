@@ -52,7 +52,7 @@ def random_pairs(count: int, *, seed: int = 0, weighted: bool = True) -> Dataset
     return Dataset.from_list(rows)
 
 
-TIMING = ("runtime", "per_second", "step_seconds", "memory_mb")
+TIMING = ("runtime", "per_second", "step_seconds", "memory_mb", "pictures_kept")
 """What a name has that tells of the machine and not of the step."""
 
 

@@ -81,6 +81,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP319": "quantised weights on which a step would not be a function of its pairs",
         "CP331": "a processor that makes more or less of pictures than the model or the data have",
         "CP334": "a step about pictures that is done again on a model that sees them otherwise",
+        "CP336": "features of pictures that should be kept, of a tower that trains",
         # 4: while training
         "CP401": "a loss or gradient that is not finite",
         "CP402": "a run that was stopped by an alarm",

@@ -44,9 +44,10 @@ from counterpoint.data.prepare import prepare
 from counterpoint.doctor.of_unused import UNUSED, Rest, in_a_line, unused
 from counterpoint.engine.fsdp2 import sharding_keywords
 from counterpoint.engine.plain import Plain
-from counterpoint.forward.layouts import PADDED
+from counterpoint.forward.layouts import PADDED, SHARED
 from counterpoint.models.loading import load_config, load_model
 from counterpoint.models.preparing import encoder_of, prepare_model
+from counterpoint.models.trainable import freeze_parts
 from counterpoint.models.weights import WeightsPolicy
 from counterpoint.runlog import SAMPLES, Alarm, stream_file
 from counterpoint.trainer.feed import Feed
@@ -55,6 +56,7 @@ from tests.models_on_the_spot import make_model
 from tests.pictures_on_the_spot import drawn, packed
 from tests.steps import GradientCamera, random_pairs
 from tests.translators_on_the_spot import translator
+from tests.vision_on_the_spot import looks_counted, seen_pairs, seer
 
 PAIRS = random_pairs(8)
 TEXTS = [
@@ -306,6 +308,18 @@ def picture_of_a_row(bench: Bench, options: dict[str, Any]) -> str:
     return str([(picture.width, picture.height) for picture in found.pictures])
 
 
+def looks_of_a_frozen_tower(bench: Bench, options: dict[str, Any]) -> int:
+    """How often the tower is called by two passes over the same pictures."""
+    made = model, processor = seer("llava")
+    freeze_parts(model, ["vision", "projector"])
+    prepare_model(model, bench.args(options), processor.tokenizer)
+    batch = SHARED.collate(seen_pairs(made))
+    with looks_counted(model) as seen, SHARED.running(model):
+        for _ in range(2):
+            model(**SHARED.inputs(batch), use_cache=False)
+    return len(seen)
+
+
 def prepared_model(bench: Bench, options: dict[str, Any]) -> str:
     """The class of a model that is made ready, or the code of the refusal."""
     try:
@@ -513,6 +527,7 @@ TRIED: dict[str, Row] = {
     "image_folder": row(picture_of_a_row, "nowhere", cell="a.png"),
     "allow_remote_images": row(picture_of_a_row, True, cell="http://127.0.0.1/a.png"),
     "max_image_pixels": row(picture_of_a_row, 10),
+    "picture_cache_gb": row(looks_of_a_frozen_tower, 1.0),
     "allow_pickle": row(pickled_model, True),
     "nonfinite": row(outcome, "skip", poisoned=True),
     "layout": row(layout, "padded"),
@@ -693,6 +708,7 @@ OF_THE_MODEL = {
     "image_folder": "refused for a model that sees no pictures (CP104)",
     "allow_remote_images": "refused for a model that sees no pictures (CP104)",
     "max_image_pixels": "refused for a model that sees no pictures (CP104)",
+    "picture_cache_gb": "refused for a model that sees no pictures (CP104)",
 }
 """Options of ours that depend on the model alone."""
 

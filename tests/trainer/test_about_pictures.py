@@ -12,7 +12,9 @@ from datasets import Dataset
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from counterpoint import CPOConfig, CPOTrainer, DataError
+from counterpoint.forward.kept_features import keep_features
 from counterpoint.forward.layouts import PADDED, PICTURES_TWICE, SHARED
+from counterpoint.models.trainable import freeze_parts
 from counterpoint.records import PairBatch
 from counterpoint.step import assembly
 from tests.vision_on_the_spot import ROWS, encoded, looks_counted, seer
@@ -29,9 +31,14 @@ RAW = [
 
 
 def trained(
-    folder: Path, resume: Path | None = None, rows: list[dict[str, Any]] = RAW, **options: Any
+    folder: Path,
+    resume: Path | None = None,
+    rows: list[dict[str, Any]] = RAW,
+    freeze: tuple[str, ...] = (),
+    **options: Any,
 ) -> CPOTrainer:
     model, processor = seer("llava")
+    freeze_parts(model, freeze)
     args = CPOConfig(
         **{
             "output_dir": str(folder),
@@ -72,6 +79,39 @@ def test_a_run_resumes_bit_for_bit_and_plain_transformers_open_what_it_saved(
     assert all(map(torch.equal, weights(whole), model.state_dict().values()))
     processor = AutoProcessor.from_pretrained(tmp_path / "saved")
     assert type(processor).__name__ == "LlavaProcessor"
+
+
+FROZEN = ("vision", "projector")
+
+
+def shares_kept(trainer: CPOTrainer) -> list[float]:
+    return [line["pictures_kept"] for line in trainer.state.log_history if "pictures_kept" in line]
+
+
+def test_a_frozen_tower_looks_once_at_each_picture_and_a_run_resumes_without_its_features(
+    tmp_path: Path,
+) -> None:
+    options: dict[str, Any] = {
+        "freeze": FROZEN,
+        "picture_cache_gb": 0.1,
+        "dataloader_num_workers": 0,
+    }
+    whole = trained(tmp_path / "run", **options)
+    shares = shares_kept(whole)
+    # the layouts' proof has seen some of the first step's; the second step has none
+    assert 0 < shares[0] < 1
+    assert shares[1:] == [1.0, 1.0]
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    again = trained(tmp_path / "run", resume=tmp_path / "run" / "checkpoint-2", **options)
+    assert all(map(torch.equal, weights(whole), weights(again)))
+    little = trained(tmp_path / "little", **options | {"picture_cache_gb": 1e-8})
+    assert shares_kept(little) == [0.0] * 3
+    assert all(map(torch.equal, weights(whole), weights(little)))
+    none = trained(tmp_path / "none", **options | {"picture_cache_gb": 0.0})
+    assert shares_kept(none) == []
+    for one, other in zip(weights(whole), weights(none), strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)
+    keep_features(whole.model, 0)
 
 
 def test_each_layout_and_loader_trains_the_same(tmp_path: Path) -> None:

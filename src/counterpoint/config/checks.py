@@ -67,6 +67,7 @@ RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = MappingProxyType(
             lambda x: 1 <= x <= MOST_PIXELS_EVER and x == int(x),
             "a whole number, 1 to 134,217,728",
         ),
+        "picture_cache_gb": (_at_least_zero, "a finite number, at least 0"),
         "stream_shards": (_whole_from_one, "a whole number, at least 1"),
         "monitor_steps": (lambda x: x >= 0 and x == int(x), "a whole number, at least 0 (0: off)"),
         "constraint_calibration": (_whole_from_one, "a whole number, at least 1"),

@@ -189,6 +189,12 @@ class CPOConfig(TrainingArguments, metaclass=ByEveryName):
         "Counterpoint: most pixels of a picture, 1 to 134,217,728; a larger one makes its row "
         "unusable, and is found out from its header.",
     )
+    picture_cache_gb: float = _option(
+        0.0,
+        "Counterpoint: memory of the host, in GB a process, in which features of pictures are kept "
+        "where the vision tower and its projector are frozen, so that each picture is looked at "
+        "once; the oldest are thrown away. 0: none. See docs/vision.md.",
+    )
     nonfinite: str = _option(
         "raise",
         "Counterpoint: what to do with a step whose loss or gradient is not finite: stop, or "

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from inspect import signature
 from typing import Any
 from weakref import WeakSet
 
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 
 from counterpoint.errors import ModelError
 from counterpoint.forward.crossing import Crossing, Stretch, crossing, crossing_of, marks_in
+from counterpoint.forward.kept_features import KeptFeatures, kept_features
 from counterpoint.forward.shared_attention import KEYWORD
 from counterpoint.forward.shown import LOOK, RowsShown
 from counterpoint.forward.sights import SIGHTS, Sight, sight_of
@@ -78,15 +80,18 @@ def _eyes_open(model: nn.Module, sight: Sight) -> Iterator[None]:
     if whole in _OPEN:
         yield
         return
-    reader, now = _reader(whole, sight), _Now()
+    reader, now, kept = _reader(whole, sight), _Now(), kept_features(whole)
 
     def before(module: nn.Module, args: Any, named: dict[str, Any]) -> tuple[Any, Any]:
         given = named.get(LOOK)
         now.look = look = given if isinstance(given, RowsShown) else None
-        now.crossing = None
+        now.crossing = now.kept = None
         if look is None:
             return args, named
-        named = {**named, **_called_with(look, sight, reader, named["input_ids"])}
+        # the truth looks for itself
+        if kept is not None and not (look.repeated or sight.crosses):
+            now.kept = kept if kept.may_keep(reader, (*sight.tower, *sight.projector)) else None
+        named = {**named, **_called_with(look, sight, reader, named["input_ids"], now.kept)}
         if sight.crosses:
             now.crossing = crossing_of(look, named, reader.config.image_token_id)
         if look.segments and (layers := _both_ways(sight, reader.config)) != "none":
@@ -98,7 +103,7 @@ def _eyes_open(model: nn.Module, sight: Sight) -> Iterator[None]:
     if sight.crosses:
         told = crossing(reader.language_model, lambda: now.crossing)
     else:
-        told = _features_to_all_places(reader, now)
+        told = _features_to_all_places(reader, sight, now)
     handle = whole.register_forward_pre_hook(before, with_kwargs=True)
     _OPEN.add(whole)
     try:
@@ -114,12 +119,23 @@ _OPEN: WeakSet[nn.Module] = WeakSet()
 
 
 @contextmanager
-def _features_to_all_places(reader: Any, now: _Now) -> Iterator[None]:
+def _features_to_all_places(reader: Any, sight: Sight, now: _Now) -> Iterator[None]:
     own = reader.get_image_features
 
     def features(*args: Any, **named: Any) -> Any:
-        said = own(*args, **{name: value for name, value in named.items() if name in _ALLOWED})
-        return said if now.look is None or now.look.repeated else _to_all_places(said, now.look)
+        named = {name: value for name, value in named.items() if name in _ALLOWED}
+        look = now.look
+        if look is not None and now.kept is not None:
+            call, device = signature(own).bind_partial(*args).arguments | named, reader.device
+
+            def at_one(picture: SeenPicture) -> Any:
+                pixels = _pixels([picture], sight, reader, device)
+                return own(**call | {name: pixels[name] for name in pixels if name in call})
+
+            said = now.kept.said_of(look.given, at_one, device)
+        else:
+            said = own(*args, **named)
+        return said if look is None or look.repeated else _to_all_places(said, look)
 
     vars(reader)["get_image_features"] = features
     try:
@@ -142,10 +158,11 @@ _ALLOWED = {
 
 
 class _Now:
-    """What the running call shows."""
+    """What the running call shows, and the features that are kept of it, where any may be."""
 
     look: RowsShown | None = None
     crossing: Crossing | None = None
+    kept: KeptFeatures | None = None
 
 
 def _plain(model: Any) -> nn.Module:
@@ -162,12 +179,22 @@ def _reader(whole: Any, sight: Sight) -> Any:
 # What a model is called with
 
 
-def _called_with(look: RowsShown, sight: Sight, reader: Any, ids: Tensor) -> dict[str, Any]:
-    pixels = joined([seen.inputs for seen in look.given], sight.joined)
-    named: dict[str, Any] = {
-        name: tensor.to(ids.device, non_blocking=True)
-        for name, tensor in _as_taken(pixels, sight, reader).items()
-    }
+def _called_with(
+    look: RowsShown, sight: Sight, reader: Any, ids: Tensor, kept: KeptFeatures | None
+) -> dict[str, Any]:
+    shown = look.given
+    named: dict[str, Any]
+    if (
+        kept is not None
+    ):  # none is looked at yet, and a model asks no more than whether there are pixels
+        none = ids.new_zeros(len(shown))
+        named = {name: none for name in shown[0].inputs if name.startswith("pixel_")}
+        about = [{n: one.inputs[n] for n in one.inputs if n not in named} for one in shown]
+        named |= {
+            name: tensor.to(ids.device) for name, tensor in joined(about, sight.joined).items()
+        }
+    else:
+        named = _pixels(shown, sight, reader, ids.device)
     if sight.three and not look.repeated:
         named["position_ids"] = _positions_in_rows(look, sight, reader, ids.shape[1]).to(ids.device)
     elif sight.types and not look.segments:
@@ -185,6 +212,17 @@ def _as_taken(pixels: dict[str, Tensor], sight: Sight, reader: Any) -> dict[str,
     return {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in pixels.items()
+    }
+
+
+def _pixels(
+    shown: Sequence[SeenPicture], sight: Sight, reader: Any, device: torch.device
+) -> dict[str, Any]:
+    """What a tower takes of pictures, as the processor makes it."""
+    pixels = joined([seen.inputs for seen in shown], sight.joined)
+    return {
+        name: tensor.to(device, non_blocking=True)
+        for name, tensor in _as_taken(pixels, sight, reader).items()
     }
 
 

@@ -27,7 +27,12 @@ from counterpoint.model_seams import class_of
 from counterpoint.models.family import family_of, processor_refusal, why_not_trained
 from counterpoint.models.precision import check_stochastic_rounding
 from counterpoint.models.quantized import prepare_quantized
-from counterpoint.models.trainable import check_checkpointing, check_kind, check_trainable
+from counterpoint.models.trainable import (
+    check_checkpointing,
+    check_kind,
+    check_trainable,
+    keep_pictures,
+)
 
 
 def prepare_tokenizer(tokenizer: Any) -> PreTrainedTokenizerBase:
@@ -88,9 +93,11 @@ def prepare_model(
     Raises:
         ModelError: CP305 if nothing would train, CP306 for an unsupported kind of model, CP307
             for an adapter that does not fit, CP314 for one that checkpointing leaves out, CP316 and
-            CP319 for quantised weights that cannot be trained on.
+            CP319 for quantised weights that cannot be trained on, CP336 for pictures to keep
+            where the tower trains.
         ConfigError: CP104 for ``stochastic_rounding`` without bfloat16 weights to train, or for
-            weights that should be quantised and are not.
+            weights that should be quantised and are not, or for pictures to keep of a model that
+            sees none.
         SetupError: CP502 if PEFT or torchao is needed and not installed.
     """
     refusal = why_not_trained(model)
@@ -111,6 +118,7 @@ def prepare_model(
         check_stochastic_rounding(model.parameters())
     if args.disable_dropout:
         disable_dropout(model)
+    keep_pictures(model, args.picture_cache_gb)
     text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
     text_config.pad_token_id = tokenizer.pad_token_id
     generation: Any = getattr(model, "generation_config", None)

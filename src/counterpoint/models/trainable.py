@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from counterpoint.errors import ConfigError, ModelError
+from counterpoint.forward.kept_features import keep_features
 from counterpoint.forward.seeing import PARTS_THAT_SEE, weights_that_see
 from counterpoint.forward.sights import sight_of
 from counterpoint.model_seams import class_of
@@ -157,3 +158,42 @@ def freeze_parts(model: nn.Module, parts: Sequence[str]) -> None:
             )
         for weight in weights_that_see(model, part):
             weight.requires_grad_(False)
+
+
+def keep_pictures(model: nn.Module, gigabytes: float) -> None:
+    """Keep what a frozen tower says of pictures, so that each is looked at once.
+
+    Args:
+        model: as it would train.
+        gigabytes: that this may take of the host's memory, 1e9 bytes each; 0: nothing is kept.
+
+    Raises:
+        ConfigError: CP104 for a model that sees nothing, or that looks at pictures in layers of its
+            text (``Sight.crosses``), of which nothing is kept.
+        ModelError: CP336 where tower or projector trains.
+    """
+    config: Any = model.config
+    sight = sight_of(config)
+    if sight is None or sight.crosses:
+        if gigabytes:
+            why = "sees no pictures" if sight is None else "looks at them in layers of its text"
+            raise ConfigError(
+                "CP104",
+                f"picture_cache_gb={gigabytes:g} has no meaning for {class_of(model).__name__}, "
+                f"which {why}. Leave it out.",
+            )
+        return
+    if gigabytes:
+        trains = {
+            part: sum(weight.requires_grad for weight in weights_that_see(model, part))
+            for part in PARTS_THAT_SEE
+        }
+        moving = " and ".join(f"{count} of {part}" for part, count in trains.items() if count)
+        if moving:
+            raise ModelError(
+                "CP336",
+                f"picture_cache_gb={gigabytes:g} keeps what a frozen tower says of pictures, and "
+                f"here it changes: of the model's weights {moving} train. Freeze both (--freeze "
+                "vision projector), or leave it out.",
+            )
+    keep_features(model, int(gigabytes * 1e9))

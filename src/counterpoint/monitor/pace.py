@@ -17,12 +17,14 @@ from typing import Any
 
 import psutil
 import torch
+from torch import nn
 from transformers import TrainerCallback
 
 from counterpoint.data.batching import length
+from counterpoint.forward.kept_features import kept_features
 from counterpoint.records import FILLER_ROW, TokenPair
 
-COUNTED = ("pairs", "tokens")
+COUNTED = ("pairs", "tokens", "pictures", "pictures_kept")
 MEGABYTE = 10**6
 
 
@@ -44,6 +46,16 @@ class Pace(TrainerCallback):
         self._counts["pairs"] += len(real)
         self._counts["tokens"] += sum(map(length, real))
 
+    def _count_pictures(self, model: nn.Module | None, *, of_a_step: bool) -> None:
+        """Take what the tower was asked for since the last call, or leave it out."""
+        kept = None if model is None else kept_features(model)
+        if kept is None:
+            return
+        shown, at_hand = kept.counted()
+        if of_a_step:
+            self._counts["pictures"] += shown
+            self._counts["pictures_kept"] += at_hand
+
     def counts(self) -> Mapping[str, int]:
         """What this rank has counted since the last log line, by the names of ``COUNTED``."""
         return self._counts
@@ -56,28 +68,41 @@ class Pace(TrainerCallback):
 
         Returns:
             "pairs_per_second" and "tokens_per_second" of all ranks, "step_seconds", and
-            "memory_mb" of this rank; none of them where no step was done.
+            "memory_mb" of this rank; where features of pictures are kept, "pictures_kept", the
+            share of the pictures shown that were at hand. None of them where no step was done.
         """
         steps, seconds = self._steps, self._seconds
         self._steps, self._seconds = 0, 0.0
         self._counts = dict.fromkeys(COUNTED, 0)
         if not steps or seconds <= 0:
             return {}
+        kept = (
+            {"pictures_kept": counts["pictures_kept"] / counts["pictures"]}
+            if counts["pictures"]
+            else {}
+        )
         return {
             "pairs_per_second": counts["pairs"] / seconds,
             "tokens_per_second": counts["tokens"] / seconds,
             "step_seconds": seconds / steps,
             "memory_mb": peak_memory(self._device) / MEGABYTE,
+            **kept,
         }
 
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_step_begin(self, *args: Any, model: nn.Module | None = None, **kwargs: Any) -> None:
+        """What was looked at before it, as for a proof of layouts, is of no step."""
+        self._count_pictures(model, of_a_step=False)
+
+    def on_step_end(self, *args: Any, model: nn.Module | None = None, **kwargs: Any) -> None:
         """A step is done."""
+        self._count_pictures(model, of_a_step=True)
         now = time.perf_counter()
         self._seconds += now - self._since
         self._steps += 1
         self._since = now
 
-    def _go_on(self, *args: Any, **kwargs: Any) -> None:
+    def _go_on(self, *args: Any, model: nn.Module | None = None, **kwargs: Any) -> None:
+        self._count_pictures(model, of_a_step=False)
         self._since = time.perf_counter()
 
     # what comes before one of these is no step
