@@ -15,7 +15,7 @@ from typing import Any
 
 from counterpoint.visible import visible
 
-_VOID = frozenset({"br", "hr", "meta", "link", "input", "col"})
+_VOID = frozenset({"br", "hr", "meta", "link", "input", "col", "img"})
 
 
 class Markup(str):

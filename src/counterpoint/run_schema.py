@@ -252,6 +252,18 @@ LINES: Mapping[str, Check] = {
         time=moment,
         tokens=optional(whole),
         repetition=optional(finite),
+        pictures=optional(
+            list_of(
+                record(
+                    file=text,
+                    width=whole,
+                    height=whole,
+                    digest=text,
+                    thumbnail=optional(text),
+                    why=optional(text),
+                )
+            )
+        ),
     ),
 }
 """Of each stream."""

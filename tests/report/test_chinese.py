@@ -38,6 +38,7 @@ FIELD = {"chosen", "Chosen", "rejected", "prompt", "token", "tokens", "logits", 
 NAMES = {
     "Counterpoint",
     "JavaScript",
+    "Pillow",
     "counterpoint",
     "watch",
     "doctor",

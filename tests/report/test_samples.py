@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from counterpoint.markup import join
-from counterpoint.report.samples import LONGEST, MOST, before_and_after
+from counterpoint.report.album import Album
+from counterpoint.report.samples import LONGEST, MOST
+from counterpoint.report.samples import before_and_after as with_album
+
+
+def before_and_after(samples: list[dict[str, object]]) -> object:
+    return with_album(samples, Album(Path()))
 
 
 def sample(step: int, prompt: str = "Why?", **more: object) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from counterpoint.forward.kept_features import keep_features
 from counterpoint.forward.layouts import PADDED, PICTURES_TWICE, SHARED
 from counterpoint.models.trainable import freeze_parts
 from counterpoint.records import PairBatch
+from counterpoint.runlog import kept_thumbnail, pictures_in_line, read_run
 from counterpoint.step import assembly
 from tests.vision_on_the_spot import ROWS, encoded, looks_counted, seer
 
@@ -174,6 +176,40 @@ def test_an_evaluation_writes_to_prompts_with_their_pictures(tmp_path: Path) -> 
     pictures = {number for shown, *_ in ROWS for number in shown}
     assert len(pictures) in [shape[0] for shape in looks]  # the evaluation itself
     assert any(shape[0] < len(pictures) for shape in looks)  # its samples, and the proof
+
+
+def test_samples_of_pictures_are_told_apart_and_kept_small(tmp_path: Path) -> None:
+    (asked,) = [row for row in RAW if row["prompt"][0]["content"] == "What is this?"]
+    # of one size, so that both prompts have the same ids
+    like = [{**asked, "images": [{"bytes": encoded(n), "path": None}]} for n in (0, 4)]
+    model, processor = seer("llava")
+    args = CPOConfig(
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        report_to="none",
+        max_steps=1,
+        save_strategy="no",
+        generate_during_eval=True,
+        eval_strategy="steps",
+        eval_steps=1,
+        eval_samples=2,
+        eval_sample_tokens=2,
+        max_length=200,
+    )
+    rows = Dataset.from_list(like)
+    CPOTrainer(
+        model, args, train_dataset=rows, eval_dataset=rows, processing_class=processor
+    ).train()
+    samples = read_run(tmp_path).samples
+    assert [line["step"] for line in samples] == [0, 0, 1, 1]
+    digests = [hashlib.sha256(encoded(n)).hexdigest() for n in (0, 4)]
+    assert [pictures_in_line(line) for line in samples] == [(one,) for one in digests] * 2
+    found = [kept_thumbnail(tmp_path, line["pictures"][0]) for line in samples]
+    assert found[:2] == found[2:]
+    assert all(isinstance(one, bytes) for one in found)
+    assert found[0] != found[1]
+    (told,) = samples[0]["pictures"]
+    assert (told["width"], told["height"], told["file"]) == (60, 40, "")
 
 
 def test_a_tokenizer_alone_never_drops_pictures_without_a_word(tmp_path: Path) -> None:

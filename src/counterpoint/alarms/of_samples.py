@@ -16,7 +16,7 @@ from typing import Any
 from counterpoint.alarms.remedies import Facts, halve_the_rate, hold_the_chosen
 from counterpoint.errors import SetupError
 from counterpoint.log import logger
-from counterpoint.runlog import RUN_FILE, SAMPLES, Alarm, read_run
+from counterpoint.runlog import RUN_FILE, SAMPLES, Alarm, pictures_in_line, read_run
 
 Sample = Mapping[str, Any]
 """A line of samples.jsonl: step, kind, prompt, completion, tokens, ended, repetition, maybe set."""
@@ -102,7 +102,8 @@ def _found(before: Sequence[Sample], now: Sequence[Sample], facts: Facts | None)
 
 
 def _of_what(sample: Sample) -> tuple[str, ...]:
-    return str(sample.get("set", "")), str(sample["kind"]), str(sample["prompt"])
+    asked = str(sample.get("set", "")), str(sample["kind"]), str(sample["prompt"])
+    return *asked, *pictures_in_line(sample)
 
 
 def _fix(code: str, facts: Facts | None) -> str:

@@ -266,7 +266,7 @@ def _read_prompts(sources: list[str], encoder: Encoder[Any]) -> list[Prompt]:
         end = len(ids) - begun
         pair = encoder.look(TokenPair(ids[:end], (), (), number, pictures=asked.pictures))
         given, start, reference = tuple(pair.prompt), tuple(ids[end:]), _reference(row, number)
-        found.append(Prompt(given, reference, start, tuple(pair.seen)))
+        found.append(Prompt(given, reference, start, tuple(pair.seen), pair.pictures))
     return found
 
 

@@ -65,6 +65,7 @@ from counterpoint.runlog import (
     RUN_FILE,
     STREAMS,
     check_writable,
+    clear_thumbnails,
     stream_file,
 )
 from counterpoint.staged import staged
@@ -337,6 +338,7 @@ def _clear(folder: Path, keep: bool) -> None:
         return
     for path in checkpoints(folder):
         remove(path)
+    clear_thumbnails(folder)
     for path in (*(stream_file(folder, stream) for stream in STREAMS), folder / RUN_FILE):
         path.unlink(missing_ok=True)
 

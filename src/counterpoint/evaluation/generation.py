@@ -45,7 +45,7 @@ from counterpoint.evaluation.texts import Completion
 from counterpoint.forward.modes import in_evaluation_mode
 from counterpoint.forward.seeing import shown_before, written_to_alone
 from counterpoint.log import logger
-from counterpoint.picture import SeenPicture
+from counterpoint.picture import Picture, SeenPicture
 from counterpoint.tensor_parts import device_of_products
 
 TRIED = 4
@@ -74,13 +74,14 @@ class Prompt:
         reference: what a good completion would be, or None.
         start: tokens that a decoder with an encoder beside it begins with; all prompts of a model
             have as many.
-        seen: its pictures, in order.
+        seen: its pictures, in order, as the tower takes them; pictures: before they are decoded.
     """
 
     ids: tuple[int, ...]
     reference: str | None = None
     start: tuple[int, ...] = ()
     seen: tuple[SeenPicture, ...] = ()
+    pictures: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,6 +374,7 @@ def _completion(
         reference=prompt.reference,
         ids=ids,
         ended=end is not None,
+        pictures=prompt.pictures,
     )
 
 

@@ -46,6 +46,7 @@ def prompts_of(pairs: Sequence[TokenPair], tokenizer: PreTrainedTokenizerBase) -
             text_of(tokenizer, pair.chosen),
             tuple(pair.start),
             tuple(pair.seen),
+            pair.pictures,
         )
         for pair in pairs
     ]

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from counterpoint.evaluation.bootstrap import Bootstrap, BootstrapEstimate, Ratio, Resampling, mean
+from counterpoint.picture import Picture
 
 REPEATED = 4
 """Tokens of the n-grams whose repetition counts."""
@@ -40,6 +41,7 @@ class Completion:
         reference: what a good completion would be, or None.
         ids: the tokens written, without the one that ends them.
         ended: whether the model ended by itself, not at the limit of length.
+        pictures: that the prompt shows, in order.
     """
 
     kind: str
@@ -48,6 +50,7 @@ class Completion:
     reference: str | None
     ids: tuple[int, ...]
     ended: bool
+    pictures: tuple[Picture, ...] = ()
 
     @property
     def sampled(self) -> bool:

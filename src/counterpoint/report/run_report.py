@@ -18,6 +18,7 @@ import numpy as np
 from counterpoint.language import phrase
 from counterpoint.markup import Content, Markup, element, fold, plain_json, table
 from counterpoint.report import story
+from counterpoint.report.album import Album
 from counterpoint.report.charts import Chart, number
 from counterpoint.report.columns import Mark, drawn_columns, scales, shape
 from counterpoint.report.constraints import account, constraint_charts
@@ -140,7 +141,7 @@ def run_page(run: Run, *, now: float | None = None) -> Page:
     heat, groups = heat_map(run.movement), group_chart(run.movement)
     figure = partial(chart_figure, parts=parts)
     samples = [
-        parts.keep("samples", before_and_after(run.samples)),
+        parts.keep("samples", before_and_after(run.samples, Album(run.folder))),
         element("div", [figure(one) for one in written], class_="charts"),
     ]
     moved, rate = _movement(run, heat, groups, parts), [figure(one) for one in speed]

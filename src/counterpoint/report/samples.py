@@ -10,6 +10,8 @@ from typing import Any
 
 from counterpoint.language import phrase
 from counterpoint.markup import Content, Markup, element, fold
+from counterpoint.report.album import Album
+from counterpoint.runlog import pictures_in_line
 
 SHOWN = 6
 """Prompts that are shown at once; the others are folded."""
@@ -23,20 +25,21 @@ REPEATS = 0.3
 Sample = Mapping[str, Any]
 
 
-def before_and_after(samples: Sequence[Sample]) -> list[Content]:
+def before_and_after(samples: Sequence[Sample], album: Album) -> list[Content]:
     """Each prompt with its first and its last text, and its reference if there is one.
 
     Args:
         samples: lines of ``samples.jsonl``.
+        album: takes the pictures that prompts show.
     """
     if not samples:
         return [element("p", phrase("The run wrote no samples."), class_="none")]
     by_prompt: dict[tuple[str, ...], list[Sample]] = {}
     for sample in samples:
         key = tuple(str(sample.get(part, "")) for part in ("set", "prompt", "kind"))
-        by_prompt.setdefault(key, []).append(sample)
+        by_prompt.setdefault((*key, *pictures_in_line(sample)), []).append(sample)
     groups = [sorted(group, key=lambda one: one.get("step", 0)) for group in by_prompt.values()]
-    shown = [_group(group) for group in groups[:MOST]]
+    shown = [_group(group, album) for group in groups[:MOST]]
     left_out = len(groups) - len(shown)
     rest = phrase("{count} prompts", count=len(shown) - SHOWN)
     beyond = phrase("{count} more prompts are in samples.jsonl.", count=f"{left_out:,}")
@@ -49,7 +52,7 @@ def before_and_after(samples: Sequence[Sample]) -> list[Content]:
     ]
 
 
-def _group(group: Sequence[Sample]) -> Markup:
+def _group(group: Sequence[Sample], album: Album) -> Markup:
     first, last = group[0], group[-1]
     sides = [first] if first is last else [first, last]
     reference = last.get("reference")
@@ -57,6 +60,7 @@ def _group(group: Sequence[Sample]) -> Markup:
         "article",
         element("p", _cut(first.get("prompt")), class_="text prompt"),
         element("p", _set_of(first), class_="hint") if _set_of(first) else None,
+        album.fold(last.get("pictures") or ()),
         element(
             "div",
             [_side(sample) for sample in sides],

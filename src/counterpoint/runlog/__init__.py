@@ -6,6 +6,7 @@
     alarms.jsonl     every alarm that was raised
     movement.jsonl   how far each parameter has moved, now and then
     samples.jsonl    texts that the model wrote
+    _thumbnails/     small pictures of their prompts, for a report
 
 The streams are appended to as things happen, one JSON object a line, and can be read meanwhile.
 Where training begins anew or resumes from a checkpoint a *mark* says so, and ``read_run`` leaves
@@ -34,6 +35,7 @@ from counterpoint.runlog.nouns import (
     stream_file,
 )
 from counterpoint.runlog.reading import course_of, read_run
+from counterpoint.runlog.thumbnails import clear_thumbnails, kept_thumbnail, pictures_in_line
 from counterpoint.runlog.writing import RunLog, check_writable, versions
 
 __all__ = [
@@ -50,9 +52,12 @@ __all__ = [
     "Run",
     "RunLog",
     "check_writable",
+    "clear_thumbnails",
     "constraint_metric",
     "constraint_metrics",
     "course_of",
+    "kept_thumbnail",
+    "pictures_in_line",
     "read_run",
     "stream_file",
     "versions",

@@ -16,7 +16,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from importlib import metadata
@@ -27,6 +27,7 @@ from counterpoint._version import __version__
 from counterpoint.errors import CounterpointError, SetupError, kind_and_line
 from counterpoint.log import logger
 from counterpoint.masking import Mask
+from counterpoint.picture import Picture
 from counterpoint.runlog.nouns import (
     BEGUN,
     MARK,
@@ -38,6 +39,7 @@ from counterpoint.runlog.nouns import (
     stream_file,
 )
 from counterpoint.runlog.reading import course_of
+from counterpoint.runlog.thumbnails import Thumbnails
 from counterpoint.staged import make_folder, refuse_unusable, staged
 from counterpoint.strict import is_odd, spelt
 
@@ -112,6 +114,7 @@ class RunLog:
         self._described = self._warned = False
         self._held: list[tuple[str, str]] = []
         self._mended: set[str] = set()
+        self._thumbnails = Thumbnails(self.folder, self._warn)
         self._resumed_at: int | None = None
 
     def describe(self, facts: Mapping[str, Any]) -> None:
@@ -143,6 +146,19 @@ class RunLog:
         self._resumed_at = None
         self._hold(stream, asdict(entry) if isinstance(entry, Alarm) else entry)
         self._write_held()
+
+    def shown(self, pictures: Sequence[Picture]) -> dict[str, Any]:
+        """What a line says of the pictures of its prompt; small ones are kept beside the streams.
+
+        Args:
+            pictures: of the prompt, in order.
+
+        Returns:
+            To be merged into the line; empty without pictures.
+        """
+        if not pictures or not self.writes:
+            return {}
+        return {"pictures": self._thumbnails.told_of(pictures)}
 
     # ---- the course of a run ----
 

@@ -181,7 +181,9 @@ class EvaluatingTrainer(SteppingTrainer):
         with self.engine.autocast():
             written = sample(self.model, self.processing_class, few, ways, together=meet)
         about = {"step": self.state.global_step, "set": name}
-        entries = [{**about, **one.as_entry()} for one in written]
+        entries = [
+            {**about, **one.as_entry(), **self.run_log.shown(one.pictures)} for one in written
+        ]
         if self.is_in_train and self.is_world_process_zero():
             facts = alarm_facts(self.args, self.state.max_steps)
             for alarm in degenerate_in_run(self.run_log.folder, entries, facts):

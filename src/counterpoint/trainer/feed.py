@@ -111,7 +111,7 @@ class Feed:
         return {name: prepared.counts for name, prepared in self._prepared.items()}
 
     def some(self, pairs: Any, count: int) -> list[TokenPair]:
-        """A few pairs of a set, of different prompts and the same each time.
+        """A few pairs of a set, of different prompts or pictures and the same each time.
 
         Args:
             pairs: prepared pairs, from ``pairs``.
@@ -121,7 +121,7 @@ class Feed:
             Pairs spread evenly over the set; of a stream its first ones.
         """
         found = self.spread(pairs, count)
-        return list({tuple(pair.prompt): pair for pair in found}.values())
+        return list({_asked(pair): pair for pair in found}.values())
 
     def spread(self, pairs: Any, count: int) -> list[TokenPair]:
         """Pairs spread evenly over a set, the same each time; of a stream its first ones.
@@ -269,3 +269,8 @@ def _columns(dataset: Any) -> list[str]:
     names = getattr(dataset, "column_names", None)
     # a dict of sets has a dict of names
     return names if isinstance(names, list) else []
+
+
+def _asked(pair: TokenPair) -> tuple[Any, ...]:
+    """What a pair's prompt says and shows: pictures of one size have the same ids."""
+    return *pair.prompt, *(one.digest for one in pair.pictures)
