@@ -1,4 +1,7 @@
-"""Small models that see, with processors of their own kind, made in milliseconds; fixed seeds."""
+"""Small models that see, with processors of their own kind, made in milliseconds; fixed seeds.
+
+What the oldest transformers that is allowed does not have is imported where it is made.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,8 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
-from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
-from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
-from transformers.models.llava_next.image_processing_pil_llava_next import (
-    LlavaNextImageProcessorPil,
-)
-from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 from transformers.models.paddleocr_vl.image_processing_pil_paddleocr_vl import (
     PaddleOCRVLImageProcessorPil,
 )
@@ -127,6 +124,10 @@ def _llava() -> Made:
 
 
 def _llava_next() -> Made:
+    from transformers.models.llava_next.image_processing_pil_llava_next import (
+        LlavaNextImageProcessorPil,
+    )
+
     tokenizer = _tokenizer("<image>", image_token="<image>")
     wide_and_high = [[28, 56], [56, 28], [56, 56]]
     processor = transformers.LlavaNextProcessor(
@@ -319,6 +320,8 @@ def _qwen3_5(experts: bool = False) -> Made:
 
 
 def _glm(kind: str, processor_of: str = "Glm46V", **text: Any) -> Made:
+    from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+
     named: Any = transformers
     tokenizer = _tokenizer(
         "<|begin_of_image|><|image|><|end_of_image|>",
@@ -428,6 +431,8 @@ def _gemma3() -> Made:
 
 
 def _gemma4(**text: Any) -> Made:
+    from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+
     tokenizer = _tokenizer(
         "<|image|>",
         image_token="<|image|>",
@@ -568,6 +573,8 @@ def _kimi_k25(**more: Any) -> Made:
 
 
 def _mllama() -> Made:
+    from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+
     tokenizer = _tokenizer("<|image|>", begin_token="<|begin|>", python_token="<|python_tag|>")
     tokenizer.bos_token = "<|begin|>"
     tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template

@@ -138,7 +138,8 @@ TEXT = {
     **dict.fromkeys(("hidden_size", "intermediate_size"), 16),
     **dict.fromkeys(("moe_intermediate_size", "q_lora_rank", "kv_lora_rank"), 32),
     **dict.fromkeys(("head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), 4),
-    **dict.fromkeys(("num_attention_heads", "n_routed_experts", "mrope_section"), 4),
+    **dict.fromkeys(("num_attention_heads", "mrope_section"), 4),
+    "n_routed_experts": 8,
 }
 TOWER = {
     **dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads"), 8),

@@ -94,7 +94,7 @@ class PictureReader:
             )
         self.mark: str = mark
         # Llama's processor writes it where a text has none
-        self._beginning: str = processor.tokenizer.bos_token if sight.crosses else ""
+        self._beginning: str = (processor.tokenizer.bos_token or "") if sight.crosses else ""
         self.token_id: int = config.image_token_id
         self._patch: Any = getattr(config.vision_config, "patch_size", None)
         self._in_words: dict[tuple[int, int], str] = {}
