@@ -9,6 +9,8 @@ from PIL import Image
 
 from counterpoint.data.encoder import TextEncoder
 from counterpoint.data.pictures import PictureRules
+from counterpoint.data.truncate import Span
+from counterpoint.records import TokenPair
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {% if m['content'] is string %}{{ m['content'] }}"
@@ -28,6 +30,10 @@ class SeeingEncoder(TextEncoder):
     def pictures(self) -> PictureRules:
         """Those that a test sets."""
         return self.rules
+
+    def spans(self, pair: TokenPair) -> list[Span]:
+        """At the start of the prompt, without a token."""
+        return [(0, 0)] * len(pair.pictures)
 
 
 def drawn(width: int, height: int, red: int = 0) -> Any:

@@ -290,3 +290,25 @@ def test_the_doctor_tells_of_pictures(file: Path, seeing: SeeingEncoder, home: P
     assert all(pair.pictures[0].load() for pair in found.tokens.pairs if pair.pictures)
     lists = survey(rows(small), seeing, PrepareOptions(), name="train")
     assert [pair.pictures[0].load().size for pair in lists.tokens.pairs if pair.pictures]
+
+
+def test_one_question_about_two_pictures_is_two_prompts(seeing: SeeingEncoder) -> None:
+    def asked(number: int, chosen: str, rejected: str) -> dict[str, Any]:
+        return {
+            "prompt": "<image>Is it red?",
+            "chosen": chosen,
+            "rejected": rejected,
+            "images": [{"bytes": png(number), "path": None}],
+        }
+
+    for other, same in ((10, True), (20, False)):
+        lists = Dataset.from_list(
+            [asked(10, "yes", "no"), asked(other, "yes", "no"), asked(other, "no", "yes")]
+        )
+        found = survey(lists, seeing, PrepareOptions(), name="train")
+        assert found.consistency.prompts == ([1, 2] if same else [2])
+        assert found.consistency.duplicates == ([1] if same else [])
+        assert found.consistency.contradictions == [2]
+    lists = Dataset.from_list([asked(10, "yes", "no"), asked(20, "no", "yes")])
+    found = survey(lists, seeing, PrepareOptions(), name="train")
+    assert found.consistency.contradictions == found.consistency.prompts == []

@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.models.llava.modeling_llava import LlavaModel
 
 from counterpoint import ConfigError, CPOConfig, CPOTrainer, ModelError, NonFiniteError
 from counterpoint.data.vision import PictureReader
@@ -123,6 +124,27 @@ def about_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 TRAIN = "train --model model --dataset pairs.jsonl --output_dir out --max_steps 2 --doctor off"
+
+
+def test_what_a_frozen_tower_was_to_keep_is_looked_at_alone_again(
+    about_pictures: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a step that is not finite proves no layout
+    monkeypatch.setattr("counterpoint.step.assembly.layouts_disagree", lambda *_, **__: None)
+    frozen = "--use_cpu true --save_strategy no --freeze vision projector --picture_cache_gb 0.1"
+    assert command(*TRAIN.split(), *frozen.split()).code == 2
+    assert read_replay(Path("out/replay-1.safetensors")).settings.pictures_alone
+    looks: list[int] = []
+    own = LlavaModel.get_image_features
+
+    def counted(self: Any, pixel_values: Tensor, *args: Any, **named: Any) -> Any:
+        looks.append(len(pixel_values))
+        return own(self, pixel_values, *args, **named)
+
+    monkeypatch.setattr(LlavaModel, "get_image_features", counted)
+    found = json.loads(command("replay", "out/replay-1.safetensors", "--json").out)
+    assert found["now"] == found["then"]
+    assert set(looks) == {1}
 
 
 def test_the_command_does_it_again_when_the_pictures_are_gone(

@@ -218,3 +218,17 @@ def test_a_tokenizer_alone_never_drops_pictures_without_a_word(tmp_path: Path) -
     rows = Dataset.from_list(RAW)
     with pytest.raises(DataError, match="CP219"):
         CPOTrainer(model, args, train_dataset=rows, processing_class=processor.tokenizer)
+
+
+def test_samples_are_of_one_question_about_several_pictures(tmp_path: Path) -> None:
+    model, processor = seer("llava")
+    args = CPOConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", max_length=200)
+    row = {**RAW[0], "images": []}
+    about = [{**row, "images": [{"bytes": encoded(n), "path": None}]} for n in (0, 1, 0)]
+    trainer = CPOTrainer(
+        model, args, eval_dataset=Dataset.from_list(about), processing_class=processor
+    )
+    few = trainer._feed.some(trainer.eval_dataset, 3)
+    assert len({pair.pictures[0].digest for pair in few}) == len(few) == 2
+    scores = trainer.measure(trainer.eval_dataset).scores()
+    assert scores.prompts[0] == scores.prompts[2] != scores.prompts[1]

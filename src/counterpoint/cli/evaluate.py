@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from counterpoint.console.manners import is_first_process, put, quiet_bars, quiet_replicas
 from counterpoint.console.phases import phase
+from counterpoint.doctor.findings import Finding, Report, find
 from counterpoint.errors import ConfigError, DataError
 from counterpoint.evaluation import references
 from counterpoint.evaluation.bootstrap import Resampling
 from counterpoint.evaluation.findings import AFTER, BEFORE, Findings, Side
+from counterpoint.evaluation.table import WIDTH
 from counterpoint.invocation import EXTRAS, installing
 from counterpoint.log import logger
 from counterpoint.masking import Mask
@@ -113,11 +115,31 @@ def evaluate(words: list[str]) -> None:
     with phase("working out the intervals"):
         plan = Resampling(options.resamples, options.seed)
         found = Findings(sides, plan, metrics, options.bleu_tokenizer)
+    warnings = Report.of(_unmoved(found))
     content = {"model": source, "base": options.base, **found.as_dict()}
+    if options.blank_pictures:
+        content["findings"] = json.loads(warnings.as_json())["findings"]
     text = json.dumps(_json_ready(content, Mask()), indent=1, allow_nan=False)
     if options.out is not None:
         _write(options, text, sides, {BEFORE: options.base, AFTER: source})
-    put(text if options.json else "\n".join(found.lines()))
+    lines = list(found.lines())
+    if warnings.findings:
+        lines += ["", warnings.as_table(WIDTH)]
+    put(text if options.json else "\n".join(lines))
+
+
+def _unmoved(found: Findings) -> Iterator[Finding]:
+    """What is to be said of pairs that do not go by their pictures."""
+    for name, effect in found.pictures[AFTER].items():
+        if effect.mostly_unmoved:
+            unmoved, kept = (effect.measures[key].value for key in ("unmoved", "kept_preference"))
+            yield find(
+                "CW235",
+                f"{name}: with blank pictures the margins of {unmoved:.0%} of {effect.pairs:,} "
+                f"pairs move by {effect.bound:.2g} at most, and {kept:.0%} prefer the same "
+                "completion.",
+                rows=[one.row for one in effect.least],
+            )
 
 
 # One model
@@ -126,6 +148,7 @@ def evaluate(words: list[str]) -> None:
 def _side(source: str, request: Request, options: EvaluateOptions) -> Side:
     """Load a model, and let it judge every pair and write to every prompt."""
     from counterpoint.cli.parts import eval_sets
+    from counterpoint.data.blank_pictures import with_blank_pictures
     from counterpoint.engine.face import Pass
     from counterpoint.evaluation.generation import complete
     from counterpoint.evaluation.samples import prompts_of
@@ -143,9 +166,16 @@ def _side(source: str, request: Request, options: EvaluateOptions) -> Side:
         passed = trainer.measure(pairs, name)
         side.losses[name] = passed.metrics()[0]["loss"]
         side.scores[name] = passed.scores()
+        blank = with_blank_pictures(pairs) if options.blank_pictures else None
+        if blank is not None:
+            side.blank[name] = trainer.measure(blank, f"{name}, blank").scores()
         if options.generate:
             some = feed.some(pairs, options.generate)
             prompts[name] = _with_references(prompts_of(some, tokenizer), some, rows)
+    if options.blank_pictures and not side.blank:
+        raise ConfigError(
+            "CP104", "blank_pictures would do nothing: no row of the data shows a picture."
+        )
     if options.prompts:
         prompts["prompts"] = _read_prompts(options.prompts, encoder)
     for counts in feed.counts().values():

@@ -135,10 +135,13 @@ def _again(step: Replay, model: nn.Module, held: HeldSet) -> tuple[Culprit, ...]
 
     from counterpoint.forward.dropout import disable_dropout
     from counterpoint.forward.head import prove_head
+    from counterpoint.forward.kept_features import keep_features
     from counterpoint.forward.layouts import LAYOUTS, first_tokens
+    from counterpoint.forward.seeing import PARTS_THAT_SEE
     from counterpoint.models.checkpointing import enable_checkpointing
     from counterpoint.models.family import family_of
     from counterpoint.models.preparing import embedding_rows
+    from counterpoint.models.trainable import freeze_parts
     from counterpoint.step.assembly import PROOF_TOKENS
     from counterpoint.step.replay.pictures import check_seen_by, pictures_fit
     from counterpoint.step.replay.recompute import culprits_of
@@ -150,7 +153,11 @@ def _again(step: Replay, model: nn.Module, held: HeldSet) -> tuple[Culprit, ...]
     if step.settings.checkpointing and getattr(model, "supports_gradient_checkpointing", False):
         enable_checkpointing(model, share=step.settings.checkpointing_share)
     _check_ids(step, embedding_rows(model))
-    check_seen_by(model, [pair for batch in step.micro_batches for pair in batch])
+    pairs = [pair for batch in step.micro_batches for pair in batch]
+    check_seen_by(model, pairs)
+    if step.settings.pictures_alone and any(pair.seen for pair in pairs):
+        freeze_parts(model, PARTS_THAT_SEE)  # as in the run; and nothing is to be kept
+        keep_features(model, 1)
     if reason := LAYOUTS[step.settings.layout].why_not(model):
         raise ConfigError("CP104", f"the step shared its prompts, but in this model {reason}.")
     configured: Any = model.config

@@ -284,14 +284,16 @@ def _read(
             continue
         texts = as_text(row.prompt), as_text(row.chosen), as_text(row.rejected)
         digest.update(_content(row))
-        keys.append((number, (hash(texts[0]), hash(texts[1]), hash(texts[2]))))
+        # the same question about another picture is another prompt
+        asked_of = "\n".join([texts[0], *(picture.digest for picture in row.pictures)])
+        keys.append((number, (hash(asked_of), hash(texts[1]), hash(texts[2]))))
         found.characters.append((len(texts[1]), len(texts[2])))
         asked = row.target_lang if encoder is None else encoder.target_language(row)
         found.languages.look(number, asked, texts[1:])
         for name in signs(row, texts, marks, eos):
             found.seen[name].add(number)
         if sign:
-            found.signatures.append((number, signature(f"{texts[0]}\n{texts[1]}")))
+            found.signatures.append((number, signature(f"{asked_of}\n{texts[1]}")))
         if len(found.samples) < SAMPLES:
             found.samples.append(row)
     tell(found.rows)

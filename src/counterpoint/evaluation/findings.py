@@ -17,6 +17,7 @@ from counterpoint.evaluation.bootstrap import SOURCE, Resampling
 from counterpoint.evaluation.preferences import Comparison, Preferences, compare, judge
 from counterpoint.evaluation.scores import PairScores, aligned
 from counterpoint.evaluation.texts import Completion
+from counterpoint.evaluation.without_pictures import PictureEffect, picture_effect
 from counterpoint.runlog import versions
 
 BEFORE, AFTER = "before", "after"
@@ -34,12 +35,14 @@ class Side:
         objective: as a formula.
         losses: of the objective, by set.
         scores: of each pair, by set.
+        blank: of each pair that shows pictures, with blank ones in their place, by set.
         written: completions by set; those that are not sampled, then sampled ones.
     """
 
     objective: str
     losses: dict[str, float] = field(default_factory=dict)
     scores: dict[str, PairScores] = field(default_factory=dict)
+    blank: dict[str, PairScores] = field(default_factory=dict)
     written: dict[str, list[Completion]] = field(default_factory=dict)
 
 
@@ -65,6 +68,13 @@ class Findings:
         self.signatures: dict[str, str] = {}
         self.judged: dict[str, dict[str, Preferences]] = {
             who: {name: judge(scores, self.plan) for name, scores in side.scores.items()}
+            for who, side in sides.items()
+        }
+        self.pictures: dict[str, dict[str, PictureEffect]] = {
+            who: {
+                name: picture_effect(side.scores[name], blank, self.plan)
+                for name, blank in side.blank.items()
+            }
             for who, side in sides.items()
         }
         self.compared: dict[str, Comparison] = {}
@@ -101,6 +111,8 @@ class Findings:
                 name: {"loss": side.losses[name], **found.as_dict()}
                 for name, found in self.judged[who].items()
             }
+            for name, effect in self.pictures[who].items():
+                sets[name]["pictures"] = effect.as_dict()
             written: dict[str, Any] = {}
             for (name, kind), values in self.texts[who].items():
                 written.setdefault(name, {})[kind] = values
@@ -118,6 +130,9 @@ class Findings:
         for name, found in self.judged[AFTER].items():
             yield from table.preference_table(name, found, after.losses[name], level)
             yield ""
+            if name in self.pictures[AFTER]:
+                yield from table.picture_table(name, self.pictures[AFTER][name], level)
+                yield ""
             if name in self.compared:
                 yield from table.comparison_table(name, self.compared[name], level)
                 if not self._cut_alike(name):

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from counterpoint.evaluation.bootstrap import BootstrapEstimate
 from counterpoint.evaluation.preferences import Comparison, LengthBin, Preferences
 from counterpoint.evaluation.texts import Completion
+from counterpoint.evaluation.without_pictures import PictureEffect
 
 WIDTH = 80
 LABELS: Mapping[str, str] = {
@@ -24,6 +25,10 @@ LABELS: Mapping[str, str] = {
     "rejected_logps_per_token": "log p a token, rejected",
     "chosen_nll_per_token": "NLL a token, chosen",
     "chosen_perplexity": "perplexity, chosen",
+    "accuracy_blank": "the same, pictures blank",
+    "kept_preference": "preference as with blank ones",
+    "unmoved": "margin hardly moved",
+    "margin_change": "margin over that with blank ones",
     "loss": "loss",
     "length": "tokens written, mean",
     "ended": "ended by itself",
@@ -78,6 +83,31 @@ def _length_table(bins: Sequence[LengthBin], level: float) -> list[str]:
             f"  {_range(one):<15}  {one.pairs:>8,}  {digits(one.accuracy.value):>9}   "
             f"{_interval(one.accuracy):<20}{digits(one.longer_wins):>12}"
         )
+    return lines
+
+
+def picture_table(name: str, found: PictureEffect, level: float) -> list[str]:
+    """What pictures do to the margins of one set.
+
+    Args:
+        name: of the set.
+        found: what they do.
+        level: of the intervals, in (0, 1).
+    """
+    lines = [
+        f"{name}, with its pictures and with blank ones: {found.pairs:,} pairs that show some",
+        f"  {'':<32}{'value':>10}   {level:.0%} interval",
+    ]
+    for key, estimate in found.measures.items():
+        lines.append(f"  {LABELS[key]:<32}{digits(estimate.value):>10}   {_interval(estimate)}")
+        if key == "unmoved":
+            lines.append(f"    by {digits(found.bound)} at most")
+    shares = " / ".join(f"{share:.0%}" for share in found.change_quantiles)
+    lines += [f"    at {shares}"]
+    lines += [f"       {' / '.join(map(digits, found.change_quantiles.values()))}"]
+    lines += ["  least moved: row, margin, margin with blank pictures"]
+    for one in found.least:
+        lines.append(f"    {one.row:>9}  {digits(one.margin):>10}  {digits(one.blank):>10}")
     return lines
 
 

@@ -82,6 +82,11 @@ class EvaluateOptions:
         "Model to compare with, as MODEL: a table of before and after, with intervals "
         "of the difference on the same pairs.",
     )
+    blank_pictures: bool = option(
+        False,
+        "Judge each pair once more with blank pictures of the same size: how far its margin goes "
+        "by its pictures, and which rows least. Such as hardly go by them are CW235.",
+    )
     generate: int = option(
         0,
         "Let the model write to at most so many prompts of each set, spread evenly; "

@@ -148,4 +148,5 @@ class EvaluationPass:
 def _prompt_number(pair: TokenPair) -> int:
     """A number that is equal where prompts are, and else different: 56 bits of a hash."""
     ids = np.asarray(pair.prompt, dtype=np.int64).tobytes()
-    return int.from_bytes(blake2b(ids, digest_size=7).digest(), "big")
+    shown = "".join(picture.digest for picture in pair.pictures)  # one id stands for any picture
+    return int.from_bytes(blake2b(ids + shown.encode(), digest_size=7).digest(), "big")

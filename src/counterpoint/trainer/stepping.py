@@ -171,6 +171,7 @@ class SteppingTrainer(JournalTrainer):
             checkpointing_share=args.checkpointing_share,
             offload=args.activation_offload and args.device.type != "cpu",
             dropout=not args.disable_dropout,
+            pictures_alone=bool(args.picture_cache_gb),
             ranks=ranks.count(),
             balancing_weight=self._balancing_weight,
         )

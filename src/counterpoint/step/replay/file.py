@@ -61,6 +61,7 @@ class Settings:
         checkpointing_share: of how many of the layers, in (0, 1].
         offload: whether activations waited in the host's memory.
         dropout: whether it was on.
+        pictures_alone: whether a frozen tower looked at each picture in a call of its own.
         micro_batches: of the whole step on this rank.
         ranks: of the run.
         balancing_weight: of the load-balancing loss; 0 without experts.
@@ -73,6 +74,7 @@ class Settings:
     checkpointing_share: float = 1.0
     offload: bool = False
     dropout: bool = False
+    pictures_alone: bool = False
     micro_batches: int = 0
     ranks: int = 1
     balancing_weight: float = 0.0
@@ -272,6 +274,7 @@ def _read(described: Any, tensors: Mapping[str, Tensor]) -> Replay:
     if isinstance(told, dict):
         told.pop("top_k", None)  # in files of 0.4.0
         told = {"checkpointing_share": 1.0, "offload": False, **told}  # not in files of 2
+        told = {"pictures_alone": False, **told}  # nor in the first ones of 4
     settings = _made(Settings, told)
     _check(settings.layout in LAYOUTS, f"there is no layout {settings.layout!r}")
     _check(0 < settings.checkpointing_share <= 1, "its share of layers is not in (0, 1]")
