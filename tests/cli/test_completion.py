@@ -50,7 +50,11 @@ def test_bash_finishes_commands_flags_and_choices(command: Command, tmp_path: Pa
     script.write_text(command("completion", "bash").out, encoding="utf-8")
     assert completed(script, "counterpoint", "qui") == ["quickstart"]
     assert completed(script, "counterpoint", "train", "--nll_") == ["--nll_reduction"]
-    assert completed(script, "counterpoint", "doctor", "--loss_type", "si") == ["sigmoid", "simpo"]
+    assert completed(script, "counterpoint", "doctor", "--loss_type", "si") == [
+        "sigmoid",
+        "simpo",
+        "simper",
+    ]
     assert completed(script, "counterpoint", "completion", "") == list(SHELLS)
     assert completed(script, "counterpoint", "report", "--ou") == ["--out"]
     # a file name: bash's own completion takes over
