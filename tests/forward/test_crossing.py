@@ -30,30 +30,39 @@ def test_each_token_looks_at_what_the_processor_says(pictures: int) -> None:
         ids = [IMAGE if place in marks else 5 for place in range(LENGTH)]
         assert marks_in(ids, IMAGE) == marks
         stretch = Stretch(0, 0, LENGTH, marks, tuple(range(pictures)))
-        look = Crossing.of([stretch], of_it, torch.Size([1, LENGTH]))
+        look = Crossing.of([stretch], of_it, LENGTH)
         theirs = convert_sparse_cross_attention_mask_to_dense(
             [get_cross_attention_token_mask(ids, IMAGE)], [tiles], 3, LENGTH
         )
         assert (look.seen & look.behind[..., None, None]).long().tolist() == theirs.tolist()
-        assert look.shown.all()
+        assert look.real.all()
         # as the model has it, what stands before the first picture looks at everything
         assert look.seen[0, : marks[0]].all()
 
 
-def test_a_picture_looks_at_nothing_of_a_neighbour() -> None:
+def test_a_stretch_looks_at_its_own_pictures_and_other_tokens_are_left() -> None:
     tiles = torch.ones(2, 1, dtype=torch.bool)
-    stretches = [Stretch(0, 0, 3, (1,), (1,)), Stretch(0, 5, 8, (6,), (0,))]
-    look = Crossing.of(stretches, tiles, torch.Size([2, 8]))
-    assert look.picks.tolist() == [[1, 0], [2, 2]]
-    assert look.shown.long().tolist() == [[1, 1, 1, 0, 0, 1, 1, 1], [0] * 8]
-    assert look.behind.long().tolist() == [[0, 1, 1, 0, 0, 0, 1, 1], [0] * 8]
-    assert look.seen[0, :3, :, 0].long().tolist() == [[1, 0]] * 3
-    assert look.seen[0, 5:, :, 0].long().tolist() == [[0, 1]] * 3
+    stretches = [Stretch(0, 0, 3, (1,), (1,)), Stretch(1, 5, 7, (5, 6), (0, 1))]
+    look = Crossing.of(stretches, tiles, 8)
+    assert look.places.tolist() == [[0, 1, 2], [13, 14, 14]]
+    assert look.real.long().tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert look.picks.tolist() == [[1, 2], [0, 1]]
+    assert look.behind.long().tolist() == [[0, 1, 1], [1, 1, 0]]
+    assert look.seen[0, :, :, 0].long().tolist() == [[1, 0]] * 3
+    assert look.seen[1, :2, :, 0].long().tolist() == [[1, 0], [1, 1]]
     said = torch.arange(8.0).reshape(2, 2, 2)  # two pictures of one tile of two patches
-    assert look.states(said)[0].tolist() == [[4, 5], [6, 7], [0, 1], [2, 3]]
-    assert not look.states(said)[1].any()
+    assert look.states(said)[0].tolist() == [[4, 5], [6, 7], [0, 0], [0, 0]]
     lowest = torch.finfo(torch.float32).min
     assert look.mask(said)[0, 0, 0].tolist() == [0, 0, lowest, lowest]
+    states = torch.arange(16.0).reshape(2, 8, 1).requires_grad_()
+    taken = look.taken(states)
+    assert taken[..., 0].tolist() == [[0, 1, 2], [13, 14, 14]]
+    back = look.put_back(states, -taken)
+    assert back[0, :, 0].tolist() == [0, -1, -2, 3, 4, 5, 6, 7]
+    assert back[1, :, 0].tolist() == [8, 9, 10, 11, 12, -13, -14, 15]
+    back.sum().backward()
+    assert states.grad is not None
+    assert states.grad.flatten().tolist() == [-1] * 3 + [1] * 10 + [-1] * 2 + [1]
 
 
 def test_transformers_own_batch_is_not_its_rows() -> None:

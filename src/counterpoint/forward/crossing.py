@@ -8,9 +8,9 @@ What transformers makes of a batch there is not what it makes of its rows one by
    what fills it up to the row with the most pictures.
 
 Here each token looks at what it would look at were its completion alone: at its own pictures, from
-their places on; before the first place at all of them, as the model has it; and where there are
-none, the layer leaves it as it was. So rows may show different numbers of pictures, and one row may
-hold several pairs.
+their places on; before the first place at all of them, as the model has it. In those layers each
+stretch of tokens that look at the same pictures is a row, and other tokens are not in them. So rows
+may show different numbers of pictures, and one row may hold several pairs.
 
 Not here: what the tower is given, and when the hooks are open (``seeing``).
 """
@@ -38,7 +38,7 @@ class Stretch:
         row: of the batch.
         start: its first token.
         end: the token after its last one.
-        marks: where in the row each picture stands, in order.
+        marks: where in the row each picture stands, in order; at least one.
         pictures: the number of each among those that the tower was given.
     """
 
@@ -51,58 +51,57 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Crossing:
-    """Which pictures the tokens of a batch look at.
+    """Which pictures the tokens of some stretches look at; each stretch is a row of its own here.
 
     Args:
-        picks: of each row, the pictures that it is given; the number after the last is none.
+        places: of the tokens of each stretch in the batch, row after row; a shorter stretch ends
+            with its last one again and again.
+        real: whether a token is one of the stretch's, and not such a repetition.
+        picks: the pictures of each stretch; the number after the last picture is none.
         seen: which tiles of those a token looks at.
-        behind: whether a token stands behind a picture of its own; the others look at all.
-        shown: whether there is a picture that it may look at.
+        behind: whether a token stands behind a picture; the others look at all.
     """
 
-    picks: Int[Tensor, "rows most"]
-    seen: Bool[Tensor, "rows tokens most tiles"]
-    behind: Bool[Tensor, "rows tokens"]
-    shown: Bool[Tensor, "rows tokens"]
+    places: Int[Tensor, "stretches longest"]
+    real: Bool[Tensor, "stretches longest"]
+    picks: Int[Tensor, "stretches most"]
+    seen: Bool[Tensor, "stretches longest most tiles"]
+    behind: Bool[Tensor, "stretches longest"]
 
     @classmethod
     def of(
-        cls, stretches: Sequence[Stretch], tiles: Bool[Tensor, "pictures tiles"], shape: torch.Size
+        cls, stretches: Sequence[Stretch], tiles: Bool[Tensor, "pictures tiles"], width: int
     ) -> Crossing:
         """What each token looks at, on the CPU.
 
         Args:
-            stretches: those that show pictures.
+            stretches: those that show pictures; at least one.
             tiles: which tiles of a picture are of it; the others fill it up.
-            shape: rows and tokens of the batch.
+            width: of the rows of the batch.
         """
-        rows, tokens = shape
-        given: list[list[int]] = [[] for _ in range(rows)]
-        places = []
-        for one in stretches:  # one that is shown twice is looked at twice
-            before = len(given[one.row])
-            given[one.row] += one.pictures
-            places.append(range(before, before + len(one.pictures)))
-        most = max(map(len, given))
-        picks = torch.tensor([row + [len(tiles)] * (most - len(row)) for row in given])
-        seen = torch.zeros(rows, tokens, most, tiles.shape[1], dtype=torch.bool)
-        own = torch.zeros(rows, tokens, most, dtype=torch.bool)
-        for one, its in zip(stretches, places, strict=True):
-            own[one.row, one.start : one.end, its.start : its.stop] = True
-            for place, number, span in zip(its, one.pictures, _spans(one), strict=True):
-                seen[one.row, span, place] = tiles[number]
-        behind, shown = seen.flatten(2).any(2), own.any(2)
-        # what looks at nothing must look at something all the same, or its softmax is of nothing
-        all_of_them = torch.where(shown[..., None], own, True)[..., None]
-        seen = torch.where(behind[..., None, None], seen, all_of_them)
-        return cls(picks, seen, behind, shown)
+        longest = max(one.end - one.start for one in stretches)
+        most = max(len(one.pictures) for one in stretches)
+        first = torch.tensor([one.row * width + one.start for one in stretches])[:, None]
+        last = torch.tensor([one.end - one.start - 1 for one in stretches])[:, None]
+        steps = torch.arange(longest)[None]
+        picks = torch.full((len(stretches), most), len(tiles))
+        seen = torch.zeros(len(stretches), longest, most, tiles.shape[1], dtype=torch.bool)
+        own = torch.zeros(len(stretches), 1, most, 1, dtype=torch.bool)
+        for row, one in enumerate(stretches):
+            picks[row, : len(one.pictures)] = torch.tensor(one.pictures)
+            own[row, :, : len(one.pictures)] = True
+            for place, (number, span) in enumerate(zip(one.pictures, _spans(one), strict=True)):
+                seen[row, span, place] = tiles[number]
+        behind = seen.flatten(2).any(2)
+        seen = torch.where(behind[..., None, None], seen, own)
+        return cls(first + steps.minimum(last), steps <= last, picks, seen, behind)
 
     def to(self, device: torch.device) -> Crossing:
         """The same on another device."""
         return Crossing(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
     def states(self, said: Float[Tensor, "tiles_of_all patches width"]) -> Tensor:
-        """What the tower says of the pictures of each row, ``[rows, keys, width]``.
+        """What the tower says of the pictures of each stretch, ``[stretches, keys, width]``.
 
         Args:
             said: of each tile, picture after picture.
@@ -112,7 +111,7 @@ class Crossing:
         return torch.cat([each, none])[self.picks].flatten(1, 2)
 
     def mask(self, said: Float[Tensor, "tiles_of_all patches width"]) -> Tensor:
-        """What is added to the scores of each token and key, ``[rows, 1, tokens, keys]``.
+        """What is added to the scores of each token and key, ``[stretches, 1, longest, keys]``.
 
         Args:
             said: as for ``states``.
@@ -121,6 +120,28 @@ class Crossing:
         lowest = torch.finfo(said.dtype).min
         return torch.zeros_like(seen, dtype=said.dtype).masked_fill(~seen, lowest)
 
+    def taken(self, states: Float[Tensor, "rows tokens width"]) -> Tensor:
+        """The states of the stretches' tokens, ``[stretches, longest, width]``.
+
+        Args:
+            states: of the batch.
+        """
+        return states.flatten(0, 1)[self.places]
+
+    def put_back(
+        self,
+        states: Float[Tensor, "rows tokens width"],
+        made: Float[Tensor, "stretches longest width"],
+    ) -> Float[Tensor, "rows tokens width"]:
+        """The states of the batch with those of the stretches' tokens made anew.
+
+        Args:
+            states: of the batch.
+            made: of the stretches.
+        """
+        flat = states.flatten(0, 1)
+        return flat.index_put((self.places[self.real],), made[self.real]).view_as(states)
+
 
 def _spans(one: Stretch) -> list[slice]:
     """The tokens that look at each picture: up to the next one, or with it where it follows."""
@@ -128,7 +149,8 @@ def _spans(one: Stretch) -> list[slice]:
     for place in range(len(ends) - 2, -1, -1):
         if ends[place] == one.marks[place] + 1:
             ends[place] = ends[place + 1]
-    return [slice(start, end) for start, end in zip(one.marks, ends, strict=True)]
+    spans = zip(one.marks, ends, strict=True)
+    return [slice(start - one.start, end - one.start) for start, end in spans]
 
 
 def marks_in(prompt: Sequence[int], token_id: int, start: int = 0) -> tuple[int, ...]:
@@ -161,7 +183,7 @@ def crossing_of(look: RowsShown, named: Mapping[str, Tensor], token_id: int) -> 
         if its:
             stretches.append(Stretch(row, start, end, marks_in(pair.prompt, token_id, start), its))
     tiles = named["aspect_ratio_mask"][:, 0].bool().cpu()
-    return Crossing.of(stretches, tiles, ids.shape).to(ids.device)
+    return Crossing.of(stretches, tiles, ids.shape[1]).to(ids.device)
 
 
 @contextmanager
@@ -185,20 +207,25 @@ def crossing(text: Any, now: Callable[[], Crossing | None]) -> Iterator[None]:
         }
         return args, {**named, **changed}
 
-    def after(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        look = now()
-        return output if look is None else torch.where(look.shown[..., None], output, args[0])
+    waiting: list[Tensor] = []
 
-    def without_the_layout(module: nn.Module, args: Any, named: dict[str, Any]) -> tuple[Any, Any]:
-        return args, {name: value for name, value in named.items() if name != KEYWORD}
+    def before_layer(module: nn.Module, args: Any, named: dict[str, Any]) -> tuple[Any, Any]:
+        look = now()
+        if look is None:
+            return args, named
+        waiting.append(args[0])
+        # the layout's keyword is for attention within the text
+        return (look.taken(args[0]),), {n: one for n, one in named.items() if n != KEYWORD}
+
+    def after_layer(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        look = now()
+        return output if look is None else look.put_back(waiting.pop(), output)
 
     with ExitStack() as stack:
         stack.callback(text.register_forward_pre_hook(before, with_kwargs=True).remove)
         for layer in text.layers:
-            look = getattr(layer, "cross_attn", None)
-            if look is None:
-                continue
-            stack.callback(layer.register_forward_hook(after).remove)
-            hook = look.register_forward_pre_hook(without_the_layout, with_kwargs=True)
-            stack.callback(hook.remove)
+            if hasattr(layer, "cross_attn"):
+                hook = layer.register_forward_pre_hook(before_layer, with_kwargs=True)
+                stack.callback(hook.remove)
+                stack.callback(layer.register_forward_hook(after_layer).remove)
         yield

@@ -308,7 +308,7 @@ def _looked_at_before(
     marks = marks_in(ids, token_id, width - len(ids))
     row = Stretch(0, 0, width + after, marks, tuple(range(len(seen))))
     tiles = named["aspect_ratio_mask"][0].bool()
-    look = Crossing.of([row], tiles, torch.Size([1, width + after]))
+    look = Crossing.of([row], tiles, width + after)
     named["cross_attention_mask"] = (look.seen & look.behind[..., None, None]).long()
     return named
 
