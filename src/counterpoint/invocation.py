@@ -24,7 +24,7 @@ NAME = "counterpoint"
 
 COMMANDS = (
     *("train", "doctor", "plan", "smoke", "evaluate", "tokens", "init", "pairs", "diff"),
-    *("replay", "report", "compare", "watch", "quickstart", "completion", "consolidate"),
+    *("replay", "report", "compare", "watch", "quickstart", "completion", "consolidate", "merge"),
 )
 """Every subcommand."""
 

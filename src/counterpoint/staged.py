@@ -60,6 +60,24 @@ def refuse_unusable(path: Path) -> None:
         )
 
 
+def refuse_filled(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a folder to be that holds something, or that cannot be one.
+
+    Args:
+        folder: which may not be there yet.
+        overwrite: what is in it may be written over.
+
+    Raises:
+        SetupError: CP501 for a file, CP506 for a folder with something in it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise SetupError("CP501", f"{folder} cannot be written: it is a file.")
+    if not overwrite and folder.is_dir() and any(folder.iterdir()):
+        raise SetupError(
+            "CP506", f"{folder} holds something already. Name another folder, or add --overwrite."
+        )
+
+
 def _wrong_with(part: str, longest: int) -> str | None:
     """What is wrong with a name, in words that follow "it"."""
     if any(ord(letter) < 32 or ord(letter) == 127 for letter in part):

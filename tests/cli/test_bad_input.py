@@ -219,7 +219,7 @@ GALLERY: list[tuple[str, Spoil, str, str, str]] = [
         "it has no config.json",
     ),
     ("no weights", nothing, "--model bare", "CP301", "add --from_scratch"),
-    ("an adapter for a model", adapter, "--model adapter", "CP301", "holds a LoRA adapter"),
+    ("an adapter without a base", adapter, "--model adapter", "CP301", "names no base model"),
     ("pickled weights", pickled, "", "CP310", "as pickles"),
     ("a missing shard", sharded, "", "CP301", "lacks 1 of 2 files of weights"),
     ("cut weights", cut("model/model.safetensors", 100), "", "CP301", "SafetensorError"),

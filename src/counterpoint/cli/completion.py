@@ -35,7 +35,7 @@ LIKE_TRAIN = ("train", "doctor", "plan", "smoke", "tokens")
 
 MODULES = (
     *("doctor", "plan", "smoke", "evaluate", "tokens", "init", "pairs", "diff", "replay"),
-    *("report", "compare", "watch", "quickstart", "completion", "consolidate"),
+    *("report", "compare", "watch", "quickstart", "completion", "consolidate", "merge"),
 )
 """Commands that are a module of ``cli``, which declares them in ``COMMAND``."""
 

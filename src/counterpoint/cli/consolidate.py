@@ -10,9 +10,10 @@ from pathlib import Path
 
 from counterpoint.console.manners import importing, put, say
 from counterpoint.console.phases import phase
-from counterpoint.errors import ConfigError, SetupError
+from counterpoint.errors import ConfigError
 from counterpoint.options.command import Command
 from counterpoint.options.declared import option
+from counterpoint.staged import refuse_filled
 from counterpoint.strict import strict_json
 
 USAGE = """\
@@ -70,7 +71,9 @@ def consolidate(words: list[str]) -> None:
         checkpoint, manifest = whole.find_whole(Path(paths[0]).expanduser())
     beside = checkpoint.resolve().with_name(f"consolidated-{manifest.step}")
     target = beside if options.to is None else Path(options.to).expanduser()
-    _refuse_taken(target, checkpoint, overwrite=options.overwrite)
+    if target.resolve().is_relative_to(checkpoint.resolve()):
+        raise ConfigError("CP104", f"{target} lies in the checkpoint; name another one with --to.")
+    refuse_filled(target, overwrite=options.overwrite)
     with phase(f"writing the whole model of {checkpoint.name}"):
         files = whole.consolidate(checkpoint, manifest.files, target)
     size = sum((target / name).stat().st_size for name in files)
@@ -79,14 +82,3 @@ def consolidate(words: list[str]) -> None:
         put(strict_json(found, indent=2))
     else:
         say(f"{target}: the model after step {manifest.step:,}, {size:,} bytes")
-
-
-def _refuse_taken(target: Path, checkpoint: Path, *, overwrite: bool) -> None:
-    if target.resolve().is_relative_to(checkpoint.resolve()):
-        raise ConfigError("CP104", f"{target} lies in the checkpoint; name another one with --to.")
-    if target.exists() and not target.is_dir():
-        raise SetupError("CP501", f"{target} cannot be written: it is a file.")
-    if not overwrite and target.is_dir() and any(target.iterdir()):
-        raise SetupError(
-            "CP506", f"{target} holds something already. Name another folder, or add --overwrite."
-        )

@@ -195,7 +195,7 @@ def _trainer(source: str, request: Request) -> CPOTrainer:
     """A trainer that only evaluates."""
     from counterpoint.cli.hub import hub_or_cache
     from counterpoint.cli.parts import hide_token, hub_names, merge_model_options
-    from counterpoint.models.adapters import base_of, is_adapter, load_adapted
+    from counterpoint.models.adapters import base_of, is_adapter, load_adapted, tokenizer_source
     from counterpoint.models.loading import load_config, load_model, load_tokenizer
     from counterpoint.models.weights import WeightsPolicy
     from counterpoint.trainer.trainer import CPOTrainer
@@ -213,7 +213,7 @@ def _trainer(source: str, request: Request) -> CPOTrainer:
             load_config(source, config)
             # weights that nobody trains keep the precision of their files
             model = load_model(source, config, WeightsPolicy.of(config, adapter=True))
-        own = source if not adapter or _has_tokenizer(source) else base_of(source)
+        own = tokenizer_source(source) if adapter else source
         tokenizer = load_tokenizer(
             run.tokenizer or own,
             config,
@@ -224,10 +224,6 @@ def _trainer(source: str, request: Request) -> CPOTrainer:
     trainer = CPOTrainer(model=model, args=config, processing_class=tokenizer)
     config.model_init_kwargs = given
     return trainer
-
-
-def _has_tokenizer(folder: str) -> bool:
-    return (Path(folder).expanduser() / "tokenizer_config.json").is_file()
 
 
 def _named(sets: Any, request: Request) -> Iterator[tuple[str, Any]]:

@@ -58,6 +58,8 @@ commands:
                  say how two saved models or adapters differ
   consolidate RUN_OR_CHECKPOINT [--to FOLDER]
                  make one whole model of a checkpoint that ranks have written in parts
+  merge ADAPTER --out FOLDER [--dtype float32]
+                 make one model of an adapter and its base
   replay FILE [--model M]
                  do a step that was not finite again, and say what broke first
   report RUN [--out FILE]

@@ -18,6 +18,14 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from counterpoint.cli.continued import (
+    base_named,
+    begins_adapted,
+    held_as_trained,
+    load_continued,
+    own_adapter,
+    tokenizer_named,
+)
 from counterpoint.cli.hub import hub_or_cache
 from counterpoint.config import CPOConfig
 from counterpoint.data.sources import load, pick_split
@@ -83,6 +91,8 @@ def load_parts(request: Request, attempt: Attempt, *, weights: bool = True) -> R
         if weights and parts.model_config is not None:
             parts.model = attempt(load_own_weights, request, parts.model_config)
     if weights:
+        if begins_adapted(request.run):
+            parts.adapter = None  # which is on the model
         request.config.model_init_kwargs = None  # the trainer refuses them beside a loaded model
     return parts
 
@@ -111,6 +121,10 @@ def load_own_weights(request: Request, model_config: Any) -> Any:
         model_config: of the model, from ``load_parts``.
     """
     run, config = request.run, request.config
+    if begins_adapted(run):
+        model = load_continued(run, config)
+        freeze_parts(model.get_base_model(), run.freeze or ())
+        return model
     if run.from_scratch:
         model = random_model(str(run.model), config, model_config)
     else:
@@ -121,13 +135,13 @@ def load_own_weights(request: Request, model_config: Any) -> Any:
 
 
 def _load_parts(run: RunOptions, config: CPOConfig, attempt: Attempt) -> RunParts:
-    source = str(run.model)
     attempt(merge_model_options, run, config)
-    described = attempt(load_config, source, config, from_scratch=run.from_scratch)
+    source = attempt(base_named, run)
+    described = source and attempt(load_config, source, config, from_scratch=run.from_scratch)
     return RunParts(
         model_config=described,
         tokenizer=attempt(load_own_tokenizer, run, config),
-        adapter=attempt(adapter_config, run, described),
+        adapter=attempt(adapter_config, run, config, described),
         train_rows=attempt(train_rows, run, config),
         eval_rows=attempt(eval_sets, run),
         constraint_rows=attempt(second_sets, config),
@@ -146,7 +160,7 @@ def load_own_tokenizer(run: RunOptions, config: CPOConfig) -> PreTrainedTokenize
         SetupError: CP502 where it needs a package that is missing.
     """
     return load_tokenizer(
-        run.tokenizer or str(run.model),
+        tokenizer_named(run),
         config,
         of_model=run.tokenizer is None,
         chat_template=run.chat_template,
@@ -157,7 +171,7 @@ def hub_names(run: RunOptions) -> list[str]:
     """All that may have to come from the hub."""
     named = _named_sets(run.eval_dataset)
     evals = named.values() if isinstance(named, Mapping) else named
-    return [str(run.model), *([run.tokenizer] if run.tokenizer else []), *run.dataset, *evals]
+    return [base_named(run), *([run.tokenizer] if run.tokenizer else []), *run.dataset, *evals]
 
 
 def hide_token(config: CPOConfig) -> None:
@@ -185,9 +199,10 @@ def merge_model_options(run: RunOptions, config: CPOConfig) -> None:
         )
     given = config.model_init_kwargs
     keywords = dict(given) if isinstance(given, Mapping) else {}
+    held = held_as_trained(run)
     own = {
-        "revision": run.revision,
-        "dtype": run.dtype,
+        "revision": run.revision or held.get("revision"),
+        "dtype": run.dtype or held.get("dtype"),
         "attn_implementation": run.attn_implementation,
     }
     for name, value in own.items():
@@ -201,16 +216,20 @@ def merge_model_options(run: RunOptions, config: CPOConfig) -> None:
     config.model_init_kwargs = keywords
 
 
-def adapter_config(run: RunOptions, model_config: Any) -> Any:
-    """The ``peft.LoraConfig`` that the options describe, or None without ``lora_r``.
+def adapter_config(run: RunOptions, config: CPOConfig, model_config: Any) -> Any:
+    """The adapter that a run trains, as a ``peft.PeftConfig``; None where it trains all weights.
 
     Args:
-        run: names the options.
+        run: describes it, or begins with it.
+        config: as for ``continued.own_adapter``.
         model_config: of the model; None where it could not be loaded.
 
     Raises:
+        ConfigError: CP104 and CP105 as ``continued.own_adapter``.
         SetupError: CP502 where peft is not installed.
     """
+    if begins_adapted(run):
+        return own_adapter(run, config)
     if run.lora_r is None:
         return None
     try:

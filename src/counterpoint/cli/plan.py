@@ -208,6 +208,7 @@ def _cluster(request: Request, options: PlanOptions) -> Cluster | None:
 def _planner(request: Request, options: PlanOptions, shards: int) -> Any:
     import torch
 
+    from counterpoint.cli.continued import base_named
     from counterpoint.cli.hub import hub_or_cache
     from counterpoint.cli.parts import (
         adapter_config,
@@ -228,12 +229,14 @@ def _planner(request: Request, options: PlanOptions, shards: int) -> Any:
     hide_token(config)
     with hub_or_cache(hub_names(run)):
         merge_model_options(run, config)
-        described = load_config(str(run.model), config, from_scratch=True)
+        source = base_named(run)
+        described = load_config(source, config, from_scratch=True)
         tokenizer = prepare_tokenizer(load_own_tokenizer(run, config))
         lengths = _lengths(request, encoder_of(described, tokenizer, config))
-    policy = WeightsPolicy.of(config, adapter=bool(run.lora_r))
+    adapter = adapter_config(run, config, described)
+    policy = WeightsPolicy.of(config, adapter=adapter is not None)
     with torch.device("meta"):
-        model = random_model(str(run.model), config, described, policy)
+        model = random_model(source, config, described, policy)
     if policy.quantization is not None:
         compress(model, policy.quantization)
     if config.disable_dropout:
@@ -242,7 +245,7 @@ def _planner(request: Request, options: PlanOptions, shards: int) -> Any:
         model,
         config,
         lengths,
-        adapter=adapter_config(run, described),
+        adapter=adapter,
         ranks=options.ranks,
         shards=shards,
         device=None if options.device == "auto" else options.device,

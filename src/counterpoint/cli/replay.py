@@ -294,6 +294,7 @@ def _as_asked(file: Path, options: ReplayOptions) -> nn.Module:
     from transformers import set_seed
 
     from counterpoint.checkpoint.bases import check_base
+    from counterpoint.cli.continued import base_named, begins_adapted
     from counterpoint.cli.parts import adapter_config, load_own_weights, merge_model_options
     from counterpoint.models.loading import load_config
     from counterpoint.models.preparing import adapt
@@ -304,10 +305,10 @@ def _as_asked(file: Path, options: ReplayOptions) -> nn.Module:
     request = read_request([str(file), *words])
     run, config = request.run, request.config
     merge_model_options(run, config)
-    described = load_config(str(run.model), config, from_scratch=run.from_scratch)
+    described = load_config(base_named(run), config, from_scratch=run.from_scratch)
     model: nn.Module = load_own_weights(request, described)
-    adapter = adapter_config(run, described)
-    if adapter is None:
+    adapter = adapter_config(run, config, described)
+    if adapter is None or begins_adapted(run):
         return model
     set_seed(config.seed)
     adapted: nn.Module = adapt(model, config, adapter)

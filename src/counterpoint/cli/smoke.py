@@ -80,6 +80,7 @@ def smoke(words: list[str]) -> int:
 
 
 def _try(request: Request, options: SmokeOptions) -> int:
+    from counterpoint.cli.continued import base_named
     from counterpoint.cli.hub import hub_or_cache
     from counterpoint.cli.parts import call, hide_token, load_own_weights, load_parts
     from counterpoint.smoke.report import Check, head
@@ -91,7 +92,7 @@ def _try(request: Request, options: SmokeOptions) -> int:
     width = terminal_width()
 
     def load() -> Any:
-        with hub_or_cache([str(request.run.model)]):
+        with hub_or_cache([base_named(request.run)]):
             return load_own_weights(request, parts.model_config)
 
     def begun(twin: str) -> None:
@@ -106,7 +107,7 @@ def _try(request: Request, options: SmokeOptions) -> int:
         report = run_smoke(
             Subject(
                 args=request.config,
-                source=str(request.run.model),
+                source=base_named(request.run),
                 config=parts.model_config,
                 tokenizer=parts.tokenizer,
                 rows=parts.train_rows,

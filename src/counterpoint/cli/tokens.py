@@ -85,6 +85,7 @@ def tokens(words: list[str]) -> None:
 
 
 def _show(request: Request, options: TokensOptions) -> None:
+    from counterpoint.cli.continued import base_named
     from counterpoint.cli.hub import hub_or_cache
     from counterpoint.cli.parts import (
         hide_token,
@@ -107,7 +108,7 @@ def _show(request: Request, options: TokensOptions) -> None:
         merge_model_options(run, config)
         tokenizer = prepare_tokenizer(load_own_tokenizer(run, config))
         # a tokenizer alone is taken for a decoder's
-        described = _described(str(run.model), config)
+        described = _described(base_named(run), config)
         rows = open_rows(run)
     limits, encoder = PrepareOptions.of(config).limits, encoder_of(described, tokenizer, config)
     name = shown(" ".join(run.dataset))  # the rows themselves are shown as they train

@@ -82,13 +82,55 @@ class Places:
 
     def gathered(self, states: Tensor) -> Tensor:
         """``[rows, tokens, features]`` -> ``[real tokens, features]``, each once."""
-        return states.flatten(0, 1).index_select(0, self.once)
+        gathered: Tensor = _Gathered.apply(states, self)  # type: ignore[no-untyped-call]
+        return gathered
 
     def put_back(self, packed: Tensor) -> Tensor:
         """``[real tokens, features]`` -> ``[rows, tokens, features]``, 0 at padding."""
-        flat = packed.new_zeros(self.rows * self.tokens, packed.shape[-1])
-        every = packed if self.which is None else packed.index_select(0, self.which)
-        return flat.index_copy(0, self.places, every).view(self.rows, self.tokens, -1)
+        padded: Tensor = _PutBack.apply(packed, self)  # type: ignore[no-untyped-call]
+        return padded
+
+    def spread(self, tokens: Tensor, places: Tensor) -> Tensor:
+        """Tokens at their places among zeros; each place is named once."""
+        flat = tokens.new_zeros(self.rows * self.tokens, tokens.shape[-1])
+        return flat.index_copy_(0, places, tokens).view(self.rows, self.tokens, -1)
+
+
+class _Gathered(torch.autograd.Function):
+    """Real tokens of rows.
+
+    No two are of one place, so that a gradient is written to its place; torch, which cannot know
+    it, adds up, and takes ten times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, places: Places) -> Tensor:
+        ctx.places = places
+        return states.flatten(0, 1).index_select(0, places.once)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        places: Places = ctx.places
+        return places.spread(gradients[0], places.once), None
+
+
+class _PutBack(torch.autograd.Function):
+    """Rows of real tokens; a row that stands there twice adds up what comes back to it."""
+
+    @staticmethod
+    def forward(ctx: Any, packed: Tensor, places: Places) -> Tensor:
+        ctx.places, ctx.tokens = places, len(packed)
+        every = packed if places.which is None else packed.index_select(0, places.which)
+        return places.spread(every, places.places)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        places: Places = ctx.places
+        back = gradients[0].flatten(0, 1).index_select(0, places.places)
+        if places.which is not None:
+            whole = back.new_zeros(ctx.tokens, back.shape[-1])
+            back = whole.index_add_(0, places.which, back)
+        return back, None
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,46 @@ def base_of(source: str) -> str:
     return base
 
 
+def tokenizer_source(source: str) -> str:
+    """Where the tokenizer of an adapter lies: beside it, as a run saves it, or beside its base.
+
+    Args:
+        source: the adapter's folder.
+    """
+    beside = Path(source).expanduser() / "tokenizer_config.json"
+    return source if beside.is_file() else base_of(source)
+
+
+def read_adapter(source: str, args: CPOConfig) -> Any:
+    """The ``peft.PeftConfig`` of an adapter's folder.
+
+    Args:
+        source: the folder.
+        args: ``trust_remote_code`` is used.
+
+    Raises:
+        ModelError: CP301 for one that cannot be read; CP311 and CP315 as ``load_adapted``.
+        SetupError: CP502 without PEFT.
+    """
+    folder = Path(source).expanduser()
+    check_adapter(folder, trusted=args.trust_remote_code)
+    peft = _peft_for(source)
+    try:
+        return peft.PeftConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise ModelError("CP301", f"{source} is no adapter: {first_line(error)}") from error
+
+
+def _peft_for(source: str) -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise SetupError(
+            "CP502", f"{source} is an adapter and needs peft: {installing(EXTRAS['peft'])}"
+        ) from error
+    return peft
+
+
 def load_adapted(source: str, args: CPOConfig) -> Any:
     """An adapter on its base model, its weights ready to train on.
 
@@ -72,12 +112,7 @@ def load_adapted(source: str, args: CPOConfig) -> Any:
     base = base_of(source)
     refuse_pickled_adapter(Path(source).expanduser(), args)
     check_adapter(Path(source).expanduser(), trusted=args.trust_remote_code)
-    try:
-        import peft
-    except ImportError as error:
-        raise SetupError(
-            "CP502", f"{source} is an adapter and needs peft: {installing(EXTRAS['peft'])}"
-        ) from error
+    peft = _peft_for(source)
     load_config(base, args)
     model = load_model(base, args, WeightsPolicy.of(args, adapter=True))
     folder = Path(source).expanduser()

@@ -122,7 +122,7 @@ def holds_an_adapter(source: object) -> ModelError:
     """CP301, ready to raise."""
     # transformers would load whichever base model it names, and put it on
     return ModelError(
-        "CP301", f"{source} holds a LoRA adapter, not a model; merge it into its base model first."
+        "CP301", f"{source} holds an adapter, not a model; merge it into its base model first."
     )
 
 

@@ -25,7 +25,9 @@ class RunOptions:
     """
 
     model: str | None = option(
-        None, "Required. A model id of the Hugging Face hub, or a folder with a model."
+        None,
+        "Required. A model id of the Hugging Face hub, a folder with a model, or one with an "
+        "adapter, which is then trained on.",
     )
     revision: str | None = option(None, "Branch, tag or commit of a model from the hub.")
     tokenizer: str | None = option(

@@ -175,7 +175,8 @@ def measure(
         args=own,
         train_dataset=prepared(pairs),
         processing_class=tokenizer,
-        peft_config=peft_config,
+        # one that the run begins with is on the model
+        peft_config=None if hasattr(model, "peft_config") else peft_config,
         callbacks=[clock],
     )
     trainer.examined = True  # its options are not those that were given

@@ -1,0 +1,73 @@
+"""``counterpoint merge``: one model of an adapter and its base, or a reason why not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from tests.cli.conftest import Command
+
+
+@pytest.fixture
+def adapter(workshop: Path) -> Path:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(workshop / "model")
+    made = get_peft_model(model, LoraConfig(target_modules="all-linear", init_lora_weights=False))
+    made.save_pretrained(workshop / "adapter")
+    return workshop / "adapter"
+
+
+def test_one_model_is_written_and_its_distance_told(command: Command, adapter: Path) -> None:
+    said = command("merge", adapter, "--out", "whole")
+    assert said.code == 0, said.err
+    assert "as one model in float32" in said.out + said.err
+    assert "nats a token" in said.out + said.err
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+        path.name for path in Path("whole").iterdir()
+    }
+    again = command(
+        "merge", adapter, "--out", "whole", "--overwrite", "--dtype", "bfloat16", "--json"
+    )
+    found = json.loads(again.out)
+    assert found["dtype"] == "bfloat16"
+    assert found["moved"] > 0
+    assert found["bytes"] == sum((Path("whole") / name).stat().st_size for name in found["files"])
+    assert AutoModelForCausalLM.from_pretrained("whole").dtype == torch.bfloat16
+
+
+def test_a_run_that_trained_an_adapter_is_merged(command: Command, workshop: Path) -> None:
+    words = ("--model", "model", "--dataset", "pairs.jsonl", "--lora_r", "2", "--max_steps", "1")
+    assert command("train", *words, "--output_dir", "run", "--learning_rate", "1e-3").code == 0
+    said = command("merge", "run", "--out", "whole", "--json")
+    assert said.code == 0, said.err
+    found = json.loads(said.out)
+    assert found["moved"] <= 1e-5
+    assert AutoModelForCausalLM.from_pretrained("whole").num_parameters() > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong"),
+    [
+        ([], "CP107 merge takes one adapter"),
+        (["adapter"], "CP107 merge takes one adapter"),
+        (["adapter", "other", "--out", "x"], "CP103 merge takes one adapter"),
+        (["adapter", "--out", "adapter"], "CP104 adapter is the adapter's own folder"),
+        (["adapter", "--out", "model"], "CP506 model holds something already"),
+        (["adapter", "--out", "pairs.jsonl"], "CP501 pairs.jsonl cannot be written"),
+        (["adapter", "--out", "x", "--dtype", "int3"], 'CP102 --dtype="int3" is not one of'),
+        (["model", "--out", "x"], "CP301 model is no folder of an adapter"),
+        (["nowhere", "--out", "x"], "CP301 nowhere is no folder of an adapter"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    command: Command, adapter: Path, words: list[str], wrong: str
+) -> None:
+    said = command("merge", *words)
+    assert said.code == 2
+    assert said.err.startswith(f"counterpoint: {wrong}"), said.err
+    assert not Path("x").exists()
