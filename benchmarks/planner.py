@@ -27,6 +27,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pictures
 import step
 import translation
 
@@ -146,8 +147,53 @@ WORK: dict[str, dict[str, Any]] = {
         "pairs": 32,
         "lora": 16,
     },
+    "paddleocr": {
+        "name": "hh-rlhf and pictures, PaddleOCR-VL-shaped 47M, 8 pairs, fp32",
+        "kind": "paddleocr_vl",
+    },
+    "paddleocr-checkpointing": {
+        "name": "the same, activation checkpointing",
+        "kind": "paddleocr_vl",
+        "options": {"gradient_checkpointing": True},
+    },
+    "paddleocr-bf16": {
+        "name": "the same, bf16 autocast",
+        "kind": "paddleocr_vl",
+        "bf16": True,
+    },
+    "paddleocr-frozen": {
+        "name": "the same, tower and projector frozen, fp32",
+        "kind": "paddleocr_vl",
+        "freeze": ("vision", "projector"),
+    },
+    "paddleocr-lora": {
+        "name": "the same, LoRA of rank 16 on the language model",
+        "kind": "paddleocr_vl",
+        "lora": 16,
+    },
+    "paddleocr-tower-lora": {
+        "name": "the same, LoRA of rank 16 on the tower too",
+        "kind": "paddleocr_vl",
+        "lora": 16,
+        "tower": True,
+    },
+    "paddleocr-padded": {
+        "name": "the same, padded layout, 4 pairs",
+        "kind": "paddleocr_vl",
+        "pairs": 4,
+        "options": {"layout": "padded"},
+    },
+    "gemma3": {
+        "name": "hh-rlhf and pictures, Gemma-3-shaped, 8 pairs, fp32",
+        "kind": "gemma3",
+    },
+    "idefics3": {
+        "name": "hh-rlhf and pictures, Idefics-3-shaped, 8 pairs, fp32",
+        "kind": "idefics3",
+    },
 }
-"""Row -> its work, as ``step.trainer_of`` takes it; "lora" is the rank of an adapter."""
+"""Row -> its work, as ``step.trainer_of`` takes it, or ``pictures.trainer_about_pictures`` where it
+has a "kind"; "lora" is the rank of an adapter."""
 
 ENCODERS = ("t5", "m2m_100")
 """Kinds of models whose rows are sources and translations, without a prompt around them."""
@@ -155,6 +201,8 @@ ENCODERS = ("t5", "m2m_100")
 
 def trainer_of(row: str, folder: Path) -> Any:
     """A trainer of a row's work, whose every step has the same pairs."""
+    if "kind" in WORK[row]:
+        return pictures.trainer_about_pictures({"pairs": 8, "bf16": False, **WORK[row]}, folder)
     model = WORK[row]["model"]
     data = "ted" if model["model_type"] in ENCODERS else "hh"
     work = {"data": data, "pairs": 8, "bf16": False, **WORK[row]}
@@ -189,7 +237,8 @@ def predicted(trainer: Any) -> dict[str, Any]:
     from counterpoint.planner.shapes import Lengths
 
     start = time.perf_counter()
-    planner = Planner(trainer.model, trainer.args, Lengths.of(trainer.train_dataset))
+    lengths = Lengths.of(trainer.train_dataset, trainer._feed.encoder)
+    planner = Planner(trainer.model, trainer.args, lengths)
     found = planner.asked(0)
     return {
         "peak": found.peak,

@@ -1,4 +1,4 @@
-"""A memory that holds so many input tokens of a micro-batch, and fails as the real one does."""
+"""A memory that holds so many tokens and patches of a micro-batch, and fails as the real one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from counterpoint.forward.shown import LOOK, patches_in
+
 
 class SmallMemory:
     """Makes a model fail on more tokens than fit.
 
     Args:
         model: to make fail.
-        tokens: most input tokens of a micro-batch.
+        tokens: most input tokens of a micro-batch, patches of its pictures included.
         where: "forward" fails before anything is computed; "head" in the backward, when only the
             head has its gradient; "backward" when every layer above the embedding has its own.
     """
@@ -36,7 +38,8 @@ class SmallMemory:
             self.kept.append(self._computed() is not None)
             self._computed = None
         ids = args[0] if args else kwargs["input_ids"]
-        self._now = ids.numel()
+        shown = kwargs.get(LOOK)
+        self._now = ids.numel() + (0 if shown is None else patches_in(shown.pairs))
         if self.where == "forward":
             self._fill(self._now)
 

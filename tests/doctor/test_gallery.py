@@ -893,8 +893,9 @@ OF_RENDERING = {"CP221", "CP222"}
 """Codes of turns and of the machine that renders them; tests/data has them."""
 
 
-OF_PICTURES = {"CP228", "CP229", "CP230", "CP231", "CP232", "CW230", "CW231"}
-"""Codes of rows about pictures; tests/data/test_pictures.py and test_pictures_prepared.py."""
+OF_PICTURES = {"CP228", "CP229", "CP230", "CP231", "CP232", "CW230", "CW231", "CW234"}
+"""Codes of rows about pictures; tests/data/test_pictures.py, test_pictures_prepared.py and
+tests/doctor/test_scaled.py."""
 
 OF_BLANK_PICTURES = {"CW235"}
 """Codes of a model that judges pairs; tests/cli/test_blank_pictures.py."""

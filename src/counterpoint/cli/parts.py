@@ -30,12 +30,11 @@ from counterpoint.cli.hub import hub_or_cache
 from counterpoint.config import CPOConfig
 from counterpoint.data.sources import load, pick_split
 from counterpoint.errors import ConfigError, DataError, SetupError
-from counterpoint.forward.sights import sight_of
 from counterpoint.invocation import EXTRAS, installing
 from counterpoint.log import logger
 from counterpoint.models.family import DECODER, FAMILIES, family_of
 from counterpoint.models.loading import load_config, load_model, load_tokenizer, random_model
-from counterpoint.models.trainable import freeze_parts
+from counterpoint.models.trainable import freeze_parts, left_by_adapters
 from counterpoint.models.weights import WeightsPolicy
 from counterpoint.options.run_options import RunOptions
 from counterpoint.options.settings import Request
@@ -239,8 +238,6 @@ def adapter_config(run: RunOptions, config: CPOConfig, model_config: Any) -> Any
             "CP502", f"lora_r needs the package peft: {installing(EXTRAS['peft'])}"
         ) from error
     targets = run.lora_target_modules or ["all-linear"]
-    sight = sight_of(model_config)
-    seeing = () if sight is None or run.lora_target_modules else (*sight.tower, *sight.projector)
     return LoraConfig(
         task_type=FAMILIES[DECODER].task if model_config is None else family_of(model_config).task,
         r=run.lora_r,
@@ -248,7 +245,7 @@ def adapter_config(run: RunOptions, config: CPOConfig, model_config: Any) -> Any
         lora_dropout=run.lora_dropout,
         target_modules="all-linear" if targets == ["all-linear"] else targets,
         # what sees stays as it is, unless its layers are named
-        exclude_modules=rf".*\.({'|'.join(map(re.escape, seeing))})\..*" if seeing else None,
+        exclude_modules=None if run.lora_target_modules else left_by_adapters(model_config),
         modules_to_save=run.lora_modules_to_save,
         use_rslora=run.use_rslora,
         use_dora=run.use_dora,

@@ -220,6 +220,7 @@ def _planner(request: Request, options: PlanOptions, shards: int) -> Any:
     from counterpoint.forward.dropout import disable_dropout
     from counterpoint.models.loading import load_config, random_model
     from counterpoint.models.preparing import encoder_of, prepare_tokenizer
+    from counterpoint.models.trainable import freeze_parts
     from counterpoint.models.weights import WeightsPolicy
     from counterpoint.planner.compressed import compress
     from counterpoint.planner.plan import Planner
@@ -241,6 +242,7 @@ def _planner(request: Request, options: PlanOptions, shards: int) -> Any:
         compress(model, policy.quantization)
     if config.disable_dropout:
         disable_dropout(model)
+    freeze_parts(model, run.freeze or ())
     return Planner(
         model,
         config,
@@ -263,5 +265,5 @@ def _lengths(request: Request, encoder: Encoder[Any]) -> Lengths:
     rows = train_rows(request.run, request.config)
     prepared = prepare(rows, encoder, PrepareOptions.of(request.config), name="train")
     if hasattr(prepared.pairs, "__len__"):
-        return Lengths.of(prepared.pairs)
-    return Lengths.of(islice(iter_pairs(prepared), STREAMED))
+        return Lengths.of(prepared.pairs, encoder)
+    return Lengths.of(islice(iter_pairs(prepared), STREAMED), encoder)

@@ -112,6 +112,7 @@ def _try(request: Request, options: SmokeOptions) -> int:
                 tokenizer=parts.tokenizer,
                 rows=parts.train_rows,
                 peft_config=parts.adapter,
+                freeze=request.run.freeze or (),
             ),
             real_steps=options.real,
             load=load,

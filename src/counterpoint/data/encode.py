@@ -194,14 +194,19 @@ def _record(
         "same": pair.chosen == pair.rejected,
         "absent": " ".join(row.absent),
         "spelled": row_spells_messages(row),
-        "pictures": [_kept(picture, whole) for picture in row.pictures],
+        "pictures": [picture_cell(picture, whole=whole) for picture in row.pictures],
         "lost": as_column(draft.lost),
         "problem": "",
     }
 
 
-def _kept(picture: Picture, whole: bool) -> dict[str, Any]:
-    """What is kept of a picture: never pixels, and bytes only where nothing else has them."""
+def picture_cell(picture: Picture, *, whole: bool) -> dict[str, Any]:
+    """What is kept of a picture, as ``PICTURE``: never pixels.
+
+    Args:
+        picture: of a row.
+        whole: with its bytes, where nothing else has them.
+    """
     source = picture.source
     return {
         "path": source if isinstance(source, str) else None,

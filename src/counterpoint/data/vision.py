@@ -147,8 +147,32 @@ class PictureReader:
             self._kept.popitem(last=False)
         return kept
 
+    def blank(self, picture: Picture) -> SeenPicture:
+        """What a picture of some size is for the tower, but for what it shows.
+
+        Args:
+            picture: of that size; nothing of it is read.
+
+        Raises:
+            DataError: CP230 where the processor refuses it.
+        """
+        from PIL import Image
+
+        return self._seen(picture, Image.new("RGB", (picture.width, picture.height)))
+
+    @property
+    def pixels_of_patch(self) -> int | None:
+        """How many pixels a patch has; None where the configuration does not say."""
+        if self._patch is None:
+            return None
+        sides = self._patch if isinstance(self._patch, list | tuple) else [self._patch] * 2
+        return int(sides[0]) * int(sides[1])
+
     def _looked(self, picture: Picture) -> SeenPicture:
-        _, found = self._process(self.mark, [picture.load()], picture)
+        return self._seen(picture, picture.load())
+
+    def _seen(self, picture: Picture, image: Any) -> SeenPicture:
+        _, found = self._process(self.mark, [image], picture)
         tokens = int((found["input_ids"] == self.token_id).sum())
         inputs = {name: found[name] for name in found if name not in OF_TEXT}
         return SeenPicture(picture.digest, tokens, self._patches(inputs, tokens), inputs)
@@ -157,10 +181,8 @@ class PictureReader:
         pixels = inputs["pixel_values"]
         if pixels.dim() == 2:  # patches already, one a row
             return pixels.shape[0]
-        if self._patch is None:
-            return tokens
-        sides = self._patch if isinstance(self._patch, list | tuple) else [self._patch] * 2
-        return max(1, pixels.numel() // (3 * int(sides[0]) * int(sides[1])))
+        patch = self.pixels_of_patch
+        return tokens if patch is None else max(1, pixels.numel() // (3 * patch))
 
     def _process(self, text: str, images: list[Any], first: Picture) -> tuple[str, BatchFeature]:
         processor = copy.copy(self.processor)

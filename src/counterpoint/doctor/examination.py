@@ -162,7 +162,7 @@ def _lengths(train: Survey | None, args: CPOConfig) -> Lengths | None:
         return None
     limits = PrepareOptions.of(args).limits
     parts = np.stack([tokens.prompt, tokens.chosen, tokens.rejected], 1)
-    return Lengths(parts).within(limits.max_length, limits.max_completion_length)
+    return Lengths(parts, tokens.shown).within(limits.max_length, limits.max_completion_length)
 
 
 def _name_sets(sets: dict[str, Any], train: Any, evaluation: Any) -> Iterator[Finding]:

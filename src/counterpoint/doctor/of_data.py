@@ -44,6 +44,7 @@ RATES: Mapping[str, float] = MappingProxyType(
         "CW220": 0.05,
         "CW230": 0.0,
         "CW231": 0.0,
+        "CW234": 0.05,
         "CW305": 0.0,
         "CW306": 0.0,
         "CW310": 0.0,
@@ -51,7 +52,7 @@ RATES: Mapping[str, float] = MappingProxyType(
 )
 """Code -> share of rows from which it is worth a warning; at 0 a single row is."""
 
-OF_TOKENS = ("CW208", "CW209", "CW210", "CW216", "CW217", "CW218", "CW219")
+OF_TOKENS = ("CW208", "CW209", "CW210", "CW216", "CW217", "CW218", "CW219", "CW234")
 """Codes whose rates are of the rows that fit as tokens, not of all whose texts were read."""
 
 BIAS, SIGMAS = 0.1, 3.0
@@ -192,6 +193,8 @@ def _counted(found: Survey) -> tuple[dict[str, tuple[Sightings, int]], dict[str,
     if found.tokens is not None:
         sightings["CW208"], sightings["CW209"] = found.tokens.cut, found.tokens.same
         sightings["CW210"], sightings["CW219"] = found.tokens.moved, found.tokens.little
+        if found.tokens.scaled is not None:
+            sightings["CW234"] = found.tokens.scaled.seen
         sightings.update({code: lost.seen for code, lost in found.tokens.lost.items()})
     often: dict[str, tuple[Sightings, int]] = {}
     rare: dict[str, int] = {}
@@ -205,7 +208,9 @@ def _counted(found: Survey) -> tuple[dict[str, tuple[Sightings, int]], dict[str,
 
 
 def _kinds(code: str, found: Survey) -> str:
-    """Of what a chat template does: to what, in how many rows, and how that is in the first."""
+    """What a template does to what, in how many rows, and in the first; or a processor."""
+    if code == "CW234" and found.tokens is not None and found.tokens.scaled is not None:
+        return f". They {found.tokens.scaled.in_words}"
     lost = None if found.tokens is None else found.tokens.lost.get(code)
     if lost is None:
         return ""

@@ -65,10 +65,12 @@ def _of_one_pair(planner: Planner, room: int) -> Iterator[Finding]:
         return
     activations = found.activations + found.head + found.passing
     remedies = list(planner.remedies(room))
+    patches = f", {found.patches:,} of them patches of pictures" if found.patches else ""
     yield find(
         "CW504",
-        f"a pair of {found.tokens:,} tokens, alone, needs {show_bytes(found.peak)} (weights "
-        f"{show_bytes(found.weights)}, gradients {show_bytes(found.gradients + found.buckets)}, "
+        f"a pair of {found.tokens:,} tokens{patches}, alone, needs {show_bytes(found.peak)} "
+        f"(weights {show_bytes(found.weights)}, "
+        f"gradients {show_bytes(found.gradients + found.buckets)}, "
         f"optimizer {show_bytes(found.optimizer)}, activations {show_bytes(activations)}), but "
         f"{show_bytes(room)} are there for it.",
         fix="\n".join(remedy.line for remedy in remedies),

@@ -42,15 +42,18 @@ from counterpoint.data.sources import dataset_from_rows
 from counterpoint.data.survival import LostText, from_column
 from counterpoint.data.switches import switch_for
 from counterpoint.data.undecoded import undecoded
+from counterpoint.data.vision import VisionEncoder
 from counterpoint.doctor.consistency import Consistency, Keys, consistency
 from counterpoint.doctor.findings import MOST_ROWS
 from counterpoint.doctor.lengths import Lengths
 from counterpoint.doctor.near_duplicates import Signature, signature
 from counterpoint.doctor.of_tokenizer import marks_of
 from counterpoint.doctor.off_target import Languages, looking_at
+from counterpoint.doctor.scaled import Scaled, scaled_far
 from counterpoint.doctor.sightings import Sightings
 from counterpoint.doctor.signs import as_text, pattern_of, signs
 from counterpoint.errors import CounterpointError, DataError
+from counterpoint.planner.pictures import Shown
 from counterpoint.preference_row import PARTS, PreferenceRow
 from counterpoint.records import TokenPair
 
@@ -102,6 +105,8 @@ class TokenFacts:
         pairs: a few pairs, shorter than most.
         most: of each row, the tokens that the run's limit on length is of.
         positions: tokens that no such limit can exceed; None for no such number.
+        shown: what the pairs show, for a plan; None: nothing.
+        scaled: whose pictures the processor scales far; None where nothing is shown.
     """
 
     prompt: Lengths
@@ -116,6 +121,8 @@ class TokenFacts:
     pairs: list[TokenPair]
     most: Lengths
     positions: int | None = None
+    shown: Shown | None = None
+    scaled: Scaled | None = None
 
     @property
     def tokens(self) -> int:
@@ -364,7 +371,21 @@ def _count_tokens(
         pairs=_shortest(usable, sum(lengths.values()), encoder, table),
         most=_limited(lengths, apart=bool(encoder.start_tokens)),
         positions=encoder.positions,
+        **_seen(usable, encoder),
     )
+
+
+def _seen(usable: pa.Table, encoder: Encoder[Any]) -> dict[str, Any]:
+    """What rows show, and what becomes of it."""
+    if not isinstance(encoder, VisionEncoder) or not len(usable):
+        return {}
+    try:
+        shown = Shown.of(Dataset(usable), encoder)
+    except DataError:  # a picture that the processor refuses is found by its row
+        return {}
+    patch = encoder.reader.pixels_of_patch
+    scaled = None if shown is None or patch is None else scaled_far(usable, shown, patch)
+    return {"shown": shown, "scaled": scaled}
 
 
 def _limited(lengths: dict[str, Lengths], *, apart: bool) -> Lengths:

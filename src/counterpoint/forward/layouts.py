@@ -55,6 +55,9 @@ class Layout(ABC):
     encoded: ClassVar[bool] = False
     """Whether it is for models whose prompts go through an encoder of their own."""
 
+    looks: ClassVar[int] = 1
+    """How often a picture of a pair goes through the tower."""
+
     @abstractmethod
     def tokens(self, pairs: Sequence[TokenPair]) -> int:
         """Input tokens that a batch of these pairs has, padding included.
@@ -196,8 +199,9 @@ class Padded(Layout):
     name = "padded"
 
     def tokens(self, pairs: Sequence[TokenPair]) -> int:
-        """Twice the longest row a pair, and the patches of its pictures."""
-        return 2 * len(pairs) * max(pair.longest_row for pair in pairs) + patches_in(pairs)
+        """Twice the longest row a pair, and the patches of its pictures as often as it looks."""
+        texts = 2 * len(pairs) * max(pair.longest_row for pair in pairs)
+        return texts + self.looks * patches_in(pairs)
 
     def tokens_alone(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Two rows as long as the longer one."""
@@ -239,10 +243,7 @@ class PicturesTwice(Padded):
     """Padded rows, each with the pixels of its own pictures: the truth for models that see."""
 
     name = "pictures-twice"
-
-    def tokens(self, pairs: Sequence[TokenPair]) -> int:
-        """Twice the longest row a pair, and the patches of its pictures twice."""
-        return super().tokens(pairs) + patches_in(pairs)
+    looks = 2
 
     def inputs(self, batch: PairBatch) -> dict[str, Any]:
         """With pixels for every row."""

@@ -5,7 +5,9 @@
    else stays, the vocabulary above all, so that the run's own token ids fit. A model that is
    narrow already keeps its widths.
 2. Of the layers the first are kept, as many as it takes to have one of every kind.
-3. A twin is only given out after it was built, was found small, and has run on a few tokens;
+3. The tower of a model that sees is shrunk likewise, by its own width and layers. What is counted
+   in pixels and patches stays, so that the run's own processor fits.
+4. A twin is only given out after it was built, was found small, and has run on a few tokens;
    a configuration that cannot be shrunk like this is an error with a code.
 
 Not here: the model itself and its weights (``models.loading``).
@@ -24,6 +26,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ModelError, kind_and_line
+from counterpoint.forward.seeing import PARTS_THAT_SEE, weights_that_see
 from counterpoint.forward.sights import sight_of
 from counterpoint.models.loading import random_model
 from counterpoint.models.preparing import embedding_rows
@@ -64,6 +67,11 @@ TRIED = 48
 PER_LAYER = ("layer_types", "mlp_layer_types", "layers_block_type", "attention_layers")
 """Lists of the kinds of layers that may be computed and no field of their own."""
 
+TOWER = "vision_config"
+"""The field of a configuration that describes the tower of a model that sees."""
+
+OF_ITS_WIDTH = ("mm_hidden_size", "projection_hidden_size")  # beside it, as wide as the tower
+
 
 def tiny_twin(
     source: str, args: CPOConfig, config: PretrainedConfig, policy: WeightsPolicy | None = None
@@ -82,8 +90,6 @@ def tiny_twin(
     Raises:
         ModelError: CP309 where no twin can be made from the configuration.
     """
-    if sight_of(config) is not None:
-        raise _no_twin(source, config, "twins of models that see pictures are not made yet")
     attention = init_keywords(args).get("attn_implementation")
     own = replace(args, model_init_kwargs={"attn_implementation": attention} if attention else {})
     held = WeightsPolicy((policy or WeightsPolicy.of(args)).made(config))
@@ -93,11 +99,8 @@ def tiny_twin(
             drawn = random_model(source, own, small, held)
         outside = weights_outside_vocabulary(drawn)
         if outside > LIMIT:
-            raise _no_twin(
-                source,
-                config,
-                f"it would have {outside:,} weights, not counting those of the vocabulary",
-            )
+            what = f"{outside:,} weights, not counting those of the vocabulary"
+            raise _no_twin(source, config, f"it would have {what}")
         model = random_model(source, own, small, held)
         spread(model)
         _try_out(model)
@@ -123,15 +126,32 @@ def shrink(config: PretrainedConfig) -> PretrainedConfig:
     """A configuration of the same class whose model is tiny.
 
     Args:
-        config: of a causal language model; not changed.
+        config: of a model that writes text, one that sees included; not changed.
 
     Raises:
         Exception: whatever the class says where the fields no longer fit together.
     """
     values = config.to_dict()
-    # a twin has no weights of its own that somebody could have quantized
-    values.pop("quantization_config", None)
-    return type(config).from_dict(_Shrinker.of(config.get_text_config()).fields(values))
+    values.pop("quantization_config", None)  # a twin has no weights that anybody quantized
+    text = _Shrinker.of(config.get_text_config())
+    small = text.fields(values)
+    tower = getattr(config, TOWER, None)
+    if isinstance(tower, PretrainedConfig):
+        sees = _Shrinker.of(tower, text, _looked_at(values))
+        small[TOWER] = seen = sees.fields(tower.to_dict())
+        small.update({n: sees.in_tower(values[n]) for n in OF_ITS_WIDTH if values.get(n)})
+        if "vision_output_dim" in seen:  # its last layer and some others, side by side
+            layers = 1 + len(seen["intermediate_layers_indices"])
+            seen["vision_output_dim"] = layers * seen["hidden_size"]
+    return type(config).from_dict(small)
+
+
+def _looked_at(values: Mapping[str, Any]) -> int:
+    """How many layers a tower must have for what is read of them; 1 where that is the last one."""
+    named = values.get("vision_feature_layer")
+    numbers = named if isinstance(named, list | tuple) else [named]
+    # a number from the end counts the embeddings too
+    return max([1, *(n if n > 0 else -n - 1 for n in numbers if isinstance(n, int))])
 
 
 def weights_outside_vocabulary(model: nn.Module) -> int:
@@ -144,8 +164,19 @@ def weights_outside_vocabulary(model: nn.Module) -> int:
 
 
 def spread(model: nn.Module) -> None:
-    """Scale up the matrices of a fresh model that hardly differ from zero."""
+    """Scale up the matrices of a fresh model that hardly differ from zero.
+
+    What a tower says may go through matrices and gates that are zero, so that the text would see
+    nothing: they become random, and half open.
+    """
+    parts = PARTS_THAT_SEE if sight_of(model.config) is not None else ()
     with torch.no_grad():
+        for weight in [one for part in parts for one in weights_that_see(model, part)]:
+            if weight.dim() > 1 and not weight.any():
+                weight.normal_(0, SPREAD)
+        for weight in model.parameters() if parts else ():
+            if weight.numel() == 1 and not weight.any():
+                weight.fill_(0.5)
         for weight in model.parameters():
             deviation = float(weight.float().std()) if weight.dim() > 1 else 0.0
             if 0 < deviation < SPREAD:
@@ -176,6 +207,7 @@ class _Shrinker:
         kept: layers to keep.
         rotated: by what share rotated parts of a head become narrower.
         values: all fields before.
+        text: of the model for which a tower sees; None for any other configuration.
     """
 
     standard: Mapping[str, str]
@@ -185,15 +217,20 @@ class _Shrinker:
     kept: int
     rotated: float
     values: Mapping[str, Any]
+    text: _Shrinker | None = None
 
     @classmethod
-    def of(cls, config: PretrainedConfig) -> _Shrinker:
+    def of(
+        cls, config: PretrainedConfig, text: _Shrinker | None = None, least: int = 1
+    ) -> _Shrinker:
         values = config.to_dict()
         standard = {own: usual for usual, own in config.attribute_map.items()}
         usual = {standard.get(own, own): value for own, value in values.items()}
-        width = _first(usual, "hidden_size", "d_model", "n_embd") or WIDTH
+        widths = (*(("embed_dim",) if text else ()), "hidden_size", "d_model", "n_embd")
+        width = _first(usual, *widths) or WIDTH
         heads = _first(usual, "num_attention_heads", "n_head", "n_heads", "num_heads") or HEADS
-        layers = _first(usual, "num_hidden_layers", "n_layer", "n_layers", "num_layers") or 1
+        depth = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth")
+        layers = _first(usual, *depth) or 1
         rope, head = values.get("qk_rope_head_dim"), _first(usual, "head_dim")
         if width <= WIDTH:
             rotated = 1.0
@@ -206,20 +243,17 @@ class _Shrinker:
             width=width,
             heads=heads,
             layers=layers,
-            kept=_kept(config, values, layers),
+            kept=min(layers, max(least, _kept(config, values, layers))),
             rotated=rotated,
             values=values,
+            text=text,
         )
-
-    @property
-    def head(self) -> int:
-        """Width of a head after."""
-        return WIDTH // _fewer_heads(self.heads)
 
     @property
     def rules(self) -> tuple[tuple[str, Rule], ...]:
         """Those that apply."""
-        return (*OF_COUNTS, *OF_WIDTHS) if self.width > WIDTH else OF_COUNTS
+        own = OF_COUNTS if self.text is None else (*OF_TOWERS, *OF_COUNTS)
+        return (*own, *OF_WIDTHS) if self.width > WIDTH else own
 
     def fields(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """All fields of a configuration, or of a part of it, made small."""
@@ -267,6 +301,17 @@ class _Shrinker:
         """A width in the same proportion, as a multiple of 8."""
         return max(8, 8 * round(value * WIDTH / self.width / 8))
 
+    def in_text(self, value: int) -> int:
+        """A width that is the text's, as the text has it."""
+        text = self.text
+        return value if text is None or text.width <= WIDTH else text.in_width(value)
+
+    def in_tower(self, value: int) -> int:
+        """``hidden_size``: the tower's, unless another field is."""
+        if "embed_dim" in self.values:
+            return self.in_text(value)
+        return self.in_width(value) if self.width > WIDTH else value
+
     def key_heads(self, value: int) -> int:
         """Heads of keys and values, grouped if they were."""
         return _fewer_heads(value) if value >= self.heads else min(value, 2)
@@ -283,7 +328,7 @@ class _Shrinker:
             if value in (rope, rope + rest):
                 return parts[0] if value == rope else sum(parts)
             return min(HEAD, value)
-        return self.head
+        return WIDTH // _fewer_heads(self.heads)
 
 
 def _first(values: Mapping[str, Any], *names: str) -> int | None:
@@ -320,12 +365,14 @@ def _kept(config: PretrainedConfig, values: Mapping[str, Any], layers: int) -> i
                 needed = max(needed, value + 1)
             elif re.search(EVERY_LAYERS, name) and not kinds:
                 needed = max(needed, value)
+    while values.get("per_layer_config") and kinds[needed - 1 :][:1] not in ([], kinds[-1:]):
+        needed += 1  # the last layer is of the kind of the model's last one
     if values.get("num_kv_shared_layers"):
         needed *= 2  # the second half takes over the keys of the first
     return min(layers, MOST_LAYERS, max(2, needed))
 
 
-LAYER_NUMBERS = r"(_layers|layer_ids|_indices|_idxs)$"
+LAYER_NUMBERS = r"(_layers|layer_ids|_indices|_indexes|_idxs)$"
 """Lists of the numbers of layers."""
 
 FIRST_LAYERS = r"first_k_dense|num_dense_layers|layer_start_index"
@@ -353,7 +400,8 @@ def _at_most(most: int) -> Rule:
 
 OF_COUNTS: tuple[tuple[str, Rule], ...] = (
     (
-        r"^(num_hidden_layers|n_layers?|num_layers|(en|de)coder_layers|num_(en|de)coder_layers)$",
+        r"^(num_hidden_layers|n_layers?|num_layers|(en|de)coder_layers|num_(en|de)coder_layers"
+        r"|depth)$",
         lambda s, value: max(1, round(value * s.kept / s.layers)),
     ),
     (r"^num_kv_shared_layers$", lambda s, value: s.kept // 2),
@@ -366,6 +414,14 @@ OF_COUNTS: tuple[tuple[str, Rule], ...] = (
     (r"chunk_size$", _at_most(FEW)),
 )
 """Pattern of a field's name -> its new value; the first that fits counts."""
+
+OF_TOWERS: tuple[tuple[str, Rule], ...] = (
+    (r"window_size$|image_size$|patch_size$|merge_size$|position", lambda s, value: value),
+    (r"^(out|text)_hidden_size$", _Shrinker.in_text),
+    (r"^hidden_size$", _Shrinker.in_tower),
+)
+"""The same for a tower, before the others: what is counted in pixels and patches, and what is as
+wide as the text."""
 
 OF_WIDTHS: tuple[tuple[str, Rule], ...] = (
     (r"^qk_rope_head_dim$", _at_most(ROPE)),

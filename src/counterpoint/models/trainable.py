@@ -5,6 +5,7 @@ Not here: wrapping a model with an adapter (``preparing``), adapters' folders (`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -197,3 +198,15 @@ def keep_pictures(model: nn.Module, gigabytes: float) -> None:
                 "vision projector), or leave it out.",
             )
     keep_features(model, int(gigabytes * 1e9))
+
+
+def left_by_adapters(config: Any) -> str | None:
+    """A pattern of the modules that a new adapter leaves out unless they are named; None for none.
+
+    Args:
+        config: of a model; None where it is not known.
+    """
+    sight = sight_of(config)
+    if sight is None:
+        return None
+    return rf".*\.({'|'.join(map(re.escape, (*sight.tower, *sight.projector)))})\..*"

@@ -20,7 +20,7 @@ from torch import nn
 
 from counterpoint import ranks
 from counterpoint.config import CPOConfig
-from counterpoint.errors import ModelError
+from counterpoint.errors import DataError, ModelError
 from counterpoint.log import logger
 from counterpoint.models.family import family_of
 from counterpoint.planner.machine import SHARE, available_memory, show_bytes
@@ -66,21 +66,26 @@ def plan_where_tight(
         ModelError: CP306 for a model whose code cannot run without data.
     """
     reference = family_of(model.config).layouts[-1].name
-    tokens = lengths.heaviest(pairs, reference)
-    if surely_fits(model, tokens, sum(lengths.longest(reference)), left):
+    tokens, longest = lengths.heaviest(pairs, reference), sum(lengths.longest(reference))
+    if lengths.shown is not None:
+        longest = max(longest, int(lengths.shown.patches.max()))
+    if surely_fits(model, tokens, longest, left):
         return None
     ranks = args.world_size
     shards = ranks if args.fsdp else 1
     return Planner(model, args, lengths, adapter=adapter, ranks=ranks, shards=shards)
 
 
-def fitting_budget(model: nn.Module, args: CPOConfig, pairs: Any) -> int | None:
+def fitting_budget(
+    model: nn.Module, args: CPOConfig, pairs: Any, encoder: Any = None
+) -> int | None:
     """The ``max_micro_batch_tokens`` that a run needs, with a line in the log on why.
 
     Args:
         model: ready to train, on its device.
         args: the run's options.
         pairs: prepared training pairs.
+        encoder: of the run; without it pictures are not counted.
 
     Returns:
         None where the options say it, where all fits, and where nothing is known: of a stream's
@@ -88,11 +93,12 @@ def fitting_budget(model: nn.Module, args: CPOConfig, pairs: Any) -> int | None:
     """
     if args.max_micro_batch_tokens is not None or not isinstance(pairs, Dataset):
         return None
-    lengths, micro_batch = Lengths.of(pairs), args.per_device_train_batch_size
+    micro_batch = args.per_device_train_batch_size
     # two processes on one machine's memory will each want the same at the same time
     on_cpu = args.device.type == "cpu"  # where processes share the memory
     left = available_memory(args.device) // (ranks.launched_here() if on_cpu else 1)
     try:
+        lengths = Lengths.of(pairs, encoder)
         planner = plan_where_tight(model, args, lengths, pairs=micro_batch, left=left)
         if planner is None:
             return None
@@ -100,7 +106,7 @@ def fitting_budget(model: nn.Module, args: CPOConfig, pairs: Any) -> int | None:
         usable = weights + round(SHARE * left)
         asked = planner.asked(usable)
         budget = planner.budget(usable)
-    except ModelError as error:
+    except (ModelError, DataError) as error:
         logger().info("memory is not planned: %s", error.message)
         return None
     seen = (
@@ -126,8 +132,8 @@ def surely_fits(model: nn.Module, tokens: int, longest: int, memory: int) -> boo
 
     Args:
         model: whose weights are there already.
-        tokens: input tokens of a micro-batch.
-        longest: tokens of its longest sequence.
+        tokens: input tokens and patches of a micro-batch.
+        longest: tokens of its longest sequence, or patches of a pair.
         memory: bytes that are left.
     """
     inner: Any = model
@@ -137,11 +143,18 @@ def surely_fits(model: nn.Module, tokens: int, longest: int, memory: int) -> boo
     # experts' matrices have a dimension more, and may all be used
     shapes = [shape_of(weight) for weight in model.parameters() if id(weight) not in apart]
     wide = sum((shape[-1] + shape[-2]) * shape[:-2].numel() for shape in shapes if len(shape) >= 2)
+    tower = getattr(inner.config, "vision_config", None)
+    scores = sum(_scores(one) for one in (config, tower) if one is not None)
+    each = TIMES_KEPT * wide + SCORE * scores * longest
+    return 2 * (held + tokens * each) <= memory
+
+
+def _scores(config: Any) -> int:
+    """Attention scores of a token with each other one, over all layers."""
     layers, heads = (
         getattr(config, name, None) or 1 for name in ("num_hidden_layers", "num_attention_heads")
     )
-    each = TIMES_KEPT * wide + SCORE * layers * heads * longest
-    return 2 * (held + tokens * each) <= memory
+    return int(layers * heads)
 
 
 def _tables(model: Any) -> list[Any]:

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from importlib.util import find_spec
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,49 +22,25 @@ from counterpoint.errors import ModelError, kind_and_line
 from counterpoint.forward.affine_logps import LOGITS_ELSEWHERE, LOGITS_PER_TILE
 from counterpoint.forward.layouts import AUTO, LAYOUTS, first_choice
 from counterpoint.models.family import family_of
+from counterpoint.models.trainable import freeze_parts
 from counterpoint.planner.demand import MOST_TOKENS, Demand
 from counterpoint.planner.holdings import holdings_of
 from counterpoint.planner.prediction import Estimate, Plan, Remedy, Split
 from counterpoint.planner.rehearsal import Rehearsal, Way, rehearse
 from counterpoint.planner.scaling import Cluster, Scaling, scaling_of
-from counterpoint.planner.shapes import Lengths, tokens_of
+from counterpoint.planner.setting import MemorySetting, changes_of
+from counterpoint.planner.shapes import Lengths, Shape
 from counterpoint.planner.sharding import Groups, groups_of, in_shards
 from counterpoint.planner.weightless import adapted, fake_mode, quiet_fakes, weightless_twin
 
 REHEARSED = (1, 2)
 """How often the two rehearsals have each of two pairs; of four, where padding counts."""
 
+LONGER = 16
+"""Tokens by which a prompt grows, at least, in the rehearsal of more text and as many patches."""
+
 BYTES_PER_LOGIT = 8
 """What a tile of the head holds of a logit: in float32, and twice in 16 bits."""
-
-LORA_RANK = 16
-
-
-@dataclass(frozen=True, slots=True)
-class MemorySetting:
-    """What of a run decides on its memory, lengths apart.
-
-    Args:
-        layout: of micro-batches.
-        autocast: dtype of products, where it is not that of the weights.
-        checkpointing: arguments of activation checkpointing; None: off.
-        dtype: of the weights; None: as the model has them.
-        adapter: a ``peft.PeftConfig`` to put on the model; None: none.
-        stochastic: ``stochastic_rounding`` is on.
-        share: of the layers that compute their activations again, where they do.
-        offload: activations wait on the host.
-        shards_on_host: so does what a rank holds of weights, gradients and moments.
-    """
-
-    layout: str
-    autocast: torch.dtype | None = None
-    checkpointing: Mapping[str, Any] | None = None
-    dtype: torch.dtype | None = None
-    adapter: Any = None
-    stochastic: bool = False
-    share: float = 1.0
-    offload: bool = False
-    shards_on_host: bool = False
 
 
 class Planner:
@@ -101,7 +76,7 @@ class Planner:
         self.shards = shards
         self.device = args.device.type if device is None else device
         self._known: list[tuple[MemorySetting, bool, Demand]] = []
-        self._rehearsals: list[tuple[Any, bool, tuple[Rehearsal, Rehearsal]]] = []
+        self._rehearsals: list[tuple[Any, bool, tuple[Rehearsal, ...]]] = []
         autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         # the trainer turns dropout off, if it does, before it asks
         stays = not args.disable_dropout
@@ -179,21 +154,21 @@ class Planner:
         layout, most = self.setting.layout, self.args.max_micro_batch_tokens
         if pairs is None:
             pairs = min(self.args.per_device_train_batch_size, len(self.lengths))
-            tokens = self.lengths.heaviest(pairs, layout)
+            load = self.lengths.load(pairs, layout)
             if most is not None:  # then pairs are cut by tokens alone
                 step = pairs * self.args.gradient_accumulation_steps
-                whole = self.lengths.heaviest(step, layout)
-                tokens = min(whole, max(most, self.lengths.heaviest(1, layout)))
-                pairs = max(1, tokens * step // whole)
-                accumulates = tokens < whole
+                whole = self.lengths.load(step, layout)
+                load = whole.within(max(most, self.lengths.heaviest(1, layout)))
+                pairs = max(1, load.cost * step // whole.cost)
+                accumulates = load.cost < whole.cost
         else:
-            tokens = self.lengths.heaviest(pairs, layout)
+            load = self.lengths.load(pairs, layout)
         demand = self.demand(self.setting, accumulates=accumulates)
-        parts, held = demand.parts(tokens), demand.holdings
-        peak = demand.peak(tokens)
+        parts, held = demand.parts(*load), demand.holdings
+        peak = demand.peak(*load)
         return Estimate(
             pairs=pairs,
-            tokens=tokens,
+            tokens=load.cost,
             weights=held.weights,
             optimizer=held.optimizer,
             initial=held.initial,
@@ -203,9 +178,10 @@ class Planner:
             head=parts.head,
             passing=parts.passing,
             gathered=parts.gathered,
-            host=demand.host(tokens),
+            host=demand.host(*load),
             peak=peak,
             fits=peak <= usable,
+            patches=load.patches,
         )
 
     def asked(self, usable: int) -> Estimate:
@@ -218,8 +194,11 @@ class Planner:
         return min(self._budget(usable, one) for one in ([setting] if setting else self._either))
 
     def _budget(self, usable: int, setting: MemorySetting) -> int:
-        budget = self.demand(setting).budget(usable)
-        return budget if budget >= self.lengths.heaviest(1, setting.layout) else 0
+        demand, alone = self.demand(setting), self.lengths.load(1, setting.layout)
+        if demand.peak(*alone) > usable:
+            return 0
+        # pairs of another kind may need more for as much; the longest is known to fit
+        return max(alone.cost, demand.budget(usable, self.lengths.shares(setting.layout)))
 
     def splits(self, pairs: int, usable: int) -> Iterator[Split]:
         """Every way to make a step of so many pairs, the largest micro-batches first.
@@ -247,8 +226,16 @@ class Planner:
             line = f"max_micro_batch_tokens: {budget}"
             yield Remedy(line, "nothing: the same step, cut smaller", best, budget, True)
             return
-        for line, cost, changes in self._changes():
-            changed = replace(setting, **changes)
+        changes = changes_of(
+            setting,
+            self.model,
+            self.args,
+            possible=self._possible,
+            device=self.device,
+            shards=self.shards,
+        )
+        for line, cost, change in changes:
+            changed = replace(setting, **change)
             try:
                 peak, budget = self._alone(changed), self.budget(usable, changed)
             except ModelError:
@@ -260,8 +247,9 @@ class Planner:
             if budget:
                 return
         room = self.demand(setting).budget(usable)
-        if room >= FEWEST_TOKENS:
-            length = room // 2  # a pair is its completions and its prompt, once or twice
+        length = room // 2  # a pair is its completions and its prompt, once or twice
+        # what stands for pictures is never cut
+        if room >= FEWEST_TOKENS and self.lengths.shown is None:
             yield Remedy(f"max_length: {length}", "cuts the longest pairs", usable, room, True)
 
     def scaling(self, cluster: Cluster, usable: int) -> Scaling:
@@ -334,6 +322,7 @@ class Planner:
         if setting.adapter is not None:
             model, dtype = adapted(model, setting.adapter, dtype), None
         twin: Any = weightless_twin(model, mode, dtype)
+        freeze_parts(twin, setting.frozen)
         if experts is not None:
             twin.set_experts_implementation(experts)
         optim = str(getattr(self.args.optim, "value", self.args.optim))
@@ -352,6 +341,7 @@ class Planner:
             groups, accumulates = groups_of(twin, setting.autocast), True
             if setting.autocast is not None:
                 twin = weightless_twin(model, mode, setting.autocast)
+                freeze_parts(twin, setting.frozen)
         way = Way(
             setting.layout,
             setting.autocast,
@@ -360,75 +350,45 @@ class Planner:
             setting.share,
             setting.offload,
         )
-        small, large = self._twice(twin, mode, way, (setting, sharded, experts))
+        rehearsed = self._several(twin, mode, way, (setting, sharded, experts))
         if sharded:
-            small, large = (in_shards(one, groups, held.gradients) for one in (small, large))
-        return Demand(held, small, large, 0 if self.device == "cpu" else EXTRA)
+            rehearsed = tuple(in_shards(one, groups, held.gradients) for one in rehearsed)
+        small, large, *more = rehearsed
+        extra = 0 if self.device == "cpu" else EXTRA
+        return Demand(held, small, large, extra, *more)
 
-    def _twice(
+    def _several(
         self, twin: nn.Module, mode: Any, way: Way, key: tuple[Any, ...]
-    ) -> tuple[Rehearsal, Rehearsal]:
-        """Two rehearsals; what is the same for other numbers of ranks is done once."""
-        for known, accumulates, pair in self._rehearsals:
+    ) -> tuple[Rehearsal, ...]:
+        """Two or three rehearsals; what is the same for other numbers of ranks is done once."""
+        for known, accumulates, found in self._rehearsals:
             if (known, accumulates) == (key, way.accumulates):
-                return pair
-        shapes = [self.lengths.long(way.layout)] * 2
+                return found
+        shapes, shown = [self.lengths.long(way.layout)] * 2, self.lengths.shown
         if LAYOUTS[way.layout].skips_padding(self.device):
             shapes = self.lengths.uneven(self.args.per_device_train_batch_size, way.layout)
+        micro_batches = [shapes * times for times in REHEARSED]
+        if shown is not None:
+            least = shown.picture.tokens + LONGER
+            shapes = [one._replace(prompt=max(one.prompt, least)) for one in shapes]
+            longer = [
+                Shape(2 * one.prompt - shown.picture.tokens, 2 * one.chosen, 2 * one.rejected)
+                for one in shapes
+            ]
+            micro_batches = [*(shapes * times for times in REHEARSED), longer * REHEARSED[-1]]
         with quiet_fakes():
-            small, large = (rehearse(twin, mode, shapes * times, way) for times in REHEARSED)
-        self._rehearsals.append((key, way.accumulates, (small, large)))
-        return small, large
+            found = tuple(rehearse(twin, mode, one, way, shown) for one in micro_batches)
+        self._rehearsals.append((key, way.accumulates, found))
+        return found
 
     def _heaviest(self, setting: MemorySetting) -> int:
         """Peak of as many of the longest pairs as a micro-batch holds."""
         pairs = min(self.args.per_device_train_batch_size, len(self.lengths))
-        return self.demand(setting).peak(self.lengths.heaviest(pairs, setting.layout))
+        return self.demand(setting).peak(*self.lengths.load(pairs, setting.layout))
 
     def _alone(self, setting: MemorySetting) -> int:
         """Peak of the longest pair alone."""
-        longest = self.lengths.longest(setting.layout)
-        return self.demand(setting).peak(tokens_of([longest], setting.layout))
-
-    def _changes(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """What can be turned on, the cheapest first: line, cost, and the change of a setting."""
-        now = self.setting
-        if self.args.layout == self._possible[-1].name:
-            layout, _ = first_choice(self.model, AUTO, possible=self._possible)
-            if layout.gain:
-                yield f"layout: {layout.name}", layout.gain, {"layout": layout.name}
-        if now.checkpointing is None:
-            cost = "the same step, about a fifth slower"
-            yield "gradient_checkpointing: true", cost, {"checkpointing": {}}
-        if now.checkpointing is not None and now.share < 1:
-            cost = "the same step; every layer computes its activations again"
-            yield "checkpointing_share: 1.0", cost, {"share": 1.0}
-        if not now.offload and self.device != "cpu":
-            cost = "the same step, slower by two trips over the bus"
-            yield "activation_offload: true", cost, {"offload": True}
-        if self.shards > 1 and not now.shards_on_host and self._can_wait():
-            cost = "the same step, to rounding; the host makes the update"
-            yield "optimizer_offload: true", cost, {"shards_on_host": True}
-        if now.autocast is None and not now.stochastic:
-            yield "bf16: true", "products in 16 bits", {"autocast": torch.bfloat16}
-        whole = now.adapter is None and not hasattr(self.model, "peft_config")
-        if not now.stochastic and whole:
-            changes = {"stochastic": True, "dtype": torch.bfloat16}
-            yield "stochastic_rounding: true", "weights in 16 bits; needs torchao", changes
-        if whole and find_spec("peft") is not None:
-            from peft import LoraConfig
-
-            task = family_of(self.model.config).task
-            adapter = LoraConfig(task_type=task, r=LORA_RANK, target_modules="all-linear")
-            cost = "trains an adapter alone, of weights in 16 bits"
-            changes = {"adapter": adapter, "stochastic": False, "dtype": torch.bfloat16}
-            yield f"lora_r: {LORA_RANK}", cost, changes
-
-    def _can_wait(self) -> bool:
-        """Whether the run could have ``optimizer_offload``."""
-        args = self.args
-        quantised = args.load_in_4bit or args.load_in_8bit
-        return self.device != "cpu" and not (args.stochastic_rounding or args.fp16 or quantised)
+        return self.demand(setting).peak(*self.lengths.load(1, setting.layout))
 
     def _precision(self) -> str:
         kinds = {weight.dtype for weight in self.model.parameters() if weight.is_floating_point()}

@@ -34,7 +34,7 @@ class Estimate:
 
     Args:
         pairs: of its largest micro-batch.
-        tokens: input tokens of that, padding included.
+        tokens: input tokens of that, padding included, and patches of its pictures.
         weights: of the model, buffers included.
         optimizer: what the optimizer keeps.
         initial: of the trained weights as they were, where the drift from them is bounded.
@@ -47,6 +47,7 @@ class Estimate:
         host: what waits in the host's memory, and is no part of the peak.
         peak: all others.
         fits: whether that is no more than may be used.
+        patches: those among the tokens that are patches of pictures.
     """
 
     pairs: int
@@ -63,6 +64,7 @@ class Estimate:
     host: int
     peak: int
     fits: bool
+    patches: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,11 @@ class Plan:
         parts = [
             (phrase("pairs of the micro-batch"), *(one.pairs for one in both)),
             (phrase("tokens of it"), *(one.tokens for one in both)),
+            *(
+                [(phrase("of these, patches of pictures"), *(one.patches for one in both))]
+                if any(one.patches for one in both)
+                else []
+            ),
             *(
                 (phrase(title), *(show_bytes(getattr(one, name)) for one in both))
                 for name, title in ROWS

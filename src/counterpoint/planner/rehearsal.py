@@ -24,10 +24,13 @@ from counterpoint.forward.head import Head
 from counterpoint.forward.layouts import LAYOUTS
 from counterpoint.forward.offload import activations_on_host, copied
 from counterpoint.forward.pair_forward import token_scores
+from counterpoint.forward.shown import patches_in
 from counterpoint.models.checkpointing import enable_checkpointing
 from counterpoint.models.family import family_of
 from counterpoint.planner.ledger import Ledger
-from counterpoint.planner.shapes import Shape, batch_of, tokens_of
+from counterpoint.planner.pictures import Shown
+from counterpoint.planner.readable import ReadableNumbers
+from counterpoint.planner.shapes import Shape, batch_of
 from counterpoint.records import PairBatch
 
 AWAY = "on the host"
@@ -107,21 +110,24 @@ class Rehearsal:
         stages: the most of the trunk's forward, of the head, and of each part of the backward.
         host: bytes that waited on the host at the most, where activations do.
         operations: of the trunk's forward; of the whole forward; of all.
+        patches: of its pictures.
     """
 
     tokens: int
     stages: tuple[Parts, ...]
     host: int = 0
     operations: tuple[int, int, int] = (0, 0, 0)
+    patches: int = 0
 
     def work(self, *, whole: bool) -> Work:
-        """Operations for each token.
+        """Operations for each token, and each patch.
 
         Args:
             whole: all weights train, so that a backward is worth two forwards and not one.
         """
         _, forward, every = self.operations
-        return Work(every / self.tokens, (3 if whole else 2) * forward / self.tokens)
+        tokens = self.tokens + self.patches
+        return Work(every / tokens, (3 if whole else 2) * forward / tokens)
 
     @property
     def peak(self) -> Parts:
@@ -130,7 +136,11 @@ class Rehearsal:
 
 
 def rehearse(
-    twin: nn.Module, mode: AbstractContextManager[Any], shapes: Sequence[Shape], way: Way
+    twin: nn.Module,
+    mode: AbstractContextManager[Any],
+    shapes: Sequence[Shape],
+    way: Way,
+    shown: Shown | None = None,
 ) -> Rehearsal:
     """Go through a micro-batch.
 
@@ -139,19 +149,21 @@ def rehearse(
         mode: that the twin belongs to; with ``nullcontext()`` and a real model it all happens.
         shapes: of the micro-batch's pairs.
         way: how it is computed.
+        shown: what each of them shows; None: nothing.
 
     Raises:
         Exception: whatever a model raises whose code asks for the values of its tensors.
     """
     inner: Any = twin
-    batch, head = batch_of(shapes, way.layout), family_of(inner.config).find_head(twin)
+    batch, head = batch_of(shapes, way.layout, shown), family_of(inner.config).find_head(twin)
     trained = [weight for weight in twin.parameters() if weight.requires_grad]
     twin.train()
     if way.checkpointing is not None:
         enable_checkpointing(twin, way.checkpointing, way.share)
     ledger = Ledger("gradients", there=[*twin.parameters(), *twin.buffers()])
     away = _counted_away(ledger) if way.offload else nullcontext()
-    with mode, ledger, LAYOUTS[way.layout].running(twin), _nothing_read():
+    read: Any = nullcontext() if shown is None else ReadableNumbers()  # type: ignore[no-untyped-call]
+    with mode, read, ledger, LAYOUTS[way.layout].running(twin), _nothing_read():
         for weight in trained:
             weight.grad = torch.empty_like(weight) if way.accumulates else None
         begin = len(ledger.entries)
@@ -168,11 +180,13 @@ def rehearse(
         weight.grad = None
     host = max((held.pop(AWAY, 0) for held in line), default=0)
     trunk, forward = done
+    patches = LAYOUTS[way.layout].looks * patches_in(batch.pairs)
     return Rehearsal(
-        tokens_of(shapes, way.layout),
+        batch.cost - patches,
         tuple(_stages(line, starts)),
         host,
         (trunk, forward, ledger.operations),
+        patches,
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from counterpoint.forward.layouts import LAYOUTS
+from counterpoint.planner.pictures import Shown
 from counterpoint.preference_row import PARTS
 from counterpoint.records import PairBatch, TokenPair
 
@@ -41,25 +42,65 @@ class Shape(NamedTuple):
         return TokenPair([number] * len(prompt), chosen, rejected, row=0, start=[0])
 
 
+class Load(NamedTuple):
+    """What a micro-batch puts into the model.
+
+    Args:
+        text: input tokens, padding and what stands for pictures included.
+        patches: that the tower reads.
+    """
+
+    text: int
+    patches: int = 0
+
+    @property
+    def cost(self) -> int:
+        """What a token budget counts."""
+        return self.text + self.patches
+
+    def within(self, cost: int) -> Load:
+        """As much of the same kind as a budget allows.
+
+        Args:
+            cost: the budget.
+        """
+        if cost >= self.cost:
+            return self
+        patches = self.patches * cost // self.cost
+        return Load(cost - patches, patches)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Lengths:
     """Tokens of all pairs of a data set.
 
     Args:
         parts: of each pair its prompt, chosen and rejected completion, at least one row.
+        shown: what they show; None: nothing.
     """
 
     parts: npt.NDArray[np.int64]
+    shown: Shown | None = None
 
     @classmethod
-    def of(cls, pairs: Dataset | Iterable[TokenPair]) -> Lengths:
-        """Those of prepared pairs, or of pairs of tokens; of a large set of some spread evenly."""
+    def of(cls, pairs: Dataset | Iterable[TokenPair], encoder: Any = None) -> Lengths:
+        """Those of prepared pairs, or of pairs of tokens; of a large set of some spread evenly.
+
+        Args:
+            pairs: prepared.
+            encoder: of the run; without it pictures are not counted.
+
+        Raises:
+            DataError: CP230 where the processor refuses a picture of the data's size.
+        """
         if isinstance(pairs, Dataset):
             if len(pairs) > MOST:
                 pairs = pairs.select(range(0, len(pairs), len(pairs) // SOME))
-            return cls(np.concatenate([*_lengths(pairs)]))
+            return cls(np.concatenate([*_lengths(pairs)]), Shown.of(pairs, encoder))
+        pairs = list(pairs)
         rows = [(len(pair.prompt), len(pair.chosen), len(pair.rejected)) for pair in pairs]
-        return cls(np.asarray(rows, dtype=np.int64).reshape(-1, len(PARTS)))
+        parts = np.asarray(rows, dtype=np.int64).reshape(-1, len(PARTS))
+        return cls(parts, Shown.of(pairs, encoder))
 
     def within(self, max_length: int, max_completion_length: int | None = None) -> Lengths:
         """The same where no prompt and completion together hold more tokens than these.
@@ -69,7 +110,7 @@ class Lengths:
         most = max_length if max_completion_length is None else max_completion_length
         prompt = np.minimum(self.parts[:, :1], max_length - 1)
         completions = np.minimum(self.parts[:, 1:], np.minimum(max_length - prompt, most))
-        return Lengths(np.concatenate([prompt, completions], 1))
+        return Lengths(np.concatenate([prompt, completions], 1), self.shown)
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -80,9 +121,20 @@ class Lengths:
         return Shape(*(int(n) for n in self.parts[self._order(layout)[0]]))
 
     def heaviest(self, pairs: int, layout: str) -> int:
-        """Input tokens of the heaviest micro-batch that so many pairs can make."""
-        heaviest = self.parts[self._order(layout)[:pairs]]
-        return tokens_of([Shape(*(int(n) for n in row)) for row in heaviest], layout)
+        """Tokens and patches of the heaviest micro-batch that so many pairs can make."""
+        return self.load(pairs, layout).cost
+
+    def load(self, pairs: int, layout: str) -> Load:
+        """The same, apart."""
+        heaviest = self._order(layout)[:pairs]
+        shapes = [Shape(*(int(n) for n in row)) for row in self.parts[heaviest]]
+        return Load(tokens_of(shapes, layout), int(self._patches(layout)[heaviest].sum()))
+
+    def shares(self, layout: str) -> tuple[float, ...]:
+        """The least and the largest share that patches have in what a pair costs."""
+        patches = self._patches(layout)
+        found = patches / (LAYOUTS[layout].tokens_alone(self.parts) + patches)
+        return tuple({float(found.min()), float(found.max())})
 
     def long(self, layout: str) -> Shape:
         """What a pair of a full micro-batch is like: micro-batches are of like lengths."""
@@ -117,7 +169,14 @@ class Lengths:
         return {name: int(np.quantile(whole, share)) for name, share in shares.items()}
 
     def _order(self, layout: str) -> npt.NDArray[np.int64]:
-        return np.argsort(-LAYOUTS[layout].tokens_alone(self.parts), kind="stable")
+        costs = LAYOUTS[layout].tokens_alone(self.parts) + self._patches(layout)
+        return np.argsort(-costs, kind="stable")
+
+    def _patches(self, layout: str) -> npt.NDArray[np.int64]:
+        """Of each pair, as often as the tower reads them."""
+        if self.shown is None:
+            return np.zeros(len(self), dtype=np.int64)
+        return self.shown.patches * LAYOUTS[layout].looks
 
 
 def _lengths(pairs: Dataset) -> Iterator[npt.NDArray[np.int64]]:
@@ -132,9 +191,12 @@ def tokens_of(shapes: Sequence[Shape], layout: str) -> int:
     return LAYOUTS[layout].tokens(_pairs(shapes))
 
 
-def batch_of(shapes: Sequence[Shape], layout: str) -> PairBatch:
-    """A micro-batch of pairs of these shapes."""
-    return LAYOUTS[layout].collate(_pairs(shapes))
+def batch_of(shapes: Sequence[Shape], layout: str, shown: Shown | None = None) -> PairBatch:
+    """A micro-batch of pairs of these shapes, each about a picture if there is one."""
+    pairs = _pairs(shapes)
+    if shown is not None:
+        pairs = [shown.pair(pair, number) for number, pair in enumerate(pairs)]
+    return LAYOUTS[layout].collate(pairs)
 
 
 def _pairs(shapes: Sequence[Shape]) -> list[TokenPair]:

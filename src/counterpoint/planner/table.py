@@ -48,6 +48,9 @@ def _memory(plan: Plan) -> Iterator[str]:
     asked, longest = plan.asked, plan.longest
     yield f"{'at the worst moment of a step':32}{'as configured':>24}{'longest pair alone':>24}"
     yield f"{'  micro-batch':32}{_batch(asked):>24}{_batch(longest):>24}"
+    if asked.patches or longest.patches:
+        patches = (f"{one.patches:,}" for one in (asked, longest))
+        yield f"  {'of these, patches of pictures':30}" + "".join(f"{n:>24}" for n in patches)
     for name, title in ROWS:
         values = [getattr(estimate, name) for estimate in (asked, longest)]
         if any(values):

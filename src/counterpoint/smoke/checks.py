@@ -91,11 +91,16 @@ def loss_falls(mini: Miniature, trained: Trained) -> Judgement:
 
 def weights_move(trained: Trained) -> Judgement:
     """Whether every tensor that trains has changed."""
-    names = [name for name in trained.before if name not in trained.frozen]
+    names = [name for name in trained.before if name not in trained.frozen | trained.idle]
     stuck = [n for n in names if torch.equal(trained.before[n], trained.after[n])]
     if stuck:
         return "failed", f"{len(stuck)} of {len(names)} tensors did not move: {_some(stuck)}"
-    return "ok", f"all {len(names)} tensors that train"
+    seen = f"all {len(names)} tensors that train"
+    if trained.idle:
+        seen += (
+            f"; no pair has a use for {len(trained.idle)} of the tower: {_some([*trained.idle])}"
+        )
+    return "ok", seen
 
 
 def frozen_stay(trained: Trained) -> Judgement:

@@ -19,10 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
 from counterpoint.config import CPOConfig
+from counterpoint.forward.alone import logits_alone
+from counterpoint.forward.seeing import PARTS_THAT_SEE, weights_that_see
+from counterpoint.forward.sights import sight_of
 from counterpoint.records import TokenPair
 from counterpoint.smoke.real import NOTHING_KEPT
 from counterpoint.smoke.rows import prepared
@@ -81,6 +84,8 @@ class Trained:
         before: every tensor before the first step.
         after: every tensor after the last one.
         frozen: names of the tensors that do not train.
+        idle: names of those of a tower that the model makes no use of, or no pair: it may read an
+            earlier layer than its last one, and rows may show no pictures.
     """
 
     folder: Path
@@ -92,6 +97,7 @@ class Trained:
     before: Weights
     after: Weights
     frozen: frozenset[str]
+    idle: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +190,7 @@ class Miniature:
             before=before,
             after=copied_weights(trained),
             frozen=frozenset(n for n, p in trained.named_parameters() if not p.requires_grad),
+            idle=_idle(trained, self.pairs),
         )
 
     def gradient(self, **changes: Any) -> Weights:
@@ -233,6 +240,23 @@ class Miniature:
 def _objective(trainer: CPOTrainer) -> float:
     """The objective of the training pairs as one set; unlike a step's, without dropout."""
     return float(trainer.evaluate(trainer.train_dataset)["eval_loss"])
+
+
+def _idle(trained: nn.Module, pairs: Sequence[TokenPair]) -> frozenset[str]:
+    """Names of the tensors of a tower that no gradient reaches in a call of the model's own."""
+    if sight_of(trained.config) is None:
+        return frozenset()
+    model = copy.deepcopy(trained).float().eval()
+    model.zero_grad()
+    shown = next((pair for pair in pairs if pair.seen), None)
+    if shown is not None:
+        logits_alone(model, shown, shown.chosen)[0].sum().backward()  # type: ignore[no-untyped-call]
+    tower = {id(weight) for part in PARTS_THAT_SEE for weight in weights_that_see(model, part)}
+    return frozenset(
+        name
+        for name, weight in model.named_parameters()
+        if weight.requires_grad and weight.grad is None and id(weight) in tower
+    )
 
 
 def copied_weights(model: Any) -> Weights:

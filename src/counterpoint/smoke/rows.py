@@ -2,6 +2,7 @@
 
 Rows are taken evenly from the whole set and become tokens as in the run, with its limits. What is
 longer than a miniature needs is then cut around the place where the two completions part.
+Pictures become small ones, and a prompt that shows any keeps all of its tokens.
 
 Not here: what a row becomes (``data.encode``), and judging the whole set (``doctor``).
 """
@@ -20,10 +21,10 @@ from counterpoint.config import CPOConfig
 from counterpoint.data import formats
 from counterpoint.data.account import dropped_by_policy
 from counterpoint.data.csv_sets import lists_of_csv
-from counterpoint.data.encode import encode_rows
+from counterpoint.data.encode import encode_rows, picture_cell
 from counterpoint.data.encoder import Encoder, encoder_for
 from counterpoint.data.options import PrepareOptions
-from counterpoint.data.pair_columns import to_pair
+from counterpoint.data.pair_columns import PICTURES_OF_PAIR, to_pair
 from counterpoint.data.picture_files import folder_of
 from counterpoint.data.sources import dataset_from_rows
 from counterpoint.data.undecoded import undecoded
@@ -87,7 +88,8 @@ def shortened(pair: TokenPair) -> TokenPair:
 
     Tokens with which both completions begin go to the prompt where a completion is too long, so
     that what is left of them differs; then the prompt loses its beginning, completions their end.
-    The prompt of an encoder-decoder is another text: there they are left out.
+    The prompt of an encoder-decoder is another text: there they are left out. A prompt that shows
+    pictures is not cut.
     """
     prompt, chosen, rejected = list(pair.prompt), list(pair.chosen), list(pair.rejected)
     if max(len(chosen), len(rejected)) > COMPLETION:
@@ -98,7 +100,7 @@ def shortened(pair: TokenPair) -> TokenPair:
         chosen, rejected = chosen[same:], rejected[same:]
     return replace(
         pair,
-        prompt=prompt[-PROMPT:],
+        prompt=prompt if pair.pictures else prompt[-PROMPT:],
         chosen=chosen[:COMPLETION],
         rejected=rejected[:COMPLETION],
     )
@@ -106,17 +108,19 @@ def shortened(pair: TokenPair) -> TokenPair:
 
 def prepared(pairs: Sequence[TokenPair]) -> Dataset:
     """Pairs as the data set that a trainer takes for prepared."""
-    return Dataset.from_list(
-        [
-            {
-                "prompt_ids": [*pair.prompt, *pair.start],
-                "chosen_ids": pair.chosen,
-                "rejected_ids": pair.rejected,
-                **{name: getattr(pair, name) for name in ("row", "weight", "margin")},
-            }
-            for pair in pairs
-        ]
-    )
+    records = [
+        {
+            "prompt_ids": [*pair.prompt, *pair.start],
+            "chosen_ids": pair.chosen,
+            "rejected_ids": pair.rejected,
+            **{name: getattr(pair, name) for name in ("row", "weight", "margin")},
+            PICTURES_OF_PAIR: [picture_cell(one, whole=True) for one in pair.pictures],
+        }
+        for pair in pairs
+    ]
+    found = Dataset.from_list(records)
+    shown = any(pair.pictures for pair in pairs)
+    return found if shown else found.remove_columns(PICTURES_OF_PAIR)
 
 
 def _some(rows: Any, most: int) -> tuple[list[int], list[Any]]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,15 @@ from counterpoint.console.phases import phase
 from counterpoint.doctor.of_batch import steps_of
 from counterpoint.errors import SetupError
 from counterpoint.models.preparing import encoder_of, prepare_tokenizer
-from counterpoint.models.tiny_twin import tiny_twin, weights_outside_vocabulary
+from counterpoint.models.tiny_twin import TOWER, tiny_twin, weights_outside_vocabulary
+from counterpoint.models.trainable import freeze_parts
 from counterpoint.models.weights import WeightsPolicy
 from counterpoint.smoke import checks
 from counterpoint.smoke.miniature import LEARNING_RATE, Miniature, Trained
 from counterpoint.smoke.real import MeasuredSteps, measure
 from counterpoint.smoke.report import Check, SmokeReport
 from counterpoint.smoke.rows import own_pairs, shortened
+from counterpoint.smoke.thumbnails import SIDE, looked_at
 
 PAIRS = 24
 """Rows that a miniature trains on."""
@@ -53,6 +55,7 @@ class Subject:
         tokenizer: of the run.
         rows: raw rows to train on, in any shape that the trainer takes.
         peft_config: of its adapter, or None.
+        freeze: parts of a model that sees which do not train, of ``seeing.PARTS_THAT_SEE``.
     """
 
     args: CPOConfig
@@ -61,6 +64,7 @@ class Subject:
     tokenizer: Any
     rows: Any
     peft_config: Any = None
+    freeze: Sequence[str] = ()
 
 
 def run_smoke(
@@ -113,12 +117,13 @@ def _miniature(run: Subject, folder: Path) -> Miniature:
     pairs = own_pairs(run.rows, encoder, run.args, PAIRS)
     policy = WeightsPolicy.of(run.args, adapter=run.peft_config is not None)
     model = tiny_twin(run.source, run.args, run.config, policy)
+    freeze_parts(model, run.freeze)
     return Miniature(
         args=run.args,
         model=model,
         tokenizer=tokenizer,
         peft_config=run.peft_config,
-        pairs=[shortened(pair) for pair in pairs],
+        pairs=looked_at([shortened(pair) for pair in pairs], encoder),
         folder=folder,
     )
 
@@ -152,11 +157,14 @@ def _in_words(mini: Miniature) -> str:
     model = mini.model
     config: Any = model.config.get_text_config()
     outside = weights_outside_vocabulary(model)
-    split = mini.split()
+    split, tower = mini.split(), getattr(model.config, TOWER, None)
+    sees = f"and {tower.num_hidden_layers} of the tower, " if tower is not None else ""
+    small = f", pictures to {SIDE} pixels a side" if any(p.pictures for p in mini.pairs) else ""
     return (
-        f"A twin of {type(model).__name__}: {config.num_hidden_layers} layers, "
+        f"A twin of {type(model).__name__}: {config.num_hidden_layers} layers, {sees}"
         f"{outside:,} weights and {model.num_parameters() - outside:,} of the vocabulary, at "
-        f"random. {len(mini.pairs)} of the run's rows, cut to a few tokens; {mini.steps} steps of "
+        f"random. {len(mini.pairs)} of the run's rows, cut to a few tokens{small}; {mini.steps} "
+        "steps of "
         f"{split['per_device_train_batch_size']} x {split['gradient_accumulation_steps']} pairs. "
         f"Learning rate {LEARNING_RATE:g}, constant; else the run's own options."
     )

@@ -246,7 +246,8 @@ class CPOTrainer(ExperimentTrainer):
             planned = checkpoint is not None or self.runner.budget.tokens is not None
             if not planned and self.train_dataset is not None:
                 with phase("planning micro-batches that fit in memory"):
-                    found = fitting_budget(self.model, self.args, self.train_dataset)
+                    pairs, encoder = self.train_dataset, self._feed.encoder
+                    found = fitting_budget(self.model, self.args, pairs, encoder)
                 self.runner.budget.tokens = found
             self._watch, self._ending, self._stopped_by = None, None, None
             self.constraints.restart(anew=checkpoint is None)
