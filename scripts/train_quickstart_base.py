@@ -201,13 +201,13 @@ def translations(tokenizer: MBartTokenizerFast) -> Iterator[tuple[dict[str, Tens
 
 
 def train(
-    model: PreTrainedModel, data: Iterator[tuple[dict[str, Tensor], Tensor]]
+    model: PreTrainedModel, data: Iterator[tuple[dict[str, Tensor], Tensor]], steps: int = STEPS
 ) -> Iterator[float]:
     """Train step by step; yields the NLL a token, in nats, before each step's update."""
     optimizer = torch.optim.AdamW(model.parameters(), betas=BETAS, weight_decay=WEIGHT_DECAY)
     model.train()
-    for step, (inputs, said) in enumerate(islice(data, STEPS)):
-        rate = min(1.0, (step + 1) / WARMUP) * (1 + math.cos(math.pi * step / STEPS)) / 2
+    for step, (inputs, said) in enumerate(islice(data, steps)):
+        rate = min(1.0, (step + 1) / WARMUP) * (1 + math.cos(math.pi * step / steps)) / 2
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * rate
         is_said = said != IGNORED

@@ -57,6 +57,12 @@ SHOWN: dict[tuple[str, str], Callable[[Any], str]] = {
         )
         for page in quickstart.PAGES_OF_BOTH
     },
+    **{
+        (f"docs/{page}", "quickstart_vision"): lambda results: quickstart.table_of_vision(
+            results["rows"]
+        )
+        for page in quickstart.PAGES_OF_VISION
+    },
     ("docs/monitor.md", "monitor"): lambda results: monitor.table(results["rows"]),
 }
 MONITORED: dict[str, Callable[[Any], str]] = {

@@ -224,6 +224,7 @@ def test_a_reader_that_goes_away_ends_the_command_without_a_word() -> None:
         (["quickstart", "--seed"], "CP103"),
         (["quickstart", "--beta", "1"], "CP101"),
         (["quickstart", "folder"], "CP101"),
+        (["quickstart", "--encoder_decoder", "--vision"], "CP104"),
     ],
 )
 def test_quickstart_refuses_what_it_does_not_take(

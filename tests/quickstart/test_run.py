@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -15,24 +16,47 @@ import torch
 import yaml
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
+    AutoProcessor,
     AutoTokenizer,
     TrainerControl,
     TrainerState,
 )
 
+from counterpoint import CPOConfig, CPOTrainer
 from counterpoint.cli.main import main
+from counterpoint.console.alone import one_thread, quiet
 from counterpoint.errors import SetupError
+from counterpoint.models.trainable import freeze_parts
 from counterpoint.quickstart.display import WIDTH, Progress
-from counterpoint.quickstart.run import QuickstartResult, pair_rows, run, training_options
+from counterpoint.quickstart.lessons import Lesson, Reading, Translating
+from counterpoint.quickstart.read import read_tags
+from counterpoint.quickstart.run import (
+    STEP_PAIRS,
+    QuickstartResult,
+    run,
+    training_options,
+)
+from counterpoint.quickstart.run import STEPS as STEPS_OF_A_WHOLE_RUN
 from counterpoint.quickstart.supervised import train_supervised
-from counterpoint.quickstart.table import Outcome, examples, judge_translations, outcome_table
+from counterpoint.quickstart.table import (
+    Outcome,
+    examples,
+    judge_readings,
+    judge_translations,
+    outcome_table,
+    reading_examples,
+)
+from counterpoint.quickstart.tags import held_out_tags
 from counterpoint.quickstart.task import english, german, held_out_numbers, preference_pairs
-from counterpoint.quickstart.translate import load_base, translate
+from counterpoint.quickstart.translate import translate
+from counterpoint.runlog import read_run
 from tests.reliability.trials import TORTURE
 
 STEPS, HELD_OUT = 30, 60
 STEPS_OF_TRANSLATOR = 40
+STEPS_OF_READER = 40
 
 
 @dataclass(frozen=True)
@@ -93,6 +117,112 @@ def test_a_whole_run_of_an_encoder_decoder_does_on_three_seeds(seed: int, tmp_pa
     goes_beyond_its_references(result)
     assert result.cpo.exact >= 0.80
     assert result.cpo.number >= 0.95
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    """A shortened run of the model that sees."""
+    root = tmp_path_factory.mktemp("reader")
+    return told(root, "q", steps=STEPS_OF_READER, vision=True)
+
+
+def reads_beyond_its_references(result: QuickstartResult, by: float) -> None:
+    assert result.vision
+    assert result.base.exact <= 0.05
+    assert result.perfect_chosen <= 0.10
+    assert result.supervised.exact <= 0.20
+    best = max(result.supervised.exact, result.perfect_chosen)
+    assert result.cpo.exact >= best + by
+    assert characters(result.cpo) >= max(map(characters, (result.supervised, result.chosen)))
+
+
+def characters(outcome: Outcome) -> float:
+    assert outcome.characters is not None
+    return outcome.characters
+
+
+def test_a_model_that_sees_goes_beyond_its_references_too(reader: Seen) -> None:
+    reads_beyond_its_references(reader.result, by=0.10)
+    lines = reader.text.splitlines()
+    assert [line[0] for line in lines if re.match(r"\d  \w", line)] == list("12345")
+    assert all(len(line) <= WIDTH for line in lines)
+    [head] = [line.split() for line in lines if "exact match" in line]
+    assert head == ["exact", "match", "characters"]
+    of_chosen = re.compile(r"the chosen references themselves +[\d.]+% +[\d.]+%")
+    assert any(map(of_chosen.fullmatch, lines))
+
+
+def test_the_reader_s_run_is_watched_shares_prompts_and_raises_no_alarm(reader: Seen) -> None:
+    run_of_reader = read_run(reader.root / reader.result.model)
+    assert run_of_reader.alarms == ()
+    assert '"shared"' in (reader.root / "q" / "cpo" / "run.json").read_text("utf-8")
+
+
+@pytest.mark.skipif(not TORTURE, reason="three whole runs; set COUNTERPOINT_TORTURE")
+@pytest.mark.parametrize("seed", [5, 6, 7])
+def test_a_whole_run_of_a_model_that_sees_does_on_three_seeds(seed: int, tmp_path: Path) -> None:
+    result, _ = said_by(tmp_path / "q", seed=seed, vision=True)
+    reads_beyond_its_references(result, by=0.40)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        6,
+        pytest.param(
+            STEPS_OF_A_WHOLE_RUN, marks=pytest.mark.skipif(not TORTURE, reason="a whole run")
+        ),
+    ],
+)
+def test_with_blank_pictures_nothing_is_learnt(steps: int, tmp_path: Path) -> None:
+    """The control: a model that is shown nothing reads nothing, and prefers by chance."""
+    lesson = Reading(blank=True)
+    model, processor = lesson.load()
+    freeze_parts(model, lesson.freeze)
+    asked = lesson.held_out(200, seed=0)
+    options = training_options(tmp_path, lesson, seed=0, steps=steps)
+    rows = lesson.rows(lesson.pairs(steps * STEP_PAIRS, seed=0), tmp_path)
+    with one_thread(), quiet(logging.WARNING):
+        trainer = CPOTrainer(
+            model, CPOConfig(**options), train_dataset=rows, processing_class=processor
+        )
+        trainer.train()
+        held_out = lesson.held_out_rows(asked, 0, tmp_path)
+        scores = trainer.evaluate(held_out)
+        outcome = lesson.judge(asked, lesson.answers(model, processor, asked))
+    assert outcome.exact == outcome.number == 0
+    # four standard deviations of fair coins
+    assert abs(scores["eval_rewards/accuracies"] - 0.5) < 2 / len(held_out) ** 0.5
+
+
+def test_the_saved_reader_reads_as_the_table_says(reader: Seen) -> None:
+    folder = reader.root / reader.result.model
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    tags = held_out_tags(HELD_OUT, seed=0)
+    texts = read_tags(model, AutoProcessor.from_pretrained(folder), tags)
+    assert judge_readings([tag.code for tag in tags], texts) == reader.result.cpo
+
+
+def test_the_reader_s_files_serve_evaluate_and_its_tower_is_as_it_was(
+    reader: Seen, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(reader.root)
+    words = ["q/cpo", "--base", "q/base", "--eval_dataset", "q/held-out.jsonl", "--use_cpu=true"]
+    assert main(["evaluate", *words, "--generate", "60", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    before, after = (
+        found[when]["texts"]["held-out.jsonl"]["greedy"]["exact_match"]
+        for when in ("before", "after")
+    )
+    assert after >= before + 0.1
+    # one question about several pictures is several prompts
+    rows = len(Path("q/held-out.jsonl").read_text("utf-8").splitlines())
+    assert main(["evaluate", *words[:1], *words[3:]]) == 0
+    assert f"held-out.jsonl: {rows} pairs of {rows} prompts" in capsys.readouterr().out
+    models = [AutoModelForImageTextToText.from_pretrained(f"q/{name}") for name in ("base", "cpo")]
+    first, last = (model.state_dict() for model in models)
+    moved = {name for name in first if not torch.equal(first[name], last[name])}
+    assert moved == {name for name in first if "vision_tower" not in name}
 
 
 def test_the_saved_translator_translates_as_the_table_says(translator: Seen) -> None:
@@ -183,12 +313,12 @@ def said_by(*args: Any, **kwargs: Any) -> tuple[QuickstartResult, str]:
     return result, stdout.getvalue()
 
 
-@pytest.mark.parametrize("encoder_decoder", [False, True])
+@pytest.mark.parametrize("model", [{}, {"encoder_decoder": True}, {"vision": True}])
 def test_the_written_configuration_repeats_the_run_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder_decoder: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: dict[str, bool]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    said_by("q", steps=3, held_out=1, encoder_decoder=encoder_decoder)
+    said_by("q", steps=3, held_out=1, **model)
     assert main(["train", "q/train.yaml", "--output_dir", "again"]) == 0
     first, again = (Path(folder) / "model.safetensors" for folder in ("q/cpo", "again"))
     assert first.read_bytes() == again.read_bytes()
@@ -267,19 +397,28 @@ def logged_loss(folder: Path) -> float:
     return float(json.loads(line)["nll_loss"])
 
 
-@pytest.mark.parametrize("encoder_decoder", [False, True])
-def test_supervised_loss_is_the_nll_term_of_cpo(tmp_path: Path, encoder_decoder: bool) -> None:
-    result, _ = said_by(tmp_path / "q", steps=1, held_out=1, encoder_decoder=encoder_decoder)
-    model, tokenizer = load_base(encoder_decoder)
-    rows = pair_rows(preference_pairs(32, seed=0), encoder_decoder)
+@pytest.mark.parametrize(
+    ("lesson", "model"),
+    [
+        (Translating(), {}),
+        (Translating(encoder_decoder=True), {"encoder_decoder": True}),
+        (Reading(), {"vision": True}),
+    ],
+)
+def test_supervised_loss_is_the_nll_term_of_cpo(
+    tmp_path: Path, lesson: Lesson, model: dict[str, bool]
+) -> None:
+    result, _ = said_by(tmp_path / "q", steps=1, held_out=1, **model)
+    base, reader_of_rows = lesson.load()
+    rows = lesson.rows(lesson.pairs(32, seed=0), tmp_path)
     losses: list[float] = []
 
     class Watch(Progress):
         def on_log(self, *args: Any, logs: Any = None, **kwargs: Any) -> None:
             losses.extend([logs["loss"]] if "loss" in logs else [])
 
-    options = training_options(tmp_path, seed=0, steps=1, encoder_decoder=encoder_decoder)
-    train_supervised(model, tokenizer, rows, options, Watch("supervised"))
+    options = training_options(tmp_path, lesson, seed=0, steps=1)
+    train_supervised(base, reader_of_rows, rows, options, Watch("supervised"))
     assert losses == pytest.approx([logged_loss(result.model)], rel=1e-5)
 
 
@@ -319,3 +458,13 @@ def test_the_table_names_each_model_with_its_share() -> None:
     lines = outcome_table({"base model": Outcome(0.005, 1.0)}, perfect_chosen=0.074)
     assert re.fullmatch(r"perfect among the chosen references +7\.4%", lines[1])
     assert re.fullmatch(r"base model +0\.5% +100\.0%", lines[2])
+
+
+def test_a_transcription_is_right_flawed_or_of_another_code() -> None:
+    texts = ["SB0 7KZ", "58O 7K2", "SB0 7KA", ""]
+    outcome = judge_readings(["SB0 7KZ"] * 4, texts)
+    assert (outcome.exact, outcome.number) == (0.25, 0.5)
+    assert outcome.characters == pytest.approx((1 + 3 / 7 + 6 / 7 + 0) / 4)
+    lines = reading_examples(["SB0 7KZ"] * 4, {"CPO": texts})
+    assert [line.split()[-1] for line in lines[1::2]] == ["right", "flaws", "code", "code"]
+    assert all(len(line) <= WIDTH for line in lines)

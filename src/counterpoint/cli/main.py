@@ -70,8 +70,8 @@ commands:
                  serve a run's report on this machine while training goes on
   watch FOLDER_OF_RUNS
                  show where each of several runs is, and the time left
-  quickstart [--output_dir DIR] [--seed N] [--encoder_decoder]
-                 train a tiny translation model in about a minute: no network, no GPU
+  quickstart [--output_dir DIR] [--seed N] [--encoder_decoder | --vision]
+                 train a tiny model in about a minute: no network, no GPU
   completion bash|zsh|fish
                  write a script that lets a shell complete commands and options
 

@@ -13,11 +13,11 @@ from counterpoint.options.command import Command
 from counterpoint.options.declared import option
 
 USAGE = """\
-usage: counterpoint quickstart [--output_dir DIR] [--seed N] [--encoder_decoder]
+usage: counterpoint quickstart [--output_dir DIR] [--seed N] [--encoder_decoder | --vision]
 
 Trains a tiny model, which comes with the package, to translate English number words into German,
-first on the preferred translations alone, then on preferences, and compares the two. About a
-minute on two cores; no network, no GPU.
+or to read the codes on small pictures (--vision): first on the preferred texts alone, then on
+preferences, and compares the two. About a minute on two cores; no network, no GPU.
 
 options:
 """
@@ -33,6 +33,9 @@ class QuickstartOptions:
     seed: int = option(0, "Seed of the pairs, their order and the held-out numbers, >= 0.")
     encoder_decoder: bool = option(
         False, "Train a small encoder-decoder like mBART, a translator's own kind, not a decoder."
+    )
+    vision: bool = option(
+        False, "Train a small model that sees to read codes on pictures; it needs Pillow."
     )
 
     def __post_init__(self) -> None:
@@ -57,4 +60,9 @@ def quickstart(words: list[str]) -> None:
     with importing():
         from counterpoint.quickstart.run import run
 
-    run(options.output_dir, seed=options.seed, encoder_decoder=options.encoder_decoder)
+    run(
+        options.output_dir,
+        seed=options.seed,
+        encoder_decoder=options.encoder_decoder,
+        vision=options.vision,
+    )

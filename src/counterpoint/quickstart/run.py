@@ -1,11 +1,11 @@
 """``counterpoint quickstart``: the five steps of a run, and what preferences add.
 
-Model and tokenizer, options, data, trainer, train; then a table of exact matches on held-out
-numbers for the base model, for supervised training on the chosen translations, and for CPO.
-Everything comes from the package and runs on the CPU; nothing is fetched. The model is a decoder,
-or an encoder-decoder that is told the languages instead of reading a prompt.
+Model and tokenizer, options, data, trainer, train; then a table of exact matches on what was held
+out for the base model, for supervised training on the chosen references, and for CPO. Everything
+comes from the package and runs on the CPU; nothing is fetched.
 
-Not here: the task (``task``), the comparison (``supervised``), the table (``table``).
+Not here: what is learnt and by which model (``lessons``), the comparison (``supervised``), the
+table (``table``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import logging
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from itertools import count
@@ -31,19 +30,12 @@ from counterpoint.console.phases import on_stderr, shown_on
 from counterpoint.errors import SetupError
 from counterpoint.invocation import EXTRAS, command, installing
 from counterpoint.language import phrase
+from counterpoint.models.trainable import freeze_parts
 from counterpoint.objectives import DEFAULT_LOSS, SIMPO
 from counterpoint.quickstart.display import Progress, say_step, tell
+from counterpoint.quickstart.lessons import Lesson, lesson_of
 from counterpoint.quickstart.supervised import train_supervised
-from counterpoint.quickstart.table import Outcome, examples, judge_translations, outcome_table
-from counterpoint.quickstart.task import (
-    PERFECT,
-    Pair,
-    german,
-    held_out_numbers,
-    held_out_pairs,
-    preference_pairs,
-)
-from counterpoint.quickstart.translate import BASES, load_base, translate
+from counterpoint.quickstart.table import Outcome
 from counterpoint.runlog import check_writable, versions
 from counterpoint.strict import strict_json
 from counterpoint.trainer.trainer import CPOTrainer
@@ -51,24 +43,13 @@ from counterpoint.wrap import padded
 
 STEPS = 120
 STEP_PAIRS = 32
-ENCODER_DECODER: dict[str, Any] = {
-    "max_length": 32,
-    "source_lang": "en_XX",
-    "target_lang": "de_DE",
-}
-"""Options that an encoder-decoder's run has beside a decoder's, or in their place."""
 HELD_OUT = 400
-"""Numbers that are translated to see how well a model does."""
+"""Numbers that are translated, or tags that are read, to see how well a model does."""
 
 BASE_FOLDER, RUN_FOLDER = "base", "cpo"
 DATA_FILE, CONFIG_FILE, RESULT_FILE = "pairs.jsonl", "train.yaml", "result.json"
 HELD_OUT_FILE = "held-out.jsonl"
-"""Pairs for held-out numbers, each with the right spelling as its reference."""
-
-INTRODUCTION = """\
-Counterpoint's quickstart: English number words into German, learnt from pairs
-of translations of which even the better one is seldom right.
-"""
+"""Pairs for what was held out, each with the right text as its reference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +59,10 @@ class QuickstartResult:
     Args:
         folder: where everything was written.
         model: folder of the model that CPO made, with its run's log.
-        seed: of the pairs, their order, and the held-out numbers.
+        seed: of the pairs, their order, and what is held out.
         encoder_decoder: whether the model is one.
-        perfect_chosen: share of the chosen references without a flaw, in [0, 1].
+        vision: whether the model sees, and reads tags.
+        chosen: of the chosen references, as if they were a model's.
         base: of the shipped model.
         supervised: of supervised training on the chosen.
         cpo: of CPO on the pairs.
@@ -90,10 +72,16 @@ class QuickstartResult:
     model: Path
     seed: int
     encoder_decoder: bool
-    perfect_chosen: float
+    vision: bool
+    chosen: Outcome
     base: Outcome
     supervised: Outcome
     cpo: Outcome
+
+    @property
+    def perfect_chosen(self) -> float:
+        """Share of the chosen references without a flaw, in [0, 1]."""
+        return self.chosen.exact
 
 
 def run(
@@ -103,29 +91,34 @@ def run(
     steps: int = STEPS,
     held_out: int = HELD_OUT,
     encoder_decoder: bool = False,
+    vision: bool = False,
 ) -> QuickstartResult:
     """Train, compare, and say what comes of it.
 
     Args:
         output_dir: where to write; if it holds anything, the first free "output_dir-2", -3, ...
-        seed: of the pairs, their order, and the held-out numbers; at least 0.
+        seed: of the pairs, their order, and what is held out; at least 0.
         steps: optimizer steps of either training, ``STEP_PAIRS`` pairs each; at least 1.
-        held_out: numbers to evaluate on, in [1, 500].
+        held_out: numbers or tags to evaluate on, in [1, 500].
         encoder_decoder: whether to train the small model like mBART, instead of the decoder.
+        vision: whether to train the small model that sees, to read tags.
 
     Returns:
         The numbers of the table.
 
     Raises:
         SetupError: CP501 for a folder that cannot be written, CP504 for "." or ".." that holds
-            anything, since no numbered folder can lie beside it.
+            anything, since no numbered folder can lie beside it; CP502 for ``vision`` without
+            Pillow.
+        ConfigError: CP104 for two models.
     """
+    lesson = lesson_of(encoder_decoder=encoder_decoder, vision=vision)
     check_writable(output_dir)
     folder = _vacant(Path(output_dir))
-    options = training_options(folder, seed=seed, steps=steps, encoder_decoder=encoder_decoder)
+    options = training_options(folder, lesson, seed=seed, steps=steps)
     with shown_on(on_stderr(_write)), quiet(logging.WARNING), one_thread():
-        tell(phrase(INTRODUCTION))
-        model, tokenizer = load_base(encoder_decoder)
+        tell(phrase(lesson.introduction))
+        model, reader = lesson.load()
         count = f"{model.num_parameters():,}"
         say_step(1, "model and tokenizer", "{count} parameters, in the package", count=count)
         args = CPOConfig(**options)
@@ -137,49 +130,51 @@ def run(
             pairs=args.per_device_train_batch_size,
             rate=f"{args.learning_rate:g}",
         )
-        pairs = preference_pairs(steps * STEP_PAIRS, seed)
-        perfect_chosen = sum(pair.chosen.flaws == PERFECT for pair in pairs) / len(pairs)
-        rows = pair_rows(pairs, encoder_decoder)
-        _write_inputs(folder, options, rows, BASES[encoder_decoder])
-        _show_pairs(pairs, rows, perfect_chosen)
-        trainer = CPOTrainer(model, args, train_dataset=rows, processing_class=tokenizer)
+        pairs = lesson.pairs(steps * STEP_PAIRS, seed)
+        rows, chosen = lesson.rows(pairs, folder), lesson.of_chosen(pairs)
+        _write_inputs(folder, lesson, options, rows)
+        _show_pairs(pairs, rows, chosen.exact)
+        freeze_parts(model, lesson.freeze)
+        trainer = CPOTrainer(model, args, train_dataset=rows, processing_class=reader)
         say_step(4, "trainer", "CPOTrainer; it minimises")
         for line in trainer.objective.formula().splitlines():
             tell(f"     {line}")
-        numbers = held_out_numbers(held_out, seed)
-        _write_held_out(folder, numbers, seed, encoder_decoder)
-        translations = {"base": translate(model, tokenizer, numbers)}
+        asked = lesson.held_out(held_out, seed)
+        _write_rows(folder / HELD_OUT_FILE, lesson.held_out_rows(asked, seed, folder))
+        answers = {"base": lesson.answers(model, reader, asked)}
         say_step(5, "train", "twice from the same model, the same pairs and steps")
-        supervised, _ = load_base(encoder_decoder)
-        train_supervised(supervised, tokenizer, rows, options, Progress("supervised"))
-        translations["supervised"] = translate(supervised, tokenizer, numbers)
+        supervised, _ = lesson.load()
+        freeze_parts(supervised, lesson.freeze)
+        train_supervised(supervised, reader, rows, options, Progress("supervised"))
+        answers["supervised"] = lesson.answers(supervised, reader, asked)
         _train_cpo(trainer)
-        translations["CPO"] = translate(model, tokenizer, numbers)
+        answers["CPO"] = lesson.answers(model, reader, asked)
         result = QuickstartResult(
             folder,
             Path(args.output_dir),
             seed,
             encoder_decoder,
-            perfect_chosen,
-            *(judge_translations(numbers, texts) for texts in translations.values()),
+            vision,
+            chosen,
+            *(lesson.judge(asked, texts) for texts in answers.values()),
         )
         _write_result(result, steps)
-        _show_result(result, steps, held_out, examples(numbers, translations))
+        _show_result(result, steps, held_out, lesson, lesson.examples(asked, answers))
     return result
 
 
 def training_options(
-    folder: Path, *, seed: int, steps: int, encoder_decoder: bool = False
+    folder: Path, lesson: Lesson | None = None, *, seed: int, steps: int
 ) -> dict[str, Any]:
     """The options of the CPO run, for ``CPOConfig`` as for ``counterpoint train``.
 
     Args:
         folder: the quickstart's folder.
+        lesson: what is learnt; None: the translation by a decoder.
         seed: of the order of the pairs.
         steps: optimizer steps, at least 1.
-        encoder_decoder: whether the model is one.
     """
-    options = {
+    options: dict[str, Any] = {
         "output_dir": str(folder / RUN_FOLDER),
         "loss_type": DEFAULT_LOSS,
         "beta": 2.0,
@@ -198,12 +193,7 @@ def training_options(
         "use_cpu": True,
         "seed": seed,
     }
-    return options | ENCODER_DECODER if encoder_decoder else options
-
-
-def pair_rows(pairs: Iterable[Pair], encoder_decoder: bool) -> list[dict[str, str]]:
-    """The pairs as rows: an encoder-decoder reads a source, a decoder a prompt."""
-    return [pair.translation if encoder_decoder else pair.row for pair in pairs]
+    return options | (lesson.options(folder) if lesson else {})
 
 
 def _write(line: str) -> None:
@@ -225,25 +215,22 @@ def _is_free(folder: Path) -> bool:
 
 
 def _write_inputs(
-    folder: Path, options: dict[str, Any], rows: list[dict[str, str]], base: Path
+    folder: Path, lesson: Lesson, options: dict[str, Any], rows: list[dict[str, Any]]
 ) -> None:
     """All that ``counterpoint train`` needs to repeat the run."""
     (folder / BASE_FOLDER).mkdir(parents=True, exist_ok=True)
-    for file in base.iterdir():
+    for file in lesson.base.iterdir():
         shutil.copyfile(file, folder / BASE_FOLDER / file.name)
-    with (folder / DATA_FILE).open("w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    _write_rows(folder / DATA_FILE, rows)
     given = {"model": str(folder / BASE_FOLDER), "dataset": str(folder / DATA_FILE), **options}
+    if lesson.freeze:
+        given["freeze"] = list(lesson.freeze)
     (folder / CONFIG_FILE).write_text(yaml.safe_dump(given, sort_keys=False), encoding="utf-8")
 
 
-def _write_held_out(folder: Path, numbers: list[int], seed: int, encoder_decoder: bool) -> None:
-    """What ``counterpoint evaluate`` needs, which the run itself does not read."""
-    pairs = held_out_pairs(numbers, seed)
-    with (folder / HELD_OUT_FILE).open("w", encoding="utf-8") as stream:
-        for pair, row in zip(pairs, pair_rows(pairs, encoder_decoder), strict=True):
-            whole = {**row, "reference": german(pair.chosen.number)}
-            stream.write(json.dumps(whole, ensure_ascii=False) + "\n")
+def _write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
+    with file.open("w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _train_cpo(trainer: CPOTrainer) -> None:
@@ -254,12 +241,13 @@ def _train_cpo(trainer: CPOTrainer) -> None:
 
 
 def _write_result(result: QuickstartResult, steps: int) -> None:
-    content = {**asdict(result), "steps": steps, "versions": versions()}
+    perfect = {"perfect_chosen": result.perfect_chosen}
+    content = {**asdict(result), **perfect, "steps": steps, "versions": versions()}
     text = strict_json(content, indent=2, default=str)
     (result.folder / RESULT_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def _show_pairs(pairs: list[Pair], rows: list[dict[str, str]], perfect_chosen: float) -> None:
+def _show_pairs(pairs: list[Any], rows: list[dict[str, Any]], perfect_chosen: float) -> None:
     text = "{count} pairs; chosen has fewer flaws than rejected"
     say_step(3, "data", text, count=f"{len(pairs):,}")
     text = "and has none in {share} of them. For example"
@@ -267,23 +255,21 @@ def _show_pairs(pairs: list[Pair], rows: list[dict[str, str]], perfect_chosen: f
     # a usual one: chosen has two flaws, and the text fits on a line
     places = range(len(pairs))
     usual = [(len(pair.chosen.flaws) != 2, len(pair.rejected.text)) for pair in pairs]
-    for name, text in rows[min(places, key=usual.__getitem__)].items():
-        tell(f"     {name:<9} {text}")
+    for name, cell in rows[min(places, key=usual.__getitem__)].items():
+        tell(f"     {name:<9} {cell if isinstance(cell, str) else ', '.join(cell)}")
 
 
-def _show_result(result: QuickstartResult, steps: int, held_out: int, shown: list[str]) -> None:
-    tell()
-    tell(phrase("{count} numbers that no training has seen, translated", count=held_out))
+def _show_result(
+    result: QuickstartResult, steps: int, held_out: int, lesson: Lesson, shown: list[str]
+) -> None:
     rows = {
         phrase("base model"): result.base,
         phrase("supervised on the chosen, {steps} steps", steps=steps): result.supervised,
         phrase("CPO on the pairs, {steps} steps", steps=steps): result.cpo,
     }
-    for line in outcome_table(rows, result.perfect_chosen):
-        tell(line)
-    tell(phrase("(right number: exact, or wrong only in ways that the references are)"))
+    title, table = lesson.shown(result.chosen, rows, held_out)
     tell()
-    for line in shown:
+    for line in (title, *table, "", *shown):
         tell(line)
     tell()
     folder = shlex.quote(str(result.folder))
