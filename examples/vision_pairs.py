@@ -26,7 +26,7 @@ def main(pairs, model=MODEL, output_dir="runs/seeing", **options):
         task_type="CAUSAL_LM",
         r=16,
         target_modules="all-linear",
-        exclude_modules=r".*\.(visual|vision_tower|vision_model|multi_modal_projector|connector)\..*",
+        exclude_modules=r".*\.(visual|vision_tower|vision_model|multi_modal_projector|connector)(\..*)?",
     )
     trainer = CPOTrainer(
         model=AutoModelForImageTextToText.from_pretrained(model),

@@ -1,6 +1,7 @@
 """Write the pages of docs/ that the code says, or check that they are up to date.
 
-Options, error codes, presets, what can be imported, and the doctor's diagnoses in two languages.
+Options, error codes, presets, what can be imported, and the doctor's diagnoses in two languages. Of
+the pages on pictures a block: which kinds train in which layouts, on which engines.
 
     python scripts/generate_docs.py            write them
     python scripts/generate_docs.py --check    exit 1 where they differ from what it would write
@@ -21,6 +22,7 @@ from counterpoint import errors
 from counterpoint.config import REFUSED
 from counterpoint.doctor.presets import PRESETS, Preset
 from counterpoint.doctor.table import TABLE, TABLE_ZH, Diagnosis, severity_of
+from counterpoint.models.support import support, support_columns
 from counterpoint.options.declared import Option, kind
 from counterpoint.options.help import as_written, show_default, summary
 from counterpoint.options.table import COUNTERPOINT, GROUPS, RUN, TRANSFORMERS, options
@@ -252,6 +254,36 @@ def _table(rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+SHOWN_AS = {"plain": "one process", "ddp": "DDP", "fsdp2": "FSDP2"}
+"""How the table of support calls engines; everything else is called by its own name."""
+
+
+def support_table() -> str:
+    """Which kinds that see train in which layouts, on which engines and with adapters."""
+    names = support_columns()
+    rows = [("kind", *(SHOWN_AS.get(name, name) for name in names))]
+    for row in support():
+        told = ("no" if row.why_not[name] else "yes" for name in names)
+        rows.append((f"`{row.kind}`", *told))
+    return _table(rows)
+
+
+BLOCKS: dict[tuple[str, str], Callable[[], str]] = {
+    (page, "support"): support_table for page in ("vision.md", "vision.zh-CN.md")
+}
+"""Parts of pages that are otherwise written by hand, by the page and the block's name."""
+
+
+def _with_block(page: str, name: str, content: str) -> str:
+    """A page with what stands between a block's marks written anew."""
+    begin, end = f"<!-- {name}: begin -->\n", f"\n<!-- {name}: end -->"
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    if not after:
+        raise ValueError(f"the page has no block {name!r}")
+    return f"{before}{begin}{content}{end}{after}"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "options.md": options_page,
     "errors.md": errors_page,
@@ -266,8 +298,12 @@ def main() -> int:
     """Write or check the pages."""
     check = "--check" in sys.argv[1:]
     stale = []
-    for name, page in PAGES.items():
-        path, text = DOCS / name, page().rstrip("\n") + "\n"
+    written = {name: page().rstrip("\n") + "\n" for name, page in PAGES.items()}
+    for (name, block), content in BLOCKS.items():
+        whole = (DOCS / name).read_text(encoding="utf-8")
+        written[name] = _with_block(written.get(name, whole), block, content())
+    for name, text in written.items():
+        path = DOCS / name
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
         stale.append(name)

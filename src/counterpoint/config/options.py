@@ -39,6 +39,7 @@ from counterpoint.config.names import ByEveryName
 from counterpoint.config.step_size import pairs_on, settle_accumulation
 from counterpoint.constraints import Constraint, read_constraints
 from counterpoint.errors import ConfigError
+from counterpoint.forward import encoded as _encoded  # noqa: F401 - two layouts are its own
 from counterpoint.forward.layouts import AUTO, LAYOUTS, REFERENCE
 from counterpoint.masking import Mask
 from counterpoint.metric_names import more_is_better

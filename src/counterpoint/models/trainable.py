@@ -209,4 +209,5 @@ def left_by_adapters(config: Any) -> str | None:
     sight = sight_of(config)
     if sight is None:
         return None
-    return rf".*\.({'|'.join(map(re.escape, (*sight.tower, *sight.projector)))})\..*"
+    parts = "|".join(map(re.escape, (*sight.tower, *sight.projector)))
+    return rf"(.*\.)?({parts})(\..*)?"  # a projector may be a layer itself

@@ -103,7 +103,7 @@ class Album:
             return phrase("left out: this report shows {count} pictures", count=self._pictures)
         self._pictures += 1
         self._characters += len(address)
-        return element("img", src=address, alt=words, width=width, height=height, loading="lazy")
+        return element("img", src=address, alt=words, width=width, height=height)
 
 
 def _name(told: Told, number: int) -> str:
