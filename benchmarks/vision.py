@@ -7,8 +7,9 @@ sides in turns, a process each.
 
 TRL's CPO trains on no pictures. Its way of them is that of its DPO trainer, and that is measured:
 its collator, which decodes and processes each picture for both completions, its fused head, the
-model called with chosen and rejected rows in one padded batch, pixels for each row. On top is the
-loss of its CPO trainer. Metrics and reference model of its DPO trainer are left out, in its favour.
+model called with chosen and rejected rows in one padded batch, pixels for each row. On a CPU that
+head scores the tokens of prompts too. On top is the loss of its CPO trainer. Metrics and reference
+model of its DPO trainer are left out, in its favour.
 
 One more side is our own path with pixels for every row (``layout="pictures-twice"``): what the
 tower's once and shared prompts give alone. In the rows called "frozen" tower and projector do not
@@ -99,7 +100,7 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 """Row -> width and height of its pictures in pixels, words of a completion, what is frozen."""
 
-PAIRS, STEPS = 4, 4
+PAIRS, STEPS = 4, 3
 COMMON: dict[str, Any] = {"bf16": False, "freeze": (), "pairs": PAIRS, "steps": STEPS}
 KEPT = "kept"
 SIDES: dict[str, dict[str, Any]] = {

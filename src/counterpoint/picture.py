@@ -19,9 +19,9 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from counterpoint.errors import DataError, SetupError
@@ -229,6 +229,56 @@ class SeenPicture:
     tokens: int
     patches: int
     inputs: Mapping[str, Any]
+
+    def later(self, decode: Callable[[], Mapping[str, Any]]) -> SeenPicture:
+        """The same picture without its pixels, which are decoded when they are asked for.
+
+        Args:
+            decode: gives ``inputs`` anew.
+        """
+        about = {n: self.inputs[n] for n in self.inputs if not n.startswith("pixel_")}
+        return replace(self, inputs=LaterInputs([*self.inputs], about, decode))
+
+
+class LaterInputs(Mapping[str, Any]):
+    """What a tower takes of a picture that was looked at before: decoded again if it is asked for.
+
+    Sent to another process it is decoded here, as a loader's workers are to do.
+
+    Args:
+        names: of all that there is, in order.
+        about: what is known of the picture without its pixels, by name.
+        decode: gives all of it.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        about: Mapping[str, Any],
+        decode: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        self._names, self._about, self._decode = names, about, decode
+        self._all: Mapping[str, Any] | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        """One of them."""
+        if name in self._about:
+            return self._about[name]
+        if self._all is None:
+            self._all = self._decode()
+        return self._all[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Their names."""
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._names)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """All of them, decoded."""
+        return dict, (dict(self),)
 
 
 def seen_as_rgb(image: Image) -> Image:

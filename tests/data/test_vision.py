@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import pickle
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from counterpoint import DataError, ModelError
+from counterpoint.data import vision
 from counterpoint.data.options import Limits
 from counterpoint.data.vision import VisionEncoder
 from counterpoint.forward.sights import SIGHTS
@@ -207,3 +210,30 @@ def test_the_same_picture_is_decoded_once_while_it_is_kept(monkeypatch: pytest.M
     first = encoder.look(fresh).seen[0]
     encoder.look(replace(other, seen=()))
     assert encoder.look(fresh).seen[0] is not first
+
+
+def test_a_picture_that_was_looked_at_before_is_decoded_when_its_pixels_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(vision, "MOST_KEPT", 0)
+    encoder = vision_encoder(seer("qwen2_5_vl"))
+    one, other = preference((0, 1), "what", "a", "b").pictures
+    loads: list[str] = []
+    own = Picture.load
+    monkeypatch.setattr(Picture, "load", lambda self: loads.append(self.digest) or own(self))
+    first = encoder.reader.look(one)
+    encoder.reader.look(other)
+    again = encoder.reader.look(one)
+    assert loads == [one.digest, other.digest]
+    assert (again.tokens, again.patches, again.digest) == (first.tokens, first.patches, one.digest)
+    assert [*again.inputs] == [*first.inputs]
+    assert len(again.inputs) == len(first.inputs)
+    assert torch.equal(again.inputs["image_grid_thw"], first.inputs["image_grid_thw"])
+    assert len(loads) == 2
+    sent = pickle.loads(pickle.dumps(again))  # to another process: it is decoded here
+    assert len(loads) == 3
+    assert isinstance(sent.inputs, dict)
+    for name, tensor in first.inputs.items():
+        assert torch.equal(sent.inputs[name], tensor)
+        assert torch.equal(again.inputs[name], tensor)
+    assert len(loads) == 3

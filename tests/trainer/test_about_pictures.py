@@ -13,9 +13,11 @@ from datasets import Dataset
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from counterpoint import CPOConfig, CPOTrainer, DataError
+from counterpoint.data import vision
 from counterpoint.forward.kept_features import keep_features
 from counterpoint.forward.layouts import PADDED, PICTURES_TWICE, SHARED
 from counterpoint.models.trainable import freeze_parts
+from counterpoint.picture import Picture
 from counterpoint.records import PairBatch
 from counterpoint.runlog import kept_thumbnail, pictures_in_line, read_run
 from counterpoint.step import assembly
@@ -114,6 +116,32 @@ def test_a_frozen_tower_looks_once_at_each_picture_and_a_run_resumes_without_its
     for one, other in zip(weights(whole), weights(none), strict=True):
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)
     keep_features(whole.model, 0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_whose_features_are_at_hand_is_not_decoded_again(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vision, "MOST_KEPT", 0)
+    decoded: list[str] = []
+    own = Picture.load
+
+    def load(picture: Picture) -> Any:
+        decoded.append(picture.digest)
+        return own(picture)
+
+    monkeypatch.setattr(Picture, "load", load)
+    shown = {"max_steps": 6, "save_strategy": "no", "dataloader_num_workers": workers}
+    run = trained(tmp_path / "a", freeze=FROZEN, picture_cache_gb=0.1, **shown)
+    if not workers:
+        # as often as the first epoch shows each, for a step or a proof; the second and third do not
+        assert len(set(decoded)) == 4
+        first = len(decoded)
+        decoded.clear()
+        trained(tmp_path / "b", freeze=FROZEN, picture_cache_gb=0.1, **shown | {"max_steps": 2})
+        assert len(decoded) == first
+    other = trained(tmp_path / "c", freeze=FROZEN, picture_cache_gb=1e-8, **shown)
+    assert all(map(torch.equal, weights(run), weights(other)))
 
 
 def test_each_layout_and_loader_trains_the_same(tmp_path: Path) -> None:

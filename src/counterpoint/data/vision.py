@@ -39,6 +39,9 @@ from counterpoint.records import TokenPair
 MOST_KEPT = 2**27
 """Bytes of the pictures that are kept, since several pairs of a step may show the same ones."""
 
+MOST_BEFORE = 2**16
+"""Pictures of which it is remembered how many tokens and patches they are; half a KB each."""
+
 OF_TEXT = (
     "input_ids",
     "attention_mask",
@@ -99,6 +102,7 @@ class PictureReader:
         self._patch: Any = getattr(config.vision_config, "patch_size", None)
         self._in_words: dict[tuple[int, int], str] = {}
         self._kept: OrderedDict[str, SeenPicture] = OrderedDict()
+        self._before: OrderedDict[str, SeenPicture] = OrderedDict()
 
     def in_words(self, picture: Picture) -> str:
         """The text that stands for a picture of some size.
@@ -131,7 +135,7 @@ class PictureReader:
         return self._process(text, blank, pictures[0])[0]
 
     def look(self, picture: Picture) -> SeenPicture:
-        """Decode a picture.
+        """What a tower takes of a picture; one that was looked at before is decoded when it does.
 
         Args:
             picture: of a row.
@@ -139,6 +143,16 @@ class PictureReader:
         Raises:
             DataError: CP2xx as ``Picture.load``; CP230 where the processor refuses it.
         """
+        before = self._before.get(picture.digest)
+        if before is not None and picture.digest not in self._kept:
+            return before.later(lambda: self._decoded(picture).inputs)
+        seen = self._decoded(picture)
+        self._before[picture.digest] = seen.later(dict)
+        if len(self._before) > MOST_BEFORE:
+            self._before.popitem(last=False)
+        return seen
+
+    def _decoded(self, picture: Picture) -> SeenPicture:
         kept = self._kept.pop(picture.digest, None)
         if kept is None:
             kept = self._looked(picture)

@@ -347,8 +347,8 @@ def _positions(pair: TokenPair, sight: Sight, reader: Any) -> tuple[Tensor, Tens
     """Of the prompt, counted as if it were alone, and of both completions."""
     if pair.seen:
         types = _types(pair.prompt, reader.config)[None]
-        inputs = joined([seen.inputs for seen in pair.seen], sight.joined)
-        grid = {"image_grid_thw": inputs["image_grid_thw"], sight.types: types}
+        grids = [{"image_grid_thw": seen.inputs["image_grid_thw"]} for seen in pair.seen]
+        grid = {**joined(grids), sight.types: types}
         ids = torch.tensor(pair.prompt, dtype=torch.long)[None]
         prompt: Tensor = reader.get_rope_index(ids, **grid)[0][:, 0]
     else:
