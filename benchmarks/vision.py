@@ -244,11 +244,11 @@ def trainer_of(side: str, work: dict[str, Any], folder: Path) -> Any:
 
 def measured(side: str, work: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A side's measurement, as ``step.train`` has it."""
-    from counterpoint.data import vision
+    from counterpoint.data import looked_at
     from counterpoint.forward.kept_features import kept_features
 
     if work["freeze"]:
-        vision.MOST_KEPT = 0
+        looked_at.MOST_KEPT = 0
     trainer = trainer_of(side, work, folder)
     found = step.train(trainer)
     kept = kept_features(trainer.model)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from counterpoint import DataError, ModelError
-from counterpoint.data import vision
+from counterpoint.data import looked_at
 from counterpoint.data.options import Limits
 from counterpoint.data.vision import VisionEncoder
 from counterpoint.forward.sights import SIGHTS
@@ -205,7 +205,7 @@ def test_the_same_picture_is_decoded_once_while_it_is_kept(monkeypatch: pytest.M
     (pair,) = seen_pairs(made, ROWS[:1])
     fresh = replace(pair, seen=())
     assert encoder.look(fresh).seen[0] is encoder.look(replace(fresh, row=9)).seen[0]
-    monkeypatch.setattr("counterpoint.data.vision.MOST_KEPT", 0)
+    monkeypatch.setattr("counterpoint.data.looked_at.MOST_KEPT", 0)
     (other,) = seen_pairs(made, ROWS[3:4])
     first = encoder.look(fresh).seen[0]
     encoder.look(replace(other, seen=()))
@@ -215,7 +215,7 @@ def test_the_same_picture_is_decoded_once_while_it_is_kept(monkeypatch: pytest.M
 def test_a_picture_that_was_looked_at_before_is_decoded_when_its_pixels_are_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(vision, "MOST_KEPT", 0)
+    monkeypatch.setattr(looked_at, "MOST_KEPT", 0)
     encoder = vision_encoder(seer("qwen2_5_vl"))
     one, other = preference((0, 1), "what", "a", "b").pictures
     loads: list[str] = []
@@ -237,3 +237,5 @@ def test_a_picture_that_was_looked_at_before_is_decoded_when_its_pixels_are_aske
         assert torch.equal(sent.inputs[name], tensor)
         assert torch.equal(again.inputs[name], tensor)
     assert len(loads) == 3
+    there = pickle.loads(pickle.dumps(encoder.reader))  # as a loader's worker gets it
+    assert torch.equal(there.look(one).inputs["pixel_values"], first.inputs["pixel_values"])

@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from counterpoint import CPOConfig, CPOTrainer, DataError
-from counterpoint.data import vision
+from counterpoint.data import looked_at
 from counterpoint.forward.kept_features import keep_features
 from counterpoint.forward.layouts import PADDED, PICTURES_TWICE, SHARED
 from counterpoint.models.trainable import freeze_parts
@@ -122,7 +122,7 @@ def test_a_frozen_tower_looks_once_at_each_picture_and_a_run_resumes_without_its
 def test_a_picture_whose_features_are_at_hand_is_not_decoded_again(
     workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vision, "MOST_KEPT", 0)
+    monkeypatch.setattr(looked_at, "MOST_KEPT", 0)
     decoded: list[str] = []
     own = Picture.load
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +25,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase
 
 from counterpoint.data.chat import Rendered, render_prompt
 from counterpoint.data.encoder import TextDraft, TextEncoder
+from counterpoint.data.looked_at import LookedAt
 from counterpoint.data.options import Limits
 from counterpoint.data.pictures import PictureRules
 from counterpoint.data.tokenize import Tokens, encode, prompt_ids
@@ -35,12 +35,6 @@ from counterpoint.forward.sights import Sight
 from counterpoint.picture import Picture, SeenPicture
 from counterpoint.preference_row import PARTS, PreferenceRow
 from counterpoint.records import TokenPair
-
-MOST_KEPT = 2**27
-"""Bytes of the pictures that are kept, since several pairs of a step may show the same ones."""
-
-MOST_BEFORE = 2**16
-"""Pictures of which it is remembered how many tokens and patches they are; half a KB each."""
 
 OF_TEXT = (
     "input_ids",
@@ -101,8 +95,7 @@ class PictureReader:
         self.token_id: int = config.image_token_id
         self._patch: Any = getattr(config.vision_config, "patch_size", None)
         self._in_words: dict[tuple[int, int], str] = {}
-        self._kept: OrderedDict[str, SeenPicture] = OrderedDict()
-        self._before: OrderedDict[str, SeenPicture] = OrderedDict()
+        self._looked_at = LookedAt(self._looked)
 
     def in_words(self, picture: Picture) -> str:
         """The text that stands for a picture of some size.
@@ -143,23 +136,7 @@ class PictureReader:
         Raises:
             DataError: CP2xx as ``Picture.load``; CP230 where the processor refuses it.
         """
-        before = self._before.get(picture.digest)
-        if before is not None and picture.digest not in self._kept:
-            return before.later(lambda: self._decoded(picture).inputs)
-        seen = self._decoded(picture)
-        self._before[picture.digest] = seen.later(dict)
-        if len(self._before) > MOST_BEFORE:
-            self._before.popitem(last=False)
-        return seen
-
-    def _decoded(self, picture: Picture) -> SeenPicture:
-        kept = self._kept.pop(picture.digest, None)
-        if kept is None:
-            kept = self._looked(picture)
-        self._kept[picture.digest] = kept
-        while len(self._kept) > 1 and sum(map(_bytes, self._kept.values())) > MOST_KEPT:
-            self._kept.popitem(last=False)
-        return kept
+        return self._looked_at(picture)
 
     def blank(self, picture: Picture) -> SeenPicture:
         """What a picture of some size is for the tower, but for what it shows.
@@ -214,10 +191,6 @@ class PictureReader:
                 "Replace it, or remove the row.",
             ) from error
         return str(listening.heard[0]), found
-
-
-def _bytes(seen: SeenPicture) -> int:
-    return sum(tensor.nbytes for tensor in seen.inputs.values())
 
 
 @dataclass(frozen=True, slots=True)
