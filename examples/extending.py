@@ -25,16 +25,17 @@ from counterpoint.objectives import Loss, register_loss
 from counterpoint.quickstart.task import preference_pairs
 from counterpoint.quickstart.translate import load_base
 
-# SimPER (arXiv:2502.00883): how likely a token of each completion is, and nothing to tune
+# SimPER (arXiv:2502.00883) with the root of its rewards, which are less flat where a completion is
+# unlikely; nothing to tune
 register_loss(
     Loss(
-        "simper",
-        "SimPER",
+        "soft-simper",
+        "softened SimPER",
         math=LossMath(
             loss=lambda pairs, objective: -pairs.gap,
             formula=lambda objective: "-gap",
-            reward=lambda logp, objective: logp.exp(),
-            reward_formula=lambda logp, objective: f"exp({logp})",
+            reward=lambda logp, objective: (logp / 2).exp(),
+            reward_formula=lambda logp, objective: f"exp({logp} / 2)",
         ),
         options=("cpo_alpha", "nll_reduction"),
         beta_scales_gap=False,
@@ -100,7 +101,7 @@ def main(output_dir="runs/extending", steps=40):
     model, tokenizer = load_base()
     args = CPOConfig(
         output_dir=output_dir,
-        loss_type="simper",
+        loss_type="soft-simper",
         layout="padded-to-8",
         cpo_alpha=0.1,
         constraints=[{"kind": "rejected_likelihood", "bound": -2.5}],

@@ -44,7 +44,9 @@ TABLES: tuple[dict[str, Any], ...] = (objectives._ROWS, constraints._ROWS, LAYOU
 def example() -> Iterator[dict[str, Any]]:
     """The example's names; what it added to the tables is gone afterwards."""
     before = [dict(table) for table in TABLES]
-    assert "simper" not in options()["loss_type"].choices  # read before, which must not freeze it
+    assert (
+        "soft-simper" not in options()["loss_type"].choices
+    )  # read before, which must not freeze it
     yield runpy.run_path(str(EXAMPLE))
     for table, rows in zip(TABLES, before, strict=True):
         table.clear()
@@ -70,18 +72,18 @@ LOGPS = PairLogps(
 
 
 def test_an_added_loss_is_computed_by_its_own_formula(example: dict[str, Any]) -> None:
-    objective = Objective("simper", cpo_alpha=0.0)
+    objective = Objective("soft-simper", cpo_alpha=0.0)
     terms = objective(LOGPS, torch.zeros(2).double())
     chosen, rejected = (
-        (LOGPS.chosen / torch.tensor([2, 3])).exp(),
-        (LOGPS.rejected / torch.tensor([3, 4])).exp(),
+        (LOGPS.chosen / torch.tensor([2, 3]) / 2).exp(),
+        (LOGPS.rejected / torch.tensor([3, 4]) / 2).exp(),
     )
     assert torch.equal(terms.preference, -(chosen - rejected))
     assert torch.equal(terms.chosen_rewards, chosen)  # beta, which it does not read, scales nothing
     (slope,) = torch.autograd.grad(terms.preference[0], LOGPS.chosen)
-    assert slope[0].item() == pytest.approx(-chosen[0].item() / 2)
+    assert slope[0].item() == pytest.approx(-chosen[0].item() / 4)
     assert objective.formula() == (
-        "loss = mean over pairs of -gap\ngap  = (r(chosen) - r(rejected))\nr(y) = exp(mean log p)"
+        "loss = mean over pairs of -gap\ngap  = (r(chosen) - r(rejected))\nr(y) = exp(mean log p / 2)"
     )
 
 
@@ -90,21 +92,21 @@ def test_an_added_loss_trains_and_is_named_by_the_report(trainer: CPOTrainer) ->
     assert last["rewards/margins"] > first["rewards/margins"]
     run = read_run(trainer.args.output_dir)
     assert run.facts["objective"].startswith("loss = mean over pairs of -gap + 0.1 * NLL")
-    assert method(run) == "SimPER"
+    assert method(run) == "softened SimPER"
 
 
 def test_an_added_loss_is_an_option_with_its_own_refusals(
     example: dict[str, Any], tmp_path: Path
 ) -> None:
     assert options()["loss_type"].choices == tuple(LOSSES)
-    assert "simper" in options()["loss_type"].choices
+    assert "soft-simper" in options()["loss_type"].choices
     for option, value in (("label_smoothing", 0.1), ("simpo_gamma", 1.0), ("alpha", 0.25)):
-        with pytest.raises(ConfigError, match=r"CP104.*simper"):
-            CPOConfig(output_dir=str(tmp_path), loss_type="simper", **{option: value})
-    args = CPOConfig(output_dir=str(tmp_path), loss_type="simper", beta=2.0)
-    assert unused(args, Rest(evaluates=False)) == {"beta": "SimPER has no beta"}
+        with pytest.raises(ConfigError, match=r"CP104.*soft-simper"):
+            CPOConfig(output_dir=str(tmp_path), loss_type="soft-simper", **{option: value})
+    args = CPOConfig(output_dir=str(tmp_path), loss_type="soft-simper", beta=2.0)
+    assert unused(args, Rest(evaluates=False)) == {"beta": "softened SimPER has no beta"}
     assert [one.code for one in of_objective(args, adapted=False)] == ["CW101"]
-    assert hold_the_chosen(Facts(8, loss_type="simper", cpo_alpha=0.0)) == "cpo_alpha: 0.05"
+    assert hold_the_chosen(Facts(8, loss_type="soft-simper", cpo_alpha=0.0)) == "cpo_alpha: 0.05"
 
 
 def arpo(pairs: RewardedPairs, objective: Objective) -> Tensor:
