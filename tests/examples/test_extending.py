@@ -83,7 +83,9 @@ def test_an_added_loss_is_computed_by_its_own_formula(example: dict[str, Any]) -
     (slope,) = torch.autograd.grad(terms.preference[0], LOGPS.chosen)
     assert slope[0].item() == pytest.approx(-chosen[0].item() / 4)
     assert objective.formula() == (
-        "loss = mean over pairs of -gap\ngap  = (r(chosen) - r(rejected))\nr(y) = exp(mean log p / 2)"
+        "loss = mean over pairs of -gap\n"
+        "gap  = (r(chosen) - r(rejected))\n"
+        "r(y) = exp(mean log p / 2)"
     )
 
 
