@@ -19,6 +19,7 @@ from counterpoint.forward.layouts import LAYOUTS
 from counterpoint.forward.seeing import PARTS_THAT_SEE
 from counterpoint.models.family import family_of
 from counterpoint.models.trainable import freeze_parts, left_by_adapters
+from counterpoint.planner import fitting, pictures
 from counterpoint.planner.fitting import surely_fits
 from counterpoint.planner.plan import Planner
 from counterpoint.planner.rehearsal import Way, rehearse
@@ -26,6 +27,7 @@ from counterpoint.planner.setting import MemorySetting, changes_of
 from counterpoint.planner.shapes import Lengths, Load, Shape
 from counterpoint.planner.table import WIDTH, as_table
 from counterpoint.planner.weightless import adapted, fake_mode, weightless_twin
+from counterpoint.smoke.rows import prepared
 from tests.vision_on_the_spot import KINDS, ROWS, Made, seen_pairs, seer, vision_encoder
 
 SHAPES = [Shape(60, 12, 9), Shape(40, 7, 8)]
@@ -228,9 +230,6 @@ def test_the_tower_of_an_adapted_model_is_as_it_was(tmp_path: Path) -> None:
 
 
 def test_pairs_of_a_large_set_are_counted_a_part_at_a_time(monkeypatch: Any) -> None:
-    from counterpoint.planner import pictures
-    from counterpoint.smoke.rows import prepared
-
     made = seer("llava")
     pairs, encoder = seen_pairs(made), vision_encoder(made)
     whole = Lengths.of(prepared(pairs), encoder)
@@ -242,3 +241,19 @@ def test_pairs_of_a_large_set_are_counted_a_part_at_a_time(monkeypatch: Any) -> 
     assert given is not None
     assert np.array_equal(whole.shown.patches, given.patches)
     assert np.array_equal(parts.shown.patches, given.patches)
+
+
+def test_on_a_cpu_what_is_kept_of_pictures_is_no_room_for_micro_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = seer("llava")
+    freeze_parts(made[0], PARTS_THAT_SEE)
+    pairs, encoder = prepared(seen_pairs(made)), vision_encoder(made)
+    monkeypatch.setattr(fitting, "available_memory", lambda device: 10**12)
+
+    def budget(gigabytes: float) -> int | None:
+        args = CPOConfig(output_dir=str(tmp_path), use_cpu=True, picture_cache_gb=gigabytes)
+        return fitting.fitting_budget(made[0], args, pairs, encoder)
+
+    assert budget(0) is None
+    assert budget(1000) == Lengths.of(pairs, encoder).heaviest(1, "shared")

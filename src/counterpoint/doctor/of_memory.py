@@ -17,7 +17,7 @@ from counterpoint.config import CPOConfig
 from counterpoint.doctor.findings import Finding, find
 from counterpoint.doctor.of_machine import bytes_of
 from counterpoint.errors import ModelError
-from counterpoint.planner.fitting import plan_where_tight
+from counterpoint.planner.fitting import kept_of_pictures, plan_where_tight
 from counterpoint.planner.machine import available_memory, show_bytes
 from counterpoint.planner.plan import Planner
 from counterpoint.planner.shapes import Lengths
@@ -37,6 +37,7 @@ def of_memory(
     least = bytes_of(model, peft_config)
     # the weights are in the machine's memory already, from which they go to an accelerator
     room = available_memory(args.device) + (least.weights if args.device.type == "cpu" else 0)
+    room = max(0, room - kept_of_pictures(args))
     if lengths is not None:
         left = room - least.weights
         try:

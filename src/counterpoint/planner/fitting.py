@@ -97,6 +97,7 @@ def fitting_budget(
     # two processes on one machine's memory will each want the same at the same time
     on_cpu = args.device.type == "cpu"  # where processes share the memory
     left = available_memory(args.device) // (ranks.launched_here() if on_cpu else 1)
+    left = max(0, left - kept_of_pictures(args))
     try:
         lengths = Lengths.of(pairs, encoder)
         planner = plan_where_tight(model, args, lengths, pairs=micro_batch, left=left)
@@ -125,6 +126,15 @@ def fitting_budget(
         budget = lengths.heaviest(1, planner.setting.layout)
     logger().info("memory: %s: micro-batches are cut to %s tokens", seen, f"{budget:,}")
     return budget
+
+
+def kept_of_pictures(args: CPOConfig) -> int:
+    """Bytes of a device that what is kept of pictures may take: on a CPU, where the host's are.
+
+    Args:
+        args: the run's options.
+    """
+    return round(1e9 * args.picture_cache_gb) if args.device.type == "cpu" else 0
 
 
 def surely_fits(model: nn.Module, tokens: int, longest: int, memory: int) -> bool:
