@@ -7,6 +7,7 @@ rows of hh-rlhf. Not a benchmark itself: ``planner.py`` measures with it.
 from __future__ import annotations
 
 import io
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +205,23 @@ def trainer_about_pictures(work: dict[str, Any], folder: Path) -> Any:
         train_dataset=Dataset.from_list(rows_about_pictures(count)),
         peft_config=adapter,
     )
+
+
+def main() -> None:
+    """Say how many weights each kind has, and how many of them see."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    from counterpoint.forward.seeing import PARTS_THAT_SEE, weights_that_see
+
+    with tempfile.TemporaryDirectory() as folder, torch.device("meta"):
+        step.tokenizer_for(32000).save_pretrained(folder)
+        for kind, make in KINDS.items():
+            model = AutoModelForImageTextToText.from_config(make(Path(folder))[0])
+            sees = [weight for part in PARTS_THAT_SEE for weight in weights_that_see(model, part)]
+            counts = [sum(w.numel() for w in some) for some in (model.parameters(), sees)]
+            print(f"{kind:14}{counts[0]:>12,} weights, {counts[1]:>12,} of them see")
+
+
+if __name__ == "__main__":
+    main()
