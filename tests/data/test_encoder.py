@@ -42,9 +42,9 @@ class PictureEncoder(TextEncoder):
 
     def frame(self, draft: TextDraft, prompt: Sequence[int]) -> Frame:
         found = super().frame(draft, prompt) or Frame(head=int(self.bos is not None))
-        return replace(found, whole=self.spans(prompt))
+        return replace(found, whole=self.brackets(prompt))
 
-    def spans(self, prompt: Sequence[int]) -> list[Span]:
+    def brackets(self, prompt: Sequence[int]) -> list[Span]:
         texts = [self.tokenizer.decode([number]) for number in prompt]
         begins = [place for place, text in enumerate(texts) if "[" in text]
         ends = [place for place, text in enumerate(texts) if "]" in text]
@@ -81,7 +81,7 @@ def test_a_part_that_must_not_be_cut_is_trained_whole_or_not_at_all(
 ) -> None:
     encoder = PictureEncoder(gpt2_tokenizer)
     whole = ids(prepare([ROW], encoder, PrepareOptions(max_length=999)))[0]
-    pictures = encoder.spans(whole[0])
+    pictures = encoder.brackets(whole[0])
     assert len(pictures) == 2
     completion, seen = max(len(whole[1]), len(whole[2])), set()
     for size in range(2, len(whole[0])):
@@ -169,7 +169,7 @@ def test_tokens_of_a_row_are_shown_as_another_encoder_cuts_them(
 ) -> None:
     encoder = PictureEncoder(gpt2_tokenizer)
     whole = ids(prepare([ROW], encoder, PrepareOptions(max_length=999)))[0]
-    begin, end = encoder.spans(whole[0])[1]
+    begin, end = encoder.brackets(whole[0])[1]
     room = len(whole[0]) - begin - 1 + max(len(whole[1]), len(whole[2]))
     limits = Limits(max_length=room, truncation="prompt_start")
     shown = tokens_of_row(ROW, 0, encoder, limits)

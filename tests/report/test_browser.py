@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("bokeh", reason="the extra [report] is not installed")
 
+from counterpoint.picture import Picture
 from counterpoint.report.comparison import comparison
 from counterpoint.report.run_report import report_html
 from counterpoint.report.watching import server_of
@@ -293,3 +294,29 @@ def test_a_page_that_follows_a_run_brings_in_what_is_new_and_stays_where_it_is(
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def test_pictures_beside_samples_unfold_and_are_drawn(browser: Any, tmp_path: Path) -> None:
+    pillow = pytest.importorskip("PIL.Image", reason="the extra [vision] is not installed")
+    folder = tmp_path / "run"
+    write_run(folder, steps=20, samples=False)
+    pillow.new("RGB", (900, 600), "teal").save(tmp_path / "a page.png")
+    log = RunLog(folder)
+    picture = Picture.of(str(tmp_path / "a page.png"), 0, "images[0]")
+    entry = {"step": 0, "prompt": "Read it.", "completion": "no", "kind": "greedy"}
+    log.append(SAMPLES, {**entry, **log.shown([picture, picture])})
+    (tmp_path / "report.html").write_text(report_html(read_run(folder)), encoding="utf-8")
+    for size in (DESK, PHONE):
+        page = browser.new_page(viewport=size)
+        said: list[str] = []
+        page.on("console", lambda message, said=said: said.append(message.text))
+        page.goto((tmp_path / "report.html").as_uri())
+        shown = page.locator("details.pictures img")
+        assert [one.is_visible() for one in shown.all()] == [False, False]
+        page.locator("details.pictures summary").click()
+        assert [one.is_visible() for one in shown.all()] == [True, True]
+        sizes = shown.evaluate_all("all => all.map((one) => [one.naturalWidth, one.alt])")
+        assert sizes == [[256, "a page.png, 900 x 600 pixels"]] * 2
+        assert sideways(page) == []
+        assert said == []
+        page.close()
