@@ -152,10 +152,12 @@ class _KeepsRows:
 
     def __init__(self, states: Tensor, gathered: Tensor, places: Places) -> None:
         kept = _Kept(states.detach(), places, states._version)
-        at, shape = gathered.data_ptr(), gathered.shape
+        # by storage: what is handed over is another tensor of it, and in a plan none has an address
+        storage, shape = gathered.untyped_storage()._cdata, gathered.shape
 
         def keep(saved: Tensor) -> Tensor | _Kept:
-            return kept if saved.data_ptr() == at and saved.shape == shape else saved
+            same = saved.untyped_storage()._cdata == storage and saved.shape == shape
+            return kept if same else saved
 
         def give(held: Tensor | _Kept) -> Tensor:
             return held.gathered() if isinstance(held, _Kept) else held
