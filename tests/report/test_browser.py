@@ -309,7 +309,7 @@ def test_pictures_beside_samples_unfold_and_are_drawn(browser: Any, tmp_path: Pa
     for size in (DESK, PHONE):
         page = browser.new_page(viewport=size)
         said: list[str] = []
-        page.on("console", lambda message, said=said: said.append(message.text))
+        page.on("pageerror", lambda error, said=said: said.append(str(error)))
         page.goto((tmp_path / "report.html").as_uri())
         shown = page.locator("details.pictures img")
         assert [one.is_visible() for one in shown.all()] == [False, False]
