@@ -118,6 +118,11 @@ def test_packages_are_installed_by_requirement_where_this_python_finds_them(here
     assert not (here / "=3.9").exists()  # the shell took no part of it for a file
 
 
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_each_package_of_an_extra_is_a_word_of_its_own(here: Path, extra: str) -> None:
+    assert shlex.split(installing(EXTRAS[extra]))[4:] == EXTRAS[extra].split()
+
+
 def test_to_look_for_pip_leaves_a_distutils_that_is_loaded_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

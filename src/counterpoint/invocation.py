@@ -37,7 +37,7 @@ EXTRAS: Mapping[str, str] = MappingProxyType(
         "torchao": "torchao>=0.18",
         "evaluate": "sacrebleu>=2.4",
         "translation": "sentencepiece>=0.2 py3langid>=0.4",
-        "vision": "pillow>=11.3",
+        "vision": "pillow>=11.3 torchvision>=0.25",
     }
 )
 """What each extra of ``pyproject.toml`` installs."""
@@ -84,9 +84,9 @@ def installing(*requirements: str) -> str:
     Never by the name of an extra: the package of that name on an index need not be this one.
 
     Args:
-        requirements: such as "bokeh>=3.9".
+        requirements: such as "bokeh>=3.9"; several may stand in one, with spaces between them.
     """
-    wanted = " ".join(shlex.quote(one) for one in requirements)
+    wanted = " ".join(shlex.quote(one) for text in requirements for one in text.split())
     if not _has_pip() and shutil.which("uv") is not None:
         return f"uv pip install --python {python()} {wanted}"
     return f"{python()} -m pip install {wanted}"

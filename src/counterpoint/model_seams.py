@@ -22,6 +22,15 @@ def class_of(model: Any) -> Any:
     return next(k for k in type(model).__mro__ if not k.__name__.startswith("FSDP"))
 
 
+def under_adapter(model: Any) -> Any:
+    """The model that an adapter lies on; any other model itself.
+
+    Args:
+        model: plain or PEFT-wrapped.
+    """
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def loaded_from(model: Any) -> str:
     """The hub id or folder that a model was loaded from; "" for one made in memory, or none.
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from transformers.utils import is_torchvision_available
 
-from counterpoint import DataError, ModelError
+from counterpoint import CPOConfig, DataError, ModelError
 from counterpoint.data import looked_at
 from counterpoint.data.options import Limits
 from counterpoint.data.vision import VisionEncoder
+from counterpoint.errors import SetupError
 from counterpoint.forward.sights import SIGHTS
+from counterpoint.invocation import EXTRAS, installing
+from counterpoint.models.loading import load_tokenizer
 from counterpoint.picture import Picture
 from counterpoint.preference_row import PreferenceRow
 from counterpoint.records import TokenPair
@@ -239,3 +245,20 @@ def test_a_picture_that_was_looked_at_before_is_decoded_when_its_pixels_are_aske
     assert len(loads) == 3
     there = pickle.loads(pickle.dumps(encoder.reader))  # as a loader's worker gets it
     assert torch.equal(there.look(one).inputs["pixel_values"], first.inputs["pixel_values"])
+
+
+@pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "internvl"])
+def test_a_processor_that_needs_torchvision_says_what_to_install(kind: str, tmp_path: Path) -> None:
+    """As it lies beside a published model; the tests' own go without video, and so without it."""
+    model, processor = seer(kind)
+    model.config.save_pretrained(tmp_path)
+    processor.tokenizer.save_pretrained(tmp_path)
+    pixels = "Qwen2VLImageProcessor" if kind == "qwen2_5_vl" else "GotOcr2ImageProcessor"
+    named = {"image_processor_type": pixels, "processor_class": type(processor).__name__}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(named))
+    with pytest.raises(SetupError) as raised:
+        load_tokenizer(str(tmp_path), CPOConfig(output_dir="unused", use_cpu=True))
+    assert raised.value.code == "CP502"
+    assert "orchvision" in raised.value.message
+    assert installing(EXTRAS["vision"]) in raised.value.message

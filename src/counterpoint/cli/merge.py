@@ -12,6 +12,7 @@ from counterpoint.console.manners import importing, put, say
 from counterpoint.errors import ConfigError
 from counterpoint.options.command import Command
 from counterpoint.options.declared import option
+from counterpoint.options.run_options import DTYPES
 from counterpoint.staged import refuse_filled
 from counterpoint.strict import strict_json
 
@@ -21,8 +22,8 @@ usage: counterpoint merge ADAPTER --out FOLDER [--dtype float32]
 Makes one model of an adapter, or of a run that trained one, and of the base
 that it names: a folder with weights, configuration and tokenizer that opens
 without PEFT. The adapter stays as it is. What both say is compared before
-anything is written: in float32 they must agree, and in 16 bits, where sums of
-base and adapter are rounded, it is told how far the model moves.
+anything is written: they must agree, in float32 to rounding, and of 16 bits,
+where sums of base and adapter are rounded, it is told how far the model moves.
 
 examples:
   counterpoint merge runs/first --out models/first
@@ -31,9 +32,6 @@ examples:
 options:
 """
 
-DTYPES = ("float32", "bfloat16", "float16")
-"""Precisions that merged weights may have."""
-
 
 @dataclass(frozen=True, slots=True)
 class MergeOptions:
@@ -41,7 +39,9 @@ class MergeOptions:
 
     out: str | None = option(None, "Folder for the model.")
     dtype: str | None = option(
-        None, "Precision of its weights. null: that of the run, or of the base's files.", DTYPES
+        None,
+        "Precision of its weights; auto: as the base's files. null: as the run held it.",
+        DTYPES,
     )
     trust_remote_code: bool = option(False, "Run code that comes with the base.")
     overwrite: bool = option(False, "Write into the folder although something is in it.")

@@ -122,9 +122,7 @@ def load_own_weights(request: Request, model_config: Any) -> Any:
     run, config = request.run, request.config
     if begins_adapted(run):
         model = load_continued(run, config)
-        freeze_parts(model.get_base_model(), run.freeze or ())
-        return model
-    if run.from_scratch:
+    elif run.from_scratch:
         model = random_model(str(run.model), config, model_config)
     else:
         policy = WeightsPolicy.of(config, adapter=run.lora_r is not None)

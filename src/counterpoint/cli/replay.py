@@ -308,10 +308,10 @@ def _as_asked(file: Path, options: ReplayOptions) -> nn.Module:
     described = load_config(base_named(run), config, from_scratch=run.from_scratch)
     model: nn.Module = load_own_weights(request, described)
     adapter = adapter_config(run, config, described)
-    if adapter is None or begins_adapted(run):
+    if adapter is None:
         return model
     set_seed(config.seed)
-    adapted: nn.Module = adapt(model, config, adapter)
+    adapted: nn.Module = model if begins_adapted(run) else adapt(model, config, adapter)
     check_base(adapted, file.parent)
     return adapted
 

@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-import pyarrow.compute as pc
 from datasets import Dataset
 
-from counterpoint.data.pair_columns import PAIR_COLUMNS, PICTURES_OF_PAIR
+from counterpoint.data.pair_columns import PAIR_COLUMNS, PICTURES_OF_PAIR, pictures_per_pair
 
 
 def with_blank_pictures(pairs: Dataset) -> Dataset | None:
@@ -27,13 +26,10 @@ def with_blank_pictures(pairs: Dataset) -> Dataset | None:
     Returns:
         The same rows, under the same numbers, without those that show none; None where none does.
     """
-    if PICTURES_OF_PAIR not in pairs.column_names:
+    places = pictures_per_pair(pairs).nonzero()[0]
+    if not len(places):
         return None
     plain = pairs.select_columns([*PAIR_COLUMNS, PICTURES_OF_PAIR])
-    shown = pc.list_value_length(plain.with_format("arrow")[:][PICTURES_OF_PAIR])
-    places = pc.indices_nonzero(pc.greater(pc.fill_null(shown, 0), 0)).to_pylist()
-    if not places:
-        return None
     found: Dataset = plain.select(places).map(
         _blanked, keep_in_memory=True, load_from_cache_file=False, features=plain.features
     )

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import datasets
+import numpy as np
+import numpy.typing as npt
 import pyarrow.compute as pc
 from datasets import Dataset
 
@@ -23,6 +25,9 @@ from counterpoint.records import TokenPair
 
 PAIR_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "weight", "margin", "row")
 """The columns of a prepared data set that are trained on."""
+
+AT_ONCE = 10_000
+"""Pairs of which a column is looked at together."""
 
 PROMPT_OF_TRL = "prompt_input_ids"
 """TRL's name for ``prompt_ids``, the one column of its prepared sets with the same content; beside
@@ -101,6 +106,19 @@ def with_raw_pictures(pairs: Dataset, raw: Dataset) -> Dataset:
     beside = raw.select_columns(columns).rename_columns({n: f"{RAW}{n}" for n in columns})
     both: Dataset = datasets.concatenate_datasets([pairs, beside], axis=1)
     return both
+
+
+def pictures_per_pair(pairs: Dataset) -> npt.NDArray[np.int64]:
+    """How many pictures each prepared pair shows, ``[pairs]``; the set is read a part at a time.
+
+    Args:
+        pairs: with or without a column ``PICTURES_OF_PAIR``.
+    """
+    if PICTURES_OF_PAIR not in pairs.column_names:
+        return np.zeros(len(pairs), dtype=np.int64)
+    tables = pairs.select_columns([PICTURES_OF_PAIR]).with_format("arrow").iter(AT_ONCE)
+    lengths = [pc.list_value_length(table.column(PICTURES_OF_PAIR)) for table in tables]
+    return np.concatenate([pc.fill_null(one, 0).to_numpy() for one in lengths]).astype(np.int64)
 
 
 def with_trl_s_prompt(pairs: Dataset) -> Dataset:

@@ -26,7 +26,7 @@ def of_languages(name: str, found: Languages) -> Iterator[Finding]:
         yield find(
             "CN130",
             f"{name}: {found.asked:,} rows ask for a language, and nothing here tells which one "
-            f"their completions are in: {installing(*EXTRAS['translation'].split())}",
+            f"their completions are in: {installing(EXTRAS['translation'])}",
         )
         return
     sides = dict(found.sides())

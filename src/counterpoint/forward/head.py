@@ -28,7 +28,7 @@ from counterpoint.forward.kernels import HEAD_KERNELS, Projection, trusted_head_
 from counterpoint.forward.modes import in_evaluation_mode
 from counterpoint.forward.token_kl import Affine, affine_token_kl, logits_token_kl
 from counterpoint.forward.token_logps import dense_token_logps
-from counterpoint.model_seams import class_of
+from counterpoint.model_seams import class_of, under_adapter
 from counterpoint.tensor_parts import is_plain
 
 
@@ -272,7 +272,7 @@ def _gradients(head: Head, rows: Tensor, target_ids: Tensor) -> list[Tensor]:
 
 def _after(model: Any) -> Callable[[], Tensor] | None:
     """What gives the bias that a model adds to its head's output: a buffer, which may be moved."""
-    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    owner = under_adapter(model)
     bias = getattr(owner, "final_logits_bias", None)
     return (lambda: owner.final_logits_bias) if isinstance(bias, Tensor) else None
 

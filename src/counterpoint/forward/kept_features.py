@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from counterpoint.forward.dropout import dropout_rates
 from counterpoint.log import logger
+from counterpoint.model_seams import under_adapter
 from counterpoint.picture import SeenPicture
 
 DEEPER = "deepstack_features"
@@ -169,9 +170,9 @@ def keep_features(model: nn.Module, most_bytes: int) -> None:
         model: of ``sights.SIGHTS``, PEFT-wrapped or plain.
         most_bytes: that the features may take; 0: none are kept any more.
     """
-    _OF_MODELS.pop(_whole(model), None)
+    _OF_MODELS.pop(under_adapter(model), None)
     if most_bytes:
-        _OF_MODELS[_whole(model)] = KeptFeatures(most_bytes)
+        _OF_MODELS[under_adapter(model)] = KeptFeatures(most_bytes)
 
 
 def kept_features(model: nn.Module) -> KeptFeatures | None:
@@ -180,12 +181,7 @@ def kept_features(model: nn.Module) -> KeptFeatures | None:
     Args:
         model: PEFT-wrapped or plain.
     """
-    return _OF_MODELS.get(_whole(model))
-
-
-def _whole(model: Any) -> nn.Module:
-    found: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return found
+    return _OF_MODELS.get(under_adapter(model))
 
 
 def _varies(module: nn.Module) -> bool:

@@ -35,6 +35,7 @@ from counterpoint.forward.kept_features import KeptFeatures, kept_features
 from counterpoint.forward.shared_attention import KEYWORD
 from counterpoint.forward.shown import LOOK, RowsShown
 from counterpoint.forward.sights import SIGHTS, Sight, sight_of
+from counterpoint.model_seams import under_adapter
 from counterpoint.picture import SeenPicture
 from counterpoint.records import TokenPair
 
@@ -51,7 +52,7 @@ def weights_that_see(model: nn.Module, part: str) -> list[nn.Parameter]:
     """
     config: Any = model.config
     sight = SIGHTS[config.model_type]
-    reader = _reader(_plain(model), sight)
+    reader = _reader(under_adapter(model), sight)
 
     def within(name: str, modules: Sequence[str]) -> bool:
         return any(f"{name}.".startswith(f"{module}.") for module in modules)
@@ -76,7 +77,7 @@ def seeing(model: nn.Module) -> AbstractContextManager[None]:
 
 @contextmanager
 def _eyes_open(model: nn.Module, sight: Sight) -> Iterator[None]:
-    whole = _plain(model)
+    whole = under_adapter(model)
     if whole in _OPEN:
         yield
         return
@@ -165,11 +166,6 @@ class _Now:
     kept: KeptFeatures | None = None
 
 
-def _plain(model: Any) -> nn.Module:
-    found: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return found
-
-
 def _reader(whole: Any, sight: Sight) -> Any:
     """The part of a model whose forward asks the tower."""
     inner = getattr(whole, "model", None)
@@ -184,9 +180,8 @@ def _called_with(
 ) -> dict[str, Any]:
     shown = look.given
     named: dict[str, Any]
-    if (
-        kept is not None
-    ):  # none is looked at yet, and a model asks no more than whether there are pixels
+    if kept is not None:
+        # none is looked at yet, and a model asks no more than whether there are pixels
         none = ids.new_zeros(len(shown))
         named = {name: none for name in shown[0].inputs if name.startswith("pixel_")}
         about = [{n: one.inputs[n] for n in one.inputs if n not in named} for one in shown]
@@ -279,7 +274,7 @@ def shown_before(
     if sight.crosses:
         named = _looked_at_before(prompts, config.image_token_id, width, after)
         return {name: tensor.to(device) for name, tensor in named.items()}
-    named = _as_taken(joined(shown, sight.joined), sight, _reader(_plain(model), sight))
+    named = _as_taken(joined(shown, sight.joined), sight, _reader(under_adapter(model), sight))
     if sight.types:
         rows = [_types(ids, config) for ids, _ in prompts]
         named[sight.types] = torch.stack([F.pad(row, (width - len(row), after)) for row in rows])

@@ -36,7 +36,14 @@ from counterpoint.data.bounds import panics_caught
 from counterpoint.data.processors import is_processor, tokenizer_in
 from counterpoint.engine.fsdp2 import shards_at_load
 from counterpoint.engine.lost_rank import is_lost_rank
-from counterpoint.errors import ConfigError, ModelError, SetupError, first_line, kind_and_line
+from counterpoint.errors import (
+    ConfigError,
+    CounterpointError,
+    ModelError,
+    SetupError,
+    first_line,
+    kind_and_line,
+)
 from counterpoint.forward.sights import SIGHTS
 from counterpoint.invocation import EXTRAS, installing
 from counterpoint.log import quiet_calls
@@ -142,6 +149,8 @@ def load_tokenizer(
             processor = _processor(source, described, named)
             tokenizer = processor and tokenizer_in(processor)
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, **named)
+    except CounterpointError:
+        raise
     except ImportError as error:
         raise SetupError(
             "CP502", f"the tokenizer of {source} needs it: {first_line(error)}"
@@ -165,11 +174,14 @@ def _processor(source: str, described: Mapping[str, Any], named: Mapping[str, An
         processor = AutoProcessor.from_pretrained(source, **named)
     except OSError:  # what it is made of is not there; the tokenizer says what else is wrong
         return None
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
+        # transformers says ValueError where a part of a processor has no form without torchvision
+        if isinstance(error, ValueError) and "torchvision" not in str(error):
+            raise
         raise SetupError(
             "CP502",
-            f"the processor of {source} needs a package that is missing: {first_line(error)} "
-            + installing(EXTRAS["vision"]),
+            f"the processor of {source} needs a package that is missing: "
+            f"{first_line(error).partition('. ')[0]}. {installing(EXTRAS['vision'])}",
         ) from error
     return processor if is_processor(processor) else None
 

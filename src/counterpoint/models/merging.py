@@ -2,19 +2,21 @@
 
 What both say is compared before anything is written. In float32 the two agree to rounding; where
 weights are held in 16 bits the sum of base and adapter is rounded, and how far that moves what
-the model says is measured and told.
+the model says is measured and told. A head that shares its weight with an embedding gets one of its
+own where the adapter changes one of them alone.
 
 Not here: the command (``cli.merge``), adapters on their base (``adapters``).
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterpoint.checkpoint.folder import filled
 from counterpoint.checkpoint.manifest import files_in
@@ -26,6 +28,7 @@ from counterpoint.console.phases import phase
 from counterpoint.data.processors import saved_as
 from counterpoint.errors import ModelError, first_line
 from counterpoint.forward.pair_forward import pair_forward
+from counterpoint.log import quiet_calls
 from counterpoint.models.adapters import (
     base_of,
     is_adapter,
@@ -38,8 +41,9 @@ from counterpoint.models.loading import load_config, load_tokenizer
 from counterpoint.models.preparing import embedding_rows
 from counterpoint.records import TokenPair
 
-AGREES = 1e-4
-"""Most nats a token by which a merged model in float32 may say something else."""
+AGREES, AGREES_NARROW = 1e-4, 0.5
+"""Most nats a token by which a merged model may say something else, in float32 and in 16 bits. Of
+the latter rounding makes some hundredths of a nat, and a wrong merge whole ones."""
 
 PROMPT, COMPLETION, PAIRS = 8, 8, 4
 """Tokens of what both are compared on, at random, and how many pairs of it."""
@@ -99,7 +103,7 @@ def merge_adapter(source: str, args: CPOConfig, target: Path) -> Merged:
     with phase("merging"):
         model = _merged(adapted, source)
     moved = float((_says(model, device) - before).abs().max())
-    if not moved <= AGREES and model.dtype in (torch.float32, torch.float64):
+    if not moved <= (AGREES if model.dtype.itemsize >= torch.float32.itemsize else AGREES_NARROW):
         raise ModelError(
             "CP307",
             f"merged, the model says something else than the adapter {source} on its base: "
@@ -114,15 +118,30 @@ def merge_adapter(source: str, args: CPOConfig, target: Path) -> Merged:
 
 
 def _merged(adapted: Any, source: str) -> Any:
+    _untie(adapted.get_base_model())
     try:
-        # safe: weights that are not finite are an error, and not written
-        model = adapted.merge_and_unload(safe_merge=True)
+        # PEFT warns of ties that may go wrong; whether they did is measured
+        with quiet_calls(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            # safe: weights that are not finite are an error, and not written
+            model = adapted.merge_and_unload(safe_merge=True)
     except (ValueError, AttributeError, NotImplementedError, RuntimeError) as error:
         raise ModelError(
             "CP307", f"the adapter {source} cannot be merged: {first_line(error)}"
         ) from error
     model.config.name_or_path = ""  # whose files no longer hold what the model is
     return model
+
+
+def _untie(model: Any) -> None:
+    """Give the head a weight of its own where an adapter lies on it or on the embedding alone."""
+    pair = model.get_input_embeddings(), model.get_output_embeddings()
+    read, written = (getattr(module, "base_layer", module) for module in pair)
+    if written is None or (read, written) == pair or read.weight is not written.weight:
+        return
+    written.weight = nn.Parameter(written.weight.detach().clone())
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from transformers import AutoConfig
 from counterpoint.engine.table import ENGINES
 from counterpoint.forward.sights import SIGHTS
 from counterpoint.models.family import family_of
+from counterpoint.models.trainable import left_by_adapters
 
 DEPTHS = ("num_hidden_layers", "num_global_layers", "depth")
 """Fields of configurations that say how many layers there are."""
@@ -65,10 +66,10 @@ def _of_kind(kind: str) -> Support:
     model = _without_weights(kind)
     found = {one.name: one.why_not(model, dropout_stays=False) for one in _family(kind).layouts}
     engines = {name: engine(None).refuses(model) for name, engine in ENGINES.items()}
-    return Support(kind, MappingProxyType({**found, **engines, ADAPTER: _no_adapter(model, kind)}))
+    return Support(kind, MappingProxyType({**found, **engines, ADAPTER: _no_adapter(model)}))
 
 
-def _without_weights(kind: str) -> nn.Module:
+def _without_weights(kind: str) -> Any:
     # asked for, since the default of Gemma 4 is a model without a tower
     config = AutoConfig.for_model(kind, vision_config={})
     for part in (config.get_text_config(), config.vision_config):
@@ -76,17 +77,13 @@ def _without_weights(kind: str) -> nn.Module:
             if hasattr(part, name):
                 setattr(part, name, FEW)
     with torch.device("meta"):
-        model: nn.Module = family_of(config).auto_class.from_config(config)
-    return model
+        return family_of(config).auto_class.from_config(config)
 
 
-def _no_adapter(model: nn.Module, kind: str) -> str | None:
+def _no_adapter(model: Any) -> str | None:
     """Why no adapter of the language model can be had: it has no linear layers beside its head."""
-    sight, whole = SIGHTS[kind], model
-    parts = "|".join(map(re.escape, (*sight.tower, *sight.projector)))
-    head: Any = getattr(whole, "get_output_embeddings", lambda: None)()
-    for name, module in whole.named_modules():
-        seeing = re.search(rf"(?:^|\.)(?:{parts})(?:\.|$)", name)
-        if isinstance(module, nn.Linear) and module is not head and not seeing:
+    left, head = left_by_adapters(model.config) or "", model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and module is not head and not re.fullmatch(left, name):
             return None
     return "its language model has no linear layers for an adapter"

@@ -140,7 +140,7 @@ def freeze_parts(model: nn.Module, parts: Sequence[str]) -> None:
     """Freeze parts of a model that sees: what they say then needs no graph.
 
     Args:
-        model: loaded, not adapted yet.
+        model: loaded, plain or with the adapter that a run begins with.
         parts: of ``PARTS_THAT_SEE``.
 
     Raises:

@@ -17,16 +17,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
 from datasets import Dataset
 
-from counterpoint.data.pair_columns import PICTURES_OF_PAIR
+from counterpoint.data.pair_columns import AT_ONCE, PICTURES_OF_PAIR, pictures_per_pair
 from counterpoint.data.vision import VisionEncoder
 from counterpoint.picture import Picture, SeenPicture
 from counterpoint.records import TokenPair
-
-AT_ONCE = 10_000
-"""Pairs whose tokens are looked at together."""
 
 MOST_BYTES = 2**25
 """Of what a tower takes of the picture that is rehearsed: a larger one is halved."""
@@ -65,7 +61,10 @@ class Shown:
         counts = np.concatenate([*_stand_ins(pairs, token)])
         if not counts.any():
             return None
-        numbers = _numbers(pairs)
+        if isinstance(pairs, Dataset):
+            numbers = pictures_per_pair(pairs)
+        else:
+            numbers = np.asarray([len(pair.pictures) for pair in pairs], dtype=np.int64)
         each = np.divide(counts, numbers, out=np.zeros(len(counts)), where=numbers > 0)
         fewest = int(np.where(each > 0, each, np.inf).argmin())
         large, small = (
@@ -128,15 +127,6 @@ def _stand_ins(pairs: Dataset | Sequence[TokenPair], token: int) -> Iterator[npt
         lengths = column.value_lengths().to_numpy()
         ends = np.cumsum(lengths)
         yield before[ends] - before[ends - lengths]
-
-
-def _numbers(pairs: Dataset | Sequence[TokenPair]) -> npt.NDArray[np.int64]:
-    """How many pictures each pair has."""
-    if not isinstance(pairs, Dataset):
-        return np.asarray([len(pair.pictures) for pair in pairs], dtype=np.int64)
-    tables = pairs.select_columns([PICTURES_OF_PAIR]).with_format("arrow").iter(AT_ONCE)
-    lengths = [pc.list_value_length(table.column(PICTURES_OF_PAIR)) for table in tables]
-    return np.concatenate([one.to_numpy() for one in lengths]).astype(np.int64)
 
 
 def _pictures_of(pairs: Dataset | Sequence[TokenPair], number: int) -> Sequence[Picture]:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
-from itertools import combinations
+from itertools import combinations, islice
 from typing import TYPE_CHECKING, Any
 
 from counterpoint.errors import SetupError
@@ -208,13 +208,8 @@ def tag_pairs(count: int, seed: int, *, blank: bool = False) -> list[TagPair]:
         blank: as ``Tag.blank``.
     """
     rng = random.Random(f"pairs {seed}")
-    tags = _tags(rng, blank, held_out=False)
-    pairs: list[TagPair] = []
-    while len(pairs) < count:
-        pair = _tag_pair(rng, next(tags))
-        if pair is not None:
-            pairs.append(pair)
-    return pairs
+    drawn_pairs = (_tag_pair(rng, tag) for tag in _tags(rng, blank, held_out=False))
+    return list(islice(filter(None, drawn_pairs), count))
 
 
 def held_out_tag_pairs(tags: Iterable[Tag], seed: int) -> list[TagPair]:
@@ -225,8 +220,7 @@ def held_out_tag_pairs(tags: Iterable[Tag], seed: int) -> list[TagPair]:
         seed: the same seed gives the same pairs.
     """
     rng = random.Random(f"held-out pairs {seed}")
-    found = (_tag_pair(rng, tag) for tag in tags)
-    return [pair for pair in found if pair is not None]
+    return list(filter(None, (_tag_pair(rng, tag) for tag in tags)))
 
 
 def _tags(rng: random.Random, blank: bool, *, held_out: bool) -> Iterator[Tag]:

@@ -16,7 +16,7 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from itertools import combinations
+from itertools import combinations, islice
 
 LIMIT = 1_000_000
 """Numbers are whole and in [0, LIMIT)."""
@@ -234,13 +234,8 @@ def preference_pairs(count: int, seed: int) -> list[Pair]:
         seed: the same seed gives the same pairs.
     """
     rng = random.Random(f"pairs {seed}")
-    numbers = _numbers(rng, shortest=3, held_out=False)
-    pairs: list[Pair] = []
-    while len(pairs) < count:
-        pair = _pair(rng, next(numbers))
-        if pair is not None:
-            pairs.append(pair)
-    return pairs
+    drawn = (_pair(rng, number) for number in _numbers(rng, shortest=3, held_out=False))
+    return list(islice(filter(None, drawn), count))
 
 
 def held_out_pairs(numbers: Iterable[int], seed: int) -> list[Pair]:
@@ -252,8 +247,7 @@ def held_out_pairs(numbers: Iterable[int], seed: int) -> list[Pair]:
         seed: the same seed gives the same pairs.
     """
     rng = random.Random(f"held-out pairs {seed}")
-    drawn = (_pair(rng, number) for number in numbers)
-    return [pair for pair in drawn if pair is not None]
+    return list(filter(None, (_pair(rng, number) for number in numbers)))
 
 
 def _numbers(rng: random.Random, *, shortest: int, held_out: bool) -> Iterator[int]:
