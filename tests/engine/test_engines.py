@@ -174,6 +174,22 @@ def test_version_1_of_fsdp_is_refused_with_what_to_set() -> None:
     assert engine_for(set_up_so, made()).name == "fsdp2"
 
 
+def test_checkpointing_with_other_dropout_is_refused_with_what_to_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FSDP_ACTIVATION_CHECKPOINTING", "true")  # as accelerate launch says it
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    set_up_so = SimpleNamespace(
+        distributed_type=DistributedType.FSDP,
+        state=SimpleNamespace(fsdp_plugin=plugin),
+        prepare=None,
+    )
+    with pytest.raises(ConfigError, match=r"^CP105 .*other dropout.* gradient_checkpointing=True"):
+        engine_for(set_up_so, made())
+    plugin.activation_checkpointing = False
+    assert engine_for(set_up_so, made()).name == "fsdp2"
+
+
 def test_parts_that_see_are_looked_for_by_ddp_and_refused_in_shards() -> None:
     def told(kind: DistributedType, model: nn.Module) -> bool:
         handler = SimpleNamespace(find_unused_parameters=False)

@@ -683,6 +683,7 @@ def test_a_file_of_axolotl_keeps_its_meaning(bench: Path, command: Command) -> N
             "layers are found by themselves",
         ),
         ("fsdp: [full_shard]\nfsdp_config: {fsdp_version: 2}", "2", ""),
+        ("fsdp_version: 2\nfsdp_config: {activation_checkpointing: true}", "2", ""),
         ("fsdp: [full_shard, auto_wrap]", None, "version 1 of FSDP"),
         ("fsdp_version: 1", None, "version 1 of FSDP"),
         ("deepspeed: zero3.json", None, "accelerate steps DeepSpeed's optimizer"),
@@ -700,6 +701,7 @@ def test_a_run_of_axolotl_in_shards_stays_one(
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
     found, said = translated(command, "ax.yaml", f"base_model: m\nrl: simpo\n{text}", *WHAT)
     assert found.get("fsdp") == sharded  # its type is that of a word
+    assert found.get("gradient_checkpointing", False) == ("activation_checkpointing" in text)
     assert reason in said.partition("Not translated:")[2]
 
 

@@ -172,10 +172,17 @@ class Fsdp2(Engine):
         return any(isinstance(module, FSDPModule) for module in model.modules())
 
     def refuses(self, model: nn.Module) -> str | None:
-        """Refuse version 1, and weights that are split in another way besides."""
+        """Refuse version 1, checkpointing of its own, and weights split in another way besides."""
         plugin = getattr(getattr(self._accelerator, "state", None), "fsdp_plugin", None)
         if plugin is not None and plugin.fsdp_version == 1:
             return f"accelerate is set up for FSDP, and {FSDP_1}"
+        if getattr(plugin, "activation_checkpointing", False):
+            return (
+                "accelerate's own checkpointing (fsdp_activation_checkpointing, or "
+                "activation_checkpointing in fsdp_config) draws other dropout where a layer is "
+                "computed again, and no plan knows it. Turn it off, and set "
+                "gradient_checkpointing=True"
+            )
         if sees_pictures(model):
             return (
                 "what sees is gathered by all ranks together, and used by those alone whose pairs "

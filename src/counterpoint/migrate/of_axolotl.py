@@ -152,6 +152,9 @@ def _sharding(draft: Draft) -> None:
     if said is not None and str(as_python(said)) == "2":
         draft.put("fsdp", 2, "was fsdp_version: 2")
         rest = {key: value for key, value in inner.items() if key != "fsdp_version"}
+        again = rest.pop("activation_checkpointing", None)
+        if again is not None and as_python(again) is True:
+            draft.put("gradient_checkpointing", True, "was activation_checkpointing of fsdp_config")
         if details is not None and rest:
             draft.leave(
                 type(details)("fsdp_config", rest, details.where),
