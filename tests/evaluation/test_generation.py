@@ -17,6 +17,7 @@ from counterpoint.data.options import PrepareOptions
 from counterpoint.data.prepare import iter_pairs, prepare
 from counterpoint.data.translation import languages_of
 from counterpoint.evaluation.generation import Decoding, Prompt, complete
+from counterpoint.evaluation.rounded_otherwise import rounded_otherwise
 from counterpoint.evaluation.samples import prompts_of
 from counterpoint.evaluation.texts import Completion, repetition
 from counterpoint.models.family import family_of
@@ -114,27 +115,61 @@ def test_a_decoder_begins_with_its_prompt_s_start_and_nothing_else(kind: str) ->
     assert ours.decoder_start_token_id == model.config.decoder_start_token_id
 
 
-def test_the_rounding_of_autocast_is_not_taken_for_seeing_padding(models, tokenizer):
+def under_autocast(model: torch.nn.Module) -> torch.nn.Module:
     """As accelerate switches it on: within the model's own forward, over float32 weights."""
-    model = models("qwen2").float()
-    with torch.no_grad():  # sharp enough that a rounding moves a probability by more than 1e-3
-        model.lm_head.weight.mul_(6)
     plain = model.forward
     model.forward = lambda *a, **k: torch.autocast("cpu", torch.bfloat16)(plain)(*a, **k)
-    widths = widths_of(model)
+    return model
+
+
+IN_16_BITS = {"autocast": under_autocast, "weights": lambda model: model.bfloat16()}
+
+
+@pytest.mark.parametrize("sharper", [6, 60])
+@pytest.mark.parametrize("kind", ["qwen2", "gemma3", "llama"])
+@pytest.mark.parametrize("where", IN_16_BITS)
+def test_the_rounding_of_16_bits_is_not_taken_for_seeing_padding(
+    models, tokenizer, kind, sharper, where
+):
+    """However sharp the model's words are, and so however much a rounding moves them."""
+    model = models(kind).float()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(sharper)
+    widths = widths_of(IN_16_BITS[where](model))
     complete(model, tokenizer, prompts(), replace(SOME, batch=7))
+    # in batches of one length no two of them would meet
     assert any(rows == 7 for rows, _ in widths)
 
 
+@pytest.mark.parametrize("precision", ["float32", *IN_16_BITS])
 @pytest.mark.parametrize("kind", ["bart", "deepseek_v32"])
-def test_a_model_that_sees_padding_gets_none(models, tokenizer, kind):
+def test_a_model_that_sees_padding_gets_none(models, tokenizer, kind, precision):
     """Bart's decoder counts positions from the padding on; an indexer picks tokens of it."""
     model, some = models(kind), [*prompts(), *prompts(seed=1)]
+    model = IN_16_BITS.get(precision, lambda same: same)(model)
     widths = widths_of(model)
     together = complete(model, tokenizer, some, replace(SOME, batch=7))
-    # one forward pass a batch has more than one token: four trials, then two prompts a length
+    # one forward pass a batch has more than one token: the trials, then two prompts a length
     assert [rows for rows, width in widths if width > 1][-6:] == [2] * 6
-    assert tokens(together) == tokens(complete(model, tokenizer, some, ALONE))
+    if precision == "float32":
+        assert tokens(together) == tokens(complete(model, tokenizer, some, ALONE))
+
+
+def test_how_much_rounding_changes_is_measured_on_the_model_as_it_is(models):
+    model, given = models("qwen2"), torch.arange(3, 12)[None]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        plain = model(given).logits
+        with rounded_otherwise(model, 0):
+            moved = model(given).logits
+        with rounded_otherwise(model, 0):
+            again = model(given).logits
+        assert torch.equal(moved, again)
+        assert not torch.equal(moved, plain)
+        assert torch.equal(model(given).logits, plain)  # no hook is left behind
+    with torch.no_grad(), rounded_otherwise(model, 0):  # in 32 bits nothing is moved
+        moved = model(given).logits
+    with torch.no_grad():
+        assert torch.equal(model(given).logits, moved)
 
 
 def test_a_greedy_text_is_the_likeliest_token_after_token(models, tokenizer):

@@ -73,6 +73,12 @@ def test_a_run_that_writes_trains_the_weights_of_one_that_does_not(run, models):
     assert losses[0] == losses[1]
 
 
+def test_what_is_written_before_the_first_step_is_said(run, caplog):
+    run(options=WRITING)
+    said = [record.getMessage() for record in caplog.records]
+    assert [text for text in said if text.startswith("writing samples before the first step")]
+
+
 def test_the_same_prompts_are_written_to_before_and_at_each_evaluation(run, tmp_path):
     run(options=WRITING)
     found = samples(tmp_path / "run")

@@ -2,8 +2,9 @@
 
 1. Prompts are sorted by length and padded under a mask, so that each is continued as if it were
    alone: on the left, but the sources of an encoder on the right. A few models see padding through
-   its mask; that is tried on three prompts, and such a model gets batches of one length. One that
-   looks at pictures in layers of its own is given one prompt at a time (``forward.crossing``).
+   its mask; that is tried on three prompts, and such a model gets batches of one length. What the
+   rounding of 16 bits changes is not taken for it (``rounded_otherwise``). One that looks at
+   pictures in layers of its own is given one prompt at a time (``forward.crossing``).
 2. Which prompts are written to together, and with what seed, depends on the prompts and the
    decoding alone: ranks deal whole batches among themselves, and the texts are those of one rank.
    Where each holds a part of the model, every token is a pass that all ranks must enter: all of
@@ -32,6 +33,7 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
+    LogitsProcessorList,
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -41,8 +43,18 @@ from counterpoint import ranks
 from counterpoint.console.phases import phase
 from counterpoint.data.vocabularies import reader_of_sources, text_of
 from counterpoint.evaluation.room import room_behind
+from counterpoint.evaluation.rounded_otherwise import (
+    ROUNDINGS,
+    Said,
+    are_two_kinds,
+    computed_in,
+    differs_by_itself,
+    is_beyond_rounding,
+    probability_apart,
+    rounded_otherwise,
+)
 from counterpoint.evaluation.texts import Completion
-from counterpoint.forward.modes import in_evaluation_mode
+from counterpoint.evaluation.untouched import untouched
 from counterpoint.forward.seeing import shown_before, written_to_alone
 from counterpoint.log import logger
 from counterpoint.picture import Picture, SeenPicture
@@ -50,13 +62,6 @@ from counterpoint.tensor_parts import device_of_products
 
 TRIED = 4
 """Tokens after which padding is taken for unseen: some models see it only through their cache."""
-
-SEEN = {torch.float32: 1e-3, torch.float64: 1e-3}
-"""Probability, by the precision computed in, above which padding has changed the next token."""
-
-SEEN_IN_16_BITS = 0.1
-"""The same for 16 bits, whose rounding alone makes a percent."""
-
 
 TRIED_BY_BEAMS = 8
 """Tokens after which beams have changed places often enough for their caches to be judged."""
@@ -136,9 +141,9 @@ def complete(
     # a source takes positions of the encoder's, of which there are as many
     longest = max((len(prompt.start or prompt.ids) for prompt in prompts), default=0)
     limit = room_behind(longest, model, decoding.most_tokens)
-    writer = _Writer(model, tokenizer, decoding, limit, together)
+    writer = BatchWriter(model, tokenizer, decoding, limit, together)
     written: dict[int, list[int]] = {}
-    with _untouched(model), phase(f"writing to {len(prompts):,} prompts", unit=TOKENS) as now:
+    with untouched(model), phase(f"writing to {len(prompts):,} prompts", unit=TOKENS) as now:
         batches = writer.batches(prompts)
         numbered = list(enumerate(batches))
         mine = numbered if together else numbered[ranks.rank() :: ranks.count()]
@@ -151,13 +156,22 @@ def complete(
     parts = ranks.gathered(written)  # of those who wrote the same, the first one's
     written = {place: new for part in reversed(parts) for place, new in part.items()}
     return [
-        _completion(tokenizer, prompt, written[place], writer.decoding.kind, writer.ends)
+        as_completion(tokenizer, prompt, written[place], writer.decoding.kind, writer.ends)
         for place, prompt in enumerate(prompts)
     ]
 
 
-class _Writer:
-    """A model with what it takes to let it write."""
+class BatchWriter:
+    """A model with what it takes to let it write.
+
+    Args:
+        model: as for ``complete``.
+        tokenizer: with EOS and pad token.
+        decoding: how to write.
+        limit: most tokens of a text.
+        together: whether ranks meet in every pass through the model.
+        stops: tokens that end a text beside those that model and tokenizer name.
+    """
 
     def __init__(
         self,
@@ -166,10 +180,12 @@ class _Writer:
         decoding: Decoding,
         limit: int,
         together: bool,
+        stops: Sequence[int] = (),
     ) -> None:
         self.model, self.decoding, self._together = model, decoding, together
         self._computed_in: torch.dtype | None = None
-        self.pad, self.ends = int(tokenizer.pad_token_id), _ends(model, tokenizer)
+        self.pad = int(tokenizer.pad_token_id)
+        self.ends = list(dict.fromkeys([*_ends(model, tokenizer), *stops]))
         self._config = GenerationConfig(
             max_new_tokens=limit,
             do_sample=decoding.temperature > 0,
@@ -212,15 +228,21 @@ class _Writer:
             group[start : start + size] for group in groups for start in range(0, len(group), size)
         ]
 
-    def write(self, prompts: Sequence[Prompt], told: Callable[[], None]) -> list[list[int]]:
+    def write(
+        self,
+        prompts: Sequence[Prompt],
+        told: Callable[[], None],
+        chooses: LogitsProcessorList | None = None,
+    ) -> list[list[int]]:
         """New tokens of each prompt, the one that ends them and padding included.
 
         Args:
             prompts: to be written to at once.
             told: called with each token that all of them have got.
+            chooses: sees the logits of each next token before the likeliest is taken.
         """
         counting = StoppingCriteriaList([_Counting(told)])
-        output, given = self._generated(prompts, counting)
+        output, given = self._generated(prompts, counting, chooses)
         new: list[list[int]] = output.sequences[:, given:].tolist()
         return new
 
@@ -228,6 +250,7 @@ class _Writer:
         self,
         prompts: Sequence[Prompt],
         watching: StoppingCriteriaList | None = None,
+        chooses: LogitsProcessorList | None = None,
         **changes: Any,
     ) -> tuple[Any, int]:
         """What ``generate`` returns, and how many tokens of each of its rows were given.
@@ -235,6 +258,7 @@ class _Writer:
         Args:
             prompts: to be written to at once.
             watching: called with each token.
+            chooses: as for ``write``.
             changes: what the configuration says otherwise.
         """
         inputs, given = self._inputs(prompts)
@@ -247,27 +271,37 @@ class _Writer:
             **inputs,
             generation_config=config,
             stopping_criteria=watching,
+            logits_processor=chooses,
             synced_gpus=self._together,
         )
         return output, given
 
     def _sees_padding(self, prompts: Sequence[Prompt]) -> bool:
-        """Whether some prompts are followed by something else together than each alone."""
+        """Whether some prompts are followed by something else together than each alone.
+
+        In 16 bits they always are, a little: it counts if rounding alone does not explain it.
+        """
         if len({len(prompt.ids) for prompt in prompts}) < 2:
             return False
-        together = zip(*self._tried(prompts), strict=True)
-        for prompt, (ids, probabilities) in zip(prompts, together, strict=True):
-            own_ids, own = (batch[0] for batch in self._tried([prompt]))
-            steps = min(len(own), len(probabilities))
-            # where the tokens part, what follows them is no longer comparable
-            same = (own_ids[:steps] == ids[:steps]).int().cumprod(dim=0)
-            steps = min(steps, int(same.sum()) + 1)
-            # the probability that a token drawn from one would not have been drawn from the other
-            distance = (own[:steps] - probabilities[:steps]).abs().sum(dim=1).max() / 2
-            # a comparison with NaN is false, hence the negation
-            if not distance <= SEEN.get(self._computed_in or torch.float32, SEEN_IN_16_BITS):
-                return True
-        return False
+        found = map(probability_apart, *self._alone_and_together(prompts))
+        differs = differs_by_itself(list(found), self._computed_in)
+        if differs is not None:
+            return differs
+        ways: list[tuple[list[Said], list[Said]]] = []
+        for seed in range(ROUNDINGS):
+            with rounded_otherwise(self.model, seed):
+                ways.append(self._alone_and_together(prompts))
+        longest = max(len(prompt.ids) for prompt in prompts)
+        padded = [n for n, prompt in enumerate(prompts) if len(prompt.ids) < longest]
+        return are_two_kinds(
+            *([[way[n] for n in padded] for way in one] for one in zip(*ways, strict=True))
+        )
+
+    def _alone_and_together(self, prompts: Sequence[Prompt]) -> tuple[list[Said], list[Said]]:
+        """What is written to each prompt by itself, and in one batch of all."""
+        alone = [self._tried([prompt]) for prompt in prompts]
+        together = self._tried(prompts)
+        return [(ids[0], said[0]) for ids, said in alone], list(zip(*together, strict=True))
 
     def _tried(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
         """The likeliest tokens after each prompt, and the probabilities of every token there."""
@@ -287,17 +321,22 @@ class _Writer:
             apart: whether each of them stands alone.
         """
         most = min(TRIED_BY_BEAMS, int(self._config.max_new_tokens))
+        texts: list[tuple[Prompt, list[int], float]] = []
+        differences = []
         for few in [[prompt] for prompt in prompts] if apart else [prompts] * bool(prompts):
             with self._precision_watched():
                 output, given = self._generated(few, max_new_tokens=most, output_scores=True)
             written = output.sequences[:, given:].tolist()
             for prompt, new, score in zip(few, written, output.sequences_scores, strict=True):
                 end = next((n for n, token in enumerate(new, 1) if token in self.ends), len(new))
-                seen = SEEN.get(self._computed_in or torch.float32, SEEN_IN_16_BITS)
-                # a comparison with NaN is false, hence the negation
-                if not abs(float(score) - self._mean_logp(prompt, new[:end])) <= seen:
-                    return False
-        return True
+                texts.append((prompt, new[:end], self._mean_logp(prompt, new[:end])))
+                differences.append(abs(float(score) - texts[-1][2]))
+        return not is_beyond_rounding(
+            differences,
+            lambda: [abs(self._mean_logp(prompt, new) - plain) for prompt, new, plain in texts],
+            self.model,
+            self._computed_in,
+        )
 
     def _mean_logp(self, prompt: Prompt, new: Sequence[int]) -> float:
         """Of the tokens that follow a prompt, in nats, from one pass over all of them."""
@@ -358,13 +397,22 @@ class _Counting(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def _completion(
+def as_completion(
     tokenizer: PreTrainedTokenizerBase,
     prompt: Prompt,
     new: list[int],
     kind: str,
-    ends: list[int],
+    ends: Sequence[int],
 ) -> Completion:
+    """New tokens of a prompt as a text, up to the one that ends it.
+
+    Args:
+        tokenizer: of the model.
+        prompt: that was written to.
+        new: tokens, that one and padding included.
+        kind: as ``Completion.kind``.
+        ends: tokens that end a text.
+    """
     end = next((place for place, token in enumerate(new) if token in ends), None)
     ids = tuple(new[:end])
     return Completion(
@@ -383,50 +431,3 @@ def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = own if isinstance(own, list) else [own]
     return [int(one) for one in dict.fromkeys([tokenizer.eos_token_id, *listed]) if one is not None]
-
-
-KEPT = frozenset({"bos_token_id", "eos_token_id", "pad_token_id", "cache_implementation"})
-"""What of a model's own generation config counts while we let it write."""
-
-
-@contextmanager
-def _own_decoding_aside(model: Any) -> Iterator[None]:
-    """Within it a model's files say nothing of decoding: what ours leaves open is not filled in.
-
-    A forced first token (mBART, BART), suppressed tokens and shortest lengths are meant, for which
-    a configuration has no value that switches them off.
-    """
-    config = getattr(model, "generation_config", None)
-    before = {} if config is None else dict(vars(config))
-    try:
-        for name in before:
-            if name not in KEPT and not name.startswith("_"):
-                setattr(config, name, None)
-        yield
-    finally:
-        if config is not None:
-            vars(config).update(before)
-
-
-@contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
-    """Without gradient and dropout; modes and random state are as before in the end."""
-    device = device_of_products(model)
-    forked = [device] if device.type not in ("cpu", "mps") else []
-    of_mps = torch.mps.get_rng_state() if device.type == "mps" else None
-    try:
-        kind = device.type if forked else "cuda"  # with nothing to fork it is not looked at
-        generators = torch.random.fork_rng(forked, device_type=kind)
-        aside = _own_decoding_aside(model)
-        with in_evaluation_mode(model), torch.no_grad(), generators, aside:
-            yield
-    finally:
-        if of_mps is not None:
-            torch.mps.set_rng_state(of_mps)
-
-
-def computed_in(model: torch.nn.Module) -> torch.dtype:
-    """The precision that a model computes in: autocast's where it is on, else its weights'."""
-    weight = next(model.parameters())  # of a tied head too
-    kind = device_of_products(model).type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype

@@ -47,6 +47,7 @@ class SamplesBefore(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write, unless the run resumes from a checkpoint or begins with an evaluation."""
         if state.global_step == 0 and not args.eval_on_start:
+            logger().info("writing samples before the first step, to compare later ones with")
             self._write()
 
 
