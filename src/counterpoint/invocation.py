@@ -23,7 +23,7 @@ from types import MappingProxyType
 NAME = "counterpoint"
 
 COMMANDS = (
-    *("train", "doctor", "plan", "smoke", "evaluate", "tokens", "init", "pairs", "diff"),
+    *("train", "doctor", "plan", "smoke", "evaluate", "tokens", "init", "sample", "pairs", "diff"),
     *("replay", "report", "compare", "watch", "quickstart", "completion", "consolidate", "merge"),
 )
 """Every subcommand."""
@@ -37,6 +37,7 @@ EXTRAS: Mapping[str, str] = MappingProxyType(
         "torchao": "torchao>=0.18",
         "evaluate": "sacrebleu>=2.4",
         "translation": "sentencepiece>=0.2 py3langid>=0.4",
+        "gguf": "gguf>=0.17",
         "vision": "pillow>=11.3 torchvision>=0.25",
     }
 )

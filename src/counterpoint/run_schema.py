@@ -213,6 +213,7 @@ FACTS = record(
     changed=list_of(text),
     given=optional(mapping_of(anything)),
     adapter=optional(mapping_of(mapping_of(anything))),
+    dequantized=optional(mapping_of(anything)),
     base=optional(text),
     command=optional(list_of(text)),
     constraints=optional(list_of(_named)),

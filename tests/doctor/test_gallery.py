@@ -883,6 +883,9 @@ OF_STRANGERS = {"CP216", "CP217", "CP218", "CP311", "CP312", "CP315"}
 OF_CSV = {"CP223", "CP224"}
 """Codes of cells of CSV files; tests/data/test_csv_columns.py has them."""
 
+OF_GGUF = {"CP530", "CP531", "CP532", "CP533"}
+"""Codes of GGUF files; tests/cli/test_gguf.py has them."""
+
 OF_STREAMS = {"CP225"}
 """Codes of how a stream is read; tests/data/test_lanes.py has them."""
 
@@ -904,7 +907,7 @@ OF_BLANK_PICTURES = {"CW235"}
 def test_every_code_has_a_run_that_has_it_and_one_that_has_not() -> None:
     here = {case.code for case in GALLERY} | NOT_IN_THE_GALLERY | ON_A_COMMAND_LINE
     here |= OF_PICTURES | OF_BLANK_PICTURES
-    here |= OF_STRANGERS | OF_CSV | OF_STREAMS | ON_RESUMING | OF_RENDERING
+    here |= OF_GGUF | OF_STRANGERS | OF_CSV | OF_STREAMS | ON_RESUMING | OF_RENDERING
     here |= {code for _, _, _, code, _ in REFUSED_BY_THE_COMMAND}
     assert here == {code for code in TABLE if code[2] != "4"}  # alarms have tests of their own
     assert len(GALLERY) >= 40

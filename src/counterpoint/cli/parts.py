@@ -188,10 +188,11 @@ def merge_model_options(run: RunOptions, config: CPOConfig) -> None:
     Raises:
         ConfigError: CP104 for what is given twice, and for the revision of a folder.
     """
-    if run.revision is not None and Path(str(run.model)).is_dir():
+    if run.revision is not None and (path := Path(str(run.model)).expanduser()).exists():
+        kind = "folder" if path.is_dir() else "file"
         raise ConfigError(
             "CP104",
-            f"revision={run.revision} would do nothing: {run.model} is a folder, which has no "
+            f"revision={run.revision} would do nothing: {run.model} is a {kind}, which has no "
             "revisions. Name the model of the hub, or leave revision out.",
         )
     given = config.model_init_kwargs

@@ -38,7 +38,9 @@ def folder_named(source: str, what: str) -> Path | None:
         return path
     if path.is_file():
         raise ModelError(
-            "CP301", f"{what} {source} is a file; name the folder it lies in, or a hub id."
+            "CP301",
+            f"{what} {source} is a file, and not a GGUF one; name the folder it lies in, or a hub "
+            "id.",
         )
     if source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith("/"):
         raise ModelError("CP301", f"{what} {source}: there is no such folder.")

@@ -1,4 +1,4 @@
-"""Models and tokenizers by name: a hub id or a folder; what cannot be trained is refused.
+"""Models and tokenizers by name: hub id, folder or GGUF file; what cannot be trained is refused.
 
 1. Weights come from safetensors files only, unless ``allow_pickle`` says otherwise, and a weight
    that the files lack is an error: a head that starts at random would train without a word.
@@ -6,12 +6,14 @@
 3. Each check that needs no weights is made before any weight is read; what a configuration may
    ask for (``described``) before anything is built.
 
-Not here: what lies in a folder (``folders``), in which precision weights are held (``weights``),
+Not here: what lies in a folder (``folders``) or in a GGUF file (``gguf_files``), in which precision
+weights are held (``weights``),
 making a model ready to train (``preparing``).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -46,8 +48,9 @@ from counterpoint.errors import (
 )
 from counterpoint.forward.sights import SIGHTS
 from counterpoint.invocation import EXTRAS, installing
-from counterpoint.log import quiet_calls
+from counterpoint.log import logger, quiet_calls
 from counterpoint.models.described import (
+    WeightsFound,
     read_described,
     read_object,
     refuse_code,
@@ -61,6 +64,15 @@ from counterpoint.models.folders import (
     folder_named,
     holds_an_adapter,
     is_pickled,
+)
+from counterpoint.models.gguf_files import (
+    check_gguf,
+    dequantized,
+    dequantizing,
+    gguf_error,
+    gguf_named,
+    own_tokenizer_named,
+    source_arguments,
 )
 from counterpoint.models.quantized import compute_one_way, refuse_twice_quantized
 from counterpoint.models.weights import WeightsPolicy, init_keywords
@@ -77,6 +89,7 @@ OURS = {
     "output_loading_info": "nobody: it is always looked at",
     "adapter_kwargs": "lora_r, or a PEFT model from a script",
     "state_dict": "a model's files",
+    "gguf_file": "the option model, which names the file",
 }
 """Arguments of from_pretrained that are not ``model_init_kwargs``, and what gives them instead."""
 
@@ -85,7 +98,7 @@ def load_config(source: str, args: CPOConfig, *, from_scratch: bool = False) -> 
     """The configuration of a model, once it is known to be one that can be trained.
 
     Args:
-        source: hub id or folder.
+        source: hub id, folder or GGUF file.
         args: ``trust_remote_code`` and the ``revision`` in ``model_init_kwargs`` are used.
         from_scratch: the folder need not hold weights.
 
@@ -93,9 +106,14 @@ def load_config(source: str, args: CPOConfig, *, from_scratch: bool = False) -> 
         ModelError: CP301 for what is no model, CP306 for a kind that is not supported, CP310 for
             pickled weights, CP311 for a model that brings code, CP315 for one that asks for more
             than any model has, or than its files hold.
-        SetupError: CP521 for a checkpoint with files that its manifest does not list.
-        ConfigError: CP104 for ``model_init_kwargs`` that are not theirs to give.
+        SetupError: CP521 for a checkpoint with files that its manifest does not list; CP502, CP530
+            to CP533 for GGUF files that cannot be loaded.
+        ConfigError: CP104 for ``model_init_kwargs`` that are not theirs to give; CP104 and CP105
+            for what no GGUF file can be given.
     """
+    file = gguf_named(source)
+    if file is not None:
+        return _config_of_gguf(file, source, args)
     folder = folder_named(source, "model")
     _check_keywords(args)
     if folder:
@@ -111,11 +129,30 @@ def load_config(source: str, args: CPOConfig, *, from_scratch: bool = False) -> 
         raise
     except Exception as error:
         raise _unloadable(source, "configuration", folder, error) from error
+    _refuse_family(config, source)
+    refuse_twice_quantized(config, source, args)
+    return config
+
+
+def _config_of_gguf(file: Path, source: str, args: CPOConfig) -> PretrainedConfig:
+    _check_keywords(args)
+    header = check_gguf(file, args)
+    try:
+        config = AutoConfig.from_pretrained(**source_arguments(source))
+    except Exception as error:
+        raise gguf_error(file, header, error) or _unloadable(
+            source, "configuration", file.parent, error
+        ) from error
+    weights = WeightsFound(file.stat().st_size, sum(header.types.values()))
+    refuse_unbounded(json.loads(config.to_json_string(use_diff=False)), source, weights)
+    _refuse_family(config, source)
+    return config
+
+
+def _refuse_family(config: PretrainedConfig, source: str) -> None:
     refusal = family_of(config).refusal
     if refusal:
         raise ModelError("CP306", f"{source} ({config.model_type}) {refusal}")
-    refuse_twice_quantized(config, source, args)
-    return config
 
 
 def load_tokenizer(
@@ -124,7 +161,7 @@ def load_tokenizer(
     """A tokenizer, with another chat template if one is given.
 
     Args:
-        source: hub id or folder.
+        source: hub id, folder or GGUF file.
         args: ``trust_remote_code`` and the ``revision`` in ``model_init_kwargs`` are used.
         of_model: the source is the model's own, so that its revision counts.
         chat_template: file with a template in Jinja.
@@ -132,23 +169,29 @@ def load_tokenizer(
     Raises:
         ModelError: CP301 where there is no tokenizer or no such template, CP315 for a model's
             configuration beside it that asks for more than any model has.
-        SetupError: CP502 where it needs a package that is missing.
+        SetupError: CP502 where it needs a package that is missing; CP530 to CP532 as for a model.
     """
-    folder = folder_named(source, "tokenizer")
-    if folder:
+    called = own_tokenizer_named(source)
+    file = called.get("gguf_file")
+    if file is not None:
+        check_gguf(Path(file))
+    folder = Path(file).parent if file is not None else folder_named(source, "tokenizer")
+    if folder and file is None:
         check_tokenizer_folder(folder, of_model)
     # transformers may make the model's configuration to find the kind of tokenizer
     described = read_described(source, folder, _revision(args) if of_model else "main")
+    if file is not None:  # a configuration beside the file is another model's, or the file's own
+        described = {}
     refuse_unbounded(described, source, None)
-    named = {
+    options = {
         "revision": _revision(args) if of_model else "main",
         "trust_remote_code": args.trust_remote_code,
     }
     try:
         with panics_caught(), _told("tokenizer", source):
-            processor = _processor(source, described, named)
+            processor = _processor(source, described, options)
             tokenizer = processor and tokenizer_in(processor)
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(source, **named)
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(**called, **options)
     except CounterpointError:
         raise
     except ImportError as error:
@@ -196,7 +239,7 @@ def load_model(
     """A model with its weights.
 
     Args:
-        source: hub id or folder.
+        source: hub id, folder or GGUF file.
         args: ``model_init_kwargs``, ``stochastic_rounding``, ``allow_pickle`` and
             ``trust_remote_code`` are used.
         policy: how its weights are held; None: as in a run that trains all of them.
@@ -208,16 +251,23 @@ def load_model(
         SetupError: CP502 where they need a package that is missing.
     """
     keywords = (policy or WeightsPolicy.of(args)).keywords(args)
+    called, file = source_arguments(source), gguf_named(source)
+    header = None if file is None else check_gguf(file, args)
+    if header is not None:
+        keywords |= dequantizing()
+        logger().info("%s is dequantised while it is loaded (%s)", source, header.said())
     try:
         with _told("weights", source):
             if family is None:
                 family = family_of(
                     AutoConfig.from_pretrained(
-                        source, revision=_revision(args), trust_remote_code=args.trust_remote_code
+                        **called,
+                        revision=_revision(args),
+                        trust_remote_code=args.trust_remote_code,
                     )
                 )
             model, report = family.auto_class.from_pretrained(
-                source,
+                **called,
                 trust_remote_code=args.trust_remote_code,
                 # not False, which would prefer pickles; and tensors only, whatever the file
                 use_safetensors=None if args.allow_pickle else True,
@@ -230,7 +280,10 @@ def load_model(
     except Exception as error:
         if is_lost_rank(error):  # ranks meet where each loads its own part
             raise
-        raise _unloadable(source, "weights", folder_named(source, "model"), error) from error
+        if file is not None and header is not None and (known := gguf_error(file, header, error)):
+            raise known from error
+        folder = folder_named(source, "model") if file is None else file.parent
+        raise _unloadable(source, "weights", folder, error) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(
@@ -239,6 +292,8 @@ def load_model(
             f"{', ...' if len(missing) > 3 else ''}); they would start at random. Is it a model "
             "of another task, or an incomplete download?",
         )
+    if header is not None:
+        dequantized(model, source, header)
     compute_one_way(model)
     return model
 
@@ -249,7 +304,7 @@ def _told(what: str, source: str) -> Iterator[None]:
     bars = transformers_logging.is_progress_bar_enabled()
     with ExitStack() as stack:
         stack.enter_context(quiet_calls())
-        if not bars or Path(source).expanduser().is_dir():
+        if not bars or Path(source).expanduser().exists():
             stack.enter_context(without_bars())
             stack.enter_context(phase(f"loading the {what} of {source}"))
         yield

@@ -26,8 +26,8 @@ class RunOptions:
 
     model: str | None = option(
         None,
-        "Required. A model id of the Hugging Face hub, a folder with a model, or one with an "
-        "adapter, which is then trained on.",
+        "Required. A model id of the Hugging Face hub, a folder with a model, one with an adapter, "
+        "which is then trained on, or a GGUF file, which is dequantised.",
     )
     revision: str | None = option(None, "Branch, tag or commit of a model from the hub.")
     tokenizer: str | None = option(
