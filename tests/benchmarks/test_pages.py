@@ -12,6 +12,7 @@ import alarms
 import checkpoint
 import compiling
 import data_at_size
+import generation
 import gpu
 import growth
 import monitor
@@ -50,6 +51,10 @@ SHOWN: dict[tuple[str, str], Callable[[Any], str]] = {
     ("docs/scaling.md", "scaling"): lambda results: scaling_table.table(results["rows"]),
     ("docs/scaling.md", "sharding"): lambda results: sharding.table(results["rows"]),
     ("docs/translation.md", "translation"): lambda results: translation.table(results["rows"]),
+    **{
+        (f"docs/{page}", "generation"): lambda results: generation.table(results["rows"])
+        for page in generation.PAGES
+    },
     ("docs/vision.md", "vision"): lambda results: vision.table(results["rows"]),
     **{
         (f"docs/{page}", "quickstart_both"): lambda results: quickstart.table_of_both(

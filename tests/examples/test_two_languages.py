@@ -6,7 +6,10 @@ import pytest
 
 from tests.examples.pages import bare, blocks, both, generated, outline, unlike_sections
 
-NAMES = ["guide", "constrained", "translation", "quantized", "reliability", "scaling", "vision"]
+NAMES = [
+    *("guide", "constrained", "translation", "quantized", "gguf", "sampling"),
+    *("reliability", "scaling", "vision"),
+]
 
 
 @pytest.fixture(params=NAMES)

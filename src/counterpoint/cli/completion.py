@@ -34,8 +34,8 @@ LIKE_TRAIN = ("train", "doctor", "plan", "smoke", "tokens")
 """Commands that take the options of ``train``."""
 
 MODULES = (
-    *("doctor", "plan", "smoke", "evaluate", "tokens", "init", "pairs", "diff", "replay"),
-    *("report", "compare", "watch", "quickstart", "completion", "consolidate", "merge"),
+    *("doctor", "plan", "smoke", "evaluate", "tokens", "init", "sample", "pairs", "diff"),
+    *("replay", "report", "compare", "watch", "quickstart", "completion", "consolidate", "merge"),
 )
 """Commands that are a module of ``cli``, which declares them in ``COMMAND``."""
 

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from counterpoint.evaluation.generation import Decoding, Prompt
     from counterpoint.options.settings import Request
     from counterpoint.records import TokenPair
-    from counterpoint.trainer.trainer import CPOTrainer
 
 USAGE = """\
 usage: counterpoint evaluate MODEL --dataset FILE_OR_HUB ... [--option value ...]
@@ -147,6 +146,7 @@ def _unmoved(found: Findings) -> Iterator[Finding]:
 
 def _side(source: str, request: Request, options: EvaluateOptions) -> Side:
     """Load a model, and let it judge every pair and write to every prompt."""
+    from counterpoint.cli.evaluator import evaluating_trainer
     from counterpoint.cli.parts import eval_sets
     from counterpoint.data.blank_pictures import with_blank_pictures
     from counterpoint.engine.face import Pass
@@ -155,7 +155,7 @@ def _side(source: str, request: Request, options: EvaluateOptions) -> Side:
     from counterpoint.models.preparing import encoder_of
     from counterpoint.trainer.feed import Feed
 
-    trainer = _trainer(source, request)
+    trainer = evaluating_trainer(source, request)
     tokenizer = trainer.processing_class
     side = Side(trainer.objective.formula())
     encoder = encoder_of(trainer.model, tokenizer, request.config)
@@ -189,41 +189,6 @@ def _side(source: str, request: Request, options: EvaluateOptions) -> Side:
                 for one in complete(trainer.model, tokenizer, few, way, together=meet)
             ]
     return side
-
-
-def _trainer(source: str, request: Request) -> CPOTrainer:
-    """A trainer that only evaluates."""
-    from counterpoint.cli.hub import hub_or_cache
-    from counterpoint.cli.parts import hide_token, hub_names, merge_model_options
-    from counterpoint.models.adapters import base_of, is_adapter, load_adapted, tokenizer_source
-    from counterpoint.models.loading import load_config, load_model, load_tokenizer
-    from counterpoint.models.weights import WeightsPolicy
-    from counterpoint.trainer.trainer import CPOTrainer
-
-    run, config = request.run, request.config
-    hide_token(config)
-    adapter, given = is_adapter(source), config.model_init_kwargs
-    if adapter:  # whose own files have no revision
-        run = replace(run, model=base_of(source))
-    with hub_or_cache([source, *hub_names(run)]):
-        merge_model_options(run, config)
-        if adapter:
-            model = load_adapted(source, config)
-        else:
-            load_config(source, config)
-            # weights that nobody trains keep the precision of their files
-            model = load_model(source, config, WeightsPolicy.of(config, adapter=True))
-        own = tokenizer_source(source) if adapter else source
-        tokenizer = load_tokenizer(
-            run.tokenizer or own,
-            config,
-            of_model=run.tokenizer is None,
-            chat_template=run.chat_template,
-        )
-    config.model_init_kwargs = None  # the trainer refuses them beside a loaded model
-    trainer = CPOTrainer(model=model, args=config, processing_class=tokenizer)
-    config.model_init_kwargs = given
-    return trainer
 
 
 def _named(sets: Any, request: Request) -> Iterator[tuple[str, Any]]:

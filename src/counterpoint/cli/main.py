@@ -52,6 +52,8 @@ commands:
                  write a run's file from a published setting; --list shows them
   init --from FILE [--out run.yaml]
                  or from a script or file of TRL, LLaMA-Factory or Axolotl
+  sample MODEL ... --prompts FILE -k 8 --out CANDIDATES.jsonl [--option value ...]
+                 draw candidates: several texts to each prompt, from one model or several
   pairs SCORED ... --out PAIRS.jsonl [--option value ...]
                  make preference pairs of scored candidates
   diff BEFORE AFTER [--all] [--json]

@@ -110,6 +110,20 @@ def render_prompt(row: PreferenceRow, tokenizer: PreTrainedTokenizerBase) -> str
     return _apply(row, row.prompt, tokenizer, add_generation_prompt=True)
 
 
+def closing_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the chat template writes after an assistant's turn; "" where it cannot be told.
+
+    Args:
+        tokenizer: with or without a template.
+    """
+    asked, said = ({"role": role, "content": "Hello"} for role in ("user", "assistant"))
+    row = PreferenceRow([asked, said], "", "", 0)
+    try:
+        return _opening(row, [asked, said], tokenizer).closing
+    except (DataError, SetupError):  # no template, or one that refuses such a turn
+        return ""
+
+
 # A turn that the prompt begins and the completions continue
 
 

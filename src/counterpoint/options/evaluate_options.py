@@ -167,7 +167,13 @@ def _default_of(name: str) -> Any:
 
 
 def read_evaluation(
-    source: str, words: Sequence[str], output_dir: str, *, base: str | None = None
+    source: str,
+    words: Sequence[str],
+    output_dir: str,
+    *,
+    base: str | None = None,
+    command: str = "evaluate",
+    takes: Sequence[str] = OF_TRAIN,
 ) -> Request:
     """The options of an evaluation as those of a run that only evaluates.
 
@@ -177,6 +183,8 @@ def read_evaluation(
         output_dir: a folder that nothing is written to.
         base: the hub id or folder of another model that is to be judged by the same objective. It
             is loaded as its own run held it; as the model's run did, if that began with it.
+        command: that is called so, for messages.
+        takes: options of ``train`` that mean something to it.
 
     Raises:
         ConfigError: CP1xx, also for options of ``train`` that would do nothing here.
@@ -185,14 +193,14 @@ def read_evaluation(
     from counterpoint.options.settings import read_values, request_of
     from counterpoint.options.table import reads_as
 
-    _refuse_stray(words)
+    _refuse_stray(words, command)
     given = read_values([_as_in_train(word) for word in words])
-    idle = [name for name in given if name not in (*OF_TRAIN, *_AS_IN_TRAIN.values())]
+    idle = [name for name in given if name not in (*takes, *_AS_IN_TRAIN.values())]
     if idle:
         raise ConfigError(
             "CP101",
-            f"--{idle[0]} is no option of counterpoint evaluate, where it would do nothing; "
-            "counterpoint evaluate --help lists those that it takes.",
+            f"--{idle[0]} is no option of counterpoint {command}, where it would do nothing; "
+            f"counterpoint {command} --help lists those that it takes.",
         )
     inherited = of_run(source)
     if "loss_type" in given:
@@ -264,9 +272,9 @@ def _as_in_train(word: str) -> str:
     return f"--{_AS_IN_TRAIN[name]}{equals}{text}" if name in _AS_IN_TRAIN else word
 
 
-def _refuse_stray(words: Sequence[str]) -> None:
+def _refuse_stray(words: Sequence[str], command: str) -> None:
     if words and not words[0].startswith("--"):
         raise ConfigError(
             "CP101",
-            f"{words[0]!r} belongs to no flag; write counterpoint evaluate MODEL --dataset FILE.",
+            f"{words[0]!r} belongs to no flag; see counterpoint {command} --help.",
         )

@@ -1,0 +1,201 @@
+"""The file that candidates are written to: it only grows, and can be resumed.
+
+Beside it lies what they were drawn by (``NAME.settings.json``), so that no candidate of another
+sampling comes to stand among them. Whole lines are appended and flushed to the disk; one that a
+kill has torn is taken off before anything is added. One process writes at a time.
+
+Not here: what is drawn (``sampling``). Knows no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from counterpoint.errors import DataError, SetupError
+from counterpoint.log import logger
+from counterpoint.staged import make_folder, staged
+from counterpoint.strict import strict_json
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
+
+Place = tuple[str, int, int]
+"""Of a candidate: its model's name, its prompt's row, its number."""
+
+MODELS = "models"
+"""Settings of each model by its name; other models may be added to a file."""
+
+
+class CandidateFile:
+    """A file of candidates, open for more; see ``open_candidates``.
+
+    Args:
+        path: of the file.
+        file: open, at its end.
+        settings: what candidates are drawn by.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO, settings: dict[str, Any]) -> None:
+        self.path, self.settings, self._file = path, settings, file
+        self.written: set[Place] = set()
+
+    def admit(self, model: str, about: Mapping[str, Any]) -> None:
+        """Say which weights a model's candidates are drawn from, or are to be drawn from on.
+
+        Args:
+            model: its name.
+            about: its settings.
+
+        Raises:
+            SetupError: CP534 where the file has candidates of other weights by that name.
+        """
+        models = self.settings.setdefault(MODELS, {})
+        if model in models:
+            _refuse_other(self.path, models[model], about, f"{model}, ")
+            return
+        models[model] = dict(about)
+        _write_settings(self.path, self.settings)
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add candidates, on the disk when this returns.
+
+        Args:
+            rows: with ``model``, ``row`` and ``candidate``.
+        """
+        rows = list(rows)
+        lines = [strict_json(row, ensure_ascii=False) for row in rows]
+        self._file.write("".join(f"{line}\n" for line in lines).encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.written.update(map(_place, rows))
+
+
+@contextmanager
+def open_candidates(
+    path: Path, settings: Mapping[str, Any], *, overwrite: bool = False
+) -> Iterator[CandidateFile]:
+    """Begin a file of candidates, or resume it.
+
+    Args:
+        path: of the file; folders that are missing are made.
+        settings: what candidates are drawn by, as JSON has it.
+        overwrite: begin anew where a file is there.
+
+    Raises:
+        SetupError: CP506 for a file that is no sampling's, CP534 for one that was drawn by other
+            settings, CP535 for one that another process writes to.
+        DataError: CP210 for a line within it that is no candidate.
+    """
+    make_folder(path.parent)
+    with path.open("a+b") as file:
+        _lock(file, path)
+        if overwrite:
+            file.truncate(0)
+        before = _settings_of(path)
+        if file.seek(0, os.SEEK_END) == 0:
+            before = dict(settings)
+            _write_settings(path, before)
+        elif before is None:
+            raise SetupError(
+                "CP506",
+                f"{path} is there already, and nothing beside it says how it was sampled. Choose "
+                "another name, or add --overwrite.",
+            )
+        mine = {name: value for name, value in before.items() if name != MODELS}
+        _refuse_other(path, mine, settings, "")
+        found = CandidateFile(path, file, before)
+        found.written = _read(path, file)
+        yield found
+
+
+def settings_path(path: Path) -> Path:
+    """Where lies what candidates were drawn by.
+
+    Args:
+        path: of their file.
+    """
+    return path.with_name(f"{path.name}.settings.json")
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise SetupError(
+            "CP535",
+            f"another process writes candidates to {path}. Wait for it, or choose another name.",
+        ) from error
+    except OSError:  # a file system without locks
+        return
+
+
+def _settings_of(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(settings_path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    text = json.dumps(settings, ensure_ascii=False, indent=1, allow_nan=False)
+    with staged(settings_path(path)) as file:
+        file.write(f"{text}\n".encode())
+
+
+def _refuse_other(
+    path: Path, before: Mapping[str, Any], now: Mapping[str, Any], whose: str
+) -> None:
+    for name in {**before, **now}:
+        then, wanted = before.get(name), now.get(name)
+        if then != wanted:
+            raise SetupError(
+                "CP534",
+                f"{path} holds candidates that were drawn with {whose}{name}={_shown(then)}, and "
+                f"now it is {_shown(wanted)}. Resume it as it began, name another file with --out, "
+                "or begin anew with --overwrite.",
+            )
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _read(path: Path, file: BinaryIO) -> set[Place]:
+    """The places of all candidates; what stands behind the last whole line is taken off."""
+    file.seek(0)
+    found, whole = set[Place](), 0
+    for number, line in enumerate(file, 1):
+        if not line.endswith(b"\n"):
+            break
+        whole += len(line)
+        try:
+            found.add(_place(json.loads(line)))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(
+                "CP210",
+                f"{path}, line {number}: is no candidate of counterpoint sample. Repair or remove "
+                "the line; or begin anew with --overwrite.",
+            ) from error
+    torn = file.seek(0, os.SEEK_END) - whole
+    if torn:
+        logger().warning("%s: its last line was torn, and is written again", path)
+        file.truncate(whole)
+        file.seek(0, os.SEEK_END)
+    return found
+
+
+def _place(row: Mapping[str, Any]) -> Place:
+    return str(row["model"]), int(row["row"]), int(row["candidate"])

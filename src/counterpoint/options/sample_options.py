@@ -1,0 +1,118 @@
+"""What ``counterpoint sample`` takes: its own flags, and those of ``train`` that it reads.
+
+Not here: sampling (``cli.sample``).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from counterpoint.errors import ConfigError
+from counterpoint.options.declared import option
+
+OF_LOADING = (
+    "revision",
+    "tokenizer",
+    "chat_template",
+    "source_lang",
+    "target_lang",
+    "dtype",
+    "attn_implementation",
+    "trust_remote_code",
+    "allow_pickle",
+    "load_in_4bit",
+    "load_in_8bit",
+    "model_init_kwargs",
+    "hub_token",
+    "bf16",
+    "fp16",
+    "use_cpu",
+)
+"""Options of ``counterpoint train`` that mean the same here."""
+
+_SHARD = re.compile(r"(\d{1,9})/(\d{1,9})")
+
+
+@dataclass(frozen=True, slots=True)
+class SampleOptions:
+    """The command's own flags; every field's help is its meaning."""
+
+    prompts: list[str] = option(
+        [],
+        "Required. Files or a hub id with prompts: rows with prompt (text or messages), also those "
+        "of a file of pairs; or a .txt file with one prompt a line.",
+    )
+    out: str | None = option(
+        None, "Required. File to write, .jsonl: a candidate a line. One that is there is resumed."
+    )
+    k: int = option(4, "Candidates of each prompt from each model, >= 1; also -k.")
+    split: str | None = option(None, "Split to read; null: train, or the only one there is.")
+    column: str | None = option(None, "Column of the prompt; null: prompt, as train finds it.")
+    keep: list[str] = option([], "Columns to copy to each candidate, such as a reference.")
+    max_rows: int | None = option(None, "Most prompts, >= 1: the first ones; null: all.")
+    chat: bool = option(False, "Put a prompt that is text into the chat template as a user's turn.")
+    system_prompt: str | None = option(
+        None, "System turn of each prompt that has none of its own; implies chat."
+    )
+    temperature: float = option(1.0, "Above 0; 0: the likeliest token after token, with k = 1.")
+    top_p: float = option(1.0, "Share of probability to sample from, in (0, 1].")
+    top_k: int = option(0, "Most tokens to sample from, >= 1; 0: all.")
+    max_new_tokens: int = option(256, "Most tokens of a candidate, >= 1.")
+    stop: list[str] = option(
+        [],
+        "Tokens that end a candidate, as the vocabulary spells them, beside those that model, "
+        "tokenizer and chat template name.",
+    )
+    seed: int = option(0, "Of the draws, >= 0.")
+    batch: int = option(16, "Candidates written at once, >= 1.")
+    shard: str = option("1/1", "I/N: only each Nth prompt, from the Ith on, 1 <= I <= N.")
+    overwrite: bool = option(False, "Begin the file anew where it is there already.")
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        for name, least in (
+            ("k", 1),
+            ("max_rows", 1),
+            ("top_k", 0),
+            ("max_new_tokens", 1),
+            ("seed", 0),
+            ("batch", 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(
+                    "CP103", f"{name}={value} should be a whole number, at least {least}."
+                )
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ConfigError("CP103", f"temperature={self.temperature} should be at least 0.")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError("CP103", f"top_p={self.top_p} should be in (0, 1].")
+        self._check_greedy()
+        self.part()
+        if self.out is not None and not self.out.endswith(".jsonl"):
+            raise ConfigError("CP103", f"out={self.out} should end with .jsonl: lines of JSON.")
+
+    def part(self) -> tuple[int, int]:
+        """Which prompts are written to: each how manieth, and from which on, counted from 0."""
+        found = _SHARD.fullmatch(self.shard)
+        first, step = (int(found[1]), int(found[2])) if found else (0, 0)
+        if not 1 <= first <= step:
+            raise ConfigError(
+                "CP103", f"shard={self.shard} should be I/N, as in 1/4, with I from 1 to N."
+            )
+        return step, first - 1
+
+    def _check_greedy(self) -> None:
+        if self.temperature:
+            return
+        given = {"top_p": self.top_p != 1, "top_k": self.top_k != 0}
+        idle = [name for name, is_given in given.items() if is_given]
+        if self.k > 1 or idle:
+            what = f"{' and '.join(idle)} would do nothing" if idle else "all candidates are one"
+            raise ConfigError(
+                "CP104",
+                f"temperature=0 takes the likeliest token after token, so that {what}. Set --k 1 "
+                "without them, or a temperature above 0.",
+            )
