@@ -175,6 +175,9 @@ _SET = record(
     lengths=optional(mapping_of(_HISTOGRAM)),
     limits=optional(mapping_of(anything)),
     digest=optional(text),
+    shares=optional(
+        list_of(record(name=text, rows=whole, pairs=whole, epoch=whole, weight=number))
+    ),
 )
 _CONSTRAINT = record(
     name=text,

@@ -136,6 +136,19 @@ GALLERY: list[tuple[str, Spoil, str, str, str]] = [
     ("a best model of nothing", nothing, "--do_eval", "CP107", "eval_dataset is missing"),
     ("a stream without an end", nothing, "--streaming --max_steps -1", "CP107", "max_steps"),
     ("half the sets named", nothing, "--eval_dataset a=pairs.jsonl b", "CP103", "name=path"),
+    ("both names of data", nothing, "--datasets pairs.jsonl", "CP104", "datasets with dataset"),
+    ("a set of weight 0", nothing, "--datasets pairs.jsonl:0", "CP103", "a weight above 0"),
+    ("a set without a name", nothing, '--datasets [{"weight":2}]', "CP107", "a set has no path"),
+    ("all rows held out", nothing, "--eval_share 1", "CP103", "above 0 and below 1"),
+    ("no rows at all", nothing, "--max_rows 0", "CP103", "max_rows=0 should be at least 1"),
+    (
+        "held out beside a set of its own",
+        nothing,
+        "--eval_share 0.5 --eval_dataset pairs.jsonl",
+        "CP104",
+        "eval_share with eval_dataset",
+    ),
+    ("a share of a stream", nothing, "--eval_share 0.5 --streaming", "CP104", "streaming"),
     ("no checkpoint there", nothing, "--resume_from_checkpoint latest", "CP103", "no complete"),
     ("no checkpoint at all", nothing, "--resume_from_checkpoint model", "CP103", "no checkpoint"),
     # the data
@@ -149,6 +162,25 @@ GALLERY: list[tuple[str, Spoil, str, str, str]] = [
         rows({"prompt": "why " * 99}),
         "--max_length 64",
         "CP204",
+        "row 12",
+    ),
+    (
+        "one prompt, to be on one side",
+        only(*({**PAIRS[0], "rejected": f" {n}"} for n in range(3))),
+        "--eval_share 0.5",
+        "CP238",
+        "have 1 that can be read",
+    ),
+    (
+        "no preference",
+        rows(
+            {
+                **{"chosen": None, "rejected": None, "preference_strength": 0},
+                **{"response_1": "a", "response_2": "b"},
+            }
+        ),
+        "",
+        "CP239",
         "row 12",
     ),
     ("the same twice", rows({"rejected": PAIRS[0]["chosen"]}), "", "CP205", "row 12"),

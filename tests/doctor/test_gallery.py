@@ -900,13 +900,16 @@ OF_PICTURES = {"CP228", "CP229", "CP230", "CP231", "CP232", "CW230", "CW231", "C
 """Codes of rows about pictures; tests/data/test_pictures.py, test_pictures_prepared.py and
 tests/doctor/test_scaled.py."""
 
+OF_SEVERAL_SETS = {"CP237", "CW134"}
+"""Codes of runs on several sets; tests/data/test_mixture.py and tests/doctor/test_of_mixture.py."""
+
 OF_BLANK_PICTURES = {"CW235"}
 """Codes of a model that judges pairs; tests/cli/test_blank_pictures.py."""
 
 
 def test_every_code_has_a_run_that_has_it_and_one_that_has_not() -> None:
     here = {case.code for case in GALLERY} | NOT_IN_THE_GALLERY | ON_A_COMMAND_LINE
-    here |= OF_PICTURES | OF_BLANK_PICTURES
+    here |= OF_PICTURES | OF_BLANK_PICTURES | OF_SEVERAL_SETS
     here |= OF_GGUF | OF_STRANGERS | OF_CSV | OF_STREAMS | ON_RESUMING | OF_RENDERING
     here |= {code for _, _, _, code, _ in REFUSED_BY_THE_COMMAND}
     assert here == {code for code in TABLE if code[2] != "4"}  # alarms have tests of their own

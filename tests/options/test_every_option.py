@@ -32,6 +32,8 @@ LORA = ["--lora_r", "4"]
 def parts(words: list[str]) -> RunParts:
     """What a command line loads; a flag given twice counts as last given."""
     flags = {f"--{name}": value for name, value in GIVEN.items() if f"--{name}" not in words}
+    if "--datasets" in words:  # in its place
+        del flags["--dataset"]
     return load_parts(read_request([*(w for flag in flags.items() for w in flag), *words]), call)
 
 
@@ -106,6 +108,9 @@ TRIED: dict[str, Row] = {
     "attn_implementation": Row(attention, ["--attn_implementation", "eager"]),
     "dataset": Row(train_rows, ["--dataset", "fewer.jsonl"]),
     "dataset_split": Row(train_rows, ["--dataset_split", "test"], ("--dataset", "splits")),
+    "datasets": Row(train_rows, ["--datasets", "pairs.jsonl#2:1", "fewer.jsonl:2"]),
+    "max_rows": Row(train_rows, ["--max_rows", "3"]),
+    "eval_share": Row(eval_rows, ["--eval_share", "0.5"]),
     "streaming": Row(kind_of_rows, ["--streaming"], ("--max_steps", "1")),
     "eval_dataset": Row(eval_rows, ["--eval_dataset", "fewer.jsonl"]),
     "eval_dataset_split": Row(

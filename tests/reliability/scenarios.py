@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerFast, TrainerCallback
 
 from counterpoint import CPOConfig, CPOTrainer
+from counterpoint.data.mixture import Mixture, Part
 from counterpoint.runlog import STREAMS, read_run
 from tests.models_on_the_spot import make_model
 from tests.steps import random_pairs
@@ -46,6 +48,14 @@ class Counting(TrainerCallback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps, self.norms = state["steps"], state["norms"]
+
+
+def three_sets() -> Mixture:
+    """Eleven rows of three sets, of which an epoch takes twelve: 4 + 6 + 2."""
+    rows = [*TEXT, *({**row, "prompt": f"{row['prompt']} Now?"} for row in TEXT), *TEXT[:1]]
+    sizes = {"once": (4, 1), "twice": (3, 2), "by halves": (4, Fraction(1, 2))}
+    parts = [Part(name, Fraction(w), n, Dataset.from_list(rows)) for name, (n, w) in sizes.items()]
+    return Mixture(Dataset.from_list(rows), parts)
 
 
 BEST: dict[str, Any] = {
@@ -116,6 +126,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "an end within an epoch": {"max_steps": 5},
     "a stream": {"stream": True, "max_steps": 7, "logging_steps": 2},
     "a stream in lanes": {"stream": True, "shards": 2, "stream_shards": 2, "max_steps": 7},
+    "three sets with weights": {"rows": three_sets, "per_device_train_batch_size": 4},
     "another optimizer": {"optim": "adafactor"},
     "bfloat16 weights and another optimizer": {"optim": "adafactor", "dtype": torch.bfloat16},
     "a loss scaler that grows": {"scaler": True, "max_grad_norm": 0.0},
@@ -152,7 +163,8 @@ def trainer_of(
         peft_config = peft.LoraConfig(
             task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], lora_dropout=dropout
         )
-    rows: Any = random_pairs(5)
+    rows: Any = rest.pop("rows", lambda: random_pairs(5))()
+    made_by = rest.pop("tokenizer", tokenizer)
     if rest.pop("stream", False):
         rows = Dataset.from_list(TEXT).to_iterable_dataset(num_shards=rest.pop("shards", 1))
     callbacks = [make() for make in rest.pop("callbacks", [])]
@@ -177,7 +189,7 @@ def trainer_of(
         ),
         train_dataset=rows,
         eval_dataset=evaluated,
-        processing_class=tokenizer(),
+        processing_class=made_by(),
         peft_config=peft_config,
         callbacks=callbacks,
     )

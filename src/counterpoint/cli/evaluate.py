@@ -147,7 +147,7 @@ def _unmoved(found: Findings) -> Iterator[Finding]:
 def _side(source: str, request: Request, options: EvaluateOptions) -> Side:
     """Load a model, and let it judge every pair and write to every prompt."""
     from counterpoint.cli.evaluator import evaluating_trainer
-    from counterpoint.cli.parts import eval_sets
+    from counterpoint.cli.own_data import eval_sets
     from counterpoint.data.blank_pictures import with_blank_pictures
     from counterpoint.engine.face import Pass
     from counterpoint.evaluation.generation import complete

@@ -3,14 +3,13 @@
 Each command takes what it needs: ``train`` and ``doctor`` all of it, ``smoke`` no weights,
 ``plan`` and ``tokens`` neither weights nor evaluation sets.
 
-Not here: how options are read (``options.settings``), how a model or a file is loaded
-(``models.loading``, ``data.sources``).
+Not here: how options are read (``options.settings``), how a model is loaded
+(``models.loading``), and which rows are a run's own (``own_data``).
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +26,9 @@ from counterpoint.cli.continued import (
     tokenizer_named,
 )
 from counterpoint.cli.hub import hub_or_cache
+from counterpoint.cli.own_data import OwnRows, data_names, own_rows, second_sets
 from counterpoint.config import CPOConfig
-from counterpoint.data.sources import load, pick_split
-from counterpoint.errors import ConfigError, DataError, SetupError
+from counterpoint.errors import ConfigError, SetupError
 from counterpoint.invocation import EXTRAS, installing
 from counterpoint.log import logger
 from counterpoint.models.family import DECODER, FAMILIES, family_of
@@ -38,10 +37,6 @@ from counterpoint.models.trainable import freeze_parts, left_by_adapters
 from counterpoint.models.weights import WeightsPolicy
 from counterpoint.options.run_options import RunOptions
 from counterpoint.options.settings import Request
-from counterpoint.trainer.second_sets import rows_of
-
-EVAL_SPLITS = ("test", "validation", "valid", "val", "dev", "eval")
-_NAMED = re.compile(r"([A-Za-z_][\w-]*)=(.+)")
 
 
 @dataclass(slots=True)
@@ -135,12 +130,13 @@ def _load_parts(run: RunOptions, config: CPOConfig, attempt: Attempt) -> RunPart
     attempt(merge_model_options, run, config)
     source = attempt(base_named, run)
     described = source and attempt(load_config, source, config, from_scratch=run.from_scratch)
+    rows = attempt(own_rows, run, config, attempt) or OwnRows(None, None)
     return RunParts(
         model_config=described,
         tokenizer=attempt(load_own_tokenizer, run, config),
         adapter=attempt(adapter_config, run, config, described),
-        train_rows=attempt(train_rows, run, config),
-        eval_rows=attempt(eval_sets, run),
+        train_rows=rows.trained,
+        eval_rows=rows.evaluated,
         constraint_rows=attempt(second_sets, config),
     )
 
@@ -166,9 +162,8 @@ def load_own_tokenizer(run: RunOptions, config: CPOConfig) -> PreTrainedTokenize
 
 def hub_names(run: RunOptions) -> list[str]:
     """All that may have to come from the hub."""
-    named = _named_sets(run.eval_dataset)
-    evals = named.values() if isinstance(named, Mapping) else named
-    return [base_named(run), *([run.tokenizer] if run.tokenizer else []), *run.dataset, *evals]
+    tokenizer = [run.tokenizer] if run.tokenizer else []
+    return [base_named(run), *tokenizer, *data_names(run)]
 
 
 def hide_token(config: CPOConfig) -> None:
@@ -248,94 +243,4 @@ def adapter_config(run: RunOptions, config: CPOConfig, model_config: Any) -> Any
         modules_to_save=run.lora_modules_to_save,
         use_rslora=run.use_rslora,
         use_dora=run.use_dora,
-    )
-
-
-# Data
-
-
-def train_rows(run: RunOptions, config: CPOConfig) -> Any:
-    """The raw rows to train on.
-
-    Raises:
-        ConfigError: CP107 for a stream without ``max_steps``.
-        DataError: CP2xx for what cannot be read.
-    """
-    rows = open_rows(run)
-    if not hasattr(rows, "__len__") and config.max_steps <= 0:
-        raise ConfigError(
-            "CP107", "max_steps is missing: a streamed data set does not say how long it is."
-        )
-    return rows
-
-
-def open_rows(run: RunOptions) -> Any:
-    """The raw rows that a run names, of whatever length.
-
-    Raises:
-        DataError: CP2xx for what cannot be read.
-    """
-    return pick_split(load(_sources(run.dataset), split=run.dataset_split, streaming=run.streaming))
-
-
-def _sources(names: list[str]) -> str | list[str]:
-    return names[0] if len(names) == 1 else names
-
-
-def eval_sets(run: RunOptions) -> Any:
-    """The raw rows to evaluate on: of one set, of several by name, or None.
-
-    Raises:
-        ConfigError: CP103 for names that cannot be meant.
-        DataError: CP2xx for what cannot be read.
-    """
-    if not run.eval_dataset:
-        return None
-    named = _named_sets(run.eval_dataset)
-    if isinstance(named, Mapping):
-        return {name: _open_eval([source], run) for name, source in named.items()}
-    return _open_eval(named, run)
-
-
-def second_sets(config: CPOConfig) -> dict[str, Any]:
-    """The raw rows of constraints that have a set of their own, by their names.
-
-    Raises:
-        ConfigError: CP107 for one that names no set.
-        DataError: CP2xx for what cannot be read.
-    """
-    return {one.name: rows_of(one) for one in config.constrained_by if one.row.own_set}
-
-
-def _named_sets(given: list[str] | dict[str, str]) -> list[str] | dict[str, str]:
-    """``name=path`` words or a mapping of YAML, as a mapping; sets without names as they are."""
-    if isinstance(given, Mapping):
-        wrong = [name for name, source in given.items() if not isinstance(source, str)]
-        if wrong:
-            raise ConfigError("CP103", f"eval_dataset: {wrong[0]} should be a file or a hub id.")
-        return dict(given)
-    parts = [None if Path(word).exists() else _NAMED.fullmatch(word) for word in given]
-    named = {part[1]: part[2] for part in parts if part}
-    if not named:
-        return given
-    if len(named) != len(given):
-        raise ConfigError(
-            "CP103",
-            f"eval_dataset={' '.join(given)} should be name=path with a different name for each "
-            "set, or paths without names.",
-        )
-    return named
-
-
-def _open_eval(sources: list[str], run: RunOptions) -> Any:
-    data = load(_sources(sources), split=run.eval_dataset_split)
-    if not isinstance(data, Mapping) or len(data) == 1:
-        return pick_split(data)
-    for split in EVAL_SPLITS:
-        if split in data:
-            return data[split]
-    raise DataError(
-        "CP211",
-        f"eval_dataset {' '.join(sources)} has the splits {', '.join(data)}; say which one with "
-        "eval_dataset_split.",
     )

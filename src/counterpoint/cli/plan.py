@@ -257,7 +257,7 @@ def _planner(request: Request, options: PlanOptions, shards: int) -> Any:
 def _lengths(request: Request, encoder: Encoder[Any]) -> Lengths:
     from itertools import islice
 
-    from counterpoint.cli.parts import train_rows
+    from counterpoint.cli.own_data import train_rows
     from counterpoint.data.options import PrepareOptions
     from counterpoint.data.prepare import iter_pairs, prepare
     from counterpoint.planner.shapes import Lengths

@@ -87,15 +87,16 @@ def tokens(words: list[str]) -> None:
 def _show(request: Request, options: TokensOptions) -> None:
     from counterpoint.cli.continued import base_named
     from counterpoint.cli.hub import hub_or_cache
+    from counterpoint.cli.own_data import shown_name, shown_rows
     from counterpoint.cli.parts import (
         hide_token,
         hub_names,
         load_own_tokenizer,
         merge_model_options,
-        open_rows,
     )
     from counterpoint.data import formats
     from counterpoint.data.csv_sets import lists_of_csv
+    from counterpoint.data.mixture import Mixture, joined_rows
     from counterpoint.data.options import PrepareOptions
     from counterpoint.data.picture_files import folder_of
     from counterpoint.data.row_tokens import tokens_of_row
@@ -109,23 +110,26 @@ def _show(request: Request, options: TokensOptions) -> None:
         tokenizer = prepare_tokenizer(load_own_tokenizer(run, config))
         # a tokenizer alone is taken for a decoder's
         described = _described(base_named(run), config)
-        rows = open_rows(run)
+        found = shown_rows(run, config)
     limits, encoder = PrepareOptions.of(config).limits, encoder_of(described, tokenizer, config)
-    name = shown(" ".join(run.dataset))  # the rows themselves are shown as they train
-    rows, folder = lists_of_csv(rows, name), folder_of(rows)
+    name, width = shown(shown_name(run)), terminal_width()
+    rows, folder = lists_of_csv(joined_rows(found), name), folder_of(joined_rows(found))
     if rows.column_names is not None:
         formats.check_columns(rows.column_names, name=name)
-    width = terminal_width()
     for raw, row in _picked(rows, options.row, name):
+        named, own = found.set_of(row) if isinstance(found, Mixture) else (name, row)
+        apart = "" if (named, own) == (name, row) else f", row {own} of {shown(named)}"
         try:
-            found = tokens_of_row(raw, row, encoder, limits, folder=folder)
+            drawn = tokens_of_row(raw, row, encoder, limits, folder=folder)
         except DataError as error:
-            raise DataError(error.code, f"{name}, {error.message}") from error
+            raise DataError(error.code, f"{name}{apart}, {error.message}") from error
         if options.json:
-            told = strict_json({"data": name, **found.as_dict()}, ensure_ascii=False)
+            of = {"set": shown(named), "row_of_set": own} if isinstance(found, Mixture) else {}
+            told = strict_json({"data": name, **of, **drawn.as_dict()}, ensure_ascii=False)
             _write(visible(told))
         else:
-            _write(f"{draw_tokens(found, name=name, width=width, color=_colored(options.color))}\n")
+            color = _colored(options.color)
+            _write(f"{draw_tokens(drawn, name=f'{name}{apart}', width=width, color=color)}\n")
     if not options.json:
         _write(LEGEND)
 

@@ -115,7 +115,7 @@ def train(request: Request) -> None:
         display = TrainingDisplay()
         trainer = _build(parts, config, display)
         _train(trainer, request, seen)
-        if run.eval_dataset and config.eval_strategy == IntervalStrategy.NO:
+        if parts.eval_rows is not None and config.eval_strategy == IntervalStrategy.NO:
             say("evaluating once, at the end, since eval_strategy is no")
             with display:
                 trainer.evaluate()
@@ -263,7 +263,7 @@ def _check_task(config: CPOConfig) -> None:
 
 
 def _check_evaluation(run: RunOptions, config: CPOConfig) -> None:
-    if run.eval_dataset:
+    if run.eval_dataset or run.eval_share is not None:
         return
     if run.eval_dataset_split:
         raise ConfigError("CP104", "eval_dataset_split does nothing without eval_dataset.")
@@ -275,7 +275,9 @@ def _check_evaluation(run: RunOptions, config: CPOConfig) -> None:
     }
     asked = next((name for name, on in wanting.items() if on), None)
     if asked:
-        raise ConfigError("CP107", f"eval_dataset is missing: {asked} needs one.")
+        raise ConfigError(
+            "CP107", f"eval_dataset is missing: {asked} needs one, or eval_share to hold rows out."
+        )
 
 
 # The folder

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from counterpoint.data.mixed_order import SetShare
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.pair_digest import JoinedDigest, PairDigest
 from counterpoint.data.survival import from_column
@@ -66,6 +67,7 @@ class PrepareCounts:
         digest: of the pairs that the kept rows became; None where they were not all seen, since
             a resumed run leaves out what it has read of a stream.
         limits: what may be cut, and by which policy: the reason of every cut.
+        shares: what each of several sets gives to an epoch; none where it is all pairs.
     """
 
     name: str
@@ -89,6 +91,7 @@ class PrepareCounts:
     )
     digest: PairDigest | JoinedDigest | None = field(default_factory=PairDigest)
     limits: Mapping[str, Any] = field(default_factory=dict)
+    shares: tuple[SetShare, ...] = ()
 
     @classmethod
     def under(cls, options: PrepareOptions, name: str) -> PrepareCounts:
@@ -155,6 +158,7 @@ class PrepareCounts:
             "limits": dict(self.limits),
             "digest": None if self.digest is None else self.digest.hexdigest(),
             "lengths": {part: histogram(self.lengths[part]) for part in PARTS},
+            **({"shares": [one.as_dict() for one in self.shares]} if self.shares else {}),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -207,6 +211,8 @@ class PrepareCounts:
         """A few lines for people; what did not happen is not mentioned."""
         tokens = " + ".join(f"{self.tokens[part]:,} {part}" for part in PARTS)
         lines = [f"{self.name}: {self.kept:,} of {self.rows:,} rows, {tokens} tokens"]
+        whole = sum(one.epoch for one in self.shares)
+        lines += [f"  {one.in_words(whole)}" for one in self.shares]
         if self.dropped:
             lines.append(f"  dropped: {self.by_code()}")
             lines += [f"    for example {text}" for text in self.examples.values()]

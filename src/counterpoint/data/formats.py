@@ -48,6 +48,7 @@ from counterpoint.data.pictures import (
     opened,
 )
 from counterpoint.data.plain import is_missing, plain
+from counterpoint.data.shapes import OF_SHAPES, has_shape, in_known_shape
 from counterpoint.data.shared_prompt import (
     LIKELY_PROMPTS,
     begun_in,
@@ -86,7 +87,7 @@ COLUMNS = (
 NUMBERS = ("weight", "margin")
 """Columns of numbers, where NaN is no absence."""
 
-READ = frozenset({*COLUMNS, *LANGUAGES, *LIKELY_PROMPTS})
+READ = frozenset({*COLUMNS, *LANGUAGES, *LIKELY_PROMPTS, *OF_SHAPES})
 """Every column that this module looks at by its name; of the others those that hold pictures."""
 
 SHAPES = (
@@ -114,9 +115,9 @@ def to_preference_row(
             blank completion; CP205 equal completions; CP206 differing or absent prompts; CP207
             a completion that does not end with the assistant; CP212 an unusable number; CP216 a
             row too large to be one; CP219 what the model cannot see; CP228 to CP231 pictures that
-            do not fit the row or cannot be opened.
+            do not fit the row or cannot be opened; CP239 no completion is preferred.
     """
-    return opened(*_read_safely(raw, row, pictures is not None), pictures)
+    return opened(*read_unopened(raw, row, pictures is not None), pictures)
 
 
 def pictures_in(raw: Mapping[str, Any], row: int) -> list[PictureCell]:
@@ -129,13 +130,14 @@ def pictures_in(raw: Mapping[str, Any], row: int) -> list[PictureCell]:
     Raises:
         DataError: for a row that is no preference.
     """
-    return _read_safely(raw, row, seeing=True)[1]
+    return read_unopened(raw, row, seeing=True)[1]
 
 
 _Read = tuple[PreferenceRow, list[PictureCell]]
 
 
-def _read_safely(raw: Mapping[str, Any], row: int, seeing: bool) -> _Read:
+def read_unopened(raw: Mapping[str, Any], row: int, seeing: bool) -> _Read:
+    """A row without its pictures, and these, none opened; as for ``to_preference_row``."""
     try:
         return _to_preference_row(raw, row, seeing)
     except RecursionError as error:
@@ -147,6 +149,7 @@ def _to_preference_row(given: Mapping[str, Any], row: int, seeing: bool) -> _Rea
     raw = _filled(given)
     check_size(raw, row)
     refuse_unseen(raw, row, seeing=seeing)
+    raw = dict(in_known_shape(raw, row))
     if seeing:
         question_as_prompt(raw)
     chosen, rejected = _sides(raw, row, given)
@@ -266,7 +269,9 @@ def check_columns(columns: Iterable[str], *, name: str) -> None:
         DataError: CP201, with the columns seen and, where one looks like it, what to rename.
     """
     seen = list(columns)
-    if {"chosen", "rejected"} <= set(seen) or {"instruction", "output"} <= set(seen):
+    if {"chosen", "rejected"} <= {*seen} or {"instruction", "output"} <= {*seen}:
+        return
+    if has_shape({*seen}):
         return
     missing = [column for column in ("chosen", "rejected") if column not in seen]
     raise DataError(

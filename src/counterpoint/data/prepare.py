@@ -35,6 +35,8 @@ from counterpoint.data.counts import PrepareCounts
 from counterpoint.data.csv_sets import lists_of_csv
 from counterpoint.data.encode import COLUMNS, FEATURES, encode_rows
 from counterpoint.data.encoder import Encoder, encoder_for
+from counterpoint.data.mixed_order import MixedOrder
+from counterpoint.data.mixture import Mixture
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.pair_columns import (
     PAIR_COLUMNS,
@@ -88,6 +90,7 @@ class Prepared:
         progress: how far a streaming set has been read.
         in_lane: some shards of a streaming set: of so many lanes (second) the one of a number.
         start_tokens: ids at the end of each row's prompt ids that a decoder begins with.
+        mix: how an epoch is made of several sets; None where it is all pairs.
     """
 
     pairs: Dataset | IterableDataset
@@ -97,10 +100,11 @@ class Prepared:
     progress: StreamProgress = field(default_factory=StreamProgress)
     in_lane: Callable[[int, int], Prepared] | None = None
     start_tokens: int = 0
+    mix: MixedOrder | None = None
 
 
 def prepare(
-    dataset: Dataset | IterableDataset | Iterable[Any],
+    dataset: Dataset | IterableDataset | Mixture | Iterable[Any],
     encoder: Encoder[Any] | PreTrainedTokenizerBase,
     options: PrepareOptions | None = None,
     *,
@@ -124,6 +128,10 @@ def prepare(
         ModelError: CP302 for a tokenizer without EOS.
     """
     options, encoder = options or PrepareOptions(), encoder_for(encoder)
+    if isinstance(dataset, Mixture):
+        with dataset.locating():
+            found = prepare(dataset.rows, encoder, options, name=name)
+        return replace(found, mix=dataset.mixed(found.pairs, found.counts, name))
     dataset = lists_of_csv(undecoded(dataset), name)
     if isinstance(dataset, IterableDataset):
         return _prepare_stream(dataset, encoder, options, name)

@@ -145,8 +145,23 @@ def _column(values: list[Any], field: Any, name: str) -> pa.Array:
             return pa.array(values)
         except (pa.ArrowException, ValueError, TypeError, OverflowError):
             pass  # mixed types, or a value that is no data: then the next lines name its row
+    return as_json_cells(values, field, name)
+
+
+def as_json_cells(values: Sequence[Any], field: Any, name: str, *, first_row: int = 0) -> pa.Array:
+    """Cells as a column of JSON, which ``datasets`` reads back as they were.
+
+    Args:
+        values: of any kinds.
+        field: the column's name, and ``name`` that of the data set, for messages.
+        name: see ``field``.
+        first_row: number of the first of them.
+
+    Raises:
+        DataError: CP202 for a cell that is no data.
+    """
     texts = []
-    for row, value in enumerate(values):
+    for row, value in enumerate(values, first_row):
         try:
             texts.append(_as_json(value))
         except (TypeError, ValueError, RecursionError) as error:

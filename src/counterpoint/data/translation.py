@@ -32,6 +32,7 @@ from counterpoint.data.cells import fail_type
 from counterpoint.data.chat import render
 from counterpoint.data.encoder import Encoder, RowDraft, tokenizer_content
 from counterpoint.data.options import UNLIMITED, Limits
+from counterpoint.data.shapes import translated_pair
 from counterpoint.data.tokenize import Tokens, end_of_sequence, guarded
 from counterpoint.data.truncate import Truncation
 from counterpoint.errors import ConfigError, DataError, ModelError
@@ -191,6 +192,8 @@ class TranslationEncoder(Encoder[TranslationDraft]):
         """
         if any(raw.get(name) is not None for name in PROMPTS):
             return raw
+        if isinstance(raw.get("translation"), Mapping):
+            return translated_pair(raw, row)
         if isinstance(raw.get(SOURCE), str):
             return {**raw, "prompt": raw[SOURCE]}
         # a set with such a column means it in every row

@@ -19,12 +19,14 @@ class Consistency:
 
     Args:
         duplicates: rows that were there before.
+        originals: of each duplicate the first row that is like it.
         prompts: rows whose prompt was there before.
         contradictions: rows whose opposite was there before.
         circles: for each circle of three or more completions, one of its rows.
     """
 
     duplicates: list[int] = field(default_factory=list)
+    originals: list[int] = field(default_factory=list)
     prompts: list[int] = field(default_factory=list)
     contradictions: list[int] = field(default_factory=list)
     circles: list[int] = field(default_factory=list)
@@ -38,18 +40,19 @@ def consistency(rows: Sequence[tuple[int, Keys]]) -> Consistency:
     """
     found = Consistency()
     by_prompt: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
-    seen: set[Keys] = set()
+    seen: dict[Keys, int] = {}
     for number, keys in rows:
         prompt, chosen, rejected = keys
         if prompt in by_prompt:
             found.prompts.append(number)
         if keys in seen:
             found.duplicates.append(number)
+            found.originals.append(seen[keys])
         elif (prompt, rejected, chosen) in seen:
             found.contradictions.append(number)
         else:
             by_prompt[prompt].append((chosen, rejected, number))
-        seen.add(keys)
+        seen.setdefault(keys, number)
     for edges in by_prompt.values():
         if len(edges) > 2:
             found.circles += _circles(edges)

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from counterpoint.config import CPOConfig
 from counterpoint.console.phases import phase
 from counterpoint.data.encoder import Encoder
+from counterpoint.data.mixture import Mixture, joined_rows
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.processors import tokenizer_of
 from counterpoint.data.sources import pick_split
@@ -27,6 +28,7 @@ from counterpoint.doctor.of_batch import of_batch, steps_of
 from counterpoint.doctor.of_data import of_both, of_data
 from counterpoint.doctor.of_machine import of_machine
 from counterpoint.doctor.of_memory import of_memory
+from counterpoint.doctor.of_mixture import of_mixture, places_of_epoch
 from counterpoint.doctor.of_model import of_model
 from counterpoint.doctor.of_objective import of_objective
 from counterpoint.doctor.of_tokenizer import of_tokenizer
@@ -56,7 +58,8 @@ def examine(
         args: the run's options.
         model: a causal language model, loaded and not adapted yet; None leaves it out.
         tokenizer: the trainer's ``processing_class``, or the tokenizer in it; None leaves it out.
-        train_dataset: raw rows in any shape that the trainer takes; None leaves them out.
+        train_dataset: raw rows in any shape that the trainer takes, or a ``Mixture`` of several
+            sets; None leaves them out.
         eval_dataset: likewise, or a dict of named sets.
         peft_config: the adapter that will be trained; None to train all weights.
         overwrite: what the output folder holds may be replaced.
@@ -86,6 +89,9 @@ def examine(
         if train is not None and name != TRAIN:
             run(of_both, train, found)
     pairs = train.usable if train is not None and train.whole else None
+    if isinstance(train_dataset, Mixture) and train is not None and pairs:
+        run(of_mixture, train_dataset, train)
+        pairs = places_of_epoch(train_dataset, train)
     adapted = peft_config is not None or getattr(model, "peft_config", None) is not None
     run(of_objective, args, adapted=adapted)
     streams = train_dataset is not None and not hasattr(train_dataset, "__len__")
@@ -173,7 +179,7 @@ def _name_sets(sets: dict[str, Any], train: Any, evaluation: Any) -> Iterator[Fi
     elif evaluation is not None:
         sets["eval"] = evaluation
     if train is not None:
-        sets[TRAIN] = pick_split(train) if isinstance(train, Mapping) else train
+        sets[TRAIN] = joined_rows(pick_split(train) if isinstance(train, Mapping) else train)
 
 
 def _can_read(tokenizer: Any) -> bool:

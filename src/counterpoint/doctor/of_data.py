@@ -78,6 +78,7 @@ _FIXES: Mapping[str, str] = MappingProxyType(
     {
         "CP203": _DROP,
         "CP219": _DROP,
+        "CP239": _DROP,
         **dict.fromkeys(("CP228", "CP229", "CP230", "CP231"), _DROP),
         "CP204": "truncation: prompt_start",
         "CP205": _DROP,

@@ -105,6 +105,7 @@ class TokenFacts:
         pairs: a few pairs, shorter than most.
         most: of each row, the tokens that the run's limit on length is of.
         positions: tokens that no such limit can exceed; None for no such number.
+        numbers: of these rows.
         shown: what the pairs show, for a plan; None: nothing.
         scaled: whose pictures the processor scales far; None where nothing is shown.
     """
@@ -120,6 +121,7 @@ class TokenFacts:
     highest: dict[str, tuple[int, int]]
     pairs: list[TokenPair]
     most: Lengths
+    numbers: Lengths
     positions: int | None = None
     shown: Shown | None = None
     scaled: Scaled | None = None
@@ -370,6 +372,7 @@ def _count_tokens(
         highest=_highest(usable, numbers),
         pairs=_shortest(usable, sum(lengths.values()), encoder, table),
         most=_limited(lengths, apart=bool(encoder.start_tokens)),
+        numbers=numbers,
         positions=encoder.positions,
         **_seen(usable, encoder),
     )

@@ -30,9 +30,12 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "attn_implementation",
         "dataset",
         "dataset_split",
+        "datasets",
+        "max_rows",
         "streaming",
         "eval_dataset",
         "eval_dataset_split",
+        "eval_share",
     ),
     "Adapter": (
         "lora_r",

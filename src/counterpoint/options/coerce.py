@@ -222,8 +222,17 @@ def _as_list(item: Any, given: Given) -> list[Any]:
         parts: list[Any] = [Scalar(part) for part in given.text.split()] if split else [given]
     else:
         parts = given
-    reads = _as_text if words(item) else _readers(item)[0]
-    return [reads(part) for part in parts]
+    readers: list[Callable[[Given], Any]] = [_as_text] if words(item) else _readers(item)
+    return [_first_that_reads(readers, part) for part in parts]
+
+
+def _first_that_reads(readers: list[Callable[[Given], Any]], given: Given) -> Any:
+    for reads in readers[:-1]:
+        try:
+            return reads(given)
+        except (ValueError, OverflowError):
+            continue
+    return readers[-1](given)
 
 
 def _as_mapping(given: Given) -> dict[str, Any]:
@@ -239,7 +248,8 @@ def _as_text(given: Given) -> str:
 def _word_for(kind: Any) -> str:
     origin = typing.get_origin(kind) or kind
     if origin is list:
-        return f"a list of {_word_for(typing.get_args(kind)[0]).removeprefix('a ')}s"
+        inner = [_word_for(one).removeprefix("a ") for one in members(typing.get_args(kind)[0])]
+        return f"a list of {' or '.join(f'{one}s' for one in inner)}"
     if origin is Literal:
         return " or ".join(str(value).lower() for value in typing.get_args(kind))
     named = {

@@ -2,13 +2,15 @@
 
 A line per option with its meaning, as in ``config``; ``--help`` and docs/options.md read it.
 
-Not here: loading any of it (``cli.parts``).
+Not here: loading any of it (``cli.parts``, ``cli.own_data``).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from counterpoint.data.listed import ListedSet, read_listed
 from counterpoint.errors import ConfigError
 from counterpoint.options.declared import option
 
@@ -57,6 +59,15 @@ class RunOptions:
     dataset_split: str | None = option(
         None, "Split to train on; null: train, or the only one there is."
     )
+    datasets: list[dict[str, Any] | str] = option(
+        [],
+        "In place of dataset: several sets, each with its weight (docs/data.md). A mapping of "
+        "path, weight, subset, split, columns and rows; or a word, PATH[#ROWS][:WEIGHT], as "
+        "a.jsonl:2.",
+    )
+    max_rows: int | None = option(
+        None, "Most rows of each set to train on, its first ones, >= 1; null: all."
+    )
     streaming: bool = option(
         False, "Read the data set while training, never whole; needs max_steps."
     )
@@ -67,6 +78,11 @@ class RunOptions:
     )
     eval_dataset_split: str | None = option(
         None, "Split to evaluate on; null: test, validation, or the only one there is."
+    )
+    eval_share: float | None = option(
+        None,
+        "Share of the training rows to hold out and evaluate on, in (0, 1), by prompt: no prompt "
+        "has rows on both sides. A function of the rows and of data_seed, or else seed.",
     )
     lora_r: int | None = option(
         None, "Rank of a LoRA adapter, >= 1; null: train all weights. Needs peft."
@@ -110,6 +126,7 @@ class RunOptions:
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
         self._check_required()
+        self._check_data()
         self._check_adapter()
 
     def _check_required(self) -> None:
@@ -117,12 +134,47 @@ class RunOptions:
             "model": "a hub id or a folder, as in --model Qwen/Qwen2.5-0.5B",
             "dataset": "a file or a hub id, as in --dataset pairs.jsonl",
         }
+        if self.datasets:
+            del wanted["dataset"]
         missing = [f"{n} ({what})" for n, what in wanted.items() if _is_blank(getattr(self, n))]
         if missing:
             raise ConfigError(
                 "CP107",
                 f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; "
                 "give each as a flag or as a line of the configuration file.",
+            )
+
+    @property
+    def listed_sets(self) -> tuple[ListedSet, ...]:
+        """The sets of ``datasets``, read and checked."""
+        return tuple(map(read_listed, self.datasets))
+
+    def _check_data(self) -> None:
+        given = {
+            "dataset": bool(self.dataset),
+            "dataset_split": self.dataset_split is not None,
+            "streaming": self.streaming,
+            "eval_dataset": bool(self.eval_dataset),
+            "eval_dataset_split": self.eval_dataset_split is not None,
+        }
+        why = {
+            ("datasets", "dataset"): "each names what to train on; list all sets in datasets",
+            ("datasets", "dataset_split"): "each set says its own split",
+            ("datasets", "streaming"): "sets with weights are shuffled whole; join streams in a "
+            "script (docs/data.md)",
+            ("eval_share", "eval_dataset"): "each says what to evaluate on; drop one",
+            ("eval_share", "eval_dataset_split"): "the rows are held out of those to train on",
+            ("eval_share", "streaming"): "a prompt's rows may stand anywhere in a stream, which is "
+            "never read whole. Give an eval_dataset",
+        }
+        asked = {"datasets": bool(self.listed_sets), "eval_share": self.eval_share is not None}
+        for (one, other), reason in why.items():
+            if asked[one] and given[other]:
+                raise ConfigError("CP104", f"{one} with {other}: {reason}.")
+        _check_range("max_rows", self.max_rows, 1, None)
+        if self.eval_share is not None and not 0 < self.eval_share < 1:
+            raise ConfigError(
+                "CP103", f"eval_share={self.eval_share:g} should be above 0 and below 1."
             )
 
     def _check_adapter(self) -> None:

@@ -7,15 +7,17 @@ Not here: how a file or a flag is read (``yaml_file``, ``arguments``), what a ty
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from counterpoint import ranks
 from counterpoint.config import CPOConfig
 from counterpoint.console.manners import has_terminal
 from counterpoint.constraints import read_constraints
+from counterpoint.data.listed import read_listed
 from counterpoint.data.options import OF_A_ROW, OF_THE_MACHINE
 from counterpoint.errors import ConfigError, CounterpointError, SetupError
 from counterpoint.masking import Mask, keep_secrets
@@ -141,21 +143,27 @@ def _by_todays_names(settings: Iterable[Setting]) -> dict[str, Any]:
     every = list(settings)
     given = {one.name: coerce(one, *reads_as(one.name)) for one in every}
     for one in every:
-        if one.name == "constraints":
-            _check_constraints(one, given[one.name])
+        if one.name in _ITEMS:
+            _check_items(one, given[one.name])
     values, said = modern(given, options(), where={one.name: one.where for one in every})
     warn_of_old(said)
     return values
 
 
-def _check_constraints(setting: Setting, given: Any) -> None:
-    """Refuse a constraint where its line is known; the run's options know only what it says."""
+_ITEMS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
+    {"constraints": lambda one: read_constraints([one]), "datasets": read_listed}
+)
+"""What reads an item of an option that is a list of mappings."""
+
+
+def _check_items(setting: Setting, given: Any) -> None:
+    """Refuse an item where its line is known; the run's options know only what it says."""
     if not isinstance(given, list):
         return
     places = setting.items or [setting.where] * len(given)
     for place, one in zip(places, given, strict=True):
         try:
-            read_constraints([one])
+            _ITEMS[setting.name](one)
         except ConfigError as error:
             raise ConfigError(error.code, f"{place}: {error.message}") from error
 

@@ -46,10 +46,13 @@ def hub_datasets(dataset: Any) -> tuple[str, ...]:
     """The hub ids of a data set, as far as it knows that it came from there.
 
     Args:
-        dataset: raw rows, a dict of named sets, or None.
+        dataset: raw rows, several sets of them, a dict of named sets, or None.
     """
+    several = [part.data for part in getattr(dataset, "parts", ())]  # of a mixture
     if isinstance(dataset, Mapping):
-        return tuple(dict.fromkeys(one for each in dataset.values() for one in hub_datasets(each)))
+        several = [*dataset.values()]
+    if several:
+        return tuple(dict.fromkeys(one for each in several for one in hub_datasets(each)))
     files = getattr(getattr(dataset, "info", None), "download_checksums", None) or {}
     return tuple(dict.fromkeys(found[1] for file in files if (found := _HUB_FILE.match(file))))
 

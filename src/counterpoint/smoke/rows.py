@@ -23,6 +23,7 @@ from counterpoint.data.account import dropped_by_policy
 from counterpoint.data.csv_sets import lists_of_csv
 from counterpoint.data.encode import encode_rows, picture_cell
 from counterpoint.data.encoder import Encoder, encoder_for
+from counterpoint.data.mixture import joined_rows
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.pair_columns import PICTURES_OF_PAIR, to_pair
 from counterpoint.data.picture_files import folder_of
@@ -41,7 +42,7 @@ def own_pairs(
     """Some rows of a data set as pairs, as the run would train them.
 
     Args:
-        rows: raw rows: a ``Dataset``, a stream (its first rows are taken) or a list.
+        rows: raw rows: a ``Dataset``, several sets, a stream (its first rows are taken) or a list.
         encoder: of the run, or the tokenizer of a decoder.
         args: the run's limits, and what it does with rows that are no pairs.
         most: how many rows to look at.
@@ -53,7 +54,7 @@ def own_pairs(
         DataError: CP2xx of the first row that is no pair, unless ``invalid_rows`` is "drop";
             CP209 where no row that was looked at is usable.
     """
-    encoder = encoder_for(encoder)
+    encoder, rows = encoder_for(encoder), joined_rows(rows)
     numbers, raw = _some(rows, most)
     names = dict.fromkeys(name for row in raw for name in row)
     formats.check_columns(list(names), name="train")

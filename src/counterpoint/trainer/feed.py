@@ -172,10 +172,12 @@ class Feed:
             else:
                 read = partial(iter_pairs, stream)
             return PairLoader(DealtStream(read, **share), batch_size=None, generator=generator)
+        mix = self._stream(pairs, name).mix if train else None
+        own = self.orders(len(pairs)) if mix is None else mix.orders(self.seed())
         sampler = StepSampler(
-            len(pairs),
+            len(pairs) if mix is None else mix.pairs,
             **share,
-            orders=self.orders(len(pairs)) if train else None,
+            orders=own if train else None,
             drop_last=train and args.dataloader_drop_last,
         )
         return PairLoader(
@@ -194,9 +196,10 @@ class Feed:
         """The digest of prepared pairs; "a stream" for one. Those prepared here have it already."""
         if not isinstance(pairs, Dataset):
             return "a stream"
-        here = (one.counts.digest for one in self._prepared.values() if one.pairs is pairs)
-        known = next(here, None)
-        return pairs_digest(pairs) if known is None else known.hexdigest()
+        here = [one for one in self._prepared.values() if one.pairs is pairs]
+        digest = here[0].counts.digest if here else None
+        found = pairs_digest(pairs) if digest is None else digest.hexdigest()
+        return f"{found} as {here[0].mix}" if here and here[0].mix else found
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know of the streams, as a tree of ``checkpoint.tree``.
