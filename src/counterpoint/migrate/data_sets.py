@@ -22,8 +22,18 @@ _OF_ROWS = (
     "what is trained"
 )
 _OF_PARTS = (
-    "all rows are trained on, and prepared in parts; keep fewer in the file, or limit max_steps"
+    "all rows are trained on, and prepared in parts; rows, or max_rows, takes the first ones"
 )
+OF_NUMBERS = (
+    "eval_share is a share of the rows, above 0 and below 1; divide what is written here by how "
+    "many there are"
+)
+OF_DRAWING = (
+    "sets are not drawn by chance: list them in datasets, each with a weight, which is its "
+    "probability times the rows of all sets, divided by its own"
+)
+_OF_STREAMS = "a stream has no held-out share; give an eval_dataset"
+_OF_BOTH = "there is an eval_dataset beside it, and each says what to evaluate on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +49,12 @@ class Source:
     path: tuple[str, ...]
     name: str | None = None
     split: str | None = None
+
+    def as_listed(self) -> dict[str, Any]:
+        """The data set as one of several."""
+        named = {"subset": self.name, "split": self.split if self.split != "train" else None}
+        path = self.path[0] if len(self.path) == 1 else list(self.path)
+        return {"path": path, **{key: value for key, value in named.items() if value}}
 
     @property
     def is_files(self) -> bool:
@@ -69,7 +85,10 @@ def source_of(
 
 
 def add_sources(draft: Draft, sources: Sequence[Source], option: str, where: str) -> None:
-    """Write data sets as an option; several where they are files, else the first.
+    """Write data sets as an option.
+
+    Several to train on become ``datasets``, each of weight 1, unless all are files. Of a stream,
+    and of what is evaluated on, there are files, or one of the hub: the first.
 
     Args:
         draft: to write on.
@@ -78,6 +97,10 @@ def add_sources(draft: Draft, sources: Sequence[Source], option: str, where: str
         where: what a message calls them.
     """
     first = sources[0]
+    several = len(sources) > 1 and not all(one.is_files for one in sources)
+    if option == "dataset" and several and draft.peek("streaming") is not True:
+        draft.put("datasets", [one.as_listed() for one in sources])
+        return
     paths = list(first.path)
     for other in sources[1:]:
         if first.is_files and other.is_files:
@@ -85,7 +108,7 @@ def add_sources(draft: Draft, sources: Sequence[Source], option: str, where: str
         else:
             draft.left.append(
                 f"{where}: {' '.join(other.path)}: a run reads files, or one data set of the hub; "
-                "save the others as files to train on all of them."
+                "save the others as files to use all of them."
             )
     if first.name and not first.is_files:
         paths = [f"{first.path[0]}:{first.name}:{first.split or 'train'}"]
@@ -120,6 +143,30 @@ def add_list(draft: Draft, name: str, option: str) -> None:
                 draft.left.append(f"{where}: {', '.join(extra)}: {reason}.")
     if found:
         add_sources(draft, found, option, setting.where)
+
+
+def add_share(draft: Draft, name: str) -> None:
+    """Write the share of the rows that another tool holds out.
+
+    Args:
+        draft: that may have it.
+        name: what the other tool calls it.
+    """
+    setting = draft.take(name)
+    if setting is None:
+        return
+    share = as_python(setting.given)
+    number = isinstance(share, int | float) and not isinstance(share, bool)
+    if number and share == 0:
+        return
+    if not number or not 0 < share < 1:
+        draft.leave(setting, OF_NUMBERS)
+    elif draft.peek("streaming") is True:
+        draft.leave(setting, _OF_STREAMS)
+    elif "eval_dataset" in draft.lines:
+        draft.leave(setting, _OF_BOTH)
+    else:
+        draft.put("eval_share", share, f"was {name}; whole prompts are held out")
 
 
 def _of_entry(entry: Any) -> Source | None:

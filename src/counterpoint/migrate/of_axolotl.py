@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from counterpoint.engine import FSDP_1
 from counterpoint.errors import ConfigError
-from counterpoint.migrate.data_sets import add_list
+from counterpoint.migrate.data_sets import add_list, add_share
 from counterpoint.migrate.draft import Draft
 from counterpoint.migrate.of_llama_factory import put_without_reference
 from counterpoint.migrate.of_trl import COMES_SO, keep_nll
@@ -35,7 +35,6 @@ REASONS = {
     "another, counterpoint tokens shows what is trained",
     "chat_template_jinja": "write it to a file and name that in chat_template",
     "dataset_prepared_path": "prepared data sets are kept in datasets' cache",
-    "val_set_size": "held-out rows are a data set of their own: eval_dataset",
     "sample_packing": _PACKING,
     "eval_sample_packing": _PACKING,
     "pad_to_sequence_len": _PACKING,
@@ -84,6 +83,7 @@ def of_axolotl(draft: Draft) -> None:
     _adapter(draft)
     add_list(draft, "datasets", "dataset")
     add_list(draft, "test_datasets", "eval_dataset")
+    add_share(draft, "val_set_size")
     for name, kind in _ATTENTION.items():
         if draft.switch(name):
             draft.put("attn_implementation", kind)

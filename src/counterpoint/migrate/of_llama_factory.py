@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from counterpoint.errors import ConfigError
+from counterpoint.migrate.data_sets import OF_DRAWING, add_share
 from counterpoint.migrate.draft import Draft
 from counterpoint.migrate.of_trl import COMES_SO, NO_REFERENCE
 from counterpoint.objectives import DEFAULT_LOSS, LOSSES, Loss, called, names_of, without_reference
@@ -25,21 +26,17 @@ _DATA_LIST = (
     "it is a name in LLaMA-Factory's dataset_info.json; give the file or hub id behind it as "
     "{option}"
 )
-MIXED = "several files are read one after the other and shuffled"
+MIXED = "several files of a stream are read one after the other"
 REASONS = {
     "template": "the tokenizer's own chat template is used; chat_template takes a file with "
     "another, counterpoint tokens shows what is trained",
     "dataset_dir": "data sets are files or hub ids here",
     "media_dir": "there are no images or sounds in a pair",
-    "max_samples": "all rows are trained on; keep fewer in the file, or limit max_steps",
-    "val_size": "held-out rows are a data set of their own: eval_dataset",
     "overwrite_cache": "the cache knows by itself what has changed",
     "do_train": _NOT_NEEDED,
     "plot_loss": "metrics.jsonl in the run's folder holds every logged number",
     "packing": "padding and packing never change a result",
     "neat_packing": "padding and packing never change a result",
-    "mix_strategy": MIXED,
-    "interleave_probs": MIXED,
     "buffer_size": "a stream keeps its order; shuffle its shards, or the stream in a script",
     "data_shared_file_system": "ranks share what they prepare through a cache; "
     "COUNTERPOINT_CACHE names its folder",
@@ -63,8 +60,10 @@ NAMES = {
     "pref_beta": "beta",
     "dpo_label_smoothing": "label_smoothing",
     "preprocessing_num_workers": "dataset_num_proc",
+    "max_samples": "max_rows",
     "lora_rank": "lora_r",
 }
+_OPTIONS = {"dataset": "dataset, several of them as datasets", "eval_dataset": "eval_dataset"}
 _ATTENTION = {"fa2": "flash_attention_2", "fa3": "flash_attention_3", "sdpa": "sdpa"}
 
 
@@ -193,7 +192,12 @@ def _data(draft: Draft) -> None:
     for name in ("dataset", "eval_dataset"):
         setting = draft.take(name)
         if setting is not None:
-            draft.leave(setting, _DATA_LIST.format(option=name))
+            draft.leave(setting, _DATA_LIST.format(option=_OPTIONS[name]))
+    add_share(draft, "val_size")
+    for name in ("mix_strategy", "interleave_probs"):
+        setting = draft.take(name)
+        if setting is not None and as_python(setting.given) != "concat":  # as is always done
+            draft.leave(setting, MIXED if draft.peek("streaming") is True else OF_DRAWING)
 
 
 def _defaults(draft: Draft) -> None:

@@ -5,7 +5,7 @@ Not here: finding them in a script (``script_calls``) or a command (``foreign_fi
 
 from __future__ import annotations
 
-from counterpoint.migrate.data_sets import Source, add_list, add_sources, source_of
+from counterpoint.migrate.data_sets import Source, add_list, add_share, add_sources, source_of
 from counterpoint.migrate.draft import Draft
 from counterpoint.objectives import DEFAULT_LOSS, LOSSES, SIMPO, Loss
 from counterpoint.options.given import Scalar
@@ -27,12 +27,12 @@ REASONS = {
     "config": "counterpoint init --from that file translates it",
     "accelerate_config": "start several processes with torchrun",
     "num_processes": "start several processes with torchrun",
-    "dataset_mixer": "a run reads files, or one data set of the hub; give it with --dataset",
+    "dataset_mixer": "it takes the first rows of each set, by a share of them; list the sets in "
+    "datasets, with rows, or with a weight, which takes other rows each epoch",
     "dataset_splits": "name them in dataset_split and eval_dataset_split",
     "sft_weight": "write cpo_alpha, the weight of the NLL of the chosen completion",
     "device_map": "a model is whole on each rank's device",
     "quantization_config": "write load_in_4bit or load_in_8bit, with lora_r",
-    "test_split_size": "held-out rows are a data set of their own: eval_dataset",
 }
 _OF_SIMPO = ("gamma_beta_ratio", "gamma")
 _OF_DATA = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split")
@@ -116,6 +116,26 @@ def _adapter(draft: Draft) -> None:
 
 
 def _data(draft: Draft) -> None:
+    _sets(draft)
+    _mixer(draft)
+    add_share(draft, "test_split_size")
+
+
+def _mixer(draft: Draft) -> None:
+    """The sets of the alignment handbook, where each is taken whole."""
+    given, splits = draft.peek("dataset_mixer"), draft.peek("dataset_splits")
+    whole = isinstance(given, dict) and given and all(share == 1 for share in given.values())
+    if not whole or {"dataset", "datasets"} & set(draft.lines):
+        return
+    named = [str(one) for one in splits] if isinstance(splits, list) else []
+    train = next((one for one in named if "train" in one), None)
+    draft.take("dataset_mixer")
+    if train is not None or not named:
+        draft.take("dataset_splits")
+    add_sources(draft, [Source((path,), None, train) for path in given], "dataset", "dataset_mixer")
+
+
+def _sets(draft: Draft) -> None:
     add_list(draft, "datasets", "dataset")
     given = {name: draft.take(name) for name in _OF_DATA}
     path, config, train, test = (
@@ -124,7 +144,7 @@ def _data(draft: Draft) -> None:
     )
     strategy = draft.peek("eval_strategy") or draft.peek("evaluation_strategy")
     source = source_of(path or "json", config, None, train)
-    if source is None or "dataset" in draft.lines:
+    if source is None or {"dataset", "datasets"} & set(draft.lines):
         for setting in filter(None, given.values()):
             draft.leave(setting, "there is no dataset_name that counts")
         return

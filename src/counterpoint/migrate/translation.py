@@ -114,12 +114,13 @@ def _replace(draft: Draft, model: str | None, dataset: Sequence[str]) -> None:
         draft.put("model", model)
     if dataset:
         draft.put("dataset", dataset[0] if len(dataset) == 1 else list(dataset))
+        draft.lines.pop("datasets", None)
     told = {"model": bool(model), "dataset": bool(dataset)}
     for name, of in (("revision", "model"), ("tokenizer", "model"), ("dataset_split", "dataset")):
         if told[of] and name in draft.lines:
             _drop(draft, name, f"it was of what --{of} replaces")
-    for name in ("model", "dataset"):
-        if name not in draft.lines:
+    for name, other in (("model", "model"), ("dataset", "datasets")):
+        if not {name, other} & set(draft.lines):
             draft.notes.append(
                 f"{name} is missing, and the run needs it: write it, or add --{name}."
             )
@@ -131,7 +132,7 @@ def _drop_what_does_nothing(draft: Draft) -> None:
     for name in _OF_LOSSES:
         if name in draft.lines and not LOSSES[loss_type].reads(name):
             _drop(draft, name, f"it does nothing with loss_type {loss_type}")
-    if "eval_dataset" not in draft.lines:
+    if not {"eval_dataset", "eval_share"} & set(draft.lines):
         for name in [name for name in _OF_EVAL if name in draft.lines]:
             if draft.lines[name].value not in (False, "no"):
                 _drop(draft, name, "there is no eval_dataset; write both to evaluate")
@@ -167,7 +168,7 @@ def _mind(draft: Draft) -> None:
     values = {line.name: line.value for line in draft.lines.values()}
     run = {name: values.pop(name) for name in tuple(values) if options()[name].group == RUN}
     try:
-        if {"model", "dataset"} <= set(run):
+        if "model" in run and {"dataset", "datasets"} & set(run):
             RunOptions(**run)
         build_config({"output_dir": "run", **values})
     except CounterpointError as error:
