@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from counterpoint.doctor.table import TABLE
+from counterpoint.errors import CODES, SetupError
 from tests.cli.conftest import PAIRS, Command, tree, write_pairs
 from tests.cli.test_bad_input import GALLERY, GOOD, Spoil, occupied
 
@@ -152,3 +153,24 @@ def test_the_doctor_tells_how_to_ask_it(command: Command) -> None:
     answer = command("doctor", "--help")
     assert (answer.code, answer.err) == (0, "")
     assert "--explain CODE" in answer.out
+
+
+@pytest.mark.parametrize("code", ["CP521", "CP519"])
+def test_an_error_that_no_check_of_the_doctor_makes_is_a_finding_all_the_same(
+    workshop: Path, command: Command, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    """As of a folder with stray files; it was a bug of the doctor's."""
+
+    def refused(*facts: object, **more: object) -> None:
+        raise SetupError(code, "files that nobody knows.")
+
+    monkeypatch.setattr("counterpoint.cli.parts.load_config", refused)
+    words = ("doctor", "--model", "model", "--dataset", "pairs.jsonl", "--output_dir", "out")
+    said = command(*words)
+    assert said.code == 2
+    assert f"{code}  {CODES[code]}" in said.out
+    assert "files that nobody knows" in said.out
+    found = {one["code"]: one for one in json.loads(command(*words, "--json").out)["findings"]}
+    assert found[code]["why"] == "The run would end with this error."
+    assert "运行会以这个错误结束" not in json.dumps(found, ensure_ascii=False)
+    assert code in command("--language", "zh", *words).out

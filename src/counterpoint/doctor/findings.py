@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from counterpoint.doctor.table import TABLE, meaning, severity_of
+from counterpoint.doctor.table import meaning, meaning_in_english, severity_of
 from counterpoint.errors import (
     ConfigError,
     CounterpointError,
@@ -76,16 +76,16 @@ def find(
     """A finding, with the severity of its code unless another is given.
 
     Args:
-        code: a key of ``table.TABLE``.
+        code: a key of ``table.TABLE``, or of an error.
         seen: what was seen, with values.
         fix: a line to paste.
         rows: numbers of rows; the first few are kept.
         severity: in place of the code's own.
 
     Raises:
-        KeyError: for a code that is not in the table.
+        KeyError: for a code that is neither.
     """
-    TABLE[code]  # an unlisted code has no page to look it up on
+    meaning(code)  # an unlisted code has no page to look it up on
     return Finding(code, severity or severity_of(code), seen, tuple(rows[:MOST_ROWS]), fix)
 
 
@@ -140,11 +140,11 @@ class Report:
             {
                 "code": finding.code,
                 "severity": finding.severity,
-                "title": TABLE[finding.code].title,
+                "title": meaning_in_english(finding.code).title,
                 "seen": finding.seen,
                 "rows": list(finding.rows),
-                "why": TABLE[finding.code].why,
-                "do": TABLE[finding.code].do,
+                "why": meaning_in_english(finding.code).why,
+                "do": meaning_in_english(finding.code).do,
                 "fix": finding.fix,
             }
             for finding in self.findings

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from counterpoint.errors import CODES
 from counterpoint.invocation import runnable
-from counterpoint.language import Language, phrase, spoken
+from counterpoint.language import Language, phrase, speaking, spoken
 from counterpoint.language.texts import error_meanings, meanings
 from counterpoint.wrap import columns, wrap
 
@@ -73,10 +74,33 @@ TABLE_ZH: Mapping[str, Diagnosis] = _Table("zh")
 def meaning(code: str) -> Diagnosis:
     """What a code means, in the language spoken.
 
+    Args:
+        code: a key of ``TABLE``, or of ``errors.CODES``: what ends a run before its first step may
+            be any error.
+
     Raises:
-        KeyError: for a code that is not in the table.
+        KeyError: for a code that is neither.
     """
-    return (TABLE_ZH if spoken() == "zh" else TABLE)[code]
+    chinese = spoken() == "zh"
+    table = TABLE_ZH if chinese else TABLE
+    if code in table:
+        return table[code]
+    texts = {"title": CODES[code], **(error_meanings()[code] if chinese else {})}
+    return Diagnosis(
+        texts["title"],
+        phrase("The run would end with this error."),
+        texts.get("do", "Do what the message says."),
+    )
+
+
+def meaning_in_english(code: str) -> Diagnosis:
+    """The same in English, for machines.
+
+    Raises:
+        KeyError: for a code that is neither.
+    """
+    with speaking("en"):
+        return meaning(code)
 
 
 def error_in_words(code: str, message: str) -> str:
@@ -103,7 +127,7 @@ def explain(code: str, width: int = 80) -> str:
     """A code's entry as a few lines of text.
 
     Args:
-        code: a key of ``TABLE``.
+        code: as for ``meaning``.
         width: columns of a line.
 
     Raises:
