@@ -229,8 +229,8 @@ def test_other_shapes_that_train_reads(chat: str, command: Command):
 
 
 def test_a_column_of_another_name(workshop: Path, command: Command):
-    write_pairs(Path("p.jsonl"), [{"question": "Why?", "n": float("nan")}])
-    words = ("--prompts", "p.jsonl", *OUT, *FEW, "--column", "question", "--keep", "n")
+    write_pairs(Path("p.jsonl"), [{"source": "Why?", "n": float("nan")}])
+    words = ("--prompts", "p.jsonl", *OUT, *FEW, "--column", "source", "--keep", "n")
     said = command("sample", "model", *words)
     assert said.code == 0, said.err
     assert rows()[0]["prompt"] == "Why?"
@@ -261,6 +261,7 @@ def prompts_of(content: list[Any]) -> None:
         ([{"prompt": [{"role": "user", "content": "a"}]}], "CP208 row 0"),  # no template
         ([], "CP2"),
         (["Hello"], "CP210"),
+        ([{"prompt": "a", "image": "x.png"}], "CP219 row 0 shows a picture"),
     ],
 )
 def test_prompts_that_nobody_can_be_asked(

@@ -123,7 +123,8 @@ def _read(
     raw: Mapping[str, Any], number: int, options: SampleOptions
 ) -> tuple[PreferenceRow, dict[str, Any]]:
     if options.column is not None:
-        raw = {**raw, "prompt": _cell(raw, options.column, number)}
+        beside = {name: raw[name] for name in (*CARRIED, "system") if name in raw}
+        raw = {**beside, "prompt": _cell(raw, options.column, number)}
     elif not any(raw.get(name) for name in _SOURCES) and "chosen" in raw and "prompt" not in raw:
         read = to_preference_row(raw, number)  # a prompt that both completions begin with
         return read, _carried(raw)
@@ -144,7 +145,16 @@ def _read(
     if isinstance(prompt, str) and isinstance(raw.get("system"), str):
         # as the row would be trained on
         shown["prompt"] = [{"role": "user", "content": prompt}]
-    return to_prompt(shown, number), _carried(raw)
+    try:
+        return to_prompt(shown, number), _carried(raw)
+    except DataError as error:
+        if error.code != "CP219":
+            raise
+        raise DataError(
+            "CP219",
+            f"row {number} shows a picture or plays a sound; candidates are drawn to text alone. "
+            "Leave such rows out; counterpoint evaluate --prompts writes about pictures.",
+        ) from error
 
 
 def _filled(prompt: str | list[Any]) -> bool:
