@@ -63,6 +63,8 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP237": "a column that a data set is said to have, and has not",
         "CP238": "rows of which no share can be held out by prompt",
         "CP239": "a row that prefers none of its completions",
+        "CP247": "a completion of which no token is left that is trained",
+        "CP248": "a completion whose turns cannot be told apart",
         # 3: model and tokenizer
         "CP301": "a model or tokenizer that cannot be loaded",
         "CP302": "a tokenizer without an end-of-sequence token",

@@ -14,8 +14,15 @@ Text = str | list[Message]
 PARTS = ("prompt", "chosen", "rejected")
 """What every account of a data set has a number for."""
 
+COMPLETIONS = ("chosen", "rejected")
+"""The parts that may carry loss."""
+
 INVALID_ROWS = ("raise", "drop")
 """What may be done with a row that cannot be used."""
+
+
+ALL_TURNS, ASSISTANT_TURNS, LAST_TURN = TRAIN_TURNS = ("all", "assistant", "last")
+"""Which turns of a completion of several may carry loss."""
 
 
 @dataclass(frozen=True, slots=True)

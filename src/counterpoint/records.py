@@ -49,6 +49,8 @@ class TokenPair:
         start: ids with which a decoder that has an encoder beside it begins either completion; they
             are given, so that they carry no loss. Empty for a decoder alone.
         pictures: of the prompt, in the order of their places; seen: as the tower takes them.
+        chosen_given: spans of ``chosen`` that are read and carry no loss, such as a tool's results:
+            first place and the one past the last of each, flat. rejected_given: of ``rejected``.
     """
 
     prompt: Sequence[int]
@@ -61,11 +63,8 @@ class TokenPair:
     start: Sequence[int] = ()
     pictures: tuple[Picture, ...] = ()
     seen: Sequence[SeenPicture] = ()
-
-    @property
-    def longest_row(self) -> int:
-        """Tokens of the prompt with the longer completion."""
-        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+    chosen_given: Sequence[int] = ()
+    rejected_given: Sequence[int] = ()
 
 
 class PairSegments(NamedTuple):

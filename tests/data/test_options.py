@@ -23,6 +23,7 @@ OTHER: dict[str, Any] = {
     "max_length": 77,
     "max_completion_length": 9,
     "truncation": "prompt_end",
+    "train_turns": "last",
     "invalid_rows": "drop",
     "num_proc": 2,
     "source_lang": "zho_Hans",

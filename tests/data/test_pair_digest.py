@@ -140,6 +140,7 @@ def test_lengths_are_counted_after_cutting_and_the_limits_stand_beside(
         "max_length": 1024,
         "max_completion_length": 2,
         "truncation": "completion_end",
+        "train_turns": "assistant",
     }
 
 

@@ -339,6 +339,11 @@ UNKNOWN_ROLE = {
 }
 THOUGHT = {"role": "assistant", "content": "<think>\nWell, well.\n</think>\n\nYes."}
 THOUGHTFUL = {"prompt": [USER, THOUGHT, USER], "chosen": [THOUGHT], "rejected": [ANSWER]}
+WITH_A_TOOL = {
+    "prompt": [USER],
+    "chosen": [ANSWER, {"role": "tool", "content": "5"}, ANSWER],
+    "rejected": [{**ANSWER, "content": "No."}],
+}
 WITH_SYSTEM = {
     "prompt": [{"role": "system", "content": "Be as brief as you can be."}, USER],
     "chosen": [ANSWER],
@@ -581,6 +586,16 @@ GALLERY = [
     ),
     Case("a key", "CW214", more(good_row(chosen=f"the key is {SECRET}")), less(1)),
     Case("a row of no weight", "CW215", rows(half_weightless)),
+    Case(
+        "a tool's words, trained",
+        "CW138",
+        both(
+            more(WITH_A_TOOL),
+            options(train_turns="all"),
+        ),
+        options(train_turns="assistant"),
+        chatting,
+    ),
     Case("lists that became text", "CW220", rows(spelled), rows(read_back), chatting),
     Case(
         "answers in another language",
@@ -896,6 +911,9 @@ OF_RENDERING = {"CP221", "CP222"}
 """Codes of turns and of the machine that renders them; tests/data has them."""
 
 
+OF_TURNS = {"CP247", "CP248"}
+"""Codes of completions of several turns; tests/data/test_turns.py has them."""
+
 OF_PICTURES = {"CP228", "CP229", "CP230", "CP231", "CP232", "CW230", "CW231", "CW234"}
 """Codes of rows about pictures; tests/data/test_pictures.py, test_pictures_prepared.py and
 tests/doctor/test_scaled.py."""
@@ -911,6 +929,8 @@ def test_every_code_has_a_run_that_has_it_and_one_that_has_not() -> None:
     here = {case.code for case in GALLERY} | NOT_IN_THE_GALLERY | ON_A_COMMAND_LINE
     here |= OF_PICTURES | OF_BLANK_PICTURES | OF_SEVERAL_SETS
     here |= OF_GGUF | OF_STRANGERS | OF_CSV | OF_STREAMS | ON_RESUMING | OF_RENDERING
+    here |= OF_TURNS | OF_PICTURES | OF_BLANK_PICTURES
+    here |= OF_STRANGERS | OF_CSV | OF_STREAMS | ON_RESUMING | OF_RENDERING
     here |= {code for _, _, _, code, _ in REFUSED_BY_THE_COMMAND}
     assert here == {code for code in TABLE if code[2] != "4"}  # alarms have tests of their own
     assert len(GALLERY) >= 40

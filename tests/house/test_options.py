@@ -55,6 +55,7 @@ from counterpoint.trainer.stepping import SteppingTrainer
 from tests.models_on_the_spot import make_model
 from tests.pictures_on_the_spot import drawn, packed
 from tests.steps import GradientCamera, random_pairs
+from tests.templates_on_the_spot import LLAMA3, with_template
 from tests.translators_on_the_spot import translator
 from tests.vision_on_the_spot import looks_counted, seen_pairs, seer
 
@@ -285,6 +286,14 @@ def rows(bench: Bench, options: dict[str, Any]) -> Any:
     except CounterpointError as error:
         return error.code
     return list(found.pairs)
+
+
+def spoken_rows(bench: Bench, options: dict[str, Any]) -> Any:
+    """The tokens of a row whose completion has several turns."""
+    turns = [{"role": role, "content": role} for role in ("user", "assistant", "user", "assistant")]
+    row = {"prompt": turns[:1], "chosen": turns[1:], "rejected": [{**turns[1], "content": "no"}]}
+    tokenizer = with_template(bench.tokenizer, LLAMA3)
+    return list(prepare([row], tokenizer, PrepareOptions.of(bench.args(options)), name="t").pairs)
 
 
 def translated_rows(bench: Bench, options: dict[str, Any]) -> Any:
@@ -521,6 +530,7 @@ TRIED: dict[str, Row] = {
     "gamma_beta_ratio": row(gradients, 8.0, loss_type="simpo"),
     "nll_reduction": row(gradients, "sequence_sum"),
     "truncation": row(rows, "prompt_start", max_length=16),
+    "train_turns": row(spoken_rows, "all"),
     "invalid_rows": row(rows, "drop", broken=True),
     "source_lang": row(translated_rows, "zho_Hans"),
     "target_lang": row(translated_rows, "zho_Hans"),
@@ -689,6 +699,7 @@ IDLE: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
 
 ALWAYS = {
     *("max_length", "max_completion_length", "loss_type", "disable_dropout", "truncation"),
+    "train_turns",
     *("invalid_rows", "nonfinite", "layout", "max_micro_batch_tokens", "stochastic_rounding"),
     *("constraints", "monitor_steps", "bf16", "gradient_checkpointing", "pairs_per_step"),
 }

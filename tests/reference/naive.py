@@ -23,6 +23,13 @@ def completion_logps(model: nn.Module, prompt: Sequence[int], completion: Sequen
     return torch.stack([logps[first + i - 1, token] for i, token in enumerate(completion)])
 
 
+def trained(logps: Tensor, given: Sequence[int]) -> Tensor:
+    """Those of a completion's tokens that carry loss: the ones outside of all given spans."""
+    spans = list(zip(given[::2], given[1::2], strict=True))
+    kept = [n for n in range(len(logps)) if not any(a <= n < b for a, b in spans)]
+    return logps[kept]
+
+
 def drift(model: nn.Module, initial: nn.Module, prompt: Sequence[int], completion: Sequence[int]):
     """KL(initial || model) of the next token, summed over a completion's places."""
     ids = torch.tensor([[*prompt, *completion]])
@@ -71,9 +78,11 @@ def step_loss(
     for row, weight in zip(rows, weights, strict=True):
         chosen = completion_logps(model, row["prompt_ids"], row["chosen_ids"])
         rejected = completion_logps(model, row["prompt_ids"], row["rejected_ids"])
+        chosen = trained(chosen, row.get("chosen_given") or ())
+        rejected = trained(rejected, row.get("rejected_given") or ())
         pair = preference(kind, chosen, rejected, {**o, "margin": row.get("margin", 0.0)})
         total = total + weight * pair
         nll = nll - weight * chosen.sum()
-        tokens += weight * len(row["chosen_ids"])
+        tokens += weight * len(chosen)
     over = sum(weights) if o.get("nll") == "sequence_sum" else tokens
     return total / math.fsum(weights) + cpo_alpha * nll / over

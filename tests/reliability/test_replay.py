@@ -185,13 +185,15 @@ SPOILT: dict[str, Any] = {
     "ids that are missing": {"ids": lambda ids: ids[:-1]},
     "ids of another type": {"ids": lambda ids: ids.double()},
     "a negative length": {"lengths": lambda lengths: lengths * -1},
+    "spans of other pairs": {"givens": lambda givens: givens[1:]},
+    "spans that are not there": {"givens": lambda givens: givens + 2},
     "no pair": {"rows": lambda rows: rows[:0]},
     "other micro-batches": {"cut": lambda cut: cut + 1},
     "weights of other pairs": {"weight": lambda weight: weight[:-1]},
     "denominators that are none": {"totals": lambda totals: totals[:1]},
 }
 FORGED: dict[str, Any] = {
-    "another format": {"format": 5},
+    "another format": {"format": 6},
     "no step": {"step": "twelve"},
     "no objective": {"objective": {}},
     "a loss that is none": {"objective": {"loss_type": "dpo"}},

@@ -19,7 +19,7 @@ from counterpoint.errors import ConfigError
 from counterpoint.forward.layouts import AUTO, LAYOUTS
 from counterpoint.objectives import LOSSES, reading
 from counterpoint.picture import MOST_PIXELS_EVER
-from counterpoint.preference_row import INVALID_ROWS
+from counterpoint.preference_row import INVALID_ROWS, TRAIN_TURNS
 
 NLL_REDUCTIONS = ("token_mean", "sequence_sum")
 TRUNCATIONS = ("completion_end", "prompt_start", "prompt_end", "drop")
@@ -118,6 +118,7 @@ def check_choices(config: Any) -> None:
         "loss_type": tuple(LOSSES),
         "nll_reduction": NLL_REDUCTIONS,
         "truncation": TRUNCATIONS,
+        "train_turns": TRAIN_TURNS,
         "invalid_rows": INVALID_ROWS,
         "nonfinite": NONFINITE,
         "on_alarm": ON_ALARM,

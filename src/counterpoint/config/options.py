@@ -45,7 +45,7 @@ from counterpoint.masking import Mask
 from counterpoint.metric_names import more_is_better
 from counterpoint.objectives import DEFAULT_LOSS, LOSSES, reading
 from counterpoint.picture import MOST_PIXELS
-from counterpoint.preference_row import INVALID_ROWS
+from counterpoint.preference_row import ASSISTANT_TURNS, INVALID_ROWS, TRAIN_TURNS
 
 
 def _option(default: Any, text: str, choices: Collection[str] | None = None) -> Any:
@@ -159,6 +159,12 @@ class CPOConfig(TrainingArguments, metaclass=ByEveryName):
         "Counterpoint: what to cut when a pair is over max_length: the end of the completions "
         "(TRL), the start or the end of the prompt, or the whole row.",
         TRUNCATIONS,
+    )
+    train_turns: str = _option(
+        ASSISTANT_TURNS,
+        "Counterpoint: which turns of a completion of several carry loss: the assistant's, its "
+        "last one, or all of them, tool results and user turns too. See docs/data.md.",
+        TRAIN_TURNS,
     )
     invalid_rows: str = _option(
         "raise",

@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from counterpoint.data.counts import PrepareCounts, little_is_left
+from counterpoint.data.counts import PrepareCounts, given_tokens, little_is_left
 from counterpoint.data.options import PrepareOptions
 from counterpoint.errors import DataError
-from counterpoint.preference_row import PARTS
+from counterpoint.preference_row import COMPLETIONS, PARTS
 
 _ADVICE = 'Repair the data, or set invalid_rows="drop" to train without such rows.'
 
@@ -50,6 +50,10 @@ def counts_of(table: pa.Table, options: PrepareOptions, name: str) -> PrepareCou
         counts.tokens[part] = pc.sum(lengths).as_py() or 0
         counts.cut_tokens[part] = pc.sum(cuts).as_py()
         counts.cut_rows[part] = pc.sum(pc.greater(cuts, 0)).as_py()
+    for part in COMPLETIONS:
+        counts.given_tokens[part] = given_tokens(used, part)
+    spans = [pc.list_value_length(used.column(f"{part}_given")).to_numpy() for part in COMPLETIONS]
+    counts.given_rows = int((sum(spans) > 0).sum())
     prompts = pc.list_value_length(used.column("prompt_ids")).to_numpy()
     cuts = used.column("cut_prompt").to_numpy()
     counts.little_rows = int(little_is_left(prompts, cuts).sum())

@@ -14,7 +14,12 @@ from typing import Any
 
 from datasets import Dataset
 
-from counterpoint.data.pair_columns import PAIR_COLUMNS, PICTURES_OF_PAIR, pictures_per_pair
+from counterpoint.data.pair_columns import (
+    GIVEN_COLUMNS,
+    PAIR_COLUMNS,
+    PICTURES_OF_PAIR,
+    pictures_per_pair,
+)
 
 
 def with_blank_pictures(pairs: Dataset) -> Dataset | None:
@@ -29,7 +34,8 @@ def with_blank_pictures(pairs: Dataset) -> Dataset | None:
     places = pictures_per_pair(pairs).nonzero()[0]
     if not len(places):
         return None
-    plain = pairs.select_columns([*PAIR_COLUMNS, PICTURES_OF_PAIR])
+    wanted = (*PAIR_COLUMNS, *GIVEN_COLUMNS, PICTURES_OF_PAIR)
+    plain = pairs.select_columns([name for name in wanted if name in pairs.column_names])
     found: Dataset = plain.select(places).map(
         _blanked, keep_in_memory=True, load_from_cache_file=False, features=plain.features
     )

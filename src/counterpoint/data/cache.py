@@ -22,6 +22,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -171,8 +172,7 @@ def cached(name: str, make: Callable[[str | None], Dataset], *, rows: int) -> Da
 
 def _digest_without_rows(encoder: Encoder[Any], limits: Limits) -> Any:
     total = hashlib.blake2b(digest_size=20)
-    limit_values = [limits.max_length, limits.max_completion_length, limits.truncation]
-    total.update(json.dumps([VERSION, _versions(), *limit_values]).encode())
+    total.update(json.dumps([VERSION, _versions(), *astuple(limits)]).encode())
     total.update(encoder.identity())
     return total
 

@@ -79,8 +79,8 @@ def render(row: PreferenceRow, tokenizer: PreTrainedTokenizerBase) -> Rendered:
     else:
         rendered = Rendered(
             render_prompt(row, tokenizer),
-            _apply(row, [*row.prompt, *row.chosen], tokenizer),
-            _apply(row, [*row.prompt, *row.rejected], tokenizer),
+            apply_template(row, [*row.prompt, *row.chosen], tokenizer),
+            apply_template(row, [*row.prompt, *row.rejected], tokenizer),
         )
     if rendered.chosen == rendered.rejected:
         raise DataError(
@@ -107,7 +107,7 @@ def render_prompt(row: PreferenceRow, tokenizer: PreTrainedTokenizerBase) -> str
         return row.prompt
     if is_prefilled(row.prompt):
         return _opening(row, row.prompt, tokenizer).prompt
-    return _apply(row, row.prompt, tokenizer, add_generation_prompt=True)
+    return apply_template(row, row.prompt, tokenizer, add_generation_prompt=True)
 
 
 def closing_of(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -182,7 +182,7 @@ def _opening(
     begun, field = prompt[-1], _continued_field(row, prompt[-1])
     text = _text(begun.get(field))
     marked = {**begun, field: _joined(begun.get(field), f"{MARK}{SPACE}")}
-    before, mark, after = _apply(row, [*prompt[:-1], marked], tokenizer).rpartition(MARK)
+    before, mark, after = apply_template(row, [*prompt[:-1], marked], tokenizer).rpartition(MARK)
     if not mark:
         raise DataError(
             "CP221",
@@ -216,7 +216,7 @@ def _with_continuations(
     for field, side in (("chosen", row.chosen), ("rejected", row.rejected)):
         assert not isinstance(side, str)
         turn = _merged(prompt[-1], side[0], row.row, field)
-        text = _apply(row, [*prompt[:-1], turn, *side[1:]], tokenizer)
+        text = apply_template(row, [*prompt[:-1], turn, *side[1:]], tokenizer)
         if not text.startswith(opening.prompt) and _is_plain(side):
             # the template makes something else of the whole turn than of its beginning; a model
             # that continues it is asked nothing, and neither is the template then
@@ -287,9 +287,21 @@ def _check_unicode(rendered: Rendered, row: int) -> None:
         raise DataError("CP202", text) from error
 
 
-def _apply(
+def apply_template(
     row: PreferenceRow, messages: list[Message], tokenizer: PreTrainedTokenizerBase, **ending: bool
 ) -> str:
+    """Messages as text, with the tools and arguments of a row; the template is bounded.
+
+    Args:
+        row: whose tools and arguments count, and whose number is said in errors.
+        messages: to be rendered.
+        tokenizer: its ``chat_template`` renders.
+        ending: such as ``add_generation_prompt``.
+
+    Raises:
+        DataError: CP208, CP213, CP217 and CP222, as for ``render``.
+        SetupError: CP502, likewise.
+    """
     if not tokenizer.chat_template:
         raise DataError(
             "CP208",

@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from counterpoint.data.mixed_order import SetShare
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.pair_digest import JoinedDigest, PairDigest
 from counterpoint.data.survival import from_column
-from counterpoint.preference_row import PARTS
+from counterpoint.preference_row import COMPLETIONS, PARTS
 
 TAKEN = {
     "weight": "it is 1 there",
@@ -31,8 +34,9 @@ NUMBERS = (
     "little_rows",
     "same_rows",
     "spelled_rows",
+    "given_rows",
 )
-COUNTERS = ("dropped", "cut_rows", "cut_tokens", "tokens", "absent_rows", "lost")
+COUNTERS = ("dropped", "cut_rows", "cut_tokens", "tokens", "given_tokens", "absent_rows", "lost")
 """Fields of an account that add up, as numbers and by key."""
 
 CLASSES = 40
@@ -52,6 +56,9 @@ class PrepareCounts:
         cut_rows: kept rows that lost tokens, by part (prompt, chosen, rejected).
         cut_tokens: tokens that kept rows lost, by part.
         tokens: tokens of kept rows after cutting, by part.
+        given_rows: kept rows in whose completions some tokens carry no loss: of tools, of users, or
+            of turns that are not trained.
+        given_tokens: how many tokens that were, by part.
         boundary_rows: kept rows in which tokens of the prompt's end went to the completions,
             since they merge with them or the chat template writes them otherwise.
         boundary_tokens: how many tokens that were.
@@ -78,6 +85,8 @@ class PrepareCounts:
     cut_rows: Counter[str] = field(default_factory=Counter)
     cut_tokens: Counter[str] = field(default_factory=Counter)
     tokens: Counter[str] = field(default_factory=Counter)
+    given_rows: int = 0
+    given_tokens: Counter[str] = field(default_factory=Counter)
     boundary_rows: int = 0
     boundary_tokens: int = 0
     little_rows: int = 0
@@ -116,6 +125,10 @@ class PrepareCounts:
             self.lengths[part][len(record[f"{part}_ids"])] += 1
             self.cut_rows[part] += record[f"cut_{part}"] > 0
             self.cut_tokens[part] += record[f"cut_{part}"]
+        spans = {part: record[f"{part}_given"] for part in COMPLETIONS}
+        self.given_rows += any(spans.values())
+        for part, given in spans.items():
+            self.given_tokens[part] += sum(given[1::2]) - sum(given[::2])
         self.little_rows += little_is_left(len(record["prompt_ids"]), record["cut_prompt"])
         self.boundary_rows += record["boundary"] > 0
         self.boundary_tokens += record["boundary"]
@@ -147,6 +160,8 @@ class PrepareCounts:
             "cut_rows": {part: self.cut_rows[part] for part in PARTS},
             "cut_tokens": {part: self.cut_tokens[part] for part in PARTS},
             "tokens": {part: self.tokens[part] for part in PARTS},
+            "given_rows": self.given_rows,
+            "given_tokens": {part: self.given_tokens[part] for part in COMPLETIONS},
             "boundary_rows": self.boundary_rows,
             "boundary_tokens": self.boundary_tokens,
             "little_rows": self.little_rows,
@@ -223,6 +238,12 @@ class PrepareCounts:
         ]
         if cuts:
             lines.append(f"  cut: {', '.join(cuts)}")
+        if self.given_rows:
+            given = " and ".join(f"{self.given_tokens[part]:,} {part}" for part in COMPLETIONS)
+            lines.append(
+                f"  {self.given_rows:,} rows have completions of several turns: {given} tokens of "
+                "them carry no loss (train_turns)"
+            )
         if self.little_rows:
             lines.append(
                 f"  of {self.little_rows:,} prompts more than a third is cut: raise max_length "
@@ -278,3 +299,14 @@ def histogram(lengths: Mapping[int, int]) -> dict[str, list[int]]:
     for length, rows in lengths.items():
         counts[length // width] += rows
     return {"edges": [width * edge for edge in range(len(counts) + 1)], "counts": counts}
+
+
+def given_tokens(table: pa.Table, part: str) -> int:
+    """Tokens of completions that carry no loss, of all rows of an encoded table.
+
+    Args:
+        table: with the columns of ``encode.COLUMNS``.
+        part: "chosen" or "rejected".
+    """
+    edges = pc.list_flatten(table.column(f"{part}_given")).to_numpy()
+    return int(edges[1::2].sum() - edges[::2].sum())

@@ -22,9 +22,11 @@ from counterpoint.data.cells import row_spells_messages
 from counterpoint.data.encoder import Encoder, RowDraft
 from counterpoint.data.formats import to_preference_row
 from counterpoint.data.options import Limits
+from counterpoint.data.pair_columns import GIVEN_COLUMNS
 from counterpoint.data.picture_files import rules_for
 from counterpoint.data.survival import as_column
 from counterpoint.data.tokenize import Tokens
+from counterpoint.data.turns import given_spans
 from counterpoint.errors import DataError
 from counterpoint.picture import Picture
 from counterpoint.preference_row import PARTS
@@ -43,6 +45,7 @@ beside, as in a stream; else it is found again in its field of that row."""
 FEATURES = Features(
     {
         **{f"{part}_ids": List(Value("int32")) for part in PARTS},
+        **{name: List(Value("int32")) for name in GIVEN_COLUMNS},
         "weight": Value("float64"),
         "margin": Value("float64"),
         "row": Value("int64"),
@@ -87,11 +90,11 @@ def encode_rows(
         whole: give the bytes of pictures with them, where the raw rows are not kept.
 
     Returns:
-        ``COLUMNS``: ids of the three parts, weight, margin and number of each row, tokens cut
-        from each part, tokens that the boundary moved, whether cutting made the completions
-        equal, the columns in which the row has nothing, whether a text spells messages, its
-        pictures, what the row lost in the chat template (``survival.as_column``), and the
-        problem, an error's text or "".
+        ``COLUMNS``: ids of the three parts, spans of completions without loss, weight, margin and
+        number of each row, tokens cut from each part, tokens that the boundary moved, whether
+        cutting made the completions equal, the columns in which the row has nothing, whether a text
+        spells messages, its pictures, what the row lost in the chat template
+        (``survival.as_column``), and the problem, an error's text or "".
 
     Raises:
         DataError: CP208 where messages meet a tokenizer without a chat template, CP217 where the
@@ -153,6 +156,7 @@ def _collector_paused() -> Iterator[None]:
 def _problem(row: int, error: DataError) -> dict[str, Any]:
     return {
         **{f"{part}_ids": [] for part in PARTS},
+        **{name: [] for name in GIVEN_COLUMNS},
         **{"weight": 0.0, "margin": 0.0, "row": row},
         **{f"cut_{part}": 0 for part in PARTS},
         **{"boundary": 0, "same": False, "absent": "", "spelled": False, "lost": ""},
@@ -180,10 +184,13 @@ def _record(
             f"row {row.row}: the prompt is empty and a completion is a single token, which "
             "nothing predicts. Give the row a prompt, or use a tokenizer with a BOS token.",
         )
+    chosen_given, rejected_given = given_spans(row, tokens, pair, limits)
     return {
         "prompt_ids": pair.prompt,
         "chosen_ids": pair.chosen,
         "rejected_ids": pair.rejected,
+        "chosen_given": chosen_given,
+        "rejected_given": rejected_given,
         "weight": row.weight,
         "margin": row.margin,
         "row": row.row,

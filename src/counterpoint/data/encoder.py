@@ -16,7 +16,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -32,6 +32,7 @@ from counterpoint.data.survival import LostText, losses
 from counterpoint.data.switches import check_completions
 from counterpoint.data.tokenize import PairTokenizer, Tokens, prompt_ids
 from counterpoint.data.truncate import Frame, Span, Truncation, truncate
+from counterpoint.data.turns import Said, turns_of
 from counterpoint.preference_row import PreferenceRow
 from counterpoint.records import TokenPair
 
@@ -204,9 +205,11 @@ class TextDraft(RowDraft):
 
     Args:
         rendered: its three texts.
+        turns: where in those of chosen and rejected the assistant speaks (``turns.Said``).
     """
 
     rendered: Rendered
+    turns: tuple[Said, Said] = ((), ())
 
 
 class TextEncoder(Encoder[TextDraft]):
@@ -228,11 +231,23 @@ class TextEncoder(Encoder[TextDraft]):
         rendered = render(row, self.tokenizer)
         lost = losses(row, rendered)
         check_completions(row, lost, self.tokenizer)
-        return TextDraft(row, lost, rendered)
+        return TextDraft(row, lost, rendered, turns_of(row, rendered, self.tokenizer))
 
     def tokens(self, drafts: Sequence[TextDraft]) -> list[Tokens]:
         """Ids of a batch; pieces of text that were met before are not tokenized again."""
-        return self._pairs([draft.rendered for draft in drafts])
+        found = self._pairs([draft.rendered for draft in drafts])
+        return [self._with_turns(*both) for both in zip(drafts, found, strict=True)]
+
+    def _with_turns(self, draft: TextDraft, tokens: Tokens) -> Tokens:
+        if draft.turns == ((), ()):
+            return tokens
+        texts = draft.rendered.chosen, draft.rendered.rejected
+        sides = zip(texts, draft.turns, (tokens.chosen, tokens.rejected), strict=True)
+        chosen, rejected = (
+            self._pairs.said(text, turns, len(tokens.prompt), ids) if turns else turns
+            for text, turns, ids in sides
+        )
+        return replace(tokens, chosen_said=chosen, rejected_said=rejected)
 
     def prompt_ids(self, row: PreferenceRow) -> list[int]:
         """Ids of a row's prompt, up to where the assistant begins or continues to speak."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from counterpoint.errors import ConfigError
 from counterpoint.picture import MOST_PIXELS
-from counterpoint.preference_row import INVALID_ROWS
+from counterpoint.preference_row import ASSISTANT_TURNS, INVALID_ROWS, TRAIN_TURNS
 
 if TYPE_CHECKING:
     from counterpoint.config import CPOConfig
@@ -34,6 +34,7 @@ OF_A_ROW: Mapping[str, str] = MappingProxyType(
             "max_length",
             "max_completion_length",
             "truncation",
+            "train_turns",
             "invalid_rows",
             "source_lang",
             "target_lang",
@@ -58,11 +59,13 @@ class Limits:
         max_length: most tokens of prompt + completion, at least 2.
         max_completion_length: most tokens of a completion, at least 1; None: no own limit.
         truncation: a policy of ``config.TRUNCATIONS``.
+        train_turns: which turns of a completion carry loss, of ``preference_row.TRAIN_TURNS``.
     """
 
     max_length: int = 1024
     max_completion_length: int | None = None
     truncation: str = "completion_end"
+    train_turns: str = ASSISTANT_TURNS
 
 
 UNLIMITED = Limits(max_length=sys.maxsize)
@@ -101,7 +104,11 @@ class PrepareOptions(Limits):
         """Refuse names that mean nothing, before any of the data is touched."""
         from counterpoint.config import TRUNCATIONS
 
-        choices = {"truncation": TRUNCATIONS, "invalid_rows": INVALID_ROWS}
+        choices = {
+            "truncation": TRUNCATIONS,
+            "invalid_rows": INVALID_ROWS,
+            "train_turns": TRAIN_TURNS,
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 text = f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}."
@@ -119,4 +126,6 @@ class PrepareOptions(Limits):
     @property
     def limits(self) -> Limits:
         """The part that decides what becomes of a row, and so the cache's key."""
-        return Limits(self.max_length, self.max_completion_length, self.truncation)
+        return Limits(
+            self.max_length, self.max_completion_length, self.truncation, self.train_turns
+        )

@@ -23,8 +23,12 @@ from counterpoint.data.pictures import PictureCell, PictureRules, picture_source
 from counterpoint.picture import Picture
 from counterpoint.records import TokenPair
 
+GIVEN_COLUMNS = ("chosen_given", "rejected_given")
+"""Spans of completions that carry no loss, as ``TokenPair`` holds them."""
+
 PAIR_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "weight", "margin", "row")
-"""The columns of a prepared data set that are trained on."""
+"""The columns of every prepared data set that are trained on; beside them may stand
+``GIVEN_COLUMNS``, where a completion has several turns."""
 
 AT_ONCE = 10_000
 """Pairs of which a column is looked at together."""
@@ -49,7 +53,8 @@ def trained_columns(pairs: Any) -> Any:
     """
     if not isinstance(pairs, Dataset):
         return pairs
-    more = [n for n in pairs.column_names if n == PICTURES_OF_PAIR or n.startswith(RAW)]
+    beside = (PICTURES_OF_PAIR, *GIVEN_COLUMNS)
+    more = [n for n in pairs.column_names if n in beside or n.startswith(RAW)]
     return pairs.select_columns([*PAIR_COLUMNS, *more])
 
 
@@ -65,6 +70,8 @@ def to_pair(record: Mapping[str, Any], start_tokens: int = 0) -> TokenPair:
         row=record["row"],
         weight=record["weight"],
         margin=record["margin"],
+        chosen_given=tuple(record.get("chosen_given") or ()),
+        rejected_given=tuple(record.get("rejected_given") or ()),
         pictures=tuple(_picture(one, record) for one in record.get(PICTURES_OF_PAIR) or ()),
     )
 
@@ -106,6 +113,29 @@ def with_raw_pictures(pairs: Dataset, raw: Dataset) -> Dataset:
     beside = raw.select_columns(columns).rename_columns({n: f"{RAW}{n}" for n in columns})
     both: Dataset = datasets.concatenate_datasets([pairs, beside], axis=1)
     return both
+
+
+def paired(encoded: Dataset, raw: Dataset) -> Dataset:
+    """The columns that are trained on, of rows of which ``raw`` has one each.
+
+    Args:
+        encoded: with the columns of ``encode.COLUMNS``.
+        raw: the raw rows.
+    """
+    pairs = with_given(encoded.select_columns([*PAIR_COLUMNS, *GIVEN_COLUMNS, PICTURES_OF_PAIR]))
+    return with_trl_s_prompt(with_raw_pictures(pairs, raw))
+
+
+def with_given(pairs: Dataset) -> Dataset:
+    """Prepared pairs, without the columns of spans without loss where no pair has any.
+
+    Args:
+        pairs: with ``GIVEN_COLUMNS``.
+    """
+    table = pairs.data.table
+    if any(len(pc.list_flatten(table.column(name))) for name in GIVEN_COLUMNS):
+        return pairs
+    return pairs.remove_columns([*GIVEN_COLUMNS])
 
 
 def pictures_per_pair(pairs: Dataset) -> npt.NDArray[np.int64]:

@@ -1,6 +1,7 @@
 """A name for the pairs that a run trains on: equal pairs in equal order have equal digests.
 
-Covered are the ids of prompts and completions, the weights, the margins, and the bytes of pictures.
+Covered are the ids of prompts and completions, the spans of them that carry no loss, the weights,
+the margins, and the bytes of pictures.
 How they came to be is not: a cache, a stream, other machines, other numbers of processes, and rows
 that were dropped in between change nothing.
 
@@ -28,6 +29,7 @@ from datasets import Dataset
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 NUMBERS = ("weight", "margin")
+GIVEN = ("chosen_given", "rejected_given")
 PICTURES = "pictures"
 ROWS_AT_ONCE = 10_000
 
@@ -117,7 +119,7 @@ class JoinedDigest:
     def of_row(cls, record: Mapping[str, Any]) -> JoinedDigest:
         """That of one prepared row."""
         ids = [np.asarray(record[name], dtype="<i4").tobytes() for name in IDS]
-        seen = _seen(record.get(PICTURES) or ())
+        seen = _given(record) + _seen(record.get(PICTURES) or ())
         return cls(1, _hash(_content(ids, record["weight"], record["margin"], seen)))
 
     def hexdigest(self) -> str:
@@ -141,8 +143,8 @@ def _contents(batch: pa.RecordBatch) -> Iterator[bytes]:
         strict=True,
     )
     numbers = zip(*(batch.column(name).to_pylist() for name in NUMBERS), strict=True)
-    pictures = _pictures(batch)
-    for spans, (weight, margin), seen in zip(places, numbers, pictures, strict=True):
+    beside = (given + seen for given, seen in zip(_givens(batch), _pictures(batch), strict=True))
+    for spans, (weight, margin), seen in zip(places, numbers, beside, strict=True):
         ids = [v[start:end] for v, (start, end) in zip(values, spans, strict=True)]
         yield _content(ids, weight, margin, seen)
 
@@ -150,6 +152,24 @@ def _contents(batch: pa.RecordBatch) -> Iterator[bytes]:
 def _content(ids: list[bytes], weight: float, margin: float, seen: bytes) -> bytes:
     """All that counts of a pair; its lengths first, so that no two pairs have the same bytes."""
     return struct.pack("<3q2d", *map(len, ids), weight, margin) + b"".join(ids) + seen
+
+
+def _givens(batch: pa.RecordBatch) -> list[bytes]:
+    """What stands for each row's spans without loss; nothing for none, as before there were any."""
+    names = [name for name in GIVEN if name in batch.schema.names]
+    if not any(len(batch.column(name).flatten()) for name in names):
+        return [b""] * len(batch)
+    columns = (batch.column(name).to_pylist() for name in names)
+    return [_given(dict(zip(names, row, strict=True))) for row in zip(*columns, strict=True)]
+
+
+def _given(record: Mapping[str, Any]) -> bytes:
+    spans = [record.get(name) or () for name in GIVEN]
+    if not any(spans):
+        return b""
+    flat = [number for side in spans for number in side]
+    # a word before the numbers, so that no digest of a picture is mistaken for them
+    return b"given" + struct.pack(f"<{2 + len(flat)}q", *map(len, spans), *flat)
 
 
 def _pictures(batch: pa.RecordBatch) -> list[bytes]:
@@ -173,6 +193,7 @@ class PairDigest:
     def __init__(self) -> None:
         self._joined = JoinedDigest()
         self._rows = 0
+        self._given: Any = None
         self._pictures: Any = None
         names = [*IDS, *(f"{name} lengths" for name in IDS), *NUMBERS]
         self._columns = {name: hashlib.blake2b(digest_size=20) for name in names}
@@ -191,7 +212,7 @@ class PairDigest:
             self._add(f"{name} lengths", [len(record[name])], "<i4")
         for name in NUMBERS:
             self._add(name, [record[name]], "<f8")
-        self._add_pictures([_seen(record.get(PICTURES) or ())])
+        self._add_beside([_given(record)], [_seen(record.get(PICTURES) or ())])
 
     def add_table(self, table: pa.Table) -> None:
         """Take a block of prepared rows, all of them."""
@@ -202,7 +223,7 @@ class PairDigest:
                 self._add(f"{name} lengths", pc.list_value_length(column), "<i4")
             for name in NUMBERS:
                 self._add(name, batch.column(name), "<f8")
-            self._add_pictures(_pictures(batch))
+            self._add_beside(_givens(batch), _pictures(batch))
 
     def hexdigest(self) -> str:
         """The digest of what was taken so far, as 40 hexadecimal digits."""
@@ -211,18 +232,26 @@ class PairDigest:
         total = hashlib.blake2b(digest_size=20)
         for column in self._columns.values():
             total.update(column.digest())
-        if self._pictures is not None:
-            total.update(self._pictures.digest())
+        for beside in (self._given, self._pictures):
+            if beside is not None:
+                total.update(beside.digest())
         return total.hexdigest()
 
-    def _add_pictures(self, rows: Sequence[bytes]) -> None:
-        for row, seen in enumerate(rows, self._rows):
-            if seen:
-                if self._pictures is None:
-                    self._pictures = hashlib.blake2b(digest_size=20)
-                self._pictures.update(struct.pack("<2q", row, len(seen)) + seen)
-        self._rows += len(rows)
+    def _add_beside(self, given: Sequence[bytes], pictures: Sequence[bytes]) -> None:
+        """Take what only some rows have; of a set without any the digest is as it always was."""
+        self._given = _grown(self._given, given, self._rows)
+        self._pictures = _grown(self._pictures, pictures, self._rows)
+        self._rows += len(pictures)
 
     def _add(self, name: str, values: Any, dtype: str) -> None:
         # a byte order that does not depend on the machine
         self._columns[name].update(np.ascontiguousarray(values, dtype=dtype).data)
+
+
+def _grown(total: Any, rows: Sequence[bytes], first: int) -> Any:
+    """A hash with those of some rows that have something to hash; None until one has."""
+    for row, content in enumerate(rows, first):
+        if content:
+            total = hashlib.blake2b(digest_size=20) if total is None else total
+            total.update(struct.pack("<2q", row, len(content)) + content)
+    return total

@@ -39,12 +39,9 @@ from counterpoint.data.mixed_order import MixedOrder
 from counterpoint.data.mixture import Mixture
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.pair_columns import (
-    PAIR_COLUMNS,
-    PICTURES_OF_PAIR,
     PROMPT_OF_TRL,
+    paired,
     to_pair,
-    with_raw_pictures,
-    with_trl_s_prompt,
 )
 from counterpoint.data.pair_digest import digest_of
 from counterpoint.data.parts import Recipe, encoded_in_parts, in_parts, is_large
@@ -146,7 +143,7 @@ def prepare(
         check_usable(counts, options)
         kept = pairs.data.table.column("row")
         rows = rows if len(kept) == len(rows) else rows.select(kept.to_numpy())
-        found = Prepared(_pairs_of(pairs, rows), counts, options)
+        found = Prepared(paired(pairs, rows), counts, options)
     else:
         encoded = recipe.encode(rows, 0, recipe.key(rows, 0))
         found = _account(encoded, rows, options, name)
@@ -438,13 +435,7 @@ def _account(encoded: Dataset, raw: Dataset, options: PrepareOptions, name: str)
     counts = counts_of(table, options, name)
     check_usable(counts, options)
     counts.digest = digest_of(usable_of(table))
-    pairs = _pairs_of(encoded, raw)
+    pairs = paired(encoded, raw)
     if counts.kept < len(encoded):
         pairs = pairs.select(np.flatnonzero(pc.equal(table.column("problem"), "").to_numpy()))
     return Prepared(pairs, counts, options)
-
-
-def _pairs_of(encoded: Dataset, raw: Dataset) -> Dataset:
-    """The columns that are trained on, of rows of which ``raw`` has one each."""
-    pairs = encoded.select_columns([*PAIR_COLUMNS, PICTURES_OF_PAIR])
-    return with_trl_s_prompt(with_raw_pictures(pairs, raw))

@@ -1,7 +1,7 @@
 """What is trained of one row, token by token: its role, its text, whether it carries loss.
 
-1. A token carries loss if it belongs to a completion, was not cut, and has a token before it
-   that predicts it: what a layout makes a target.
+1. A token carries loss if it belongs to a turn that is trained, was not cut, and has a token before
+   it that predicts it: what a layout makes a target.
 2. The text of a token is what it adds to the text before it. A token that ends inside a
    character adds the rest of it with the token that ends it.
 3. Tokens that stand for a picture are known by their span, with what the processor writes around.
@@ -12,7 +12,7 @@ Not here: drawing (``token_view``).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from counterpoint.data.survival import from_column
 from counterpoint.data.truncate import Span
 from counterpoint.data.vocabularies import reader_of_sources
 from counterpoint.errors import DataError
+from counterpoint.forward.rows import carries_loss
 from counterpoint.picture import Picture
 from counterpoint.records import TokenPair
 
@@ -140,7 +141,8 @@ def tokens_of_row(
     record = _encoded(raw, row, encoder, limits, folder)
     if record["problem"]:
         raise DataError(record["problem"][:5], record["problem"][6:])
-    whole = to_pair(_encoded(raw, row, encoder, UNLIMITED, folder), encoder.start_tokens)
+    unlimited = replace(UNLIMITED, train_turns=limits.train_turns)
+    whole = to_pair(_encoded(raw, row, encoder, unlimited, folder), encoder.start_tokens)
     return tokens_of_pair(
         to_pair(record, encoder.start_tokens),
         encoder.tokenizer,
@@ -192,15 +194,16 @@ def tokens_of_pair(
         for number, text in named.texts(whole.start, ())
     ]
 
-    def completion(ids: Sequence[int], kept: int) -> tuple[Piece, ...]:
+    def completion(ids: Sequence[int], kept: int, given: Sequence[int]) -> tuple[Piece, ...]:
         # nothing predicts the first token of a sequence
         start = 0 if pair.prompt else 1
+        of_turns = carries_loss(len(ids), given)
         return tuple(
             Piece(
                 *named[number],
                 text,
                 named.special(number),
-                loss=start <= place < kept,
+                loss=start <= place < kept and bool(of_turns[place]),
                 cut=place >= kept,
             )
             for place, (number, text) in enumerate(named.texts(ids, before))
@@ -209,8 +212,8 @@ def tokens_of_pair(
     return RowTokens(
         row=pair.row,
         prompt=tuple(prompt),
-        chosen=completion(whole.chosen, len(pair.chosen)),
-        rejected=completion(whole.rejected, len(pair.rejected)),
+        chosen=completion(whole.chosen, len(pair.chosen), pair.chosen_given),
+        rejected=completion(whole.rejected, len(pair.rejected), pair.rejected_given),
         boundary=boundary,
         same=same,
         weight=pair.weight,

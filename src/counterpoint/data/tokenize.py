@@ -45,12 +45,17 @@ class Tokens:
         chosen: ids after the boundary, EOS included.
         rejected: the same for the other completion.
         moved: tokens of the prompt's own encoding that the boundary left to the completions.
+        chosen_said: the assistant's turns of a chosen completion of several, as spans of its ids
+            (``turns.Said``).
+        rejected_said: the same of the rejected one.
     """
 
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
     moved: int
+    chosen_said: tuple[tuple[int, int], ...] | None = ()
+    rejected_said: tuple[tuple[int, int], ...] | None = ()
 
 
 class RowIds(NamedTuple):
@@ -101,6 +106,50 @@ class PairTokenizer:
             self._known.clear()
             return self.encode(rows)
         return ids
+
+    def said(
+        self, text: str, spans: Sequence[tuple[int, int]], prompt: int, completion: Sequence[int]
+    ) -> tuple[tuple[int, int], ...] | None:
+        """Spans of a text as spans of the completion that it ends with.
+
+        A token that reaches over a place in the text belongs to what comes after it, as at the
+        prompt's end. A turn ends with its EOS: white space after it is no part of the turn.
+
+        Args:
+            text: prompt and completion.
+            spans: in order and apart; the last one reaches to the completion's end.
+            prompt: ids of the prompt, BOS included.
+            completion: ids of the completion, EOS included.
+
+        Returns:
+            None where the text's ids are not those of prompt and completion.
+        """
+        whole, places = self._places(text, [place for span in spans for place in span])
+        given = len(whole) - len(_without_bos(whole, self.bos)) if self.bos is not None else 0
+        base = prompt - (self.bos is not None) + given
+        # its own EOS may have been added, and white space after it cut off
+        if whole[base : base + len(completion) - 1] != list(completion[:-1]):
+            return None
+        size = len(completion)
+        inside = [min(max(place - base, 0), size) for place in places]
+        found = []
+        for start, end in zip(inside[::2], [*inside[1:-1:2], size], strict=True):
+            ids = list(completion[start:end])
+            stop = start + min(len(ids), len(self._ending(ids)))
+            eos = self._ending.eos
+            if 0 < stop < size and completion[stop] == eos != completion[stop - 1]:
+                stop += 1
+            found.append((start, stop))
+        return tuple(found)
+
+    def _places(self, text: str, places: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Ids of a text, and how many of them lie before each of some places in it."""
+        texts = [text, *(text[:place] for place in places)]
+        pieces = [split(one) if self.cut else [one] for one in texts]
+        new = [*dict.fromkeys(chain.from_iterable(pieces))]
+        ids = dict(zip(new, encode(new, self.tokenizer), strict=True))
+        whole, *starts = [list(chain.from_iterable(map(ids.__getitem__, one))) for one in pieces]
+        return whole, [_common(start, whole, whole) for start in starts]
 
     def _pieces(self, row: Rendered) -> tuple[list[str], list[str], list[str], list[str]]:
         """Pieces that the three texts of a row begin with, and those that follow in each."""

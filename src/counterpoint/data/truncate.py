@@ -176,3 +176,16 @@ def _widened(stretch: Span, whole: Sequence[Span]) -> Span:
 def _fits(frame: Frame, part: int, size: int) -> bool:
     """Whether a part of the frame leaves room for words: more than the frame itself takes."""
     return 2 * part <= size and frame.head + frame.tail < size
+
+
+def spans_within(spans: Sequence[int], start: int, end: int) -> tuple[int, ...]:
+    """What is left of spans in a stretch that is cut out, counted from its beginning.
+
+    Args:
+        spans: first place and the one past the last of each, flat, in order and apart.
+        start: first place of the stretch.
+        end: the one past its last.
+    """
+    edges = [min(max(place, start), end) - start for place in spans]
+    kept = [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b]
+    return tuple(place for span in kept for place in span)

@@ -244,8 +244,14 @@ class VisionEncoder(TextEncoder):
         if places:
             self._compare(plain.rendered.prompt, row)
         texts = plain.rendered
-        filled = (_filled(text, self.reader.mark, places) for text in _texts(texts))
-        return SeeingDraft(plain.row, plain.lost, Rendered(*filled), places)
+        filled = Rendered(*(_filled(text, self.reader.mark, places) for text in _texts(texts)))
+        # every picture stands in the prompt, and so before every turn of a completion
+        longer = [len(b) - len(a) for a, b in zip(_texts(texts), _texts(filled), strict=True)]
+        chosen, rejected = (
+            spans and tuple((start + more, end + more) for start, end in spans)
+            for spans, more in zip(plain.turns, longer[1:], strict=True)
+        )
+        return SeeingDraft(plain.row, plain.lost, filled, (chosen, rejected), places)
 
     def prompt_ids(self, row: PreferenceRow) -> list[int]:
         """Ids of a row's prompt, its pictures in their places."""

@@ -21,9 +21,11 @@ from counterpoint.doctor.near_duplicates import nearly_equal
 from counterpoint.doctor.of_languages import of_languages
 from counterpoint.doctor.sightings import Sightings
 from counterpoint.doctor.survey import Survey
+from counterpoint.preference_row import ALL_TURNS
 
 RATES: Mapping[str, float] = MappingProxyType(
     {
+        "CW138": 0.0,
         "CW201": 0.0,
         "CW202": 0.0,
         "CW203": 0.05,
@@ -115,6 +117,8 @@ def of_data(found: Survey, args: CPOConfig) -> Iterator[Finding]:
     if not found.usable:
         return
     often, rare = _counted(found)
+    if args.train_turns != ALL_TURNS:
+        often.pop("CW138", None)
     yield _manifest(found, rare)
     if not found.whole:
         yield find("CN204", f"{found.name}: the first {found.rows:,} rows.")
@@ -173,6 +177,8 @@ def _manifest(found: Survey, rare: Mapping[str, int]) -> Finding:
     text = f"{found.name}: {found.usable:,} of {found.rows:,} rows are pairs"
     if found.tokens is not None:
         text += f", {found.tokens.tokens:,} tokens"
+        if found.tokens.given:
+            text += f", of the completions {found.tokens.given:,} without loss"
     text += f"; digest {found.digest}"
     if rare:
         counts = ", ".join(f"{count:,} x {code}" for code, count in rare.items())

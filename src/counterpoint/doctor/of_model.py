@@ -26,6 +26,7 @@ from counterpoint.forward.alone import logits_alone
 from counterpoint.forward.dropout import dropout_rates
 from counterpoint.forward.layouts import AUTO, first_choice, not_possible
 from counterpoint.forward.modes import in_evaluation_mode
+from counterpoint.forward.rows import carries_loss
 from counterpoint.model_seams import attention_of
 from counterpoint.models.family import family_of, why_not_trained
 from counterpoint.models.preparing import embedding_rows
@@ -383,16 +384,21 @@ def ask(model: Any, pairs: Sequence[TokenPair]) -> Said | None:
     total, count, vocabulary = 0.0, 0, 2
     with in_evaluation_mode(model), torch.no_grad():
         for pair in pairs[:PROBE_PAIRS]:
-            for completion in (pair.chosen, pair.rejected):
+            for completion, given in (
+                (pair.chosen, pair.chosen_given),
+                (pair.rejected, pair.rejected_given),
+            ):
                 # at least half of what may be read is for the completion
                 before = list(pair.prompt)[-max(1, each - len(completion), each // 2) :]
                 some = completion[: max(1, max(2, each) - len(before))]
                 logits, ids = logits_alone(model, replace(pair, prompt=before), some)
-                if not len(ids):
+                kept = torch.from_numpy(carries_loss(len(completion), given))
+                kept = kept[: len(some)][-len(ids) :].to(device)
+                if not len(ids) or not bool(kept.any()):
                     continue
-                logps = logits.float().log_softmax(-1).gather(-1, ids[:, None])
-                total -= float(logps.sum())
-                count += len(ids)
+                logps = logits.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
+                total -= float(logps[kept].sum())
+                count += int(kept.sum())
                 vocabulary = logits.shape[-1]
     return Said(total / count, vocabulary) if count > 0 else None
 

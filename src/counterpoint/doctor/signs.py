@@ -108,8 +108,15 @@ def signs(
     for name, text in (("chosen", chosen), ("rejected", rejected)):
         if _REFUSAL.match(text[:LOOKED_AT].lstrip()):
             yield f"refused {name}"
+    yield from _of_turns(row)
     yield from _of_pictures(row)
     yield from _marked(row, texts, marks, eos)
+
+
+def _of_turns(row: PreferenceRow) -> Iterator[str]:
+    sides = [side for side in (row.chosen, row.rejected) if not isinstance(side, str)]
+    if any(message["role"] != "assistant" for side in sides for message in side):
+        yield "CW138"
 
 
 def _of_pictures(row: PreferenceRow) -> Iterator[str]:

@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerBase
 
 from counterpoint.console.phases import phase
 from counterpoint.data import formats
-from counterpoint.data.counts import little_is_left
+from counterpoint.data.counts import given_tokens, little_is_left
 from counterpoint.data.csv_sets import lists_of_csv
 from counterpoint.data.encoder import Encoder, encoder_for
 from counterpoint.data.options import PrepareOptions
@@ -54,7 +54,7 @@ from counterpoint.doctor.sightings import Sightings
 from counterpoint.doctor.signs import as_text, pattern_of, signs
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.planner.pictures import Shown
-from counterpoint.preference_row import PARTS, PreferenceRow
+from counterpoint.preference_row import COMPLETIONS, PARTS, PreferenceRow
 from counterpoint.records import TokenPair
 
 STREAMED = 2000
@@ -99,6 +99,7 @@ class TokenFacts:
         little: rows of whose prompt more than a third is cut.
         same: rows whose completions are equal after cutting.
         moved: rows in which tokens of the prompt's end went to the completions.
+        given: tokens of completions that carry no loss.
         lost: what rows lose in the chat template, by the code of the warning.
         highest: of each part the highest token id, and the first row that has it; -1 without
             rows.
@@ -117,6 +118,7 @@ class TokenFacts:
     little: Sightings
     same: Sightings
     moved: Sightings
+    given: int
     lost: dict[str, Lost]
     highest: dict[str, tuple[int, int]]
     pairs: list[TokenPair]
@@ -368,6 +370,7 @@ def _count_tokens(
         little=_where(little_is_left(lengths["prompt"] - cuts["prompt"], cuts["prompt"]), numbers),
         same=_where(usable.column("same").to_numpy(), numbers),
         moved=_where(usable.column("boundary").to_numpy() > 0, numbers),
+        given=sum(given_tokens(usable, part) for part in COMPLETIONS),
         lost=_lost(usable, table, encoder),
         highest=_highest(usable, numbers),
         pairs=_shortest(usable, sum(lengths.values()), encoder, table),

@@ -25,7 +25,14 @@ from torch import Tensor, nn
 
 from counterpoint.errors import ConfigError
 from counterpoint.forward.kernel_proof import prove_kernel
-from counterpoint.forward.rows import EmbeddingRows, Rows, check_ids, padded_rows, shared_row
+from counterpoint.forward.rows import (
+    EmbeddingRows,
+    Rows,
+    check_ids,
+    longest_row,
+    padded_rows,
+    shared_row,
+)
 from counterpoint.forward.seeing import seeing
 from counterpoint.forward.sharable import noise_on, unseen, why_not_shared
 from counterpoint.forward.shared_attention import (
@@ -200,7 +207,7 @@ class Padded(Layout):
 
     def tokens(self, pairs: Sequence[TokenPair]) -> int:
         """Twice the longest row a pair, and the patches of its pictures as often as it looks."""
-        texts = 2 * len(pairs) * max(pair.longest_row for pair in pairs)
+        texts = 2 * len(pairs) * max(longest_row(pair) for pair in pairs)
         return texts + self.looks * patches_in(pairs)
 
     def tokens_alone(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -359,7 +366,13 @@ def first_tokens(layout: Layout, pair: TokenPair, tokens: int) -> PairBatch:
     completion = pair.chosen[:tokens]
     # without pictures: the head is asked the same of a prompt in which ids stand for none
     few = replace(
-        pair, prompt=pair.prompt[:tokens], chosen=completion, rejected=completion, seen=()
+        pair,
+        prompt=pair.prompt[:tokens],
+        chosen=completion,
+        rejected=completion,
+        chosen_given=(),
+        rejected_given=(),
+        seen=(),
     )
     return layout.collate([few])
 

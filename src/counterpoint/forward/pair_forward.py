@@ -5,8 +5,7 @@
 The head sees only rows that have a target, never the prompt or padding, and its logits exist
 only in chunks.
 
-Not here: how pairs are laid into rows (``layouts``), and what is made of the sums
-(``losses``).
+Not here: how pairs are laid into rows (``layouts``), what is made of the sums (``losses``).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Padded: two rows a pair, chosen rows first, then rejected rows, each with its own copy of the
 prompt, padded at the end. Shared: all pairs in one row, ``prompt | chosen | rejected`` one after
-the other, no padding, each prompt once. Which tokens carry loss follows from lengths alone, so
-that a pad token that is also EOS hides nothing.
+the other, no padding, each prompt once. Which tokens carry loss follows from lengths and from the
+spans that are given, never from ids, so that a pad token that is also EOS hides nothing.
 
 Not here: which pairs make a batch (``data.sampler``), what a model is given of it (``layouts``).
 """
@@ -58,6 +58,24 @@ class Rows:
     segments: tuple[PairSegments, ...] = ()
 
 
+def longest_row(pair: TokenPair) -> int:
+    """Tokens of a pair's prompt with its longer completion."""
+    return len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
+
+
+def carries_loss(tokens: int, given: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """Which tokens of a completion carry loss, ``[tokens]``.
+
+    Args:
+        tokens: of the completion.
+        given: spans that do not, as in ``TokenPair``.
+    """
+    mask = np.ones(tokens, dtype=bool)
+    for start, end in zip(given[::2], given[1::2], strict=True):
+        mask[start:end] = False
+    return mask
+
+
 def padded_rows(pairs: Sequence[TokenPair], pad_id: int) -> Rows:
     """Two rows a pair, as wide as the longest.
 
@@ -65,20 +83,21 @@ def padded_rows(pairs: Sequence[TokenPair], pad_id: int) -> Rows:
         pairs: at least one.
         pad_id: any id the embedding has; nothing looks at it, and it is never a target.
     """
-    sequences = [(pair.prompt, pair.chosen) for pair in pairs]
-    sequences += [(pair.prompt, pair.rejected) for pair in pairs]
-    width = max(len(prompt) + len(completion) for prompt, completion in sequences)
+    sequences = [(pair.prompt, pair.chosen, pair.chosen_given) for pair in pairs]
+    sequences += [(pair.prompt, pair.rejected, pair.rejected_given) for pair in pairs]
+    width = max(len(prompt) + len(completion) for prompt, completion, _ in sequences)
     rows = np.full((len(sequences), width), pad_id, dtype=np.int64)
     mask = np.zeros((len(sequences), width), dtype=bool)
     sources, targets = [], []
-    for index, (prompt, completion) in enumerate(sequences):
+    for index, (prompt, completion, given) in enumerate(sequences):
         ids = np.concatenate([np.asarray(prompt, np.int64), np.asarray(completion, np.int64)])
         rows[index, : len(ids)] = ids
         mask[index, : len(ids)] = True
         # the very first token of a row has nothing before it that could predict it
         first = max(len(prompt), 1)
-        sources.append(np.arange(first - 1, len(ids) - 1) + index * width)
-        targets.append(ids[first:])
+        kept = carries_loss(len(completion), given)[first - len(prompt) :]
+        sources.append(np.arange(first - 1, len(ids) - 1)[kept] + index * width)
+        targets.append(ids[first:][kept])
     return Rows(rows, mask, sources, targets)
 
 
@@ -105,12 +124,14 @@ def shared_row(pairs: Sequence[TokenPair]) -> Rows:
         # both completions start from the last prompt token, which is there once
         last = [start + before - 1] if before else []
         skip = 0 if before else 1
-        chosen_sources.append(np.array([*last, *range(start + before, split - 1)], np.int64))
+        good = carries_loss(len(chosen), pair.chosen_given)[skip:]
+        bad = carries_loss(len(rejected), pair.rejected_given)[skip:]
+        chosen_sources.append(np.array([*last, *range(start + before, split - 1)], np.int64)[good])
         rejected_sources.append(
-            np.array([*last, *range(split, split + len(rejected) - 1)], np.int64)
+            np.array([*last, *range(split, split + len(rejected) - 1)], np.int64)[bad]
         )
-        chosen_targets.append(chosen[skip:])
-        rejected_targets.append(rejected[skip:])
+        chosen_targets.append(chosen[skip:][good])
+        rejected_targets.append(rejected[skip:][bad])
         start = split + len(rejected)
     row = np.concatenate(ids)[None]
     return Rows(

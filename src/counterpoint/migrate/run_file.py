@@ -52,6 +52,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "max_length",
         "max_completion_length",
         "truncation",
+        "train_turns",
         "per_device_train_batch_size",
         "gradient_accumulation_steps",
         "num_train_epochs",

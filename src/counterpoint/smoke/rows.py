@@ -25,9 +25,10 @@ from counterpoint.data.encode import encode_rows, picture_cell
 from counterpoint.data.encoder import Encoder, encoder_for
 from counterpoint.data.mixture import joined_rows
 from counterpoint.data.options import PrepareOptions
-from counterpoint.data.pair_columns import PICTURES_OF_PAIR, to_pair
+from counterpoint.data.pair_columns import GIVEN_COLUMNS, PICTURES_OF_PAIR, to_pair, with_given
 from counterpoint.data.picture_files import folder_of
 from counterpoint.data.sources import dataset_from_rows
+from counterpoint.data.truncate import spans_within
 from counterpoint.data.undecoded import undecoded
 from counterpoint.errors import DataError
 from counterpoint.records import TokenPair
@@ -99,12 +100,21 @@ def shortened(pair: TokenPair) -> TokenPair:
             same += 1
         prompt = prompt if pair.start else prompt + chosen[:same]
         chosen, rejected = chosen[same:], rejected[same:]
+    moved = len(pair.chosen) - len(chosen)
     return replace(
         pair,
         prompt=prompt if pair.pictures else prompt[-PROMPT:],
         chosen=chosen[:COMPLETION],
         rejected=rejected[:COMPLETION],
+        chosen_given=_given(pair.chosen_given, moved, chosen[:COMPLETION]),
+        rejected_given=_given(pair.rejected_given, moved, rejected[:COMPLETION]),
     )
+
+
+def _given(spans: Sequence[int], start: int, kept: Sequence[int]) -> tuple[int, ...]:
+    """The spans without loss of what is kept of a completion; none where all of it would be."""
+    found = spans_within(spans, start, start + len(kept))
+    return found if sum(found[1::2]) - sum(found[::2]) < len(kept) - 1 else ()
 
 
 def prepared(pairs: Sequence[TokenPair]) -> Dataset:
@@ -114,12 +124,12 @@ def prepared(pairs: Sequence[TokenPair]) -> Dataset:
             "prompt_ids": [*pair.prompt, *pair.start],
             "chosen_ids": pair.chosen,
             "rejected_ids": pair.rejected,
-            **{name: getattr(pair, name) for name in ("row", "weight", "margin")},
+            **{name: getattr(pair, name) for name in ("row", "weight", "margin", *GIVEN_COLUMNS)},
             PICTURES_OF_PAIR: [picture_cell(one, whole=True) for one in pair.pictures],
         }
         for pair in pairs
     ]
-    found = Dataset.from_list(records)
+    found = with_given(Dataset.from_list(records))
     shown = any(pair.pictures for pair in pairs)
     return found if shown else found.remove_columns(PICTURES_OF_PAIR)
 

@@ -41,7 +41,7 @@ from counterpoint.forward.layouts import (
 from counterpoint.forward.pair_forward import pair_forward
 from counterpoint.forward.rotary import long_rows
 from counterpoint.forward.routing import find_routers, prove_routers
-from counterpoint.forward.rows import EmbeddingRows, check_ids
+from counterpoint.forward.rows import EmbeddingRows, check_ids, longest_row
 from counterpoint.log import logger
 from counterpoint.model_seams import attention_of, class_of
 from counterpoint.models.family import Family
@@ -299,12 +299,12 @@ class Assembly:
         rows = self._long_rows
         if rows is None:
             return [list(pairs)]
-        short = [pair for pair in pairs if pair.longest_row <= rows.context]
-        long = [pair for pair in pairs if pair.longest_row > rows.context]
+        short = [pair for pair in pairs if longest_row(pair) <= rows.context]
+        long = [pair for pair in pairs if longest_row(pair) > rows.context]
         if long and not rows.separable:
             raise ModelError(
                 "CP306",
-                f"row {long[0].row} has {long[0].longest_row} tokens, and past {rows.context} "
+                f"row {long[0].row} has {longest_row(long[0])} tokens, and past {rows.context} "
                 "this model's dynamic rotary positions depend on the longest row so far: a step "
                 f"would not be a function of its pairs. Set max_length={rows.context} or lower, or "
                 "another rope_type (yarn, linear) in the model's config.",

@@ -130,6 +130,8 @@ def _digest(pairs: Sequence[TokenPair]) -> str:
                 "rejected_ids": pair.rejected,
                 "weight": pair.weight,
                 "margin": pair.margin,
+                "chosen_given": pair.chosen_given,
+                "rejected_given": pair.rejected_given,
             }
         )
     return found.hexdigest()

@@ -16,7 +16,7 @@ pictures (``pictures``).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -39,7 +39,7 @@ from counterpoint.staged import staged
 from counterpoint.step.replay.pictures import pairs_with_pictures, pictures_as_tensors
 from counterpoint.strict import strict_json
 
-FORMAT = 4
+FORMAT = 5
 """Raised with every change of what a file holds; those of 1, which hold no constraints, of 2, and
 of 3, which hold no pictures, are read."""
 
@@ -202,10 +202,13 @@ def write_replay(replay: Replay, path: Path) -> None:
     parts = [
         part for pair in pairs for part in ([*pair.prompt, *pair.start], pair.chosen, pair.rejected)
     ]
+    givens = [one for pair in pairs for one in (pair.chosen_given, pair.rejected_given)]
     tensors = {
         "ids": torch.tensor([token for part in parts for token in part], dtype=torch.long),
         "lengths": torch.tensor([len(part) for part in parts], dtype=torch.long),
         "starts": torch.tensor([len(pair.start) for pair in pairs], dtype=torch.long),
+        "given": torch.tensor([n for one in givens for n in one], dtype=torch.long),
+        "givens": torch.tensor([len(one) for one in givens], dtype=torch.long),
         "rows": torch.tensor([pair.row for pair in pairs], dtype=torch.long),
         "weight": torch.tensor([pair.weight for pair in pairs], dtype=torch.float64),
         "margin": torch.tensor([pair.margin for pair in pairs], dtype=torch.float64),
@@ -265,7 +268,7 @@ def read_replay(path: str | Path) -> Replay:
 def _read(described: Any, tensors: Mapping[str, Tensor]) -> Replay:
     _check(isinstance(described, dict), "its metadata is no object")
     known = described["format"]
-    _check(known in (1, 2, 3, FORMAT), f"its format is {known!r}, not {FORMAT}")
+    _check(known in (1, 2, 3, 4, FORMAT), f"its format is {known!r}, not {FORMAT}")
     step, seen = described["step"], described["seen"]
     _check(isinstance(step, int) and step > 0, "its step is no number from 1")
     objective = _made(Objective, described["objective"])
@@ -355,15 +358,18 @@ def _batches(
     # up to 0.4 there were no encoder-decoders
     starts = _typed(tensors.get("starts", torch.zeros_like(rows)), torch.long, count)
     _check(bool(((starts >= 0) & (starts <= sizes[:, 0])).all()), "a start is no part of a prompt")
-    givens = (sizes[:, 0] - starts).tolist()
+    prompts = (sizes[:, 0] - starts).tolist()
+    spans = _spans(tensors, sizes[:, 1:].flatten().tolist())
     flat, ends = ids.tolist(), lengths.cumsum(0).tolist()
     parts = [flat[a:b] for a, b in pairwise([0, *ends])]
     pairs = [
         TokenPair(
-            prompt=parts[3 * n][: givens[n]],
-            start=parts[3 * n][givens[n] :] or (),
+            prompt=parts[3 * n][: prompts[n]],
+            start=parts[3 * n][prompts[n] :] or (),
             chosen=parts[3 * n + 1],
             rejected=parts[3 * n + 2],
+            chosen_given=spans[2 * n],
+            rejected_given=spans[2 * n + 1],
             row=row,
             weight=float(weight[n]),
             margin=float(margin[n]),
@@ -374,6 +380,22 @@ def _batches(
         pairs = pairs_with_pictures(pairs, tensors, pictures, _check)
     cuts = [0, *cut.cumsum(0).tolist()]
     return tuple(tuple(pairs[a:b]) for a, b in pairwise(cuts))
+
+
+def _spans(tensors: Mapping[str, Tensor], sizes: Sequence[int]) -> list[tuple[int, ...]]:
+    """The spans without loss of each completion; files up to 4 have none."""
+    if "givens" not in tensors:
+        return [()] * len(sizes)
+    counts = _typed(tensors["givens"], torch.long, len(sizes))
+    _check(bool((counts >= 0).all()), "its spans are fewer than none")
+    flat = _typed(tensors["given"], torch.long, int(counts.sum())).tolist()
+    ends = counts.cumsum(0).tolist()
+    found = [tuple(flat[a:b]) for a, b in pairwise([0, *ends])]
+    for spans, size in zip(found, sizes, strict=True):
+        # in order and apart, and something is left that carries loss
+        fits = len(spans) % 2 == 0 and all(a < b for a, b in pairwise((-1, *spans, size + 1)))
+        _check(fits and sum(spans[1::2]) - sum(spans[::2]) < size, "its spans are none")
+    return found
 
 
 def _router(tensors: Mapping[str, Tensor]) -> RouterSums | None:
