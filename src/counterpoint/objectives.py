@@ -117,7 +117,8 @@ SIGMOID = Loss(
     nll_note="as published; with nll_reduction: sequence_sum it is the paper's Eq. 5, a sum",
     without_nll="CPO without its NLL term",
     trl="CPO",
-    dpo_names={"LLaMA-Factory": "sigmoid", "Axolotl": "dpo"},
+    names={"ms-swift": "cpo"},
+    dpo_names={"LLaMA-Factory": "sigmoid", "Axolotl": "dpo", "ms-swift": "dpo"},
 )
 HINGE = Loss(
     "hinge",
@@ -163,7 +164,7 @@ SIMPO = Loss(
     nll=0.0,
     with_nll="CPO-SimPO",
     trl="CPO",
-    names={"LLaMA-Factory": "simpo", "Axolotl": "simpo"},
+    names={"LLaMA-Factory": "simpo", "Axolotl": "simpo", "ms-swift": "simpo"},
 )
 ALPHAPO = Loss(
     "alphapo",
@@ -198,7 +199,7 @@ ORPO = Loss(
     trl="ORPO",
     trl_nll="takes the NLL over prompt and chosen completion, Counterpoint over the completion "
     "alone",
-    names={"LLaMA-Factory": "orpo", "Axolotl": "orpo"},
+    names={"LLaMA-Factory": "orpo", "Axolotl": "orpo", "ms-swift": "orpo"},
 )
 REPO = Loss(
     "repo",

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from counterpoint.doctor.presets import BY_NAME, PRESETS, Preset
 from counterpoint.errors import ConfigError
-from counterpoint.migrate import of_axolotl, of_llama_factory, of_trl
+from counterpoint.migrate import of_axolotl, of_llama_factory, of_ms_swift, of_trl
 from counterpoint.migrate.run_file import Line, as_yaml, written
 from counterpoint.migrate.translation import translation_of
 from counterpoint.old_options import OLD_NAMES, renamed
@@ -784,7 +784,9 @@ def test_what_a_file_holds_cannot_become_an_option(bench: Path, command: Command
     assert "colour=" in said
 
 
-KNOWN = {name for tool in (of_trl, of_llama_factory, of_axolotl) for name in tool.REASONS}
+KNOWN = {
+    name for tool in (of_trl, of_llama_factory, of_axolotl, of_ms_swift) for name in tool.REASONS
+}
 KNOWN |= {*options(), *OLD_NAMES, "datasets", "dataset_name", "use_peft", "trl", "pref_ftx"}
 KNOWN -= {"model"}
 BEGINNINGS = [
@@ -837,7 +839,7 @@ def test_whatever_a_file_holds_is_read_by_train_or_said(
 
 
 def test_every_name_that_is_translated_is_an_option() -> None:
-    for tool in (of_trl, of_llama_factory, of_axolotl):
+    for tool in (of_trl, of_llama_factory, of_axolotl, of_ms_swift):
         assert set(tool.NAMES.values()) <= set(options())
         assert not set(tool.REASONS) & set(tool.NAMES)
         assert all(reason and not reason.endswith(".") for reason in tool.REASONS.values())

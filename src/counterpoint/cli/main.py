@@ -51,7 +51,7 @@ commands:
   init --preset NAME --model M --dataset D [--out run.yaml]
                  write a run's file from a published setting; --list shows them
   init --from FILE [--out run.yaml]
-                 or from a script or file of TRL, LLaMA-Factory or Axolotl
+                 or from a script or file of TRL, ms-swift and others
   sample MODEL ... --prompts FILE -k 8 --out CANDIDATES.jsonl [--option value ...]
                  draw candidates: several texts to each prompt, from one model or several
   pairs SCORED ... --out PAIRS.jsonl [--option value ...]

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from counterpoint.errors import ConfigError
-from counterpoint.migrate import of_axolotl, of_llama_factory
+from counterpoint.migrate import of_axolotl, of_llama_factory, of_ms_swift
 from counterpoint.objectives import DEFAULT_LOSS, DEFAULTS_OF_TRL
 from counterpoint.options.given import Given, Scalar, Setting
 from counterpoint.options.yaml_file import read_option_file
@@ -34,7 +34,7 @@ TRL_MARKS = (
 
 _CLASSES = "|".join(DEFAULTS_OF_TRL)
 _NAMES = _CLASSES.lower()
-_COMMAND = re.compile(rf"\btrl\s+({_NAMES})\b|(\b|_)({_NAMES})\.py\b")
+_COMMAND = re.compile(rf"\btrl\s+({_NAMES})\b|(\b|_)({_NAMES})\.py\b|\bswift\s+rlhf\b")
 _SCRIPT = re.compile(
     rf"^\s*(from|import|def|class)\s|\w+\s*=\s*\w*({_CLASSES})Config\(", re.MULTILINE
 )
@@ -81,12 +81,14 @@ def tool_of(settings: list[Setting], path: str) -> str:
         path: as messages name it.
 
     Returns:
-        "LLaMA-Factory", "Axolotl" or "TRL".
+        "ms-swift", "LLaMA-Factory", "Axolotl" or "TRL".
 
     Raises:
         ConfigError: CP106 where it is nobody's, or Counterpoint's own.
     """
     names = {setting.name for setting in settings}
+    if names.intersection(of_ms_swift.MARKS):
+        return of_ms_swift.TOOL
     if "model" in names:
         raise ConfigError(
             "CP106",
@@ -109,7 +111,7 @@ def tool_of(settings: list[Setting], path: str) -> str:
 
 
 def settings_of_command(text: str, path: str) -> tuple[list[Setting], list[str], str]:
-    """The flags of the one command in a shell text that trains with CPO or ORPO.
+    """The flags of the one command in a shell text that trains with CPO or ORPO, or of ms-swift.
 
     Args:
         text: of the file.
@@ -152,8 +154,9 @@ def _commands(text: str, name: str) -> list[list[str]]:
         text = _SUBSTITUTED.sub("$computed", text)
     found: list[list[str]] = []
     for line in filter(_COMMAND.search, text.splitlines()):
-        lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|<>()")
+        lexer = shlex.shlex(_without_comment(line), posix=True, punctuation_chars=";&|<>()")
         lexer.whitespace_split = True
+        lexer.commenters = ""  # within a word it is no comment: id#500
         found.append([])
         try:
             for word in lexer:
@@ -164,6 +167,15 @@ def _commands(text: str, name: str) -> list[list[str]]:
         except ValueError as error:
             raise ConfigError("CP106", f"{name} is not a shell command: {error}.") from error
     return found
+
+
+def _without_comment(line: str) -> str:
+    """A line up to a word that begins with #, outside of quotes."""
+    for mark in re.finditer(r"(?<!\S)#", line):
+        before = line[: mark.start()]
+        if before.count("'") % 2 == before.count('"') % 2 == 0:
+            return before
+    return line
 
 
 def _flags(words: list[str], name: str) -> tuple[list[Setting], list[str]]:

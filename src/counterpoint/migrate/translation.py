@@ -1,6 +1,7 @@
 """Another tool's file as options of ``counterpoint train``: read, translated, checked together.
 
-Not here: what each tool's options mean (``of_trl``, ``of_llama_factory``, ``of_axolotl``).
+Not here: what each tool's options mean (``of_trl``, ``of_llama_factory``, ``of_axolotl``,
+``of_ms_swift``).
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from counterpoint.migrate.draft import Draft, Translation
 from counterpoint.migrate.foreign_files import STANDARD, read_foreign, settings_of_command, tool_of
 from counterpoint.migrate.of_axolotl import of_axolotl
 from counterpoint.migrate.of_llama_factory import of_llama_factory
+from counterpoint.migrate.of_ms_swift import MARKS as SWIFT_MARKS
+from counterpoint.migrate.of_ms_swift import TOOL as SWIFT
+from counterpoint.migrate.of_ms_swift import of_ms_swift
 from counterpoint.migrate.of_trl import of_trl
 from counterpoint.migrate.run_file import as_yaml
 from counterpoint.migrate.script_calls import Script
@@ -91,6 +95,9 @@ def _of_command(text: str, source: str) -> tuple[str, Draft]:
     settings, left, loss_type = settings_of_command(text, source)
     draft = Draft(settings)
     draft.left += left
+    if set(draft.rest).intersection(SWIFT_MARKS):
+        of_ms_swift(draft)
+        return f"a command of {SWIFT}", draft
     of_trl(draft, loss_type)
     return "a command of TRL", draft
 
@@ -103,6 +110,7 @@ def _of_yaml(text: str, source: str) -> tuple[str, Draft]:
         "TRL": of_trl,
         "LLaMA-Factory": of_llama_factory,
         "Axolotl": of_axolotl,
+        SWIFT: of_ms_swift,
     }
     translators[tool](draft)
     return f"a file of {tool}", draft
