@@ -7,6 +7,7 @@ import json
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
@@ -68,14 +69,32 @@ def test_weights_are_those_that_transformers_and_llama_cpp_make_of_them(
         assert torch.equal(value, numbers), name
 
 
-def test_the_tokenizer_says_what_the_models_own_said(
+def test_the_tokenizer_says_what_the_models_own_folder_says(
     here: Path, gpt2_tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    read = load_tokenizer("Q8_0/tiny.gguf", args())
+    gpt2_tokenizer.save_pretrained("usual")
+    load_config("Q8_0", args()).save_pretrained("usual")
+    usual, read = load_tokenizer("usual", args()), load_tokenizer("Q8_0/tiny.gguf", args())
     for pair in PAIRS:
         text = str(pair["prompt"]) + str(pair["chosen"])
-        assert read(text)["input_ids"] == gpt2_tokenizer(text)["input_ids"]
+        assert read(text)["input_ids"] == usual(text)["input_ids"]
     assert read.eos_token_id == gpt2_tokenizer.eos_token_id
+
+
+def test_the_tokenizer_is_saved_as_it_is(here: Path, gpt2_tokenizer: Any) -> None:
+    """transformers' rules for a folder of Qwen's split numbers, which those for its file do not."""
+    write_gguf(Path("chat.gguf"), gpt2_tokenizer, chat_template="{{ messages[0].content }}")
+    read = load_tokenizer("chat.gguf", args())
+    read.save_pretrained("saved")
+    shutil.copy("Q8_0/tiny.gguf", "saved.gguf")
+    load_model("saved.gguf", args()).save_pretrained("saved")
+    again = load_tokenizer("saved", args())
+    for text in (*(f"{one['prompt']}{one['chosen']}" for one in PAIRS), " a  b\n\nc 12345 ﬁ"):
+        assert again(text)["input_ids"] == read(text)["input_ids"]
+        assert again.decode(read(text)["input_ids"]) == read.decode(read(text)["input_ids"])
+    assert again.chat_template == read.chat_template == "{{ messages[0].content }}"
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        assert getattr(again, name) == getattr(read, name)
 
 
 def test_a_tokenizer_that_lies_beside_the_file_is_taken_where_the_folder_is_named(

@@ -9,19 +9,30 @@ Not here: the file's header (``gguf_header``), loading itself (``loading``).
 
 from __future__ import annotations
 
+import copy
 import re
+import tempfile
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import transformers
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from counterpoint.checkpoint.weights import INDEX, WEIGHTS
 from counterpoint.config import CPOConfig
 from counterpoint.engine.fsdp2 import shards_at_load
 from counterpoint.errors import ConfigError, ModelError, SetupError, first_line
 from counterpoint.invocation import EXTRAS, installing
+from counterpoint.log import quiet_calls
 from counterpoint.models.described import ADAPTER_FILE
 from counterpoint.models.gguf_header import GgufHeader, read_gguf_header
 from counterpoint.models.quantized import quantization_of
@@ -143,6 +154,50 @@ def check_gguf(file: Path, args: CPOConfig | None = None) -> GgufHeader:
             "(docs/gguf.md).",
         )
     return header
+
+
+def gguf_config(file: Path) -> PretrainedConfig:
+    """The configuration that transformers makes of a file; a second time it is at hand.
+
+    Args:
+        file: of ``gguf_named``.
+    """
+    state = file.stat()
+    return copy.deepcopy(_config_of(file, state.st_mtime_ns, state.st_size))
+
+
+@lru_cache(maxsize=2)
+def _config_of(file: Path, changed: int, size: int) -> PretrainedConfig:
+    """With a large vocabulary it takes ten seconds to read."""
+    with quiet_calls():
+        return AutoConfig.from_pretrained(**source_arguments(str(file)))
+
+
+def gguf_tokenizer(file: Path, source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that the folder of a run from this file will have.
+
+    What transformers makes of a file need not be what it makes of the folder that this is saved to:
+    for some kinds of models it has rules of its own for normalizer and pre-tokenizer there. So it
+    is saved and read once before anything is trained with it.
+
+    Args:
+        file: of ``gguf_named``.
+        source: by which it was named.
+    """
+    made = AutoTokenizer.from_pretrained(**source_arguments(str(file)))
+    names = ("bos_token", "eos_token", "unk_token", "pad_token")
+    special = {name: getattr(made, name, None) for name in names}
+    plain = PreTrainedTokenizerFast(
+        tokenizer_object=made.backend_tokenizer,
+        chat_template=made.chat_template,
+        **{name: token for name, token in special.items() if token is not None},
+    )
+    with tempfile.TemporaryDirectory(prefix="counterpoint-") as folder:
+        plain.save_pretrained(folder)
+        gguf_config(file).save_pretrained(folder)
+        read: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    read.name_or_path = source
+    return read
 
 
 def dequantizing() -> dict[str, Any]:

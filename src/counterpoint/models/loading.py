@@ -69,8 +69,10 @@ from counterpoint.models.gguf_files import (
     check_gguf,
     dequantized,
     dequantizing,
+    gguf_config,
     gguf_error,
     gguf_named,
+    gguf_tokenizer,
     own_tokenizer_named,
     source_arguments,
 )
@@ -138,7 +140,7 @@ def _config_of_gguf(file: Path, source: str, args: CPOConfig) -> PretrainedConfi
     _check_keywords(args)
     header = check_gguf(file, args)
     try:
-        config = AutoConfig.from_pretrained(**source_arguments(source))
+        config = gguf_config(file)
     except Exception as error:
         raise gguf_error(file, header, error) or _unloadable(
             source, "configuration", file.parent, error
@@ -173,16 +175,13 @@ def load_tokenizer(
     """
     called = own_tokenizer_named(source)
     file = called.get("gguf_file")
-    if file is not None:
+    described: Mapping[str, Any] = {}
+    if file is not None:  # a configuration beside it is another model's, or the file's own
         check_gguf(Path(file))
-    folder = Path(file).parent if file is not None else folder_named(source, "tokenizer")
-    if folder and file is None:
-        check_tokenizer_folder(folder, of_model)
-    # transformers may make the model's configuration to find the kind of tokenizer
-    described = read_described(source, folder, _revision(args) if of_model else "main")
-    if file is not None:  # a configuration beside the file is another model's, or the file's own
-        described = {}
-    refuse_unbounded(described, source, None)
+        folder: Path | None = Path(file).parent
+    else:
+        folder = folder_named(source, "tokenizer")
+        described = _beside_tokenizer(source, folder, args, of_model)
     options = {
         "revision": _revision(args) if of_model else "main",
         "trust_remote_code": args.trust_remote_code,
@@ -191,7 +190,11 @@ def load_tokenizer(
         with panics_caught(), _told("tokenizer", source):
             processor = _processor(source, described, options)
             tokenizer = processor and tokenizer_in(processor)
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(**called, **options)
+            tokenizer = tokenizer or (
+                gguf_tokenizer(Path(file), source)
+                if file is not None
+                else AutoTokenizer.from_pretrained(**called, **options)
+            )
     except CounterpointError:
         raise
     except ImportError as error:
@@ -207,6 +210,18 @@ def load_tokenizer(
         if processor is not None:
             processor.chat_template = tokenizer.chat_template
     return tokenizer
+
+
+def _beside_tokenizer(
+    source: str, folder: Path | None, args: CPOConfig, of_model: bool
+) -> Mapping[str, Any]:
+    """The configuration beside a tokenizer, bounded."""
+    if folder:
+        check_tokenizer_folder(folder, of_model)
+    # transformers may make the model's configuration to find the kind of tokenizer
+    described = read_described(source, folder, _revision(args) if of_model else "main")
+    refuse_unbounded(described, source, None)
+    return described
 
 
 def _processor(source: str, described: Mapping[str, Any], named: Mapping[str, Any]) -> Any:
