@@ -62,6 +62,9 @@ def test_a_run_on_three_sets_takes_each_by_its_weight(
         *[("a.jsonl", 6, 6), ("b.jsonl", 4, 8), ("c.jsonl", 6, 3)]
     ]
     assert run.metrics[-1]["step"] == 5  # 17 pairs, 4 a step
+    assert command("report", "out").code == 0
+    page = Path("out/report.html").read_text(encoding="utf-8")
+    assert "b.jsonl: 8 of 17 pairs, weight 2" in page
     again = command("doctor", "run.yaml", "--overwrite_output_dir")
     assert "5 steps an epoch" in again.out
 

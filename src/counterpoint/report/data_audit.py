@@ -30,6 +30,7 @@ def audit(data: Mapping[str, Account]) -> Markup:
         [phrase("rows read"), *(_whole(data[name].get("rows")) for name in sets)],
         [phrase("kept"), *(_whole(data[name].get("kept")) for name in sets)],
         [phrase("dropped"), *(_dropped(data[name]) for name in sets)],
+        [phrase("an epoch"), *(_shares(data[name]) for name in sets)],
         [phrase("tokens"), *(_by_part(data[name].get("tokens")) for name in sets)],
         [phrase("cut"), *(_cuts(data[name]) for name in sets)],
         [phrase("limits"), *(_limits(data[name].get("limits")) for name in sets)],
@@ -98,6 +99,28 @@ def _dropped(account: Account) -> Content:
             element("small", examples[code]) if code in examples else None,
         )
         for code, how_many in dropped.items()
+    ]
+
+
+def _shares(account: Account) -> Content:
+    """What each of several sets gives to an epoch."""
+    shares = account.get("shares") or ()
+    whole = sum(one["epoch"] for one in shares)
+    if not whole:
+        return None
+    text = "{name}: {pairs} of {whole} pairs, weight {weight}"
+    return [
+        element(
+            "div",
+            phrase(
+                text,
+                name=one["name"],
+                pairs=f"{one['epoch']:,}",
+                whole=f"{whole:,}",
+                weight=f"{one['weight']:g}",
+            ),
+        )
+        for one in shares
     ]
 
 
