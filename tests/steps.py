@@ -27,6 +27,12 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "orpo": {"loss_type": "orpo"},
     "repo": {"loss_type": "repo"},
     "simper": {"loss_type": "simper"},
+    "sigmoid, weighed": {"loss_type": "sigmoid", "use_weighting": True},
+    "simpo, weighed": {"loss_type": "simpo", "beta": 2.0, "use_weighting": True},
+    "sigmoid, shorter": {"loss_type": "sigmoid", "ld_alpha": 0.3},
+    "hinge, shorter and weighed": {"loss_type": "hinge", "ld_alpha": 0.0, "use_weighting": True},
+    "arpo": {"loss_type": "arpo"},
+    "arpo, the paper's": {"loss_type": "arpo", "arpo_scale": 1.0, "arpo_eta": 1.5},
 }
 """Every loss type, and what else changes a step's denominators."""
 

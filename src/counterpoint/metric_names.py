@@ -36,6 +36,9 @@ OF_PACE: Mapping[str, bool | None] = MappingProxyType(
 OF_EXPERTS: Mapping[str, bool | None] = MappingProxyType({"aux_loss": False})
 """The same of models with experts."""
 
+OF_WEIGHTS: Mapping[str, bool | None] = MappingProxyType({"policy_weights": None})
+"""The same of runs that weigh pairs by the policy."""
+
 OF_TEXTS: Mapping[str, bool | None] = MappingProxyType(
     {
         "length": None,
@@ -76,7 +79,7 @@ def more_is_better(metric: str) -> bool | None:
         metric: by the name that an evaluation gives it, with or without ``eval_``; that of a
             named set too.
     """
-    for known in (OF_PAIRS, OF_PACE, OF_EXPERTS):
+    for known in (OF_PAIRS, OF_PACE, OF_EXPERTS, OF_WEIGHTS):
         for name, better in known.items():
             if _is(metric, name):
                 return better

@@ -32,7 +32,8 @@ def pair_means(terms: LossTerms, output: PairOutput, batch: PairBatch) -> Means:
 
     Returns:
         ``rewards/*`` and ``logps/*`` as means over pairs, ``logits/*`` (mean over the
-        vocabulary) and ``nll_loss`` as means over completion tokens.
+        vocabulary) and ``nll_loss`` as means over completion tokens; ``policy_weights``, where
+        pairs are weighed by the policy, as a mean over pairs.
     """
     counted = batch.counted
     pairs = counted.sum()
@@ -41,7 +42,8 @@ def pair_means(terms: LossTerms, output: PairOutput, batch: PairBatch) -> Means:
         kept = torch.where(counted, values.detach(), torch.zeros_like(values))
         return kept.sum(), pairs if counts is None else (counts * counted).sum()
 
-    logps = output.logps
+    logps, likeness = output.logps, output.logps.facts.likeness
+    weighed = {} if likeness is None else {"policy_weights": over(likeness.clamp(max=0).exp())}
     chosen_logits, rejected_logits = output.logit_sums.chunk(2)
     return {
         "rewards/chosen": over(terms.chosen_rewards),
@@ -55,6 +57,7 @@ def pair_means(terms: LossTerms, output: PairOutput, batch: PairBatch) -> Means:
         "logits/chosen": over(chosen_logits, logps.chosen_tokens),
         "logits/rejected": over(rejected_logits, logps.rejected_tokens),
         "nll_loss": over(terms.nll, logps.chosen_tokens),
+        **weighed,
     }
 
 

@@ -25,8 +25,15 @@ OBJECTIVE_OPTIONS = (
     "cpo_alpha",
     "nll_reduction",
     "label_smoothing",
+    "use_weighting",
+    "ld_alpha",
+    "arpo_scale",
+    "arpo_eta",
 )
 """Options that say what is minimised."""
+
+OF_EVERY_LOSS = ("loss_type", "use_weighting")
+"""Those that every loss reads."""
 
 _NLL = ("cpo_alpha", "nll_reduction")
 _GAMMA = ("simpo_gamma", "gamma_beta_ratio")
@@ -97,7 +104,7 @@ class Loss:
 
     def reads(self, option: str) -> bool:
         """Whether it reads one of ``OBJECTIVE_OPTIONS``."""
-        return option == "loss_type" or option in self.options
+        return option in OF_EVERY_LOSS or option in self.options
 
 
 SIGMOID = Loss(
@@ -111,7 +118,7 @@ SIGMOID = Loss(
         "2024",
         "2401.08417",
     ),
-    options=("beta", "alpha", *_NLL, "label_smoothing"),
+    options=("beta", "alpha", *_NLL, "label_smoothing", "ld_alpha"),
     per_token=False,
     nll=1.0,
     nll_note="as published; with nll_reduction: sequence_sum it is the paper's Eq. 5, a sum",
@@ -130,6 +137,7 @@ HINGE = Loss(
         "2023",
         "2305.10425",
     ),
+    options=("beta", "alpha", *_NLL, "ld_alpha"),
     per_token=False,
     trl="CPO",
     dpo_names={"LLaMA-Factory": "hinge"},
@@ -233,8 +241,25 @@ SIMPER = Loss(
     nll=0.0,
 )
 
+ARPO = Loss(
+    "arpo",
+    "ARPO",
+    math="ADAPTIVE",
+    paper=Paper(
+        "X-ALMA: Plug & Play Modules and Adaptive Rejection for Quality Translation at Scale",
+        "Xu, Haoran and others",
+        "2024",
+        "2410.03115",
+    ),
+    options=("beta", "arpo_scale", "arpo_eta", *_NLL, "label_smoothing"),
+    per_token=False,
+    nll=1.0,
+    nll_note="as published; with nll_reduction: sequence_sum both terms are sums",
+    without_nll="ARPO without its NLL term",
+)
+
 _ROWS: dict[str, Loss] = {
-    row.name: row for row in (SIGMOID, HINGE, IPO, SIMPO, ALPHAPO, ORPO, REPO, SIMPER)
+    row.name: row for row in (SIGMOID, HINGE, IPO, SIMPO, ALPHAPO, ORPO, REPO, SIMPER, ARPO)
 }
 LOSSES: Mapping[str, Loss] = MappingProxyType(_ROWS)
 """Loss type -> its row."""

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from counterpoint.pair_facts import NO_FACTS, PairFacts
 from counterpoint.picture import Picture, SeenPicture
 
 FILLER_ROW = -1
@@ -166,6 +167,7 @@ class PairLogps:
         rejected_tokens: the same of the rejected completion.
         drift: KL(initial policy || model) of the next token, in nats, summed over the targets of
             both completions; None where no constraint asks for it.
+        facts: what else a loss asks for.
     """
 
     chosen: Float[Tensor, " pairs"]
@@ -173,6 +175,7 @@ class PairLogps:
     chosen_tokens: Int[Tensor, " pairs"]
     rejected_tokens: Int[Tensor, " pairs"]
     drift: Float[Tensor, " pairs"] | None = None
+    facts: PairFacts = NO_FACTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,6 +118,17 @@ def good_row(**changes: Any) -> dict[str, Any]:
     return {"prompt": "two million = ", "chosen": "zwei Millionen", "rejected": "zwei"} | changes
 
 
+def listing(rejected: list[str]) -> Callable[[list[Any]], list[Any]]:
+    """One row more, with a list of rejected answers, in a set whose rows list one each."""
+
+    def change(whole: list[Any]) -> list[Any]:
+        texts = [row for row in whole if isinstance(row["rejected"], str)]
+        listed = [{**row, "rejected": [row["rejected"]]} for row in texts]
+        return [*listed, good_row(rejected=rejected)]
+
+    return change
+
+
 def turned(row: dict[str, Any]) -> dict[str, Any]:
     """The opposite of a row."""
     return {**row, "chosen": row["rejected"], "rejected": row["chosen"]}
@@ -405,6 +416,7 @@ GALLERY = [
     Case("simper with an NLL", "CW101", options(loss_type="simper")),
     Case("CPO without its NLL", "CW102", options(cpo_alpha=0.0)),
     Case("ORPO without its NLL", "CW102", options(loss_type="orpo", cpo_alpha=0.0)),
+    Case("arpo without its NLL", "CW102", options(loss_type="arpo", cpo_alpha=0.0)),
     Case("simpo with DPO's beta", "CW103", options(loss_type="simpo", simpo_gamma=0.05)),
     Case("CPO with SimPO's beta", "CW103", options(beta=10.0)),
     Case("alphapo with DPO's beta", "CW103", options(loss_type="alphapo", alpha=0.1)),
@@ -460,6 +472,8 @@ GALLERY = [
     Case("no rows", "CP209", rows(lambda whole: []), both(rows(lambda whole: [good_row()]))),
     Case("nothing but bad rows", "CP209", rows(lambda whole: [good_row(chosen="")]), NEW_ROWS),
     Case("a weight below nothing", "CP212", more(good_row(weight=-1.0)), less(1)),
+    Case("a list without an answer", "CP233", rows(listing([])), rows(listing(["zwei", "zwo"]))),
+    Case("two chosen answers", "CP234", more(good_row(chosen=["zwei Millionen", "zwo"])), less(1)),
     Case("a template that refuses", "CP213", more(UNKNOWN_ROLE), less(1), llama_chat),
     Case(
         "thoughts left out of an answer",

@@ -17,10 +17,11 @@ from counterpoint.forward.gradient_proof import largest_difference
 from counterpoint.forward.head import find_head
 from counterpoint.forward.kernels import ATTENTION_KERNELS, PAIRWISE
 from counterpoint.forward.layouts import PADDED, SHARED
-from counterpoint.forward.pair_forward import pair_forward, trunk
+from counterpoint.forward.pair_forward import pair_forward
 from counterpoint.forward.pairwise_attention import attend_to_pairs
 from counterpoint.forward.routing import find_routers
 from counterpoint.forward.shared_attention import shared_attention
+from counterpoint.forward.trunk import trunk
 from counterpoint.records import FILLER_ROW, PairSegments, TokenPair
 from tests.float64 import Float64Throughout
 from tests.forward.test_pair_forward import token_pairs

@@ -18,6 +18,7 @@ import pytest
 import counterpoint
 from counterpoint import CPOConfig
 from counterpoint.config import REFUSED
+from counterpoint.config.pair_options import PairOptions
 from counterpoint.doctor.table import TABLE, TABLE_ZH
 from counterpoint.errors import CODES, CounterpointError
 
@@ -195,6 +196,11 @@ OWN_OPTIONS: dict[str, Any] = {
     "gradient_checkpointing": True,
     "bf16": None,
     "logging_nan_inf_filter": False,
+    # of the loss, beyond TRL's
+    "use_weighting": False,
+    "ld_alpha": None,
+    "arpo_scale": 0.9,
+    "arpo_eta": 0.4,
     # TRL's
     "max_length": 1024,
     "max_completion_length": None,
@@ -250,6 +256,10 @@ OWN_OPTIONS: dict[str, Any] = {
 """Frozen: a script that sets none of them computes the same in every release of a major version."""
 
 COUNTERPOINTS_OWN = {
+    "use_weighting",
+    "ld_alpha",
+    "arpo_scale",
+    "arpo_eta",
     "gamma_beta_ratio",
     "nll_reduction",
     "truncation",
@@ -297,7 +307,9 @@ def default_of(config: type[Any], name: str) -> Any:
 
 
 def own_names() -> set[str]:
-    return {field.name for field in fields(CPOConfig)} & {*inspect.get_annotations(CPOConfig)}
+    parts = (CPOConfig, PairOptions)
+    own = {name for part in parts for name in inspect.get_annotations(part)}
+    return own & {field.name for field in fields(CPOConfig)}
 
 
 def test_the_options_of_cpo_config_and_their_defaults_are_frozen() -> None:

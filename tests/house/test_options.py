@@ -521,6 +521,10 @@ TRIED: dict[str, Row] = {
     "cpo_alpha": row(gradients, 0.5),
     "simpo_gamma": row(gradients, 2.0, loss_type="simpo"),
     "alpha": row(gradients, 0.01),
+    "use_weighting": row(gradients, True),
+    "ld_alpha": row(gradients, 0.3),
+    "arpo_scale": row(gradients, 1.0, loss_type="arpo"),
+    "arpo_eta": row(gradients, 1.5, loss_type="arpo"),
     "model_init_kwargs": row(precision, {"dtype": "bfloat16"}),
     "trust_remote_code": row(strange_config, True),
     "dataset_num_proc": row(processes, 2),
@@ -640,6 +644,9 @@ IDLE: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "simpo_gamma": (2.0, {}, {}),
     "gamma_beta_ratio": (8.0, {}, {}),
     "alpha": (0.1, {"loss_type": "orpo"}, {}),
+    "ld_alpha": (0.3, {"loss_type": "simpo"}, {}),
+    "arpo_scale": (1.0, {}, {}),
+    "arpo_eta": (1.5, {}, {}),
     "generate_during_eval": (True, {}, {"evaluates": False}),
     "eval_samples": (2, {}, {}),
     "eval_sample_tokens": (2, {"generate_during_eval": True}, {"evaluates": False}),
@@ -701,7 +708,8 @@ ALWAYS = {
     *("max_length", "max_completion_length", "loss_type", "disable_dropout", "truncation"),
     "train_turns",
     *("invalid_rows", "nonfinite", "layout", "max_micro_batch_tokens", "stochastic_rounding"),
-    *("constraints", "monitor_steps", "bf16", "gradient_checkpointing", "pairs_per_step"),
+    *("use_weighting", "constraints", "monitor_steps", "bf16", "gradient_checkpointing"),
+    "pairs_per_step",
 }
 """Options of ours that matter in every run."""
 

@@ -30,13 +30,16 @@ HELD: list[dict[str, Any]] = [
 ]
 """Each kind that reads the step's own pairs, and each rule; bounds that are not held at first."""
 
+OF_RANKS = ("sigmoid", "ipo", "simpo", "orpo", "repo", "simper", "arpo")
+
 CASES: dict[str, dict[str, Any]] = {
-    **{name: {"objective": name} for name in ("sigmoid", "ipo", "simpo", "orpo", "repo", "simper")},
+    **{name: {"objective": name} for name in OF_RANKS},
     "hinge, fp32": {"objective": "hinge", "dtype": "float32"},
     "alphapo, paper's NLL": {"objective": "alphapo", "nll_reduction": "sequence_sum"},
     "experts": {"objective": "sigmoid", "kind": "qwen3_moe", "router_aux_loss_coef": 1.0},
     "cut by tokens": {"objective": "sigmoid", "kind": "phi", "max_micro_batch_tokens": 40},
     "padded": {"objective": "sigmoid", "layout": "padded", "pairs": 9},
+    "weighed and shorter": {"objective": "hinge, shorter and weighed", "pairs": 11},
     "checkpointed": {"objective": "sigmoid", "gradient_checkpointing": True},
     "short last step": {"objective": "sigmoid", "pairs": 11},
     "last step of one pair": {"objective": "sigmoid", "pairs": 9},
@@ -129,7 +132,8 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }
 TORTURED = {
-    *("ipo", "orpo", "repo", "simper", "alphapo, paper's NLL", "padded", "last step of one pair"),
+    *("ipo", "orpo", "repo", "simper", "arpo", "alphapo, paper's NLL", "padded"),
+    "last step of one pair",
     *("streamed, short last step", "a second set, of half of it", "buffers broadcast"),
     *("forward does not fit", "forward of the only micro-batch does not fit"),
 }
@@ -259,6 +263,7 @@ def multipliers(logs: list[dict[str, Any]]) -> list[float]:
 def as_stream(pairs: Dataset, shards: int = 1) -> Any:
     """Prepared pairs as the streaming set that ``prepare`` would give."""
     numbers = dict.fromkeys(("cut_prompt", "cut_chosen", "cut_rejected", "boundary", "spelled"), 0)
+    numbers["listed"] = 0
     extra = {**numbers, "same": False, "absent": "", "pictures": [], "lost": "", "problem": ""}
     assert set(COLUMNS) == {*pairs.column_names, *extra}
     return pairs.map(lambda row: extra).to_iterable_dataset(num_shards=shards)

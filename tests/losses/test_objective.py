@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 
 from counterpoint import CPOConfig
 from counterpoint.losses.objective import LossMath, Objective, math_of, sum_totals
 from counterpoint.objectives import LOSSES
+from counterpoint.pair_facts import PairFacts
 from counterpoint.records import PairBatch, PairLogps
 
 
@@ -112,6 +117,100 @@ def test_simper_is_a_difference_of_inverse_perplexities():
     assert loss.item() == pytest.approx(-0.23254415793482963, rel=1e-15)
     assert logps.chosen.grad.item() == pytest.approx(-0.036787944117144235, rel=1e-14)
     assert logps.rejected.grad.item() == pytest.approx(0.01353352832366127, rel=1e-14)
+
+
+def arpo(chosen: float, rejected: float, **options: float) -> tuple[float, float, float]:
+    """Loss and slopes of one pair of ten tokens a side, beta 0.1, without an NLL."""
+    logps = logps_of([chosen], [rejected])
+    loss = loss_of(Objective("arpo", beta=0.1, cpo_alpha=0.0, **options), logps)
+    loss.backward()
+    return loss.item(), logps.chosen.grad.item(), logps.rejected.grad.item()
+
+
+def test_arpo_is_the_authors_code_and_its_tau_has_a_slope():
+    # means of -1 and -2: tau = 0.9 e^0.4 - 1 = 0.34264, the gap 0.1 (-10 + 20 tau) = -0.31472;
+    # the slope of tau is 0.4 x 0.9 e^0.4 by the distance of the means, a tenth of that by a sum
+    found = arpo(-10.0, -20.0)
+    assert found[0] == pytest.approx(0.862834927575326, rel=1e-14)
+    assert found[1] == pytest.approx(-0.11989121287629327, rel=1e-13)
+    assert found[2] == pytest.approx(0.08189357684206973, rel=1e-13)
+
+
+def test_arpo_as_the_paper_has_it_rejects_wholly_where_means_are_far_apart():
+    # tau = e^1.5 - 1 is above 1, so that the gap is CPO's, 0.1 x 10, and tau moves nothing
+    found = arpo(-10.0, -20.0, arpo_scale=1.0, arpo_eta=1.5)
+    assert found == pytest.approx((0.31326168751822286, -0.026894142136999, 0.026894142136999))
+    # means of -1 and -1.3: tau = e^0.45 - 1, the gap 0.1 (-10 + 13 tau)
+    near = arpo(-10.0, -13.0, arpo_scale=1.0, arpo_eta=1.5)
+    assert near[0] == pytest.approx(0.8322479271378969, rel=1e-14)
+
+
+def test_at_equality_arpo_rejects_nothing_in_the_paper_and_pulls_up_in_the_code():
+    # tau is 0: the gap is 0.1 x -10; and tau is -0.1: it is 0.1 (-10 - 1)
+    paper, code = arpo(-10.0, -10.0, arpo_scale=1.0, arpo_eta=1.5), arpo(-10.0, -10.0)
+    assert paper[0] == pytest.approx(1.3132616875182228, rel=1e-14)
+    assert paper[2] == 0.0
+    assert code[0] == pytest.approx(1.3873353251154308, rel=1e-14)
+    # sigmoid(1.1) x 0.1 x -0.1: what raises the rejected completion lowers the loss
+    assert code[2] == pytest.approx(-0.0075026010559511, rel=1e-12)
+
+
+def with_facts(logps: PairLogps, **facts: list[float]) -> PairLogps:
+    tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in facts.items()}
+    return replace(logps, facts=PairFacts(**tensors))
+
+
+def test_wpo_weighs_the_loss_of_a_pair_and_not_its_nll():
+    # u adds up to -log 4 and to 0.5, which counts as 0: weights of a fourth and of 1
+    logps = with_facts(logps_of([-3.0, -3.0], [-3.0, -3.0]), likeness=[-math.log(4), 0.5])
+    objective = Objective(use_weighting=True)
+    terms = objective(logps, torch.zeros(2).double())
+    assert terms.preference.tolist() == pytest.approx([math.log(2) / 4, math.log(2)], rel=1e-15)
+    assert terms.nll.tolist() == [3.0, 3.0]
+    loss = objective.share(terms, torch.ones(2).double(), objective.totals(batch_of([1.0, 1.0])))
+    # divided by the sum of the pairs' own weights: 2; an NLL of 6 nats over 20 tokens
+    assert loss.item() == pytest.approx(1.25 * math.log(2) / 2 + 0.3, rel=1e-15)
+    loss.backward()
+    # the weight is a constant: 0.1 x sigmoid(0), halved, a fourth of that for the first; the NLL
+    slopes = [-0.1 / 2 / 2 / 4 - 1 / 20, -0.1 / 2 / 2 - 1 / 20]
+    assert logps.chosen.grad.tolist() == pytest.approx(slopes, rel=1e-14)
+
+
+def test_tokens_past_the_shorter_completion_weigh_alpha():
+    # chosen: 3 nats on shared places and 2 beyond; rejected: 4, nothing beyond
+    logps = with_facts(logps_of([-5.0], [-4.0]), chosen_shared=[-3.0], rejected_shared=[-4.0])
+    for alpha, score in ((0.0, -3.0), (0.25, -3.5), (1.0, -5.0)):
+        objective = Objective(ld_alpha=alpha, beta=1.0, cpo_alpha=0.0)
+        terms = objective(logps, torch.zeros(1).double())
+        assert terms.chosen_logps.item() == pytest.approx(score)
+        gap = score + 4.0
+        assert terms.preference.item() == pytest.approx(math.log1p(math.exp(-gap)), rel=1e-14)
+
+
+@pytest.mark.parametrize("options", [{"use_weighting": True}, {"ld_alpha": 0.5}])
+def test_facts_that_were_not_asked_for_are_missed(options: dict[str, Any]):
+    with pytest.raises(ValueError, match="which these pairs do not have"):
+        Objective(**options)(logps_of([-1.0], [-2.0]), torch.zeros(1).double())
+
+
+def test_weights_and_lengths_are_printed():
+    assert Objective(use_weighting=True, ld_alpha=0.5, cpo_alpha=0.0).formula() == (
+        "loss = mean over pairs of w * (-log sigmoid(gap))\n"
+        "gap  = 0.1 * (r(chosen) - r(rejected))\n"
+        "r(y) = sum log p, past the shorter completion's length times 0.5\n"
+        "w    = min(1, exp(u(chosen) + u(rejected))), held constant; u(y) = mean of log p - "
+        "log sum p^2"
+    )
+
+
+def test_arpo_prints_its_tau():
+    assert Objective("arpo", cpo_alpha=0.5).formula() == (
+        "loss = mean over pairs of -log sigmoid(gap + 0.1 * (1 - tau) * r(rejected)) + 0.5 * NLL\n"
+        "gap  = 0.1 * (r(chosen) - r(rejected))\n"
+        "r(y) = sum log p\n"
+        "tau  = min(0.9 * exp(0.4 * |difference of mean log p|) - 1, 1)\n"
+        "NLL  = mean over the step's chosen tokens of -log p"
+    )
 
 
 def test_the_formula_names_every_number():

@@ -40,8 +40,25 @@ def drift(model: nn.Module, initial: nn.Module, prompt: Sequence[int], completio
     return (then.exp() * (then - now)).sum()
 
 
+def likeness(model: nn.Module, prompt: Sequence[int], completion: Sequence[int]) -> float:
+    """WPO's mean over a completion of log p(token) - log sum p^2."""
+    ids = torch.tensor([[*prompt, *completion]])
+    with torch.no_grad():
+        odds = model(input_ids=ids, use_cache=False).logits[0].double().softmax(-1)
+    found = [
+        torch.log(odds[place, token] / odds[place].square().sum()).item()
+        for place, token in enumerate(completion, len(prompt) - 1)
+    ]
+    return sum(found) / len(found)
+
+
 def preference(kind: str, chosen: Tensor, rejected: Tensor, o: Mapping[str, float]) -> Tensor:
     """One pair's loss from its tokens' log-probabilities, as the papers print it."""
+    if "ld_alpha" in o:
+        shorter = min(len(chosen), len(rejected))
+        chosen, rejected = (
+            torch.cat([one[:shorter], o["ld_alpha"] * one[shorter:]]) for one in (chosen, rejected)
+        )
     beta, gamma, margin = o["beta"], o.get("gamma", 0.0), o.get("margin", 0.0)
     alpha, smoothing = o.get("alpha", 0.0), o.get("smoothing", 0.0)
     if kind in ("sigmoid", "hinge"):
@@ -54,6 +71,10 @@ def preference(kind: str, chosen: Tensor, rejected: Tensor, o: Mapping[str, floa
         return -beta * torch.log(torch.sigmoid(torch.log(odds_w / odds_l) - margin))
     if kind == "repo":
         return torch.clamp(gamma + margin - (reward_w - reward_l), min=0)
+    if kind == "arpo":
+        distance = (chosen.mean() - rejected.mean()).abs()
+        tau = torch.clamp(o["arpo_scale"] * torch.exp(o["arpo_eta"] * distance) - 1, max=1)
+        reward_w, reward_l = chosen.sum(), tau * rejected.sum()
     if kind == "simper":
         return reward_l.exp() - reward_w.exp() + margin
     if alpha:
@@ -81,6 +102,10 @@ def step_loss(
         chosen = trained(chosen, row.get("chosen_given") or ())
         rejected = trained(rejected, row.get("rejected_given") or ())
         pair = preference(kind, chosen, rejected, {**o, "margin": row.get("margin", 0.0)})
+        if o.get("weighed"):
+            sides = (row["chosen_ids"], row["rejected_ids"])
+            alike = sum(likeness(model, row["prompt_ids"], side) for side in sides)
+            pair = pair * min(1.0, math.exp(alike))
         total = total + weight * pair
         nll = nll - weight * chosen.sum()
         tokens += weight * len(chosen)

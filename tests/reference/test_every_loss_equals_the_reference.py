@@ -26,7 +26,11 @@ def _as_reference(options: dict) -> tuple[str, dict, float]:
         "alpha": options.get("alpha", 0.0),
         "smoothing": options.get("label_smoothing", 0.0),
         "nll": options.get("nll_reduction", "token_mean"),
+        "arpo_scale": options.get("arpo_scale", 0.9),
+        "arpo_eta": options.get("arpo_eta", 0.4),
     }
+    o |= {name: options[name] for name in ("ld_alpha",) if name in options}
+    o["weighed"] = options.get("use_weighting", False)
     return kind, o, 0.0 if kind == "alphapo" else options.get("cpo_alpha", 1.0)
 
 

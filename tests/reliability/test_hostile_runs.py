@@ -53,6 +53,8 @@ ACCOUNT = PrepareCounts(
     **dict.fromkeys(("tokens", "cut_rows", "cut_tokens", "absent_rows"), COUNTS),
     **dict.fromkeys(("boundary_rows", "boundary_tokens", "little_rows", "same_rows"), 1),
     spelled_rows=1,
+    listed_rows=1,
+    listed_pairs=2,
     lost=Counter({SAID: 1}),
     shown={SAID: "row 1: 'I think' (CW216)"},
     lengths={"prompt": Counter({3: 5, 50: 3}), "chosen": Counter({4: 8}), "rejected": Counter()},

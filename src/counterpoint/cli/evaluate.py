@@ -201,8 +201,11 @@ def _named(sets: Any, request: Request) -> Iterator[tuple[str, Any]]:
 
 def _with_references(prompts: list[Prompt], pairs: Sequence[TokenPair], rows: Any) -> list[Prompt]:
     """The rows' own references in place of the chosen completions, where they have any."""
+    from counterpoint.data.several import one_rejected_a_row
+
     if "reference" not in (rows.column_names or ()):
         return prompts
+    rows = one_rejected_a_row(rows)
     return [
         replace(prompt, reference=_reference(rows[pair.row], pair.row))
         for prompt, pair in zip(prompts, pairs, strict=True)

@@ -100,6 +100,7 @@ def _show(request: Request, options: TokensOptions) -> None:
     from counterpoint.data.options import PrepareOptions
     from counterpoint.data.picture_files import folder_of
     from counterpoint.data.row_tokens import tokens_of_row
+    from counterpoint.data.several import one_rejected_a_row
     from counterpoint.models.preparing import encoder_of, prepare_tokenizer
 
     quiet_bars()
@@ -113,7 +114,8 @@ def _show(request: Request, options: TokensOptions) -> None:
         found = shown_rows(run, config)
     limits, encoder = PrepareOptions.of(config).limits, encoder_of(described, tokenizer, config)
     name, width = shown(shown_name(run)), terminal_width()
-    rows, folder = lists_of_csv(joined_rows(found), name), folder_of(joined_rows(found))
+    whole, folder = joined_rows(found), folder_of(joined_rows(found))
+    rows = one_rejected_a_row(lists_of_csv(whole, name))
     if rows.column_names is not None:
         formats.check_columns(rows.column_names, name=name)
     for raw, row in _picked(rows, options.row, name):
@@ -125,13 +127,16 @@ def _show(request: Request, options: TokensOptions) -> None:
             raise DataError(error.code, f"{name}{apart}, {error.message}") from error
         if options.json:
             of = {"set": shown(named), "row_of_set": own} if isinstance(found, Mixture) else {}
-            told = strict_json({"data": name, **of, **drawn.as_dict()}, ensure_ascii=False)
-            _write(visible(told))
+            _write(visible(_as_json({"data": name, **of, **drawn.as_dict()})))
         else:
             color = _colored(options.color)
             _write(f"{draw_tokens(drawn, name=f'{name}{apart}', width=width, color=color)}\n")
     if not options.json:
         _write(LEGEND)
+
+
+def _as_json(told: dict[str, Any]) -> str:
+    return strict_json(told, ensure_ascii=False)
 
 
 def _described(source: str, config: CPOConfig) -> Any:

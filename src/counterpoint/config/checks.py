@@ -53,6 +53,9 @@ RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = MappingProxyType(
         "adam_epsilon": (lambda x: 0 < x < math.inf, "a finite number above 0"),
         "num_train_epochs": (lambda x: 0 < x < math.inf, "a finite number above 0"),
         "label_smoothing": (lambda x: 0 <= x < 0.5, "in [0, 0.5)"),
+        "ld_alpha": (lambda x: 0 <= x <= 1, "in [0, 1]"),
+        "arpo_scale": (lambda x: 0 < x < math.inf, "a finite number above 0"),
+        "arpo_eta": (_at_least_zero, "a finite number, at least 0"),
         "max_length": (lambda x: x >= 2 and x == int(x), "a whole number, at least 2"),
         "max_completion_length": (_whole_from_one, "a whole number, at least 1"),
         "dataset_num_proc": (_whole_from_one, "a whole number, at least 1"),
@@ -83,6 +86,7 @@ RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = MappingProxyType(
 """Option -> (whether a number is in range, the range in words)."""
 
 UNSET_ALLOWED = (
+    "ld_alpha",
     "gamma_beta_ratio",
     "router_aux_loss_coef",
     "max_length",
@@ -172,6 +176,12 @@ def _version(given: Mapping[str, Any]) -> str:
     return str(given.get("version", given.get("fsdp_version", 2)))
 
 
+_OF_PAIRS: Mapping[str, Any] = MappingProxyType(
+    {"ld_alpha": None, "arpo_scale": 0.9, "arpo_eta": 0.4}
+)
+"""Options that few losses read, and their defaults."""
+
+
 def _check_loss(config: Any) -> None:
     """What the loss does not read, by its row of the table."""
     row, of = LOSSES[config.loss_type], f"loss_type={config.loss_type!r}"
@@ -208,6 +218,13 @@ def _check_loss(config: Any) -> None:
             "CP104",
             f"alpha={config.alpha} reshapes the log-probability reward, which {of} does not have.",
         )
+    for name, usual in _OF_PAIRS.items():
+        value = getattr(config, name)
+        if value != usual and not row.reads(name):
+            raise ConfigError(
+                "CP104",
+                f"{name}={value} would do nothing with {of}; it is for {those(reading(name))}.",
+            )
 
 
 def check_contradictions(config: Any) -> None:

@@ -36,6 +36,7 @@ from counterpoint.config.checks import (
 )
 from counterpoint.config.host_offload import settle_offload
 from counterpoint.config.names import ByEveryName
+from counterpoint.config.pair_options import PairOptions
 from counterpoint.config.step_size import pairs_on, settle_accumulation
 from counterpoint.constraints import Constraint, read_constraints
 from counterpoint.errors import ConfigError
@@ -56,7 +57,7 @@ def _option(default: Any, text: str, choices: Collection[str] | None = None) -> 
 
 
 @dataclass
-class CPOConfig(TrainingArguments, metaclass=ByEveryName):
+class CPOConfig(PairOptions, TrainingArguments, metaclass=ByEveryName):
     """Options of a CPO run: TRL's names, Counterpoint's additions, all of TrainingArguments.
 
     Every field's help states its range and unit; see docs/options.md for the list.

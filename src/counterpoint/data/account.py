@@ -61,6 +61,8 @@ def counts_of(table: pa.Table, options: PrepareOptions, name: str) -> PrepareCou
     counts.boundary_rows = pc.sum(pc.greater(table.column("boundary"), 0)).as_py()
     counts.same_rows = pc.sum(table.column("same")).as_py()
     counts.spelled_rows = pc.sum(used.column("spelled")).as_py() or 0
+    for each in pc.value_counts(table.column("listed")).to_pylist():
+        counts.take(each["values"], each["counts"])
     for each in pc.value_counts(used.column("absent")).to_pylist():
         counts.miss(each["values"], each["counts"])
     lossy = used.filter(pc.not_equal(used.column("lost"), ""))

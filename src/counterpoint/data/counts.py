@@ -35,9 +35,15 @@ NUMBERS = (
     "same_rows",
     "spelled_rows",
     "given_rows",
+    "listed_rows",
+    "listed_pairs",
 )
 COUNTERS = ("dropped", "cut_rows", "cut_tokens", "tokens", "given_tokens", "absent_rows", "lost")
 """Fields of an account that add up, as numbers and by key."""
+
+NO_LIST, FIRST, FURTHER = 0, 1, 2
+"""What the column ``listed`` says of a row: that its rejected completion was not in a list, or the
+first of one, or a further one."""
 
 CLASSES = 40
 """Most classes of a histogram."""
@@ -67,6 +73,8 @@ class PrepareCounts:
         absent_rows: kept rows in which a column of the set holds nothing, by column: weight is
             taken as 1 there, margin as 0, and prompt as the text with which both sides begin.
         spelled_rows: kept rows with a text that spells messages, which is trained as that text.
+        listed_rows: rows, as the set is given, that list their rejected completions.
+        listed_pairs: how many those are. Each is counted as a row of its own everywhere else.
         lost: kept rows of which the chat template drops, changes or repeats something, by what it
             does in words.
         shown: the first row of each, and how what it lost begins.
@@ -93,6 +101,8 @@ class PrepareCounts:
     same_rows: int = 0
     absent_rows: Counter[str] = field(default_factory=Counter)
     spelled_rows: int = 0
+    listed_rows: int = 0
+    listed_pairs: int = 0
     lost: Counter[str] = field(default_factory=Counter)
     shown: dict[str, str] = field(default_factory=dict)
     lengths: dict[str, Counter[int]] = field(
@@ -113,6 +123,11 @@ class PrepareCounts:
         self.rows += rows
         self.dropped[code] += rows
         self.examples.setdefault(code, problem)
+
+    def take(self, listed: int, rows: int = 1) -> None:
+        """Count rows, kept or not, by what ``encode.COLUMNS``' column ``listed`` says of them."""
+        self.listed_pairs += rows * (listed != NO_LIST)
+        self.listed_rows += rows * (listed == FIRST)
 
     def keep(self, record: Mapping[str, Any]) -> None:
         """Count one kept row, given the columns of ``encode.COLUMNS``."""
@@ -168,6 +183,8 @@ class PrepareCounts:
             "same_rows": self.same_rows,
             "absent_rows": dict(sorted(self.absent_rows.items())),
             "spelled_rows": self.spelled_rows,
+            "listed_rows": self.listed_rows,
+            "listed_pairs": self.listed_pairs,
             "lost": dict(sorted(self.lost.items())),
             "shown": dict(sorted(self.shown.items())),
             "limits": dict(self.limits),
@@ -222,12 +239,20 @@ class PrepareCounts:
         """The dropped rows in words, most frequent code first: "5 x CP206, 4 x CP203"."""
         return ", ".join(f"{n:,} × {code}" for code, n in self.dropped.most_common())
 
+    def said_lists(self) -> str:
+        """How rows with several rejected completions are counted, in words."""
+        return (
+            f"{self.listed_rows:,} rows list their rejected completions: {self.listed_pairs:,} "
+            "rows of one each, which share the weight of theirs"
+        )
+
     def summary(self) -> str:
         """A few lines for people; what did not happen is not mentioned."""
         tokens = " + ".join(f"{self.tokens[part]:,} {part}" for part in PARTS)
         lines = [f"{self.name}: {self.kept:,} of {self.rows:,} rows, {tokens} tokens"]
         whole = sum(one.epoch for one in self.shares)
         lines += [f"  {one.in_words(whole)}" for one in self.shares]
+        lines += [f"  {self.said_lists()}"] * bool(self.listed_rows)
         if self.dropped:
             lines.append(f"  dropped: {self.by_code()}")
             lines += [f"    for example {text}" for text in self.examples.values()]

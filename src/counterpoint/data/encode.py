@@ -19,17 +19,19 @@ from datasets import Features, List, Value
 
 from counterpoint.data.bounds import bounded_memory
 from counterpoint.data.cells import row_spells_messages
+from counterpoint.data.counts import FIRST, FURTHER, NO_LIST
 from counterpoint.data.encoder import Encoder, RowDraft
 from counterpoint.data.formats import to_preference_row
 from counterpoint.data.options import Limits
 from counterpoint.data.pair_columns import GIVEN_COLUMNS
 from counterpoint.data.picture_files import rules_for
+from counterpoint.data.said_lists import place_in_list, with_place
 from counterpoint.data.survival import as_column
 from counterpoint.data.tokenize import Tokens
 from counterpoint.data.turns import given_spans
 from counterpoint.errors import DataError
 from counterpoint.picture import Picture
-from counterpoint.preference_row import PARTS
+from counterpoint.preference_row import PARTS, ListedPlace
 
 PICTURE = {
     "path": Value("string"),
@@ -52,6 +54,7 @@ FEATURES = Features(
         **{f"cut_{part}": Value("int32") for part in PARTS},
         "boundary": Value("int32"),
         "same": Value("bool"),
+        "listed": Value("int32"),
         "absent": Value("string"),
         "spelled": Value("bool"),
         "pictures": List(PICTURE),
@@ -92,9 +95,10 @@ def encode_rows(
     Returns:
         ``COLUMNS``: ids of the three parts, spans of completions without loss, weight, margin and
         number of each row, tokens cut from each part, tokens that the boundary moved, whether
-        cutting made the completions equal, the columns in which the row has nothing, whether a text
-        spells messages, its pictures, what the row lost in the chat template
-        (``survival.as_column``), and the problem, an error's text or "".
+        cutting made the completions equal, whether the row was taken from a list
+        (``counts.NO_LIST`` and its kin), the columns in which it has nothing, whether a text spells
+        messages, its pictures, what the row lost in the chat template (``survival.as_column``), and
+        the problem, an error's text or "".
 
     Raises:
         DataError: CP208 where messages meet a tokenizer without a chat template, CP217 where the
@@ -115,7 +119,7 @@ def encode_rows(
             except DataError as error:
                 if error.code in NOT_OF_THE_ROW:
                     raise
-                records.append(_problem(row, error))
+                records.append(_problem(row, error, place_in_list(raw)))
             except MemoryError as error:
                 raise DataError(
                     "CP222",
@@ -134,7 +138,7 @@ def encode_rows(
             except DataError as error:
                 if error.code in NOT_OF_THE_ROW:
                     raise
-                records[place] = _problem(draft.row.row, error)
+                records[place] = _problem(draft.row.row, error, draft.row.listed)
     return {name: [record[name] for record in records] for name in COLUMNS}
 
 
@@ -153,7 +157,14 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _problem(row: int, error: DataError) -> dict[str, Any]:
+def _listed(place: ListedPlace | None) -> int:
+    """Whether a row is the first of a list of several, a further one, or neither."""
+    if place is None or not place.of:
+        return NO_LIST
+    return FURTHER if place.place else FIRST
+
+
+def _problem(row: int, error: DataError, place: ListedPlace | None) -> dict[str, Any]:
     return {
         **{f"{part}_ids": [] for part in PARTS},
         **{name: [] for name in GIVEN_COLUMNS},
@@ -161,7 +172,8 @@ def _problem(row: int, error: DataError) -> dict[str, Any]:
         **{f"cut_{part}": 0 for part in PARTS},
         **{"boundary": 0, "same": False, "absent": "", "spelled": False, "lost": ""},
         "pictures": [],
-        "problem": str(error),
+        "listed": _listed(place),
+        "problem": str(with_place(error, place)),
     }
 
 
@@ -199,6 +211,7 @@ def _record(
         "cut_rejected": pair.cut_rejected,
         "boundary": tokens.moved,
         "same": pair.chosen == pair.rejected,
+        "listed": _listed(row.listed),
         "absent": " ".join(row.absent),
         "spelled": row_spells_messages(row),
         "pictures": [picture_cell(picture, whole=whole) for picture in row.pictures],

@@ -48,6 +48,7 @@ from counterpoint.data.pictures import (
     opened,
 )
 from counterpoint.data.plain import is_missing, plain
+from counterpoint.data.said_lists import LISTED, place_in_list, refuse_unusable_lists, saying_place
 from counterpoint.data.shapes import OF_SHAPES, has_shape, in_known_shape
 from counterpoint.data.shared_prompt import (
     LIKELY_PROMPTS,
@@ -83,11 +84,10 @@ COLUMNS = (
 )
 """Every column that can have a meaning; all others are ignored."""
 
-
 NUMBERS = ("weight", "margin")
 """Columns of numbers, where NaN is no absence."""
 
-READ = frozenset({*COLUMNS, *LANGUAGES, *LIKELY_PROMPTS, *OF_SHAPES})
+READ = frozenset({*COLUMNS, *LANGUAGES, *LIKELY_PROMPTS, *OF_SHAPES, LISTED})
 """Every column that this module looks at by its name; of the others those that hold pictures."""
 
 SHAPES = (
@@ -115,7 +115,7 @@ def to_preference_row(
             blank completion; CP205 equal completions; CP206 differing or absent prompts; CP207
             a completion that does not end with the assistant; CP212 an unusable number; CP216 a
             row too large to be one; CP219 what the model cannot see; CP228 to CP231 pictures that
-            do not fit the row or cannot be opened; CP239 no completion is preferred.
+            do not fit the row or cannot be opened; CP233 and CP234 unusable lists; CP239 equals.
     """
     return opened(*read_unopened(raw, row, pictures is not None), pictures)
 
@@ -139,7 +139,8 @@ _Read = tuple[PreferenceRow, list[PictureCell]]
 def read_unopened(raw: Mapping[str, Any], row: int, seeing: bool) -> _Read:
     """A row without its pictures, and these, none opened; as for ``to_preference_row``."""
     try:
-        return _to_preference_row(raw, row, seeing)
+        with saying_place(raw):
+            return _to_preference_row(raw, row, seeing)
     except RecursionError as error:
         text = f"row {row}: values are nested too deeply. Remove the row."
         raise DataError("CP202", text) from error
@@ -149,6 +150,7 @@ def _to_preference_row(given: Mapping[str, Any], row: int, seeing: bool) -> _Rea
     raw = _filled(given)
     check_size(raw, row)
     refuse_unseen(raw, row, seeing=seeing)
+    refuse_unusable_lists(raw, row)
     raw = dict(in_known_shape(raw, row))
     if seeing:
         question_as_prompt(raw)
@@ -175,6 +177,7 @@ def _to_preference_row(given: Mapping[str, Any], row: int, seeing: bool) -> _Rea
         beside = {"system": raw.get("system"), "tools": tools}
         _refuse_beside_text({**beside, "chat_template_kwargs": template_kwargs}, row)
     check_depth([prompt, chosen, rejected, tools, template_kwargs], row)
+    listed = place_in_list(raw)
     read = PreferenceRow(
         prompt=prompt,
         chosen=chosen,
@@ -182,8 +185,9 @@ def _to_preference_row(given: Mapping[str, Any], row: int, seeing: bool) -> _Rea
         row=row,
         tools=tools,
         template_kwargs=template_kwargs,
-        weight=read_number(raw, "weight", 1.0, row),
+        weight=read_number(raw, "weight", 1.0, row) * (1.0 if listed is None else listed.share),
         margin=read_number(raw, "margin", 0.0, row),
+        listed=listed,
         absent=tuple(name for name in (*NUMBERS, "prompt") if _is_absent(name, given, raw, prompt)),
         **_languages(raw),
     )

@@ -30,6 +30,7 @@ from counterpoint.data.csv_sets import lists_of_csv
 from counterpoint.data.listed import ListedSet, names_of_sets
 from counterpoint.data.mixed_order import MixedOrder, SetShare
 from counterpoint.data.picture_files import folder_of, in_folder
+from counterpoint.data.several import one_rejected_a_row
 from counterpoint.data.sources import as_json_cells, dataset_from_rows, load, pick_split
 from counterpoint.data.undecoded import undecoded
 from counterpoint.errors import DataError
@@ -181,6 +182,7 @@ def as_mixture(rows: Dataset, name: str) -> Mixture:
         rows: raw rows.
         name: of the set.
     """
+    rows = one_rejected_a_row(lists_of_csv(undecoded(rows), name))
     return Mixture(rows, [Part(name, Fraction(1), len(rows), rows)])
 
 
@@ -223,7 +225,7 @@ def _opened(one: ListedSet, name: str, most: int | None) -> Dataset:
     found = pick_split(load(one.source, split=one.split, config=one.subset))
     assert isinstance(found, Dataset)  # nothing was asked to stream
     whole = undecoded(first_rows(found, one.rows or most))
-    rows = in_own_columns(lists_of_csv(whole, name), one.columns, name)
+    rows = one_rejected_a_row(in_own_columns(lists_of_csv(whole, name), one.columns, name))
     formats.check_columns(rows.column_names, name=name)
     return _placed_in(rows, {folder_of(found)})
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
@@ -31,6 +30,7 @@ from counterpoint.data.account import (
     refused_row,
     usable_of,
 )
+from counterpoint.data.bars import progress_bars_off
 from counterpoint.data.counts import PrepareCounts
 from counterpoint.data.csv_sets import lists_of_csv
 from counterpoint.data.encode import COLUMNS, FEATURES, encode_rows
@@ -46,6 +46,7 @@ from counterpoint.data.pair_columns import (
 from counterpoint.data.pair_digest import digest_of
 from counterpoint.data.parts import Recipe, encoded_in_parts, in_parts, is_large
 from counterpoint.data.picture_files import files_seen, folder_of
+from counterpoint.data.several import apart_while_read, one_rejected_a_row
 from counterpoint.data.sources import dataset_from_rows
 from counterpoint.data.undecoded import undecoded
 from counterpoint.records import TokenPair
@@ -136,6 +137,7 @@ def prepare(
         dataset = dataset_from_rows(list(dataset), name=name)
     if len(dataset) == 0:
         raise empty(name)
+    dataset = one_rejected_a_row(dataset)
     formats.check_columns(dataset.column_names, name=name)
     rows, recipe = _recipe(dataset, encoder, options, name)
     if is_large(dataset):
@@ -241,6 +243,7 @@ def _usable(
     options = prepared.options
     for record in rows:
         problem = record["problem"]
+        counts.take(record["listed"])
         if not problem:
             counts.keep(record)
             if record["lost"] and told is not None:
@@ -277,8 +280,7 @@ def _prepare_stream(
         formats.check_columns(dataset.column_names, name=name)
     number, lanes = lane
     read = dataset.shard(lanes, number) if lanes > 1 else dataset
-    # row by row: batches of streams that were joined would mix tables of unlike columns
-    plain = read.with_format(None).map(_row_as_it_is)
+    plain = apart_while_read(read, number, lanes)
     arguments = {
         **{"encoder": encoder, "limits": options.limits, "lane": lane},
         **{"folder": folder_of(dataset), "whole": True},
@@ -310,10 +312,6 @@ def _encode_stream(
     numbers = [(row + first_row) * lanes + number for row in rows] if lanes > 1 else rows
     columns = encode_rows(batch, numbers, first_row=first_row if lanes == 1 else 0, **more)
     return {**columns, PROMPT_OF_TRL: columns["prompt_ids"]}
-
-
-def _row_as_it_is(row: dict[str, Any]) -> dict[str, Any]:
-    return row
 
 
 def encode_every_row(
@@ -389,7 +387,7 @@ def _map(
             now = stack.enter_context(phase(f"preparing the rows of {name}", len(dataset), "rows"))
             encode = partial(_counted, now)
         if processes == 1 or len(dataset) < SHOW_PROGRESS_FROM:
-            stack.enter_context(_progress_bars_off())
+            stack.enter_context(progress_bars_off())
         return dataset.map(
             encode,
             with_indices=True,
@@ -415,18 +413,6 @@ def _counted(now: Phase, batch: Any, places: list[int], **more: Any) -> Any:
     found = encode_rows(batch, places, **more)
     now.advance(len(places))
     return found
-
-
-@contextlib.contextmanager
-def _progress_bars_off() -> Iterator[None]:
-    if not datasets.is_progress_bar_enabled():
-        yield
-        return
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.enable_progress_bars()
 
 
 def _account(encoded: Dataset, raw: Dataset, options: PrepareOptions, name: str) -> Prepared:

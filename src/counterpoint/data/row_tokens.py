@@ -23,6 +23,7 @@ from counterpoint.data.encode import encode_rows
 from counterpoint.data.encoder import Encoder
 from counterpoint.data.options import UNLIMITED, Limits
 from counterpoint.data.pair_columns import to_pair
+from counterpoint.data.said_lists import place_in_list
 from counterpoint.data.survival import from_column
 from counterpoint.data.truncate import Span
 from counterpoint.data.vocabularies import reader_of_sources
@@ -100,6 +101,8 @@ class RowTokens:
         margin: extra margin, in nats of scaled reward.
         lost: what the chat template drops, changes or repeats of the row, in words.
         pictures: of the prompt, in the order of their places.
+        listed: where its rejected completion stands in the set as it is given, in words; "" where
+            the row there has one.
     """
 
     row: int
@@ -112,6 +115,7 @@ class RowTokens:
     margin: float = 0.0
     lost: tuple[str, ...] = ()
     pictures: tuple[ShownPicture, ...] = ()
+    listed: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain JSON types."""
@@ -143,7 +147,8 @@ def tokens_of_row(
         raise DataError(record["problem"][:5], record["problem"][6:])
     unlimited = replace(UNLIMITED, train_turns=limits.train_turns)
     whole = to_pair(_encoded(raw, row, encoder, unlimited, folder), encoder.start_tokens)
-    return tokens_of_pair(
+    place = place_in_list(raw)
+    found = tokens_of_pair(
         to_pair(record, encoder.start_tokens),
         encoder.tokenizer,
         whole=whole,
@@ -154,6 +159,7 @@ def tokens_of_row(
             _shown(*one) for one in zip(whole.pictures, encoder.spans(whole), strict=True)
         ),
     )
+    return found if place is None else replace(found, listed=place.in_words())
 
 
 def tokens_of_pair(

@@ -52,7 +52,7 @@ def draw_tokens(tokens: RowTokens, *, name: str, width: int = 80, color: bool = 
         width: columns that no line exceeds, at least 20.
         color: whether to colour by role, with ANSI sequences.
     """
-    facts = []
+    facts = [tokens.listed] if tokens.listed else []
     if tokens.boundary:
         facts.append(
             f"the boundary leaves {_count(tokens.boundary)} of the prompt's end to the completions"

@@ -90,6 +90,8 @@ _FIXES: Mapping[str, str] = MappingProxyType(
         "CP212": _DROP,
         "CP213": _DROP,
         "CP214": _DROP,
+        "CP233": _DROP,
+        "CP234": _DROP,
         "CW215": 'train_dataset = train_dataset.filter(lambda row: row["weight"] > 0)',
         "CW210": (
             'spaces = row["prompt"][len(row["prompt"].rstrip()) :]\n'
@@ -154,7 +156,12 @@ def of_both(train: Survey, evaluation: Survey) -> Iterator[Finding]:
         f"{_rate(len(twins), evaluation.texts)} of {evaluation.name} are nearly rows of "
         f"{train.name}; row {rows[0]} is like row {first} there.",
         rows=rows,
-        fix=f"leaked = {rows}\n{_WITHOUT_LEAKED}" if len(rows) <= MOST_LISTED else "",
+        # numbers of rows that were taken from lists are none of the set as it is given
+        fix=(
+            f"leaked = {rows}\n{_WITHOUT_LEAKED}"
+            if len(rows) <= MOST_LISTED and not evaluation.listed_rows
+            else ""
+        ),
     )
 
 
@@ -180,6 +187,11 @@ def _manifest(found: Survey, rare: Mapping[str, int]) -> Finding:
         if found.tokens.given:
             text += f", of the completions {found.tokens.given:,} without loss"
     text += f"; digest {found.digest}"
+    if found.listed_rows:
+        text += (
+            f"; {found.listed_pairs:,} of them from {found.listed_rows:,} rows that list their "
+            "rejected completions"
+        )
     if rare:
         counts = ", ".join(f"{count:,} x {code}" for code, count in rare.items())
         text += f"; too few for a warning: {counts}"

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from counterpoint.objectives import ALPHAPO, LOSSES, ORPO, SIGMOID, SIMPER, SIMPO
+from counterpoint.objectives import ALPHAPO, ARPO, LOSSES, ORPO, SIGMOID, SIMPER, SIMPO
 
 OF_SIMPO = "arXiv:2405.14734 and its repository's training configurations"
 OF_CPO = "arXiv:2401.08417 and the ALMA repository (runs/cpo_ft.sh)"
@@ -23,6 +23,9 @@ OF_ALPHAPO = (
     "the rest as SimPO's"
 )
 OF_SIMPER = "arXiv:2502.00883 and its repository's training configurations"
+OF_ARPO = (
+    "the ALMA repository (runs/cpo_ft.sh with utils/cpo_trainer.py, which is arXiv:2410.03115's)"
+)
 OF_ORPO = "arXiv:2403.07691 and xfactlab/orpo (scripts/run_mistral_orpo_beta.sh)"
 
 PAIRS_PER_STEP = 128
@@ -175,6 +178,22 @@ PRESETS: tuple[Preset, ...] = (
     _simper("mistral-instruct", "Mistral-7B-Instruct-v0.2", 5e-7),
     _simper("llama3-base", "Llama-3-8B, SFT on UltraChat", 6e-7),
     _simper("llama3-instruct", "Llama-3-8B-Instruct", 1e-6),
+    Preset(
+        "arpo-translation",
+        "ARPO",
+        "ALMA-13B",
+        ARPO.name,
+        0.1,
+        None,
+        1.0,
+        1e-4,
+        OF_ARPO,
+        lora_r=16,
+        max_length=512,
+        schedule="inverse_sqrt",
+        warmup_steps=0.01,
+        weight_decay=0.01,
+    ),
 )
 
 BY_NAME: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in PRESETS})

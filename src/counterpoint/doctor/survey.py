@@ -31,14 +31,11 @@ from transformers import PreTrainedTokenizerBase
 from counterpoint.console.phases import phase
 from counterpoint.data import formats
 from counterpoint.data.counts import given_tokens, little_is_left
-from counterpoint.data.csv_sets import lists_of_csv
 from counterpoint.data.encoder import Encoder, encoder_for
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.pair_columns import to_pair, with_raw_row
 from counterpoint.data.picture_files import folder_of, in_same_folder, rules_for
-from counterpoint.data.pictures import looks_like_picture
 from counterpoint.data.prepare import encode_every_row
-from counterpoint.data.sources import dataset_from_rows
 from counterpoint.data.survival import LostText, from_column
 from counterpoint.data.switches import switch_for
 from counterpoint.data.undecoded import undecoded
@@ -49,6 +46,7 @@ from counterpoint.doctor.lengths import Lengths
 from counterpoint.doctor.near_duplicates import Signature, signature
 from counterpoint.doctor.of_tokenizer import marks_of
 from counterpoint.doctor.off_target import Languages, looking_at
+from counterpoint.doctor.raw_rows import AT_ONCE, raw_rows, raw_table, read_alone
 from counterpoint.doctor.scaled import Scaled, scaled_far
 from counterpoint.doctor.sightings import Sightings
 from counterpoint.doctor.signs import as_text, pattern_of, signs
@@ -60,8 +58,6 @@ from counterpoint.records import TokenPair
 STREAMED = 2000
 """Rows of a stream that are examined."""
 
-AT_ONCE = 1000
-"""Rows that are Python objects at one time, and between two calls of ``progress``."""
 
 SAMPLES = 8
 """Usable rows that are kept whole, for checks that need a row."""
@@ -144,6 +140,8 @@ class Survey:
         whole: False where a stream was read at its beginning only.
         problems: what is no pair, by code.
         seen: what stands out in single rows, by the names that ``signs`` gives.
+        listed_rows: rows, as the set is given, that list their rejected completions.
+        listed_pairs: how many those are; each is a row of its own in all other numbers.
         samples: some usable rows.
         characters: of each usable row's chosen and rejected completion.
         consistency: how the rows agree with each other.
@@ -160,6 +158,8 @@ class Survey:
     whole: bool = True
     problems: dict[str, Sightings] = field(default_factory=lambda: defaultdict(Sightings))
     seen: dict[str, Sightings] = field(default_factory=lambda: defaultdict(Sightings))
+    listed_rows: int = 0
+    listed_pairs: int = 0
     samples: list[PreferenceRow] = field(default_factory=list)
     characters: list[tuple[int, int]] = field(default_factory=list)
     consistency: Consistency = field(default_factory=Consistency)
@@ -209,11 +209,11 @@ def survey(
     if isinstance(dataset, IterableDataset):
         head = list(islice(dataset.with_format(None), STREAMED + 1))
         found.whole = len(head) <= STREAMED
-        dataset = [_read_alone(row) for row in head[:STREAMED]]
+        dataset = [read_alone(row) for row in head[:STREAMED]]
     elif not isinstance(dataset, Dataset) or dataset.format["type"] == "custom":
         dataset = list(dataset)
     try:
-        table = _as_table(dataset, name)
+        table = raw_table(dataset, name)
     except CounterpointError as error:
         found.failures.append(error)
         if error.code == "CP202":  # a row that no table can hold: the others can be looked at
@@ -223,40 +223,13 @@ def survey(
         return found
     found.languages = looking_at(len(table))
     with _told(progress, name, len(table)) as tell:
-        _read(_raw_rows(table), found, encoder, sign, tell, folder)
+        _read(raw_rows(table), found, encoder, sign, tell, folder)
     if encoder is not None and found.usable:
         try:
             found.tokens = _count_tokens(in_same_folder(table, folder), encoder, options, found)
         except CounterpointError as error:
             found.failures.append(error)
     return found
-
-
-def _as_table(dataset: Dataset | list[Any], name: str) -> Dataset:
-    given = dataset if isinstance(dataset, Dataset) else dataset_from_rows(dataset, name=name)
-    table: Dataset = lists_of_csv(given, name)
-    if not len(table):
-        raise DataError("CP209", f"{name} has no rows.")
-    formats.check_columns(table.column_names, name=name)
-    return table
-
-
-def _read_alone(row: Any) -> Any:
-    """A row without what columns of no meaning hold, which a table may have no type for."""
-    if not isinstance(row, Mapping):
-        return row
-    return {
-        name: cell if name in formats.READ or looks_like_picture(cell) else None
-        for name, cell in row.items()
-    }
-
-
-def _raw_rows(table: Dataset) -> Iterator[dict[str, Any]]:
-    read = formats.columns_read(table)
-    for batch in table.with_format(None).select_columns(read).iter(batch_size=AT_ONCE):
-        names = list(batch)
-        for cells in zip(*batch.values(), strict=True):
-            yield dict(zip(names, cells, strict=True))
 
 
 @contextmanager
@@ -285,6 +258,7 @@ def _read(
     eos = str(tokenizer.eos_token) if tokenizer is not None and tokenizer.eos_token else None
     digest = hashlib.sha256()
     keys: list[tuple[int, Keys]] = []
+    further: set[int] = set()
     for number, raw in enumerate(rows):
         found.rows += 1
         if number % AT_ONCE == 0:
@@ -293,6 +267,11 @@ def _read(
         if row is None:
             digest.update(repr(raw).encode("utf-8", "backslashreplace"))
             continue
+        if row.listed is not None:
+            found.listed_pairs += 1
+            found.listed_rows += row.listed.place == 0
+            if row.listed.place:
+                further.add(number)
         texts = as_text(row.prompt), as_text(row.chosen), as_text(row.rejected)
         digest.update(_content(row))
         # the same question about another picture is another prompt
@@ -310,6 +289,9 @@ def _read(
     tell(found.rows)
     found.digest = digest.hexdigest()[:16]
     found.consistency = consistency(keys)
+    # that rows of one list share their prompt is what a list says
+    again = found.consistency.prompts
+    found.consistency.prompts = [number for number in again if number not in further]
 
 
 def _pair(

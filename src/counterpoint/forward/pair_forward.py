@@ -13,16 +13,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.forward.head import Head, head_input, own_tokens
+from counterpoint.forward.facts import facts_of, sum_by_sequence
+from counterpoint.forward.head import Head
 from counterpoint.forward.initial_policy import InitialPolicy
-from counterpoint.forward.layouts import LAYOUTS
-from counterpoint.forward.router import RouterSums, router_sums
-from counterpoint.forward.routing import Router, choices
-from counterpoint.records import PairBatch, PairLogps, exact_dtype
+from counterpoint.forward.router import RouterSums
+from counterpoint.forward.routing import Router
+from counterpoint.forward.trunk import initial_rows, trunk
+from counterpoint.pair_facts import NOTHING_ASKED, FactsAsked
+from counterpoint.records import PairBatch, PairLogps
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ def pair_forward(
     *,
     routers: tuple[Router, ...] = (),
     initial: InitialPolicy | None = None,
+    asked: FactsAsked = NOTHING_ASKED,
     at_scores: Callable[[TokenScores], None] = lambda scores: None,
 ) -> PairOutput:
     """Log-probabilities of both completions of every pair.
@@ -99,19 +101,20 @@ def pair_forward(
         batch: the pairs.
         routers: of the model, to have their sums as well; none without.
         initial: what the model was, to have the drift from it as well; None without.
+        asked: what the loss asks for beside the sums.
         at_scores: called with the scores of each token, for whoever looks for the first bad one.
 
     Returns:
         Sums over the targets of each completion, float64 where the device has it.
     """
     # first, while no graph of the policy takes memory
-    initial_rows = None if initial is None else _initial_rows(initial, head, batch)
+    then = None if initial is None else initial_rows(initial, head, batch)
     scores = token_scores(model, head, batch, routers)
     at_scores(scores)
-    pairs, sums = len(batch), _sum_by_sequence(scores.logps, batch)
+    pairs, sums = len(batch), sum_by_sequence(scores.logps, batch)
     drift = None
-    if initial is not None and initial_rows is not None:
-        each = _sum_by_sequence(head.token_kl(scores.rows, initial_rows, initial), batch)
+    if initial is not None and then is not None:
+        each = sum_by_sequence(head.token_kl(scores.rows, then, initial), batch)
         drift = each[:pairs] + each[pairs:]
     return PairOutput(
         logps=PairLogps(
@@ -120,39 +123,8 @@ def pair_forward(
             chosen_tokens=batch.target_counts[:pairs],
             rejected_tokens=batch.target_counts[pairs:],
             drift=drift,
+            facts=facts_of(asked, scores.logps, scores.rows, head, batch),
         ),
-        logit_sums=_sum_by_sequence(scores.logit_means, batch),
+        logit_sums=sum_by_sequence(scores.logit_means, batch),
         router=scores.router,
     )
-
-
-def _initial_rows(initial: InitialPolicy, head: Head, batch: PairBatch) -> Tensor:
-    """What the initial policy's head has as its input at each target."""
-    with initial.as_it_was():
-        states, _ = trunk(initial.model, head, batch)
-        return states.flatten(0, 1).index_select(0, batch.target_source)
-
-
-def trunk(
-    model: nn.Module, head: Head, batch: PairBatch, routers: tuple[Router, ...] = ()
-) -> tuple[Float[Tensor, "rows tokens features"], RouterSums | None]:
-    """The head's input (of a dense head, its logits) at every token, and the routers' sums.
-
-    Args:
-        model: as for ``pair_forward``.
-        head: its head.
-        batch: the pairs.
-        routers: of the model, to have their sums as well; none without.
-    """
-    layout = LAYOUTS[batch.layout]
-    with head_input(head) as taken, choices(routers) as chosen:
-        # a cache would be wasted, and some models mistake packed rows for continued ones with it
-        outputs = model(**layout.inputs(batch), use_cache=False)
-    router = router_sums(chosen, layout.times_counted(batch)) if routers else None
-    states = outputs.logits if head.dense else taken[0]
-    return own_tokens(states, batch.input_ids), router
-
-
-def _sum_by_sequence(values: Float[Tensor, " targets"], batch: PairBatch) -> Tensor:
-    exact = values.to(exact_dtype(values.device))
-    return torch.segment_reduce(exact, "sum", lengths=batch.target_counts, unsafe=True)

@@ -12,16 +12,20 @@ Not here: the load-balancing loss of mixture-of-experts models (``forward.router
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from counterpoint.losses.adaptive import rejection
+from counterpoint.losses.of_tokens import length_weighted, policy_weight
 from counterpoint.losses.preference import hinge_loss, ipo_loss, repo_loss, sigmoid_loss
 from counterpoint.losses.rewards import alphapo_reward, inverse_perplexity, log_odds
 from counterpoint.objectives import DEFAULT_LOSS, LOSSES
+from counterpoint.pair_facts import FactsAsked
 from counterpoint.records import LossTerms, PairBatch, PairLogps, StepTotals
 
 
@@ -38,6 +42,12 @@ class Objective:
         cpo_alpha: weight of the NLL term, at least 0.
         nll_reduction: "token_mean" over the step's chosen tokens, or "sequence_sum", the mean
             over pairs of sums over tokens (Eq. 5 of arXiv:2401.08417).
+        use_weighting: whether a pair's preference loss is weighed by how like the policy's own
+            samples the pair is (WPO, arXiv:2406.11827).
+        ld_alpha: weight in [0, 1] of tokens past the shorter completion of a pair (LD-DPO,
+            arXiv:2409.06411), of losses that read sums; None: 1.
+        arpo_scale: of ARPO's tau the factor of the exponential, above 0.
+        arpo_eta: of ARPO's tau the rate of the exponential by nats a token, at least 0.
     """
 
     loss_type: str = DEFAULT_LOSS
@@ -47,6 +57,31 @@ class Objective:
     label_smoothing: float = 0.0
     cpo_alpha: float = 1.0
     nll_reduction: str = "token_mean"
+    use_weighting: bool = False
+    ld_alpha: float | None = None
+    arpo_scale: float = 0.9
+    arpo_eta: float = 0.4
+
+    @classmethod
+    def of(cls, options: Any) -> Objective:
+        """That of a run.
+
+        Args:
+            options: a ``CPOConfig``, which knows its margin and its NLL term.
+        """
+        return cls(
+            loss_type=options.loss_type,
+            beta=options.beta,
+            gamma=options.gamma,
+            alpha=options.alpha,
+            label_smoothing=options.label_smoothing,
+            cpo_alpha=options.nll_weight,
+            nll_reduction=options.nll_reduction,
+            use_weighting=options.use_weighting,
+            ld_alpha=options.ld_alpha,
+            arpo_scale=options.arpo_scale,
+            arpo_eta=options.arpo_eta,
+        )
 
     def __call__(self, logps: PairLogps, margin: Float[Tensor, " pairs"]) -> LossTerms:
         """One preference loss and one NLL per pair, nothing averaged.
@@ -65,8 +100,11 @@ class Objective:
         gap = scale * (chosen - rejected) - self.gamma - margin
         pairs = RewardedPairs(logps, chosen, rejected, self.gamma + margin, gap)
         shown = self.beta if row.reads("beta") else 1.0
+        preference = math.loss(pairs, self)
+        if self.use_weighting:
+            preference = preference * policy_weight(logps)
         return LossTerms(
-            preference=math.loss(pairs, self),
+            preference=preference,
             nll=-logps.chosen,
             chosen_rewards=shown * chosen.detach(),
             rejected_rewards=shown * rejected.detach(),
@@ -77,8 +115,15 @@ class Objective:
     def scores(self, logps: PairLogps) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
         """Log-probability of chosen and of rejected as the loss reads it: the sum, or a token's."""
         if not LOSSES[self.loss_type].per_token:
+            if self.ld_alpha is not None:
+                return length_weighted(logps, alpha=self.ld_alpha)
             return logps.chosen, logps.rejected
         return logps.chosen / logps.chosen_tokens, logps.rejected / logps.rejected_tokens
+
+    @property
+    def asked(self) -> FactsAsked:
+        """What it asks the forward pass for beside sums of log-probabilities."""
+        return FactsAsked(shared=self.ld_alpha is not None, likeness=self.use_weighting)
 
     def totals(self, batch: PairBatch) -> StepTotals:
         """What a batch adds to the denominators of its step."""
@@ -114,11 +159,20 @@ class Objective:
         logp = "mean log p" if row.per_token else "sum log p"
         scale = f"{self.beta:g} * " if row.beta_scales_gap else ""
         margin = f" - {self.gamma:g}" if self.gamma else ""
+        weight = "w * " if self.use_weighting else ""
+        if self.ld_alpha is not None:
+            logp += f", past the shorter completion's length times {self.ld_alpha:g}"
         lines = [
-            f"loss = mean over pairs of {math.formula(self)}",
+            f"loss = mean over pairs of {weight}{self._in_brackets(math.formula(self))}",
             f"gap  = {scale}(r(chosen) - r(rejected)){margin}",
             f"r(y) = {math.reward_formula(logp, self)}",
+            *math.where(self),
         ]
+        if self.use_weighting:
+            lines.append(
+                "w    = min(1, exp(u(chosen) + u(rejected))), held constant; "
+                "u(y) = mean of log p - log sum p^2"
+            )
         if self.cpo_alpha:
             over = (
                 "mean over the step's chosen tokens of -log p"
@@ -128,6 +182,9 @@ class Objective:
             lines[0] += f" + {self.cpo_alpha:g} * NLL"
             lines.append(f"NLL  = {over}")
         return "\n".join(lines)
+
+    def _in_brackets(self, formula: str) -> str:
+        return f"({formula})" if self.use_weighting else formula
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +225,14 @@ class LossMath:
         reward: of log-probabilities as the loss reads them, sums or means; by default the
             log-probability, reshaped where alpha is set.
         reward_formula: the same in words, of the word for the log-probability.
+        where: further lines of the formula, for what ``formula`` names beside the gap.
     """
 
     loss: Callable[[RewardedPairs, Objective], Tensor]
     formula: Callable[[Objective], str]
     reward: Callable[[Tensor, Objective], Tensor] = _shaped
     reward_formula: Callable[[str, Objective], str] = _shaped_in_words
+    where: Callable[[Objective], Sequence[str]] = lambda objective: ()
 
 
 def _logistic_in_words(objective: Objective) -> str:
@@ -204,6 +263,19 @@ INVERSE_PERPLEXITY = LossMath(
     reward=lambda logp, o: inverse_perplexity(logp),
     reward_formula=lambda logp, o: f"exp({logp})",
 )
+ADAPTIVE = LossMath(
+    lambda pairs, o: sigmoid_loss(_adaptive_gap(pairs, o), label_smoothing=o.label_smoothing),
+    lambda o: _logistic_in_words(o).replace("gap", f"gap + {o.beta:g} * (1 - tau) * r(rejected)"),
+    where=lambda o: [
+        f"tau  = min({o.arpo_scale:g} * exp({o.arpo_eta:g} * |difference of mean log p|) - 1, 1)"
+    ],
+)
+
+
+def _adaptive_gap(pairs: RewardedPairs, objective: Objective) -> Tensor:
+    """The gap of which the rejected reward counts by ARPO's tau."""
+    tau = rejection(pairs.logps, scale=objective.arpo_scale, eta=objective.arpo_eta)
+    return pairs.gap + objective.beta * (1 - tau) * pairs.rejected
 
 
 def math_of(loss_type: str) -> LossMath:

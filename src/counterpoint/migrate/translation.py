@@ -40,7 +40,10 @@ _OF_EVAL = (
     "greater_is_better",
     "eval_dataset_split",
 )
-_OF_LOSSES = ("simpo_gamma", "gamma_beta_ratio", "label_smoothing", "alpha", "cpo_alpha")
+_OF_LOSSES = (
+    *("simpo_gamma", "gamma_beta_ratio", "label_smoothing", "alpha", "cpo_alpha"),
+    "ld_alpha",
+)
 """Options that the command refuses, or sets itself, with losses that do not read them."""
 _FAR = 4
 """Factor below published values of beta from which it is another loss's."""

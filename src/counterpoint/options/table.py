@@ -56,7 +56,8 @@ def options() -> Mapping[str, Option]:
 
 @cache
 def _table(losses: tuple[str, ...], layouts: tuple[str, ...]) -> Mapping[str, Option]:
-    own = inspect.get_annotations(CPOConfig)
+    parts = [part for part in CPOConfig.__mro__ if part.__module__.startswith("counterpoint.")]
+    own = {name for part in parts for name in inspect.get_annotations(part)}
     found = declared(RunOptions, group=RUN)
     of_config = declared(CPOConfig)
     for group, mine in ((COUNTERPOINT, True), (TRANSFORMERS, False)):

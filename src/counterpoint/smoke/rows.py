@@ -27,6 +27,7 @@ from counterpoint.data.mixture import joined_rows
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.pair_columns import GIVEN_COLUMNS, PICTURES_OF_PAIR, to_pair, with_given
 from counterpoint.data.picture_files import folder_of
+from counterpoint.data.several import one_rejected_a_row
 from counterpoint.data.sources import dataset_from_rows
 from counterpoint.data.truncate import spans_within
 from counterpoint.data.undecoded import undecoded
@@ -138,9 +139,10 @@ def _some(rows: Any, most: int) -> tuple[list[int], list[Any]]:
     """Numbers and content of a few rows; of a stream the first ones."""
     rows = lists_of_csv(undecoded(rows), "train")
     if isinstance(rows, IterableDataset):
-        first = list(islice(rows.with_format(None), most))
+        first = list(islice(one_rejected_a_row(rows), most))
         return list(range(len(first))), first
     table = rows if isinstance(rows, Dataset) else dataset_from_rows(list(rows), name="train")
+    table = one_rejected_a_row(table)
     if table.format["type"] != "custom":
         table = table.with_format(None)
     count = min(most, len(table))

@@ -13,8 +13,8 @@ import torch
 
 from counterpoint import ranks
 from counterpoint.engine.face import Engine
-from counterpoint.forward.pair_forward import trunk
 from counterpoint.forward.router import RouterSums, add_sums
+from counterpoint.forward.trunk import trunk
 from counterpoint.step.assembly import Assembly
 from counterpoint.step.random_states import generators_kept
 from counterpoint.step.share import Share

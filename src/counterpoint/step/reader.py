@@ -53,6 +53,7 @@ class PairReader:
                 batch,
                 routers=assembly.routers,
                 initial=self.constraints.policy,
+                asked=self.constraints.objective.asked,
             )
 
     def measured(

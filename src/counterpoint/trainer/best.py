@@ -24,6 +24,7 @@ from counterpoint.metric_names import (
     OF_PACE,
     OF_PAIRS,
     OF_TEXTS,
+    OF_WEIGHTS,
     PREFIX,
     more_is_better,
 )
@@ -131,6 +132,8 @@ def _of_a_set(trainer: Any) -> Iterator[str]:
     yield from (*OF_PAIRS, *OF_PACE)
     if trainer.balances:
         yield from OF_EXPERTS
+    if args.use_weighting:
+        yield from OF_WEIGHTS
     if args.generate_during_eval:
         for kind in ("", "sampled_") if args.eval_sample_temperature else ("",):
             yield from (f"samples/{kind}{name}" for name in OF_TEXTS)

@@ -113,15 +113,7 @@ class CPOTrainer(ExperimentTrainer):
             peft_config=peft_config,
             trains=train_dataset is not None,
         )
-        self.objective = Objective(
-            loss_type=args.loss_type,
-            beta=args.beta,
-            gamma=args.gamma,
-            alpha=args.alpha,
-            label_smoothing=args.label_smoothing,
-            cpo_alpha=args.nll_weight,
-            nll_reduction=args.nll_reduction,
-        )
+        self.objective = Objective.of(args)
         later = None if model_init is None else MadeLater(model_init)
         kind = model if later is None else later.first
         self._feed = Feed(args, encoder_of(kind, tokenizer, args))

@@ -36,6 +36,7 @@ from counterpoint.objectives import LOSSES
 from counterpoint.records import StepTotals, TokenPair
 from counterpoint.run_schema import MOST
 from counterpoint.staged import staged
+from counterpoint.step.replay.earlier import objective_of_now, settings_of_now
 from counterpoint.step.replay.pictures import pairs_with_pictures, pictures_as_tensors
 from counterpoint.strict import strict_json
 
@@ -271,14 +272,9 @@ def _read(described: Any, tensors: Mapping[str, Tensor]) -> Replay:
     _check(known in (1, 2, 3, 4, FORMAT), f"its format is {known!r}, not {FORMAT}")
     step, seen = described["step"], described["seen"]
     _check(isinstance(step, int) and step > 0, "its step is no number from 1")
-    objective = _made(Objective, described["objective"])
+    objective = _made(Objective, objective_of_now(described["objective"]))
     _check(objective.loss_type in LOSSES, f"there is no loss {objective.loss_type!r}")
-    told = described["settings"]
-    if isinstance(told, dict):
-        told.pop("top_k", None)  # in files of 0.4.0
-        told = {"checkpointing_share": 1.0, "offload": False, **told}  # not in files of 2
-        told = {"pictures_alone": False, **told}  # nor in the first ones of 4
-    settings = _made(Settings, told)
+    settings = _made(Settings, settings_of_now(described["settings"]))
     _check(settings.layout in LAYOUTS, f"there is no layout {settings.layout!r}")
     _check(0 < settings.checkpointing_share <= 1, "its share of layers is not in (0, 1]")
     _check(settings.autocast in ("", "bfloat16", "float16"), "its precision is none")

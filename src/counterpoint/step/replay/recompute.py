@@ -193,6 +193,7 @@ def _done_again(
                     batch,
                     routers=routers,
                     initial=held.policy,
+                    asked=replay.objective.asked,
                     at_scores=scores.append,
                 )
             found = loss(output, batch, step)

@@ -1,0 +1,69 @@
+"""Sums over the targets of completions, and what else a loss asks for (``PairFacts``).
+
+Not here: the targets' log-probabilities (``pair_forward``).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from counterpoint.forward.head import Head
+from counterpoint.forward.square_sums import log_square_sums
+from counterpoint.pair_facts import NO_FACTS, NOTHING_ASKED, FactsAsked, PairFacts
+from counterpoint.records import PairBatch, exact_dtype
+
+
+def sum_by_sequence(
+    values: Float[Tensor, " targets"], batch: PairBatch
+) -> Float[Tensor, " sequences"]:
+    """Sums over the targets of each completion, in float64 where the device has it.
+
+    Args:
+        values: one for each target.
+        batch: whose targets they are.
+    """
+    exact = values.to(exact_dtype(values.device))
+    return torch.segment_reduce(exact, "sum", lengths=batch.target_counts, unsafe=True)
+
+
+def facts_of(
+    asked: FactsAsked,
+    logps: Float[Tensor, " targets"],
+    rows: Float[Tensor, "targets features"],
+    head: Head,
+    batch: PairBatch,
+) -> PairFacts:
+    """What is asked for, and nothing else.
+
+    Args:
+        asked: by the loss.
+        logps: log-probability of each target, in nats.
+        rows: the head's input at each target; of a dense head, the logits.
+        head: of the model.
+        batch: the pairs.
+    """
+    if asked == NOTHING_ASKED:
+        return NO_FACTS
+    pairs = len(batch)
+    chosen = rejected = likeness = None
+    if asked.shared:
+        within = torch.where(_shared_places(batch), logps, torch.zeros_like(logps))
+        chosen, rejected = sum_by_sequence(within, batch).view(2, pairs)
+    if asked.likeness:
+        with torch.no_grad():
+            squares = log_square_sums(head.projection(rows), rows)
+        means = sum_by_sequence(logps.detach() - squares, batch) / batch.target_counts
+        likeness = means[:pairs] + means[pairs:]
+    return PairFacts(chosen, rejected, likeness)
+
+
+def _shared_places(batch: PairBatch) -> Bool[Tensor, " targets"]:
+    """Which targets stand where the pair's other completion has one too."""
+    counts, pairs, total = batch.target_counts, len(batch), len(batch.target_ids)
+    shorter = torch.minimum(counts[:pairs], counts[pairs:]).repeat(2)
+    # the length is known here: asking the device for it would wait
+    begins = (counts.cumsum(0) - counts).repeat_interleave(counts, output_size=total)
+    places = torch.arange(total, device=counts.device) - begins
+    return places < shorter.repeat_interleave(counts, output_size=total)
