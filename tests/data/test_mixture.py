@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from counterpoint.data.formats import to_preference_row
+from counterpoint.data.held_out import hold_out
 from counterpoint.data.listed import ListedSet, names_of_sets, read_listed
 from counterpoint.data.mixed_order import MixedOrder, SetShare
 from counterpoint.data.mixture import Mixture, as_mixture, first_rows, open_sets
@@ -377,6 +378,14 @@ def test_one_set_as_it_is_has_the_order_that_it_always_had(gpt2_tokenizer: Any) 
     assert found.counts.summary() == (
         prepare(rows.select([1, 3, 5]), gpt2_tokenizer, name="train").counts.summary()
     )
+
+
+def test_rows_that_list_several_rejected_completions_are_held_out_together() -> None:
+    rows = [{"prompt": f"{n}?", "chosen": " a", "rejected": [" b", " c"]} for n in range(6)]
+    whole = as_mixture(Dataset.from_list(rows), "lists")
+    assert len(whole) == 12
+    found = hold_out(whole.rows, 0.34, 0)
+    assert (found.prompts, found.held_prompts, len(found.held)) == (6, 2, 4)
 
 
 def test_rows_that_are_left_keep_their_numbers(tmp_path: Path) -> None:

@@ -183,7 +183,8 @@ def as_mixture(rows: Dataset, name: str) -> Mixture:
         name: of the set.
     """
     rows = one_rejected_a_row(lists_of_csv(undecoded(rows), name))
-    return Mixture(rows, [Part(name, Fraction(1), len(rows), rows)])
+    apart = one_rejected_a_row(lists_of_csv(undecoded(rows), name))
+    return Mixture(apart, [Part(name, Fraction(1), len(apart), rows)])
 
 
 def first_rows(rows: Any, most: int | None) -> Any:
