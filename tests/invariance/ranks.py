@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from counterpoint.data.encode import COLUMNS
+from counterpoint.data.pair_columns import GIVEN_COLUMNS
 
 HELD: list[dict[str, Any]] = [
     {"kind": "bc", "slack": -0.01, "rate": 50.0},
@@ -264,7 +265,8 @@ def as_stream(pairs: Dataset, shards: int = 1) -> Any:
     """Prepared pairs as the streaming set that ``prepare`` would give."""
     numbers = dict.fromkeys(("cut_prompt", "cut_chosen", "cut_rejected", "boundary", "spelled"), 0)
     numbers["listed"] = 0
-    extra = {**numbers, "same": False, "absent": "", "pictures": [], "lost": "", "problem": ""}
+    lists: dict[str, list[int]] = {name: [] for name in (*GIVEN_COLUMNS, "pictures")}
+    extra = {**numbers, **lists, "same": False, "absent": "", "lost": "", "problem": ""}
     assert set(COLUMNS) == {*pairs.column_names, *extra}
     return pairs.map(lambda row: extra).to_iterable_dataset(num_shards=shards)
 
