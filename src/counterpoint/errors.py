@@ -120,6 +120,8 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP524": "a checkpoint whose shards do not make up its tensors",
         "CP525": "a folder that ranks do not share, so that no rank sees the whole checkpoint",
         "CP526": "what ranks had of their own, which another number of them cannot take over",
+        "CP527": "a folder that holds another sweep, or something else",
+        "CP528": "a sweep of which no run gave its metric",
         "CP530": "a folder with several GGUF files, of which none is named",
         "CP531": "a GGUF file that is one part of a model",
         "CP532": "a GGUF file that is broken or cut short",

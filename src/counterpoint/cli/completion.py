@@ -30,12 +30,13 @@ pressed. Make a new one after an update.
   fish   counterpoint completion fish > ~/.config/fish/completions/counterpoint.fish
 """
 
-LIKE_TRAIN = ("train", "doctor", "plan", "smoke", "tokens")
+LIKE_TRAIN = ("train", "doctor", "plan", "smoke", "tokens", "sweep")
 """Commands that take the options of ``train``."""
 
 MODULES = (
     *("doctor", "plan", "smoke", "evaluate", "tokens", "init", "sample", "pairs", "diff"),
     *("replay", "report", "compare", "watch", "quickstart", "completion", "consolidate", "merge"),
+    "sweep",
 )
 """Commands that are a module of ``cli``, which declares them in ``COMMAND``."""
 

@@ -42,6 +42,8 @@ commands:
                  what a code means, why it hurts, and what to do
   plan [CONFIG.yaml] [--memory 24GiB] [--ranks N] [--option value ...] [--json]
                  say what a run needs in memory, and how to cut its steps to fit
+  sweep [CONFIG.yaml] --over NAME=VALUES ... [--metric METRIC] [--option value ...]
+                 train a run for each of several settings, and name the best; options as for train
   smoke [CONFIG.yaml] [--real N] [--option value ...] [--json]
                  try the whole run in miniature, on a tiny twin of the model; options as for train
   evaluate MODEL --dataset FILE_OR_HUB ... [--base BASE] [--generate N] [--json]

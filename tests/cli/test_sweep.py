@@ -1,0 +1,86 @@
+"""``counterpoint sweep``: what cannot be meant is refused before anything runs; the rest trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("optuna", reason="the extra [sweep] is not installed")
+
+from tests.cli.conftest import Command
+
+RUN = (
+    *("--model", "model", "--dataset", "pairs.jsonl", "--eval_share", "0.25"),
+    *("--max_steps", "2", "--use_cpu", "--report_to", "none"),
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ((), "CP107", "--over is missing"),
+        (("--over", "beta=0.1,0.2", "--jobs", "0"), "CP103", "jobs=0"),
+        (("--over", "betta=0.1,0.2"), "CP101", "beta"),
+        (("--over", "beta=0.1,many"), "CP103", "--beta=many"),
+        (("--over", "loss_type=simpo,simpoo"), "CP102", "simpo"),
+        (("--over", "beta=1,2", "--metric", "acuracy"), "CP108", "eval_rewards/accuracies"),
+        (("--over", "beta=1,2", "--metric", "logps/chosen"), "CP107", "--direction"),
+        (("--over", "beta=1,2", "--direction", "minimize"), "CP104", "take the worst"),
+        (("--over", "beta=1,2", "--trials", "1"), "CP104", "leaves out"),
+        (("--over", "beta=1,2", "--resume", "auto"), "CP104", "resume"),
+    ],
+)
+def test_what_cannot_be_meant_starts_nothing(
+    command: Command, workshop: Path, words: tuple[str, ...], code: str, said: str
+) -> None:
+    done = command("sweep", *RUN, "--out", "s", *words)
+    assert done.code == 2
+    assert code in done.err
+    assert said in " ".join(done.err.split())
+    assert not Path("s").exists()
+
+
+def test_rows_to_judge_by_are_asked_for(command: Command, workshop: Path) -> None:
+    done = command("sweep", *RUN[:4], "--over", "beta=1,2", "--out", "s")
+    assert done.code == 2
+    assert "CP107 eval_dataset is missing" in " ".join(done.err.split())
+
+
+def test_without_optuna_it_is_said_how_to_install_it(
+    command: Command, workshop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("counterpoint.sweep.study.find_spec", lambda _: None)
+    done = command("sweep", *RUN, "--over", "beta=1,2", "--out", "s")
+    assert done.code == 2
+    assert "CP502" in done.err
+    assert "pip install 'optuna>=" in " ".join(done.err.split())
+
+
+def test_two_runs_train_and_the_page_shows_both(
+    command: Command, workshop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("bokeh", reason="the extra [report] is not installed")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    words = ("sweep", *RUN, "--over", "learning_rate=1e-5,1e-3", "--out", "s", "--metric", "loss")
+    done = command(*words, "--jobs", "2")
+    assert done.code == 0, done.err
+    assert "best: trial" in done.out
+    assert json.loads(Path("s/sweep.json").read_text())["metric"] == "eval_loss"
+    page = Path("s/sweep.html").read_text(encoding="utf-8")
+    assert "trial-000" in page
+    assert "trial-001" in page
+    # the run is train's own: its weights are those that train gives
+    alone = command("train", *RUN, "--learning_rate", "1e-3", "--output_dir", "alone")
+    assert alone.code == 0, alone.err
+    mine = Path("s/trial-001/model.safetensors").read_bytes()
+    assert mine == Path("alone/model.safetensors").read_bytes()
+    before = Path("s/trial-000/run.json").stat().st_mtime_ns
+    again = command(*words)
+    assert again.code == 0, again.err
+    assert Path("s/trial-000/run.json").stat().st_mtime_ns == before
+    other = command(*words, "--beta", "3")
+    assert "CP527 s holds a sweep with other values of beta" in " ".join(other.err.split())
