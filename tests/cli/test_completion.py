@@ -54,7 +54,6 @@ def test_bash_finishes_commands_flags_and_choices(command: Command, tmp_path: Pa
         "sigmoid",
         "simpo",
         "simper",
-        "arpo",
     ]
     assert completed(script, "counterpoint", "completion", "") == list(SHELLS)
     assert completed(script, "counterpoint", "report", "--ou") == ["--out"]

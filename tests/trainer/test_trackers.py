@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from counterpoint import ConfigError, CPOConfig, SetupError
+from counterpoint.runlog import Alarm
 from counterpoint.trainer.trackers import TRACKERS, check_trackers
 from tests.steps import random_pairs, train_watched
 
@@ -75,3 +78,22 @@ def test_tensorboard_gets_every_number_and_no_secret(
     assert {"train/pairs_per_second", "train/rewards/margins"} <= scalars
     assert [event.step for event in found.Scalars("train/loss")] == [1, 2]
     assert found.Scalars("train/loss")[0].value == pytest.approx(first["loss"])
+
+
+def test_an_alarm_of_a_run_is_an_alert_of_its_tracker_from_the_first_rank_alone(
+    models: Any, chatml_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+    module: Any = ModuleType("wandb")
+    module.run = SimpleNamespace(alert=lambda **given: heard.append(given["title"]))
+    module.AlertLevel = SimpleNamespace(WARN="WARN", INFO="INFO")
+    _, trainer = train_watched(
+        models(), chatml_tokenizer, random_pairs(4), tmp_path, per_device_train_batch_size=4
+    )
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    trainer.args.report_to = ["wandb"]
+    trainer.raise_alarm(Alarm("CW425", 1, 1, "a spike"))
+    assert [title.partition(":")[0] for title in heard] == ["CW425"]
+    monkeypatch.setattr(trainer, "is_world_process_zero", lambda: False)
+    trainer.raise_alarm(Alarm("CW426", 1, 1, "another spike"))
+    assert len(heard) == 1

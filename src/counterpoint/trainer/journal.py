@@ -16,7 +16,8 @@ import torch
 from transformers.trainer_utils import has_length
 
 from counterpoint import ranks
-from counterpoint.alarms.effect import agreed, alarm_facts, ends_a_run, in_words
+from counterpoint.alarms.effect import agreed, alarm_facts, ends_a_run
+from counterpoint.alarms.telling import say_alarm
 from counterpoint.alarms.watch import Watch
 from counterpoint.checkpoint.adapted import BASE, adapter_settings
 from counterpoint.checkpoint.fingerprint import Fingerprint
@@ -106,7 +107,7 @@ class JournalTrainer(ResumableTrainer):
 
     def _write_alarm(self, alarm: Alarm) -> None:
         if self.is_world_process_zero():
-            logger().warning("%s", in_words(alarm))
+            say_alarm(alarm, self.args.report_to)
         self.run_log.append(ALARMS, alarm)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TrainingDisplay):
