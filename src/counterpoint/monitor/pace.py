@@ -20,11 +20,13 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
+from counterpoint import ranks
 from counterpoint.data.batching import length
 from counterpoint.forward.kept_features import kept_features
+from counterpoint.monitor.utilization import TokenCost, peak_of, token_cost
 from counterpoint.records import FILLER_ROW, TokenPair
 
-COUNTED = ("pairs", "tokens", "pictures", "pictures_kept")
+COUNTED = ("pairs", "tokens", "predicted", "pictures", "pictures_kept")
 MEGABYTE = 10**6
 
 
@@ -39,12 +41,22 @@ class Pace(TrainerCallback):
         self._device = device
         self._steps, self._seconds, self._since = 0, 0.0, time.perf_counter()
         self._counts = dict.fromkeys(COUNTED, 0)
+        self._cost: TokenCost | None = None
+        self._peak: float | None = None
+
+    def on_train_begin(self, *args: Any, model: nn.Module | None = None, **kwargs: Any) -> None:
+        """What a token costs and the device could do is known from here on."""
+        if model is not None:
+            self._peak = peak_of(self._device, args[0], model)
+            self._cost = None if self._peak is None else token_cost(model)
+        self._go_on(model=model)
 
     def count(self, pairs: Iterable[TokenPair]) -> None:
         """Take this rank's pairs of a step; fillers count nowhere."""
         real = [pair for pair in pairs if pair.row != FILLER_ROW]
         self._counts["pairs"] += len(real)
         self._counts["tokens"] += sum(map(length, real))
+        self._counts["predicted"] += sum(len(one.chosen) + len(one.rejected) for one in real)
 
     def _count_pictures(self, model: nn.Module | None, *, of_a_step: bool) -> None:
         """Take what the tower was asked for since the last call, or leave it out."""
@@ -69,7 +81,8 @@ class Pace(TrainerCallback):
         Returns:
             "pairs_per_second" and "tokens_per_second" of all ranks, "step_seconds", and
             "memory_mb" of this rank; where features of pictures are kept, "pictures_kept", the
-            share of the pictures shown that were at hand. None of them where no step was done.
+            share of the pictures shown that were at hand; "mfu", where ``utilization`` knows it.
+            None of them where no step was done.
         """
         steps, seconds = self._steps, self._seconds
         self._steps, self._seconds = 0, 0.0
@@ -86,8 +99,15 @@ class Pace(TrainerCallback):
             "tokens_per_second": counts["tokens"] / seconds,
             "step_seconds": seconds / steps,
             "memory_mb": peak_memory(self._device) / MEGABYTE,
+            **self._utilization(counts, seconds),
             **kept,
         }
+
+    def _utilization(self, counts: Mapping[str, int | float], seconds: float) -> dict[str, float]:
+        if self._cost is None or self._peak is None:
+            return {}
+        needed = self._cost.flops(counts["tokens"], counts["predicted"])
+        return {"mfu": needed / (seconds * self._peak * ranks.count())}
 
     def on_step_begin(self, *args: Any, model: nn.Module | None = None, **kwargs: Any) -> None:
         """What was looked at before it, as for a proof of layouts, is of no step."""
@@ -106,7 +126,7 @@ class Pace(TrainerCallback):
         self._since = time.perf_counter()
 
     # what comes before one of these is no step
-    on_train_begin = on_epoch_begin = on_evaluate = on_save = _go_on
+    on_epoch_begin = on_evaluate = on_save = _go_on
 
 
 def peak_memory(device: torch.device) -> int:
