@@ -19,6 +19,7 @@ from counterpoint.constraints import ConstraintKind, register_constraint_kind
 from counterpoint.engine.plain import Plain
 from counterpoint.engine.table import register_engine
 from counterpoint.forward.layouts import Padded, register_layout
+from counterpoint.forward.rows import longest_row
 from counterpoint.losses.constrained import ConstraintMath
 from counterpoint.losses.objective import LossMath
 from counterpoint.objectives import Loss, register_loss
@@ -62,7 +63,7 @@ class PaddedToEight(Padded):
     name = "padded-to-8"
 
     def tokens(self, pairs):
-        return 2 * len(pairs) * whole(max(pair.longest_row for pair in pairs))
+        return 2 * len(pairs) * whole(max(longest_row(pair) for pair in pairs))
 
     def tokens_alone(self, lengths):
         prompt, chosen, rejected = lengths.T

@@ -17,6 +17,7 @@ from counterpoint.data.formats import to_preference_row
 from counterpoint.data.options import Limits
 from counterpoint.data.pictures import PictureRules
 from counterpoint.data.row_tokens import tokens_of_row
+from counterpoint.data.several import apart
 from counterpoint.data.token_view import draw_tokens
 from counterpoint.data.truncate import truncate
 from counterpoint.losses.objective import Objective
@@ -45,10 +46,12 @@ def test_every_row_shown_is_a_pair(line: str, tmp_path: Path):
     shown = [*raw.get("images", []), *([raw["image"]] if "image" in raw else [])]
     for name in shown:
         (tmp_path / name).write_bytes(encoded(0))
-    row = to_preference_row(raw, 0, PictureRules(folder=str(tmp_path)) if shown else None)
-    assert row.prompt != ""
-    assert row.chosen != row.rejected
-    assert len(row.pictures) == len(shown)
+    rules = PictureRules(folder=str(tmp_path)) if shown else None
+    for one in apart(raw, 0):
+        row = to_preference_row(one, 0, rules)
+        assert row.prompt != ""
+        assert row.chosen != row.rejected
+        assert len(row.pictures) == len(shown)
 
 
 def test_the_scored_rows_shown_are_one_preference_in_three_shapes():
