@@ -33,6 +33,11 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "hinge, shorter and weighed": {"loss_type": "hinge", "ld_alpha": 0.0, "use_weighting": True},
     "arpo": {"loss_type": "arpo"},
     "arpo, the paper's": {"loss_type": "arpo", "arpo_scale": 1.0, "arpo_eta": 1.5},
+    "dpo": {"loss_type": "dpo"},
+    "hypo": {"loss_type": "hypo", "rpo_alpha": 0.5},
+    "dpo_hinge": {"loss_type": "dpo_hinge"},
+    "dpo_ipo": {"loss_type": "dpo_ipo", "rpo_alpha": 0.2},
+    "dpop": {"loss_type": "dpop", "beta": 0.3, "label_smoothing": 0.1},
 }
 """Every loss type, and what else changes a step's denominators."""
 

@@ -65,6 +65,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP237": "a column that a data set is said to have, and has not",
         "CP238": "rows of which no share can be held out by prompt",
         "CP239": "a row that prefers none of its completions",
+        "CP240": "a streamed data set, of which a reference cannot be asked for every pair first",
         "CP247": "a completion of which no token is left that is trained",
         "CP248": "a completion whose turns cannot be told apart",
         # 3: model and tokenizer
@@ -89,6 +90,9 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP331": "a processor that makes more or less of pictures than the model or the data have",
         "CP334": "a step about pictures that is done again on a model that sees them otherwise",
         "CP336": "features of pictures that should be kept, of a tower that trains",
+        "CP337": "pairs that were not compared with the initial policy while it was there",
+        "CP338": "a reference that cannot read what the run's model reads",
+        "CP339": "a reference that gives a completion a log-probability that is not finite",
         # 4: while training
         "CP401": "a loss or gradient that is not finite",
         "CP402": "a run that was stopped by an alarm",

@@ -29,6 +29,9 @@ OBJECTIVE_OPTIONS = (
     "ld_alpha",
     "arpo_scale",
     "arpo_eta",
+    "reference",
+    "rpo_alpha",
+    "dpop_lambda",
 )
 """Options that say what is minimised."""
 
@@ -37,6 +40,10 @@ OF_EVERY_LOSS = ("loss_type", "use_weighting")
 
 _NLL = ("cpo_alpha", "nll_reduction")
 _GAMMA = ("simpo_gamma", "gamma_beta_ratio")
+_REFERENCE = ("reference", "rpo_alpha", "nll_reduction")
+
+INITIAL = "initial"
+"""The reference that is the model itself, as a run begins with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +86,6 @@ class Loss:
         trl: the trainer of TRL that has it, as "CPO" of CPOTrainer; "": none.
         trl_nll: how TRL's NLL term differs.
         names: tool -> its name for the loss.
-        dpo_names: tool -> its name for the loss of DPO that is this one but for the reference
-            model.
     """
 
     name: str
@@ -100,11 +105,15 @@ class Loss:
     trl: str = ""
     trl_nll: str = ""
     names: Mapping[str, str] = field(default_factory=dict)
-    dpo_names: Mapping[str, str] = field(default_factory=dict)
 
     def reads(self, option: str) -> bool:
         """Whether it reads one of ``OBJECTIVE_OPTIONS``."""
         return option in OF_EVERY_LOSS or option in self.options
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it compares with what a reference model gives each pair."""
+        return self.reads("reference")
 
 
 SIGMOID = Loss(
@@ -125,7 +134,6 @@ SIGMOID = Loss(
     without_nll="CPO without its NLL term",
     trl="CPO",
     names={"ms-swift": "cpo"},
-    dpo_names={"LLaMA-Factory": "sigmoid", "Axolotl": "dpo", "ms-swift": "dpo"},
 )
 HINGE = Loss(
     "hinge",
@@ -140,7 +148,6 @@ HINGE = Loss(
     options=("beta", "alpha", *_NLL, "ld_alpha"),
     per_token=False,
     trl="CPO",
-    dpo_names={"LLaMA-Factory": "hinge"},
 )
 IPO = Loss(
     "ipo",
@@ -156,7 +163,6 @@ IPO = Loss(
     beta="strength of the regularisation",
     beta_in_paper="tau",
     trl="CPO",
-    dpo_names={"LLaMA-Factory": "ipo", "Axolotl": "ipo"},
 )
 SIMPO = Loss(
     "simpo",
@@ -258,8 +264,78 @@ ARPO = Loss(
     without_nll="ARPO without its NLL term",
 )
 
+DPO = Loss(
+    "dpo",
+    "DPO",
+    math="LOGISTIC",
+    paper=Paper(
+        "Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
+        "Rafailov, Rafael and others",
+        "2023",
+        "2305.18290",
+    ),
+    options=("beta", *_REFERENCE, "label_smoothing"),
+    per_token=False,
+    with_nll="RPO",
+    trl="DPO",
+    names={
+        **{"DPOTrainer": "sigmoid", "LLaMA-Factory": "sigmoid"},
+        **{"Axolotl": "dpo", "ms-swift": "dpo"},
+    },
+)
+HYPO = Loss(
+    "hypo",
+    "HyPO",
+    math="OPTIMISTIC",
+    paper=Paper(
+        "Mitigating Mismatch within Reference-based Preference Optimization",
+        "Yuan, Suqin and others",
+        "2026",
+        "2602.11902",
+    ),
+    options=("beta", *_REFERENCE, "label_smoothing"),
+    per_token=False,
+)
+DPOP = Loss(
+    "dpop",
+    "DPO-Positive",
+    math="POSITIVE",
+    paper=Paper(
+        "Smaug: Fixing Failure Modes of Preference Optimisation with DPO-Positive",
+        "Pal, Arka and others",
+        "2024",
+        "2402.13228",
+    ),
+    options=("beta", "dpop_lambda", *_REFERENCE, "label_smoothing"),
+    per_token=False,
+)
+DPO_HINGE = Loss(
+    "dpo_hinge",
+    "DPO, hinge loss",
+    math="HINGE",
+    paper=HINGE.paper,
+    options=("beta", *_REFERENCE),
+    per_token=False,
+    names={"DPOTrainer": "hinge", "LLaMA-Factory": "hinge"},
+)
+DPO_IPO = Loss(
+    "dpo_ipo",
+    "IPO against a reference",
+    math="SQUARED",
+    paper=IPO.paper,
+    options=("beta", *_REFERENCE),
+    beta_scales_gap=False,
+    beta=IPO.beta,
+    beta_in_paper=IPO.beta_in_paper,
+    names={"DPOTrainer": "ipo", "LLaMA-Factory": "ipo", "Axolotl": "ipo"},
+)
+
 _ROWS: dict[str, Loss] = {
-    row.name: row for row in (SIGMOID, HINGE, IPO, SIMPO, ALPHAPO, ORPO, REPO, SIMPER, ARPO)
+    row.name: row
+    for row in (
+        *(SIGMOID, HINGE, IPO, SIMPO, ALPHAPO, ORPO, REPO, SIMPER, ARPO),
+        *(DPO, HYPO, DPOP, DPO_HINGE, DPO_IPO),
+    )
 }
 LOSSES: Mapping[str, Loss] = MappingProxyType(_ROWS)
 """Loss type -> its row."""
@@ -269,7 +345,7 @@ DEFAULT_LOSS = SIGMOID.name
 
 
 DEFAULTS_OF_TRL: Mapping[str, str] = MappingProxyType(
-    {row.trl: row.name for row in (SIGMOID, ORPO)}
+    {row.trl: row.name for row in (SIGMOID, ORPO, DPO)}
 )
 """Trainer of TRL, as "CPO" of CPOTrainer -> the loss of those of its options that name none."""
 
@@ -307,13 +383,3 @@ def called(tool: str, name: str | None) -> Loss | None:
 def names_of(tool: str) -> list[str]:
     """The names that another tool has for losses of the table."""
     return [row.names[tool] for row in LOSSES.values() if tool in row.names]
-
-
-def without_reference(tool: str, name: str | None) -> Loss | None:
-    """The loss that is left of a loss of DPO without its reference model; None for other names.
-
-    Args:
-        tool: as ``Loss.dpo_names`` has it.
-        name: there.
-    """
-    return next((row for row in LOSSES.values() if name and row.dpo_names.get(tool) == name), None)

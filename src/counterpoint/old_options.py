@@ -22,13 +22,12 @@ from types import MappingProxyType
 from typing import Any
 
 from counterpoint.errors import ConfigError
-from counterpoint.objectives import ALPHAPO
+from counterpoint.objectives import ALPHAPO, DEFAULT_LOSS, DPO
 
 OLD = "CW127"
 """The code of the warning."""
 
 _TRUNCATION = "max_length limits prompt + completion and truncation says what to cut"
-_NO_REFERENCE = "CPO and its relatives use no reference model; leave it out"
 _QUANTISED = (
     "load_in_4bit is nf4 with double quantization, and computes in the precision of the run; leave "
     "it out"
@@ -43,11 +42,11 @@ OLD_NAMES: Mapping[str, str] = MappingProxyType(
         "gamma_ratio": "write gamma_beta_ratio",
         "alpha_po": f"write alpha with loss_type: {ALPHAPO.name}",
         "loss": "write loss_type",
-        "rpo_alpha": "write cpo_alpha, the weight of the NLL of the chosen completion",
-        "ref_model": _NO_REFERENCE,
-        "reference_free": _NO_REFERENCE,
-        "precompute_ref_log_probs": _NO_REFERENCE,
-        "sync_ref_model": _NO_REFERENCE,
+        "ref_model": f"write reference, with loss_type: {DPO.name}",
+        "reference_free": f"write loss_type: {DEFAULT_LOSS}, which compares with no reference",
+        "precompute_ref_log_probs": "a reference is always asked before the first step; leave it "
+        "out",
+        "sync_ref_model": "a reference stays what it was; leave it out",
         # TRL's ModelConfig and ScriptArguments, and the scripts of others
         "config": "give the file without a flag: counterpoint train FILE",
         "model_name_or_path": "write model",

@@ -52,6 +52,7 @@ class TokenPair:
         pictures: of the prompt, in the order of their places; seen: as the tower takes them.
         chosen_given: spans of ``chosen`` that are read and carry no loss, such as a tool's results:
             first place and the one past the last of each, flat. rejected_given: of ``rejected``.
+        reference: summed log-probabilities of both under the run's reference, in nats, if any.
     """
 
     prompt: Sequence[int]
@@ -66,6 +67,7 @@ class TokenPair:
     seen: Sequence[SeenPicture] = ()
     chosen_given: Sequence[int] = ()
     rejected_given: Sequence[int] = ()
+    reference: tuple[float, float] | None = None
 
 
 class PairSegments(NamedTuple):
@@ -100,6 +102,7 @@ class PairBatch:
         row_ids: row numbers in the data set; ``FILLER_ROW`` counts nowhere.
         segments: where each pair lies in a row that holds several; else empty.
         of: the constraint whose set the pairs are of; "": the run's own sets.
+        reference: ``TokenPair.reference`` of each pair; None where a pair has none.
     """
 
     layout: str
@@ -116,6 +119,7 @@ class PairBatch:
     row_ids: Int[Tensor, " pairs"]
     segments: tuple[PairSegments, ...] = ()
     of: str = ""
+    reference: Float[Tensor, "pairs 2"] | None = None
 
     def __len__(self) -> int:
         """Number of pairs, fillers included."""
@@ -168,6 +172,7 @@ class PairLogps:
         drift: KL(initial policy || model) of the next token, in nats, summed over the targets of
             both completions; None where no constraint asks for it.
         facts: what else a loss asks for.
+        reference: the run's reference's ``chosen`` and ``rejected``, side by side, if it has one.
     """
 
     chosen: Float[Tensor, " pairs"]
@@ -176,6 +181,7 @@ class PairLogps:
     rejected_tokens: Int[Tensor, " pairs"]
     drift: Float[Tensor, " pairs"] | None = None
     facts: PairFacts = NO_FACTS
+    reference: Float[Tensor, "pairs 2"] | None = None
 
 
 @dataclass(frozen=True, slots=True)

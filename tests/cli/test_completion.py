@@ -55,6 +55,9 @@ def test_bash_finishes_commands_flags_and_choices(command: Command, tmp_path: Pa
         "simpo",
         "simper",
     ]
+    assert completed(script, "counterpoint", "train", "--loss_type", "dp") == [
+        *("dpo", "dpop", "dpo_hinge", "dpo_ipo")
+    ]
     assert completed(script, "counterpoint", "completion", "") == list(SHELLS)
     assert completed(script, "counterpoint", "report", "--ou") == ["--out"]
     # a file name: bash's own completion takes over

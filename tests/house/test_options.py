@@ -182,6 +182,14 @@ def gradients(bench: Bench, options: dict[str, Any]) -> str:
     return bench.run(options).gradients
 
 
+def beside_a_reference(bench: Bench, options: dict[str, Any]) -> str:
+    if options.get("reference") == "another":
+        another = bench.folder / "another"
+        make_model("qwen2", seed=1).save_pretrained(another)
+        options = {**options, "reference": str(another)}
+    return gradients(bench, options)
+
+
 def weights(bench: Bench, options: dict[str, Any]) -> str:
     return bench.run(options).weights
 
@@ -531,6 +539,9 @@ TRIED: dict[str, Row] = {
     "generate_during_eval": row(evaluation, True),
     "is_encoder_decoder": row(prepared_model, True),
     # Counterpoint's
+    "reference": row(beside_a_reference, "another", loss_type="dpo"),
+    "rpo_alpha": row(gradients, 0.5, loss_type="dpo"),
+    "dpop_lambda": row(gradients, 5.0, loss_type="dpop"),
     "gamma_beta_ratio": row(gradients, 8.0, loss_type="simpo"),
     "nll_reduction": row(gradients, "sequence_sum"),
     "truncation": row(rows, "prompt_start", max_length=16),
@@ -643,6 +654,9 @@ IDLE: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "nll_reduction": ("sequence_sum", {"cpo_alpha": 0.0}, {}),
     "simpo_gamma": (2.0, {}, {}),
     "gamma_beta_ratio": (8.0, {}, {}),
+    "reference": ("another", {}, {}),
+    "rpo_alpha": (0.5, {}, {}),
+    "dpop_lambda": (5.0, {}, {}),
     "alpha": (0.1, {"loss_type": "orpo"}, {}),
     "ld_alpha": (0.3, {"loss_type": "simpo"}, {}),
     "arpo_scale": (1.0, {}, {}),

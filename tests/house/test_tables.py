@@ -26,7 +26,12 @@ OTHER_THINGS = {"length", "custom"}
 SAID = re.compile(r"(?:loss_type|kind)\W{1,3}(\w+)")
 """A name in a line of configuration that is printed, or in a sentence."""
 
-EXAMPLES = {"config/options.py": {"bc"}, "cli/main.py": {"simpo"}}
+EXAMPLES = {
+    "config/options.py": {"bc"},
+    "cli/main.py": {"simpo"},
+    "cli/sweep.py": {"simpo"},
+    "migrate/of_llama_factory.py": {"dpo"},  # a stage of that tool, whatever its loss is
+}
 """Texts of help that show how an option is given, by their files."""
 
 

@@ -38,6 +38,15 @@ CASES: dict[str, dict[str, Any]] = {
     "hinge, fp32": {"objective": "hinge", "dtype": "float32"},
     "alphapo, paper's NLL": {"objective": "alphapo", "nll_reduction": "sequence_sum"},
     "experts": {"objective": "sigmoid", "kind": "qwen3_moe", "router_aux_loss_coef": 1.0},
+    "a reference": {"objective": "hypo", "reference": True, "pairs": 11},
+    "a reference and a second set": {
+        "objective": "dpop",
+        "reference": True,
+        "pairs": 16,
+        "max_micro_batch_tokens": 40,
+        "constraints": [{"kind": "safety", "bound": 0.1, "start": 0.7}],
+        "second": 11,
+    },
     "cut by tokens": {"objective": "sigmoid", "kind": "phi", "max_micro_batch_tokens": 40},
     "padded": {"objective": "sigmoid", "layout": "padded", "pairs": 9},
     "weighed and shorter": {"objective": "hinge, shorter and weighed", "pairs": 11},
@@ -171,6 +180,7 @@ def run_case(case: dict[str, Any], folder: Path, ranks: int) -> dict[str, Any]:
         model = make_model(kind)
         pairs, held_out = random_pairs(case.pop("pairs", STEP_PAIRS)), random_pairs(5, seed=1)
     model = model.to(dtype)
+    options |= reference_of(kind, dtype, folder) if case.pop("reference", False) else {}
     second = case.pop("second", None)
     own = None if second is None else {"safety": random_pairs(second, seed=5)}
     small = case.pop("memory", None)
@@ -207,6 +217,15 @@ def run_case(case: dict[str, Any], folder: Path, ranks: int) -> dict[str, Any]:
         "scores": {f.name: getattr(scores, f.name).tolist() for f in fields(scores)},
         "written": [[line["kind"], line["completion"]] for line in written],
     }
+
+
+def reference_of(kind: str, dtype: torch.dtype, folder: Path) -> dict[str, str]:
+    """Another model as the reference, in a folder of each rank's own; their bytes are the same."""
+    from tests.models_on_the_spot import make_model
+
+    beside = folder.with_name(f"{folder.name}-reference-{os.environ.get('RANK', '0')}")
+    make_model(kind, seed=4).to(dtype).save_pretrained(beside)
+    return {"reference": str(beside)}
 
 
 def stopped_by_a_bad_pair(folder: Path, ranks: int) -> str:

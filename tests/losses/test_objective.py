@@ -19,7 +19,8 @@ from counterpoint.records import PairBatch, PairLogps
 def logps_of(chosen: list[float], rejected: list[float], tokens: int = 10) -> PairLogps:
     count = torch.full((len(chosen),), tokens)
     as_tensor = lambda x: torch.tensor(x, dtype=torch.float64, requires_grad=True)  # noqa: E731
-    return PairLogps(as_tensor(chosen), as_tensor(rejected), count, count)
+    reference = torch.tensor([chosen, rejected], dtype=torch.float64).T + 0.5
+    return PairLogps(as_tensor(chosen), as_tensor(rejected), count, count, reference=reference)
 
 
 def batch_of(weight: list[float], tokens: int = 10) -> PairBatch:

@@ -216,7 +216,7 @@ def test_what_is_wrong_is_one_coded_line_and_nothing_is_written(
         "broken.py": "import os\nCPOConfig(beta=",
         "null.py": "CPOConfig()\0",
         "deep.py": "(" * 10_000,
-        "other.py": "from trl import DPOConfig\nDPOConfig(beta=0.1)",
+        "other.py": "from trl import KTOConfig\nKTOConfig(beta=0.1)",
         "two.py": "CPOConfig(beta=1)\nCPOConfig(beta=2)",
         "none.sh": "echo trl",
         "two.sh": "trl cpo --beta 1\ntrl cpo --beta 2",
@@ -730,22 +730,74 @@ def test_a_stream_of_another_tool_is_told_of_its_shards(
     assert "stream_shards" not in quiet
 
 
+OF_DPO = """\
+from trl import DPOConfig, DPOTrainer
+from transformers import AutoModelForCausalLM
+policy = AutoModelForCausalLM.from_pretrained("owner/sft")
+other = AutoModelForCausalLM.from_pretrained("owner/reference")
+args = DPOConfig(output_dir="out", beta=0.05, loss_type=["sigmoid", "sft"], loss_weights=[2, 1])
+DPOTrainer(policy, other, args, train_dataset=rows)
+"""
+
+
 @pytest.mark.parametrize(
-    ("text", "loss_type"),
+    ("name", "text", "expected"),
     [
-        ("stage: dpo\nmodel_name_or_path: m", "sigmoid"),
-        ("stage: dpo\npref_loss: kto_pair", "sigmoid"),
-        ("stage: dpo\npref_loss: ipo", "ipo"),
-        ("base_model: m\nrl: dpo", "sigmoid"),
-        ("base_model: m\nrl: ipo", "ipo"),
+        ("dpo.yaml", "stage: dpo\nmodel_name_or_path: m", {"beta": 0.1}),
+        (
+            "dpo.yaml",
+            "stage: dpo\nref_model: owner/sft\npref_ftx: 0.5\ndpo_label_smoothing: 0.1",
+            {"reference": "owner/sft", "rpo_alpha": 0.5, "label_smoothing": 0.1},
+        ),
+        ("dpo.yaml", "stage: dpo\npref_loss: kto_pair", {}),
+        ("dpo.yaml", "stage: dpo\npref_loss: ipo", {"loss_type": "dpo_ipo"}),
+        ("dpo.yaml", "stage: dpo\npref_loss: hinge", {"loss_type": "dpo_hinge"}),
+        ("dpo.yaml", "base_model: m\nrl: ipo", {"loss_type": "dpo_ipo"}),
+        (
+            "dpo.yaml",
+            "loss_type: hinge\nprecompute_ref_log_probs: true",
+            {"loss_type": "dpo_hinge"},
+        ),
+        (
+            "dpo.yaml",
+            "base_model: m\nrl: dpo\nrl_beta: 0.2\nrpo_alpha: 1.0\ndpo_label_smoothing: 0.1",
+            {"beta": 0.2, "rpo_alpha": 1.0, "label_smoothing": 0.1},
+        ),
+        ("dpo.yaml", "beta: 0.2\nprecompute_ref_log_probs: true", {"beta": 0.2}),
+        ("dpo.sh", "trl dpo --beta 0.2 --loss_type sigmoid", {"beta": 0.2}),
+        ("dpo.sh", "accelerate launch dpo.py --beta 0.2 --loss_type apo_zero", {"beta": 0.2}),
+        (
+            "dpo.py",
+            OF_DPO,
+            {"beta": 0.05, "reference": "owner/reference", "rpo_alpha": 0.5},
+        ),
+        ("dpo.py", "DPOTrainer('m', ref_model=None, args=DPOConfig(beta=0.2))", {"beta": 0.2}),
     ],
 )
-def test_a_run_of_dpo_is_translated_only_with_a_word_on_what_it_is_not(
-    bench: Path, command: Command, text: str, loss_type: str
+def test_a_run_of_dpo_is_dpo_here(
+    bench: Path, command: Command, name: str, text: str, expected: dict[str, Any]
 ) -> None:
-    found, said = translated(command, "dpo.yaml", text, *WHAT)
-    assert found["loss_type"] == loss_type
-    assert "DPO's losses compare with a reference model, which CPO does without" in said
+    found, said = translated(command, name, text, *WHAT)
+    expected = dict(expected)
+    assert found["loss_type"] == expected.pop("loss_type", "dpo")
+    ours = ("beta", "reference", "rpo_alpha", "label_smoothing", "cpo_alpha")
+    usual = {"beta": 0.1} if "stage" in text else {}  # LLaMA-Factory's, written out
+    assert {n: found[n] for n in ours if n in found} == {**usual, **expected}
+    assert "refuses this as it is" not in said
+    for unknown in ("kto_pair", "apo_zero"):
+        assert (f'="{unknown}": there is no such loss here' in said) == (unknown in text)
+
+
+def test_dpo_without_a_reference_is_the_loss_that_needs_none(bench: Path, command: Command) -> None:
+    found, _ = translated(command, "a.yaml", "beta: 0.2\nreference_free: true", *WHAT)
+    assert (found["loss_type"], found["cpo_alpha"]) == ("sigmoid", 0.0)
+
+
+def test_what_dpo_has_and_other_losses_do_not_is_left(bench: Path, command: Command) -> None:
+    text = "base_model: m\nrl: simpo\nrpo_alpha: 0.5\nrl_beta: 2"
+    found, said = translated(command, "a.yaml", text, *WHAT)
+    assert "rpo_alpha" not in found
+    assert "rpo_alpha=0.5: it does nothing with loss_type simpo" in said
 
 
 @pytest.mark.parametrize(
@@ -800,7 +852,7 @@ BEGINNINGS = [
 
 OTHER_WORDS = {
     "dataset_name": "dataset",
-    "pref_ftx": "cpo_alpha",
+    "pref_ftx": "po_alpha",  # of cpo, or of DPO's own
     "lora_target": "lora_target_modules",
     "additional_target": "lora_modules_to_save",
     "quantization_bit": "load_in_",

@@ -77,7 +77,10 @@ FILES = {
     ),
     "DPO": (
         "rlhf_type: dpo\nmodel: model\ndataset: a.jsonl\nval_dataset: b.jsonl\nrpo_alpha: 1\n",
-        {"dataset": ["a.jsonl"], "eval_dataset": ["b.jsonl"]},
+        {
+            **{"dataset": ["a.jsonl"], "eval_dataset": ["b.jsonl"]},
+            **{"loss_type": "dpo", "rpo_alpha": 1.0, "beta": 0.1},
+        },
     ),
 }
 

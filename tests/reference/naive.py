@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 Row = Mapping[str, Any]
 
+COMPARING = ("dpo", "hypo", "dpop", "dpo_hinge", "dpo_ipo")
+"""Losses that compare with a reference."""
+
 
 def completion_logps(model: nn.Module, prompt: Sequence[int], completion: Sequence[int]) -> Tensor:
     """Log-probability of each token of a completion, from all the logits of its own row."""
@@ -89,10 +92,37 @@ def preference(kind: str, chosen: Tensor, rejected: Tensor, o: Mapping[str, floa
     return -(1 - smoothing) * torch.log(right) - smoothing * torch.log(1 - right)
 
 
-def step_loss(
-    model: nn.Module, rows: Sequence[Row], kind: str, o: Mapping[str, Any], cpo_alpha: float
+def against_reference(
+    kind: str, chosen: Tensor, rejected: Tensor, o: Mapping[str, float]
 ) -> Tensor:
-    """The loss of a step that consists of these rows."""
+    """The same of losses that compare with a reference, whose two sums are among the options."""
+    of_w, of_l = o["reference_w"], o["reference_l"]
+    ratio_w, ratio_l = chosen.sum() - of_w, rejected.sum() - of_l
+    inside = ratio_w - ratio_l
+    if kind == "dpo_hinge":
+        return torch.clamp(1 + o["margin"] - o["beta"] * inside, min=0)
+    if kind == "dpo_ipo":
+        means = ratio_w / len(chosen) - ratio_l / len(rejected)
+        return (means - o["margin"] - 1 / (2 * o["beta"])) ** 2
+    if kind == "hypo":
+        inside = chosen.sum() - rejected.sum() - max(0.0, of_w - of_l)
+    if kind == "dpop":
+        # flat where nothing is lost: clamp would have a slope there
+        inside = inside - o["lambda"] * torch.relu(-ratio_w)
+    right = 1 / (1 + torch.exp(o["margin"] - o["beta"] * inside))
+    smoothing = o.get("smoothing", 0.0)
+    return -(1 - smoothing) * torch.log(right) - smoothing * torch.log(1 - right)
+
+
+def step_loss(
+    model: nn.Module,
+    rows: Sequence[Row],
+    kind: str,
+    o: Mapping[str, Any],
+    cpo_alpha: float,
+    reference: nn.Module | None = None,
+) -> Tensor:
+    """The loss of a step that consists of these rows; None compares with the model as it is."""
     weights = [row.get("weight", 1.0) for row in rows]
     total = nll = torch.zeros((), dtype=torch.float64)
     tokens = 0.0
@@ -101,7 +131,20 @@ def step_loss(
         rejected = completion_logps(model, row["prompt_ids"], row["rejected_ids"])
         chosen = trained(chosen, row.get("chosen_given") or ())
         rejected = trained(rejected, row.get("rejected_given") or ())
-        pair = preference(kind, chosen, rejected, {**o, "margin": row.get("margin", 0.0)})
+        with torch.no_grad():
+            other = model if reference is None else reference
+            said = {
+                f"reference_{side}": float(
+                    trained(
+                        completion_logps(other, row["prompt_ids"], row[f"{name}_ids"]),
+                        row.get(f"{name}_given") or (),
+                    ).sum()
+                )
+                for side, name in (("w", "chosen"), ("l", "rejected"))
+                if kind in COMPARING
+            }
+        formula = against_reference if kind in COMPARING else preference
+        pair = formula(kind, chosen, rejected, {**o, **said, "margin": row.get("margin", 0.0)})
         if o.get("weighed"):
             sides = (row["chosen_ids"], row["rejected_ids"])
             alike = sum(likeness(model, row["prompt_ids"], side) for side in sides)

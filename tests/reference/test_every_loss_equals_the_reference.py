@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from counterpoint.forward.routing import find_routers
+from counterpoint.objectives import LOSSES
 from tests.models_on_the_spot import KINDS
-from tests.reference.naive import step_loss
+from tests.reference.naive import COMPARING, step_loss
 from tests.steps import OBJECTIVES, distance, random_pairs, train_watched
 
 
@@ -28,16 +29,19 @@ def _as_reference(options: dict) -> tuple[str, dict, float]:
         "nll": options.get("nll_reduction", "token_mean"),
         "arpo_scale": options.get("arpo_scale", 0.9),
         "arpo_eta": options.get("arpo_eta", 0.4),
+        "lambda": options.get("dpop_lambda", 50.0),
     }
     o |= {name: options[name] for name in ("ld_alpha",) if name in options}
     o["weighed"] = options.get("use_weighting", False)
+    if kind in COMPARING:
+        return kind, o, options.get("rpo_alpha", 0.0)
     return kind, o, 0.0 if kind == "alphapo" else options.get("cpo_alpha", 1.0)
 
 
-def _compare(model, options: dict, tokenizer, folder: Path) -> tuple[float, float]:
+def _compare(model, options: dict, tokenizer, folder: Path, reference=None) -> tuple[float, float]:
     pairs = random_pairs(5, seed=3)
     kind, o, cpo_alpha = _as_reference(options)
-    expected = step_loss(model, list(pairs), kind, o, cpo_alpha)
+    expected = step_loss(model, list(pairs), kind, o, cpo_alpha, reference)
     expected.backward()
     truth = float(expected.detach())
     gradient = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -63,6 +67,27 @@ def test_every_objective_in_float64(objective, layout, models, chatml_tokenizer,
     """On a model without RMSNorm, which transformers computes in fp32 whatever the weights."""
     options = {**OBJECTIVES[objective], "layout": layout}
     value, gradient = _compare(models("phi").double(), options, chatml_tokenizer, tmp_path)
+    assert value <= 1e-12
+    assert gradient <= 1e-12
+
+
+@pytest.mark.parametrize("layout", ["padded", "shared"])
+@pytest.mark.parametrize(
+    "objective",
+    [name for name in OBJECTIVES if LOSSES[OBJECTIVES[name]["loss_type"]].needs_reference],
+)
+def test_every_reference_in_float64(objective, layout, models, chatml_tokenizer, tmp_path: Path):
+    """One that is another model: its gaps are far from 0, and of either sign."""
+    reference = models("phi", seed=4).double()
+    reference.save_pretrained(tmp_path / "reference")
+    named = {"reference": str(tmp_path / "reference"), "layout": layout}
+    value, gradient = _compare(
+        models("phi").double(),
+        {**OBJECTIVES[objective], **named},
+        chatml_tokenizer,
+        tmp_path / "run",
+        reference,
+    )
     assert value <= 1e-12
     assert gradient <= 1e-12
 

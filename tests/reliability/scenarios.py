@@ -130,6 +130,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "another optimizer": {"optim": "adafactor"},
     "bfloat16 weights and another optimizer": {"optim": "adafactor", "dtype": torch.bfloat16},
     "a loss scaler that grows": {"scaler": True, "max_grad_norm": 0.0},
+    "a reference": {"loss_type": "dpo", **BEST, "dataloader_num_workers": 1},
     "tokens counted": {"include_num_input_tokens_seen": "all"},
 }
 

@@ -253,7 +253,24 @@ def test_every_verdict_is_said_in_chinese(
 @pytest.mark.parametrize("seconds", [0.3, 41, 600, 7500, 200_000])
 @pytest.mark.parametrize(
     "loss",
-    ["sigmoid", "hinge", "ipo", "simpo", "alphapo", "orpo", "repo", "simper", "arpo", "", "other"],
+    [
+        "sigmoid",
+        "hinge",
+        "ipo",
+        "simpo",
+        "alphapo",
+        "orpo",
+        "repo",
+        "simper",
+        "arpo",
+        "dpo",
+        "hypo",
+        "dpop",
+        "dpo_hinge",
+        "dpo_ipo",
+        "",
+        "other",
+    ],
 )
 def test_methods_and_durations_are_said_in_chinese(seconds: float, loss: str) -> None:
     times = {

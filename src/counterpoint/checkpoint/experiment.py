@@ -20,6 +20,7 @@ from counterpoint.checkpoint.fingerprint import Fingerprint, Value
 from counterpoint.config import CPOConfig
 from counterpoint.constraints import Constraint
 from counterpoint.losses.objective import Objective
+from counterpoint.objectives import LOSSES
 from counterpoint.schedules import Follows, schedule_of
 
 OF_THE_EXPERIMENT = (
@@ -83,6 +84,7 @@ def experiment(
     return {
         **{f"data {name}": digest for name, digest in digests.items()},
         **asdict(objective),
+        **({"reference": args.reference} if LOSSES[args.loss_type].needs_reference else {}),
         "load balancing": balancing,
         **identity,
         PAIRS: args.step_pairs,

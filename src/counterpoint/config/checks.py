@@ -8,6 +8,7 @@ Not here: what an option means (``options``), and what is refused whatever else 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -17,7 +18,7 @@ from counterpoint.config.refused import REFUSED, is_refused
 from counterpoint.engine import FSDP_1
 from counterpoint.errors import ConfigError
 from counterpoint.forward.layouts import AUTO, LAYOUTS
-from counterpoint.objectives import LOSSES, reading
+from counterpoint.objectives import INITIAL, LOSSES, reading
 from counterpoint.picture import MOST_PIXELS_EVER
 from counterpoint.preference_row import INVALID_ROWS, TRAIN_TURNS
 
@@ -41,6 +42,8 @@ RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = MappingProxyType(
     {
         "beta": (lambda x: 0 < x < math.inf, "a finite number above 0"),
         "cpo_alpha": (_at_least_zero, "a finite number, at least 0"),
+        "rpo_alpha": (_at_least_zero, "a finite number, at least 0"),
+        "dpop_lambda": (_at_least_zero, "a finite number, at least 0"),
         "simpo_gamma": (_at_least_zero, "a finite number, at least 0"),
         "gamma_beta_ratio": (_at_least_zero, "a finite number, at least 0"),
         "router_aux_loss_coef": (_at_least_zero, "a finite number, at least 0"),
@@ -87,6 +90,7 @@ RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = MappingProxyType(
 
 UNSET_ALLOWED = (
     "ld_alpha",
+    "rpo_alpha",
     "gamma_beta_ratio",
     "router_aux_loss_coef",
     "max_length",
@@ -110,6 +114,28 @@ def those(names: list[str]) -> str:
     """Names in a sentence: "a, b and c"."""
     *most, last = names
     return f"{', '.join(most)} and {last}" if most else last
+
+
+def parsed(name: str, text: str, kind: type[Any]) -> Any:
+    """An option that is given as JSON.
+
+    Args:
+        name: of the option.
+        text: as it was given.
+        kind: of what it should hold, ``dict`` or ``list``.
+
+    Raises:
+        ConfigError: CP103 for a text that holds something else.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, kind):
+        raise ConfigError(
+            "CP103", f"{name}={text!r} should be a JSON {'object' if kind is dict else 'list'}."
+        )
+    return value
 
 
 def check_choices(config: Any) -> None:
@@ -177,7 +203,10 @@ def _version(given: Mapping[str, Any]) -> str:
 
 
 _OF_PAIRS: Mapping[str, Any] = MappingProxyType(
-    {"ld_alpha": None, "arpo_scale": 0.9, "arpo_eta": 0.4}
+    {
+        **{"ld_alpha": None, "arpo_scale": 0.9, "arpo_eta": 0.4},
+        **{"reference": INITIAL, "rpo_alpha": None, "dpop_lambda": 50.0},
+    }
 )
 """Options that few losses read, and their defaults."""
 
@@ -217,6 +246,11 @@ def _check_loss(config: Any) -> None:
         raise ConfigError(
             "CP104",
             f"alpha={config.alpha} reshapes the log-probability reward, which {of} does not have.",
+        )
+    if not str(config.reference).strip():
+        raise ConfigError(
+            "CP103",
+            f"reference={config.reference!r} should be {INITIAL}, or a model's id or folder.",
         )
     for name, usual in _OF_PAIRS.items():
         value = getattr(config, name)

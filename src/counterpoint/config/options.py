@@ -11,7 +11,6 @@ Not here: which values are refused (``checks``, ``refused``), and reading YAML o
 
 from __future__ import annotations
 
-import json
 from collections import ChainMap
 from collections.abc import Collection, Iterator
 from dataclasses import MISSING, dataclass, field, fields
@@ -32,6 +31,7 @@ from counterpoint.config.checks import (
     check_ranges,
     check_refused,
     check_sharding,
+    parsed,
     those,
 )
 from counterpoint.config.host_offload import settle_offload
@@ -39,12 +39,11 @@ from counterpoint.config.names import ByEveryName
 from counterpoint.config.pair_options import PairOptions
 from counterpoint.config.step_size import pairs_on, settle_accumulation
 from counterpoint.constraints import Constraint, read_constraints
-from counterpoint.errors import ConfigError
 from counterpoint.forward import encoded as _encoded  # noqa: F401 - two layouts are its own
 from counterpoint.forward.layouts import AUTO, LAYOUTS, REFERENCE
 from counterpoint.masking import Mask
 from counterpoint.metric_names import more_is_better
-from counterpoint.objectives import DEFAULT_LOSS, LOSSES, reading
+from counterpoint.objectives import DEFAULT_LOSS, INITIAL, LOSSES, reading
 from counterpoint.picture import MOST_PIXELS
 from counterpoint.preference_row import ASSISTANT_TURNS, INVALID_ROWS, TRAIN_TURNS
 
@@ -115,9 +114,8 @@ class CPOConfig(PairOptions, TrainingArguments, metaclass=ByEveryName):
     disable_dropout: bool = _option(True, "Set every dropout of the model to 0.")
     cpo_alpha: float = _option(
         1.0,
-        "Weight of the NLL of the chosen completion, >= 0; "
-        f"{those([name for name in LOSSES if name not in reading('cpo_alpha')])} sets it to 0, as "
-        "in TRL.",
+        "Weight of the NLL of the chosen completion, >= 0; not read by "
+        f"{those([name for name in LOSSES if name not in reading('cpo_alpha')])}.",
     )
     simpo_gamma: float = _option(
         0.5,
@@ -146,6 +144,19 @@ class CPOConfig(PairOptions, TrainingArguments, metaclass=ByEveryName):
     dataset_num_proc: int | None = _option(None, "Processes for preparing the data set, >= 1.")
 
     # Counterpoint's
+    reference: str = _option(
+        INITIAL,
+        f"Counterpoint: what {those(reading('reference'))} compare each pair with: initial, the "
+        "model as the run begins, or another's id (id@revision) or folder. See docs/references.md.",
+    )
+    rpo_alpha: float | None = _option(
+        None, f"Counterpoint: weight of the NLL beside {those(reading('rpo_alpha'))}, >= 0; RPO."
+    )
+    dpop_lambda: float = _option(
+        50.0,
+        "Counterpoint: weight of what chosen has lost to the reference, >= 0; "
+        f"{those(reading('dpop_lambda'))} only.",
+    )
     gamma_beta_ratio: float | None = _option(
         None, "Counterpoint: simpo_gamma given as a multiple of beta, >= 0, as SimPO's paper does."
     )
@@ -340,8 +351,9 @@ class CPOConfig(PairOptions, TrainingArguments, metaclass=ByEveryName):
             name for name, value in _defaults(self) if getattr(self, name) != value
         )
         if isinstance(self.constraints, str):
-            self.constraints = _parse("constraints", self.constraints, list)
+            self.constraints = parsed("constraints", self.constraints, list)
         self._constrained_by = tuple(read_constraints(self.constraints))
+        self.reference = INITIAL if self.reference is None else str(self.reference)
         check_choices(self)
         check_ranges(self)
         check_refused(self)
@@ -349,14 +361,14 @@ class CPOConfig(PairOptions, TrainingArguments, metaclass=ByEveryName):
         if str(self.fsdp) == "2":  # the version, which is the only one
             self.fsdp: Any = True
         if not LOSSES[self.loss_type].reads("cpo_alpha"):
-            self.cpo_alpha = 0.0
+            self.cpo_alpha = self.rpo_alpha or 0.0
         check_contradictions(self)
         if self.report_to is None:
             self.report_to: str | list[str] = "none"
         self._resolve_precision()
         self._resolve_checkpointing()
         if isinstance(self.model_init_kwargs, str):
-            self.model_init_kwargs = _parse("model_init_kwargs", self.model_init_kwargs, dict)
+            self.model_init_kwargs = parsed("model_init_kwargs", self.model_init_kwargs, dict)
         self._resolve_direction()
         super().__post_init__()
         settle_offload(self)
@@ -432,15 +444,3 @@ def _defaults(config: CPOConfig) -> Iterator[tuple[str, Any]]:
 
 def _has_accelerator() -> bool:
     return torch.accelerator.is_available()
-
-
-def _parse(name: str, text: str, kind: type[Any]) -> Any:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = None
-    if not isinstance(value, kind):
-        raise ConfigError(
-            "CP103", f"{name}={text!r} should be a JSON {'object' if kind is dict else 'list'}."
-        )
-    return value

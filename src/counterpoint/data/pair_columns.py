@@ -45,6 +45,17 @@ RAW = "raw:"
 """What begins the names of columns of raw rows."""
 
 
+def has_pair_columns(dataset: Any) -> bool:
+    """Whether a data set has the columns of a prepared one; a stream need not know its columns.
+
+    Args:
+        dataset: of any kind.
+    """
+    names = getattr(dataset, "column_names", None)
+    # a dict of sets has a dict of names
+    return isinstance(names, list) and set(PAIR_COLUMNS) <= set(names)
+
+
 def trained_columns(pairs: Any) -> Any:
     """The columns that are trained on alone: reading others would take time for nothing.
 

@@ -31,6 +31,7 @@ from counterpoint.doctor.of_memory import of_memory
 from counterpoint.doctor.of_mixture import of_mixture, places_of_epoch
 from counterpoint.doctor.of_model import of_model
 from counterpoint.doctor.of_objective import of_objective
+from counterpoint.doctor.of_reference import of_reference
 from counterpoint.doctor.of_tokenizer import of_tokenizer
 from counterpoint.doctor.of_unused import Rest, of_unused
 from counterpoint.doctor.survey import Progress, Survey, TokenFacts, survey
@@ -95,6 +96,7 @@ def examine(
     adapted = peft_config is not None or getattr(model, "peft_config", None) is not None
     run(of_objective, args, adapted=adapted)
     streams = train_dataset is not None and not hasattr(train_dataset, "__len__")
+    run(of_reference, args, model, tokenizer, streams=streams)
     run(of_unused, args, Rest(evaluates=eval_dataset is not None, streams=streams))
     run(of_batch, args, pairs=pairs, ranks=args.world_size)
     if tokenizer is not None:

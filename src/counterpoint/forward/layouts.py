@@ -133,7 +133,7 @@ class Layout(ABC):
         """
         if vocab_size is not None:
             check_ids(pairs, vocab_size)
-        rows = self.rows(pairs, pad_id)
+        rows, said = self.rows(pairs, pad_id), [pair.reference for pair in pairs]
         return PairBatch(
             layout=self.name,
             pairs=tuple(pairs),
@@ -149,6 +149,7 @@ class Layout(ABC):
             row_ids=torch.tensor([pair.row for pair in pairs]),
             segments=rows.segments,
             of=pairs[0].of,
+            reference=None if None in said else torch.tensor(said, dtype=torch.float64),
         )
 
     def inputs(self, batch: PairBatch) -> dict[str, Any]:

@@ -116,15 +116,9 @@ def pair_forward(
     if initial is not None and then is not None:
         each = sum_by_sequence(head.token_kl(scores.rows, then, initial), batch)
         drift = each[:pairs] + each[pairs:]
-    return PairOutput(
-        logps=PairLogps(
-            chosen=sums[:pairs],
-            rejected=sums[pairs:],
-            chosen_tokens=batch.target_counts[:pairs],
-            rejected_tokens=batch.target_counts[pairs:],
-            drift=drift,
-            facts=facts_of(asked, scores.logps, scores.rows, head, batch),
-        ),
-        logit_sums=sum_by_sequence(scores.logit_means, batch),
-        router=scores.router,
+    counts = batch.target_counts
+    facts = facts_of(asked, scores.logps, scores.rows, head, batch)
+    logps = PairLogps(
+        sums[:pairs], sums[pairs:], counts[:pairs], counts[pairs:], drift, facts, batch.reference
     )
+    return PairOutput(logps, sum_by_sequence(scores.logit_means, batch), scores.router)

@@ -1,6 +1,7 @@
 """The whole objective: from ``PairLogps`` to one loss, by the row of its loss type.
 
-    reward (sum | mean | log-odds, reshaped by alpha) -> gap -> preference loss
+    reward (sum | mean | log-odds, reshaped by alpha, or against a reference)
+    -> gap -> preference loss
     + cpo_alpha x negative log-likelihood of the chosen completion
 
 A step's loss is a ratio of sums over all its pairs, so each micro-batch contributes its share
@@ -20,7 +21,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from counterpoint.errors import ModelError
 from counterpoint.losses.adaptive import rejection
+from counterpoint.losses.against_reference import optimistic_gap, positive_gap
 from counterpoint.losses.of_tokens import length_weighted, policy_weight
 from counterpoint.losses.preference import hinge_loss, ipo_loss, repo_loss, sigmoid_loss
 from counterpoint.losses.rewards import alphapo_reward, inverse_perplexity, log_odds
@@ -48,6 +51,7 @@ class Objective:
             arXiv:2409.06411), of losses that read sums; None: 1.
         arpo_scale: of ARPO's tau the factor of the exponential, above 0.
         arpo_eta: of ARPO's tau the rate of the exponential by nats a token, at least 0.
+        dpop_lambda: DPO-Positive's weight of what the chosen completion has lost, at least 0.
     """
 
     loss_type: str = DEFAULT_LOSS
@@ -61,6 +65,7 @@ class Objective:
     ld_alpha: float | None = None
     arpo_scale: float = 0.9
     arpo_eta: float = 0.4
+    dpop_lambda: float = 0.0
 
     @classmethod
     def of(cls, options: Any) -> Objective:
@@ -81,6 +86,7 @@ class Objective:
             ld_alpha=options.ld_alpha,
             arpo_scale=options.arpo_scale,
             arpo_eta=options.arpo_eta,
+            dpop_lambda=options.dpop_lambda,
         )
 
     def __call__(self, logps: PairLogps, margin: Float[Tensor, " pairs"]) -> LossTerms:
@@ -92,10 +98,18 @@ class Objective:
 
         Returns:
             The terms, from which ``share`` makes the loss and the metrics their means.
+
+        Raises:
+            ModelError: CP337 for pairs without what the loss's reference gives them.
         """
         row, math = LOSSES[self.loss_type], math_of(self.loss_type)
         chosen_logps, rejected_logps = self.scores(logps)
         chosen, rejected = math.reward(chosen_logps, self), math.reward(rejected_logps, self)
+        if row.needs_reference:
+            reference = said_by_reference(logps)
+            if row.per_token:
+                reference = reference / torch.stack([logps.chosen_tokens, logps.rejected_tokens])
+            chosen, rejected = chosen - reference[0], rejected - reference[1]
         scale = self.beta if row.beta_scales_gap else 1.0
         gap = scale * (chosen - rejected) - self.gamma - margin
         pairs = RewardedPairs(logps, chosen, rejected, self.gamma + margin, gap)
@@ -162,10 +176,11 @@ class Objective:
         weight = "w * " if self.use_weighting else ""
         if self.ld_alpha is not None:
             logp += f", past the shorter completion's length times {self.ld_alpha:g}"
+        reference = f" - {logp} of the reference" if row.needs_reference else ""
         lines = [
             f"loss = mean over pairs of {weight}{self._in_brackets(math.formula(self))}",
             f"gap  = {scale}(r(chosen) - r(rejected)){margin}",
-            f"r(y) = {math.reward_formula(logp, self)}",
+            f"r(y) = {math.reward_formula(logp, self)}{reference}",
             *math.where(self),
         ]
         if self.use_weighting:
@@ -276,6 +291,52 @@ def _adaptive_gap(pairs: RewardedPairs, objective: Objective) -> Tensor:
     """The gap of which the rejected reward counts by ARPO's tau."""
     tau = rejection(pairs.logps, scale=objective.arpo_scale, eta=objective.arpo_eta)
     return pairs.gap + objective.beta * (1 - tau) * pairs.rejected
+
+
+OPTIMISTIC = LossMath(
+    lambda pairs, o: sigmoid_loss(
+        optimistic_gap(pairs.gap, *said_by_reference(pairs.logps), beta=o.beta),
+        label_smoothing=o.label_smoothing,
+    ),
+    lambda o: (
+        _logistic_in_words(o).replace("gap", f"gap - {o.beta:g} * max(0, D)")
+        + ", D the reference's sum log p(rejected) - sum log p(chosen)"
+    ),
+)
+POSITIVE = LossMath(
+    lambda pairs, o: sigmoid_loss(
+        positive_gap(
+            pairs.gap,
+            pairs.chosen,
+            said_by_reference(pairs.logps)[0],
+            beta=o.beta,
+            strength=o.dpop_lambda,
+        ),
+        label_smoothing=o.label_smoothing,
+    ),
+    lambda o: _logistic_in_words(o).replace(
+        "gap", f"gap - {o.beta * o.dpop_lambda:g} * max(0, -r(chosen))"
+    ),
+)
+
+
+def said_by_reference(logps: PairLogps) -> Float[Tensor, "2 pairs"]:
+    """What the run's reference gives chosen and rejected completions, in nats.
+
+    Args:
+        logps: of pairs that it was asked for.
+
+    Raises:
+        ModelError: CP337 where it was not.
+    """
+    if logps.reference is None:
+        raise ModelError(
+            "CP337",
+            "the loss compares each pair with a reference, and these pairs have no "
+            "log-probabilities of one. Name a model as the reference, which can be asked at any "
+            "time; the initial policy can only before the first step.",
+        )
+    return logps.reference.T
 
 
 def math_of(loss_type: str) -> LossMath:

@@ -12,9 +12,8 @@ from counterpoint.engine import FSDP_1
 from counterpoint.errors import ConfigError
 from counterpoint.migrate.data_sets import add_list, add_share
 from counterpoint.migrate.draft import Draft
-from counterpoint.migrate.of_llama_factory import put_without_reference
 from counterpoint.migrate.of_trl import COMES_SO, keep_nll
-from counterpoint.objectives import called, names_of, without_reference
+from counterpoint.objectives import called, names_of
 from counterpoint.options.given import as_python
 
 TOOL = "Axolotl"
@@ -50,7 +49,6 @@ REASONS = {
     "wandb_project": "write report_to: wandb, and set WANDB_PROJECT where you run",
     "wandb_entity": "set WANDB_ENTITY where you run",
     "wandb_name": "write run_name",
-    "rpo_alpha": "it is DPO's; the NLL of the chosen is weighed by cpo_alpha",
     "xformers_attention": "transformers has no such attention; sdpa is its default",
     "plugins": "there are no plugins; the shared layout and the chunked head are on by themselves",
 }
@@ -58,6 +56,7 @@ NAMES = {
     "revision_of_model": "revision",
     "tokenizer_config": "tokenizer",
     "rl_beta": "beta",
+    "dpo_label_smoothing": "label_smoothing",
     "peft_use_dora": "use_dora",
     "peft_use_rslora": "use_rslora",
     "dataset_processes": "dataset_num_proc",
@@ -71,7 +70,7 @@ _ATTENTION = {
 
 
 def of_axolotl(draft: Draft) -> None:
-    """Translate the settings of a file with ``rl: simpo`` or ``rl: orpo``.
+    """Translate the settings of a file with ``rl: simpo``, ``orpo`` or ``dpo``.
 
     Args:
         draft: with the file's settings.
@@ -104,13 +103,11 @@ def _loss(draft: Draft) -> None:
             draft.notes.append(f"loss_type {loss.name}: {TOOL}, through TRL, {loss.trl_nll}.")
         if loss.beta and (weight := draft.take(f"{name}_alpha")) is not None:
             draft.add("beta", weight, f"was {name}_alpha")
-    elif (loss := without_reference(TOOL, name)) is not None:
-        put_without_reference(draft, setting, loss)
     else:
         raise ConfigError(
             "CP102",
             f"rl={name} trains on no preference pairs; what can be translated is rl: "
-            f"{' or '.join(names_of(TOOL))} (and dpo, not to the same objective).",
+            f"{' or '.join(names_of(TOOL))}.",
         )
     nested = draft.take("trl")
     if nested is None:

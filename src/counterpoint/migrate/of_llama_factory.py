@@ -13,8 +13,8 @@ from typing import Any
 from counterpoint.errors import ConfigError
 from counterpoint.migrate.data_sets import OF_DRAWING, add_share
 from counterpoint.migrate.draft import Draft
-from counterpoint.migrate.of_trl import COMES_SO, NO_REFERENCE
-from counterpoint.objectives import DEFAULT_LOSS, LOSSES, Loss, called, names_of, without_reference
+from counterpoint.migrate.of_trl import COMES_SO
+from counterpoint.objectives import DPO, called, names_of
 from counterpoint.options.given import Scalar, Setting, as_python
 
 TOOL = "LLaMA-Factory"
@@ -43,9 +43,8 @@ REASONS = {
     "quantization_method": "load_in_4bit and load_in_8bit quantise with bitsandbytes",
     "quantization_type": "load_in_4bit is nf4",
     "double_quantization": "scales are quantised too, always",
-    "ref_model": NO_REFERENCE,
-    "ref_model_adapters": NO_REFERENCE,
-    "ref_model_quantization_bit": NO_REFERENCE,
+    "ref_model_adapters": "name the adapter's folder in reference",
+    "ref_model_quantization_bit": "a reference is held as the model is",
     "adapter_name_or_path": "a run starts a new adapter; merge the old one into the model first",
     "pure_bf16": "the nearest is dtype: bfloat16 with stochastic_rounding: true, which needs "
     "torchao",
@@ -58,6 +57,7 @@ REASONS = {
 }
 NAMES = {
     "pref_beta": "beta",
+    "ref_model": "reference",
     "dpo_label_smoothing": "label_smoothing",
     "preprocessing_num_workers": "dataset_num_proc",
     "max_samples": "max_rows",
@@ -98,41 +98,29 @@ def of_llama_factory(draft: Draft) -> None:
     draft.pass_on(REASONS, NAMES)
 
 
-def put_without_reference(draft: Draft, setting: Setting | None, loss: Loss) -> None:
-    """Write the loss that is left of a DPO run where there is no reference model.
-
-    Args:
-        draft: to write on.
-        setting: that asks for it; None where it is a default.
-        loss: that is left.
-    """
-    draft.put("loss_type", loss.name, "was DPO's: not the same objective")
-    what = "DPO" if setting is None else str(setting)
-    draft.left.append(
-        f"{what}: DPO's losses compare with a reference model, which CPO does without; what is "
-        f"written is loss_type: {loss.name} with the NLL of the chosen in the reference's place. "
-        "DPO's beta and learning rate do not carry over."
-    )
-
-
 def _loss(draft: Draft) -> None:
     setting = draft.take("pref_loss")
-    name = None if setting is None else str(as_python(setting.given))
+    name = DPO.names[TOOL] if setting is None else str(as_python(setting.given))
     extra = _number(draft, "pref_ftx")
     loss = called(TOOL, name)
-    own = 0.0 if loss is None else loss.nll or 0.0
-    if loss is None:
-        put_without_reference(draft, setting, without_reference(TOOL, name) or LOSSES[DEFAULT_LOSS])
+    if loss is None and setting is not None:
+        draft.leave(setting, f"there is no such loss here; what is written is {DPO.method}'s own")
+    loss = loss or DPO
+    draft.put("loss_type", loss.name)
+    own = loss.nll or 0.0
+    if loss.needs_reference:
+        option = "rpo_alpha"
         if extra:
-            draft.put("cpo_alpha", extra, "was pref_ftx")
+            draft.put(option, extra, "was pref_ftx")
     else:
-        draft.put("loss_type", loss.name)
+        option = "cpo_alpha"
         none = f"was pref_ftx, 0 where it is not given: {loss.method} has no NLL"
-        why = f"{loss.method}'s own {own:g}, plus pref_ftx" if own else none
-        draft.put("cpo_alpha", own + extra, why)
+        draft.put(
+            option, own + extra, f"{loss.method}'s own {own:g}, plus pref_ftx" if own else none
+        )
     if extra or own:
         draft.notes.append(
-            "cpo_alpha: LLaMA-Factory takes the mean over pairs of means over tokens as NLL, "
+            f"{option}: LLaMA-Factory takes the mean over pairs of means over tokens as NLL, "
             "Counterpoint the mean over a step's tokens."
         )
     if draft.peek("pref_beta") is None:

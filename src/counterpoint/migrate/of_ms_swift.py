@@ -16,9 +16,8 @@ from typing import Any
 from counterpoint.errors import ConfigError
 from counterpoint.migrate.data_sets import OF_DRAWING, add_share, source_of
 from counterpoint.migrate.draft import Draft
-from counterpoint.migrate.of_llama_factory import put_without_reference
-from counterpoint.migrate.of_trl import COMES_SO, keep_nll
-from counterpoint.objectives import SIMPO, called, names_of, without_reference
+from counterpoint.migrate.of_trl import COMES_SO, keep_nll, loss_of_dpo
+from counterpoint.objectives import DPO, SIMPO, called, names_of
 from counterpoint.options.given import as_python
 
 TOOL = "ms-swift"
@@ -48,8 +47,6 @@ REASONS = {
     "or drop",
     "packing": "padding and packing never change a result",
     "padding_free": "padding and packing never change a result",
-    "rpo_alpha": "it is DPO's; the NLL of the chosen is weighed by cpo_alpha",
-    "ref_model": "there is no reference model in a run without one",
     "quant_method": "load_in_4bit and load_in_8bit quantise with bitsandbytes",
     "add_version": "output_dir is the folder as it is",
     "use_hf": "names are of the Hugging Face hub, always",
@@ -59,6 +56,7 @@ NAMES = {
     "lora_rank": "lora_r",
     "target_modules": "lora_target_modules",
     "modules_to_save": "lora_modules_to_save",
+    "ref_model": "reference",
 }
 _ATTENTION = {"flash_attn": "flash_attention_2", "sdpa": "sdpa", "eager": "eager"}
 
@@ -89,7 +87,9 @@ def of_ms_swift(draft: Draft) -> None:
 def _loss(draft: Draft) -> None:
     setting = draft.take("rlhf_type")
     name = None if setting is None else str(as_python(setting.given))
-    if (loss := called(TOOL, name)) is not None:
+    if (loss := called(TOOL, name)) is DPO:
+        loss_of_dpo(draft)
+    elif loss is not None:
         if draft.peek("loss_type") is None:
             draft.put("loss_type", loss.name)
         if loss.with_nll:
@@ -98,8 +98,6 @@ def _loss(draft: Draft) -> None:
             draft.notes.append(f"loss_type {loss.name}: {TOOL}, through TRL, {loss.trl_nll}.")
         if draft.peek("beta") is None and loss is SIMPO:
             draft.put("beta", 2.0, f"{TOOL}'s default")
-    elif (loss := without_reference(TOOL, name)) is not None:
-        put_without_reference(draft, setting, loss)
     else:
         raise ConfigError(
             "CP102",

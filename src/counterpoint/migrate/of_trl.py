@@ -1,18 +1,29 @@
-"""What TRL's options for CPO and ORPO mean here: files, commands and calls of its classes.
+"""What TRL's options for CPO, ORPO and DPO mean here: files, commands and calls of its classes.
 
 Not here: finding them in a script (``script_calls``) or a command (``foreign_files``).
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from counterpoint.migrate.data_sets import Source, add_list, add_share, add_sources, source_of
 from counterpoint.migrate.draft import Draft
-from counterpoint.objectives import DEFAULT_LOSS, LOSSES, SIMPO, Loss
-from counterpoint.options.given import Scalar
+from counterpoint.objectives import (
+    DEFAULT_LOSS,
+    DPO,
+    INITIAL,
+    LOSSES,
+    SIMPO,
+    Loss,
+    called,
+)
+from counterpoint.options.given import Scalar, as_python
 
-NO_REFERENCE = "CPO and its relatives use no reference model"
 NF4 = "load_in_4bit is nf4 with scales quantised too, and computes in the precision of the run"
 COMES_SO = "a model that is quantised already is given by its name alone"
+_ALWAYS_FIRST = "the reference is asked once, before the first step, always"
+_MOVING = "the reference stays what it was"
 
 REASONS = {
     "ignore_bias_buffers": "ranks need no such care here",
@@ -33,20 +44,38 @@ REASONS = {
     "sft_weight": "write cpo_alpha, the weight of the NLL of the chosen completion",
     "device_map": "a model is whole on each rank's device",
     "quantization_config": "write load_in_4bit or load_in_8bit, with lora_r",
+    "ref_model_init_kwargs": "a reference is held as the model is",
+    "precompute_ref_log_probs": _ALWAYS_FIRST,
+    "precompute_ref_batch_size": _ALWAYS_FIRST,
+    "ref_model_mixup_alpha": _MOVING,
+    "ref_model_sync_steps": _MOVING,
+    "sync_ref_model": _MOVING,
+    "f_divergence_type": "the reverse KL is what there is",
+    "f_alpha_divergence_coef": "the reverse KL is what there is",
 }
+MARKS_OF_DPO = (
+    *("ref_model", "ref_model_init_kwargs", "precompute_ref_log_probs"),
+    *("sync_ref_model", "rpo_alpha", "loss_weights", "f_divergence_type", "reference_free"),
+)
+"""Names by which a file of TRL is one of its DPO: such files do not say whose they are."""
+
+MARKS_OF_CPO = ("cpo_alpha", "simpo_gamma", "gamma_beta_ratio", "gamma", "alpha")
+"""Names by which it is one of its CPO."""
+
 _OF_SIMPO = ("gamma_beta_ratio", "gamma")
 _OF_DATA = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split")
 NAMES = {"preprocessing_num_workers": "dataset_num_proc"}
 
 
 def of_trl(draft: Draft, loss_type: str = DEFAULT_LOSS) -> None:
-    """Translate options of ``trl.experimental.cpo`` and its command, or of ``orpo``.
+    """Translate options of ``trl.experimental.cpo`` and its command, or of ``orpo`` or ``dpo``.
 
     Args:
         draft: with the options as settings.
         loss_type: of the class whose options they are, where they name none.
     """
     _loss(draft, loss_type)
+    _reference(draft)
     _adapter(draft)
     _data(draft)
     if draft.switch("use_flash_attention_2"):
@@ -87,6 +116,9 @@ def keep_nll(draft: Draft, loss: Loss, tool: str) -> None:
 
 def _loss(draft: Draft, loss_type: str) -> None:
     loss = LOSSES[loss_type]
+    if loss is DPO:
+        loss_of_dpo(draft)
+        return
     if loss_type != DEFAULT_LOSS:
         draft.put("loss_type", loss_type)
         draft.notes.append(f"loss_type {loss_type}: TRL {loss.trl_nll}.")
@@ -99,6 +131,49 @@ def _loss(draft: Draft, loss_type: str) -> None:
     asked = LOSSES.get(str(named))
     if asked is not None and asked.with_nll:
         keep_nll(draft, asked, "TRL")
+
+
+def loss_of_dpo(draft: Draft) -> None:
+    """Write the loss of TRL's DPO, which has losses of its own, one or several with weights.
+
+    Args:
+        draft: with the options as settings.
+    """
+    setting, weights = draft.take("loss_type"), draft.take("loss_weights")
+    given = None if setting is None else as_python(setting.given)
+    first, *more = map(str, given) if isinstance(given, list) and given else [str(given or "")]
+    loss = DPO if not first else called("DPOTrainer", first)
+    share = _share_of_nll(1.0 if weights is None else as_python(weights.given))
+    with_nll = more == ["sft"] and share is not None
+    if setting is not None and (loss is None or (more and not with_nll)):
+        draft.leave(setting, f"there is no such loss here; what is written is {DPO.method}'s")
+        loss, with_nll = DPO, False
+    draft.put("loss_type", (loss or DPO).name)
+    if with_nll:
+        draft.put("rpo_alpha", share, "was the weight of sft")
+    if weights is not None and not with_nll:
+        draft.leave(weights, "a run has one loss")
+    if draft.switch("reference_free"):
+        draft.put("loss_type", DEFAULT_LOSS, "was reference_free")
+        draft.put("cpo_alpha", 0.0, "no NLL term, as there")
+
+
+def _share_of_nll(weights: Any) -> float | None:
+    """The weight of the second of two losses where the first has 1; None for what is no two."""
+    pair = [1.0, weights] if isinstance(weights, float) else weights
+    if not isinstance(pair, list) or len(pair) != 2:
+        return None
+    if not all(isinstance(one, int | float) and 1e-9 < one < 1e9 for one in pair):
+        return None
+    return float(pair[1] / pair[0])
+
+
+def _reference(draft: Draft) -> None:
+    """A reference that is named; none is the model as it begins, there and here."""
+    if draft.peek("ref_model") in (None, "", INITIAL):
+        draft.take("ref_model")
+    elif (setting := draft.take("ref_model")) is not None:
+        draft.add("reference", setting, "was ref_model")
 
 
 def _adapter(draft: Draft) -> None:

@@ -26,6 +26,7 @@ CONFIGS = {f"{trl}Config": loss for trl, loss in DEFAULTS_OF_TRL.items()}
 
 TRAINERS = tuple(f"{trl}Trainer" for trl in DEFAULTS_OF_TRL)
 _POSITIONS = ("model", "args", "data_collator", "train_dataset", "eval_dataset", "processing_class")
+_POSITIONS_OF_DPO = ("model", "ref_model", *_POSITIONS[1:])
 _RUN_TIME = "it is known only when the script runs"
 _SEQ2SEQ = ("AutoModelForSeq2SeqLM", "ForConditionalGeneration")
 """Ends of the names of classes that load encoder-decoders."""
@@ -120,9 +121,12 @@ class Script:
                 yield keyword.arg, keyword.value
 
     def _read_trainer(self, call: ast.Call) -> None:
-        for name, node in self._arguments(call, _POSITIONS):
+        positions = _POSITIONS_OF_DPO if _called(call) == "DPOTrainer" else _POSITIONS
+        for name, node in self._arguments(call, positions):
             if name == "model":
                 self._read_model(node)
+            elif name == "ref_model":
+                self._read_reference(node)
             elif name in ("processing_class", "tokenizer"):
                 self._read_tokenizer(name, node)
             elif name in ("train_dataset", "eval_dataset"):
@@ -148,6 +152,16 @@ class Script:
             )
         else:
             self._leave("model", node, f"{_RUN_TIME}; give it with --model")
+
+    def _read_reference(self, node: ast.expr) -> None:
+        found = self._resolved(node)
+        if isinstance(found, ast.Call) and _called(found) == "from_pretrained" and found.args:
+            found = self._resolved(found.args[0])
+        if isinstance(found, ast.Constant) and isinstance(found.value, str | None):
+            where = self._where("ref_model", node)
+            self.settings.append(Setting("ref_model", as_given(found.value), where))
+        else:
+            self._leave("ref_model", node, f"{_RUN_TIME}; give it with --reference")
 
     def _say_encoder_decoder(self, load: ast.Call) -> None:
         """TRL asks the model; said here, since a row is then read and limited as TRL does it."""

@@ -21,10 +21,10 @@ from counterpoint.migrate.of_llama_factory import of_llama_factory
 from counterpoint.migrate.of_ms_swift import MARKS as SWIFT_MARKS
 from counterpoint.migrate.of_ms_swift import TOOL as SWIFT
 from counterpoint.migrate.of_ms_swift import of_ms_swift
-from counterpoint.migrate.of_trl import of_trl
+from counterpoint.migrate.of_trl import MARKS_OF_CPO, MARKS_OF_DPO, of_trl
 from counterpoint.migrate.run_file import as_yaml
 from counterpoint.migrate.script_calls import Script
-from counterpoint.objectives import LOSSES
+from counterpoint.objectives import DEFAULT_LOSS, DPO, LOSSES, OBJECTIVE_OPTIONS
 from counterpoint.options.run_options import RunOptions
 from counterpoint.options.settings import build_config
 from counterpoint.options.table import RUN, options
@@ -40,10 +40,7 @@ _OF_EVAL = (
     "greater_is_better",
     "eval_dataset_split",
 )
-_OF_LOSSES = (
-    *("simpo_gamma", "gamma_beta_ratio", "label_smoothing", "alpha", "cpo_alpha"),
-    "ld_alpha",
-)
+_OF_LOSSES = tuple(name for name in OBJECTIVE_OPTIONS if name not in ("loss_type", "beta"))
 """Options that the command refuses, or sets itself, with losses that do not read them."""
 _FAR = 4
 """Factor below published values of beta from which it is another loss's."""
@@ -109,8 +106,16 @@ def _of_yaml(text: str, source: str) -> tuple[str, Draft]:
     settings = settings_of(text, source)
     tool = tool_of(settings, source)
     draft = Draft(settings)
+    if tool == "TRL":
+        loss_type = DPO.name if draft.rest.keys() & MARKS_OF_DPO else DEFAULT_LOSS
+        if loss_type == DEFAULT_LOSS and not draft.rest.keys() & MARKS_OF_CPO:
+            draft.notes.append(
+                "TRL's files do not say which command reads them: read as one of trl cpo. If it "
+                f"was one of trl dpo, write loss_type: {DPO.name}."
+            )
+        of_trl(draft, loss_type)
+        return "a file of TRL", draft
     translators: dict[str, Callable[[Draft], None]] = {
-        "TRL": of_trl,
         "LLaMA-Factory": of_llama_factory,
         "Axolotl": of_axolotl,
         SWIFT: of_ms_swift,

@@ -17,12 +17,15 @@ Not here: what a change means (``judge``).
 
 from __future__ import annotations
 
+import hashlib
+from typing import Any
+
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterpoint.rounding import CHUNK
-from counterpoint.tensor_parts import parts_of
+from counterpoint.tensor_parts import on_its_mesh, parts_of
 
 WIDTH = 4096
 """Words in a row."""
@@ -45,6 +48,20 @@ def checksum(tensor: Tensor) -> Int[Tensor, ""]:
         return first
     numbers = torch.stack([first, *(other.to(first.device) for other in others)])
     return (numbers * _odd(torch.arange(len(numbers), device=first.device))).sum()
+
+
+def digest_of_weights(model: nn.Module) -> str:
+    """Of a model's weights, frozen ones too; the same on every kind of device, and on any ranks.
+
+    Args:
+        model: unwrapped; where it is sharded, every rank must call it.
+    """
+    found = hashlib.blake2b(digest_size=16)
+    for name, weight in sorted(model.named_parameters()):
+        gather: Any = getattr(on_its_mesh(weight), "full_tensor", None)  # of one in shards
+        number = int(checksum(weight if gather is None else gather()))
+        found.update(f"{name} {tuple(weight.shape)} {weight.dtype} {number}\n".encode())
+    return found.hexdigest()
 
 
 def _of_bytes(tensor: Tensor) -> Int[Tensor, ""]:

@@ -18,7 +18,7 @@ from counterpoint.data.options import OF_A_ROW, OF_THE_MACHINE
 from counterpoint.errors import ConfigError
 from counterpoint.evaluation.references import BLEU_TOKENIZERS, METRICS
 from counterpoint.log import logger
-from counterpoint.objectives import OBJECTIVE_OPTIONS
+from counterpoint.objectives import DEFAULT_LOSS, INITIAL, LOSSES, OBJECTIVE_OPTIONS
 from counterpoint.options.coerce import coerce
 from counterpoint.options.declared import option
 from counterpoint.options.given import Scalar, Setting
@@ -27,6 +27,7 @@ from counterpoint.options.run_weights import (
     SAYS_QUANTISED,
     began_with,
     holding_of,
+    initial_policy_of,
     run_of,
 )
 from counterpoint.runlog import read_run
@@ -202,9 +203,10 @@ def read_evaluation(
             f"--{idle[0]} is no option of counterpoint {command}, where it would do nothing; "
             f"counterpoint {command} --help lists those that it takes.",
         )
-    inherited = of_run(source)
+    inherited = dict(of_run(source))
     if "loss_type" in given:
         inherited = {name: value for name, value in inherited.items() if name in READING}
+    _name_the_reference(source, given, inherited)
     of, held = _held(source, base)
     if any(name in given for name in QUANTISING):  # the two contradict each other
         held = {name: value for name, value in held.items() if name not in SAYS_QUANTISED}
@@ -226,6 +228,26 @@ def read_evaluation(
         "output_dir": output_dir,
     }
     return request_of({**wanted, **_FIXED, **taken, **given})
+
+
+def _name_the_reference(source: str, given: Mapping[str, Any], inherited: dict[str, Any]) -> None:
+    """What a run began with is a model with a name by now, where it has one.
+
+    Raises:
+        ConfigError: CP107 where it has none.
+    """
+    loss = LOSSES.get(str(given.get("loss_type", inherited.get("loss_type", DEFAULT_LOSS))))
+    wanted = str(given.get("reference", inherited.get("reference", INITIAL)))
+    if loss is None or not loss.needs_reference or wanted != INITIAL:
+        return
+    began = None if "loss_type" in given else initial_policy_of(source)
+    if not began:
+        raise ConfigError(
+            "CP107",
+            f"reference is missing: {loss.method} compares with a reference, and what {source} "
+            "began with has no name here. Give it as --reference MODEL.",
+        )
+    inherited["reference"] = began
 
 
 def of_run(source: str) -> Mapping[str, Any]:

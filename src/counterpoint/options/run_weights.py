@@ -79,6 +79,23 @@ def began_with(source: str) -> str | None:
     return name if isinstance(name, str) else None
 
 
+def initial_policy_of(source: str) -> str | None:
+    """The initial policy of the run that a model is of, as ``reference`` names it; None for none.
+
+    Args:
+        source: hub id or folder.
+    """
+    folder = run_of(source)
+    asked = {} if folder is None else _asked(folder)
+    if folder is None or asked.get("from_scratch", "").lower() == "true":
+        return None
+    # an adapter that was trained on is where the run began, and not the base that it lies on
+    name = asked.get("model") or began_with(source)
+    if not name or Path(name).expanduser().is_dir() or "revision" not in asked:
+        return name or None
+    return f"{name}@{asked['revision']}"
+
+
 def _asked(folder: Path) -> dict[str, Any]:
     """What a run of the command was asked for beside the trainer's own options."""
     from counterpoint.options.yaml_file import read_config
@@ -90,5 +107,5 @@ def _asked(folder: Path) -> dict[str, Any]:
     return {
         one.name: one.given.text
         for one in settings
-        if one.name in ("dtype", "revision") and hasattr(one.given, "text")
+        if one.name in ("model", "from_scratch", "dtype", "revision") and hasattr(one.given, "text")
     }

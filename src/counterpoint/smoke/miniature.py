@@ -26,6 +26,7 @@ from counterpoint.config import CPOConfig
 from counterpoint.forward.alone import logits_alone
 from counterpoint.forward.seeing import PARTS_THAT_SEE, weights_that_see
 from counterpoint.forward.sights import sight_of
+from counterpoint.objectives import INITIAL, LOSSES
 from counterpoint.records import TokenPair
 from counterpoint.smoke.real import NOTHING_KEPT
 from counterpoint.smoke.rows import prepared
@@ -58,6 +59,8 @@ _REPLACED: dict[str, Any] = {
     "torch_compile": False,
     "torch_compile_backend": None,
     "torch_compile_mode": None,
+    # a twin has no model beside it that was trained on its kind of text
+    "reference": INITIAL,
     # a twin's weights are random: there are none that a quantiser could keep
     "load_in_4bit": False,
     "load_in_8bit": False,
@@ -226,7 +229,9 @@ class Miniature:
     ) -> CPOTrainer:
         trainer = CPOTrainer(
             model=model,
-            args=replace(self.args, **{**_REPLACED, "output_dir": str(folder), **changes}),
+            args=replace(
+                self.args, **{**_REPLACED, **self._gentle(), "output_dir": str(folder), **changes}
+            ),
             train_dataset=prepared(pairs),
             processing_class=self.tokenizer,
             peft_config=copy.deepcopy(self.peft_config),
@@ -235,6 +240,12 @@ class Miniature:
         trainer.examined = True  # its options are not those that were given
         trainer.remove_callback(PrinterCallback)
         return trainer
+
+    def _gentle(self) -> dict[str, float]:
+        """At a twin's rate a weight as published would punish every step that moves at all."""
+        if not LOSSES[self.args.loss_type].reads("dpop_lambda"):
+            return {}
+        return {"dpop_lambda": min(self.args.dpop_lambda, 1.0)}
 
 
 def _objective(trainer: CPOTrainer) -> float:

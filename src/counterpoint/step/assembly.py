@@ -125,7 +125,7 @@ class Assembly:
             "pictures": self._saw,
             "head": {"dense": self._head.dense, "kernel": self._head.kernel},
             "kernels": kernels.state_dict(kernels.proofs_of(self.model)),
-            "under": self._conditions(),
+            "under": self.conditions(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -359,7 +359,7 @@ class Assembly:
         self._layout, self._reason = layout, reason
         logger().info("layout: %s%s", layout.name, f" ({reason})" if reason else "")
 
-    def _conditions(self) -> dict[str, Any]:
+    def conditions(self) -> dict[str, Any]:
         """What a proof holds under: the same weights on another device are another matter."""
         device = self._device.type
         with self.engine.autocast():
@@ -378,7 +378,7 @@ class Assembly:
         """What the checkpoint says, if it was found under the same conditions."""
         known = self._known
         layout = LAYOUTS.get(known.get("layout", ""))
-        if layout is None or known.get("under") != self._conditions():
+        if layout is None or known.get("under") != self.conditions():
             return None
         if layout.why_not(self.model) or known["head"]["kernel"] not in (None, *HEAD_KERNELS):
             return None

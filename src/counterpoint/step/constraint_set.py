@@ -13,7 +13,6 @@ Not here: what a constraint measures (``losses.constrained``), how a multiplier 
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -29,11 +28,10 @@ from counterpoint.forward.initial_policy import InitialPolicy
 from counterpoint.log import logger
 from counterpoint.losses.constrained import Measured, Seen, belongs, denominators, measured, price
 from counterpoint.losses.objective import Objective, positive
-from counterpoint.monitor.checksum import checksum
+from counterpoint.monitor.checksum import digest_of_weights
 from counterpoint.records import LossTerms, PairBatch, PairLogps, exact_dtype
 from counterpoint.runlog import Alarm, constraint_metric
 from counterpoint.step.multiplied import Multiplied
-from counterpoint.tensor_parts import on_its_mesh
 
 
 class ConstraintSet:
@@ -288,7 +286,7 @@ class ConstraintSet:
         """
         if not self.needs_policy or (self.policy is not None and self.policy.model is model):
             return
-        self.policy, self._policy_digest = InitialPolicy(model), _digest(model)
+        self.policy, self._policy_digest = InitialPolicy(model), digest_of_weights(model)
 
     def calibrate(self, sums: Tensor, *, pairs: int, digest: str) -> None:
         """Take the values of the initial policy.
@@ -421,16 +419,6 @@ class ConstraintSet:
     def formula(self) -> str:
         """The constraints as lines under the objective's formula."""
         return "\n".join(one.formula() for one in self.all)
-
-
-def _digest(model: nn.Module) -> str:
-    """Of a model's weights, frozen ones too; the same on every kind of device, and on any ranks."""
-    found = hashlib.blake2b(digest_size=16)
-    for name, weight in sorted(model.named_parameters()):
-        gather: Any = getattr(on_its_mesh(weight), "full_tensor", None)  # of one in shards
-        number = int(checksum(weight if gather is None else gather()))
-        found.update(f"{name} {tuple(weight.shape)} {weight.dtype} {number}\n".encode())
-    return found.hexdigest()
 
 
 def _check_length(one: Multiplied, most: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -42,6 +43,15 @@ class PairReader:
     ) -> None:
         self.constraints, self.engine, self.device = constraints, engine, device
         self._assembly, self._eval_budget = assembly, eval_budget
+
+    @property
+    def model(self) -> nn.Module:
+        """What is run, unwrapped from distributed training."""
+        return self._assembly().model
+
+    def conditions(self) -> dict[str, Any]:
+        """Under which pairs are run: device, precision, attention, layout; plain values."""
+        return self._assembly().conditions()
 
     def forward(self, model: nn.Module, batch: PairBatch) -> PairOutput:
         """The one forward pass: of training, of evaluation and of the constraints' values."""

@@ -134,6 +134,7 @@ class EvaluatingTrainer(SteppingTrainer):
         self._check_replaced()
         self.model.eval()
         self.callback_handler.eval_dataloader = dataloader
+        self._compare([dataloader.pairs], moved=self.is_resumed or self.state.global_step > 0)
         rows = next((n for n, s in self._sets().items() if s is dataloader.pairs), None)
         evaluation = EvaluationPass(
             self.runner.loss, self.constraints, rows, keep_scores=keep_scores

@@ -82,6 +82,7 @@ class ExperimentTrainer(EvaluatingTrainer):
             "proofs": proofs,
             "feed": self._feed.state_dict(),
             "constraints": self.constraints.state_dict() if self.constraints.all else None,
+            "references": self._feed.references.state_dict(),
         }
 
     def before_loading(self) -> None:
@@ -96,6 +97,8 @@ class ExperimentTrainer(EvaluatingTrainer):
         if self._assembled is not None:
             self._assembled.load_state_dict(self._known_proofs)
         self._feed.load_state_dict(state["feed"], within_pass=self._place.steps > 0)
+        self._feed.references.load_state_dict(state.get("references"))
+        self._compare(self._digested().values(), moved=True)
         if state.get("constraints"):
             self.constraints.load_state_dict(state["constraints"], anyway=self.args.resume_anyway)
             self._describe()

@@ -15,15 +15,16 @@ import torch
 from datasets import Dataset
 
 from counterpoint.config import CPOConfig
-from counterpoint.data.batching import DealtStream, KeyedPairs, PairLoader
+from counterpoint.data.batching import DealtStream, PairLoader
 from counterpoint.data.counts import PrepareCounts
 from counterpoint.data.encoder import Encoder
 from counterpoint.data.lanes import LanedStream, StreamPlace
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.order import COMPUTED, WRITTEN_OUT, Order, order_of
-from counterpoint.data.pair_columns import PAIR_COLUMNS, trained_columns
+from counterpoint.data.pair_columns import has_pair_columns
 from counterpoint.data.pair_digest import ROWS_AT_ONCE, pairs_digest
 from counterpoint.data.prepare import Prepared, iter_pairs, lane_reader, lanes_in_a_row, prepare
+from counterpoint.data.referenced import ReferenceTables
 from counterpoint.data.sampler import StepSampler
 from counterpoint.data.sources import pick_split
 from counterpoint.forward.rows import EmbeddingRows, beyond_embedding
@@ -43,6 +44,7 @@ class Feed:
         self.args, self.encoder, self.begun = args, encoder, encoder.start_tokens
         self.to_pair = encoder.pair
         self.options = PrepareOptions.of(args)
+        self.references = ReferenceTables.of(args, self.digest)
         self._prepared: dict[str, Prepared] = {}
         self._reading: Prepared | None = None
         self._done = 0
@@ -71,12 +73,12 @@ class Feed:
         if isinstance(dataset, Mapping):
             return {key: self.pairs(rows, f"{name} {key}") for key, rows in dataset.items()}
         self._prepared[name] = prepare(dataset, self.encoder, self.options, name=name)
+        self.references.refuse_stream(self._prepared[name].pairs, name)
         return self._prepared[name].pairs
 
     def _is_prepared(self, dataset: Any) -> bool:
-        # a stream need not know its columns
         own = any(dataset is prepared.pairs for prepared in self._prepared.values())
-        return own or set(PAIR_COLUMNS) <= set(_columns(dataset))
+        return own or has_pair_columns(dataset)
 
     def check_ids(self, pairs: Any, known: EmbeddingRows | None) -> None:
         """Refuse ids beyond the embedding before anything is written; streams are checked later.
@@ -133,7 +135,7 @@ class Feed:
         if hasattr(pairs, "__len__"):
             most = min(count, len(pairs))
             places = [place * len(pairs) // most for place in range(most)]
-            return KeyedPairs(trained_columns(pairs), self.to_pair).__getitems__(places)
+            return self.references.keyed(pairs, self.to_pair).__getitems__(places)
         # counts of its own: the run's are of whole passes
         fresh = Prepared(pairs, PrepareCounts("samples"), self.options, start_tokens=self.begun)
         return list(islice(iter_pairs(fresh), count))
@@ -181,7 +183,7 @@ class Feed:
             drop_last=train and args.dataloader_drop_last,
         )
         return PairLoader(
-            KeyedPairs(trained_columns(pairs), self.to_pair),
+            self.references.keyed(pairs, self.to_pair),
             batch_sampler=sampler,
             collate_fn=list,
             generator=generator,
@@ -266,12 +268,6 @@ class Feed:
         if known is None or known.pairs is not pairs:
             return Prepared(pairs, PrepareCounts.under(self.options, name), self.options)
         return known
-
-
-def _columns(dataset: Any) -> list[str]:
-    names = getattr(dataset, "column_names", None)
-    # a dict of sets has a dict of names
-    return names if isinstance(names, list) else []
 
 
 def _asked(pair: TokenPair) -> tuple[Any, ...]:

@@ -18,7 +18,6 @@ from typing import Any
 
 from counterpoint.config import CPOConfig
 from counterpoint.constraints import Constraint
-from counterpoint.data.batching import KeyedPairs
 from counterpoint.data.passes import Passes
 from counterpoint.data.sources import load, pick_split
 from counterpoint.errors import ConfigError, DataError
@@ -144,7 +143,8 @@ class SecondSets:
         return [replace(pair, of=one.name) for pair in self._feed.spread(pairs, count)]
 
     def _read(self, one: SecondSet, pairs: Any, keys: list[int]) -> list[TokenPair]:
-        found = KeyedPairs(pairs, self._feed.to_pair).__getitems__(keys) if keys else []
+        keyed = self._feed.references.keyed(pairs, self._feed.to_pair)
+        found = keyed.__getitems__(keys) if keys else []
         return [replace(pair, of=one.name) for pair in found]
 
 

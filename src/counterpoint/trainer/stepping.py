@@ -8,7 +8,7 @@ in memory is cut and done again (``training_step``); a non-finite step never rea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from counterpoint.step.assembly import Assembly
 from counterpoint.step.calibration import calibrate
 from counterpoint.step.constrained_loss import loss_of
 from counterpoint.step.loss import StepDenominators
+from counterpoint.step.references import ask_reference
 from counterpoint.step.replay.file import Settings
 from counterpoint.step.replay.recorder import StepRecorder
 from counterpoint.step.runner import StepRunner
@@ -146,8 +147,14 @@ class SteppingTrainer(JournalTrainer):
         """Train one epoch; before the first of a run, the initial policy is measured."""
         self.engine.ready(epoch.facts["model"])
         if not self.is_resumed and epoch.number == 0:
+            self._compare([*self._sets().values(), *self._second_sets.prepared().values()])
             self._calibrate()
         super().train_epoch(epoch)
+
+    def _compare(self, sets: Iterable[Any], *, moved: bool = False) -> None:
+        """Know what the reference gives every pair of some sets, if the loss compares with one."""
+        feed = self._feed
+        ask_reference(feed.references, sets, self.runner, self.args, feed.encoder, moved=moved)
 
     def _calibrate(self) -> None:
         if not self.constraints.all:

@@ -34,6 +34,7 @@ from counterpoint.models.preparing import (
     prepare_model,
     prepare_tokenizer,
 )
+from counterpoint.models.reference import check_reference
 from counterpoint.monitor.callback import Monitor
 from counterpoint.monitor.pace import Pace
 from counterpoint.planner.fitting import fitting_budget
@@ -117,6 +118,7 @@ class CPOTrainer(ExperimentTrainer):
         later = None if model_init is None else MadeLater(model_init)
         kind = model if later is None else later.first
         self._feed = Feed(args, encoder_of(kind, tokenizer, args))
+        check_reference(args, kind, tokenizer)
         self._hub_datasets, self._handed = hub_datasets(train_dataset), optimizers
         prepared_model = None if model is None else ready(model)
         train_pairs = self._feed.train_pairs(train_dataset)
@@ -243,6 +245,7 @@ class CPOTrainer(ExperimentTrainer):
                 self.runner.budget.tokens = found
             self._watch, self._ending, self._stopped_by = None, None, None
             self.constraints.restart(anew=checkpoint is None)
+            self._feed.references.restart(anew=checkpoint is None)
             self._say_unused(resumes=checkpoint is not None)
             ranks.each_does(self.try_saving)
             self._describe()

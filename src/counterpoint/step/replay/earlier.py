@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-_OBJECTIVE = {"arpo_scale": 0.9, "arpo_eta": 0.4, "use_weighting": False, "ld_alpha": None}
+_OBJECTIVE = {
+    **{"arpo_scale": 0.9, "arpo_eta": 0.4, "use_weighting": False, "ld_alpha": None},
+    "dpop_lambda": 0.0,
+}
 _SETTINGS = {
     **{"checkpointing_share": 1.0, "offload": False},  # not in files of 2
     "pictures_alone": False,  # nor in the first ones of 4

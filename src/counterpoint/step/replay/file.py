@@ -16,7 +16,7 @@ pictures (``pictures``).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -36,6 +36,7 @@ from counterpoint.objectives import LOSSES
 from counterpoint.records import StepTotals, TokenPair
 from counterpoint.run_schema import MOST
 from counterpoint.staged import staged
+from counterpoint.step.replay.beside_ids import references_as_tensors, references_of, spans_of
 from counterpoint.step.replay.earlier import objective_of_now, settings_of_now
 from counterpoint.step.replay.pictures import pairs_with_pictures, pictures_as_tensors
 from counterpoint.strict import strict_json
@@ -216,6 +217,7 @@ def write_replay(replay: Replay, path: Path) -> None:
         "cut": torch.tensor([len(batch) for batch in replay.micro_batches], dtype=torch.long),
         "totals": torch.stack([replay.totals.weight, replay.totals.nll]).double().cpu(),
     }
+    tensors |= references_as_tensors(pairs)
     if replay.router is not None:
         for field in fields(RouterSums):
             value: Tensor = getattr(replay.router, field.name)
@@ -274,6 +276,8 @@ def _read(described: Any, tensors: Mapping[str, Tensor]) -> Replay:
     _check(isinstance(step, int) and step > 0, "its step is no number from 1")
     objective = _made(Objective, objective_of_now(described["objective"]))
     _check(objective.loss_type in LOSSES, f"there is no loss {objective.loss_type!r}")
+    fits = "reference" in tensors or not LOSSES[objective.loss_type].needs_reference
+    _check(fits, "it lacks what the reference gave its pairs")
     settings = _made(Settings, settings_of_now(described["settings"]))
     _check(settings.layout in LAYOUTS, f"there is no layout {settings.layout!r}")
     _check(0 < settings.checkpointing_share <= 1, "its share of layers is not in (0, 1]")
@@ -355,9 +359,10 @@ def _batches(
     starts = _typed(tensors.get("starts", torch.zeros_like(rows)), torch.long, count)
     _check(bool(((starts >= 0) & (starts <= sizes[:, 0])).all()), "a start is no part of a prompt")
     prompts = (sizes[:, 0] - starts).tolist()
-    spans = _spans(tensors, sizes[:, 1:].flatten().tolist())
+    spans = spans_of(tensors, sizes[:, 1:].flatten().tolist(), _typed, _check)
     flat, ends = ids.tolist(), lengths.cumsum(0).tolist()
     parts = [flat[a:b] for a, b in pairwise([0, *ends])]
+    references = references_of(tensors, count, _typed)
     pairs = [
         TokenPair(
             prompt=parts[3 * n][: prompts[n]],
@@ -369,6 +374,7 @@ def _batches(
             row=row,
             weight=float(weight[n]),
             margin=float(margin[n]),
+            reference=references[n],
         )
         for n, row in enumerate(rows.tolist())
     ]
@@ -376,22 +382,6 @@ def _batches(
         pairs = pairs_with_pictures(pairs, tensors, pictures, _check)
     cuts = [0, *cut.cumsum(0).tolist()]
     return tuple(tuple(pairs[a:b]) for a, b in pairwise(cuts))
-
-
-def _spans(tensors: Mapping[str, Tensor], sizes: Sequence[int]) -> list[tuple[int, ...]]:
-    """The spans without loss of each completion; files up to 4 have none."""
-    if "givens" not in tensors:
-        return [()] * len(sizes)
-    counts = _typed(tensors["givens"], torch.long, len(sizes))
-    _check(bool((counts >= 0).all()), "its spans are fewer than none")
-    flat = _typed(tensors["given"], torch.long, int(counts.sum())).tolist()
-    ends = counts.cumsum(0).tolist()
-    found = [tuple(flat[a:b]) for a, b in pairwise([0, *ends])]
-    for spans, size in zip(found, sizes, strict=True):
-        # in order and apart, and something is left that carries loss
-        fits = len(spans) % 2 == 0 and all(a < b for a, b in pairwise((-1, *spans, size + 1)))
-        _check(fits and sum(spans[1::2]) - sum(spans[::2]) < size, "its spans are none")
-    return found
 
 
 def _router(tensors: Mapping[str, Tensor]) -> RouterSums | None:

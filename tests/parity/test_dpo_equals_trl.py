@@ -1,0 +1,119 @@
+"""Compatibility: on one micro-batch the loss, gradients and metrics of TRL 1.16's DPO are ours."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from counterpoint import CPOConfig, CPOTrainer
+from tests.steps import GradientCamera, distance
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "another reference": {"reference": 4},
+    "another beta": {"reference": 4, "beta": 0.5},
+    "with the NLL": {"reference": 4, "rpo_alpha": 0.7},
+    "hinge": {"reference": 4, "loss_type": "hinge"},
+    "ipo": {"reference": 4, "loss_type": "ipo"},
+}
+OURS = {"sigmoid": "dpo", "hinge": "dpo_hinge", "ipo": "dpo_ipo"}
+"""Losses of TRL's DPO that are here, by their names there."""
+
+METRICS = (
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/accuracies",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+)
+
+
+@pytest.fixture(scope="module")
+def rows() -> Dataset:
+    questions = ["What is two and two?", "Name a colour.", "Where is the sun?", "Say hello."]
+    good = [" It is four.", " Blue is one.", " In the sky, far away.", " Hello there, friend."]
+    bad = [" Five.", " I do not know any colours at all.", " Here.", " No."]
+    return Dataset.from_list(
+        [
+            {"prompt": q, "chosen": c, "rejected": r}
+            for q, c, r in zip(questions, good, bad, strict=True)
+        ]
+    )
+
+
+def one_step(
+    trainer_class: Any, args: Any, model: Any, tokenizer: Any, rows: Dataset, **more: Any
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    camera = GradientCamera()
+    trainer = trainer_class(
+        model=copy.deepcopy(model),
+        args=args,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        callbacks=[camera],
+        **more,
+    )
+    trainer.train()
+    return camera.pictures[0], trainer.state.log_history[0]
+
+
+def common(folder: Path) -> dict[str, Any]:
+    return {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 4,
+        "num_train_epochs": 1,
+        "max_grad_norm": 0.0,
+        "logging_steps": 1,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_loss_gradient_and_metrics(
+    setting: str, rows: Dataset, models: Any, chatml_tokenizer: Any, tmp_path: Path
+) -> None:
+    trl = pytest.importorskip("trl", reason="TRL is not installed")
+    options, model = dict(SETTINGS[setting]), models("qwen2")
+    seed, share = options.pop("reference", None), options.pop("rpo_alpha", None)
+    reference = None if seed is None else models("qwen2", seed=seed)
+    kind = options.pop("loss_type", "sigmoid")
+    theirs_alone: dict[str, Any] = {"loss_type": [kind]}
+    if share is not None:
+        theirs_alone = {"loss_type": [kind, "sft"], "loss_weights": [1.0, share]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TRL's and its libraries', not ours
+        theirs, their_log = one_step(
+            trl.DPOTrainer,
+            trl.DPOConfig(**common(tmp_path / "trl"), **options, **theirs_alone),
+            model,
+            chatml_tokenizer,
+            rows,
+            ref_model=copy.deepcopy(model if reference is None else reference),
+        )
+    ours_alone: dict[str, Any] = {"loss_type": OURS[kind], "rpo_alpha": share}
+    if reference is not None:
+        reference.save_pretrained(tmp_path / "reference")
+        ours_alone["reference"] = str(tmp_path / "reference")
+    ours, our_log = one_step(
+        CPOTrainer,
+        CPOConfig(**common(tmp_path / "ours"), **options, **ours_alone),
+        model,
+        chatml_tokenizer,
+        rows,
+    )
+    assert all(torch.isfinite(gradient).all() for gradient in theirs.values())
+    assert distance(theirs, ours) <= 1e-5
+    # of IPO, whose loss reads means, theirs show sums
+    for name in ("loss", "grad_norm", *(() if kind == "ipo" else METRICS)):
+        assert our_log[name] == pytest.approx(their_log[name], rel=1e-5, abs=1e-5), name
