@@ -50,6 +50,39 @@ def test_a_run_that_trained_an_adapter_is_merged(command: Command, workshop: Pat
     assert AutoModelForCausalLM.from_pretrained("whole").num_parameters() > 0
 
 
+RUN = ("--model", "model", "--dataset", "pairs.jsonl", "--max_steps", "1", "--output_dir", "run")
+
+
+def test_a_run_merges_at_its_end_and_again_where_it_is_done_anew(
+    command: Command, workshop: Path
+) -> None:
+    words = (*RUN, "--lora_r", "2", "--merge_at_end", "--learning_rate", "1e-3")
+    said = command("train", *words)
+    assert said.code == 0, said.err
+    assert f"{Path('run', 'merged')}: run and its base model as one model in float32" in said.out
+    assert not (Path("run") / "config.json").is_file()  # which would hide the adapter
+    adapted = AutoModelForCausalLM.from_pretrained("run")
+    merged = AutoModelForCausalLM.from_pretrained("run/merged")
+    ids = torch.arange(3, 11)[None]
+    with torch.no_grad():
+        gap = (adapted(ids).logits - merged(ids).logits).abs().max().item()
+    assert gap <= 1e-4
+    Path("run/merged/old.txt").write_text("of the run before")
+    again = command("train", *words, "--overwrite_output_dir", "--seed", "7")
+    assert again.code == 0, again.err
+    assert not Path("run/merged/old.txt").exists()
+    # what does not merge leaves no model of an earlier run beside its adapter
+    assert command("train", *RUN, "--lora_r", "2", "--overwrite_output_dir").code == 0
+    assert not Path("run/merged").exists()
+
+
+def test_nothing_to_merge_is_refused_before_the_run(command: Command, workshop: Path) -> None:
+    said = command("train", *RUN, "--merge_at_end")
+    assert said.code == 2
+    assert "CP104 merge_at_end would do nothing: no adapter is trained" in said.err
+    assert not Path("run").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "wrong"),
     [

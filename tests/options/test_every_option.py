@@ -131,6 +131,7 @@ SAID: dict[str, list[str]] = {
     "doctor": ["--no_doctor"],
     "resume": ["--resume", "auto"],
     "overwrite_output_dir": ["--overwrite_output_dir"],
+    "merge_at_end": ["--merge_at_end", "--lora_r", "2"],
 }
 """Options that say what is done with what is loaded."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from counterpoint.console.manners import importing, put, say
 from counterpoint.errors import ConfigError
@@ -15,6 +16,9 @@ from counterpoint.options.declared import option
 from counterpoint.options.run_options import DTYPES
 from counterpoint.staged import refuse_filled
 from counterpoint.strict import strict_json
+
+if TYPE_CHECKING:
+    from counterpoint.models.merging import Merged
 
 USAGE = """\
 usage: counterpoint merge ADAPTER --out FOLDER [--dtype float32]
@@ -72,6 +76,34 @@ def merge(words: list[str]) -> None:
     if target.resolve() == Path(source).expanduser().resolve():
         raise ConfigError("CP104", f"{target} is the adapter's own folder; name another one.")
     refuse_filled(target, overwrite=options.overwrite)
+    merged = merge_into(target, source, dtype=options.dtype, code=options.trust_remote_code)
+    if options.json:
+        found = {
+            "adapter": source,
+            "base": merged.base,
+            "to": str(target),
+            "dtype": merged.dtype,
+            "moved": merged.moved,
+            "files": merged.files,
+            "bytes": _size(target, merged),
+        }
+        put(strict_json(found, indent=2))
+    else:
+        say(summary(target, source, merged))
+
+
+def merge_into(target: Path, source: str, *, dtype: str | None, code: bool) -> Merged:
+    """Merge an adapter as the run that trained it held its base.
+
+    Args:
+        target: folder for the model.
+        source: the adapter's folder.
+        dtype: precision of the merged weights; None: as the run held them.
+        code: whether code that comes with the base may run.
+
+    Raises:
+        CounterpointError: as ``merge``.
+    """
     # slow to import, and so after what the words alone can tell
     with importing():
         from counterpoint.cli.hub import hub_or_cache
@@ -81,29 +113,24 @@ def merge(words: list[str]) -> None:
         from counterpoint.options.run_weights import holding_of
 
     held = holding_of(source)
-    asked = {"dtype": options.dtype or held.get("dtype"), "revision": held.get("revision")}
+    asked = {"dtype": dtype or held.get("dtype"), "revision": held.get("revision")}
     args = CPOConfig(
         output_dir=str(target),
         use_cpu=True,
-        trust_remote_code=options.trust_remote_code,
+        trust_remote_code=code,
         model_init_kwargs={name: value for name, value in asked.items() if value is not None},
     )
     with hub_or_cache([base_of(source)] if is_adapter(source) else []):
-        merged = merge_adapter(source, args, target)
-    size = sum((target / name).stat().st_size for name in merged.files)
-    if options.json:
-        found = {
-            "adapter": source,
-            "base": merged.base,
-            "to": str(target),
-            "dtype": merged.dtype,
-            "moved": merged.moved,
-            "files": merged.files,
-            "bytes": size,
-        }
-        put(strict_json(found, indent=2))
-        return
-    say(
+        return merge_adapter(source, args, target)
+
+
+def summary(target: Path, source: str, merged: Merged) -> str:
+    """What was written where, in a line."""
+    return (
         f"{target}: {source} and its base {merged.base} as one model in {merged.dtype}, "
-        f"{size:,} bytes; it says the same to {merged.moved:.1e} nats a token"
+        f"{_size(target, merged):,} bytes; it says the same to {merged.moved:.1e} nats a token"
     )
+
+
+def _size(target: Path, merged: Merged) -> int:
+    return sum((target / name).stat().st_size for name in merged.files)

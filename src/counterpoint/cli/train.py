@@ -33,6 +33,7 @@ from counterpoint.checkpoint.lock import (
     refuse_changed,
 )
 from counterpoint.checkpoint.manifest import MANIFEST
+from counterpoint.cli.merge import merge_into, summary
 from counterpoint.cli.parts import Attempt, RunParts, call, hide_token, load_own_part, load_parts
 from counterpoint.cli.signals import heeded
 from counterpoint.config import CPOConfig
@@ -56,6 +57,7 @@ from counterpoint.engine.table import settle
 from counterpoint.errors import ConfigError, CounterpointError, SetupError
 from counterpoint.invocation import command
 from counterpoint.masking import Mask
+from counterpoint.models.adapters import is_adapter
 from counterpoint.options.run_options import RunOptions
 from counterpoint.options.settings import Request
 from counterpoint.ranks import each_does, leave_at_exit
@@ -72,6 +74,9 @@ from counterpoint.staged import staged
 from counterpoint.trainer.trackers import check_trackers
 from counterpoint.trainer.trainer import CPOTrainer
 from counterpoint.wrap import width_of, wrapped_command
+
+MERGED = "merged"
+"""Folder inside the run's for the model that merge_at_end writes."""
 
 UNTRAINED = ("CW322", "CW327")
 """The doctor's codes for a model that knows nothing yet."""
@@ -119,6 +124,8 @@ def train(request: Request) -> None:
             say("evaluating once, at the end, since eval_strategy is no")
             with display:
                 trainer.evaluate()
+        del trainer, parts  # for the merged model there is to be room
+        _merge_at_end(request)
         each_does(lambda: None)  # none leaves while another still writes
     metrics = stream_file(config.output_dir, METRICS).name
     say(f"model in {config.output_dir}, its run in {RUN_FILE} and {metrics} there")
@@ -141,6 +148,16 @@ def _train(trainer: CPOTrainer, request: Request, seen: Contents) -> None:
         with heeded(trainer):
             trainer.train(resume_from_checkpoint=resume)
         trainer.save_model()
+
+
+def _merge_at_end(request: Request) -> None:
+    """Write adapter and base as one model, where that was asked for; one rank does."""
+    if not (request.run.merge_at_end and is_first_process()):
+        return
+    folder = Path(request.config.output_dir)
+    target, code = folder / MERGED, request.config.trust_remote_code
+    merged = merge_into(target, str(folder), dtype=request.run.dtype, code=code)
+    say(summary(target, str(folder), merged))
 
 
 def _attempt(found: list[Finding], function: Callable[..., Any], *facts: Any, **more: Any) -> Any:
@@ -228,6 +245,7 @@ def check_run(request: Request, attempt: Attempt) -> None:
     """What is asked of folders and evaluation, before anything slow is loaded."""
     config = request.config
     attempt(_check_task, config)
+    attempt(_check_merging, request.run)
     attempt(_check_evaluation, request.run, config)
     attempt(check_trackers, config)
     attempt(check_writable, config.output_dir)
@@ -259,6 +277,15 @@ def _check_task(config: CPOConfig) -> None:
             "CP105",
             "do_predict=True is refused: the command trains and evaluates. CPOTrainer.predict "
             "gives the metrics of a test set.",
+        )
+
+
+def _check_merging(run: RunOptions) -> None:
+    if run.merge_at_end and run.lora_r is None and not is_adapter(run.model or ""):
+        raise ConfigError(
+            "CP104",
+            "merge_at_end would do nothing: no adapter is trained, so the model that the run "
+            "saves is whole already. Leave it out, or add lora_r.",
         )
 
 
@@ -341,6 +368,8 @@ def _clear(folder: Path, keep: bool) -> None:
     for path in checkpoints(folder):
         remove(path)
     clear_thumbnails(folder)
+    if (folder / MERGED).is_dir():
+        remove(folder / MERGED)
     for path in (*(stream_file(folder, stream) for stream in STREAMS), folder / RUN_FILE):
         path.unlink(missing_ok=True)
 

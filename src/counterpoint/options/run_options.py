@@ -109,6 +109,11 @@ class RunOptions:
         False, "Rank-stabilised LoRA: the adapter counts lora_alpha / sqrt(lora_r)."
     )
     use_dora: bool = option(False, "DoRA: adapt direction and magnitude of weights apart.")
+    merge_at_end: bool = option(
+        False,
+        "When the run is over, write the one model that adapter and base are into its folder "
+        "merged, as counterpoint merge does.",
+    )
     doctor: bool = option(
         True,
         "Let the doctor look at options, data, tokenizer and model before training: errors "
