@@ -19,6 +19,7 @@ import counterpoint
 from counterpoint import CPOConfig
 from counterpoint.config import REFUSED
 from counterpoint.config.pair_options import PairOptions
+from counterpoint.config.run_control import RunControl
 from counterpoint.doctor.table import TABLE, TABLE_ZH
 from counterpoint.errors import CODES, CounterpointError
 
@@ -198,6 +199,9 @@ OWN_OPTIONS: dict[str, Any] = {
     "logging_nan_inf_filter": False,
     # of the loss, beyond TRL's
     "use_weighting": False,
+    # of the run's end
+    "early_stopping_patience": None,
+    "early_stopping_threshold": 0.0,
     "ld_alpha": None,
     "arpo_scale": 0.9,
     "arpo_eta": 0.4,
@@ -259,6 +263,8 @@ OWN_OPTIONS: dict[str, Any] = {
 """Frozen: a script that sets none of them computes the same in every release of a major version."""
 
 COUNTERPOINTS_OWN = {
+    "early_stopping_patience",
+    "early_stopping_threshold",
     "use_weighting",
     "ld_alpha",
     "arpo_scale",
@@ -313,7 +319,7 @@ def default_of(config: type[Any], name: str) -> Any:
 
 
 def own_names() -> set[str]:
-    parts = (CPOConfig, PairOptions)
+    parts = (CPOConfig, PairOptions, RunControl)
     own = {name for part in parts for name in inspect.get_annotations(part)}
     return own & {field.name for field in fields(CPOConfig)}
 

@@ -571,6 +571,18 @@ TRIED: dict[str, Row] = {
     "eval_sample_temperature": row(written, 1.0, generate_during_eval=True),
     "resume_anyway": row(going_on, True),
     "router_aux_loss_coef": row(gradients, 5.0, model="mixtral"),
+    "early_stopping_patience": row(
+        logged_steps, 1, eval_strategy="steps", eval_steps=1, learning_rate=0.0, max_steps=3
+    ),
+    "early_stopping_threshold": row(
+        logged_steps,
+        100.0,
+        early_stopping_patience=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        learning_rate=0.01,
+        max_steps=3,
+    ),
     "constraints": row(gradients, [{"kind": "bc", "start": 2.0}]),
     "constraint_calibration": row(bounds, 2, constraints=[{"kind": "bc"}]),
     "constraint_normalization": row(gradients, True, constraints=[{"kind": "bc"}]),
@@ -723,7 +735,7 @@ ALWAYS = {
     "train_turns",
     *("invalid_rows", "nonfinite", "layout", "max_micro_batch_tokens", "stochastic_rounding"),
     *("use_weighting", "constraints", "monitor_steps", "bf16", "gradient_checkpointing"),
-    "pairs_per_step",
+    *("pairs_per_step", "early_stopping_patience", "early_stopping_threshold"),
 }
 """Options of ours that matter in every run."""
 

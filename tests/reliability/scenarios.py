@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from safetensors.torch import load
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerFast, TrainerCallback
+from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from counterpoint import CPOConfig, CPOTrainer
 from counterpoint.data.mixture import Mixture, Part
@@ -115,7 +115,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "stopped early": {
         **BEST,
         "learning_rate": 0.5,
-        "callbacks": [lambda: EarlyStoppingCallback(early_stopping_patience=2)],
+        "early_stopping_patience": 2,
     },
     "a schedule that watches": {
         **BEST,

@@ -183,3 +183,54 @@ def test_evaluating_on_nothing_is_refused_at_once(
 ) -> None:
     with pytest.raises(ConfigError, match=r"^CP107 eval_dataset is missing"):
         build({"eval_strategy": "no", **option}, eval_dataset=sets)
+
+
+def test_a_run_that_gets_no_better_ends_and_says_so(
+    build: Build, caplog: pytest.LogCaptureFixture
+) -> None:
+    # the loss stands still, and so it is never better
+    options = {"max_steps": 9, "learning_rate": 0.0, "early_stopping_patience": 2}
+    trainer = build(options)
+    trainer.train()
+    assert trainer.state.global_step == 3
+    assert trainer.args.metric_for_best_model == "loss"
+    assert trainer.args.greater_is_better is False
+    (said,) = [one for one in caplog.messages if "early_stopping_patience" in one]
+    assert said.startswith("step 3: loss was not better than ")
+    assert "in 2 evaluations in a row: the run ends here" in said
+
+
+def test_of_several_sets_the_one_with_the_metric_ends_a_run(build: Build) -> None:
+    options = {"max_steps": 9, "learning_rate": 0.0, "early_stopping_patience": 1}
+    with pytest.raises(ConfigError, match=r"^CP108 metric_for_best_model=loss .*zh_loss"):
+        build(options, eval_dataset=NAMED).train()
+    trainer = build({**options, "metric_for_best_model": "zh_loss"}, eval_dataset=NAMED)
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+def test_a_gain_under_the_threshold_is_none(build: Build) -> None:
+    options = {"max_steps": 4, "learning_rate": 1e-2, "early_stopping_patience": 1}
+    whole = build(options)
+    whole.train()
+    assert whole.state.global_step == 4
+    short = build({**options, "early_stopping_threshold": 100.0})
+    short.train()
+    assert short.state.global_step == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        ({"early_stopping_patience": 0}, r"^CP103 early_stopping_patience=0 .*at least 1"),
+        ({"early_stopping_patience": 1.5}, r"^CP103 "),
+        ({"early_stopping_threshold": 0.1}, r"^CP104 early_stopping_threshold=0.1 would do noth"),
+        ({"early_stopping_patience": 1, "early_stopping_threshold": -1.0}, r"^CP103 "),
+        ({"early_stopping_patience": 2, "eval_strategy": "no"}, r"^CP107 eval_strategy is missing"),
+    ],
+)
+def test_an_end_that_cannot_be_meant_is_refused(
+    build: Build, options: dict[str, Any], wrong: str
+) -> None:
+    with pytest.raises(ConfigError, match=wrong):
+        build(options)

@@ -89,7 +89,7 @@ def merge(words: list[str]) -> None:
         }
         put(strict_json(found, indent=2))
     else:
-        say(summary(target, source, merged))
+        say(merge_in_words(target, source, merged))
 
 
 def merge_into(target: Path, source: str, *, dtype: str | None, code: bool) -> Merged:
@@ -124,7 +124,7 @@ def merge_into(target: Path, source: str, *, dtype: str | None, code: bool) -> M
         return merge_adapter(source, args, target)
 
 
-def summary(target: Path, source: str, merged: Merged) -> str:
+def merge_in_words(target: Path, source: str, merged: Merged) -> str:
     """What was written where, in a line."""
     return (
         f"{target}: {source} and its base {merged.base} as one model in {merged.dtype}, "

@@ -33,7 +33,7 @@ from counterpoint.checkpoint.lock import (
     refuse_changed,
 )
 from counterpoint.checkpoint.manifest import MANIFEST
-from counterpoint.cli.merge import merge_into, summary
+from counterpoint.cli.merge import merge_in_words, merge_into
 from counterpoint.cli.parts import Attempt, RunParts, call, hide_token, load_own_part, load_parts
 from counterpoint.cli.signals import heeded
 from counterpoint.config import CPOConfig
@@ -157,7 +157,7 @@ def _merge_at_end(request: Request) -> None:
     folder = Path(request.config.output_dir)
     target, code = folder / MERGED, request.config.trust_remote_code
     merged = merge_into(target, str(folder), dtype=request.run.dtype, code=code)
-    say(summary(target, str(folder), merged))
+    say(merge_in_words(target, str(folder), merged))
 
 
 def _attempt(found: list[Finding], function: Callable[..., Any], *facts: Any, **more: Any) -> Any:

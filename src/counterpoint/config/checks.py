@@ -76,6 +76,8 @@ RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = MappingProxyType(
         "picture_cache_gb": (_at_least_zero, "a finite number, at least 0"),
         "stream_shards": (_whole_from_one, "a whole number, at least 1"),
         "monitor_steps": (lambda x: x >= 0 and x == int(x), "a whole number, at least 0 (0: off)"),
+        "early_stopping_patience": (_whole_from_one, "a whole number, at least 1"),
+        "early_stopping_threshold": (_at_least_zero, "a finite number, at least 0"),
         "constraint_calibration": (_whole_from_one, "a whole number, at least 1"),
         "eval_samples": (_whole_from_one, "a whole number, at least 1"),
         "eval_sample_tokens": (_whole_from_one, "a whole number, at least 1"),
@@ -99,6 +101,7 @@ UNSET_ALLOWED = (
     "max_micro_batch_tokens",
     "pairs_per_step",
     "fsdp_replicas",
+    "early_stopping_patience",
 )
 
 SAMPLING = (
@@ -283,6 +286,7 @@ def check_contradictions(config: Any) -> None:
     _check_quantized(config)
     _check_levers(config)
     _check_samples(config)
+    _check_patience(config)
     _check_constraints(config)
     longest = 512 if config.max_length is None else config.max_length
     most = config.max_completion_length
@@ -335,6 +339,22 @@ def _check_samples(config: Any) -> None:
                 f"{name}={getattr(config, name)} would do nothing without "
                 "generate_during_eval=True; add that, or leave it out.",
             )
+
+
+def _check_patience(config: Any) -> None:
+    patience, threshold = config.early_stopping_patience, config.early_stopping_threshold
+    if patience is None and threshold:
+        raise ConfigError(
+            "CP104",
+            f"early_stopping_threshold={threshold:g} would do nothing without "
+            "early_stopping_patience; add that, or leave it out.",
+        )
+    if patience is not None and config.eval_strategy == "no":
+        raise ConfigError(
+            "CP107",
+            f"eval_strategy is missing: early_stopping_patience={patience} goes by what "
+            'evaluations measure. Set eval_strategy="steps" and eval_steps, or "epoch".',
+        )
 
 
 def _check_constraints(config: Any) -> None:

@@ -37,6 +37,7 @@ from counterpoint.config.checks import (
 from counterpoint.config.host_offload import settle_offload
 from counterpoint.config.names import ByEveryName
 from counterpoint.config.pair_options import PairOptions
+from counterpoint.config.run_control import RunControl
 from counterpoint.config.step_size import pairs_on, settle_accumulation
 from counterpoint.constraints import Constraint, read_constraints
 from counterpoint.forward import encoded as _encoded  # noqa: F401 - two layouts are its own
@@ -56,7 +57,7 @@ def _option(default: Any, text: str, choices: Collection[str] | None = None) -> 
 
 
 @dataclass
-class CPOConfig(PairOptions, TrainingArguments, metaclass=ByEveryName):
+class CPOConfig(PairOptions, RunControl, TrainingArguments, metaclass=ByEveryName):
     """Options of a CPO run: TRL's names, Counterpoint's additions, all of TrainingArguments.
 
     Every field's help states its range and unit; see docs/options.md for the list.
@@ -423,6 +424,8 @@ class CPOConfig(PairOptions, TrainingArguments, metaclass=ByEveryName):
 
     def _resolve_direction(self) -> None:
         # transformers takes more for better of whatever does not end with "loss"
+        if self.early_stopping_patience is not None and self.metric_for_best_model is None:
+            self.metric_for_best_model: str | None = "loss"  # as with load_best_model_at_end
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             self.greater_is_better: bool | None = more_is_better(self.metric_for_best_model)
 

@@ -87,7 +87,9 @@ def _watches(args: CPOConfig) -> bool:
 
 
 def _chooses(args: CPOConfig) -> bool:
-    return bool(args.load_best_model_at_end or args.save_strategy == "best" or _watches(args))
+    stops = args.early_stopping_patience is not None
+    best = args.load_best_model_at_end or args.save_strategy == "best"
+    return bool(best or stops or _watches(args))
 
 
 def _hears_nothing(args: CPOConfig, rest: Rest) -> bool:
@@ -102,7 +104,8 @@ _streaming = _when(lambda a, r: r.streams, "a stream is read in its order, by th
 _own_optimizer = _when(lambda a, r: r.own_optimizer, "the trainer was given an optimizer")
 _own_schedule = _when(lambda a, r: r.own_schedule, "the trainer was given a schedule")
 _not_choosing = _when(
-    lambda a, r: not _chooses(a), "neither the best model nor the learning rate is chosen by it"
+    lambda a, r: not _chooses(a),
+    "neither the best model, the end nor the learning rate is chosen by it",
 )
 _not_saving = _when(lambda a, r: a.save_strategy == "no", "save_strategy is no")
 _betas = _when(lambda a, r: not _reads_betas(a), "the optimizer is not of Adam's kind")

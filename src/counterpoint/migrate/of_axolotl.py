@@ -45,7 +45,6 @@ REASONS = {
     "lora_fan_in_fan_out": "peft finds it by itself",
     "saves_per_epoch": _OFTEN.format(name="save"),
     "evals_per_epoch": _OFTEN.format(name="eval"),
-    "early_stopping_patience": "nothing stops a run early; load_best_model_at_end keeps its best",
     "wandb_project": "write report_to: wandb, and set WANDB_PROJECT where you run",
     "wandb_entity": "set WANDB_ENTITY where you run",
     "wandb_name": "write run_name",

@@ -39,6 +39,8 @@ NOTHING_KEPT: dict[str, Any] = {
     "monitor_steps": 0,
     "disable_tqdm": True,
     "on_alarm": "warn",
+    "early_stopping_patience": None,
+    "early_stopping_threshold": 0.0,
 }
 """Options that leave of a run only its steps."""
 

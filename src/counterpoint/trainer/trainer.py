@@ -37,6 +37,7 @@ from counterpoint.models.preparing import (
 from counterpoint.models.reference import check_reference
 from counterpoint.monitor.callback import Monitor
 from counterpoint.monitor.pace import Pace
+from counterpoint.monitor.patience import patience_of
 from counterpoint.planner.fitting import fitting_budget
 from counterpoint.report.about import hub_datasets
 from counterpoint.runlog import MOVEMENT, RunLog, check_writable
@@ -192,6 +193,7 @@ class CPOTrainer(ExperimentTrainer):
             own.append(self.monitor)
         if self.args.generate_during_eval and self.eval_dataset is not None:
             own.append(SamplesBefore(self._write_samples))
+        own.extend(patience_of(self.args))
         own.append(self._pace)  # after those that evaluate, whose time is not a step's
         for callback in own:
             self.add_callback(callback)
