@@ -28,7 +28,7 @@ from counterpoint.quickstart.translate import BASE
 from counterpoint.wrap import columns, wrapped_command
 from tests.terminal import Screen, Terminal
 
-MOST_LINES = 15
+MOST_LINES = 16
 """Of a run of the quickstart's model on own data, before its first step."""
 
 STYLE = re.compile(r"\x1b\[[\d;]*m")

@@ -178,11 +178,13 @@ def test_an_option_of_the_run_changes_what_is_done(
     # the doctor warns of the learning rate; the folder is taken
     words = [w for flag in GIVEN.items() for w in (f"--{flag[0]}", flag[1])]
     words += ["--max_steps", "1", "--learning_rate", "1", "--save_strategy", "no"]
-    beside = SAID["overwrite_output_dir"] if name == "doctor" else []
+    beside = SAID["overwrite_output_dir"] if name in ("doctor", "merge_at_end") else []
     with_it = command("train", *words, *beside, *SAID[name])
     without = command("train", *words, *beside)
     if name == "doctor":
         assert ("CW" in without.err, "CW" in with_it.err) == (True, False)
+    elif name == "merge_at_end":
+        assert ("one model" in without.out, "one model" in with_it.out) == (False, True)
     else:
         assert (without.code, with_it.code) == (2, 0)
 

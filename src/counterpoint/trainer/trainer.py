@@ -193,8 +193,7 @@ class CPOTrainer(ExperimentTrainer):
             own.append(self.monitor)
         if self.args.generate_during_eval and self.eval_dataset is not None:
             own.append(SamplesBefore(self._write_samples))
-        own.extend(patience_of(self.args))
-        own.append(self._pace)  # after those that evaluate, whose time is not a step's
+        own += [*patience_of(self.args), self._pace]  # it last: evaluating is no step's time
         for callback in own:
             self.add_callback(callback)
 
