@@ -9,7 +9,6 @@ Not here: flags (``options.sample_options``), reading prompts (``prompt_rows``),
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from counterpoint.options.command import Command
 from counterpoint.options.evaluate_options import read_evaluation
 from counterpoint.options.sample_options import OF_LOADING, SampleOptions
 from counterpoint.staged import refuse_unusable
+from counterpoint.strict import strict_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -131,7 +131,7 @@ def _settings(options: SampleOptions, rows: Sequence[PromptRow]) -> dict[str, An
     """By what a candidate is drawn, less its model, in the order in which a difference is said."""
     prompts = hashlib.sha256()
     for row in rows:
-        prompts.update(json.dumps(row.asked, sort_keys=True, default=str).encode())
+        prompts.update(strict_json(row.asked, sort_keys=True, default=str).encode())
     return {
         **{
             name: getattr(options, name)

@@ -169,7 +169,7 @@ def _refuse_other(
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = strict_json(value, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
