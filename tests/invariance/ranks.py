@@ -220,11 +220,12 @@ def run_case(case: dict[str, Any], folder: Path, ranks: int) -> dict[str, Any]:
 
 
 def reference_of(kind: str, dtype: torch.dtype, folder: Path) -> dict[str, str]:
-    """Another model as the reference, in a folder of each rank's own; their bytes are the same."""
+    """Another model as the reference, in a folder that the first rank alone writes, as a run's."""
+    from counterpoint import ranks
     from tests.models_on_the_spot import make_model
 
-    beside = folder.with_name(f"{folder.name}-reference-{os.environ.get('RANK', '0')}")
-    make_model(kind, seed=4).to(dtype).save_pretrained(beside)
+    beside = folder.with_name(f"{folder.name}-reference")
+    ranks.first_does(lambda: make_model(kind, seed=4).to(dtype).save_pretrained(beside))
     return {"reference": str(beside)}
 
 
