@@ -74,7 +74,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("--beta fast", "CP103", '--beta="fast" should be a number'),
     ("--no_bf16=true", "CP103", "without a value"),
     ("--bf16=maybe", "CP103", '--bf16="maybe" should be true or false or null'),
-    ("--loss_type kto", "CP102", '--loss_type="kto" is not one of sigmoid, hinge'),
+    ("--loss_type sigmoyd", "CP102", '--loss_type="sigmoyd" is not one of sigmoid, simpo, simper'),
     ("--optim adam", "CP102", "is not one of"),
     ("--model_init_kwargs {a", "CP103", "should be a JSON list or object"),
 ]
