@@ -125,7 +125,7 @@ def test_a_fault_is_a_failed_check_and_an_exit_code(
 @pytest.mark.parametrize(
     ("words", "code"),
     [
-        (["--loss_type", "dpo"], "CP102"),
+        (["--loss_type", "kto"], "CP102"),
         (["--simpo_gamma", "1.0"], "CP104"),
         (["--model", "nowhere/"], "CP301"),
         (["--dataset", "nothing.jsonl"], "CP211"),

@@ -102,8 +102,8 @@ def test_every_key_that_is_written_is_documented_and_the_other_way_round(
     names = documented("## `metrics.jsonl`") | {"step", "epoch", "time"}
     behind = {key for key in plain if key.startswith("eval_")}
     assert {key for key in behind if key not in names} <= {f"eval_{name}" for name in names}
-    # tests/trainer/test_about_pictures.py has the last
-    rare = {"aux_loss", "policy_weights", "skipped_steps", "pictures_kept"}
+    # tests/trainer/test_about_pictures.py and tests/monitor/test_utilization.py have the last two
+    rare = {"aux_loss", "policy_weights", "skipped_steps", "pictures_kept", "mfu"}
     assert plain - behind == names - rare - behind
     assert behind >= {key for key in names if key.startswith("eval_")}
     assert {field.name for field in fields(Alarm)} | {"time"} == documented("## `alarms.jsonl`")

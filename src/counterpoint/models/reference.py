@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +31,7 @@ from counterpoint.models.folders import folder_named
 from counterpoint.models.loading import load_config, load_model, load_tokenizer
 from counterpoint.models.weights import WeightsPolicy, init_keywords
 from counterpoint.objectives import INITIAL, LOSSES
+from counterpoint.strict import strict_json
 
 PARTS = ("*.safetensors", "config.json", "adapter_config.json", "*.index.json")
 """Files of a model on which its numbers depend."""
@@ -149,7 +149,7 @@ def reference_identity(wanted: str) -> str:
         for file in files
         for stat in [file.stat()]
     ]
-    name = hashlib.blake2b(json.dumps(["reference", seen]).encode(), digest_size=20).hexdigest()
+    name = hashlib.blake2b(strict_json(["reference", seen]).encode(), digest_size=20).hexdigest()
     found = cache.remembered(name, lambda: _content(files))
     return str(found)
 

@@ -14,7 +14,6 @@ the numbers (``losses.objective``).
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -48,6 +47,7 @@ from counterpoint.step.constraint_set import ConstraintSet
 from counterpoint.step.reader import PairReader
 from counterpoint.step.runner import StepRunner
 from counterpoint.step.share import TokenBudget, free
+from counterpoint.strict import strict_json
 
 VERSION = 1
 """Raised with every change of what a reference is asked, or how."""
@@ -127,12 +127,13 @@ def _keys(wanted: str, sets: Mapping[str, Any], runner: StepRunner) -> dict[str,
     """The names in the cache of the tables of some sets; the same on every rank."""
     if wanted == INITIAL:  # ranks meet in it where each has a part
         about = model_identity(runner.model, dropout=False)
-        weights = json.dumps([digest_of_weights(runner.model), dict(about)], sort_keys=True)
+        facts_of_weights = [digest_of_weights(runner.model), dict(about)]
+        weights = strict_json(facts_of_weights, sort_keys=True)
     else:
         weights = ranks.first_does(partial(reference_identity, wanted))
     packages = {name: metadata.version(name) for name in ("torch", "transformers")}
     facts = [VERSION, __version__, packages, weights, runner.conditions()]
-    total = json.dumps(facts, sort_keys=True)
+    total = strict_json(facts, sort_keys=True)
     return {
         digest: hashlib.blake2b(f"{digest} {total}".encode(), digest_size=20).hexdigest()
         for digest in sets
