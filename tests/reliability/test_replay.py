@@ -196,7 +196,7 @@ FORGED: dict[str, Any] = {
     "another format": {"format": 6},
     "no step": {"step": "twelve"},
     "no objective": {"objective": {}},
-    "a loss that is none": {"objective": {"loss_type": "dpo"}},
+    "a loss that is none": {"objective": {"loss_type": "sigmoyd"}},
     "a layout that is none": {"settings": {"layout": "diagonal"}},
     "a precision that is an attribute of torch": {"settings": {"autocast": "load"}},
     "culprits that are none": {"culprits": [{"term": "x"}]},

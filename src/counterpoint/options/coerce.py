@@ -122,7 +122,8 @@ def _check_words(setting: Setting, value: Any, allowed: tuple[str, ...]) -> None
         if word is None or word in allowed:
             continue
         near = difflib.get_close_matches(str(word), allowed, n=3, cutoff=0.4)
-        shown = allowed if len(allowed) <= _MOST_SHOWN else (*(near or allowed[:3]), "... (see --help)")
+        some = (*(near or allowed[:3]), "... (see --help)")
+        shown = allowed if len(allowed) <= _MOST_SHOWN else some
         raise ConfigError("CP102", f"{setting} is not one of {', '.join(shown)}.")
 
 
