@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import struct
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from counterpoint import CPOConfig, ModelError, SetupError
 from counterpoint.models.gguf_header import read_gguf_header
 from counterpoint.models.loading import load_config, load_model, load_tokenizer
+from counterpoint.models.reference import reference_identity
 from tests.cli.conftest import PAIRS, Command, write_pairs
 from tests.gguf_on_the_spot import KINDS, write_gguf
 
@@ -67,6 +69,30 @@ def test_weights_are_those_that_transformers_and_llama_cpp_make_of_them(
         one = filed[names.get_name(name, try_suffixes=(".weight", ".bias"))]
         numbers = torch.tensor(gguf.dequantize(one.data, one.tensor_type)).reshape(value.shape)
         assert torch.equal(value, numbers), name
+
+
+def test_a_reference_is_known_by_what_its_file_holds(here: Path, command: Command) -> None:
+    """Files of one name in folders of their own: what one said is not taken for the other's."""
+    known = {kind: reference_identity(kind) for kind in KINDS}
+    assert len({*known.values()}) == len(KINDS)
+    assert known == {kind: reference_identity(f"{kind}/tiny.gguf") for kind in KINDS}
+    (here / "bare").mkdir()
+    shutil.copy("F32/tiny.gguf", here / "bare" / "notes.txt")
+    (here / "bare" / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="CP301 reference bare has no weights"):
+        reference_identity("bare")
+    losses = []
+    for kind in ("F32", "Q4_0"):
+        said = command(
+            *("train", "--model", "F32", *RUN, "--loss_type", "dpo", "--reference", kind),
+            *("--max_steps", "1", "--logging_steps", "1", "--save_strategy", "no", "--doctor=off"),
+            *("--output_dir", f"to-{kind}"),
+        )
+        assert said.code == 0, said.err
+        line = json.loads((here / f"to-{kind}" / "metrics.jsonl").read_text().splitlines()[0])
+        losses.append(line["loss"])
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert abs(losses[1] - losses[0]) > 1e-5
 
 
 def test_the_tokenizer_says_what_the_models_own_folder_says(

@@ -205,13 +205,8 @@ def _version(given: Mapping[str, Any]) -> str:
     return str(given.get("version", given.get("fsdp_version", 2)))
 
 
-_OF_PAIRS: Mapping[str, Any] = MappingProxyType(
-    {
-        **{"ld_alpha": None, "arpo_scale": 0.9, "arpo_eta": 0.4},
-        **{"reference": INITIAL, "rpo_alpha": None, "dpop_lambda": 50.0},
-    }
-)
-"""Options that few losses read, and their defaults."""
+_OF_FEW = ("ld_alpha", "arpo_scale", "arpo_eta", "reference", "rpo_alpha", "dpop_lambda")
+"""Options that few losses read."""
 
 
 def _check_loss(config: Any) -> None:
@@ -255,9 +250,9 @@ def _check_loss(config: Any) -> None:
             "CP103",
             f"reference={config.reference!r} should be {INITIAL}, or a model's id or folder.",
         )
-    for name, usual in _OF_PAIRS.items():
+    for name in _OF_FEW:
         value = getattr(config, name)
-        if value != usual and not row.reads(name):
+        if value != config.__dataclass_fields__[name].default and not row.reads(name):
             raise ConfigError(
                 "CP104",
                 f"{name}={value} would do nothing with {of}; it is for {those(reading(name))}.",

@@ -182,7 +182,6 @@ def as_mixture(rows: Dataset, name: str) -> Mixture:
         rows: raw rows.
         name: of the set.
     """
-    rows = one_rejected_a_row(lists_of_csv(undecoded(rows), name))
     apart = one_rejected_a_row(lists_of_csv(undecoded(rows), name))
     return Mixture(apart, [Part(name, Fraction(1), len(apart), rows)])
 

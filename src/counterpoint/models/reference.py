@@ -28,6 +28,7 @@ from counterpoint.model_seams import attention_of, under_adapter
 from counterpoint.models.adapters import base_of, is_adapter, load_adapted, tokenizer_source
 from counterpoint.models.family import family_of
 from counterpoint.models.folders import folder_named
+from counterpoint.models.gguf_files import gguf_named
 from counterpoint.models.loading import load_config, load_model, load_tokenizer
 from counterpoint.models.weights import WeightsPolicy, init_keywords
 from counterpoint.objectives import INITIAL, LOSSES
@@ -140,10 +141,10 @@ def reference_identity(wanted: str) -> str:
         ModelError: CP301 where there are no such files.
     """
     named = reference_named(wanted)
-    folders = [_folder(named)]
+    parts = [named]
     if is_adapter(named.source):
-        folders.append(_folder(NamedReference(base_of(named.source), None)))
-    files = [file for folder in folders for file in _files(folder)]
+        parts.append(NamedReference(base_of(named.source), None))
+    files = [file for part in parts for file in _files(part)]
     seen = [
         [str(file), stat.st_size, stat.st_mtime_ns, stat.st_ino]
         for file in files
@@ -169,10 +170,18 @@ def _folder(named: NamedReference) -> Path:
     return Path(there)
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(named: NamedReference) -> list[Path]:
+    whole = gguf_named(named.source)
+    if whole is not None:
+        return [whole]
+    folder = _folder(named)
     found = {file for pattern in PARTS for file in folder.glob(pattern)}
-    pickled = not any(file.suffix == ".safetensors" for file in found)
-    yield from sorted(found | {*folder.glob(PICKLED)} if pickled else found)
+    weights = {file for file in found if file.suffix == ".safetensors"}
+    if not weights:
+        weights = {*folder.glob(PICKLED)}
+    if not weights:
+        raise ModelError("CP301", f"reference {named.source} has no weights in {folder}.")
+    return sorted(found | weights)
 
 
 def _content(files: list[Path]) -> str:
