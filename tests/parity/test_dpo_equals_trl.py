@@ -12,7 +12,8 @@ import torch
 from datasets import Dataset
 
 from counterpoint import CPOConfig, CPOTrainer
-from tests.steps import GradientCamera, distance
+from tests.parity.one_micro_batch import one_step, options_of_both
+from tests.steps import distance
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -48,37 +49,6 @@ def rows() -> Dataset:
     )
 
 
-def one_step(
-    trainer_class: Any, args: Any, model: Any, tokenizer: Any, rows: Dataset, **more: Any
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    camera = GradientCamera()
-    trainer = trainer_class(
-        model=copy.deepcopy(model),
-        args=args,
-        train_dataset=rows,
-        processing_class=tokenizer,
-        callbacks=[camera],
-        **more,
-    )
-    trainer.train()
-    return camera.pictures[0], trainer.state.log_history[0]
-
-
-def common(folder: Path) -> dict[str, Any]:
-    return {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": 4,
-        "num_train_epochs": 1,
-        "max_grad_norm": 0.0,
-        "logging_steps": 1,
-        "gradient_checkpointing": False,
-        "bf16": False,
-        "use_cpu": True,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-    }
-
-
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_loss_gradient_and_metrics(
     setting: str, rows: Dataset, models: Any, chatml_tokenizer: Any, tmp_path: Path
@@ -95,7 +65,7 @@ def test_loss_gradient_and_metrics(
         warnings.simplefilter("ignore")  # TRL's and its libraries', not ours
         theirs, their_log = one_step(
             trl.DPOTrainer,
-            trl.DPOConfig(**common(tmp_path / "trl"), **options, **theirs_alone),
+            trl.DPOConfig(**options_of_both(tmp_path / "trl"), **options, **theirs_alone),
             model,
             chatml_tokenizer,
             rows,
@@ -107,7 +77,7 @@ def test_loss_gradient_and_metrics(
         ours_alone["reference"] = str(tmp_path / "reference")
     ours, our_log = one_step(
         CPOTrainer,
-        CPOConfig(**common(tmp_path / "ours"), **options, **ours_alone),
+        CPOConfig(**options_of_both(tmp_path / "ours"), **options, **ours_alone),
         model,
         chatml_tokenizer,
         rows,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from datasets import Dataset
 
 from counterpoint import CPOConfig, CPOTrainer
 from counterpoint.objectives import DEFAULT_LOSS, LOSSES
-from tests.steps import GradientCamera, distance
+from tests.parity.one_micro_batch import one_step, options_of_both
+from tests.steps import distance
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -60,32 +60,6 @@ def rows() -> Dataset:
     )
 
 
-def _one_step(trainer_class, config_class, options, model, tokenizer, rows, folder):
-    camera = GradientCamera()
-    args = config_class(
-        output_dir=str(folder),
-        per_device_train_batch_size=4,
-        num_train_epochs=1,
-        max_grad_norm=0.0,
-        logging_steps=1,
-        gradient_checkpointing=False,
-        bf16=False,
-        use_cpu=True,
-        save_strategy="no",
-        disable_tqdm=True,
-        **options,
-    )
-    trainer = trainer_class(
-        model=copy.deepcopy(model),
-        args=args,
-        train_dataset=rows,
-        processing_class=tokenizer,
-        callbacks=[camera],
-    )
-    trainer.train()
-    return camera.pictures[0], trainer.state.log_history[0]
-
-
 SHORT = {"reshaped sum", "reshaped hinge"}
 """Settings in which TRL's gradient is NaN once a completion's sum falls below -104 nats."""
 
@@ -98,12 +72,10 @@ def test_loss_gradient_and_metrics(setting, rows, models, chatml_tokenizer, tmp_
         rows = rows.map(lambda row: {"chosen": row["chosen"][:5], "rejected": row["rejected"][:4]})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TRL's and its libraries', not ours
-        theirs, their_log = _one_step(
-            trl.CPOTrainer, trl.CPOConfig, options, model, chatml_tokenizer, rows, tmp_path / "trl"
-        )
-    ours, our_log = _one_step(
-        CPOTrainer, CPOConfig, options, model, chatml_tokenizer, rows, tmp_path / "ours"
-    )
+        args = trl.CPOConfig(**options_of_both(tmp_path / "trl"), **options)
+        theirs, their_log = one_step(trl.CPOTrainer, args, model, chatml_tokenizer, rows)
+    args = CPOConfig(**options_of_both(tmp_path / "ours"), **options)
+    ours, our_log = one_step(CPOTrainer, args, model, chatml_tokenizer, rows)
     assert all(torch.isfinite(g).all() for g in theirs.values())
     assert distance(theirs, ours) <= 1e-5
     names = [name for name in METRICS if not (name == "nll_loss" and setting_has_no_nll(options))]
