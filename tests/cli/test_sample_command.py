@@ -333,8 +333,10 @@ def test_a_file_of_another_sampling_is_left_alone(workshop: Path, command: Comma
         said = command(*words, *change)
         assert "CP534 c.jsonl" in said.err
         assert wrong in said.err
-    size = len(AutoTokenizer.from_pretrained("model"))
-    make_model("qwen2", seed=7, vocab_size=size).save_pretrained("model")
+    model = AutoModelForCausalLM.from_pretrained("model")
+    with torch.no_grad():  # a single entry of all of them
+        model.model.layers[1].mlp.up_proj.weight[3, 5] += 0.5
+    model.save_pretrained("model")
     said = command(*words[:-1], "2")
     assert "with model, weights=" in said.err
     assert Path("c.jsonl").read_bytes() == before

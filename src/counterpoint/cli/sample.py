@@ -159,12 +159,13 @@ def _sample_one(
         logger().info("%s: all %s candidates are there", name, f"{len(places):,}")
         return
     from counterpoint.cli.evaluator import evaluating_trainer
-    from counterpoint.evaluation.sampling import Sampling, draw_candidates, weights_digest
+    from counterpoint.evaluation.sampling import Sampling, draw_candidates
     from counterpoint.models.preparing import encoder_of
+    from counterpoint.monitor.checksum import digest_of_weights
 
     trainer = evaluating_trainer(name, request)
     tokenizer = trainer.processing_class
-    file.admit(name, {"weights": weights_digest(trainer.model)})
+    file.admit(name, {"weights": digest_of_weights(trainer.model)})
     encoder = encoder_of(trainer.model, tokenizer, request.config)
     prompts = [row.encoded(encoder) for row in rows]
     draws = list(_draws(name, prompts, mine, options))

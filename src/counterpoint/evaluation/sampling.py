@@ -38,9 +38,6 @@ from counterpoint.evaluation.room import room_behind
 from counterpoint.evaluation.texts import Completion
 from counterpoint.evaluation.untouched import untouched
 
-ENTRIES = 64
-"""Of each weight, spread over it, by which a model is known again."""
-
 
 @dataclass(frozen=True, slots=True)
 class Draw:
@@ -146,23 +143,6 @@ def draw_candidates(
             ]
             take(done)
             now.advance(len(done))
-
-
-def weights_digest(model: nn.Module) -> str:
-    """What a model is known again by: names, shapes, precisions and some entries of its weights.
-
-    Args:
-        model: any.
-    """
-    found = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        if not isinstance(weight, Tensor):
-            continue
-        found.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
-        flat = weight.detach().reshape(-1)
-        some = flat[:: max(1, flat.numel() // ENTRIES)]
-        found.update(some.cpu().double().numpy().tobytes())
-    return found.hexdigest()[:16]
 
 
 def _nothing() -> None:
