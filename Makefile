@@ -63,7 +63,8 @@ torture: $(DEV) ## kill runs hundreds of times, fill disks, and compare; takes l
 	$(BIN)/python -m tests.reliability.steady
 	$(BIN)/python -W ignore -m tests.reliability.sharded_kills
 	COUNTERPOINT_TORTURE=1 $(BIN)/python -m pytest tests/reliability tests/invariance tests/engine \
-		tests/trainer tests/forward tests/models \
+		tests/trainer tests/forward tests/models tests/data tests/losses tests/migrate \
+		tests/options tests/report tests/planner \
 		tests/benchmarks/test_gpu.py tests/benchmarks/test_sharding.py
 
 bench: $(DEV) ## every script of benchmarks/, then the tables of the docs

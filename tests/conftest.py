@@ -17,8 +17,15 @@ with contextlib.suppress(ImportError):
     import setuptools  # noqa: F401 - refuses to be imported after the distutils that it replaces
 from hypothesis import HealthCheck, settings
 
-settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("here")  # time limits would fail on a busy machine, not on a wrong program
+# The gate tries the same examples in every run, so that it tells of a change and not of chance;
+# make torture tries others each time. Time limits would fail on a busy machine.
+settings.register_profile(
+    "here",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=not os.environ.get("COUNTERPOINT_TORTURE"),
+)
+settings.load_profile("here")
 
 pytest_plugins = ["tests.tokenizers_on_the_spot", "tests.models_on_the_spot"]
 

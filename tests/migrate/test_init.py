@@ -853,6 +853,7 @@ BEGINNINGS = [
 OTHER_WORDS = {
     "dataset_name": "dataset",
     "pref_ftx": "po_alpha",  # of cpo, or of DPO's own
+    "use_peft": "lora_r",
     "lora_target": "lora_target_modules",
     "additional_target": "lora_modules_to_save",
     "quantization_bit": "load_in_",

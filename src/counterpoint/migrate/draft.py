@@ -19,6 +19,7 @@ from counterpoint.migrate.run_file import Line, printable
 from counterpoint.old_options import old_meaning, renamed
 from counterpoint.options.coerce import FALSES, TRUES, coerce
 from counterpoint.options.given import Given, Scalar, Setting, as_python
+from counterpoint.options.settings import check_items
 from counterpoint.options.table import options
 
 NO_OPTION = "there is no such option here"
@@ -123,6 +124,7 @@ class Draft:
         named = Setting(option, setting.given, setting.where)
         try:
             value = coerce(named, entry.hint, entry.choices)
+            check_items(named, value)
         except ConfigError as error:
             self.left.append(error.message)
             return

@@ -130,11 +130,12 @@ def _replace(draft: Draft, model: str | None, dataset: Sequence[str]) -> None:
         draft.put("model", model)
     if dataset:
         draft.put("dataset", dataset[0] if len(dataset) == 1 else list(dataset))
-        draft.lines.pop("datasets", None)
     told = {"model": bool(model), "dataset": bool(dataset)}
     for name, of in (("revision", "model"), ("tokenizer", "model"), ("dataset_split", "dataset")):
         if told[of] and name in draft.lines:
             _drop(draft, name, f"it was of what --{of} replaces")
+    if dataset and "datasets" in draft.lines:
+        _drop(draft, "datasets", "--dataset replaces it")
     for name, other in (("model", "model"), ("dataset", "datasets")):
         if not {name, other} & set(draft.lines):
             draft.notes.append(

@@ -143,8 +143,7 @@ def _by_todays_names(settings: Iterable[Setting]) -> dict[str, Any]:
     every = list(settings)
     given = {one.name: coerce(one, *reads_as(one.name)) for one in every}
     for one in every:
-        if one.name in _ITEMS:
-            _check_items(one, given[one.name])
+        check_items(one, given[one.name])
     values, said = modern(given, options(), where={one.name: one.where for one in every})
     warn_of_old(said)
     return values
@@ -156,9 +155,17 @@ _ITEMS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
 """What reads an item of an option that is a list of mappings."""
 
 
-def _check_items(setting: Setting, given: Any) -> None:
-    """Refuse an item where its line is known; the run's options know only what it says."""
-    if not isinstance(given, list):
+def check_items(setting: Setting, given: Any) -> None:
+    """Refuse an item where its line is known; the run's options know only what it says.
+
+    Args:
+        setting: an option as it was written; one that is no list of mappings passes.
+        given: its value, of its own type.
+
+    Raises:
+        ConfigError: the item's own code, naming its line.
+    """
+    if setting.name not in _ITEMS or not isinstance(given, list):
         return
     places = setting.items or [setting.where] * len(given)
     for place, one in zip(places, given, strict=True):
