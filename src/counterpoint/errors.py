@@ -126,6 +126,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP526": "what ranks had of their own, which another number of them cannot take over",
         "CP527": "a folder that holds another sweep, or something else",
         "CP528": "a sweep of which no run gave its metric",
+        "CP529": "an endpoint that cannot be used",
         "CP530": "a folder with several GGUF files, of which none is named",
         "CP531": "a GGUF file that is one part of a model",
         "CP532": "a GGUF file that is broken or cut short",

@@ -39,6 +39,7 @@ EXTRAS: Mapping[str, str] = MappingProxyType(
         "evaluate": "sacrebleu>=2.4",
         "translation": "sentencepiece>=0.2 py3langid>=0.4",
         "gguf": "gguf>=0.17",
+        "endpoint": "httpx2>=2.0",
         "sweep": "optuna>=4.5",
         "vision": "pillow>=11.3 torchvision>=0.25",
     }

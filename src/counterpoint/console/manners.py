@@ -32,6 +32,7 @@ CHATTY = (
     "torchao",
     "bitsandbytes",  # of CPUs with bfloat16, that it lacks a package, as it is imported
     "httpx",
+    "httpx2",
 )
 WIDEST = 110
 """Columns beyond which lines are hard to read."""
