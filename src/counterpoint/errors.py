@@ -93,6 +93,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP337": "pairs that were not compared with the initial policy while it was there",
         "CP338": "a reference that cannot read what the run's model reads",
         "CP339": "a reference that gives a completion a log-probability that is not finite",
+        "CP340": "an adapter that has changed since a new one was put on top of it",
         # 4: while training
         "CP401": "a loss or gradient that is not finite",
         "CP402": "a run that was stopped by an alarm",

@@ -5,12 +5,16 @@ Not here: the ``Trainer`` (``trainer.transformers_seams``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 SOURCE_KEY = "_name_or_path"
 """The key of a model's configuration that says what it was loaded from."""
+
+
+MERGED_FROM = "counterpoint_merged_from"
+"""The attribute of a model that says what it was merged from."""
 
 
 def class_of(model: Any) -> Any:
@@ -38,6 +42,16 @@ def loaded_from(model: Any) -> str:
         model: with or without a ``config``.
     """
     return str(getattr(getattr(model, "config", None), SOURCE_KEY, "") or "")
+
+
+def merged_from(model: Any) -> Mapping[str, Any]:
+    """What a model says that it was merged from: its ``base`` and ``adapters``; else empty.
+
+    Args:
+        model: plain or PEFT-wrapped.
+    """
+    found: Mapping[str, Any] = getattr(model, MERGED_FROM, None) or {}
+    return found
 
 
 def attention_of(model: Any) -> str | None:

@@ -139,6 +139,7 @@ IN_PYTHON: Mapping[str, str] = MappingProxyType(
         "lora_modules_to_save": "pass CPOTrainer(peft_config=LoraConfig(modules_to_save=...))",
         "use_rslora": "pass CPOTrainer(peft_config=LoraConfig(use_rslora=True))",
         "use_dora": "pass CPOTrainer(peft_config=LoraConfig(use_dora=True))",
+        "create_new_adapter": "merge the old one first: model.merge_and_unload()",
         "resume": "pass it to trainer.train(resume_from_checkpoint=...)",
         "doctor": "call counterpoint.examine(...)",
         "compute_metrics": "pass it to CPOTrainer(compute_metrics=...)",

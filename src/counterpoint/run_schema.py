@@ -221,6 +221,7 @@ FACTS = record(
     given=optional(mapping_of(anything)),
     adapter=optional(mapping_of(mapping_of(anything))),
     dequantized=optional(mapping_of(anything)),
+    merged=optional(record(base=text, adapters=list_of(text))),
     base=optional(text),
     command=optional(list_of(text)),
     constraints=optional(list_of(_named)),

@@ -116,7 +116,7 @@ def test_other_commands_know_that_an_adapter_trains(command: Command, shop: Path
 @pytest.mark.parametrize(
     ("words", "wrong"),
     [
-        (["--lora_r", "2"], "CP104 first is an adapter, and lora_r asks for a new one"),
+        (["--lora_r", "2"], "CP104 first is an adapter, and lora_r describes another one"),
         (["--fsdp", "2"], "CP105 "),
         (["--revision", "main"], "CP104 revision=main would do nothing"),
         (["--from_scratch"], "CP301 first holds an adapter"),

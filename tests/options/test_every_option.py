@@ -124,6 +124,7 @@ TRIED: dict[str, Row] = {
     "freeze": Row(refusal, ["--freeze", "vision"]),
     "use_rslora": Row(adapter, ["--use_rslora"], (*LORA,)),
     "use_dora": Row(adapter, ["--use_dora"], (*LORA,)),
+    "create_new_adapter": Row(refusal, ["--create_new_adapter"], (*LORA,)),
 }
 """Options that say what is loaded."""
 

@@ -34,6 +34,9 @@ PARTS = ".shards.part"
 TRIAL = ".trial.part"
 """Where everything but the weights is saved once before training; removed at once."""
 
+MADE_BEFORE = ".base.part"
+"""A merged model that a run is about to begin with (``staging`` of its folder ``base``)."""
+
 _UNFINISHED = re.compile(r"\.(checkpoint-(\d+))\.(part|gone)")
 _HALF = re.compile(r"\.(run\.json|train\.yaml|README\.md)\.\d+\.part")
 """Names of a run's own files that were never given theirs, see ``staged``."""
@@ -41,7 +44,7 @@ _HALF = re.compile(r"\.(run\.json|train\.yaml|README\.md)\.\d+\.part")
 
 def is_scrap(name: str) -> bool:
     """Whether a name is of what a killed run had begun to write or to remove."""
-    return name in (FILLED, PARTS, TRIAL) or any(
+    return name in (FILLED, PARTS, TRIAL, MADE_BEFORE) or any(
         one.fullmatch(name) for one in (_UNFINISHED, _HALF)
     )
 

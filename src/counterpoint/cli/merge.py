@@ -92,7 +92,9 @@ def merge(words: list[str]) -> None:
         say(merge_in_words(target, source, merged))
 
 
-def merge_into(target: Path, source: str, *, dtype: str | None, code: bool) -> Merged:
+def merge_into(
+    target: Path, source: str, *, dtype: str | None, code: bool, pickle: bool = False
+) -> Merged:
     """Merge an adapter as the run that trained it held its base.
 
     Args:
@@ -100,6 +102,7 @@ def merge_into(target: Path, source: str, *, dtype: str | None, code: bool) -> M
         source: the adapter's folder.
         dtype: precision of the merged weights; None: as the run held them.
         code: whether code that comes with the base may run.
+        pickle: whether pickled weights may be opened.
 
     Raises:
         CounterpointError: as ``merge``.
@@ -118,6 +121,7 @@ def merge_into(target: Path, source: str, *, dtype: str | None, code: bool) -> M
         output_dir=str(target),
         use_cpu=True,
         trust_remote_code=code,
+        allow_pickle=pickle,
         model_init_kwargs={name: value for name, value in asked.items() if value is not None},
     )
     with hub_or_cache([base_of(source)] if is_adapter(source) else []):

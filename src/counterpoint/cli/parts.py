@@ -20,10 +20,12 @@ from transformers import PreTrainedTokenizerBase
 from counterpoint.cli.continued import (
     base_named,
     begins_adapted,
+    check_new_adapter,
     held_as_trained,
     load_continued,
     own_adapter,
     tokenizer_named,
+    trained_on,
 )
 from counterpoint.cli.hub import hub_or_cache
 from counterpoint.cli.own_data import OwnRows, data_names, own_rows, second_sets
@@ -85,7 +87,7 @@ def load_parts(request: Request, attempt: Attempt, *, weights: bool = True) -> R
         if weights and parts.model_config is not None:
             parts.model = attempt(load_own_weights, request, parts.model_config)
     if weights:
-        if begins_adapted(request.run):
+        if trained_on(request.run):
             parts.adapter = None  # which is on the model
         request.config.model_init_kwargs = None  # the trainer refuses them beside a loaded model
     return parts
@@ -221,7 +223,8 @@ def adapter_config(run: RunOptions, config: CPOConfig, model_config: Any) -> Any
         ConfigError: CP104 and CP105 as ``continued.own_adapter``.
         SetupError: CP502 where peft is not installed.
     """
-    if begins_adapted(run):
+    check_new_adapter(run)
+    if trained_on(run):
         return own_adapter(run, config)
     if run.lora_r is None:
         return None

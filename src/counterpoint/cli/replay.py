@@ -294,7 +294,7 @@ def _as_asked(file: Path, options: ReplayOptions) -> nn.Module:
     from transformers import set_seed
 
     from counterpoint.checkpoint.bases import check_base
-    from counterpoint.cli.continued import base_named, begins_adapted
+    from counterpoint.cli.continued import base_named, trained_on
     from counterpoint.cli.parts import adapter_config, load_own_weights, merge_model_options
     from counterpoint.models.loading import load_config
     from counterpoint.models.preparing import adapt
@@ -311,7 +311,7 @@ def _as_asked(file: Path, options: ReplayOptions) -> nn.Module:
     if adapter is None:
         return model
     set_seed(config.seed)
-    adapted: nn.Module = model if begins_adapted(run) else adapt(model, config, adapter)
+    adapted: nn.Module = model if trained_on(run) else adapt(model, config, adapter)
     check_base(adapted, file.parent)
     return adapted
 

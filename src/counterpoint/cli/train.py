@@ -34,6 +34,7 @@ from counterpoint.checkpoint.lock import (
 )
 from counterpoint.checkpoint.manifest import MANIFEST
 from counterpoint.cli.merge import merge_in_words, merge_into
+from counterpoint.cli.new_adapter import call_after_base, keep_base, on_merged_base
 from counterpoint.cli.parts import Attempt, RunParts, call, hide_token, load_own_part, load_parts
 from counterpoint.cli.signals import heeded
 from counterpoint.config import CPOConfig
@@ -57,7 +58,7 @@ from counterpoint.engine.table import settle
 from counterpoint.errors import ConfigError, CounterpointError, SetupError
 from counterpoint.invocation import command
 from counterpoint.masking import Mask
-from counterpoint.models.adapters import is_adapter
+from counterpoint.models.adapters import OWN_BASE, is_adapter
 from counterpoint.options.run_options import RunOptions
 from counterpoint.options.settings import Request
 from counterpoint.ranks import each_does, leave_at_exit
@@ -108,15 +109,21 @@ def train(request: Request) -> None:
     check_writable(folder)
     settle(config)
     # before the folder is looked at, and to the end: whatever lies in it by then is this run's
-    with stops_named(str(folder)), _nothing_left_behind(folder), _alone_in(folder):
+    with (
+        stops_named(str(folder)),
+        _nothing_left_behind(folder),
+        _alone_in(folder),
+        _asked(request) as asked,
+    ):
         seen = contents(folder)
         if run.doctor and is_first_process():
-            parts = _consulted(request)
+            parts = _consulted(asked)
         else:
-            check_run(request, call)
-            parts = load_parts(request, call, weights=not shards_at_load(config))
+            check_run(asked, call)
+            parts = load_parts(asked, call, weights=not shards_at_load(config))
         if shards_at_load(config):  # ranks meet in it, and the doctor is consulted by one
-            load_own_part(request, parts)
+            load_own_part(asked, parts)
+        call_after_base(parts, request, asked)
         display = TrainingDisplay()
         trainer = _build(parts, config, display)
         _train(trainer, request, seen)
@@ -130,6 +137,17 @@ def train(request: Request) -> None:
     metrics = stream_file(config.output_dir, METRICS).name
     say(f"model in {config.output_dir}, its run in {RUN_FILE} and {metrics} there")
     say(f"to look at it: {command()} report {shlex.quote(str(config.output_dir))}")
+
+
+@contextmanager
+def _asked(request: Request) -> Iterator[Request]:
+    """What is trained on what; of a new adapter on an old one, on what they make together."""
+    resumes = False
+    if request.run.create_new_adapter:  # which takes a while
+        check_run(request, call)
+        resumes = _checkpoint(request.config) is not None
+    with on_merged_base(request, resumes=resumes) as asked:
+        yield asked
 
 
 def _train(trainer: CPOTrainer, request: Request, seen: Contents) -> None:
@@ -368,8 +386,9 @@ def _clear(folder: Path, keep: bool) -> None:
     for path in checkpoints(folder):
         remove(path)
     clear_thumbnails(folder)
-    if (folder / MERGED).is_dir():
-        remove(folder / MERGED)
+    for name in (MERGED, OWN_BASE):
+        if (folder / name).is_dir():
+            remove(folder / name)
     for path in (*(stream_file(folder, stream) for stream in STREAMS), folder / RUN_FILE):
         path.unlink(missing_ok=True)
 
@@ -386,6 +405,7 @@ class _WrittenRequest(TrainerCallback):
         text = yaml.safe_dump(given, sort_keys=False, allow_unicode=True)
         with staged(Path(args.output_dir) / REQUEST_FILE) as file:
             file.write(text.encode())
+        keep_base(Path(args.output_dir))
 
 
 @contextmanager

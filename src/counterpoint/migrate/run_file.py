@@ -46,6 +46,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "freeze",
         "use_rslora",
         "use_dora",
+        "create_new_adapter",
     ),
     "Objective": (*OBJECTIVE_OPTIONS, "constraints"),
     "Pairs and steps": (

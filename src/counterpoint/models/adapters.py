@@ -19,6 +19,9 @@ from counterpoint.models.folders import refuse_pickled_adapter
 from counterpoint.models.loading import load_config, load_model
 from counterpoint.models.weights import WeightsPolicy
 
+OWN_BASE = "base"
+"""Folder inside a run's for the merged model that its new adapter lies on."""
+
 
 def is_adapter(source: str) -> bool:
     """Whether a name is that of a folder that holds an adapter and no model.
@@ -50,6 +53,16 @@ def base_of(source: str) -> str:
             f"{file} has base_model_name_or_path={base!r}; write there the hub id or folder of "
             "the model that the adapter was trained on.",
         )
+    return _moved_along(file.parent, base)
+
+
+def _moved_along(folder: Path, base: str) -> str:
+    """A run keeps what a new adapter lies on in its own folder, which may have been moved."""
+    if Path(base).name != OWN_BASE or Path(base).expanduser().is_dir():
+        return base
+    for place in (folder, folder.parent):  # of a run, or of a checkpoint in it
+        if (place / OWN_BASE / "config.json").is_file():
+            return str(place / OWN_BASE)
     return base
 
 

@@ -81,21 +81,32 @@ def merge_adapter(source: str, args: CPOConfig, target: Path) -> Merged:
         SetupError: as ``load_adapted``.
         OSError: where the disk refuses.
     """
-    if not is_adapter(source):
-        raise ModelError("CP301", f"{source} is no folder of an adapter, so nothing is to merge.")
-    base = base_of(source)
-    if getattr(load_config(base, args), "quantization_config", None):
-        raise ModelError(
-            "CP307",
-            f"the base {base} is quantised, and a merged weight would be rounded to its few bits. "
-            "Merge into the model that it was made of: name that in base_model_name_or_path.",
-        )
+    _check_mergeable(source, args)
     tokenizer = load_tokenizer(tokenizer_source(source), args)
-    if (asked := read_adapter(source, args)).is_prompt_learning:
-        kind = asked.peft_type.value
-        raise ModelError(
-            "CP307", f"{source} is an adapter of kind {kind}, which has no weights to merge."
-        )
+    model, moved = merged_model(source, args)
+    with phase("writing the merged model"), filled(target) as staged, without_bars():
+        with plain_io_errors(), generation_config_as_it_is(model, staged):
+            model.save_pretrained(str(staged))
+            saved_as(tokenizer).save_pretrained(str(staged))
+        files = sorted(files_in(staged))
+    return Merged(base_of(source), str(model.dtype).removeprefix("torch."), moved, files)
+
+
+def merged_model(source: str, args: CPOConfig) -> tuple[Any, float]:
+    """The one model that an adapter and its base are, in memory.
+
+    Args:
+        source: the adapter's folder.
+        args: as for ``merge_adapter``.
+
+    Returns:
+        The model, and how far it moved, in nats a token, as in ``Merged``.
+
+    Raises:
+        ModelError: CP301 and CP307 as ``merge_adapter``.
+        SetupError: as ``load_adapted``.
+    """
+    _check_mergeable(source, args)
     with phase("loading adapter and base"):
         adapted = load_adapted(source, args).eval()
     device = next(adapted.parameters()).device
@@ -109,12 +120,24 @@ def merge_adapter(source: str, args: CPOConfig, target: Path) -> Merged:
             f"merged, the model says something else than the adapter {source} on its base: "
             f"{moved:.1e} nats a token. Keep the adapter as it is.",
         )
-    with phase("writing the merged model"), filled(target) as staged, without_bars():
-        with plain_io_errors(), generation_config_as_it_is(model, staged):
-            model.save_pretrained(str(staged))
-            saved_as(tokenizer).save_pretrained(str(staged))
-        files = sorted(files_in(staged))
-    return Merged(base, str(model.dtype).removeprefix("torch."), moved, files)
+    return model, moved
+
+
+def _check_mergeable(source: str, args: CPOConfig) -> None:
+    if not is_adapter(source):
+        raise ModelError("CP301", f"{source} is no folder of an adapter, so nothing is to merge.")
+    base = base_of(source)
+    if getattr(load_config(base, args), "quantization_config", None):
+        raise ModelError(
+            "CP307",
+            f"the base {base} is quantised, and a merged weight would be rounded to its few bits. "
+            "Merge into the model that it was made of: name that in base_model_name_or_path.",
+        )
+    if (asked := read_adapter(source, args)).is_prompt_learning:
+        kind = asked.peft_type.value
+        raise ModelError(
+            "CP307", f"{source} is an adapter of kind {kind}, which has no weights to merge."
+        )
 
 
 def _merged(adapted: Any, source: str) -> Any:

@@ -109,6 +109,11 @@ class RunOptions:
         False, "Rank-stabilised LoRA: the adapter counts lora_alpha / sqrt(lora_r)."
     )
     use_dora: bool = option(False, "DoRA: adapt direction and magnitude of weights apart.")
+    create_new_adapter: bool = option(
+        False,
+        "Where model is an adapter: merge it into its base, which the run keeps in its folder "
+        "base, and train a new adapter on top. Needs lora_r.",
+    )
     merge_at_end: bool = option(
         False,
         "When the run is over, write the one model that adapter and base are into its folder "
@@ -187,7 +192,7 @@ class RunOptions:
             unused = [
                 name
                 for name in self.__dataclass_fields__
-                if name.startswith(("lora_", "use_")) and getattr(self, name)
+                if name.startswith(("lora_", "use_", "create_new_")) and getattr(self, name)
             ]
             if unused:
                 raise ConfigError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from counterpoint.model_seams import loaded_from
+from counterpoint.model_seams import loaded_from, merged_from
 from counterpoint.report.recipe import hub_id
 
 _HUB_FILE = re.compile(r"hf://datasets/([^/@]+/[^/@]+)@")
@@ -64,6 +64,8 @@ def base_name(model: Any) -> str:
         model: with a ``config``, or None.
     """
     name = loaded_from(model)
+    if merged_from(model):  # in the run's own folder, perhaps not there yet
+        return Path(name).name
     # what looks like an id may be a folder, and where that lies is nobody's business
     return name if hub_id(name) and not Path(name).exists() else Path(name).name
 

@@ -119,6 +119,9 @@ def _summary(run: Run, about: About) -> str:
     what = "An adapter for" if about.adapter else "Made from"
     base = hub_id(about.base) or Path(about.base).name
     linked = f"[{base}](https://huggingface.co/{base})" if hub_id(about.base) else f"`{base}`"
+    merged = _merged_in(run)
+    if merged is not None:
+        linked = merged
     origin = f"{what} {linked}, trained" if base else "Trained"
     steps = story.counted(story.last_step(run), *story.STEPS)
     pairs = run.facts.get("step_pairs")
@@ -126,6 +129,17 @@ def _summary(run: Run, about: About) -> str:
     return (
         f"{origin} on preference pairs with {story.method(run)} by Counterpoint: {steps}{size}.\n"
     )
+
+
+def _merged_in(run: Run) -> str | None:
+    """What a run began with, where it was adapters merged into their base; without folders."""
+    merged = run.facts.get("merged")
+    if not isinstance(merged, Mapping):
+        return None
+    base, adapters = str(merged["base"]), [f"`{_plain(Path(n).name)}`" for n in merged["adapters"]]
+    named = base if hub_id(base) and not Path(base).exists() else Path(base).name
+    some = "adapter" if len(adapters) == 1 else "adapters"
+    return f"`{_plain(named)}` with the {some} {' and '.join(adapters)} merged into it"
 
 
 def _objective(run: Run) -> Iterator[str]:

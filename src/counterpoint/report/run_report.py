@@ -259,6 +259,9 @@ def _lead(run: Run, now: float | None) -> str:
 
 def model_name(run: Run) -> str:
     """The name of the model that was trained, without its folder; "" where it is not known."""
+    merged = run.facts.get("merged")
+    if isinstance(merged, Mapping):  # an old adapter, beneath the new one
+        return " + ".join(Path(str(one)).name for one in (merged["base"], *merged["adapters"]))
     model = run.facts.get("model")
     name = model.get("name") if isinstance(model, Mapping) else model
     return Path(str(name)).name if name else ""

@@ -28,7 +28,7 @@ from counterpoint.engine.stops import names_stops
 from counterpoint.log import logger
 from counterpoint.losses.objective import Objective
 from counterpoint.metrics import means
-from counterpoint.models.gguf_files import dequantized_from
+from counterpoint.models.merged_base import origin_facts
 from counterpoint.models.precision import Rounding
 from counterpoint.monitor.pace import COUNTED, Pace
 from counterpoint.provenance.environment import environment
@@ -258,7 +258,7 @@ class JournalTrainer(ResumableTrainer):
         return {
             "objective": self._formula(),
             "model": self._began_with(),
-            "dequantized": dequantized_from(self.accelerator.unwrap_model(self.model)),
+            **origin_facts(self.accelerator.unwrap_model(self.model)),
             "adapter": adapter_settings(self.accelerator.unwrap_model(self.model)) or None,
             "base": self._identity.get(BASE),
             "step_pairs": self.args.step_pairs,
