@@ -26,6 +26,7 @@ COMMANDS = (
     *("train", "doctor", "plan", "smoke", "evaluate", "tokens", "init", "sample", "pairs", "diff"),
     *("replay", "report", "compare", "watch", "quickstart", "completion", "consolidate", "merge"),
     "sweep",
+    "chat",
 )
 """Every subcommand."""
 

@@ -7,7 +7,7 @@ import pytest
 from tests.examples.pages import bare, blocks, both, generated, outline, unlike_sections
 
 NAMES = [
-    *("guide", "constrained", "translation", "quantized", "gguf", "sampling", "sweep"),
+    *("guide", "constrained", "translation", "quantized", "gguf", "sampling", "sweep", "chat"),
     *("reliability", "scaling", "vision"),
 ]
 

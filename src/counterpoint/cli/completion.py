@@ -37,6 +37,7 @@ MODULES = (
     *("doctor", "plan", "smoke", "evaluate", "tokens", "init", "sample", "pairs", "diff"),
     *("replay", "report", "compare", "watch", "quickstart", "completion", "consolidate", "merge"),
     "sweep",
+    "chat",
 )
 """Commands that are a module of ``cli``, which declares them in ``COMMAND``."""
 

@@ -56,6 +56,8 @@ commands:
                  or from a script or file of TRL, ms-swift and others
   sample MODEL ... --prompts FILE -k 8 --out CANDIDATES.jsonl [--option value ...]
                  draw candidates: several texts to each prompt, from one model or several
+  chat MODEL [--base BASE] [--out PAIRS.jsonl]
+                 talk with a model, or with two at once, and say which answer is better
   pairs SCORED ... --out PAIRS.jsonl [--option value ...]
                  make preference pairs of scored candidates
   diff BEFORE AFTER [--all] [--json]

@@ -175,7 +175,7 @@ def _sample_one(
         options.top_p,
         options.top_k,
         options.batch,
-        _stops(tokenizer, options.stop),
+        stops_of(tokenizer, options.stop),
         max(len(prompt.start or prompt.ids) for prompt in prompts),
     )
     logger().info(
@@ -224,8 +224,16 @@ def _entry(model: str, row: PromptRow, one: Draw, text: Completion) -> Mapping[s
     }
 
 
-def _stops(tokenizer: PreTrainedTokenizerBase, given: Sequence[str]) -> tuple[int, ...]:
-    """Tokens that end a text, the one that the chat template ends a turn with among them."""
+def stops_of(tokenizer: PreTrainedTokenizerBase, given: Sequence[str]) -> tuple[int, ...]:
+    """Tokens that end a text, the one that the chat template ends a turn with among them.
+
+    Args:
+        tokenizer: of the model.
+        given: tokens as its vocabulary spells them.
+
+    Raises:
+        ConfigError: CP103 for one that the vocabulary does not have.
+    """
     from counterpoint.data.turn_end import turn_end
 
     vocabulary = tokenizer.get_vocab()

@@ -233,6 +233,7 @@ class BatchWriter:
         prompts: Sequence[Prompt],
         told: Callable[[], None],
         chooses: LogitsProcessorList | None = None,
+        watching: StoppingCriteria | None = None,
     ) -> list[list[int]]:
         """New tokens of each prompt, the one that ends them and padding included.
 
@@ -240,8 +241,9 @@ class BatchWriter:
             prompts: to be written to at once.
             told: called with each token that all of them have got.
             chooses: sees the logits of each next token before the likeliest is taken.
+            watching: sees each token, and may end the texts.
         """
-        counting = StoppingCriteriaList([_Counting(told)])
+        counting = StoppingCriteriaList([_Counting(told), *([watching] if watching else ())])
         output, given = self._generated(prompts, counting, chooses)
         new: list[list[int]] = output.sequences[:, given:].tolist()
         return new

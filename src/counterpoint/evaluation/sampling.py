@@ -131,10 +131,7 @@ def draw_candidates(
             if not any(missing[place] for place in places):
                 continue
             rows = [draws[place] for place in places]
-            chooses = None
-            if how.temperature:
-                chooses = _warpers(how)
-                chooses.append(_Race([one.chance for one in rows]))
+            chooses = chosen_by_chance(how, [one.chance for one in rows])
             new = writer.write([one.prompt for one in rows], _nothing, chooses)
             done = [
                 (one, as_completion(tokenizer, one.prompt, ids, kind, writer.ends))
@@ -143,6 +140,20 @@ def draw_candidates(
             ]
             take(done)
             now.advance(len(done))
+
+
+def chosen_by_chance(how: Sampling, chances: Sequence[int]) -> LogitsProcessorList | None:
+    """What leaves the drawn token of each row; None where the likeliest is taken.
+
+    Args:
+        how: texts are drawn.
+        chances: of the rows, from ``candidate_chance``.
+    """
+    if not how.temperature:
+        return None
+    chooses = _warpers(how)
+    chooses.append(_Race(chances))
+    return chooses
 
 
 def _nothing() -> None:

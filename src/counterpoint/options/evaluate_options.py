@@ -216,7 +216,7 @@ def read_evaluation(
         for name, value in inherited.items()
         if name not in given
     }
-    said = [name for name in taken if base is None or name in held]
+    said = [name for name in taken if name in held or (base is None and name in takes)]
     if said:
         logger().info("those of the run of %s: %s", of, ", ".join(said))
     if base is not None:
