@@ -136,6 +136,7 @@ IN_PYTHON: Mapping[str, str] = MappingProxyType(
         "lora_alpha": "pass CPOTrainer(peft_config=LoraConfig(lora_alpha=...))",
         "lora_dropout": "pass CPOTrainer(peft_config=LoraConfig(lora_dropout=...))",
         "lora_target_modules": "pass CPOTrainer(peft_config=LoraConfig(target_modules=...))",
+        "lora_target_parameters": "pass CPOTrainer(peft_config=LoraConfig(target_parameters=...))",
         "lora_modules_to_save": "pass CPOTrainer(peft_config=LoraConfig(modules_to_save=...))",
         "use_rslora": "pass CPOTrainer(peft_config=LoraConfig(use_rslora=True))",
         "use_dora": "pass CPOTrainer(peft_config=LoraConfig(use_dora=True))",

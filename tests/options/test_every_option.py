@@ -120,6 +120,9 @@ TRIED: dict[str, Row] = {
     "lora_alpha": Row(adapter, ["--lora_alpha", "3"], (*LORA,)),
     "lora_dropout": Row(adapter, ["--lora_dropout", "0.1"], (*LORA,)),
     "lora_target_modules": Row(adapter, ["--lora_target_modules", "q_proj"], (*LORA,)),
+    "lora_target_parameters": Row(
+        adapter, ["--lora_target_parameters", "mlp.experts.down_proj"], (*LORA,)
+    ),
     "lora_modules_to_save": Row(adapter, ["--lora_modules_to_save", "lm_head"], (*LORA,)),
     "freeze": Row(refusal, ["--freeze", "vision"]),
     "use_rslora": Row(adapter, ["--use_rslora"], (*LORA,)),

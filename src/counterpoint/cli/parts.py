@@ -220,7 +220,7 @@ def adapter_config(run: RunOptions, config: CPOConfig, model_config: Any) -> Any
         model_config: of the model; None where it could not be loaded.
 
     Raises:
-        ConfigError: CP104 and CP105 as ``continued.own_adapter``.
+        ConfigError: CP104 and CP105 as ``continued.own_adapter``, CP105 for experts in shards.
         SetupError: CP502 where peft is not installed.
     """
     check_new_adapter(run)
@@ -234,6 +234,12 @@ def adapter_config(run: RunOptions, config: CPOConfig, model_config: Any) -> Any
         raise SetupError(
             "CP502", f"lora_r needs the package peft: {installing(EXTRAS['peft'])}"
         ) from error
+    if run.lora_target_parameters and config.fsdp:
+        raise ConfigError(
+            "CP105",
+            "lora_target_parameters with fsdp: an adapter of experts has not been proved where "
+            "ranks hold parts of them. Leave fsdp out, or adapt layers (lora_target_modules).",
+        )
     targets = run.lora_target_modules or ["all-linear"]
     return LoraConfig(
         task_type=FAMILIES[DECODER].task if model_config is None else family_of(model_config).task,
@@ -244,6 +250,7 @@ def adapter_config(run: RunOptions, config: CPOConfig, model_config: Any) -> Any
         # what sees stays as it is, unless its layers are named
         exclude_modules=None if run.lora_target_modules else left_by_adapters(model_config),
         modules_to_save=run.lora_modules_to_save,
+        target_parameters=run.lora_target_parameters,
         use_rslora=run.use_rslora,
         use_dora=run.use_dora,
     )

@@ -13,6 +13,7 @@ from counterpoint.errors import ConfigError
 from counterpoint.migrate.data_sets import add_list, add_share
 from counterpoint.migrate.draft import Draft
 from counterpoint.migrate.of_trl import COMES_SO, keep_nll
+from counterpoint.migrate.old_adapters import begin_with_adapter
 from counterpoint.objectives import called, names_of
 from counterpoint.options.given import as_python
 
@@ -41,7 +42,6 @@ REASONS = {
     "train_on_inputs": "a prompt's tokens never carry loss",
     "special_tokens": "give them in the tokenizer's own files; padding never reaches the loss",
     "tokens": "add them to tokenizer and model before training",
-    "lora_model_dir": "a run starts a new adapter; merge the old one into the model first",
     "lora_fan_in_fan_out": "peft finds it by itself",
     "saves_per_epoch": _OFTEN.format(name="save"),
     "evals_per_epoch": _OFTEN.format(name="eval"),
@@ -129,6 +129,8 @@ def _adapter(draft: Draft) -> None:
     if kind == "qlora" and draft.peek("load_in_4bit") is None:
         draft.put("load_in_4bit", True, "was adapter: qlora")
     if kind in ("lora", "qlora"):
+        if begin_with_adapter(draft, "lora_model_dir", "base_model", new=False):
+            return
         if draft.switch("lora_target_linear"):
             draft.rest.pop("lora_target_modules", None)  # every linear layer, as here without it
         return

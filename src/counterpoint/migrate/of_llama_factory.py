@@ -14,6 +14,7 @@ from counterpoint.errors import ConfigError
 from counterpoint.migrate.data_sets import OF_DRAWING, add_share
 from counterpoint.migrate.draft import Draft
 from counterpoint.migrate.of_trl import COMES_SO
+from counterpoint.migrate.old_adapters import begin_with_adapter
 from counterpoint.objectives import DPO, called, names_of
 from counterpoint.options.given import Scalar, Setting, as_python
 
@@ -45,7 +46,6 @@ REASONS = {
     "double_quantization": "scales are quantised too, always",
     "ref_model_adapters": "name the adapter's folder in reference",
     "ref_model_quantization_bit": "a reference is held as the model is",
-    "adapter_name_or_path": "a run starts a new adapter; merge the old one into the model first",
     "pure_bf16": "the nearest is dtype: bfloat16 with stochastic_rounding: true, which needs "
     "torchao",
     "train_on_prompt": "a prompt's tokens never carry loss",
@@ -140,7 +140,10 @@ def _number(draft: Draft, name: str) -> float:
 def _adapter(draft: Draft) -> None:
     setting = draft.take("finetuning_type")
     kind = "lora" if setting is None else as_python(setting.given)
+    new = draft.switch("create_new_adapter")
     if kind == "lora":
+        if begin_with_adapter(draft, "adapter_name_or_path", "model_name_or_path", new=new):
+            return
         if draft.peek("lora_rank") is None:
             draft.put("lora_r", 8, "LLaMA-Factory's default")
         _quantised(draft)
@@ -157,7 +160,8 @@ def _adapter(draft: Draft) -> None:
         return
     if setting is not None and kind != "full":
         draft.leave(setting, "Counterpoint trains all weights or a LoRA adapter; all are written")
-    of_adapters = [n for n in draft.rest if n.startswith("lora_") or n == "additional_target"]
+    others = ("additional_target", "adapter_name_or_path")
+    of_adapters = [n for n in draft.rest if n.startswith("lora_") or n in others]
     for name in of_adapters:
         if unused := draft.take(name):
             draft.leave(unused, f"finetuning_type {kind} does not use it")

@@ -37,6 +37,7 @@ _OF_TEMPLATES = (
 )
 REASONS = {
     "template": _OF_TEMPLATES,
+    "adapters": "to train an adapter on, name its folder as the model, without lora_rank",
     "model_type": "the model's config and tokenizer say which classes they are",
     "system": "write it into the rows, as a column system",
     "interleave_prob": OF_DRAWING,
@@ -56,6 +57,7 @@ NAMES = {
     "lora_rank": "lora_r",
     "target_modules": "lora_target_modules",
     "modules_to_save": "lora_modules_to_save",
+    "target_parameters": "lora_target_parameters",
     "ref_model": "reference",
 }
 _ATTENTION = {"flash_attn": "flash_attention_2", "sdpa": "sdpa", "eager": "eager"}

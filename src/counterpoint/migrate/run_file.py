@@ -42,6 +42,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "lora_alpha",
         "lora_dropout",
         "lora_target_modules",
+        "lora_target_parameters",
         "lora_modules_to_save",
         "freeze",
         "use_rslora",

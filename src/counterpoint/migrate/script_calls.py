@@ -39,6 +39,7 @@ _OF_LORA = {
     "lora_dropout": "lora_dropout",
     "target_modules": "lora_target_modules",
     "modules_to_save": "lora_modules_to_save",
+    "target_parameters": "lora_target_parameters",
     "use_rslora": "use_rslora",
     "use_dora": "use_dora",
 }

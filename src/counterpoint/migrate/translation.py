@@ -131,7 +131,12 @@ def _replace(draft: Draft, model: str | None, dataset: Sequence[str]) -> None:
     if dataset:
         draft.put("dataset", dataset[0] if len(dataset) == 1 else list(dataset))
     told = {"model": bool(model), "dataset": bool(dataset)}
-    for name, of in (("revision", "model"), ("tokenizer", "model"), ("dataset_split", "dataset")):
+    for name, of in (
+        ("create_new_adapter", "model"),
+        ("revision", "model"),
+        ("tokenizer", "model"),
+        ("dataset_split", "dataset"),
+    ):
         if told[of] and name in draft.lines:
             _drop(draft, name, f"it was of what --{of} replaces")
     if dataset and "datasets" in draft.lines:

@@ -30,6 +30,7 @@ from counterpoint.models.quantized import prepare_quantized
 from counterpoint.models.trainable import (
     check_checkpointing,
     check_kind,
+    check_parameters,
     check_trainable,
     keep_pictures,
 )
@@ -173,6 +174,7 @@ def adapt(model: nn.Module, args: CPOConfig, peft_config: Any) -> nn.Module:
             "(model.merge_and_unload()).",
         )
     check_kind(peft_config)
+    check_parameters(model, peft_config)
     if peft_config.inference_mode:
         raise ModelError(
             "CP307",

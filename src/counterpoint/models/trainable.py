@@ -67,6 +67,31 @@ def check_kind(peft_config: Any) -> None:
         )
 
 
+def check_parameters(model: nn.Module, peft_config: Any) -> None:
+    """Refuse names of weights that a model does not have: PEFT passes over them.
+
+    Args:
+        model: not adapted yet.
+        peft_config: a ``peft.PeftConfig``.
+
+    Raises:
+        ModelError: CP307, with the weights of experts that there are.
+    """
+    wanted = getattr(peft_config, "target_parameters", None) or ()
+    weights = dict(model.named_parameters())
+    for name in wanted:
+        if any(own == name or own.endswith(f".{name}") for own in weights):
+            continue
+        # of a layer by its number only what follows that
+        several = (re.split(r"\.\d+\.", own)[-1] for own, one in weights.items() if one.dim() == 3)
+        found = ", ".join(dict.fromkeys(several))
+        raise ModelError(
+            "CP307",
+            f"the model has no weight whose name ends with {name}. "
+            + (f"Its experts have {found}." if found else "It has no experts in one tensor."),
+        )
+
+
 def _kind(peft_config: Any) -> str:
     kind: Any = peft_config.peft_type
     return str(getattr(kind, "value", kind))

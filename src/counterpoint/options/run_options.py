@@ -98,6 +98,11 @@ class RunOptions:
         "Layers that get an adapter, by the end of their names; null: every linear layer of what "
         "reads text.",
     )
+    lora_target_parameters: list[str] | None = option(
+        None,
+        "Weights that get an adapter though no linear layer holds them, by the end of their "
+        "names: those of experts, as mlp.experts.gate_up_proj.",
+    )
     lora_modules_to_save: list[str] | None = option(
         None, "Layers trained in full beside the adapter and saved with it."
     )
@@ -199,6 +204,13 @@ class RunOptions:
                     "CP104",
                     f"{', '.join(unused)} would do nothing without an adapter; add lora_r "
                     "(16 is usual), or leave out what would do nothing.",
+                )
+        for other in ("lora_dropout", "use_dora"):
+            if self.lora_target_parameters and getattr(self, other):
+                raise ConfigError(
+                    "CP104",
+                    f"lora_target_parameters with {other}: PEFT has no such adapter of a weight "
+                    f"that is no layer. Leave {other} out.",
                 )
         _check_range("lora_r", self.lora_r, 1, None)
         _check_range("lora_alpha", self.lora_alpha, 1, None)
