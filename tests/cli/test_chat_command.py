@@ -6,6 +6,8 @@ import io
 import json
 import os
 import signal
+import termios
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,14 @@ from typing import Any
 import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from counterpoint.console.person import Person
-from counterpoint.errors import SetupError
+from counterpoint.errors import DataError, SetupError
+from counterpoint.evaluation.candidate_file import open_candidates
 from counterpoint.evaluation.talk_files import open_talk, said_path
+from counterpoint.quickstart.translate import BASES
+from counterpoint.visible import visible
 from tests.cli.conftest import PAIRS, Command, Said, write_pairs
 from tests.models_on_the_spot import make_model
 
@@ -94,13 +99,7 @@ def test_an_answer_is_what_sample_writes_to_the_prompt(
     candidates = {one["row"]: one for one in rows("c.jsonl")}
     assert [candidates[n]["text"] for n in range(3)] == [one["text"] for one in found]
     assert [candidates[n]["ended"] for n in range(3)] == [one["ended"] for one in found]
-    assert done.out == "".join(f"{text}\n" for text in shown([one["text"] for one in found]))
-
-
-def shown(texts: list[str]) -> list[str]:
-    from counterpoint.visible import visible
-
-    return [visible(text) for text in texts]
+    assert done.out == "".join(f"{visible(one['text'])}\n" for one in found)
 
 
 def test_the_same_seed_gives_the_same_chat(chatting: str, talk: Talk):
@@ -131,6 +130,23 @@ def test_an_adapter_answers_on_its_base(chatting: str, talk: Talk):
     assert (found[0]["chosen_model"], found[0]["rejected_model"]) == ("chat", "lora")
     one, other = rows("talk.said.jsonl")
     assert one["text"] != other["text"]
+
+
+def test_a_gguf_file_and_a_translator_answer_too(
+    workshop: Path, talk: Talk, gpt2_tokenizer: PreTrainedTokenizerFast
+):
+    pytest.importorskip("gguf", reason="the extra gguf is not installed")
+    from tests.gguf_on_the_spot import write_gguf
+
+    write_gguf(Path("tiny.gguf"), gpt2_tokenizer)
+    translator = str(BASES[True])
+    for model, asked in (("tiny.gguf", "Hello"), (translator, "seven hundred forty-two")):
+        done = talk([asked, asked], model, *OUT)
+        assert done.code == 0, done.err
+        found = [one for one in rows("talk.said.jsonl") if one["model"] == model]
+        assert [one["prompt"] for one in found] == [asked, asked]
+    mixed = talk([asked], "tiny.gguf", "--base", translator)
+    assert "CP104 tiny.gguf and" in mixed.err
 
 
 def test_a_system_prompt_begins_each_conversation(chatting: str, talk: Talk):
@@ -178,6 +194,23 @@ def test_a_conversation_that_fills_the_positions_is_said_and_the_chat_continues(
     assert asked == ["Hello", "Again"]  # the long one was left out, and nothing else
     assert len(prompts[-1]) == 1
     assert done.err.count("CP235") > 1
+
+
+def test_a_blank_answer_is_said_and_the_conversation_continues(
+    chatting: str, talk: Talk, command: Command
+):
+    model = AutoModelForCausalLM.from_pretrained("chat")
+    with torch.no_grad():
+        model.lm_head.weight.zero_()  # every logit is the same: the first token wins, which ends
+    model.generation_config.eos_token_id = [0]
+    model.save_pretrained("silent")
+    AutoTokenizer.from_pretrained("chat").save_pretrained("silent")
+    words = ("silent", "--base", "chat", "--temperature", "0")
+    done = talk(["A", "B"], *words, *OUT)
+    assert done.err.count("(a blank answer)") == 2
+    assert done.err.count("(no pair: one is blank)") == 2
+    last = rows("talk.said.jsonl")[-1]
+    assert [one["content"] for one in last["prompt"]] == ["A", "", "B"]
 
 
 def test_a_message_of_broken_bytes_is_left_out(chatting: str, talk: Talk):
@@ -317,8 +350,27 @@ def test_the_end_of_input_at_a_question_loses_nothing(chatting: str, talk: Talk)
     assert len(said()) == 2
 
 
+def test_other_weights_by_the_same_name_are_refused(chatting: str, talk: Talk):
+    pairs_of(["A"], talk, "chat")
+    before = said()
+    model = AutoModelForCausalLM.from_pretrained("chat")
+    with torch.no_grad():  # a single entry of all of them
+        model.model.layers[1].mlp.up_proj.weight[3, 5] += 0.5
+    model.save_pretrained("chat")
+    done = talk(["A"], "chat", *OUT)
+    assert "CP534 talk.said.jsonl holds answers of other weights" in done.err
+    assert "--overwrite" not in done.err
+    assert said() == before
+
+
 def test_files_that_no_chat_has_written_are_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "talk.jsonl"
+    with open_candidates(said_path(path), {"seed": 0}):
+        said_path(path).write_text('{"model": "m", "row": 0, "candidate": 0}\n')
+    with pytest.raises(SetupError, match=r"CP534 .* no chat has written it"), open_talk(path):
+        pass
+    for one in tmp_path.iterdir():
+        one.unlink()
     path.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     with pytest.raises(SetupError, match="CP506"), open_talk(path):
         pass
@@ -326,7 +378,46 @@ def test_files_that_no_chat_has_written_are_left_alone(tmp_path: Path) -> None:
     taken = pytest.raises(SetupError, match="CP535")
     with open_talk(path), taken, open_talk(path):
         pass
+    said_path(path).write_text('{"half": 1}\n')
+    wrong = pytest.raises(DataError, match=r"CP210 .*line 1: is no answer of a chat")
+    with wrong, open_talk(path):
+        pass
     assert said_path(path).name == "talk.said.jsonl"
+
+
+# A terminal
+
+
+def test_at_a_terminal_a_key_needs_no_enter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no choice is asked again; Ctrl-D is the end, and the terminal is as it was."""
+    ours, theirs = os.openpty()
+    before = termios.tcgetattr(theirs)
+    with (
+        os.fdopen(theirs, "r", encoding="utf-8", closefd=False) as stdin,
+        os.fdopen(theirs, "w", encoding="utf-8", closefd=False) as stdout,
+    ):
+        monkeypatch.setattr("sys.stdin", stdin)
+        monkeypatch.setattr("sys.stdout", stdout)
+        person, found = Person(), []
+        assert person.by_hand
+        for keys in (b"x2", b"S", b"\x04"):
+            # typed once the question is there: what was typed before it is not an answer to it
+            typist = threading.Thread(target=type_after, args=(ours, b"skip> ", keys))
+            typist.start()
+            found.append(person.key("better: 1 or 2, s to skip> ", ("1", "2", "s")))
+            typist.join(10)
+    assert found == ["2", "s", None]
+    assert termios.tcgetattr(theirs) == before
+    os.close(ours)
+    os.close(theirs)
+
+
+def type_after(terminal: int, question: bytes, keys: bytes) -> None:
+    for key in keys:
+        seen = b""
+        while question not in seen:
+            seen += os.read(terminal, 1024)
+        os.write(terminal, bytes([key]))
 
 
 @pytest.mark.parametrize(

@@ -193,14 +193,14 @@ def _hold(
     try:
         talk.run()
     finally:
-        _tally(talk, files, out)
+        _tally(talk, options, files, out)
 
 
-def _tally(talk: Talk, files: TalkFiles | None, out: Path | None) -> None:
+def _tally(talk: Talk, options: ChatOptions, files: TalkFiles | None, out: Path | None) -> None:
     from counterpoint.evaluation.talk_files import said_path
 
     judged = [f"{name} {count:,}" for name, count in sorted(talk.preferred.items())]
-    if judged or talk.skipped:
+    if options.base is not None and (judged or talk.skipped):
         logger().info(
             "preferred: %s; skipped: %s", ", ".join(judged) or "none", f"{talk.skipped:,}"
         )

@@ -19,6 +19,7 @@ from typing import Any
 from counterpoint.cli.prompt_rows import PromptRow
 from counterpoint.console.manners import complain
 from counterpoint.console.person import Person, stoppable
+from counterpoint.doctor.table import error_in_words
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.evaluation.sampling import candidate_chance
 from counterpoint.evaluation.speaker import Speaker
@@ -159,7 +160,8 @@ class Talk:
     def _command(self, name: str) -> None:
         if name not in self._commands:
             self._person.note(
-                f"there is no command {name}; /help lists them, and // begins a message with /"
+                f"there is no command {_short(name)}; /help lists them, and // begins a message "
+                "with /"
             )
             return
         self._commands[name][0]()
@@ -226,17 +228,18 @@ class Talk:
             for speaker, prompt in zip(self._speakers, prompts, strict=True):
                 speaker.room(prompt)
         except CounterpointError as error:
-            complain(str(error))
+            complain(error_in_words(error.code, error.message))
             return []
         places = list(range(len(self._speakers)))
         if self._blind and self._coin(asked, prompts[0]):
             places.reverse()
         found = []
         for number, place in enumerate(places, 1 + shown_before):
-            if len(places) > 1 or shown_before:
+            if shown_before:
+                self._person.show(f"[{number}] ({FIRST} is the answer above)\n")
+            elif len(places) > 1:
                 name = "" if self._blind else f" {self._speakers[place].name}"
-                above = " (1 is the answer above)" if shown_before else ""
-                self._person.show(f"[{number}]{name}{above}\n")
+                self._person.show(f"[{number}]{name}\n")
             found.append(self._answer(self._speakers[place], prompts[place], asked))
             if self._over:
                 break
@@ -257,7 +260,9 @@ class Talk:
         if stop.pressed:
             self._person.note("stopped")
         elif not said.ended:
-            self._person.note(f"cut after {len(said.ids):,} tokens; --max_new_tokens is the limit")
+            short = len(said.ids) < speaker.how.most_tokens
+            limit = "the model's positions end there" if short else "--max_new_tokens is the limit"
+            self._person.note(f"cut after {len(said.ids):,} tokens; {limit}")
         elif not said.text.strip():
             self._person.note("a blank answer")
         self._over = stop.pressed > 1

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from counterpoint.errors import SetupError
+from counterpoint.errors import CounterpointError, DataError, SetupError
 from counterpoint.evaluation.candidate_file import CandidateFile, open_candidates
 from counterpoint.log import logger
 from counterpoint.strict import strict_json
@@ -50,7 +50,16 @@ class TalkFiles:
         Raises:
             SetupError: CP534 where the file has answers of other weights by that name.
         """
-        self.said.admit(model, {"weights": weights})
+        try:
+            self.said.admit(model, {"weights": weights})
+        except SetupError as error:
+            if error.code != "CP534":
+                raise
+            raise SetupError(
+                "CP534",
+                f"{self.said.path} holds answers of other weights that were called {model}, too. "
+                "Name another file with --out.",
+            ) from error
 
     def keep(self, answer: Mapping[str, Any]) -> None:
         """An answer, on the disk when this returns.
@@ -92,7 +101,12 @@ def open_talk(path: Path) -> Iterator[TalkFiles]:
             f"{path} is there already, and {answers.name} is not beside it: no chat has written "
             "it. Choose another name; files of pairs can be trained on together.",
         )
-    with open_candidates(answers, OF_A_CHAT) as said, path.open("a+b") as pairs:
+    with ExitStack() as open_files:
+        try:
+            said = open_files.enter_context(open_candidates(answers, OF_A_CHAT))
+        except CounterpointError as error:
+            raise _as_of_a_chat(answers, error) from error
+        pairs = open_files.enter_context(path.open("a+b"))
         _take_off_torn(path, pairs)
         yield TalkFiles(said, pairs)
 
@@ -104,6 +118,20 @@ def said_path(path: Path) -> Path:
         path: of its pairs.
     """
     return path.with_name(f"{path.name.removesuffix('.jsonl')}.said.jsonl")
+
+
+def _as_of_a_chat(path: Path, error: CounterpointError) -> CounterpointError:
+    """An error of the file of answers, with what can be done in a chat."""
+    if error.code == "CP210":
+        line = error.message.split(":")[0]
+        return DataError(
+            "CP210", f"{line}: is no answer of a chat. Repair or remove the line, or change --out."
+        )
+    if error.code in ("CP506", "CP534"):
+        return SetupError(
+            error.code, f"{path} is there already, and no chat has written it. Change --out."
+        )
+    return error
 
 
 def _take_off_torn(path: Path, file: BinaryIO) -> None:
