@@ -38,6 +38,13 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "dpo_hinge": {"loss_type": "dpo_hinge"},
     "dpo_ipo": {"loss_type": "dpo_ipo", "rpo_alpha": 0.2},
     "dpop": {"loss_type": "dpop", "beta": 0.3, "label_smoothing": 0.1},
+    "dpo, shorter": {"loss_type": "dpo", "ld_alpha": 0.3},
+    "dpop, shorter and weighed": {
+        "loss_type": "dpop",
+        "beta": 0.3,
+        "ld_alpha": 0.0,
+        "use_weighting": True,
+    },
 }
 """Every loss type, and what else changes a step's denominators."""
 

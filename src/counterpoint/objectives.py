@@ -274,7 +274,7 @@ DPO = Loss(
         "2023",
         "2305.18290",
     ),
-    options=("beta", *_REFERENCE, "label_smoothing"),
+    options=("beta", *_REFERENCE, "label_smoothing", "ld_alpha"),
     per_token=False,
     with_nll="RPO",
     trl="DPO",
@@ -293,7 +293,7 @@ HYPO = Loss(
         "2026",
         "2602.11902",
     ),
-    options=("beta", *_REFERENCE, "label_smoothing"),
+    options=("beta", *_REFERENCE, "label_smoothing", "ld_alpha"),
     per_token=False,
 )
 DPOP = Loss(
@@ -306,7 +306,7 @@ DPOP = Loss(
         "2024",
         "2402.13228",
     ),
-    options=("beta", "dpop_lambda", *_REFERENCE, "label_smoothing"),
+    options=("beta", "dpop_lambda", *_REFERENCE, "label_smoothing", "ld_alpha"),
     per_token=False,
 )
 DPO_HINGE = Loss(
@@ -314,7 +314,7 @@ DPO_HINGE = Loss(
     "DPO, hinge loss",
     math="HINGE",
     paper=HINGE.paper,
-    options=("beta", *_REFERENCE),
+    options=("beta", *_REFERENCE, "ld_alpha"),
     per_token=False,
     names={"DPOTrainer": "hinge", "LLaMA-Factory": "hinge"},
 )

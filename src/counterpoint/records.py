@@ -52,7 +52,8 @@ class TokenPair:
         pictures: of the prompt, in the order of their places; seen: as the tower takes them.
         chosen_given: spans of ``chosen`` that are read and carry no loss, such as a tool's results:
             first place and the one past the last of each, flat. rejected_given: of ``rejected``.
-        reference: summed log-probabilities of both under the run's reference, in nats, if any.
+        reference: summed log-probabilities of both under the run's reference, in nats, as its loss
+            reads sums; None: it compares with none.
     """
 
     prompt: Sequence[int]

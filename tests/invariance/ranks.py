@@ -40,7 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
     "experts": {"objective": "sigmoid", "kind": "qwen3_moe", "router_aux_loss_coef": 1.0},
     "a reference": {"objective": "hypo", "reference": True, "pairs": 11},
     "a reference and a second set": {
-        "objective": "dpop",
+        "objective": "dpop, shorter and weighed",
         "reference": True,
         "pairs": 16,
         "max_micro_batch_tokens": 40,

@@ -9,6 +9,7 @@ import torch
 
 from counterpoint import ModelError
 from counterpoint.losses.objective import Objective
+from counterpoint.pair_facts import PairFacts
 from counterpoint.records import PairLogps
 
 MARGIN = torch.zeros(1, dtype=torch.float64)
@@ -86,6 +87,20 @@ def test_rounding_does_not_decide_on_which_side_of_its_kink_dpo_positive_begins(
     assert slope == pytest.approx(-0.15, rel=1e-6)
 
 
+def test_tokens_past_the_shorter_completion_weigh_alpha_in_model_and_reference():
+    # the chosen has 1 nat past the shorter's length; the reference's sums come weighed already
+    facts = PairFacts(torch.tensor([-9.0]).double(), torch.tensor([-12.0]).double())
+    pair = replace(logps(-10.0, -12.0, -10.5, -11.5), facts=facts)
+    terms = Objective("dpo", beta=0.5, ld_alpha=0.5, cpo_alpha=0.0)(pair, MARGIN)
+    # ratios of -9.5 + 10.5 = 1 and -12 + 11.5 = -0.5 nats: log(1 + e^-0.75)
+    assert terms.preference.item() == pytest.approx(0.38687100611489994, rel=1e-14)
+    terms.preference.sum().backward()
+    assert pair.chosen.grad is not None
+    # half of beta times sigmoid(-0.75): the sum has 1 nat of which half counts
+    assert pair.chosen.grad.item() == pytest.approx(-0.5 * 0.5 * 0.320821300824607, rel=1e-14)
+    assert terms.chosen_rewards.item() == 0.5
+
+
 def test_a_margin_of_a_pair_asks_for_more_than_the_reference_has():
     pair = logps(-10.0, -12.0, -10.0, -12.0)
     wanted = Objective("dpo")(pair, MARGIN + 0.2).preference
@@ -115,3 +130,12 @@ def test_the_formulas_say_what_is_compared():
         "sum log p(rejected) - sum log p(chosen)",
         "loss = mean over pairs of -log sigmoid(gap - 15 * max(0, -r(chosen)))",
     ]
+
+
+def test_the_formulas_say_which_tokens_count_less():
+    lines = Objective("hypo", beta=0.3, ld_alpha=0.5, cpo_alpha=0.0).formula().splitlines()
+    assert lines[0].endswith(" sum log p(rejected) - sum log p(chosen), weighed alike")
+    assert lines[2] == (
+        "r(y) = sum log p - sum log p of the reference, past the shorter completion's length "
+        "times 0.5"
+    )

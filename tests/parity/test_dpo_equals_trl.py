@@ -22,6 +22,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "with the NLL": {"reference": 4, "rpo_alpha": 0.7},
     "hinge": {"reference": 4, "loss_type": "hinge"},
     "ipo": {"reference": 4, "loss_type": "ipo"},
+    "shorter": {"reference": 4, "ld_alpha": 0.3},
+    "hinge, cut to the shorter": {"reference": 4, "loss_type": "hinge", "ld_alpha": 0.0},
+    "weighed": {"reference": 4, "use_weighting": True},
+    "weighed and shorter": {"reference": 4, "use_weighting": True, "ld_alpha": 0.5},
 }
 OURS = {"sigmoid": "dpo", "hinge": "dpo_hinge", "ipo": "dpo_ipo"}
 """Losses of TRL's DPO that are here, by their names there."""
@@ -84,6 +88,8 @@ def test_loss_gradient_and_metrics(
     )
     assert all(torch.isfinite(gradient).all() for gradient in theirs.values())
     assert distance(theirs, ours) <= 1e-5
+    if "use_weighting" in options:  # else nothing would be weighed
+        assert our_log["policy_weights"] < 0.99
     # of IPO, whose loss reads means, theirs show sums
     for name in ("loss", "grad_norm", *(() if kind == "ipo" else METRICS)):
         assert our_log[name] == pytest.approx(their_log[name], rel=1e-5, abs=1e-5), name

@@ -55,13 +55,20 @@ def likeness(model: nn.Module, prompt: Sequence[int], completion: Sequence[int])
     return sum(found) / len(found)
 
 
+def length_weighed(
+    chosen: Tensor, rejected: Tensor, o: Mapping[str, float]
+) -> tuple[Tensor, Tensor]:
+    """LD-DPO: what lies past the shorter completion counts by alpha."""
+    if "ld_alpha" not in o:
+        return chosen, rejected
+    shorter, alpha = min(len(chosen), len(rejected)), o["ld_alpha"]
+    both = [torch.cat([one[:shorter], alpha * one[shorter:]]) for one in (chosen, rejected)]
+    return both[0], both[1]
+
+
 def preference(kind: str, chosen: Tensor, rejected: Tensor, o: Mapping[str, float]) -> Tensor:
     """One pair's loss from its tokens' log-probabilities, as the papers print it."""
-    if "ld_alpha" in o:
-        shorter = min(len(chosen), len(rejected))
-        chosen, rejected = (
-            torch.cat([one[:shorter], o["ld_alpha"] * one[shorter:]]) for one in (chosen, rejected)
-        )
+    chosen, rejected = length_weighed(chosen, rejected, o)
     beta, gamma, margin = o["beta"], o.get("gamma", 0.0), o.get("margin", 0.0)
     alpha, smoothing = o.get("alpha", 0.0), o.get("smoothing", 0.0)
     if kind in ("sigmoid", "hinge"):
@@ -92,11 +99,11 @@ def preference(kind: str, chosen: Tensor, rejected: Tensor, o: Mapping[str, floa
     return -(1 - smoothing) * torch.log(right) - smoothing * torch.log(1 - right)
 
 
-def against_reference(
-    kind: str, chosen: Tensor, rejected: Tensor, o: Mapping[str, float]
-) -> Tensor:
-    """The same of losses that compare with a reference, whose two sums are among the options."""
-    of_w, of_l = o["reference_w"], o["reference_l"]
+def against_reference(kind: str, chosen: Tensor, rejected: Tensor, o: Mapping[str, Any]) -> Tensor:
+    """The same of losses that compare with a reference, whose tokens are among the options."""
+    chosen, rejected = length_weighed(chosen, rejected, o)
+    said = length_weighed(o["reference_w"], o["reference_l"], o)
+    of_w, of_l = (float(one.sum()) for one in said)
     ratio_w, ratio_l = chosen.sum() - of_w, rejected.sum() - of_l
     inside = ratio_w - ratio_l
     if kind == "dpo_hinge":
@@ -134,11 +141,9 @@ def step_loss(
         with torch.no_grad():
             other = model if reference is None else reference
             said = {
-                f"reference_{side}": float(
-                    trained(
-                        completion_logps(other, row["prompt_ids"], row[f"{name}_ids"]),
-                        row.get(f"{name}_given") or (),
-                    ).sum()
+                f"reference_{side}": trained(
+                    completion_logps(other, row["prompt_ids"], row[f"{name}_ids"]),
+                    row.get(f"{name}_given") or (),
                 )
                 for side, name in (("w", "chosen"), ("l", "rejected"))
                 if kind in COMPARING

@@ -174,11 +174,13 @@ def test_other_weights_pairs_or_precision_are_asked_anew(
             {"pairs": random_pairs(8, seed=1)},
             {"bf16": True},
             {"layout": "padded"},
+            {"ld_alpha": 0.5},
+            {"ld_alpha": 0.25},
             {},
         )
     ):
         trainer_of(chatml_tokenizer, tmp_path / f"{number}", **changed).train()
-    assert seen == [8] * 5
+    assert seen == [8] * 7
 
 
 def test_a_damaged_table_is_made_anew(
@@ -348,6 +350,29 @@ def test_a_run_of_another_loss_is_not_resumed_without_its_reference(
     trainer_of(chatml_tokenizer, tmp_path, reference=str(another), **anyway).train(
         resume_from_checkpoint=last
     )
+
+
+def test_a_table_of_other_sums_is_not_resumed_with(
+    another: Path, chatml_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = {"save_strategy": "steps", "save_steps": 1, "reference": str(another)}
+    first = trainer_of(chatml_tokenizer, tmp_path, ld_alpha=0.5, **run)
+    first.train()
+    last, seen = str(tmp_path / "checkpoint-1"), asked(monkeypatch)
+    monkeypatch.setenv("COUNTERPOINT_CACHE", "off")
+    with pytest.raises(Exception, match=r"CP513 .*ld_alpha was 0.5 and is 0.25"):
+        trainer_of(chatml_tokenizer, tmp_path, ld_alpha=0.25, **run).train(
+            resume_from_checkpoint=last
+        )
+    again = trainer_of(chatml_tokenizer, tmp_path, ld_alpha=0.25, resume_anyway=True, **run)
+    again.train(resume_from_checkpoint=last)
+    assert seen == [8]
+    tables = [table_of(one, one.train_dataset) for one in (first, again)]
+    pairs = first.train_dataset
+    longer = [len(row["chosen_ids"]) > len(row["rejected_ids"]) for row in pairs]
+    # only what is longer has tokens that weigh otherwise
+    assert (tables[0][:, 0] > tables[1][:, 0]).tolist() == [False] * 8
+    assert (tables[0][:, 0] < tables[1][:, 0]).tolist() == longer
 
 
 def test_another_reference_is_another_experiment(

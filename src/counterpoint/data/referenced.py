@@ -31,7 +31,10 @@ from counterpoint.objectives import INITIAL, LOSSES
 from counterpoint.records import TokenPair
 
 Table = npt.NDArray[np.float64]
-"""Summed log-probabilities of chosen and rejected, in nats, ``[pairs, 2]``, in the set's order."""
+"""Summed log-probabilities of chosen and rejected, in nats, ``[pairs, 2]``, in the set's order.
+
+They are summed as the loss sums: with ``ld_alpha`` tokens past the shorter completion weigh less.
+"""
 
 
 class ReferencedPairs(KeyedPairs):
@@ -73,10 +76,13 @@ class ReferenceTables:
     Args:
         wanted: the option ``reference``: ``INITIAL``, or the name of a model; "": none.
         digest_of: the digest of prepared pairs.
+        ld_alpha: what tokens past the shorter completion weigh in the tables' sums; None: 1.
     """
 
-    def __init__(self, wanted: str, digest_of: Callable[[Any], str]) -> None:
-        self.wanted, self._digest_of = wanted, digest_of
+    def __init__(
+        self, wanted: str, digest_of: Callable[[Any], str], ld_alpha: float | None = None
+    ) -> None:
+        self.wanted, self._digest_of, self.ld_alpha = wanted, digest_of, ld_alpha
         self.tables: dict[str, Table] = {}
         self._digests: dict[int, tuple[Any, str]] = {}
 
@@ -89,7 +95,7 @@ class ReferenceTables:
             digest_of: the digest of prepared pairs.
         """
         needed = LOSSES[args.loss_type].needs_reference
-        return cls(args.reference if needed else "", digest_of)
+        return cls(args.reference if needed else "", digest_of, args.ld_alpha)
 
     def keyed(self, pairs: Any, to_pair: Callable[[Mapping[str, Any]], TokenPair]) -> KeyedPairs:
         """Prepared pairs by key, with what the reference gives each, if there is one.
@@ -159,16 +165,18 @@ class ReferenceTables:
         if not self.wanted:
             return None
         tables = {digest: torch.from_numpy(np.array(one)) for digest, one in self.tables.items()}
-        return {"reference": self.wanted, "tables": tables}
+        return {"reference": self.wanted, "ld_alpha": self.ld_alpha, "tables": tables}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Resume with a checkpoint's; those of another reference (``resume_anyway``) are left out.
+        """Resume with a checkpoint's; what ``resume_anyway`` would read otherwise is left out.
 
         Args:
             state: of the run that is resumed; None where its loss compared with nothing.
         """
         self.tables.clear()
-        if state is not None and state["reference"] == self.wanted:
+        if state is None or state["reference"] != self.wanted:
+            return
+        if state.get("ld_alpha") == self.ld_alpha:  # up to 0.4 no such weight was read here
             self.tables.update({name: one.numpy() for name, one in state["tables"].items()})
 
 

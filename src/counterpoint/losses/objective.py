@@ -128,11 +128,15 @@ class Objective:
 
     def scores(self, logps: PairLogps) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
         """Log-probability of chosen and of rejected as the loss reads it: the sum, or a token's."""
-        if not LOSSES[self.loss_type].per_token:
-            if self.ld_alpha is not None:
-                return length_weighted(logps, alpha=self.ld_alpha)
+        if LOSSES[self.loss_type].per_token:
+            return logps.chosen / logps.chosen_tokens, logps.rejected / logps.rejected_tokens
+        return self.sums(logps)
+
+    def sums(self, logps: PairLogps) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
+        """Summed log-probabilities of chosen and of rejected, of the model or of a reference."""
+        if self.ld_alpha is None:
             return logps.chosen, logps.rejected
-        return logps.chosen / logps.chosen_tokens, logps.rejected / logps.rejected_tokens
+        return length_weighted(logps, alpha=self.ld_alpha)
 
     @property
     def asked(self) -> FactsAsked:
@@ -174,9 +178,11 @@ class Objective:
         scale = f"{self.beta:g} * " if row.beta_scales_gap else ""
         margin = f" - {self.gamma:g}" if self.gamma else ""
         weight = "w * " if self.use_weighting else ""
-        if self.ld_alpha is not None:
-            logp += f", past the shorter completion's length times {self.ld_alpha:g}"
         reference = f" - {logp} of the reference" if row.needs_reference else ""
+        if self.ld_alpha is not None:
+            past = f", past the shorter completion's length times {self.ld_alpha:g}"
+            # of a reference the one remark is for both
+            logp, reference = (logp, reference + past) if reference else (logp + past, "")
         lines = [
             f"loss = mean over pairs of {weight}{self._in_brackets(math.formula(self))}",
             f"gap  = {scale}(r(chosen) - r(rejected)){margin}",
@@ -301,6 +307,7 @@ OPTIMISTIC = LossMath(
     lambda o: (
         _logistic_in_words(o).replace("gap", f"gap - {o.beta:g} * max(0, D)")
         + ", D the reference's sum log p(rejected) - sum log p(chosen)"
+        + ("" if o.ld_alpha is None else ", weighed alike")
     ),
 )
 POSITIVE = LossMath(

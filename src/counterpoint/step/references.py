@@ -88,7 +88,7 @@ def ask_reference(
             "with as the reference, or give the trainer its evaluation sets before it trains.",
         )
     with phase("looking up what the reference said"):
-        keys = _keys(references.wanted, missing, runner)
+        keys = _keys(references, missing, runner)
         for digest, pairs in missing.items():
             found = ranks.first_does(partial(_plain_table, keys[digest], len(pairs)))
             if found is not None:
@@ -123,8 +123,11 @@ def _plain_table(key: str, pairs: int) -> Table | None:
     return found if found is None or ranks.alone() else np.array(found)
 
 
-def _keys(wanted: str, sets: Mapping[str, Any], runner: StepRunner) -> dict[str, str]:
+def _keys(
+    references: ReferenceTables, sets: Mapping[str, Any], runner: StepRunner
+) -> dict[str, str]:
     """The names in the cache of the tables of some sets; the same on every rank."""
+    wanted = references.wanted
     if wanted == INITIAL:  # ranks meet in it where each has a part
         about = model_identity(runner.model, dropout=False)
         facts_of_weights = [digest_of_weights(runner.model), dict(about)]
@@ -133,6 +136,8 @@ def _keys(wanted: str, sets: Mapping[str, Any], runner: StepRunner) -> dict[str,
         weights = ranks.first_does(partial(reference_identity, wanted))
     packages = {name: metadata.version(name) for name in ("torch", "transformers")}
     facts = [VERSION, __version__, packages, weights, runner.conditions()]
+    if references.ld_alpha is not None:
+        facts.append({"ld_alpha": references.ld_alpha})
     total = strict_json(facts, sort_keys=True)
     return {
         digest: hashlib.blake2b(f"{digest} {total}".encode(), digest_size=20).hexdigest()
@@ -188,7 +193,7 @@ def _readable(wanted: str) -> Iterator[None]:
 
 def _table(reader: PairReader, size: int, keyed: KeyedPairs) -> Table:
     """The reference's log-probabilities of all pairs of a set, on every rank."""
-    device, count = reader.device, len(keyed)
+    device, count, objective = reader.device, len(keyed), reader.constraints.objective
     table = torch.zeros(count, 2, dtype=exact_dtype(device), device=device)
     windows = iter([range(at, min(at + size, count)) for at in range(0, count, size)])
     with phase("asking the reference", count, "pairs") as now:
@@ -201,7 +206,7 @@ def _table(reader: PairReader, size: int, keyed: KeyedPairs) -> Table:
                 for place, pair in zip(mine, _read(keyed, mine), strict=True)
             ]
             for output, batch in reader.measured(pairs, size):
-                said = torch.stack([output.logps.chosen, output.logps.rejected], 1)
+                said = torch.stack(objective.sums(output.logps), 1)
                 table[batch.row_ids[batch.counted]] = said[batch.counted].detach().to(table)
             now.advance(sum(map(len, turn)))
     found: Table = ranks.add_up(table).double().cpu().numpy()
