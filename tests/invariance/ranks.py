@@ -39,6 +39,11 @@ CASES: dict[str, dict[str, Any]] = {
     "alphapo, paper's NLL": {"objective": "alphapo", "nll_reduction": "sequence_sum"},
     "experts": {"objective": "sigmoid", "kind": "qwen3_moe", "router_aux_loss_coef": 1.0},
     "a reference": {"objective": "hypo", "reference": True, "pairs": 11},
+    "lists of rejected completions, and a reference": {
+        "objective": "dpo, shorter",
+        "reference": True,
+        "lists": 6,
+    },
     "a reference and a second set": {
         "objective": "dpop, shorter and weighed",
         "reference": True,
@@ -154,31 +159,31 @@ if "COUNTERPOINT_TORTURE" not in os.environ:
 STEP_PAIRS = 8
 
 
+def listed(count: int) -> Dataset:
+    """Rows of one, two and three rejected completions in turn, each of which makes a pair."""
+    rows = [
+        {
+            "prompt": f"Say {number}:",
+            "chosen": f" {number}, as you wish" * (1 + number % 2),
+            "rejected": [" no", f" not {number}", " perhaps another time"][: 1 + number % 3],
+            "weight": 1.0 + number / 4,
+        }
+        for number in range(count)
+    ]
+    return Dataset.from_list(rows)
+
+
 def run_case(case: dict[str, Any], folder: Path, ranks: int) -> dict[str, Any]:
     """Train one case on this rank; gradients of each step, log lines, an evaluation."""
-    from counterpoint.forward.sights import SIGHTS
     from counterpoint.runlog import read_run
-    from tests.models_on_the_spot import make_model
     from tests.small_memory import SmallMemory
     from tests.steps import OBJECTIVES, random_pairs, train_watched
-    from tests.tokenizers_on_the_spot import byte_level
-    from tests.trainer.test_about_pictures import RAW
-    from tests.vision_on_the_spot import seer
 
     case = dict(case)
     options = {**OBJECTIVES[case.pop("objective")]}
     dtype = getattr(torch, case.pop("dtype", "float64"))
-    tokenizer: Any = PreTrainedTokenizerFast(
-        tokenizer_object=byte_level(["</s>"]), eos_token="</s>"
-    )
     kind = case.pop("kind", "qwen2_tied")
-    if kind in SIGHTS:
-        model, tokenizer = seer(kind)
-        pairs: Any = Dataset.from_list([RAW[row] for row in (0, 2, 3, 4, 0, 2, 1, 5)])
-        held_out = Dataset.from_list(RAW[:5])
-    else:
-        model = make_model(kind)
-        pairs, held_out = random_pairs(case.pop("pairs", STEP_PAIRS)), random_pairs(5, seed=1)
+    model, tokenizer, pairs, held_out = made(kind, case)
     model = model.to(dtype)
     options |= reference_of(kind, dtype, folder) if case.pop("reference", False) else {}
     second = case.pop("second", None)
@@ -217,6 +222,26 @@ def run_case(case: dict[str, Any], folder: Path, ranks: int) -> dict[str, Any]:
         "scores": {f.name: getattr(scores, f.name).tolist() for f in fields(scores)},
         "written": [[line["kind"], line["completion"]] for line in written],
     }
+
+
+def made(kind: str, case: dict[str, Any]) -> tuple[Any, Any, Any, Dataset]:
+    """A case's model, tokenizer, rows and held-out rows; what it says of rows is taken out."""
+    from counterpoint.forward.sights import SIGHTS
+    from tests.models_on_the_spot import make_model
+    from tests.steps import random_pairs
+    from tests.tokenizers_on_the_spot import byte_level
+    from tests.trainer.test_about_pictures import RAW
+    from tests.vision_on_the_spot import seer
+
+    if kind in SIGHTS:
+        shown = [RAW[row] for row in (0, 2, 3, 4, 0, 2, 1, 5)]
+        return *seer(kind), Dataset.from_list(shown), Dataset.from_list(RAW[:5])
+    model, backend = make_model(kind), byte_level(["</s>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    if "lists" in case:
+        return model, tokenizer, listed(case.pop("lists")), listed(3)
+    pairs = random_pairs(case.pop("pairs", STEP_PAIRS))
+    return model, tokenizer, pairs, random_pairs(5, seed=1)
 
 
 def reference_of(kind: str, dtype: torch.dtype, folder: Path) -> dict[str, str]:

@@ -412,6 +412,51 @@ def test_other_families_are_compared_too(
     assert trainer.state.log_history[0]["rewards/margins"] != pytest.approx(0, abs=1e-3)
 
 
+def test_each_pair_of_a_list_is_compared_and_the_row_counts_once(
+    another: Path, chatml_tokenizer: Any, tmp_path: Path
+) -> None:
+    rows = [
+        {"prompt": f"Say {n}:", "chosen": f" {n}.", "rejected": [" no", " never", " nothing"][:n]}
+        for n in (1, 2, 3)
+    ]
+    apart = [
+        {**row, "rejected": one, "weight": 1 / len(row["rejected"])}
+        for row in rows
+        for one in row["rejected"]
+    ]
+    found = []
+    for name, data in (("lists", rows), ("apart", apart)):
+        steps, trainer = train_watched(
+            make_model("qwen2").double(),
+            chatml_tokenizer,
+            Dataset.from_list(data),
+            tmp_path / name,
+            loss_type="dpo",
+            reference=str(another),
+            per_device_train_batch_size=6,
+        )
+        found.append((steps[0], trainer))
+    (of_lists, trainer), (of_pairs, _) = found
+    assert distance(of_lists, of_pairs) == 0
+    table, reference = (
+        table_of(trainer, trainer.train_dataset),
+        make_model("qwen2", seed=4).double().requires_grad_(False),
+    )
+    truth = [
+        [
+            float(completion_logps(reference, pair["prompt_ids"], pair[f"{side}_ids"]).sum())
+            for side in ("chosen", "rejected")
+        ]
+        for pair in trainer.train_dataset
+    ]
+    # RMSNorm is computed in float32, whatever the weights
+    assert table == pytest.approx(np.array(truth), rel=1e-6)
+    assert len({*table[:, 1]}) == 6
+    assert len({*table[3:, 0]}) == 1  # the chosen of one row, compared once with each
+    weights = [pair["weight"] for pair in trainer.train_dataset]
+    assert weights == pytest.approx([1, 1 / 2, 1 / 2, 1 / 3, 1 / 3, 1 / 3], rel=1e-15)
+
+
 def test_pairs_about_pictures_are_compared_too(tmp_path: Path) -> None:
     model, tokenizer = seer("llava")
     rows = Dataset.from_list([RAW[row] for row in (0, 2, 3, 4, 0, 2, 1, 5)])
