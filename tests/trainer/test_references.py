@@ -27,7 +27,9 @@ from counterpoint import (
 from counterpoint.data.pair_columns import to_pair
 from counterpoint.data.referenced import ReferenceTables
 from counterpoint.models.reference import reference_named
+from counterpoint.pair_facts import NO_FACTS
 from counterpoint.step import references
+from counterpoint.step.reader import PairReader
 from counterpoint.step.replay.file import read_replay
 from tests.invariance.ranks import as_stream
 from tests.models_on_the_spot import make_model
@@ -161,6 +163,41 @@ def test_a_second_start_asks_nothing(
             assert found[0][1] - found[1][1] == 3
     assert seen == [8, 8]
     assert loaded == [str(another)]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_reference_is_asked_for_sums_alone(
+    named: bool,
+    another: Path,
+    chatml_tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outputs: list[Any] = []
+    once, found = references._table, PairReader.forward
+
+    def asking(reader: Any, size: int, keyed: Any) -> Any:
+        def forward(self: Any, model: Any, batch: Any) -> Any:
+            outputs.append(found(self, model, batch))
+            return outputs[-1]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(PairReader, "forward", forward)
+            return once(reader, size, keyed)
+
+    monkeypatch.setattr(references, "_table", asking)
+    trainer = trainer_of(
+        chatml_tokenizer,
+        tmp_path,
+        use_weighting=True,
+        constraints=[{"kind": "kl_drift", "bound": 0.1}],
+        **({"reference": str(another)} if named else {}),
+    )
+    trainer.train()
+    assert len(outputs) == 3
+    assert [one.logps.facts for one in outputs] == [NO_FACTS] * 3
+    assert [one.logps.drift for one in outputs] == [None] * 3
+    assert trainer.state.log_history[0]["policy_weights"] < 1  # which training asks for
 
 
 def test_other_weights_pairs_or_precision_are_asked_anew(

@@ -49,6 +49,14 @@ class PairReader:
         """What is run, unwrapped from distributed training."""
         return self._assembly().model
 
+    def under(self, constraints: ConstraintSet) -> PairReader:
+        """What reads the same model through the same budget, for other constraints.
+
+        Args:
+            constraints: which say what is asked of a forward pass.
+        """
+        return PairReader(constraints, self.engine, self._assembly, self._eval_budget, self.device)
+
     def conditions(self) -> dict[str, Any]:
         """Under which pairs are run: device, precision, attention, layout; plain values."""
         return self._assembly().conditions()

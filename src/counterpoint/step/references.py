@@ -109,7 +109,7 @@ def ask_reference(
 
     if references.wanted == INITIAL:
         with torch.no_grad(), in_evaluation_mode(runner.model):
-            ask(runner)
+            ask(runner.under(_sums_alone(runner)))
     else:
         _ask_another(references.wanted, runner, args, encoder, ask)
         free(runner.device)
@@ -166,12 +166,15 @@ def _ask_another(
         family=family_of(known),
     )
     assembly.look = encoder.look
-    nothing = ConstraintSet(
-        (), runner.constraints.objective, cpo_alpha=0.0, normalized=False, raise_alarm=_no_alarm
-    )
-    budget = TokenBudget(args.max_micro_batch_tokens, lambda: None)
+    budget, alone = TokenBudget(args.max_micro_batch_tokens, lambda: None), _sums_alone(runner)
     with torch.no_grad(), _readable(wanted):
-        ask(PairReader(nothing, runner.engine, lambda: assembly, budget, runner.device))
+        ask(PairReader(alone, runner.engine, lambda: assembly, budget, runner.device))
+
+
+def _sums_alone(runner: StepRunner) -> ConstraintSet:
+    """No constraint, and an objective that asks for sums: neither drift nor likeness is found."""
+    objective = replace(runner.constraints.objective, use_weighting=False)
+    return ConstraintSet((), objective, cpo_alpha=0.0, normalized=False, raise_alarm=_no_alarm)
 
 
 def _no_alarm(alarm: Any) -> None:
