@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import alarms
+import beside_reference
 import checkpoint
 import compiling
 import data_at_size
@@ -46,6 +47,7 @@ SHOWN: dict[tuple[str, str], Callable[[Any], str]] = {
     ("docs/alarms.md", "alarms"): alarms.table,
     ("docs/report.md", "report"): report.table,
     ("docs/reliability.md", "checkpoint"): checkpoint.table,
+    ("docs/references.md", "beside_reference"): beside_reference.table,
     ("docs/planning.md", "planner"): lambda results: planner.table(results["rows"]),
     ("docs/planning.md", "plan_sharded"): lambda results: plan_sharded.table(results["rows"]),
     ("docs/scaling.md", "scaling"): lambda results: scaling_table.table(results["rows"]),
