@@ -755,8 +755,8 @@ DPOTrainer(policy, other, args, train_dataset=rows)
         ("dpo.yaml", "base_model: m\nrl: ipo", {"loss_type": "dpo_ipo"}),
         (
             "dpo.yaml",
-            "loss_type: hinge\nprecompute_ref_log_probs: true",
-            {"loss_type": "dpo_hinge"},
+            "loss_type: hinge\nprecompute_ref_log_probs: true\nld_alpha: 0.5\nuse_weighting: true",
+            {"loss_type": "dpo_hinge", "ld_alpha": 0.5, "use_weighting": True},
         ),
         (
             "dpo.yaml",
@@ -781,11 +781,22 @@ def test_a_run_of_dpo_is_dpo_here(
     expected = dict(expected)
     assert found["loss_type"] == expected.pop("loss_type", "dpo")
     ours = ("beta", "reference", "rpo_alpha", "label_smoothing", "cpo_alpha")
+    ours += ("ld_alpha", "use_weighting")
     usual = {"beta": 0.1} if "stage" in text else {}  # LLaMA-Factory's, written out
     assert {n: found[n] for n in ours if n in found} == {**usual, **expected}
     assert "refuses this as it is" not in said
     for unknown in ("kto_pair", "apo_zero"):
         assert (f'="{unknown}": there is no such loss here' in said) == (unknown in text)
+
+
+def test_a_run_of_tpo_is_told_that_it_becomes_another_loss(bench: Path, command: Command) -> None:
+    text = "loss_type: tpo-l\ntpo_alpha: 1.0\ntpo_l_gamma: 0.5\nbeta: 0.01"
+    found, said = translated(command, "tpo.yaml", text, *WHAT)
+    assert "loss_type" not in found
+    said = " ".join(said.split())
+    assert 'loss_type="tpo-l" is not one of ' in said
+    assert 'tpo_alpha="1.0": TPO\'s third completion of a row is not read here' in said
+    assert 'tpo_l_gamma="0.5": of TPO-L there is the part of a pair alone' in said
 
 
 def test_dpo_without_a_reference_is_the_loss_that_needs_none(bench: Path, command: Command) -> None:

@@ -52,6 +52,9 @@ REASONS = {
     "sync_ref_model": _MOVING,
     "f_divergence_type": "the reverse KL is what there is",
     "f_alpha_divergence_coef": "the reverse KL is what there is",
+    "tpo_alpha": "TPO's third completion of a row is not read here, so that this is another loss: "
+    "cpo_alpha weighs the NLL of the chosen one",
+    "tpo_l_gamma": f"of TPO-L there is the part of a pair alone, loss_type {SIMPO.name}",
 }
 MARKS_OF_DPO = (
     *("ref_model", "ref_model_init_kwargs", "precompute_ref_log_probs"),
