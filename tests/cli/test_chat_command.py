@@ -10,6 +10,7 @@ import termios
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import peft
@@ -163,6 +164,18 @@ def test_without_a_template_each_message_is_text(
     assert "model has no chat template: each message is given as plain text" in caplog.text
     assert [one["prompt"] for one in rows("talk.said.jsonl")] == ["A", "B"]
     assert "CP208 system_prompt" in talk([], "model", "--system_prompt", "Be brief.").err
+
+
+def test_two_models_are_asked_in_the_way_of_the_first(
+    chatting: str, talk: Talk, caplog: pytest.LogCaptureFixture
+):
+    """``model`` has no template; the prompt of a pair is one, whoever has answered it."""
+    for words in (("chat", "--base", "model"), ("model", "--base", "chat")):
+        assert talk(["A"], *words, *OUT).code == 0
+    prompts = [one["prompt"] for one in rows("talk.said.jsonl")]
+    assert prompts == [*[[{"role": "user", "content": "A"}]] * 2, "A", "A"]
+    assert "model has no chat template: it is given that of chat" in caplog.text
+    assert "model has no chat template: each message is given as plain text" in caplog.text
 
 
 # Commands
@@ -343,6 +356,25 @@ def test_a_second_chat_adds_and_a_torn_line_is_taken_off(chatting: str, talk: Ta
     assert [one["row"] for one in rows("talk.said.jsonl")] == [0, 0, 1, 1]
     assert Path("talk.jsonl").read_bytes().startswith(kept[0])
     assert Path("talk.said.jsonl").read_bytes().startswith(kept[1])
+
+
+def test_cut_anywhere_no_whole_row_is_lost(tmp_path: Path) -> None:
+    """At any byte of both files, as a kill or a full disk leaves them."""
+    path = tmp_path / "talk.jsonl"
+    with open_talk(path) as files:
+        for row in range(4):
+            files.keep({"model": "m", "row": row, "candidate": 0, "text": "国 \u2028"})
+            files.prefer({"prompt": "a", "chosen": "b", "rejected": "会", "row": row})
+    whole = [one.read_bytes() for one in (path, said_path(path))]
+    random = Random(0)
+    for _ in range(40):
+        kept = [content[: random.randrange(len(content))] for content in whole]
+        path.write_bytes(kept[0])
+        said_path(path).write_bytes(kept[1])
+        lines = [content[: content.rfind(b"\n") + 1] for content in kept]
+        with open_talk(path) as files:
+            assert files.next_row == lines[1].count(b"\n")
+        assert [one.read_bytes() for one in (path, said_path(path))] == lines
 
 
 def test_the_end_of_input_at_a_question_loses_nothing(chatting: str, talk: Talk):
