@@ -67,6 +67,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP238": "rows of which no share can be held out by prompt",
         "CP239": "a row that prefers none of its completions",
         "CP240": "a streamed data set, of which a reference cannot be asked for every pair first",
+        "CP243": "a scorer that gives a candidate no usable number",
         "CP247": "a completion of which no token is left that is trained",
         "CP248": "a completion whose turns cannot be told apart",
         # 3: model and tokenizer
@@ -95,6 +96,8 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP338": "a reference that cannot read what the run's model reads",
         "CP339": "a reference that gives a completion a log-probability that is not finite",
         "CP340": "an adapter that has changed since a new one was put on top of it",
+        "CP346": "a reward model whose labels give no one number",
+        "CP347": "a scorer of one's own that fails",
         # 4: while training
         "CP401": "a loss or gradient that is not finite",
         "CP402": "a run that was stopped by an alarm",
@@ -133,7 +136,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP531": "a GGUF file that is one part of a model",
         "CP532": "a GGUF file that is broken or cut short",
         "CP533": "a GGUF file of an architecture that transformers does not read",
-        "CP534": "a file of candidates that were sampled otherwise",
+        "CP534": "a file of candidates that were sampled or scored otherwise",
         "CP535": "a file of candidates that another process writes to",
     }
 )

@@ -27,6 +27,7 @@ COMMANDS = (
     *("replay", "report", "compare", "watch", "quickstart", "completion", "consolidate", "merge"),
     "sweep",
     "chat",
+    "score",
 )
 """Every subcommand."""
 

@@ -58,6 +58,8 @@ commands:
                  draw candidates: several texts to each prompt, from one model or several
   chat MODEL [--base BASE] [--out PAIRS.jsonl]
                  talk with a model, or with two at once, and say which answer is better
+  score CANDIDATES.jsonl ... --out SCORED.jsonl --with SCORER ... [--option value ...]
+                 score candidates: metrics, reward models, or programs of your own
   pairs SCORED ... --out PAIRS.jsonl [--option value ...]
                  make preference pairs of scored candidates
   diff BEFORE AFTER [--all] [--json]

@@ -63,15 +63,30 @@ class ScoredPrompt:
     kept: Mapping[str, Any] = field(default_factory=dict)
 
 
+class LeftOut(Exception):
+    """A candidate that its scoring kept from being one of a pair.
+
+    Args:
+        why: "vetoed" or "unscored".
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
 def read_prompts(
-    rows: Iterable[Mapping[str, Any]], rules: PairRules, drop: Callable[[DataError], None]
+    rows: Iterable[Mapping[str, Any]],
+    rules: PairRules,
+    drop: Callable[[DataError | LeftOut], None],
 ) -> Iterator[ScoredPrompt]:
     """Read rows of any of the three shapes; each row says by its cells which it is.
 
     Args:
         rows: raw rows, numbered from 0 in every error.
         rules: names of columns and fields.
-        drop: told of every row or candidate that cannot be used; it may raise.
+        drop: told of every row or candidate that cannot be used, or that ``counterpoint score``
+            vetoed or gave no score; it may raise.
 
     Yields:
         Prompts in the order in which they first appear; those of flat rows after all others,
@@ -127,7 +142,7 @@ def _text_field(fields: Mapping[str, Any], rules: PairRules) -> str | None:
 
 
 def _try(
-    drop: Callable[[DataError], None],
+    drop: Callable[[DataError | LeftOut], None],
     read: Callable[_Given, Read],
     *args: _Given.args,
     **kwargs: _Given.kwargs,
@@ -135,7 +150,7 @@ def _try(
     """What is read, or None where it cannot be used."""
     try:
         return read(*args, **kwargs)
-    except DataError as error:
+    except (DataError, LeftOut) as error:
         drop(error)
         return None
 
@@ -192,7 +207,7 @@ class _Table:
     def add(self, row: int, raw: Mapping[str, Any]) -> None:
         rules = self.rules
         prompt = _prompt(raw, row, rules)
-        candidate, kept = _candidate(raw, row, "", rules), _kept(raw, row, rules)
+        kept = _kept(raw, row, rules)
         key = json.dumps(prompt if rules.group is None else _cell(raw, row, rules.group, "group"))
         of_group, _, candidates = self._groups.setdefault(key, (prompt, kept, []))
         if of_group != prompt:
@@ -203,7 +218,7 @@ class _Table:
                 f"is {key}, as in an earlier row with another prompt; the candidates of a group "
                 "should answer one prompt.",
             )
-        candidates.append(candidate)
+        candidates.append(_candidate(raw, row, "", rules))
 
     def prompts(self) -> Iterator[ScoredPrompt]:
         for prompt, kept, candidates in self._groups.values():
@@ -219,6 +234,7 @@ def _candidate(fields: Any, row: int, place: str, rules: PairRules) -> Candidate
 
     if not isinstance(fields, Mapping):
         fail_type(fields, row, place, "an object with text and score")
+    _leave_out(fields, rules)
     named = rules.text or next((name for name in TEXTS if name in fields), None)
     name = _text_field(fields, rules) or named
     if name is None or name not in fields:
@@ -233,6 +249,16 @@ def _candidate(fields: Any, row: int, place: str, rules: PairRules) -> Candidate
     score = _number(fields[rules.score], row, path(rules.score))
     mark = fields.get(rules.preferred) if rules.preferred else False
     return Candidate(text, score, _mark(mark, row, path(str(rules.preferred))))
+
+
+def _leave_out(fields: Mapping[str, Any], rules: PairRules) -> None:
+    """What ``counterpoint score`` wrote of a candidate is no error of the row."""
+    if "scores" not in fields:
+        return
+    if fields.get("vetoed"):
+        raise LeftOut("vetoed")
+    if fields.get(rules.score, 0) is None:
+        raise LeftOut("unscored")
 
 
 def _number(value: Any, row: int, place: str) -> float:

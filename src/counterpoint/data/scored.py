@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from counterpoint.data.candidates import Candidate, ScoredPrompt, read_prompts
+from counterpoint.data.candidates import Candidate, LeftOut, ScoredPrompt, read_prompts
 from counterpoint.data.csv_sets import lists_of_csv
 from counterpoint.data.pair_rules import PairRules
 from counterpoint.data.undecoded import undecoded
@@ -47,6 +47,7 @@ class ScoredCounts:
         rows: rows read.
         dropped: rows and candidates left out, by error code.
         examples: the first message of each code.
+        left_out: candidates that ``counterpoint score`` "vetoed", or left "unscored".
         prompts: prompts read, those without a pair included.
         candidates: candidates of these prompts.
         averaged: candidates that went into another of the same text.
@@ -64,6 +65,7 @@ class ScoredCounts:
     rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
     prompts: int = 0
     candidates: int = 0
     averaged: int = 0
@@ -87,6 +89,7 @@ class ScoredCounts:
             "rows": self.rows,
             "dropped": dict(sorted(self.dropped.items())),
             "examples": dict(sorted(self.examples.items())),
+            "left_out": dict(sorted(self.left_out.items())),
             "prompts": self.prompts,
             "candidates": self.candidates,
             "averaged": self.averaged,
@@ -109,6 +112,8 @@ class ScoredCounts:
             codes = ", ".join(f"{n:,} × {code}" for code, n in self.dropped.most_common())
             lines.append(f"  dropped: {codes}")
             lines += [f"    for example {text}" for text in self.examples.values()]
+        if self.left_out:
+            lines.append(f"  left out: {_listed(self.left_out, _LEFT_OUT)}")
         if self.averaged:
             lines.append(f"  {self.averaged:,} candidates averaged into one of the same text")
         lines.append(f"  {self.fates.total():,} candidate pairs: {_listed(self.fates, _FATES)}")
@@ -139,6 +144,7 @@ _FATES = {
     "overruled": "overruled by a human's mark",
     "usable": "usable",
 }
+_LEFT_OUT = {"vetoed": "vetoed by a requirement", "unscored": "without a score"}
 _WITHOUT = {**_FATES, "single": "with less than two candidates", "usable": "not at the extremes"}
 
 
@@ -194,7 +200,10 @@ def pairs_from_scored(
     rules = rules or PairRules()
     counts = ScoredCounts(name)
 
-    def drop(error: DataError) -> None:
+    def drop(error: DataError | LeftOut) -> None:
+        if isinstance(error, LeftOut):
+            counts.left_out[error.why] += 1
+            return
         if rules.invalid_rows == "raise":
             raise DataError(error.code, f"{name}, {error.message} {_ADVICE}") from error
         counts.drop(error)

@@ -24,6 +24,8 @@ from typing import Any
 from counterpoint.doctor.language_codes import counted_as, language_of
 from counterpoint.doctor.sightings import Sightings
 from counterpoint.doctor.signs import LOOKED_AT
+from counterpoint.errors import SetupError
+from counterpoint.invocation import EXTRAS, installing
 
 SIDES = ("chosen", "rejected")
 
@@ -125,6 +127,41 @@ def looking_at(rows: int) -> Languages:
         rows: of the set.
     """
     return Languages(every=max(1, -(-rows // IDENTIFIED)))
+
+
+def check_identifier() -> None:
+    """Refuse to begin without py3langid.
+
+    Raises:
+        SetupError: CP502, with how to install it.
+    """
+    if _identifier() is None:
+        raise SetupError(
+            "CP502",
+            "to tell a language needs the package py3langid, which is not installed: "
+            + installing(EXTRAS["translation"]),
+        )
+
+
+def known_language(code: str) -> str | None:
+    """What a language counts as; None for one that the identifier does not know.
+
+    Args:
+        code: as a model or a data set writes it.
+    """
+    return language_of(code, _identifier().labels)
+
+
+def language_told(text: str) -> str | None:
+    """What a text is in, as ``known_language`` spells it.
+
+    Args:
+        text: of any length.
+
+    Returns:
+        None where it is too short, or nothing sure is known of it.
+    """
+    return _language(_identifier(), text)
 
 
 @cache

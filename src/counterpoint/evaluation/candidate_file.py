@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from counterpoint.errors import DataError, SetupError
 from counterpoint.log import logger
@@ -25,6 +25,8 @@ try:
     import fcntl
 except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
+
+Line = TypeVar("Line")
 
 Place = tuple[str, int, int]
 """Of a candidate: its model's name, its prompt's row, its number."""
@@ -61,7 +63,7 @@ class CandidateFile:
             _refuse_other(self.path, models[model], about, f"{model}, ")
             return
         models[model] = dict(about)
-        _write_settings(self.path, self.settings)
+        write_settings(self.path, self.settings)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add candidates, on the disk when this returns.
@@ -95,13 +97,13 @@ def open_candidates(
     """
     make_folder(path.parent)
     with path.open("a+b") as file:
-        _lock(file, path)
+        lock_file(file, path)
         if overwrite:
             file.truncate(0)
-        before = _settings_of(path)
+        before = read_settings(path)
         if file.seek(0, os.SEEK_END) == 0:
             before = dict(settings)
-            _write_settings(path, before)
+            write_settings(path, before)
         elif before is None:
             raise SetupError(
                 "CP506",
@@ -111,7 +113,7 @@ def open_candidates(
         mine = {name: value for name, value in before.items() if name != MODELS}
         _refuse_other(path, mine, settings, "")
         found = CandidateFile(path, file, before)
-        found.written = _read(path, file)
+        found.written = set(whole_lines(path, file, _place, "candidate of counterpoint sample"))
         yield found
 
 
@@ -124,7 +126,12 @@ def settings_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.settings.json")
 
 
-def _lock(file: BinaryIO, path: Path) -> None:
+def lock_file(file: BinaryIO, path: Path) -> None:
+    """Keep other processes from writing candidates to a file.
+
+    Raises:
+        SetupError: CP535 where one does.
+    """
     if fcntl is None:
         return
     try:
@@ -138,7 +145,8 @@ def _lock(file: BinaryIO, path: Path) -> None:
         return
 
 
-def _settings_of(path: Path) -> dict[str, Any] | None:
+def read_settings(path: Path) -> dict[str, Any] | None:
+    """What lies beside a file of candidates or pairs; None where nothing does that can be read."""
     try:
         found = json.loads(settings_path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -148,7 +156,8 @@ def _settings_of(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _write_settings(path: Path, settings: Mapping[str, Any]) -> None:
+def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Put beside a file what it was made by."""
     text = json.dumps(settings, ensure_ascii=False, indent=1, allow_nan=False)
     with staged(settings_path(path)) as file:
         file.write(f"{text}\n".encode())
@@ -162,32 +171,43 @@ def _refuse_other(
         if then != wanted:
             raise SetupError(
                 "CP534",
-                f"{path} holds candidates that were drawn with {whose}{name}={_shown(then)}, and "
-                f"now it is {_shown(wanted)}. Resume it as it began, name another file with --out, "
-                "or begin anew with --overwrite.",
+                f"{path} holds candidates that were drawn with {whose}{name}="
+                f"{shown_setting(then)}, and now it is {shown_setting(wanted)}. Resume it as it "
+                "began, name another file with --out, or begin anew with --overwrite.",
             )
 
 
-def _shown(value: Any) -> str:
+def shown_setting(value: Any) -> str:
+    """A setting's value as a message shows it."""
     text = strict_json(value, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _read(path: Path, file: BinaryIO) -> set[Place]:
-    """The places of all candidates; what stands behind the last whole line is taken off."""
+def whole_lines(path: Path, file: BinaryIO, read: Callable[[Any], Line], what: str) -> list[Line]:
+    """What the lines of a file hold; what stands behind the last whole one is taken off.
+
+    Args:
+        path: of the file.
+        file: open for reading and writing; at its end afterwards.
+        read: a line's JSON -> what is wanted of it; KeyError and the like where that is not there.
+        what: a line is, for messages.
+
+    Raises:
+        DataError: CP210 for a line within that is something else.
+    """
     file.seek(0)
-    found, whole = set[Place](), 0
+    found, whole = list[Line](), 0
     for number, line in enumerate(file, 1):
         if not line.endswith(b"\n"):
             break
         whole += len(line)
         try:
-            found.add(_place(json.loads(line)))
+            found.append(read(json.loads(line)))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
                 "CP210",
-                f"{path}, line {number}: is no candidate of counterpoint sample. Repair or remove "
-                "the line; or begin anew with --overwrite.",
+                f"{path}, line {number}: is no {what}. Repair or remove the line; or begin anew "
+                "with --overwrite.",
             ) from error
     torn = file.seek(0, os.SEEK_END) - whole
     if torn:

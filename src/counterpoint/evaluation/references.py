@@ -10,7 +10,7 @@ Not here: the exact match (``texts``), which needs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -85,3 +85,32 @@ def reference_scores(
         score = metric.corpus_score(list(texts), [list(references)])
         found[name] = ReferenceScore(float(score.score), str(metric.get_signature()))
     return found
+
+
+def sentence_metric(
+    metric: str, bleu_tokenizer: str = "13a"
+) -> tuple[Callable[[str, str], float], str]:
+    """A score of one text against one reference, and its signature.
+
+    BLEU of a sentence takes the effective order, so that a short one is not 0 by its length alone.
+
+    Args:
+        metric: one of ``METRICS``.
+        bleu_tokenizer: one of ``BLEU_TOKENIZERS``.
+
+    Returns:
+        Text and reference -> the score in [0, 100].
+
+    Raises:
+        SetupError: CP502 without sacrebleu.
+    """
+    check_sacrebleu()
+    from sacrebleu.metrics import BLEU, CHRF
+
+    made = BLEU(tokenize=bleu_tokenizer, effective_order=True) if metric == "bleu" else CHRF()
+
+    def score(text: str, reference: str) -> float:
+        return float(made.sentence_score(text, [reference]).score)
+
+    score("a", "a")  # the signature names the number of references, once there was one
+    return score, str(made.get_signature())

@@ -1,0 +1,65 @@
+"""What becomes of a candidate's scores: one weighted number, or none, and its vetoes.
+
+1. The number is the sum of weight times score. It is null where a score that has a weight is.
+2. A candidate is vetoed by each requirement that it does not meet, and by its text being blank.
+3. Where a required score is null, nobody knows: there is no veto, and the number is null, too. A
+   language that cannot be told of a short text is no reason for either.
+
+Not here: what makes the scores (``scorer``), which pairs are made of them (``data.scored``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from counterpoint.scoring.asked import BLANK, AskedScorer
+from counterpoint.scoring.entries import Entry
+
+
+def scored_row(
+    entry: Entry,
+    scores: Mapping[str, float | None],
+    asked: Sequence[AskedScorer],
+    passing: frozenset[str] = frozenset(),
+) -> dict[str, Any]:
+    """A candidate's row with its scores.
+
+    Args:
+        entry: the candidate.
+        scores: by name, of every scorer.
+        asked: the scorers, with their weights.
+        passing: names of those whose requirement a null meets.
+
+    Returns:
+        The row as it is, with ``scores``, ``score`` and ``vetoed``.
+    """
+    vetoed = [] if entry.text.strip() else [BLANK]
+    unknown = False
+    for one in asked:
+        score = scores[one.name]
+        if one.require is not None:
+            if score is None:
+                unknown = unknown or one.name not in passing
+            elif not one.require.is_met(score):
+                vetoed.append(one.name)
+    number = None if unknown else weighted(scores, asked)
+    return {**entry.row, "scores": dict(scores), "score": number, "vetoed": vetoed}
+
+
+def weighted(scores: Mapping[str, float | None], asked: Sequence[AskedScorer]) -> float | None:
+    """The sum of weight times score; None where one of these scores is.
+
+    Args:
+        scores: by name.
+        asked: the scorers; those of weight 0 are not looked at.
+    """
+    parts = []
+    for one in asked:
+        if one.weight:
+            score = scores[one.name]
+            if score is None:
+                return None
+            parts.append(one.weight * score)
+    return math.fsum(parts)
