@@ -68,6 +68,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP239": "a row that prefers none of its completions",
         "CP240": "a streamed data set, of which a reference cannot be asked for every pair first",
         "CP243": "a scorer that gives a candidate no usable number",
+        "CP244": "a human's choice of a candidate that there is not",
         "CP247": "a completion of which no token is left that is trained",
         "CP248": "a completion whose turns cannot be told apart",
         # 3: model and tokenizer
@@ -98,6 +99,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP340": "an adapter that has changed since a new one was put on top of it",
         "CP346": "a reward model whose labels give no one number",
         "CP347": "a scorer of one's own that fails",
+        "CP348": "a judge whose verdicts cannot be used",
         # 4: while training
         "CP401": "a loss or gradient that is not finite",
         "CP402": "a run that was stopped by an alarm",

@@ -27,7 +27,7 @@ COMMANDS = (
     *("replay", "report", "compare", "watch", "quickstart", "completion", "consolidate", "merge"),
     "sweep",
     "chat",
-    "score",
+    *("score", "trace"),
 )
 """Every subcommand."""
 

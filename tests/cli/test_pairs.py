@@ -216,12 +216,15 @@ def test_folders_that_are_missing_are_made_for_the_file(bench: Path, command: Co
 CHANGES: dict[str, list[str]] = {
     "out": ["--out", "other.jsonl"],
     "overwrite": ["--overwrite"],
+    "human": ["--human", "choices.txt"],
     "split": ["--split", "dev"],
     "json": ["--json"],
     "select": ["--select", "all"],
     "min_gap": ["--min_gap", "7.9"],
     "lower_is_better": ["--lower_is_better"],
     "preferred": ["--preferred", "mark"],
+    "reference": ["--reference", "source"],
+    "reference_score": ["--reference", "source", "--reference_score", "id"],
     "per_prompt": ["--select", "all", "--per_prompt", "1"],
     "seed": ["--select", "best_random", "--seed", "2"],
     "average_same_text": ["--average_same_text"],
@@ -250,6 +253,7 @@ def test_every_option_changes_what_is_written_or_said_or_is_refused(
         {"id": n, "prompt": f"p{n}", "source": f"s{n}", "candidates": listed, "more": listed[1:]}
         for n in range(8)
     ]
+    (bench / "choices.txt").write_text('{"prompt": "p1", "text": "c"}')
     rows.append({**rows[0], "candidates": [{**listed[0], "score": 5, "grade": 2}, *listed[1:]]})
     write_pairs(bench / "scored.jsonl", [*rows, {**rows[0], "prompt": 3}])
 
@@ -266,7 +270,8 @@ def test_every_option_changes_what_is_written_or_said_or_is_refused(
         shared = ["--out", "taken.jsonl" if name == "overwrite" else "p.jsonl"]
         if name not in ("invalid_rows",):
             shared += ["--invalid_rows", "drop"]
-        if words[:2] in (["--select", "all"], ["--select", "best_random"]) and len(words) > 2:
+        beside = (["--select", "all"], ["--select", "best_random"], ["--reference", "source"])
+        if words[:2] in beside and len(words) > 2:
             shared, words = [*shared, *words[:2]], words[2:]
         assert outcome(*shared, *words) != outcome(*shared), name
 

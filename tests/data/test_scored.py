@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from counterpoint import ConfigError, DataError, PairRules, pairs_from_scored
 from counterpoint.data import pair_rules
 from counterpoint.data.formats import to_preference_row
-from counterpoint.data.scored import FATES, folded
+from counterpoint.data.scored import folded
+from counterpoint.data.scored_counts import FATES
 
 Rows = list[dict[str, Any]]
 

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from counterpoint.errors import ModelError
-from counterpoint.scoring.entries import Entry, read_entries
+from counterpoint.scoring.entries import CandidateEntry, read_entries
 from counterpoint.scoring.of_reward_model import RewardModel
 from counterpoint.scoring.scorer_options import RewardOptions
 from tests.models_on_the_spot import make_model
@@ -40,7 +40,7 @@ def _saved(folder: Path, tokenizer: PreTrainedTokenizerFast, **config: Any) -> P
 
 
 @pytest.fixture
-def entries(tmp_path: Path) -> list[Entry]:
+def entries(tmp_path: Path) -> list[CandidateEntry]:
     """Candidates of unlike length, one of them longer than the model's positions."""
     texts = ["Yes.", "No, I would rather not say that.", "It is four.", "word " * LONGEST, "Yes."]
     path = tmp_path / "c.jsonl"
@@ -50,7 +50,7 @@ def entries(tmp_path: Path) -> list[Entry]:
 
 
 def test_neither_batch_nor_order_changes_a_score_but_by_rounding(
-    reward: Path, entries: list[Entry]
+    reward: Path, entries: list[CandidateEntry]
 ) -> None:
     alone = RewardModel(str(reward), RewardOptions(batch=1, device="cpu"))
     one_by_one = [alone.score([entry])[0] for entry in entries]
@@ -68,7 +68,9 @@ def test_neither_batch_nor_order_changes_a_score_but_by_rounding(
     assert one_by_one[0] == one_by_one[4] != one_by_one[1]
 
 
-def test_prompt_and_text_go_through_the_template(reward: Path, entries: list[Entry]) -> None:
+def test_prompt_and_text_go_through_the_template(
+    reward: Path, entries: list[CandidateEntry]
+) -> None:
     scorer = RewardModel(str(reward), RewardOptions(device="cpu"))
     tokenizer, model = scorer._tokenizer, scorer._model
     text = tokenizer.apply_chat_template(
@@ -84,7 +86,7 @@ def test_prompt_and_text_go_through_the_template(reward: Path, entries: list[Ent
 
 
 def test_of_several_labels_one_is_named(
-    tmp_path: Path, chatml_tokenizer: PreTrainedTokenizerFast, entries: list[Entry]
+    tmp_path: Path, chatml_tokenizer: PreTrainedTokenizerFast, entries: list[CandidateEntry]
 ) -> None:
     labels = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
     folder = str(_saved(tmp_path / "two", chatml_tokenizer, num_labels=2, **labels))

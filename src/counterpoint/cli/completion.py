@@ -38,7 +38,7 @@ MODULES = (
     *("replay", "report", "compare", "watch", "quickstart", "completion", "consolidate", "merge"),
     "sweep",
     "chat",
-    "score",
+    *("score", "trace"),
 )
 """Commands that are a module of ``cli``, which declares them in ``COMMAND``."""
 

@@ -62,6 +62,8 @@ commands:
                  score candidates: metrics, reward models, or programs of your own
   pairs SCORED ... --out PAIRS.jsonl [--option value ...]
                  make preference pairs of scored candidates
+  trace PAIRS.jsonl ROW [--json]
+                 say which candidates a pair came from, their scores, and how they were made
   diff BEFORE AFTER [--all] [--json]
                  say how two saved models or adapters differ
   consolidate RUN_OR_CHECKPOINT [--to FOLDER]

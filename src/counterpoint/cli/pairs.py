@@ -7,8 +7,9 @@ Not here: which candidates become pairs (``data.scored``).
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from counterpoint.console.manners import complain_all, put
@@ -46,6 +47,11 @@ class PairsOptions:
         None, "Required. File to write: .jsonl, .jsonl.gz or .parquet; written whole or not at all."
     )
     overwrite: bool = option(False, "Replace the file if it is there already.")
+    human: str | None = option(
+        None,
+        "File with a human's choices, JSON lines: each names a candidate by model, row and "
+        "candidate, or by prompt and text. It is chosen, whatever scores and vetoes say.",
+    )
     split: str | None = option(None, "Split to read; null: train, or the only one there is.")
     json: bool = option(False, "Write the summary as a JSON object to standard output instead.")
 
@@ -64,6 +70,7 @@ def pairs(words: list[str]) -> None:
     """
     sources, options, rules = _read_words(words)
     # slow to import, and so after what the words alone can tell
+    from counterpoint.data.human_marks import read_marks
     from counterpoint.data.saving import check_target, write_rows
     from counterpoint.data.scored import pairs_from_scored
     from counterpoint.data.sources import load, pick_split
@@ -72,15 +79,28 @@ def pairs(words: list[str]) -> None:
     check_target(out, overwrite=options.overwrite)
     if any(Path(source).exists() and out.exists() and out.samefile(source) for source in sources):
         raise ConfigError("CP104", f"{out} is the file to read; name another one with --out.")
+    marks = None if options.human is None else read_marks(Path(options.human).expanduser())
     one = sources[0] if len(sources) == 1 else sources
     rows = pick_split(load(one, split=options.split, streaming=True))
-    made = pairs_from_scored(rows, rules, name=" ".join(Path(s).name for s in sources))
+    names = " ".join(Path(s).name for s in sources)
+    made = pairs_from_scored(rows, rules, name=names, marks=marks)
     write_rows(made.pairs, out, overwrite=options.overwrite)
+    _write_origin(out, sources, rules)
     if options.json:
         told = strict_json({**made.counts.as_dict(), "out": str(out)}, ensure_ascii=False)
         put(told)
     else:
         complain_all(f"{made.counts.summary()}\nwritten to {out}")
+
+
+def _write_origin(out: Path, sources: list[str], rules: PairRules) -> None:
+    """Beside pairs of scored candidates, which files these came from, for ``trace``."""
+    from counterpoint.evaluation.candidate_file import settings_path, write_settings
+
+    scored = [source for source in sources if settings_path(Path(source)).is_file()]
+    if scored:
+        found = {"sources": [os.path.relpath(source, out.parent) for source in scored]}
+        write_settings(out, {**found, "rules": asdict(rules)})
 
 
 def _read_words(words: list[str]) -> tuple[list[str], PairsOptions, PairRules]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from counterpoint.data.cells import fail, fail_type, read_text
+from counterpoint.data.human_marks import HumanMarks, candidate_place
 from counterpoint.data.pair_rules import PairRules, template_parts
 from counterpoint.data.plain import plain
 from counterpoint.errors import DataError
@@ -26,6 +27,9 @@ LISTS = ("candidates", "completions", "responses")
 
 TEXTS = ("text", "completion", "response", "output", "translation")
 """Fields that hold a candidate's text where no name is given."""
+
+REFERENCE = "reference"
+"""In place of a model's name, for the candidate that is the prompt's reference."""
 
 YES, NO = ("true", "yes", "1"), ("false", "no", "0", "")
 
@@ -41,11 +45,15 @@ class Candidate:
         text: not blank; a string or messages.
         score: as given, finite.
         preferred: whether a human marked it.
+        outranks: whether it is the reference, and better than all by being that.
+        place: its model, row and number there; None where they are not known.
     """
 
     text: Text
     score: float
     preferred: bool = False
+    outranks: bool = False
+    place: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +87,7 @@ def read_prompts(
     rows: Iterable[Mapping[str, Any]],
     rules: PairRules,
     drop: Callable[[DataError | LeftOut], None],
+    marks: HumanMarks | None = None,
 ) -> Iterator[ScoredPrompt]:
     """Read rows of any of the three shapes; each row says by its cells which it is.
 
@@ -87,13 +96,14 @@ def read_prompts(
         rules: names of columns and fields.
         drop: told of every row or candidate that cannot be used, or that ``counterpoint score``
             vetoed or gave no score; it may raise.
+        marks: what a human chose, beside a column of marks.
 
     Yields:
         Prompts in the order in which they first appear; those of flat rows after all others,
         for the last row may be one of theirs.
     """
     read_rows = ((row, _try(drop, _plain, raw, row)) for row, raw in enumerate(rows))
-    table, column = _Table(rules), rules.candidates
+    table, column = _Table(rules, marks), rules.candidates
     for row, raw in read_rows:
         if raw is None:
             continue
@@ -107,10 +117,13 @@ def read_prompts(
             continue
         prompt, kept, listed = parts
         read = (
-            _try(drop, _candidate, one, row, f"{column}[{n}]", rules)
+            _try(drop, _candidate, one, row, f"{column}[{n}]", rules, prompt, marks)
             for n, one in enumerate(listed)
         )
-        yield ScoredPrompt(prompt, tuple(one for one in read if one is not None), kept)
+        reference = _try(drop, reference_text, raw, row, rules)
+        score = _try(drop, reference_score, raw, row, rules)
+        found = [one for one in read if one is not None]
+        yield ScoredPrompt(prompt, with_reference(found, reference, score, rules), kept)
     yield from table.prompts()
 
 
@@ -198,11 +211,13 @@ class _Table:
 
     Args:
         rules: names of columns.
+        marks: what a human chose.
     """
 
-    def __init__(self, rules: PairRules) -> None:
-        self.rules = rules
+    def __init__(self, rules: PairRules, marks: HumanMarks | None) -> None:
+        self.rules, self.marks = rules, marks
         self._groups: dict[str, tuple[Text, Mapping[str, Any], list[Candidate]]] = {}
+        self._references: dict[str, tuple[Text | None, float | None]] = {}
 
     def add(self, row: int, raw: Mapping[str, Any]) -> None:
         rules = self.rules
@@ -218,27 +233,80 @@ class _Table:
                 f"is {key}, as in an earlier row with another prompt; the candidates of a group "
                 "should answer one prompt.",
             )
-        candidates.append(_candidate(raw, row, "", rules))
+        reference = reference_text(raw, row, rules), reference_score(raw, row, rules)
+        self._references.setdefault(key, reference)
+        candidates.append(_candidate(raw, row, "", rules, prompt, self.marks))
 
     def prompts(self) -> Iterator[ScoredPrompt]:
-        for prompt, kept, candidates in self._groups.values():
-            yield ScoredPrompt(prompt, tuple(candidates), kept)
+        for key, (prompt, kept, candidates) in self._groups.items():
+            text, score = self._references.get(key, (None, None))
+            yield ScoredPrompt(prompt, with_reference(candidates, text, score, self.rules), kept)
+
+
+# A reference
+
+
+def reference_text(raw: Mapping[str, Any], row: int, rules: PairRules) -> Text | None:
+    """The reference that joins the candidates of a row; None where there is none."""
+    if rules.reference is None or raw.get(rules.reference) is None:
+        return None
+    text = _text(raw[rules.reference], row, rules.reference)
+    # as candidates are written: one message of the assistant's is what it says
+    if isinstance(text, list) and len(text) == 1 and isinstance(text[0].get("content"), str):
+        text = text[0]["content"]
+    return text if not isinstance(text, str) or text.strip() else None
+
+
+def reference_score(raw: Mapping[str, Any], row: int, rules: PairRules) -> float | None:
+    """The reference's own score; None where it outranks all."""
+    name = rules.reference_score
+    if name is None or rules.reference is None or raw.get(rules.reference) is None:
+        return None
+    return _number(_cell(raw, row, name, "reference_score"), row, name)
+
+
+def with_reference(
+    candidates: list[Candidate], text: Text | None, score: float | None, rules: PairRules
+) -> tuple[Candidate, ...]:
+    """Candidates of a prompt, and its reference as one more.
+
+    Args:
+        candidates: of the prompt.
+        text: of the reference; None: there is none.
+        score: of the reference; None: it has the best of all, and outranks them.
+        rules: the score's direction is read.
+    """
+    if text is None or not candidates:
+        return tuple(candidates)
+    best = max(candidates, key=lambda one: rules.sign * one.score).score
+    first = candidates[0].place
+    place = None if first is None else {**first, "model": REFERENCE, "candidate": None}
+    own = Candidate(text, best if score is None else score, outranks=score is None, place=place)
+    return (*candidates, own)
 
 
 # Cells
 
 
-def _candidate(fields: Any, row: int, place: str, rules: PairRules) -> Candidate:
+def _candidate(
+    fields: Any,
+    row: int,
+    place: str,
+    rules: PairRules,
+    prompt: Text,
+    marks: HumanMarks | None,
+) -> Candidate:
     def path(name: str) -> str:
         return f"{place}.{name}" if place else name
 
     if not isinstance(fields, Mapping):
         fail_type(fields, row, place, "an object with text and score")
-    _leave_out(fields, rules)
     named = rules.text or next((name for name in TEXTS if name in fields), None)
     name = _text_field(fields, rules) or named
     if name is None or name not in fields:
         _missing(fields, row, path(name or TEXTS[0]), "text")
+    marked = marks is not None and marks.has(fields, prompt, fields[name])
+    _leave_out(fields, rules, marked)
     text = _text(fields[name], row, path(name))
     if isinstance(text, str) and not text.strip():
         fail("CP203", row, path(name), "is blank. Remove the candidate.")
@@ -248,14 +316,18 @@ def _candidate(fields: Any, row: int, place: str, rules: PairRules) -> Candidate
         _missing(fields, row, path(rules.score), "score")
     score = _number(fields[rules.score], row, path(rules.score))
     mark = fields.get(rules.preferred) if rules.preferred else False
-    return Candidate(text, score, _mark(mark, row, path(str(rules.preferred))))
+    marked = _mark(mark, row, path(str(rules.preferred))) or marked
+    return Candidate(text, score, marked, place=candidate_place(fields))
 
 
-def _leave_out(fields: Mapping[str, Any], rules: PairRules) -> None:
-    """What ``counterpoint score`` wrote of a candidate is no error of the row."""
+def _leave_out(fields: Mapping[str, Any], rules: PairRules, marked: bool) -> None:
+    """What ``counterpoint score`` wrote of a candidate is no error of the row.
+
+    A veto does not hold for what a human marked.
+    """
     if "scores" not in fields:
         return
-    if fields.get("vetoed"):
+    if fields.get("vetoed") and not marked:
         raise LeftOut("vetoed")
     if fields.get(rules.score, 0) is None:
         raise LeftOut("unscored")

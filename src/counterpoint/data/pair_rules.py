@@ -18,7 +18,7 @@ from typing import Any
 from counterpoint.errors import ConfigError
 from counterpoint.preference_row import INVALID_ROWS
 
-SELECTS = ("best_worst", "all", "best_random")
+SELECTS = ("best_worst", "all", "best_random", "length_balanced")
 
 PENALTY = re.compile(
     r"mqm|metricx|ter|wer|cer|ppl|perplexity|loss|nll|errors?|penalty|cost|rank", re.IGNORECASE
@@ -27,6 +27,9 @@ PENALTY = re.compile(
 
 OWN = ("prompt", "chosen", "rejected", "score_gap", "chosen_score", "rejected_score")
 """The columns that every pair has."""
+
+FROM = ("chosen_from", "rejected_from")
+"""Those of pairs whose candidates say which they are: model, row and number."""
 
 
 def _option(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
@@ -46,7 +49,9 @@ class PairRules:
         "best_worst",
         "Which pairs of a prompt. best_worst: the best candidate against the worst, the middle "
         "dropped (ALMA's rule, arXiv:2401.08417). all: every two that may be a pair, the widest "
-        "gap first. best_random: the best against one drawn from the others.",
+        "gap first. best_random: the best against one drawn from the others. "
+        "length_balanced: of the pairs whose gap is at least half of the prompt's widest, the one "
+        "that keeps chosen and rejected of all pairs so far nearest to the same length.",
         SELECTS,
     )
     min_gap: float = _option(
@@ -62,6 +67,14 @@ class PairRules:
         "Field that marks what a human preferred (true, yes or 1). In a prompt with a mark only "
         "marked candidates are chosen and only the others rejected, whatever scores and min_gap "
         "say.",
+    )
+    reference: str | None = _option(
+        None,
+        "Column with a reference that is one more candidate of its prompt, better than all others "
+        "unless reference_score says otherwise.",
+    )
+    reference_score: str | None = _option(
+        None, "Column with the reference's own score; null: it outranks every candidate."
     )
     per_prompt: int | None = _option(
         None, "Most pairs of a prompt, >= 1. null: all of them; with best_random, one."
@@ -156,11 +169,15 @@ class PairRules:
     def _check_together(self) -> None:
         if self.seed is not None and self.select != "best_random":
             raise ConfigError("CP104", f"seed does nothing with select={self.select}.")
-        if self.per_prompt is not None and self.select == "best_worst":
+        if self.per_prompt is not None and self.select in ("best_worst", "length_balanced"):
             raise ConfigError(
                 "CP104",
-                "per_prompt does nothing with select=best_worst, which gives at most one pair a "
-                "prompt; choose select=all or best_random.",
+                f"per_prompt does nothing with select={self.select}, which gives at most one pair "
+                "a prompt; choose select=all or best_random.",
+            )
+        if self.reference_score is not None and self.reference is None:
+            raise ConfigError(
+                "CP104", "reference_score does nothing without reference, its text's column."
             )
         if self.prompt_template is not None and self.prompt != "prompt":
             raise ConfigError("CP104", "prompt and prompt_template are both given; drop one.")
@@ -170,7 +187,7 @@ class PairRules:
                 "group says that each row is a candidate, candidates that a row holds a list of "
                 "them; drop one.",
             )
-        made = {*OWN, *(["margin"] if self.margin_scale else []), "human"}
+        made = {*OWN, *FROM, *(["margin"] if self.margin_scale else []), "human"}
         taken = [name for name in self.keep if name in made]
         if taken:
             raise ConfigError("CP104", f"keep={taken[0]}: pairs have a column of that name.")

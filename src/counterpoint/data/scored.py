@@ -22,134 +22,21 @@ import statistics
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from counterpoint.data.candidates import Candidate, LeftOut, ScoredPrompt, read_prompts
 from counterpoint.data.csv_sets import lists_of_csv
+from counterpoint.data.human_marks import HumanMarks
 from counterpoint.data.pair_rules import PairRules
+from counterpoint.data.scored_counts import ScoredCounts
 from counterpoint.data.undecoded import undecoded
 from counterpoint.errors import DataError
 from counterpoint.notebook import notebook_html, rows_shown
 from counterpoint.preference_row import Text
 
-FATES = ("tied", "narrow", "same_text", "overruled", "usable")
-"""What becomes of two candidates of a prompt: equal scores; a gap below ``min_gap``; the same
-text; a human's mark on both or on neither in a prompt that has marks; none of these."""
-
-
-@dataclass
-class ScoredCounts:
-    """What became of every row, candidate and two candidates.
-
-    Args:
-        name: the data set's name in messages.
-        rows: rows read.
-        dropped: rows and candidates left out, by error code.
-        examples: the first message of each code.
-        left_out: candidates that ``counterpoint score`` "vetoed", or left "unscored".
-        prompts: prompts read, those without a pair included.
-        candidates: candidates of these prompts.
-        averaged: candidates that went into another of the same text.
-        fates: every two candidates of a prompt, by ``FATES``.
-        pairs: pairs made.
-        without: prompts without a pair: "single" (less than two candidates), or the fate of the
-            two that came nearest to a pair.
-        human: pairs chosen by a human's mark.
-        against_scores: those of them whose chosen has not the better score.
-        repeated: pairs that are an earlier one of their prompt once more.
-        contradicted: pairs of which the reverse is a pair of the same prompt too.
-    """
-
-    name: str
-    rows: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)
-    left_out: Counter[str] = field(default_factory=Counter)
-    prompts: int = 0
-    candidates: int = 0
-    averaged: int = 0
-    fates: Counter[str] = field(default_factory=Counter)
-    pairs: int = 0
-    without: Counter[str] = field(default_factory=Counter)
-    human: int = 0
-    against_scores: int = 0
-    repeated: int = 0
-    contradicted: int = 0
-
-    def drop(self, error: DataError) -> None:
-        """Count what cannot be used under its code."""
-        self.dropped[error.code] += 1
-        self.examples.setdefault(error.code, str(error))
-
-    def as_dict(self) -> dict[str, Any]:
-        """The account as plain JSON types."""
-        return {
-            "name": self.name,
-            "rows": self.rows,
-            "dropped": dict(sorted(self.dropped.items())),
-            "examples": dict(sorted(self.examples.items())),
-            "left_out": dict(sorted(self.left_out.items())),
-            "prompts": self.prompts,
-            "candidates": self.candidates,
-            "averaged": self.averaged,
-            "candidate_pairs": {fate: self.fates[fate] for fate in FATES},
-            "pairs": self.pairs,
-            "prompts_without_a_pair": dict(sorted(self.without.items())),
-            "human": self.human,
-            "against_scores": self.against_scores,
-            "repeated": self.repeated,
-            "contradicted": self.contradicted,
-        }
-
-    def summary(self) -> str:
-        """A few lines for people; what did not happen is not mentioned."""
-        lines = [
-            f"{self.name}: {self.rows:,} rows, {self.prompts:,} prompts, "
-            f"{self.candidates:,} candidates"
-        ]
-        if self.dropped:
-            codes = ", ".join(f"{n:,} × {code}" for code, n in self.dropped.most_common())
-            lines.append(f"  dropped: {codes}")
-            lines += [f"    for example {text}" for text in self.examples.values()]
-        if self.left_out:
-            lines.append(f"  left out: {_listed(self.left_out, _LEFT_OUT)}")
-        if self.averaged:
-            lines.append(f"  {self.averaged:,} candidates averaged into one of the same text")
-        lines.append(f"  {self.fates.total():,} candidate pairs: {_listed(self.fates, _FATES)}")
-        lines.append(f"  {self.pairs:,} pairs from {self._with_pairs():,} prompts")
-        if self.without:
-            count = self.without.total()
-            lines.append(f"  {count:,} prompts without a pair: {_listed(self.without, _WITHOUT)}")
-        if self.human:
-            lines.append(
-                f"  {self.human:,} pairs as a human marked them, {self.against_scores:,} of them "
-                "not as the scores say"
-            )
-        if self.repeated or self.contradicted:
-            lines.append(
-                f"  {self.repeated:,} pairs repeat another, {self.contradicted:,} are contradicted "
-                "by another, since a text has several scores: see average_same_text"
-            )
-        return "\n".join(lines)
-
-    def _with_pairs(self) -> int:
-        return self.prompts - self.without.total()
-
-
-_FATES = {
-    "tied": "of equal scores",
-    "narrow": "below the least gap",
-    "same_text": "of the same text",
-    "overruled": "overruled by a human's mark",
-    "usable": "usable",
-}
-_LEFT_OUT = {"vetoed": "vetoed by a requirement", "unscored": "without a score"}
-_WITHOUT = {**_FATES, "single": "with less than two candidates", "usable": "not at the extremes"}
-
-
-def _listed(counts: Counter[str], words: Mapping[str, str]) -> str:
-    return ", ".join(f"{counts[key]:,} {text}" for key, text in words.items() if counts[key])
+WIDE_ENOUGH = 0.5
+"""Share of a prompt's widest gap that a pair needs where lengths decide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +68,7 @@ def pairs_from_scored(
     rules: PairRules | None = None,
     *,
     name: str = "the data set",
+    marks: HumanMarks | None = None,
 ) -> ScoredPairs:
     """Make preference pairs of scored candidates.
 
@@ -189,13 +77,15 @@ def pairs_from_scored(
             the shapes.
         rules: names of columns, and which candidates become pairs; None: the defaults.
         name: the data set's name in messages and counts.
+        marks: what a human chose, from a file; it wins over scores, and over vetoes.
 
     Returns:
         The pairs, the same for the same rows and rules, and the account of everything read.
 
     Raises:
         DataError: CP201, CP202, CP203, CP206 or CP215 for the first row or candidate that cannot
-            be used if ``invalid_rows`` is "raise"; CP209 if there is no pair at all.
+            be used if ``invalid_rows`` is "raise". CP209 if there is no pair at all. CP244 for a
+            human's choice of a candidate that there is not.
     """
     rules = rules or PairRules()
     counts = ScoredCounts(name)
@@ -210,8 +100,10 @@ def pairs_from_scored(
 
     pairs: list[dict[str, Any]] = []
     counted = _counted(lists_of_csv(undecoded(rows), name), counts)
-    for number, prompt in enumerate(read_prompts(counted, rules, drop)):
-        pairs += _pairs_of(prompt, rules, counts, number)
+    for number, prompt in enumerate(read_prompts(counted, rules, drop, marks)):
+        pairs += _pairs_of(prompt, rules, counts, number, marks is not None)
+    if marks is not None:
+        marks.check_used()
     if not pairs:
         raise DataError(
             "CP209",
@@ -236,7 +128,7 @@ def _counted(
 
 
 def _pairs_of(
-    prompt: ScoredPrompt, rules: PairRules, counts: ScoredCounts, number: int
+    prompt: ScoredPrompt, rules: PairRules, counts: ScoredCounts, number: int, marked: bool
 ) -> list[dict[str, Any]]:
     counts.prompts += 1
     counts.candidates += len(prompt.candidates)
@@ -246,11 +138,16 @@ def _pairs_of(
         counts.averaged += len(prompt.candidates) - len(candidates)
     usable, fates = candidate_pairs(candidates, rules)
     counts.fates += fates
-    taken = select(usable, candidates, rules, draw=f"{rules.seed or 0}:{number}")
+    if rules.select == "length_balanced":
+        taken = balanced(usable, candidates, counts.longer)
+        counts.longer += sum(longer_by(pair, candidates) for pair in taken)
+    else:
+        taken = select(usable, candidates, rules, draw=f"{rules.seed or 0}:{number}")
     if not taken:
         counts.without[_nearest(fates)] += 1
     _count_taken(taken, candidates, counts)
-    return [_record(prompt, candidates, pair, rules) for pair in taken]
+    marked = marked or rules.preferred is not None
+    return [_record(prompt, candidates, pair, rules, marked) for pair in taken]
 
 
 # Which two
@@ -275,9 +172,17 @@ def average_same_text(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
             same[0].text,
             statistics.mean(one.score for one in same),
             any(one.preferred for one in same),
+            any(one.outranks for one in same),
+            same[0].place,
         )
         for same in groups.values()
     )
+
+
+def chosen_by_mark(candidates: Sequence[Candidate]) -> list[bool]:
+    """Which candidates are chosen whatever the scores: a human's, or else the reference."""
+    human = [candidate.preferred for candidate in candidates]
+    return human if any(human) else [candidate.outranks for candidate in candidates]
 
 
 def candidate_pairs(
@@ -294,7 +199,7 @@ def candidate_pairs(
     """
     texts = [folded(candidate.text) for candidate in candidates]
     scores = [rules.sign * candidate.score for candidate in candidates]
-    marks = [candidate.preferred for candidate in candidates]
+    marks = chosen_by_mark(candidates)
     any_marks = any(marks)
     usable, fates = [], Counter[str]()
     for first, second in itertools.combinations(range(len(candidates)), 2):
@@ -337,16 +242,40 @@ def select(
     """
     if rules.select == "all":
         return sorted(usable, key=lambda pair: -pair.gap)[: rules.per_prompt]
-    marked = any(candidate.preferred for candidate in candidates)
+    marks = chosen_by_mark(candidates)
     scores = [rules.sign * candidate.score for candidate in candidates]
-    winners = [s for s, c in zip(scores, candidates, strict=True) if c.preferred or not marked]
+    winners = [s for s, mark in zip(scores, marks, strict=True) if mark or not any(marks)]
     best = [pair for pair in usable if scores[pair.chosen] == max(winners)]
     if rules.select == "best_worst":
-        losers = [s for s, c in zip(scores, candidates, strict=True) if not c.preferred]
+        losers = [s for s, mark in zip(scores, marks, strict=True) if not mark]
         return [pair for pair in best if scores[pair.rejected] == min(losers)][:1]
     of_one = [pair for pair in best if pair.chosen == min(p.chosen for p in best)]
     count = min(rules.per_prompt or 1, len(of_one))
     return random.Random(draw).sample(of_one, count)
+
+
+def balanced(
+    usable: Sequence[CandidatePair], candidates: Sequence[Candidate], longer: int
+) -> list[CandidatePair]:
+    """The pair of a prompt that brings lengths nearest to each other, or none.
+
+    Where every prompt has a pair whose chosen is no longer and one whose chosen is no shorter, the
+    sum of all differences never exceeds the largest single one.
+
+    Args:
+        usable: what may be a pair.
+        candidates: all of the prompt's.
+        longer: characters that chosen texts have beyond rejected ones so far.
+    """
+    widest = max((pair.gap for pair in usable), default=0.0)
+    wide = [pair for pair in usable if pair.gap >= widest * WIDE_ENOUGH]
+    return sorted(wide, key=lambda pair: (abs(longer + longer_by(pair, candidates)), -pair.gap))[:1]
+
+
+def longer_by(pair: CandidatePair, candidates: Sequence[Candidate]) -> int:
+    """Characters that chosen has beyond rejected, white space folded."""
+    chosen, rejected = (folded(candidates[n].text) for n in (pair.chosen, pair.rejected))
+    return len(chosen) - len(rejected)
 
 
 def folded(text: Text) -> str:
@@ -381,6 +310,7 @@ def _record(
     candidates: Sequence[Candidate],
     pair: CandidatePair,
     rules: PairRules,
+    marked: bool,
 ) -> dict[str, Any]:
     chosen, rejected = candidates[pair.chosen], candidates[pair.rejected]
     record: dict[str, Any] = {
@@ -391,7 +321,9 @@ def _record(
         "chosen_score": chosen.score,
         "rejected_score": rejected.score,
     }
-    if rules.preferred is not None:
+    if chosen.place is not None and rejected.place is not None:
+        record |= {"chosen_from": dict(chosen.place), "rejected_from": dict(rejected.place)}
+    if marked:
         record["human"] = chosen.preferred
     if rules.margin_scale is not None:
         # where a human overrules the scores, their gap is no reason to ask for more or for less

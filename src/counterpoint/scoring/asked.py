@@ -24,7 +24,7 @@ from counterpoint.options.command import made
 from counterpoint.options.declared import declared
 from counterpoint.options.given import Given, Scalar, Setting
 from counterpoint.options.yaml_file import read_config
-from counterpoint.scoring.kinds import FUNCTION, KINDS, Kind
+from counterpoint.scoring.kinds import FUNCTION, KINDS, ScorerKind
 
 BLANK = "blank"
 """The veto that every candidate of white space alone has; no scorer's name."""
@@ -83,7 +83,7 @@ class AskedScorer:
     """
 
     name: str
-    kind: Kind
+    kind: ScorerKind
     argument: str = ""
     options: Mapping[str, Setting] = field(default_factory=dict)
     where: str = "--with"

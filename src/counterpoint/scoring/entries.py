@@ -25,7 +25,7 @@ REFERENCE = "reference"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CandidateEntry:
     """A candidate.
 
     Args:
@@ -46,7 +46,7 @@ class Entry:
 
 
 @dataclass
-class Entries:
+class CandidateEntries:
     """All candidates of some files.
 
     Args:
@@ -81,7 +81,7 @@ class Entries:
                 found.update(_bytes_at(files, place))
         return found.hexdigest()
 
-    def read(self, start: int, stop: int) -> Iterator[Entry]:
+    def read(self, start: int, stop: int) -> Iterator[CandidateEntry]:
         """Some candidates, by their numbers.
 
         Args:
@@ -95,6 +95,10 @@ class Entries:
                 where = f"{self.paths[place[0]]} line {place[3]}"
                 yield _entry(_bytes_at(files, place), where, number, self.reference)
 
+    def pick(self, numbers: Sequence[int]) -> list[CandidateEntry]:
+        """Candidates by their numbers, in that order."""
+        return [one for number in numbers for one in self.read(number, number + 1)]
+
     def _open(self, stack: ExitStack) -> list[BinaryIO]:
         return [stack.enter_context(path.open("rb")) for path in self.paths]
 
@@ -105,7 +109,7 @@ def read_entries(
     reference: str = REFERENCE,
     max_rows: int | None = None,
     invalid_rows: str = "raise",
-) -> Entries:
+) -> CandidateEntries:
     """Look at every line once.
 
     Args:
@@ -118,7 +122,7 @@ def read_entries(
         DataError: CP201, CP202 and CP210 for a line that is no candidate; CP209 where there is
             none; CP211 for a file that is not there.
     """
-    found, digest = Entries(reference, paths), hashlib.blake2b(digest_size=16)
+    found, digest = CandidateEntries(reference, paths), hashlib.blake2b(digest_size=16)
     for which, path in enumerate(paths):
         try:
             with path.open("rb") as file:
@@ -151,7 +155,7 @@ def _bytes_at(files: Sequence[BinaryIO], place: tuple[int, int, int, int]) -> by
     return files[which].read(size)
 
 
-def _entry(line: bytes, where: str, number: int, reference: str) -> Entry:
+def _entry(line: bytes, where: str, number: int, reference: str) -> CandidateEntry:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -171,7 +175,9 @@ def _entry(line: bytes, where: str, number: int, reference: str) -> Entry:
         prompt = read_text(row["prompt"], number, "prompt")
     except DataError as error:
         raise DataError(error.code, f"{where}: {error.message}") from error
-    return Entry(number, where, row, prompt, text, _reference(row.get(reference), where, reference))
+    return CandidateEntry(
+        number, where, row, prompt, text, _reference(row.get(reference), where, reference)
+    )
 
 
 def _reference(value: Any, where: str, name: str) -> str | None:

@@ -13,13 +13,14 @@ from counterpoint.scoring.scorer import Scorer
 from counterpoint.scoring.scorer_options import (
     BleuOptions,
     CommandOptions,
+    JudgeOptions,
     NoOptions,
     RewardOptions,
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ScorerKind:
     """A kind of scorer.
 
     Args:
@@ -60,9 +61,9 @@ def _exact(argument: str, options: NoOptions) -> Scorer:
 
 
 def _length(argument: str, options: NoOptions) -> Scorer:
-    from counterpoint.scoring.of_texts import length
+    from counterpoint.scoring.of_texts import length_of_text
 
-    return length(argument)
+    return length_of_text(argument)
 
 
 def _language(argument: str, options: NoOptions) -> Scorer:
@@ -95,40 +96,48 @@ def _command(argument: str, options: CommandOptions) -> Scorer:
     return OwnProcess(argument, options.timeout)
 
 
+def _judge(argument: str, options: JudgeOptions) -> Scorer:
+    from counterpoint.scoring.of_judge import EndpointJudge
+
+    return EndpointJudge(argument, options)
+
+
 FUNCTION = "function"
 
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, ScorerKind] = {
     one.name: one
     for one in (
-        Kind("chrf", "chrF of the sentence against its reference, in [0, 100]", _chrf),
-        Kind(
+        ScorerKind("chrf", "chrF of the sentence against its reference, in [0, 100]", _chrf),
+        ScorerKind(
             "bleu",
             "BLEU of the sentence against its reference, in [0, 100]",
             _bleu,
             options=BleuOptions,
         ),
-        Kind("exact", "1 where it is its reference but for white space around it, else 0", _exact),
-        Kind(
+        ScorerKind(
+            "exact", "1 where it is its reference but for white space around it, else 0", _exact
+        ),
+        ScorerKind(
             "length",
             "characters; tokens; or characters that it is shorter or longer than its reference",
             _length,
             argument="characters, tokens or reference",
         ),
-        Kind(
+        ScorerKind(
             "language",
             "1 for a text in the language, 0 for one in another, null where it cannot be told",
             _language,
             argument="a code such as de; none: that in the column target_lang",
             weighs=False,
         ),
-        Kind(
+        ScorerKind(
             "column",
             "a number, true or false that the candidate has already",
             _column,
             argument="the column's name",
             needs_argument=True,
         ),
-        Kind(
+        ScorerKind(
             "reward",
             "what a sequence classification model says of prompt and text",
             _reward,
@@ -136,14 +145,22 @@ KINDS: dict[str, Kind] = {
             needs_argument=True,
             options=RewardOptions,
         ),
-        Kind(
+        ScorerKind(
+            "judge",
+            "the share of comparisons that it wins, by a rubric and a model behind an endpoint",
+            _judge,
+            argument="the rubric's file",
+            needs_argument=True,
+            options=JudgeOptions,
+        ),
+        ScorerKind(
             FUNCTION,
             "what a Python function of yours returns; --with may leave the word function: out",
             _function,
             argument="module:function",
             needs_argument=True,
         ),
-        Kind(
+        ScorerKind(
             "command",
             "what a process of its own answers, JSON lines in and JSON lines out",
             _command,

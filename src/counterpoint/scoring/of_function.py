@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.errors import ConfigError, ModelError, kind_and_line
-from counterpoint.scoring.entries import Entry
+from counterpoint.scoring.entries import CandidateEntry
 from counterpoint.scoring.scorer import Scorer
 
 
@@ -34,7 +34,7 @@ class OwnFunction(Scorer):
         """Its file is not looked at: what a function depends on only its author knows."""
         return {}
 
-    def score(self, entries: Sequence[Entry]) -> Any:
+    def score(self, entries: Sequence[CandidateEntry]) -> Any:
         """What it returns for some rows.
 
         Raises:
@@ -45,7 +45,7 @@ class OwnFunction(Scorer):
         except Exception as error:
             raise self._failed(entries, error) from error
 
-    def _failed(self, entries: Sequence[Entry], error: Exception) -> ModelError:
+    def _failed(self, entries: Sequence[CandidateEntry], error: Exception) -> ModelError:
         where = f"between {entries[0].place} and {entries[-1].place}"
         for entry in entries:
             try:

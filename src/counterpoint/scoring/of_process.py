@@ -19,8 +19,8 @@ from queue import Empty, Full, Queue
 from typing import Any
 
 from counterpoint.errors import ConfigError, ModelError, SetupError, first_line
-from counterpoint.scoring.entries import Entry
-from counterpoint.scoring.scorer import Rest, Scorer
+from counterpoint.scoring.entries import CandidateEntry
+from counterpoint.scoring.scorer import Scorer, ScoringWork
 from counterpoint.strict import strict_json
 
 SECONDS_TO_END = 10.0
@@ -54,7 +54,7 @@ class OwnProcess(Scorer):
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
 
-    def begin(self, rest: Rest) -> None:
+    def begin(self, work: ScoringWork) -> None:
         """Start it.
 
         Raises:
@@ -68,11 +68,11 @@ class OwnProcess(Scorer):
             raise SetupError(
                 "CP502", f"{self._words[0]} cannot be started: {first_line(error)}"
             ) from error
-        for work in (lambda: self._feed(rest), self._collect):
-            self._threads.append(threading.Thread(target=work, daemon=True))
+        for task in (lambda: self._feed(work), self._collect):
+            self._threads.append(threading.Thread(target=task, daemon=True))
             self._threads[-1].start()
 
-    def score(self, entries: Sequence[Entry]) -> list[Any]:
+    def score(self, entries: Sequence[CandidateEntry]) -> list[Any]:
         """The next answers.
 
         Raises:
@@ -98,7 +98,7 @@ class OwnProcess(Scorer):
                 with suppress(OSError):  # what it did not read is of no use
                     stream.close()
 
-    def _answer(self, entry: Entry) -> Any:
+    def _answer(self, entry: CandidateEntry) -> Any:
         try:
             line = self._answers.get(timeout=self._timeout)
         except Empty:
@@ -123,12 +123,12 @@ class OwnProcess(Scorer):
         code = self._process.wait()
         return f"it ended before it answered, with exit code {code}"
 
-    def _feed(self, rest: Rest) -> None:
+    def _feed(self, work: ScoringWork) -> None:
         assert self._process is not None
         stream = self._process.stdin
         assert stream is not None
         try:
-            for entry in rest():
+            for entry in work.rest():
                 if self._stopped.is_set():
                     break
                 stream.write(f"{strict_json(entry.row, ensure_ascii=False)}\n".encode())

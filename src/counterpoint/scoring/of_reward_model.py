@@ -29,7 +29,7 @@ from counterpoint.models.loading import load_model, load_tokenizer
 from counterpoint.models.weights import WeightsPolicy, init_keywords
 from counterpoint.monitor.checksum import digest_of_weights
 from counterpoint.preference_row import PreferenceRow
-from counterpoint.scoring.entries import Entry
+from counterpoint.scoring.entries import CandidateEntry
 from counterpoint.scoring.scorer import Scorer
 from counterpoint.scoring.scorer_options import RewardOptions
 
@@ -72,7 +72,7 @@ class RewardModel(Scorer):
         """Its weights, so that no others continue a file."""
         return {"weights": self._weights}
 
-    def score(self, entries: Sequence[Entry]) -> list[float | None]:
+    def score(self, entries: Sequence[CandidateEntry]) -> list[float | None]:
         """The model's number for each; None for what is longer than its positions."""
         ids = [self._ids(entry) for entry in entries]
         found: list[float | None] = [None] * len(ids)
@@ -90,7 +90,7 @@ class RewardModel(Scorer):
             f"{self._source}"
         ]
 
-    def _ids(self, entry: Entry) -> list[int]:
+    def _ids(self, entry: CandidateEntry) -> list[int]:
         template = self._options.template
         chat = bool(self._tokenizer.chat_template) if template is None else template
         chat = chat or not isinstance(entry.prompt, str)

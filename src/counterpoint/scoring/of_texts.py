@@ -10,7 +10,7 @@ from counterpoint.doctor.off_target import check_identifier, known_language, lan
 from counterpoint.errors import ConfigError, DataError
 from counterpoint.evaluation.references import sentence_metric
 from counterpoint.evaluation.texts import exact_match
-from counterpoint.scoring.entries import Entry
+from counterpoint.scoring.entries import CandidateEntry
 from counterpoint.scoring.scorer import OneByOne
 
 LENGTHS = ("characters", "tokens", "reference")
@@ -30,7 +30,7 @@ def against_reference(metric: str, bleu_tokenizer: str = "13a") -> OneByOne:
     """
     score, signature = sentence_metric(metric, bleu_tokenizer)
 
-    def number(entry: Entry) -> float | None:
+    def number(entry: CandidateEntry) -> float | None:
         reference = entry.reference or ""
         return score(entry.text, reference) if reference.strip() else None
 
@@ -40,14 +40,14 @@ def against_reference(metric: str, bleu_tokenizer: str = "13a") -> OneByOne:
 def exact() -> OneByOne:
     """Whether a text is its reference, as 1 or 0; null without one."""
 
-    def number(entry: Entry) -> float | None:
+    def number(entry: CandidateEntry) -> float | None:
         reference = entry.reference
         return None if reference is None else float(exact_match(entry.text, reference))
 
     return OneByOne(number)
 
 
-def length(unit: str) -> OneByOne:
+def length_of_text(unit: str) -> OneByOne:
     """How long a text is.
 
     Args:
@@ -61,7 +61,7 @@ def length(unit: str) -> OneByOne:
     if unit and unit not in LENGTHS:
         raise ConfigError("CP102", f"length:{unit} is not one of {', '.join(LENGTHS)}.")
 
-    def number(entry: Entry) -> float | None:
+    def number(entry: CandidateEntry) -> float | None:
         characters = len(entry.text.strip())
         if unit == "tokens":
             return _number_in(entry, "tokens")
@@ -88,7 +88,7 @@ def in_language(code: str) -> OneByOne:
     if code and known_language(code) is None:
         raise ConfigError("CP103", f"language:{code} is no language that can be told; try de.")
 
-    def number(entry: Entry) -> float | None:
+    def number(entry: CandidateEntry) -> float | None:
         asked = code or entry.row.get(ASKED_LANGUAGE)
         if not isinstance(asked, str) or not asked:
             raise DataError(
@@ -111,7 +111,7 @@ def of_column(name: str) -> OneByOne:
     return OneByOne(lambda entry: _number_in(entry, name))
 
 
-def _number_in(entry: Entry, name: str) -> float | None:
+def _number_in(entry: CandidateEntry, name: str) -> float | None:
     if name not in entry.row:
         there = ", ".join(entry.row)
         raise DataError("CP201", f"{entry.place} has no column {name}; it has {there}.")

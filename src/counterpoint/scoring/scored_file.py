@@ -22,7 +22,7 @@ from counterpoint.evaluation.candidate_file import (
     whole_lines,
     write_settings,
 )
-from counterpoint.scoring.entries import Entries
+from counterpoint.scoring.entries import CandidateEntries
 from counterpoint.staged import make_folder
 from counterpoint.strict import strict_json
 
@@ -58,11 +58,12 @@ class ScoredFile:
 @contextmanager
 def open_scored(
     path: Path,
-    entries: Entries,
+    entries: CandidateEntries,
     settings: Mapping[str, Any],
     about: Mapping[str, Any],
     *,
     overwrite: bool = False,
+    may_grow: bool = True,
 ) -> Iterator[ScoredFile]:
     """Begin a file of scored candidates, or resume it.
 
@@ -72,6 +73,7 @@ def open_scored(
         settings: what it is scored by, JSON-ready; others are refused.
         about: what else is kept in the settings; it may change.
         overwrite: begin anew where a file is there.
+        may_grow: scores stay right where there are more candidates than before.
 
     Raises:
         SetupError: CP506 for a file that is no scoring's, CP534 for other settings or candidates,
@@ -94,7 +96,7 @@ def open_scored(
                 )
             _refuse_other_scoring(path, before, settings)
             done = len(whole_lines(path, file, lambda row: row["scores"], "scored candidate"))
-            _refuse_other_candidates(path, before, entries, done)
+            _refuse_other_candidates(path, before, entries, done, may_grow)
         candidates = {"lines": len(entries), "digest": entries.digest}
         write_settings(path, {INPUT: candidates, **settings, **about})
         yield ScoredFile(file, done)
@@ -119,12 +121,13 @@ def _refuse_other_scoring(
 
 
 def _refuse_other_candidates(
-    path: Path, before: Mapping[str, Any], entries: Entries, done: int
+    path: Path, before: Mapping[str, Any], entries: CandidateEntries, done: int, may_grow: bool
 ) -> None:
     """What was scored must still be there; behind it there may be more."""
     then = before.get(INPUT) or {}
     lines = int(then.get("lines", 0))
-    if done <= lines <= len(entries) and (
+    most = len(entries) if may_grow else lines
+    if done <= lines <= len(entries) <= most and (
         entries.digest if lines == len(entries) else entries.digest_of(lines)
     ) == then.get("digest"):
         return

@@ -8,18 +8,39 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from counterpoint.data.plain import plain
 from counterpoint.errors import DataError
-from counterpoint.scoring.entries import Entry
+from counterpoint.scoring.entries import CandidateEntries, CandidateEntry
 
-Rest = Callable[[], Iterator[Entry]]
-"""Every candidate from the first that is to be scored on, each time it is called."""
+
+@dataclass(frozen=True, slots=True)
+class ScoringWork:
+    """What is to be scored.
+
+    Args:
+        entries: all candidates.
+        first: the number of the first that is still to be scored.
+        journal: a file that a scorer may keep beside the scores.
+    """
+
+    entries: CandidateEntries
+    first: int
+    journal: Path
+
+    def rest(self) -> Iterator[CandidateEntry]:
+        """Every candidate that will be scored, in order."""
+        return self.entries.read(self.first, len(self.entries))
 
 
 class Scorer(ABC):
     """One way to score."""
+
+    alone = True
+    """Whether a candidate's score is its own, whatever other candidates there are."""
 
     null_passes = False
     """Whether a requirement is met where nothing can be told of a candidate."""
@@ -28,16 +49,16 @@ class Scorer(ABC):
         """What else its numbers depend on, for the settings beside the file; JSON-ready."""
         return {}
 
-    def begin(self, rest: Rest) -> None:
+    def begin(self, work: ScoringWork) -> None:
         """Told once, before anything is scored.
 
         Args:
-            rest: all candidates that will be scored, in the order in which they will be.
+            work: what will be.
         """
         return None
 
     @abstractmethod
-    def score(self, entries: Sequence[Entry]) -> Sequence[Any]:
+    def score(self, entries: Sequence[CandidateEntry]) -> Sequence[Any]:
         """A number for each candidate, None where it has no score.
 
         Args:
@@ -64,7 +85,7 @@ class OneByOne(Scorer):
 
     def __init__(
         self,
-        number: Callable[[Entry], float | None],
+        number: Callable[[CandidateEntry], float | None],
         about: Mapping[str, Any] | None = None,
         *,
         null_passes: bool = False,
@@ -75,12 +96,12 @@ class OneByOne(Scorer):
         """What it was made with."""
         return self._about
 
-    def score(self, entries: Sequence[Entry]) -> list[float | None]:
+    def score(self, entries: Sequence[CandidateEntry]) -> list[float | None]:
         """One after the other."""
         return [self._number(entry) for entry in entries]
 
 
-def checked(values: Any, entries: Sequence[Entry], name: str) -> list[float | None]:
+def checked(values: Any, entries: Sequence[CandidateEntry], name: str) -> list[float | None]:
     """A scorer's numbers as Python's own.
 
     Args:
@@ -108,7 +129,7 @@ def checked(values: Any, entries: Sequence[Entry], name: str) -> list[float | No
     return [_finite(value, entry, name) for value, entry in zip(listed, entries, strict=True)]
 
 
-def _finite(value: Any, entry: Entry, name: str) -> float | None:
+def _finite(value: Any, entry: CandidateEntry, name: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool | int | float) and math.isfinite(value):

@@ -54,6 +54,38 @@ class RewardOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class JudgeOptions:
+    """Of ``judge``."""
+
+    endpoint: str | None = option(None, "Required. Base URL, as http://127.0.0.1:8000/v1.")
+    model: str | None = option(None, "Required. Its name there.")
+    against: str = option(
+        "candidates",
+        "What a candidate is compared with: the others of its prompt, or its reference.",
+        ("candidates", "reference"),
+    )
+    opponents: int | None = option(
+        None, "Most others that each is compared with, even, >= 2; null: all."
+    )
+    api_key_env: str = option("OPENAI_API_KEY", "Environment variable that holds the key.")
+    timeout: float = option(300.0, "Seconds of one try, > 0.")
+    retries: int = option(5, "Further tries of a question, >= 0.")
+    concurrency: int = option(16, "Questions open at once, >= 1.")
+    temperature: float = option(0.0, "Of the judge, >= 0.")
+    max_tokens: int = option(1024, "Most tokens of a verdict, >= 1.")
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        at_least_one("max_tokens", self.max_tokens)
+        if self.opponents is not None and (self.opponents < 2 or self.opponents % 2):
+            raise ConfigError(
+                "CP103", f"opponents={self.opponents} should be an even number, at least 2."
+            )
+        if self.temperature < 0:
+            raise ConfigError("CP103", f"temperature={self.temperature} should be at least 0.")
+
+
+@dataclass(frozen=True, slots=True)
 class CommandOptions:
     """Of ``command``."""
 

@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from counterpoint.scoring.asked import BLANK, AskedScorer
-from counterpoint.scoring.entries import Entry
+from counterpoint.scoring.entries import CandidateEntry
 
 
 def scored_row(
-    entry: Entry,
+    entry: CandidateEntry,
     scores: Mapping[str, float | None],
     asked: Sequence[AskedScorer],
     passing: frozenset[str] = frozenset(),

@@ -9,7 +9,7 @@ Not here: the scorers, the file (``scored_file``), what is said at the end (``ac
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from typing import Any
 from counterpoint.console.phases import phase
 from counterpoint.evaluation.candidate_file import read_settings
 from counterpoint.scoring.asked import AskedScorer
-from counterpoint.scoring.entries import Entries, Entry
+from counterpoint.scoring.entries import CandidateEntries, CandidateEntry
 from counterpoint.scoring.scored_file import SAMPLED, SCORERS, SOURCES, open_scored
-from counterpoint.scoring.scorer import Scorer, checked
+from counterpoint.scoring.scorer import Scorer, ScoringWork, checked
 from counterpoint.scoring.total import scored_row
 
 WINDOW = 256
@@ -27,7 +27,7 @@ WINDOW = 256
 
 
 def score_candidates(
-    entries: Entries, asked: Sequence[AskedScorer], out: Path, *, overwrite: bool = False
+    entries: CandidateEntries, asked: Sequence[AskedScorer], out: Path, *, overwrite: bool = False
 ) -> list[str]:
     """Score what a file lacks.
 
@@ -55,12 +55,16 @@ def score_candidates(
             SCORERS: {one.name: {**one.settings(), **scorers[one.name].facts()} for one in asked},
         }
         about = _about(entries, out)
-        file = stack.enter_context(open_scored(out, entries, settings, about, overwrite=overwrite))
+        may_grow = all(scorer.alone for scorer in scorers.values())
+        file = stack.enter_context(
+            open_scored(out, entries, settings, about, overwrite=overwrite, may_grow=may_grow)
+        )
         if file.done < len(entries):
             done = file.done
             first = done - done % WINDOW
-            for scorer in scorers.values():
-                scorer.begin(lambda: _from(entries, first))
+            for name, scorer in scorers.items():
+                beside = out.with_name(f"{out.name}.{name}.jsonl")
+                scorer.begin(ScoringWork(entries, first, beside))
             with phase("scoring", len(entries) - done, "candidates") as now:
                 for start in range(first, len(entries), WINDOW):
                     window = list(entries.read(start, start + WINDOW))
@@ -71,7 +75,7 @@ def score_candidates(
 
 
 def score_window(
-    window: Sequence[Entry], asked: Sequence[AskedScorer], scorers: Mapping[str, Scorer]
+    window: Sequence[CandidateEntry], asked: Sequence[AskedScorer], scorers: Mapping[str, Scorer]
 ) -> list[dict[str, Any]]:
     """The rows of some candidates with their scores.
 
@@ -90,11 +94,7 @@ def score_window(
     ]
 
 
-def _from(entries: Entries, first: int) -> Iterator[Entry]:
-    return entries.read(first, len(entries))
-
-
-def _about(entries: Entries, out: Path) -> dict[str, Any]:
+def _about(entries: CandidateEntries, out: Path) -> dict[str, Any]:
     """Which files these were, and how their candidates were drawn, for ``counterpoint trace``."""
     sources = {_seen_from(path, out): read_settings(path) for path in entries.paths}
     return {
