@@ -140,6 +140,9 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP533": "a GGUF file of an architecture that transformers does not read",
         "CP534": "a file of candidates that were sampled or scored otherwise",
         "CP535": "a file of candidates that another process writes to",
+        "CP537": "a loop's file with several mistakes",
+        "CP538": "a folder that holds no loop, or a file of a loop that was changed by hand",
+        "CP539": "a stage of a loop that failed",
     }
 )
 

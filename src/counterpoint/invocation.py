@@ -28,6 +28,7 @@ COMMANDS = (
     "sweep",
     "chat",
     *("score", "trace"),
+    "loop",
 )
 """Every subcommand."""
 

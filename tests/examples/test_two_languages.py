@@ -9,6 +9,7 @@ from tests.examples.pages import bare, blocks, both, generated, outline, unlike_
 NAMES = [
     *("guide", "constrained", "translation", "quantized", "gguf", "sampling", "sweep", "chat"),
     "scoring",
+    "loop",
     *("reliability", "scaling", "vision"),
 ]
 

@@ -39,6 +39,7 @@ MODULES = (
     "sweep",
     "chat",
     *("score", "trace"),
+    "loop",
 )
 """Commands that are a module of ``cli``, which declares them in ``COMMAND``."""
 

@@ -64,6 +64,8 @@ commands:
                  make preference pairs of scored candidates
   trace PAIRS.jsonl ROW [--json]
                  say which candidates a pair came from, their scores, and how they were made
+  loop LOOP.yaml [--out FOLDER] [--dry_run]
+                 rounds of sample, score, pairs, train and evaluate, each from the model before
   diff BEFORE AFTER [--all] [--json]
                  say how two saved models or adapters differ
   consolidate RUN_OR_CHECKPOINT [--to FOLDER]

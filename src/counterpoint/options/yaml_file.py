@@ -8,6 +8,7 @@ Not here: whether an option of that name exists (``table``) and what type it has
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -53,6 +54,45 @@ def settings_of(text: str, path: str) -> list[Setting]:
     Raises:
         ConfigError: CP106 where the text cannot be read as that, with the line.
     """
+    root, reader = _mapping_of(text, path)
+    return [_setting(reader, *entry) for entry in reader.entries(root, hyphens=True)]
+
+
+def read_sections(
+    path: str, names: Collection[str]
+) -> tuple[list[Setting], dict[str, list[Setting]]]:
+    """The settings of a YAML file some of whose entries are mappings of settings.
+
+    Args:
+        path: a file in UTF-8 whose top level is a mapping.
+        names: entries that are such mappings, if they are there.
+
+    Returns:
+        All other settings, and those of each mapping by its name; each knows its own line.
+
+    Raises:
+        ConfigError: CP106 where the file cannot be read as that, with the line.
+    """
+    root, reader = _mapping_of(read_option_file(path), path)
+    top, sections = list[Setting](), dict[str, list[Setting]]()
+    for key, at, value in reader.entries(root, hyphens=True):
+        name = key.replace("-", "_")
+        if name not in names:
+            top.append(_setting(reader, key, at, value))
+        elif isinstance(value, yaml.MappingNode):
+            own = reader.entries(value, hyphens=True)
+            sections[name] = [_setting(reader, *entry, within=f"{name}.") for entry in own]
+        elif value.value == "" and isinstance(value, yaml.ScalarNode):
+            sections[name] = []
+        else:
+            raise ConfigError(
+                "CP106",
+                f"{reader.name} line {_line(at)}: {key} should be lines of 'option: value'.",
+            )
+    return top, sections
+
+
+def _mapping_of(text: str, path: str) -> tuple[yaml.MappingNode, _Reader]:
     name = Path(path).name
     root = _compose(text, name)
     if root is None:
@@ -62,16 +102,18 @@ def settings_of(text: str, path: str) -> list[Setting]:
         raise ConfigError(
             "CP106", f"{path} is {kind} at its top level; it should be lines of 'option: value'."
         )
-    reader = _Reader(name)
-    return [
-        Setting(
-            key.replace("-", "_"),
-            reader.read(value),
-            f"{name} line {_line(value_key)}: {key}",
-            tuple(f"{name} line {_line(item)}: {key}" for item in _items(value)),
-        )
-        for key, value_key, value in reader.entries(root, hyphens=True)
-    ]
+    return root, _Reader(name)
+
+
+def _setting(
+    reader: _Reader, key: str, at: yaml.Node, value: yaml.Node, *, within: str = ""
+) -> Setting:
+    return Setting(
+        key.replace("-", "_"),
+        reader.read(value),
+        f"{reader.name} line {_line(at)}: {within}{key}",
+        tuple(f"{reader.name} line {_line(item)}: {within}{key}" for item in _items(value)),
+    )
 
 
 def parse_flow(text: str, where: str) -> Given:

@@ -1,0 +1,158 @@
+"""Doing what is left of a loop: each stage a process of its own command, one after the other.
+
+A stage that outlives the loop that began it holds a file that the next one waits for, so that no
+two of them write to one file.
+
+Not here: which stages there are (``stages``), whether they are done (``ledger``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import BinaryIO, Protocol
+
+from counterpoint.errors import SetupError
+from counterpoint.loop.ledger import LoopLedger
+from counterpoint.loop.stages import LoopCourse, Stage
+from counterpoint.trainer.place import Interrupted
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
+
+STAGE_LOGS = "logs"
+"""Folder of what the stages said."""
+
+_HELD = ".stage"
+_CODED = re.compile(r"\bC[PWN]\d{3}\b.*")
+
+
+def log_of(course: LoopCourse, stage: Stage) -> Path:
+    """What a stage has said.
+
+    Args:
+        course: of the loop.
+        stage: of it.
+    """
+    return course.folder / STAGE_LOGS / f"{stage.key.replace('/', '-')}.log"
+
+
+class Started(Protocol):
+    """A stage's process."""
+
+    def wait(self) -> int:
+        """Its exit code, once it has one; below 0 for a signal."""
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+
+
+def start_stage(stage: Stage, log: BinaryIO, held: BinaryIO) -> Started:
+    """Start a stage's process.
+
+    Args:
+        stage: to be done.
+        log: takes what it says.
+        held: open in the process as long as it lives.
+    """
+    return subprocess.Popen(
+        # -P: no file of the working folder passes for a library
+        [sys.executable, "-P", "-m", "counterpoint", *stage.words],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        # in a session of its own: Ctrl-C reaches the loop alone, which ends it once
+        start_new_session=True,
+        pass_fds=(held.fileno(),) if os.name == "posix" else (),
+        env={**os.environ, "COLUMNS": "110"},
+    )
+
+
+def complete_loop(
+    course: LoopCourse,
+    ledger: LoopLedger,
+    told: Callable[[Stage, str | None], None],
+) -> None:
+    """Do every stage that is not done.
+
+    Args:
+        course: of the loop.
+        ledger: of its folder, which this process has locked.
+        told: is called with each stage before it is done, and why; with None where it is done.
+
+    Raises:
+        SetupError: CP538 for an output that was changed by hand, CP539 for a stage that failed.
+        KeyboardInterrupt: after the stage has ended.
+    """
+    with _held(course.folder) as held, _terminated():
+        for stage in course.stages():
+            why = ledger.why(stage)
+            told(stage, why)
+            if why is not None:
+                ledger.begin(stage)
+                _do(course, stage, held)
+                ledger.end(stage)
+
+
+def _do(course: LoopCourse, stage: Stage, held: BinaryIO) -> None:
+    log = log_of(course, stage)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    stage.writes[0].parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        process = start_stage(stage, file, held)
+    try:
+        code = process.wait()
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    if code:
+        raise SetupError(
+            "CP539",
+            f"round {stage.round}, {stage.name}: {_said_last(log, code)}; see {log}. What is done "
+            "stays, and the same command resumes the loop.",
+        )
+    absent = [path for path in stage.writes if not path.exists()]
+    if absent:
+        raise SetupError("CP539", f"round {stage.round}, {stage.name} left no {absent[0]}.")
+
+
+def _said_last(log: Path, code: int) -> str:
+    """Why a stage failed: its last line with a code, or its last line."""
+    if code < 0:
+        return f"it was killed by {signal.Signals(-code).name}"
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    coded = (found[0] for line in reversed(lines) if (found := _CODED.search(line)))
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    return next(coded, last.strip() or f"it ended with exit code {code}")
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[BinaryIO]:
+    """A file that every stage inherits with its lock; the lock ends with the last who has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _HELD).open("ab") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+
+
+@contextmanager
+def _terminated() -> Iterator[None]:
+    def ended(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    before = signal.signal(signal.SIGTERM, ended)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

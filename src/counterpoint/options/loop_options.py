@@ -1,0 +1,160 @@
+"""What ``counterpoint loop`` takes: the entries of its file, and what each stage may be given.
+
+A file has a mapping for each stage, whose entries are options of that stage's command. They are
+read as that command reads its flags, so that a mistake is said with its line.
+
+Not here: which options each command has (``command``, ``table``), the stages (``loop``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from counterpoint.errors import ConfigError
+from counterpoint.options.coerce import coerce
+from counterpoint.options.declared import option
+from counterpoint.options.given import Setting
+
+STAGES = ("sample", "score", "pairs", "train", "evaluate")
+"""Commands of which a loop's file may have a mapping."""
+
+FIRST, PREVIOUS = "first", "previous"
+
+OF_THE_LOOP: Mapping[str, tuple[str, ...]] = {
+    "sample": ("prompts", "out", "seed", "shard", "overwrite"),
+    "score": ("out", "overwrite", "max_rows", "json"),
+    "pairs": ("out", "overwrite", "json"),
+    "train": (
+        *("model", "dataset", "datasets", "split", "output_dir", "overwrite_output_dir"),
+        *("resume", "resume_from_checkpoint", "seed"),
+    ),
+    "evaluate": ("base", "out", "overwrite", "json"),
+}
+"""Options that the loop gives to each stage itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoopOptions:
+    """The command's own flags; every field's help is its meaning."""
+
+    out: str | None = option(
+        None, "Folder of the loop. null: runs/ and the name of its file, as in runs/loop."
+    )
+    dry_run: bool = option(False, "Say which stages would be done, and why; do none.")
+
+
+@dataclass(frozen=True, slots=True)
+class LoopRecipe:
+    """The entries of a loop's file beside its stages; every field's help is its meaning."""
+
+    model: str | None = option(
+        None, "Required. The first model: a hub id, a folder with a model or an adapter."
+    )
+    prompts: list[str] = option([], "Required. Prompts to sample to, as counterpoint sample reads.")
+    rounds: int = option(1, "Rounds, >= 1. More of them may be asked for later.")
+    seed: int = option(0, "Of sampling and training, >= 0; each round has seeds of its own of it.")
+    sample_from: str = option(
+        PREVIOUS,
+        "Model that a round's candidates are of: that of the round before, or the first one.",
+        (PREVIOUS, FIRST),
+    )
+    train_from: str = option(
+        PREVIOUS,
+        "Model that a round's training begins with: that of the round before, or the first one.",
+        (PREVIOUS, FIRST),
+    )
+    accumulate: bool = option(False, "Train on the pairs of all rounds so far, not of the last.")
+    beside: list[str] = option([], "Further models that every round samples from.")
+    held_out: list[str] = option(
+        [],
+        "Prompts that no round trains on. The first model and that of each round answer them as "
+        "they are sampled and scored; the report compares each round with the one before.",
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        missing = [name for name in ("model", "prompts") if not getattr(self, name)]
+        if missing:
+            verb = "is" if len(missing) == 1 else "are"
+            raise ConfigError(
+                "CP107", f"{' and '.join(missing)} {verb} missing in the loop's file."
+            )
+        for name, least in (("rounds", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(
+                    "CP103",
+                    f"{name}={getattr(self, name)} should be a whole number, at least {least}.",
+                )
+
+
+Reading = Callable[[str], tuple[Any, tuple[str, ...]] | None]
+"""Type and choices of an option by its name; None for a name that is no option."""
+
+
+def read_stage(
+    stage: str, settings: Sequence[Setting], reads: Reading, names: Collection[str]
+) -> tuple[dict[str, Any], list[ConfigError]]:
+    """The options of one stage, each of its own type.
+
+    Args:
+        stage: its command.
+        settings: entries of its mapping.
+        reads: the options of the command.
+        names: of these, for the one that was probably meant.
+
+    Returns:
+        Values by name, and all mistakes: CP101 to CP104, each naming its line.
+    """
+    values, wrong = {}, list[ConfigError]()
+    for one in settings:
+        found = None if one.name in OF_THE_LOOP[stage] else reads(one.name)
+        try:
+            if one.name in OF_THE_LOOP[stage]:
+                raise ConfigError("CP104", f"{one.where} is the loop's to say. Leave it out.")
+            if found is None:
+                raise ConfigError("CP101", _no_option(stage, one, names))
+            values[one.name] = coerce(one, *found)
+        except ConfigError as error:
+            wrong.append(error)
+    return values, wrong
+
+
+def _no_option(stage: str, one: Setting, names: Collection[str]) -> str:
+    near = get_close_matches(one.name, names, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"see counterpoint {stage} --help."
+    return f"{one.where} is no option of counterpoint {stage}; {hint}"
+
+
+def located(error: ConfigError, settings: Sequence[Setting], stage: str) -> ConfigError:
+    """An error of options together, with the line of the first that its message names.
+
+    Args:
+        error: of a command's own check.
+        settings: entries of the stage's mapping.
+        stage: its command.
+    """
+    spelled = error.message.replace("-", "_")
+    places = {spelled.find(one.name): one.where for one in settings if one.name in spelled}
+    where = places[min(places)] if places else stage
+    return type(error)(error.code, f"{where}: {error.message}")
+
+
+def words_of(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Values as the words of a command line.
+
+    Args:
+        values: by name, each of its own type.
+    """
+    return tuple(f"--{name}={_word(value)}" for name, value in values.items())
+
+
+def _word(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False)
+    return repr(value) if isinstance(value, float) else str(value)

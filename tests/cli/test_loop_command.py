@@ -1,0 +1,152 @@
+"""``counterpoint loop``: all mistakes of all stages before the first one, then their files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+import yaml
+
+from counterpoint.cli.main import main
+from counterpoint.loop import running
+from counterpoint.loop.stages import Stage
+from tests.cli.conftest import Command, write_pairs
+
+RECIPE: dict[str, Any] = {
+    "model": "model",
+    "prompts": "pairs.jsonl",
+    "held_out": "held.jsonl",
+    "sample": {"k": 3, "max_new_tokens": 5, "use_cpu": True},
+    "score": {"with": "scorer:lengths"},
+    "train": {"max_steps": 1, "per_device_train_batch_size": 2, "use_cpu": True},
+    "evaluate": {"dataset": "pairs.jsonl", "resamples": 20, "use_cpu": True},
+}
+
+SCORER = """
+def lengths(rows):
+    return [float(len(row["text"])) for row in rows]
+"""
+
+
+class Here:
+    """A stage in this very process, as ``running.Started`` has it."""
+
+    def __init__(self, stage: Stage, log: BinaryIO, held: BinaryIO) -> None:
+        self.words = list(stage.words)
+
+    def wait(self) -> int:
+        return main(self.words)
+
+    def terminate(self) -> None: ...
+
+
+@pytest.fixture
+def recipe(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A loop of one round in the current folder, its stages in this process."""
+    monkeypatch.setattr(running, "start_stage", Here)
+    Path("scorer.py").write_text(SCORER)
+    write_pairs(Path("held.jsonl"), [{"prompt": f"What is {n} and {n}?"} for n in (20, 30)])
+    write_recipe(RECIPE)
+    return json.loads(json.dumps(RECIPE))
+
+
+def write_recipe(content: dict[str, Any]) -> None:
+    Path("loop.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def lines(path: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_round_goes_from_the_model_to_a_model_of_its_own_pairs(
+    recipe: dict[str, Any], command: Command
+) -> None:
+    done = command("loop", "loop.yaml", "--out", "out")
+    assert done.code == 0, done.err
+    drawn, scored = lines("out/round-1/candidates.jsonl"), lines("out/round-1/scored.jsonl")
+    assert len(drawn) == len(scored) == 3 * 12
+    assert [one["score"] for one in scored] == [float(len(one["text"])) for one in drawn]
+    for pair in lines("out/round-1/pairs.jsonl"):
+        # from a pair one comes back to its candidates, and so to their model and scores
+        texts = [one for one in scored if one["prompt"] == pair["prompt"]]
+        by_text = {one["text"]: one["score"] for one in texts}
+        assert by_text[pair["chosen"]] - by_text[pair["rejected"]] == pair["score_gap"]
+    of_run = json.loads(Path("out/round-1/run/run.json").read_text())
+    assert of_run["options"]["max_steps"] == 1
+    for number in (0, 1):
+        assert Path(f"out/round-{number}/evaluation.json").is_file()
+        assert len(lines(f"out/round-{number}/held-out-scored.jsonl")) == 3 * 2
+    assert "the last model is out/round-1/run" in done.out
+    # once more: everything is done; and what an option changes is not
+    before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*.jsonl")}
+    again = command("loop", "loop.yaml", "--out", "out")
+    assert again.code == 0, again.err
+    assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("*.jsonl")} == before
+    write_recipe(recipe | {"pairs": {"select": "all"}})
+    listed = " ".join(command("loop", "loop.yaml", "--out", "out", "--dry_run").out.split())
+    assert "round 1, score: done" in listed
+    assert "round 1, pairs: it was without, now --select=all" in listed
+    assert "round 1, train: after out/round-1/pairs.jsonl, if that changes" in listed
+
+
+def test_every_mistake_of_every_stage_is_said_with_its_line(
+    recipe: dict[str, Any], command: Command
+) -> None:
+    recipe["rounds"] = 0
+    recipe["sample"]["temprature"] = 0.5
+    recipe["pairs"] = {"select": "bestest", "out": "mine.jsonl"}
+    recipe["train"]["beta"] = "much"
+    write_recipe(recipe)
+    done = command("loop", "loop.yaml", "--out", "out")
+    assert done.code == 2
+    said = " ".join(done.err.split())
+    text = Path("loop.yaml").read_text().splitlines()
+    for code, what in (
+        ("CP103", "rounds"),
+        ("CP101", "temprature"),
+        ("CP102", "select"),
+        ("CP104", "out"),
+        ("CP103", "beta"),
+    ):
+        line = next(n for n, one in enumerate(text, 1) if one.strip().startswith(f"{what}:"))
+        place = f"{code} loop.yaml line {line}: "
+        assert place in said, (place, said)
+    assert "did you mean temperature?" in said
+    assert "CP537 loop.yaml has 5 mistakes" in said
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "said"),
+    [
+        ({"sample": {"k": 0}}, "CP103", "line 5: sample.k: k=0 should be a whole number"),
+        (
+            {"train": {"label_smoothing": 0.7}},
+            "CP103",
+            "train.label_smoothing: label_smoothing=0.7",
+        ),
+        ({"pairs": {"per_prompt": 2}}, "CP104", "pairs.per_prompt: per_prompt does nothing"),
+        ({"evaluate": {}}, "CP107", "evaluate has neither dataset nor prompts"),
+        ({"score": {"with": "charf"}}, "CP102", "score.with: --with: 'charf' is not one of"),
+        ({"rounds": 2, "sampel": {}}, "CP101", "sampel is no entry of a loop"),
+        ({"prompts": "none.jsonl"}, "CP211", "none.jsonl"),
+        ({"sample_from": "last"}, "CP102", "previous, first"),
+    ],
+)
+def test_what_cannot_be_meant_starts_nothing(
+    recipe: dict[str, Any], command: Command, changes: dict[str, Any], code: str, said: str
+) -> None:
+    write_recipe({**recipe, **changes})
+    done = command("loop", "loop.yaml", "--out", "out")
+    assert done.code == 2
+    assert code in done.err
+    assert said in " ".join(done.err.split())
+    assert not Path("out").exists()
+
+
+def test_a_loop_has_a_file(workshop: Path, command: Command) -> None:
+    assert "CP107 the file is missing" in command("loop").err
+    assert "CP106" in command("loop", "nowhere.yaml").err
+    assert "CP101" in command("loop", "a.yaml", "b.yaml").err
