@@ -1,6 +1,8 @@
-"""A scorer of the quickstart's task that is wrong one time in ten, for ``counterpoint score``.
+r"""A scorer of the quickstart's task that is wrong one time in ten, for ``counterpoint score``.
 
     counterpoint score candidates.jsonl --out scored.jsonl --with noisy_flaws:score
+    counterpoint score candidates.jsonl --out scored.jsonl \
+        --with 'flaws=command:python benchmarks/noisy_flaws.py'
 
 A text's score is less by one for each flaw, and -5 for another number. With a chance of ``WRONG``
 it is one of these six numbers, each as likely, whatever the text.
@@ -10,7 +12,9 @@ Not here: what a flaw is (``counterpoint.quickstart.task``).
 
 from __future__ import annotations
 
+import json
 import random
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -54,3 +58,14 @@ def number_asked(prompt: str) -> int:
 @cache
 def _below_1000() -> dict[str, int]:
     return {english(number): number for number in range(1000)}
+
+
+def main() -> int:
+    """Score the candidates of standard input, a line each."""
+    for line in sys.stdin:
+        print(*score([json.loads(line)]), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

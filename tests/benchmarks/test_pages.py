@@ -16,6 +16,7 @@ import data_at_size
 import generation
 import gpu
 import growth
+import loop
 import monitor
 import plan_sharded
 import planner
@@ -56,6 +57,10 @@ SHOWN: dict[tuple[str, str], Callable[[Any], str]] = {
     **{
         (f"docs/{page}", "generation"): lambda results: generation.table(results["rows"])
         for page in generation.PAGES
+    },
+    **{
+        (f"docs/{page}", "loop"): lambda results: loop.as_table(results["rows"])
+        for page in loop.PAGES
     },
     ("docs/vision.md", "vision"): lambda results: vision.table(results["rows"]),
     **{

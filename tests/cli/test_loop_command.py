@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,7 +20,7 @@ RECIPE: dict[str, Any] = {
     "prompts": "pairs.jsonl",
     "held_out": "held.jsonl",
     "sample": {"k": 3, "max_new_tokens": 5, "use_cpu": True},
-    "score": {"with": "scorer:lengths"},
+    "score": {"with": "scorer_of_lengths:lengths"},
     "train": {"max_steps": 1, "per_device_train_batch_size": 2, "use_cpu": True},
     "evaluate": {"dataset": "pairs.jsonl", "resamples": 20, "use_cpu": True},
 }
@@ -46,7 +47,7 @@ class Here:
 def recipe(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A loop of one round in the current folder, its stages in this process."""
     monkeypatch.setattr(running, "start_stage", Here)
-    Path("scorer.py").write_text(SCORER)
+    Path("scorer_of_lengths.py").write_text(SCORER)
     write_pairs(Path("held.jsonl"), [{"prompt": f"What is {n} and {n}?"} for n in (20, 30)])
     write_recipe(RECIPE)
     return json.loads(json.dumps(RECIPE))
@@ -73,12 +74,19 @@ def test_a_round_goes_from_the_model_to_a_model_of_its_own_pairs(
         texts = [one for one in scored if one["prompt"] == pair["prompt"]]
         by_text = {one["text"]: one["score"] for one in texts}
         assert by_text[pair["chosen"]] - by_text[pair["rejected"]] == pair["score_gap"]
+    traced = command("trace", "out/round-1/pairs.jsonl", "0", "--json")
+    assert traced.code == 0, traced.err
+    assert "model" in traced.out
     of_run = json.loads(Path("out/round-1/run/run.json").read_text())
     assert of_run["options"]["max_steps"] == 1
     for number in (0, 1):
         assert Path(f"out/round-{number}/evaluation.json").is_file()
         assert len(lines(f"out/round-{number}/held-out-scored.jsonl")) == 3 * 2
     assert "the last model is out/round-1/run" in done.out
+    if find_spec("bokeh"):
+        page = Path("out/report.html").read_text(encoding="utf-8")
+        assert "1 of 1 rounds" in page
+        assert "wins over the round before" in page
     # once more: everything is done; and what an option changes is not
     before = {path: path.stat().st_mtime_ns for path in Path("out").rglob("*.jsonl")}
     again = command("loop", "loop.yaml", "--out", "out")

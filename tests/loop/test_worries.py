@@ -49,9 +49,12 @@ def write_round(
     (place / "evaluation.json").write_text(json.dumps(content))
 
 
-def figures(folder: Path, rounds: int = 1) -> list[RoundFigures]:
-    recipe = LoopRecipe("model", ["prompts.jsonl"], rounds=rounds)
-    return figures_of(LoopCourse(recipe, folder, {}, {}))
+def figures(folder: Path, rounds: int = 1, unfinished: int = -1) -> list[RoundFigures]:
+    recipe = LoopRecipe("model", ["prompts.jsonl"], rounds=rounds, held_out=["held.jsonl"])
+    given = {"sample": {}, "score": {}, "pairs": {}, "train": {}, "evaluate": {}}
+    course = LoopCourse(recipe, folder, given, dict.fromkeys(given, ()))
+    ended = {f"round-{n}/{stage}" for n in range(rounds + 1) for stage in ("judge", "evaluate")}
+    return figures_of(course, ended - {f"round-{unfinished}/judge"})
 
 
 UP, DOWN = (1.0, 2.0, 3.0, 4.0), (0.0, 1.0, 2.0, 3.0)
@@ -85,6 +88,17 @@ def test_each_worry_has_its_code(tmp_path: Path, code: str, changes: dict[str, A
     write_round(tmp_path, 0, DOWN)
     write_round(tmp_path, 1, **{"scores": UP, **changes})
     assert [one.code for one in worries_of(figures(tmp_path))] == [code]
+
+
+def test_what_a_stage_has_not_completed_counts_nowhere(tmp_path: Path) -> None:
+    write_round(tmp_path, 0, DOWN)
+    write_round(tmp_path, 1, UP)
+    with (tmp_path / "round-1" / "held-out-scored.jsonl").open("a") as file:
+        file.write('{"prompt": "to')
+    (_, last) = figures(tmp_path, unfinished=1)
+    assert last.held is None
+    assert last.wins is None
+    assert last.accuracy["held"].value == 0.7
 
 
 def test_what_falls_with_the_score_is_no_price_of_it(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def loop(words: list[str]) -> None:
             error.args = ("What is done stays; the same command resumes the loop.",)
             raise
         finally:
-            _report(course)
+            _report(course, ledger)
     say(f"the last model is {course.model(course.recipe.rounds)}")
 
 
@@ -121,28 +121,27 @@ def _tell(stage: Stage, why: str | None) -> None:
         say(f"round {stage.round}, {stage.name}: {why}")
 
 
-def _report(course: LoopCourse) -> None:
+def _report(course: LoopCourse, ledger: LoopLedger) -> None:
     """Say what is worrying and draw the page, also of a loop that has not ended."""
     from counterpoint.loop.figures import figures_of
     from counterpoint.loop.page import loop_html
     from counterpoint.loop.worries import worries_of
     from counterpoint.report.writing import refuse_other_file, write_page
 
+    figures = figures_of(course, ledger.ended)
+    if not figures:
+        return
+    findings = worries_of(figures)
+    for line in Report.of(findings).as_lines(terminal_width(), ("warning",)):
+        complain(line)
     path = course.folder / PAGE_NAME
     try:
         with phase("drawing the loop"):
-            figures = figures_of(course)
-            if not figures:
-                return
-            findings = worries_of(figures)
             refuse_other_file(path)
             size = write_page(path, loop_html(course, figures, findings))
         say(f"all rounds in {path} ({size / 1e6:.1f} MB)")
     except CounterpointError as error:  # the rounds are there all the same
         complain(f"no page of the loop: {error}")
-        return
-    for line in Report.of(findings).as_lines(terminal_width(), ("warning",)):
-        complain(line)
 
 
 def _list(course: LoopCourse, ledger: LoopLedger) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from counterpoint.evaluation.bootstrap import Bootstrap, BootstrapEstimate, Resampling, mean
-from counterpoint.loop.stages import EVALUATION, JUDGED, PAIRS, SCORED, LoopCourse
+from counterpoint.loop.stages import LoopCourse
 
 WINDOW = Resampling(resamples=1000)
 """Of all intervals."""
@@ -74,33 +74,38 @@ class RoundFigures:
     measures: Mapping[str, float] = field(default_factory=dict)
 
 
-def figures_of(course: LoopCourse) -> list[RoundFigures]:
+def figures_of(course: LoopCourse, ended: Collection[str]) -> list[RoundFigures]:
     """Every round that has anything to count.
 
     Args:
         course: of a loop, which need not be done.
+        ended: keys of the stages that are; what another has written is not whole.
     """
     found, before = [], None
+    files = {stage.key: stage.writes[0] for stage in course.stages() if stage.key in ended}
     for number in range(course.recipe.rounds + 1):
-        folder = course.round_folder(number)
-        if not folder.is_dir():
-            break
-        held = _groups(folder / JUDGED)
-        drawn = _groups(folder / SCORED)
-        accuracy, measures = _evaluated(folder / EVALUATION)
+        mine = {stage: files.get(f"round-{number}/{stage}") for stage in _COUNTED}
+        if not any(mine.values()):
+            continue
+        held = _groups(mine["judge"])
+        accuracy, measures = _evaluated(mine["evaluate"])
         found.append(
             RoundFigures(
                 number,
-                _counted_texts(drawn),
+                _counted_texts(_groups(mine["score"])),
                 _counted_texts(held),
                 wins_over(before, held) if before and held else None,
-                _lines(folder / PAIRS),
+                _lines(mine["pairs"]),
                 accuracy,
                 measures,
             )
         )
-        before = held or before
+        before = held or None
     return found
+
+
+_COUNTED = ("score", "pairs", "evaluate", "judge")
+"""Stages whose files are counted."""
 
 
 Groups = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -138,9 +143,9 @@ def _mean(values: Sequence[float], *, is_share: bool = False) -> BootstrapEstima
     return draws.estimates({"mean": mean(values, is_share=is_share)})["mean"]
 
 
-def _groups(path: Path) -> Groups:
+def _groups(path: Path | None) -> Groups:
     found: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    if path.is_file():
+    if path is not None:
         with path.open(encoding="utf-8") as file:
             for line in file:
                 row = json.loads(line)
@@ -176,15 +181,17 @@ def _of_scorer(groups: Groups, name: str) -> BootstrapEstimate | None:
     return _mean([sum(one) / len(one) for one in known if one])
 
 
-def _lines(path: Path) -> int | None:
-    if not path.is_file():
+def _lines(path: Path | None) -> int | None:
+    if path is None:
         return None
     with path.open("rb") as file:
         return sum(1 for _ in file)
 
 
-def _evaluated(path: Path) -> tuple[dict[str, BootstrapEstimate], dict[str, float]]:
-    if not path.is_file():
+def _evaluated(
+    path: Path | None,
+) -> tuple[dict[str, BootstrapEstimate], dict[str, float]]:
+    if path is None:
         return {}, {}
     side = json.loads(path.read_text(encoding="utf-8"))["after"]
     accuracy = {

@@ -61,6 +61,11 @@ class LoopLedger:
         self.folder = folder
         self.entries = _read_ledger(folder)
 
+    @property
+    def ended(self) -> set[str]:
+        """Keys of the stages that have ended and were not begun again."""
+        return {name for name, one in self.entries.items() if one.state == ENDED}
+
     def why(self, stage: Stage) -> str | None:
         """Why a stage has to be done; None where it is done already.
 

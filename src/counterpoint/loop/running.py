@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO, Protocol
 
+from counterpoint.console.phases import phase
 from counterpoint.errors import SetupError
 from counterpoint.loop.ledger import LoopLedger
 from counterpoint.loop.stages import LoopCourse, Stage
@@ -99,7 +100,8 @@ def complete_loop(
             told(stage, why)
             if why is not None:
                 ledger.begin(stage)
-                _do(course, stage, held)
+                with phase(f"round {stage.round}, {stage.name}"):
+                    _do(course, stage, held)
                 ledger.end(stage)
 
 

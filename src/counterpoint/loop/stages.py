@@ -143,6 +143,7 @@ class LoopCourse:
             ("pairs", str(read), *words_of(own), *words_of(given)),
             (str(read), *self.named["pairs"]),
             (out,),
+            (_settings(out),),
         )
 
     def _train(self, number: int) -> Stage:
