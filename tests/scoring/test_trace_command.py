@@ -17,7 +17,7 @@ __all__ = ["command"]
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> Path:
     """Candidates of two models, scored, and pairs of them; each in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    with open_candidates(Path("drawn/c.jsonl"), {"seed": 7, "temperature": 0.8}) as file:
+    with open_candidates(Path("drawn/c.jsonl"), {"seed": 0, "temperature": 0.8}) as file:
         for model in ("old", "new"):
             file.admit(model, {"weights": f"digest of {model}"})
             file.append(
@@ -48,7 +48,7 @@ def test_every_pair_leads_to_its_candidates_scores_and_settings(command: Command
             assert found["from"] == pair[f"{side}_from"]
             assert found["candidate"]["score"] == pair[f"{side}_score"] == len(pair[side])
             assert found["scorers"]["length"]["require"] == "<= 8"
-            assert (found["sampled"]["seed"], found["sampled"]["temperature"]) == (7, 0.8)
+            assert (found["sampled"]["seed"], found["sampled"]["temperature"]) == (0, 0.8)
             model = found["from"]["model"]
             assert found["sampled"]["model"] == {"weights": f"digest of {model}"}
         assert told["rules"]["select"] == "all"
@@ -60,7 +60,7 @@ def test_it_is_told_in_lines_and_what_is_gone_is_said(command: Command) -> None:
     assert said.code == 0, said.err
     assert "from: model new, row 0, candidate 1" in said.out
     assert "scores: length 4, score 4" in said.out
-    assert "seed 7, temperature 0.8" in said.out
+    assert "seed 0, temperature 0.8" in said.out
     Path("scored/s.jsonl").unlink()
     said = command("trace", "p.jsonl", "0")
     assert "scored/s.jsonl is not there any more." in said.out

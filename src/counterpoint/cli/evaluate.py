@@ -21,7 +21,7 @@ from counterpoint.doctor.findings import Finding, Report, find
 from counterpoint.errors import ConfigError, DataError
 from counterpoint.evaluation import references
 from counterpoint.evaluation.bootstrap import Resampling
-from counterpoint.evaluation.findings import AFTER, BEFORE, Findings, Side
+from counterpoint.evaluation.findings import AFTER, BEFORE, Findings, Side, by_kind
 from counterpoint.evaluation.table import WIDTH
 from counterpoint.invocation import EXTRAS, installing
 from counterpoint.log import logger
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from counterpoint.evaluation.generation import Decoding, Prompt
     from counterpoint.options.settings import Request
     from counterpoint.records import TokenPair
+    from counterpoint.scoring.asked import AskedScorer
 
 USAGE = """\
 usage: counterpoint evaluate MODEL --dataset FILE_OR_HUB ... [--option value ...]
@@ -55,7 +56,7 @@ examples:
   counterpoint evaluate runs/first --dataset held-out.jsonl
   counterpoint evaluate runs/first --dataset easy=a.jsonl hard=b.jsonl --json
   counterpoint evaluate runs/first --base Qwen/Qwen2.5-0.5B --dataset test.jsonl \\
-      --generate 100 --out evaluated
+      --generate 100 --with reward:org/reward-model --out evaluated
 
 options:
   --dataset  (list)
@@ -94,6 +95,7 @@ def evaluate(words: list[str]) -> None:
     options, others = COMMAND.read(rest)
     _check_out(options)
     metrics = _metrics(options)
+    asked = _asked(options)
     leave_at_exit()
     quiet_bars()
     quiet_replicas()
@@ -111,6 +113,11 @@ def evaluate(words: list[str]) -> None:
         sides[AFTER] = _side(source, request, options)
     if not is_first_process():
         return
+    remarks = []
+    if asked:
+        from counterpoint.cli.scored_sides import score_sides
+
+        remarks = score_sides(sides, asked)
     with phase("working out the intervals"):
         plan = Resampling(options.resamples, options.seed)
         found = Findings(sides, plan, metrics, options.bleu_tokenizer)
@@ -121,7 +128,7 @@ def evaluate(words: list[str]) -> None:
     text = json.dumps(_json_ready(content, Mask()), indent=1, allow_nan=False)
     if options.out is not None:
         _write(options, text, sides, {BEFORE: options.base, AFTER: source})
-    lines = list(found.lines())
+    lines = [*found.lines(), *remarks]
     if warnings.findings:
         lines += ["", warnings.as_table(WIDTH)]
     put(text if options.json else "\n".join(lines))
@@ -280,6 +287,15 @@ def _metrics(options: EvaluateOptions) -> list[str]:
     return list(references.METRICS)
 
 
+def _asked(options: EvaluateOptions) -> Sequence[AskedScorer]:
+    """Scorers of the texts that are to be written."""
+    if not options.with_ and options.scorers is None:
+        return ()
+    from counterpoint.scoring.asked import asked_scorers
+
+    return asked_scorers(options.with_, file=options.scorers, are_summed=False)
+
+
 # Files
 
 
@@ -301,14 +317,20 @@ def _write(
     lines = [
         visible(
             json.dumps(
-                _json_ready({"model": models[who], "set": name, **one.as_entry()}, mask),
+                _json_ready(
+                    {
+                        **{"model": models[who], "set": key[0], **one.as_entry()},
+                        **_scores_of(side, key, n),
+                    },
+                    mask,
+                ),
                 ensure_ascii=False,
                 allow_nan=False,
             )
         )
         for who, side in sides.items()
-        for name, completions in side.written.items()
-        for one in completions
+        for key, completions in by_kind(side).items()
+        for n, one in enumerate(completions)
     ]
     folder = Path(str(options.out))
     if options.overwrite:
@@ -317,6 +339,13 @@ def _write(
         if content:
             with staged(folder / name, overwrite=options.overwrite) as file:
                 file.write("".join(f"{line}\n" for line in content).encode())
+
+
+def _scores_of(side: Side, key: tuple[str, str], number: int) -> dict[str, Any]:
+    """What scorers say of one text, where there are scorers."""
+    if key not in side.scored:
+        return {}
+    return {"scores": {name: found[number] for name, found in side.scored[key].items()}}
 
 
 def _json_ready(value: Any, mask: Mask) -> Any:

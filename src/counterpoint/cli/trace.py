@@ -115,7 +115,9 @@ def _side(side: TracedSide) -> Iterator[str]:
 def _settings(values: Mapping[str, Any], *, keep: bool = False) -> str:
     """Names and values on a line; what is not set is left out."""
     shown = {
-        name: value for name, value in values.items() if keep or value not in (None, "", [], False)
+        name: value
+        for name, value in values.items()
+        if keep or not (value is None or value is False or value in ("", []))
     }
     return ", ".join(f"{name} {_value(value)}" for name, value in shown.items())
 

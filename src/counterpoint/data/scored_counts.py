@@ -14,7 +14,7 @@ from counterpoint.errors import DataError
 
 FATES = ("tied", "narrow", "same_text", "overruled", "usable")
 """What becomes of two candidates of a prompt: equal scores; a gap below ``min_gap``; the same
-text; a human's mark on both or on neither in a prompt that has marks; none of these."""
+text; a mark on both or on neither in a prompt that has marks; none of these."""
 
 
 @dataclass
@@ -129,7 +129,7 @@ _FATES = {
     "tied": "of equal scores",
     "narrow": "below the least gap",
     "same_text": "of the same text",
-    "overruled": "overruled by a human's mark",
+    "overruled": "overruled by a human's mark or the reference",
     "usable": "usable",
 }
 _LEFT_OUT = {"vetoed": "vetoed by a requirement", "unscored": "without a score"}

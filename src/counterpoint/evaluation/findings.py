@@ -15,6 +15,7 @@ from typing import Any
 from counterpoint.evaluation import references, table, texts
 from counterpoint.evaluation.bootstrap import SOURCE, Resampling
 from counterpoint.evaluation.preferences import Comparison, Preferences, compare, judge
+from counterpoint.evaluation.scored_texts import ScoredChange, score_changes, score_means
 from counterpoint.evaluation.scores import PairScores, aligned
 from counterpoint.evaluation.texts import Completion
 from counterpoint.evaluation.without_pictures import PictureEffect, picture_effect
@@ -37,6 +38,7 @@ class Side:
         scores: of each pair, by set.
         blank: of each pair that shows pictures, with blank ones in their place, by set.
         written: completions by set; those that are not sampled, then sampled ones.
+        scored: what scorers say of them, by set and way of writing, and by scorer.
     """
 
     objective: str
@@ -44,6 +46,7 @@ class Side:
     scores: dict[str, PairScores] = field(default_factory=dict)
     blank: dict[str, PairScores] = field(default_factory=dict)
     written: dict[str, list[Completion]] = field(default_factory=dict)
+    scored: dict[tuple[str, str], dict[str, list[float | None]]] = field(default_factory=dict)
 
 
 class Findings:
@@ -82,9 +85,18 @@ class Findings:
             before, after = sides[BEFORE].scores, sides[AFTER].scores
             self.compared = {n: compare(before[n], after[n], self.plan) for n in after}
         self.texts = {who: dict(self._text_statistics(side)) for who, side in sides.items()}
+        self.scored = {
+            who: {key: score_means(found, plan) for key, found in side.scored.items()}
+            for who, side in sides.items()
+        }
+        self.score_changes: dict[tuple[str, str], dict[str, ScoredChange]] = {
+            key: score_changes(sides[BEFORE].scored[key], found, plan)
+            for key, found in sides[AFTER].scored.items()
+            if self._same_prompts(key)
+        }
 
     def _text_statistics(self, side: Side) -> Iterator[tuple[tuple[str, str], dict[str, float]]]:
-        for key, part in _by_kind(side).items():
+        for key, part in by_kind(side).items():
             found = texts.statistics(part)
             with_one = [one for one in part if one.reference is not None]
             if with_one and self.metrics:
@@ -117,6 +129,10 @@ class Findings:
             for (name, kind), values in self.texts[who].items():
                 written.setdefault(name, {})[kind] = values
             content[who] = {"sets": sets, "texts": written}
+            if self.scored[who]:
+                content[who]["scored"] = _nested(self.scored[who])
+        if self.score_changes:
+            content["score_changes"] = _nested(self.score_changes)
         if BEFORE in self.sides:
             content["changes"] = {n: asdict(found) for n, found in self.compared.items()}
         return content
@@ -138,7 +154,7 @@ class Findings:
                 if not self._cut_alike(name):
                     yield from OTHER_TOKENS
                 yield ""
-        for (name, kind), part in _by_kind(after).items():
+        for (name, kind), part in by_kind(after).items():
             yield from self._text_lines(name, kind, part)
         if BEFORE in self.sides:
             yield table.NOT_ZERO
@@ -156,22 +172,45 @@ class Findings:
         values = self.texts[AFTER][name, kind]
         title = f"{name}, {kind}: {len(part):,} prompts"
         shown = {AFTER: part}
-        before = self.sides.get(BEFORE)
-        other = None if before is None else _by_kind(before)[name, kind]
-        if other is not None and [o.prompt for o in other] == [o.prompt for o in part]:
+        other = by_kind(self.sides[BEFORE])[name, kind] if BEFORE in self.sides else None
+        if other is not None and self._same_prompts((name, kind)):
             shown = {BEFORE: other, AFTER: part}
-            changes = texts.text_differences(other, part, self.plan)
+            differences = texts.text_differences(other, part, self.plan)
             yield from table.text_comparison_table(
-                title, self.texts[BEFORE][name, kind], values, changes, self.plan.level
+                title, self.texts[BEFORE][name, kind], values, differences, self.plan.level
             )
         else:
             yield from table.text_table(title, values)
         yield ""
+        if (name, kind) in self.scored[AFTER]:
+            means = {who: self.scored[who][name, kind] for who in shown}
+            changes = self.score_changes.get((name, kind), {})
+            yield from table.score_table(title, means, changes, self.plan.level)
+            yield ""
         yield from table.shown_texts(shown)
 
+    def _same_prompts(self, key: tuple[str, str]) -> bool:
+        """Whether there are two models, and both have written to the same prompts."""
+        if BEFORE not in self.sides:
+            return False
+        before, after = (by_kind(self.sides[who]).get(key, []) for who in (BEFORE, AFTER))
+        return [one.prompt for one in before] == [one.prompt for one in after]
 
-def _by_kind(side: Side) -> dict[tuple[str, str], list[Completion]]:
-    """Completions by set and way of writing."""
+
+def _nested(found: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[str, Any]:
+    """By set, way of writing and scorer, for JSON."""
+    content: dict[str, Any] = {}
+    for (name, kind), scorers in found.items():
+        content.setdefault(name, {})[kind] = {one: asdict(made) for one, made in scorers.items()}
+    return content
+
+
+def by_kind(side: Side) -> dict[tuple[str, str], list[Completion]]:
+    """Completions by set and way of writing.
+
+    Args:
+        side: of one model.
+    """
     found: dict[tuple[str, str], list[Completion]] = {}
     for name, completions in side.written.items():
         for one in completions:

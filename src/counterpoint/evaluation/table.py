@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from counterpoint.evaluation.bootstrap import BootstrapEstimate
 from counterpoint.evaluation.preferences import Comparison, LengthBin, Preferences
+from counterpoint.evaluation.scored_texts import ScoredChange, ScoredMean
 from counterpoint.evaluation.texts import Completion
 from counterpoint.evaluation.without_pictures import PictureEffect
 
@@ -150,6 +151,39 @@ def text_comparison_table(
         level: of the intervals, in (0, 1).
     """
     return [title, *_sides(before, after, differences, level)]
+
+
+def score_table(
+    title: str,
+    means: Mapping[str, Mapping[str, ScoredMean]],
+    changes: Mapping[str, ScoredChange],
+    level: float,
+) -> list[str]:
+    """What scorers say of the texts of one model or two.
+
+    Args:
+        title: what the table is of.
+        means: who wrote -> scorer -> the mean.
+        changes: of two models, by scorer.
+        level: of the intervals, in (0, 1).
+    """
+    lines = [f"{title}, scores", f"  {'':<28}{'value':>9}  {level:.0%} interval"]
+    names = list(dict.fromkeys(name for found in means.values() for name in found))
+    for name in names:
+        for who, found in means.items():
+            one = found[name]
+            label = f"{name}, {who}" if len(means) > 1 else name
+            without = f"; {one.without:,} without" if one.without else ""
+            shown = f"{digits(one.mean.value):>9}  {_interval(one.mean)}{without}"
+            lines.append(f"  {label:<28}{shown}")
+        if name in changes:
+            change, wins = changes[name].change, changes[name].wins
+            clear = " *" if change.low > 0 or change.high < 0 else ""
+            lines.append(
+                f"    {'change':<26}{_signed(change.value):>9}  {_interval(change)}{clear}"
+            )
+            lines.append(f"    {'wins over before':<26}{digits(wins.value):>9}  {_interval(wins)}")
+    return lines
 
 
 def shown_texts(sides: Mapping[str, Sequence[Completion]]) -> list[str]:

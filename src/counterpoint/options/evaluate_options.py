@@ -67,7 +67,10 @@ OF_TRAIN = (
 )
 """Options of ``counterpoint train`` that mean the same here."""
 
-OF_WRITING = ("temperature", "max_new_tokens", "num_beams", "metrics", "bleu_tokenizer")
+OF_WRITING = (
+    *("temperature", "max_new_tokens", "num_beams", "metrics", "bleu_tokenizer"),
+    *("with_", "scorers"),
+)
 """Flags of the command that only say how, or whereby, texts are written and scored."""
 
 _AS_IN_TRAIN = {"dataset": "eval_dataset", "split": "eval_dataset_split"}
@@ -112,6 +115,12 @@ class EvaluateOptions:
         "chrf, where sacrebleu is installed.",
         (*METRICS, "none"),
     )
+    with_: list[str] = option(
+        [],
+        "Scorers of the texts written, as for counterpoint score; with base also the share of "
+        "prompts that the model wins.",
+    )
+    scorers: str | None = option(None, "YAML file of scorers, as for counterpoint score.")
     bleu_tokenizer: str = option(
         "13a", "How BLEU finds words: 13a for most languages, zh for Chinese.", BLEU_TOKENIZERS
     )
@@ -155,9 +164,10 @@ class EvaluateOptions:
             )
         idle = [name for name in OF_WRITING if getattr(self, name) != _default_of(name)]
         if idle and not self.writes:
+            names = [name.removesuffix("_") for name in idle]
             raise ConfigError(
                 "CP104",
-                f"{' and '.join(idle)} would do nothing: no text is written without --generate N "
+                f"{' and '.join(names)} would do nothing: no text is written without --generate N "
                 "or --prompts FILE.",
             )
 

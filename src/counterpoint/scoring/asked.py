@@ -125,6 +125,7 @@ def asked_scorers(
     file: str | None = None,
     weights: Sequence[str] = (),
     requirements: Sequence[str] = (),
+    are_summed: bool = True,
 ) -> tuple[AskedScorer, ...]:
     """All scorers of a command line, each with its weight.
 
@@ -133,6 +134,7 @@ def asked_scorers(
         file: YAML with more of them; None: none.
         weights: as NAME=NUMBER.
         requirements: as NAME, NAME=NUMBER, NAME>=NUMBER and so on, or lang=CODE.
+        are_summed: whether their sum is wanted; where not, none needs a weight.
 
     Raises:
         ConfigError: CP101 to CP107 for what cannot be meant.
@@ -152,7 +154,8 @@ def asked_scorers(
         _weigh(word, by_name)
     if not by_name:
         raise ConfigError("CP107", "scorers are missing: --with chrf, or --scorers FILE.yaml.")
-    return _weighed(list(by_name.values()))
+    asked = list(by_name.values())
+    return _weighed(asked) if are_summed else tuple(asked)
 
 
 # Words
