@@ -5,7 +5,8 @@
 A loop of two rounds of the quickstart's task runs its stages as ``counterpoint loop`` does, but as
 forks, so that no life waits for imports. At a random instant SIGKILL hits the loop alone (whose
 stage lives on as an orphan), the stage alone, or both; the same loop is then begun again, until it
-ends. Everything but logs, the page, and what a run says of times and machine, is compared bit for bit.
+ends. Everything but logs, the page, and what a run says of times and machine, is compared bit for
+bit.
 """
 
 from __future__ import annotations

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +177,37 @@ def test_cut_anywhere_it_resumes_to_the_same_bytes(command: Command) -> None:
         Path("s.jsonl").write_bytes(whole[:cut])
         assert command("score", "c.jsonl", *OUT, *words).code == 0
         assert Path("s.jsonl").read_bytes() == whole, cut
+
+
+@pytest.mark.skipif(
+    not os.environ.get("COUNTERPOINT_TORTURE"), reason="takes a minute; make torture runs it"
+)
+def test_killed_thirty_times_it_ends_with_the_same_bytes(command: Command) -> None:
+    write_pairs(Path("c.jsonl"), candidates(3_000))
+    Path("slow.py").write_text(
+        "import time\ndef size(rows):\n    time.sleep(0.2)\n"
+        "    return [len(row['text']) for row in rows]\n"
+    )
+    words = ("--with", "chrf", "slow:size", "--weight", "chrf=1")
+
+    def start(out: str) -> subprocess.Popen[bytes]:
+        call = [sys.executable, "-m", "counterpoint", "score", "c.jsonl", "--out", out, *words]
+        return subprocess.Popen(call, stderr=subprocess.DEVNULL)
+
+    assert start("whole.jsonl").wait() == 0
+    whole, chance, kills = Path("whole.jsonl").read_bytes(), random.Random(0), 0
+    while kills < 30:
+        run = start("s.jsonl")
+        try:
+            assert run.wait(chance.uniform(0.5, 4)) == 0
+            assert Path("s.jsonl").read_bytes() == whole
+            Path("s.jsonl").unlink()
+        except subprocess.TimeoutExpired:
+            run.send_signal(signal.SIGKILL)
+            run.wait()
+            kills += 1
+    assert start("s.jsonl").wait() == 0
+    assert Path("s.jsonl").read_bytes() == whole
 
 
 def test_what_was_written_before_an_error_stays_and_is_not_scored_again(command: Command) -> None:

@@ -53,6 +53,7 @@ class OwnProcess(Scorer):
         self._answers: Queue[bytes | None] = Queue(WAITING)
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._failed = False
 
     def begin(self, work: ScoringWork) -> None:
         """Start it.
@@ -78,7 +79,10 @@ class OwnProcess(Scorer):
         Raises:
             ModelError: CP347 for a process that ends too early, answers no JSON, or takes too long.
         """
-        return [self._answer(entry) for entry in entries]
+        self._failed = True  # until every one of them is answered
+        found = [self._answer(entry) for entry in entries]
+        self._failed = False
+        return found
 
     def close(self) -> None:
         """End it: gently where everything was answered."""
@@ -87,7 +91,7 @@ class OwnProcess(Scorer):
         if process is None:
             return
         try:
-            process.wait(SECONDS_TO_END if self._answers.empty() else 0)
+            process.wait(0 if self._failed else SECONDS_TO_END)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
