@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from counterpoint.forward.agreement import layouts_disagree
 from counterpoint.forward.gradient_proof import largest_difference
 from counterpoint.forward.head import find_head
+from counterpoint.forward.in_double import fits_in_double
 from counterpoint.forward.kernels import ATTENTION_KERNELS, PAIRWISE
 from counterpoint.forward.layouts import PADDED, SHARED
 from counterpoint.forward.pair_forward import pair_forward
@@ -206,6 +208,47 @@ def test_the_proof_passes_where_layouts_agree_and_not_where_they_do_not(models, 
 
     monkeypatch.setitem(ATTENTION_KERNELS, "pairwise", replace(PAIRWISE, run=leaky))
     assert "log-probabilities differ" in layouts_disagree(model, find_head(model), *batches)
+
+
+class _Bent(torch.autograd.Function):
+    """Leaves values alone, and makes the gradient of rows of one pair a percent larger."""
+
+    @staticmethod
+    def forward(ctx, hidden, bent):
+        ctx.bent = bent
+        return hidden.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * 1.01 if ctx.bent else gradient, None
+
+
+@pytest.mark.parametrize(("dtypes", "proved"), [("float32", True), ("float32 float64", False)])
+def test_a_gradient_that_rounding_alone_decides_is_asked_for_in_float64(models, dtypes, proved):
+    model, pairs = models("llama"), token_pairs(2)
+    batches = SHARED.collate(pairs), PADDED.collate(pairs)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    seen = []
+
+    def bend(module, given, hidden):
+        seen.append(str(hidden.dtype).removeprefix("torch."))
+        return _Bent.apply(hidden, len(hidden) == 1 and seen[-1] in dtypes.split())
+
+    model.model.layers[0].mlp.register_forward_hook(bend)
+    said = layouts_disagree(model, find_head(model), *batches)
+    assert said is None if proved else re.search(r"the gradient of \S+ differs by", said)
+    assert seen == ["float32", "float32", "float64", "float64"]
+    held = model.state_dict()
+    assert all(held[name].dtype == weight.dtype for name, weight in before.items())
+    assert all(torch.equal(held[name], weight) for name, weight in before.items())
+
+
+def test_a_model_is_doubled_where_training_takes_as_much(models):
+    model = models("llama")
+    assert fits_in_double(model)
+    large = torch.nn.Linear(8_192, 8_192, bias=False, device="meta")
+    assert not fits_in_double(large), "nobody knows what another device has"
+    assert not fits_in_double(model.to(torch.bfloat16))
 
 
 def test_of_what_is_not_finite_nothing_is_proved(models):

@@ -39,7 +39,7 @@ FLOOR = 1e-2
 
 
 def sampled_gradient(total: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-    """Some entries of the gradient of each weight, in float64 where the device has it.
+    """Some entries of the gradient of each weight, in float32.
 
     Args:
         total: a scalar with a graph, or one that nothing of the weights is in.
@@ -67,28 +67,39 @@ def _sample(gradient: Tensor) -> Tensor:
     return flat[:: max(1, flat.numel() // SAMPLE)].float().clone()
 
 
-def largest_difference(one: Sequence[Tensor], other: Sequence[Tensor]) -> tuple[int, float]:
-    """Which gradient differs most from its like, and by how much, relative to its norm.
+def relative_differences(one: Sequence[Tensor], other: Sequence[Tensor]) -> list[float]:
+    """How far each gradient is from its like, relative to its norm; NaN where one is not finite.
 
     Args:
         one: from ``sampled_gradient``; the truth.
         other: of the same weights.
+    """
+    norms = [float(true.norm()) for true in one]
+    whole = math.hypot(*filter(math.isfinite, norms))
+    floor = max(FLOOR * whole, torch.finfo(torch.float32).tiny)
+    apart = [float((true - found).norm()) for true, found in zip(one, other, strict=True)]
+    return [
+        difference / max(norm, floor) if math.isfinite(difference) else math.nan
+        for norm, difference in zip(norms, apart, strict=True)
+    ]
+
+
+def largest_difference(one: Sequence[Tensor], other: Sequence[Tensor]) -> tuple[int, float]:
+    """Which gradient differs most from its like, and by how much, relative to its norm.
+
+    Args:
+        one: as for ``relative_differences``.
+        other: likewise.
 
     Returns:
         NaN for the first in which something is not finite: of all of them nothing is known then.
     """
-    apart = [float((true - found).norm()) for true, found in zip(one, other, strict=True)]
-    for place, difference in enumerate(apart):
-        if not math.isfinite(difference):
-            return place, math.nan
-    whole = sum(float(gradient.square().sum()) for gradient in one) ** 0.5
-    floor = max(FLOOR * whole, torch.finfo(torch.float32).tiny)
-    worst = (0, 0.0)
-    for place, true in enumerate(one):
-        difference = apart[place] / max(float(true.norm()), floor)
-        if difference > worst[1]:
-            worst = (place, difference)
-    return worst
+    found = relative_differences(one, other)
+    unknown = next((place for place, one in enumerate(found) if math.isnan(one)), None)
+    if unknown is not None:
+        return unknown, math.nan
+    place = max(range(len(found)), key=found.__getitem__, default=0)
+    return place, found[place] if found else 0.0
 
 
 @contextmanager
