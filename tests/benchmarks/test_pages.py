@@ -23,6 +23,7 @@ import planner
 import preparing
 import pytest
 import quickstart
+import real_model
 import report
 import roofline
 import scaling_table
@@ -62,6 +63,7 @@ SHOWN: dict[tuple[str, str], Callable[[Any], str]] = {
         (f"docs/{page}", "loop"): lambda results: loop.as_table(results["rows"])
         for page in loop.PAGES
     },
+    ("docs/objectives.md", "real_model"): real_model.table,
     ("docs/vision.md", "vision"): lambda results: vision.table(results["rows"]),
     **{
         (f"docs/{page}", "quickstart_both"): lambda results: quickstart.table_of_both(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from counterpoint.data.formats import check_columns, to_preference_row
+from counterpoint.data.formats import check_columns, read_unopened, to_preference_row
 from counterpoint.data.mixture import in_own_columns
 from counterpoint.data.pair_rules import PairRules
 from counterpoint.data.scored import pairs_from_scored
@@ -93,6 +93,56 @@ DIALOGUES = {
     "HelpSteer 2": HELPSTEER_2,
     "HelpSteer 3": HELPSTEER_3,
 }
+
+
+SWIFT = {"messages": dialogue("An oak."), "rejected_response": "A stone."}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        SWIFT,
+        {"messages": dialogue("An oak."), "rejected_messages": dialogue("A stone.")},
+        {
+            "messages": [
+                {"from": "human", "value": "Name a tree."},
+                {"from": "gpt", "value": "An oak."},
+            ],
+            "rejected_response": "A stone.",
+        },
+        {**SWIFT, "rejected_messages": None, "rejected_images": []},
+    ],
+)
+def test_a_row_of_ms_swift_is_the_conversation_and_how_it_should_not_have_ended(row):
+    check_columns(row, name="swift")
+    read = to_preference_row(row, 0)
+    assert (read.prompt, read.chosen, read.rejected) == (ASKED, said("An oak."), said("A stone."))
+    beside = to_preference_row({**row, "system": "Be brief."}, 0)
+    assert beside.prompt == [{"role": "system", "content": "Be brief."}, *ASKED]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"messages": ASKED}, "messages"),
+        ({"messages": said("An oak.")}, "messages"),
+        ({"rejected_response": ["A stone."]}, "rejected_response"),
+        ({"images": ["a.png"], "rejected_images": ["b.png"]}, "rejected_images"),
+    ],
+)
+def test_a_row_of_ms_swift_that_is_no_pair_is_named(change, field):
+    with pytest.raises(DataError, match=rf"CP2\d\d row 0, field {field}"):
+        read_unopened({**SWIFT, **change}, 0, seeing=True)
+
+
+def test_a_row_of_ms_swift_shows_both_answers_the_same_pictures():
+    seen = [{"role": "user", "content": "<image>What is it?"}, *said("An oak.")]
+    other = [seen[0], *said("A stone.")]
+    shown = {"messages": seen, "images": ["a.png"], "rejected_images": ["a.png"]}
+    for rejected in ({"rejected_response": "A stone."}, {"rejected_messages": other}):
+        read, pictures = read_unopened({**shown, **rejected}, 0, seeing=True)
+        assert (read.chosen, read.rejected) == (said("An oak."), said("A stone."))
+        assert len(pictures) == 1
 
 
 @pytest.mark.parametrize("name", DIALOGUES)

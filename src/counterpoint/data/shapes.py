@@ -10,6 +10,8 @@ Each is recognised by the columns that it holds, not by the name of its set:
 3. ALMA-R: ``translation``, an object of texts by language, of other systems' translations and of
    their scores. A human's ``Delta`` decides where there is one (above 0: GPT-4's is better), else
    the best and the worst by KIWI and XCOMET together. X-ALMA: the same with ``chosen``, ``reject``.
+4. ms-swift: ``messages`` with what is rejected in place of its last turn (``rejected_response``) or
+   of all of it (``rejected_messages``).
 
 A row gives one pair. ``counterpoint pairs`` makes several of scored candidates.
 
@@ -22,7 +24,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from counterpoint.data.cells import fail
+from counterpoint.data.cells import fail, fail_type, read_messages
 from counterpoint.preference_row import Message
 
 PREFERENCES = {
@@ -31,9 +33,16 @@ PREFERENCES = {
 }
 """Columns that say which of two answers is preferred, and the columns of these."""
 
+REJECTED_TURN, REJECTED_WHOLE, REJECTED_PICTURES = (
+    f"rejected_{what}" for what in ("response", "messages", "images")
+)
+
 OF_SHAPES = (
     "completions",
     "translation",
+    REJECTED_TURN,
+    REJECTED_WHOLE,
+    REJECTED_PICTURES,
     *PREFERENCES,
     *(side for sides in PREFERENCES.values() for side in sides),
 )
@@ -49,7 +58,10 @@ _SYSTEMS = ("gpt4", "alma")
 def has_shape(columns: set[str]) -> bool:
     """Whether columns are of one of these sets."""
     rated = any({name, *sides} <= columns for name, sides in PREFERENCES.items())
-    return rated or {"instruction", "completions"} <= columns or "translation" in columns
+    of_swift = "messages" in columns and bool({REJECTED_TURN, REJECTED_WHOLE} & columns)
+    return (
+        rated or of_swift or {"instruction", "completions"} <= columns or "translation" in columns
+    )
 
 
 def in_known_shape(raw: Mapping[str, Any], row: int) -> Mapping[str, Any]:
@@ -72,7 +84,40 @@ def in_known_shape(raw: Mapping[str, Any], row: int) -> Mapping[str, Any]:
         return _rated(raw, row)
     if isinstance(raw.get("translation"), Mapping):
         return _instructed(translated_pair(raw, row))
+    if "messages" in raw and {REJECTED_TURN, REJECTED_WHOLE} & {*raw}:
+        return _answered_otherwise(raw, row)
     return raw
+
+
+def _answered_otherwise(raw: Mapping[str, Any], row: int) -> Mapping[str, Any]:
+    """A conversation as it went, and as it should not have ended."""
+    shown = raw.get(REJECTED_PICTURES)
+    if shown and shown != raw.get("images"):
+        fail(
+            "CP202",
+            row,
+            REJECTED_PICTURES,
+            "are other pictures than images holds, and both answers of a pair are about the same "
+            "ones. Remove the row.",
+        )
+    used = ("messages", REJECTED_TURN, REJECTED_WHOLE, REJECTED_PICTURES)
+    rest = {name: cell for name, cell in raw.items() if name not in used}
+    turns = read_messages(raw["messages"], row, "messages")
+    if REJECTED_WHOLE in raw:
+        return {**rest, "chosen": turns, "rejected": raw[REJECTED_WHOLE]}
+    answer = raw[REJECTED_TURN]
+    if not isinstance(answer, str):
+        fail_type(answer, row, REJECTED_TURN, "the text of the assistant's last turn")
+    if len(turns) < 2 or turns[-1]["role"] != "assistant":
+        fail(
+            "CP202",
+            row,
+            "messages",
+            "should end with a turn of the assistant, behind others: that is what "
+            f"{REJECTED_TURN} is compared with.",
+        )
+    rejected = {"role": "assistant", "content": answer}
+    return {**rest, "prompt": turns[:-1], "chosen": turns[-1:], "rejected": [rejected]}
 
 
 def _compared(

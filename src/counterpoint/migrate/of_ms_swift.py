@@ -3,7 +3,7 @@
 Read in its documentation (command-line parameters, custom data sets). Where it is silent and its
 defaults differ from those here, they are written out.
 
-Not here: its chat templates, and rows of ``messages`` with ``rejected_response``.
+Not here: its chat templates; rows of ``messages`` with ``rejected_response`` (``data.shapes``).
 """
 
 from __future__ import annotations
