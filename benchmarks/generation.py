@@ -1,18 +1,19 @@
 """Claim: 64 prompts get 4 candidates each faster than one by one, and no text is another.
 
-Three ways of one model, in turns, in one process:
+Four ways of one model, in turns, in one process:
 
 1. one by one: ``generate`` of transformers, a candidate at a time, no padding;
 2. padded: ``generate`` of all in batches of 16 in the order of the file, its own sampling;
-3. ours: what ``counterpoint sample`` does, in batches of 16, sorted by length.
+3. ours: what ``counterpoint sample`` does, in batches of 16, sorted by length;
+4. continuous: the same with ``--engine continuous``, 16 texts at once.
 
 Sampled texts cannot be compared over the ways, whose chances differ; so the same is done greedily
-once, in float32, and the texts of all three must be equal.
+once, in float32, and the texts of all must be equal.
 
     python benchmarks/generation.py [--rounds 3] [--rows ...]   into results/generation.json
     python benchmarks/generation.py --docs                      write docs/sampling.md
 
-Eight minutes on two cores.
+Ten minutes on two cores.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ WORK: dict[str, dict[str, Any]] = {
     "quickstart": {"name": "the quickstart's model, its own prompts", "tokens": 32},
     "30M": {"name": "Qwen3-shaped 34M, prompts of hh-rlhf", "tokens": 32},
 }
-WAYS = ("one by one", "padded", "ours")
+WAYS = ("one by one", "padded", "ours", "continuous")
 RESULTS = step.ROOT / "benchmarks" / "results" / "generation.json"
 
 
@@ -56,7 +57,7 @@ def model_of(row: str) -> tuple[Any, Any, list[str]]:
 
 
 class Ways:
-    """The three ways of one model.
+    """The ways of one model.
 
     Args:
         row: of ``WORK``.
@@ -76,8 +77,8 @@ class Ways:
     def run(self, way: str, *, greedy: bool = False) -> dict[tuple[int, int], tuple[int, ...]]:
         """The tokens of each candidate, by row and number."""
         count = 1 if greedy else CANDIDATES
-        if way == "ours":
-            return self._ours(count, greedy)
+        if way in ("ours", "continuous"):
+            return self._ours(way, count, greedy)
         places = [(row, n) for row in range(len(self.prompts)) for n in range(count)]
         size = 1 if way == "one by one" else BATCH
         found = {}
@@ -104,7 +105,7 @@ class Ways:
             )[:, width:].tolist()
         return [tuple(row[: row.index(ends)] if ends in row else row) for row in new]
 
-    def _ours(self, count: int, greedy: bool) -> dict[tuple[int, int], tuple[int, ...]]:
+    def _ours(self, way: str, count: int, greedy: bool) -> dict[tuple[int, int], tuple[int, ...]]:
         from counterpoint.evaluation.sampling import (
             Draw,
             Sampling,
@@ -123,7 +124,10 @@ class Ways:
         def take(done: Any) -> None:
             found.update({(one.row, one.candidate): text.ids for one, text in done})
 
-        draw_candidates(self.model, self.tokenizer, draws, how, lambda one: False, take)
+        drawing = draw_candidates
+        if way == "continuous":
+            from counterpoint.evaluation.continuous import draw_continuously as drawing
+        drawing(self.model, self.tokenizer, draws, how, lambda one: False, take)
         return found
 
 
@@ -140,7 +144,7 @@ def measure(row: str, rounds: int) -> dict[str, Any]:
     texts = [ways.run(way, greedy=True) for way in WAYS]
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     for number in range(rounds):
-        for way in WAYS[number % 3 :] + WAYS[: number % 3]:
+        for way in WAYS[number % len(WAYS) :] + WAYS[: number % len(WAYS)]:
             seconds[way].append(timed(lambda way=way: ways.run(way)))
     return {
         "row": row,
@@ -154,12 +158,13 @@ def measure(row: str, rounds: int) -> dict[str, Any]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """What the page shows: medians, least and most."""
-    head = "| model | one by one, s | padded, s | ours, s | greedy texts equal |"
-    lines = [head, "|---|---|---|---|---|"]
+    ways = list(rows[0]["seconds"])
+    head = f"| model | {' | '.join(f'{way}, s' for way in ways)} | greedy texts equal |"
+    lines = [head, "|---" * (len(ways) + 2) + "|"]
     for one in rows:
         cells = [
             f"{statistics.median(found):.1f} ({min(found):.1f} to {max(found):.1f})"
-            for found in (one["seconds"][way] for way in WAYS)
+            for found in (one["seconds"][way] for way in ways)
         ]
         equal = "yes" if all(one["equal_greedy"]) else "no"
         lines.append(f"| {one['name']} | {' | '.join(cells)} | {equal} |")

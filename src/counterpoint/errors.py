@@ -71,6 +71,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP244": "a human's choice of a candidate that there is not",
         "CP247": "a completion of which no token is left that is trained",
         "CP248": "a completion whose turns cannot be told apart",
+        "CP249": "candidates that an endpoint did not give",
         # 3: model and tokenizer
         "CP301": "a model or tokenizer that cannot be loaded",
         "CP302": "a tokenizer without an end-of-sequence token",
@@ -97,6 +98,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP338": "a reference that cannot read what the run's model reads",
         "CP339": "a reference that gives a completion a log-probability that is not finite",
         "CP340": "an adapter that has changed since a new one was put on top of it",
+        "CP344": "a model that transformers' continuous batching does not write with",
         "CP346": "a reward model whose labels give no one number",
         "CP347": "a scorer of one's own that fails",
         "CP348": "a judge whose verdicts cannot be used",

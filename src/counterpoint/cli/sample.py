@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from counterpoint import ranks
 from counterpoint.console.manners import quiet_bars, quiet_replicas
 from counterpoint.errors import ConfigError, SetupError
 from counterpoint.evaluation.candidate_file import CandidateFile, open_candidates
+from counterpoint.invocation import installing
 from counterpoint.log import logger
 from counterpoint.options.command import Command
 from counterpoint.options.evaluate_options import read_evaluation
@@ -40,14 +41,16 @@ usage: counterpoint sample MODEL [MODEL ...] --prompts FILE --out CANDIDATES.jso
 Draws candidates: k texts to each prompt from each model, a line each, with the
 prompt, the text, the model and the row. Scored, they are what counterpoint
 pairs reads. MODEL is a hub id, a folder with a model or an adapter, or a GGUF
-file. A candidate depends on seed, model, prompt and its number alone, so a
-sampling that was stopped is resumed by the same command, and a larger k adds
-candidates.
+file; with --engine endpoint, the name of a model that a server has. A
+candidate depends on seed, model, prompt and its number alone, so a sampling
+that was stopped is resumed by the same command, and a larger k adds candidates.
 
 examples:
   counterpoint sample runs/first --prompts pairs.jsonl -k 8 --out candidates.jsonl
   counterpoint sample runs/first runs/second --prompts prompts.jsonl --out both.jsonl \\
       --temperature 0.8 --top_p 0.95 --system_prompt 'Answer in one sentence.'
+  counterpoint sample NAME --engine endpoint --endpoint http://127.0.0.1:8000/v1 \\
+      --prompts prompts.jsonl --out served.jsonl
 
 options:
 """
@@ -71,6 +74,12 @@ def sample(words: list[str]) -> None:
         CounterpointError: with the code of what cannot be done.
     """
     models, options, others = _read_words(words)
+    if options.is_served and others:
+        raise ConfigError(
+            "CP101",
+            f"{others[0].partition('=')[0]} would do nothing with --engine endpoint: the server "
+            "has loaded its model already.",
+        )
     out = Path(str(options.out)).expanduser()
     refuse_unusable(out)
     if out.is_dir():
@@ -80,18 +89,21 @@ def sample(words: list[str]) -> None:
     quiet_replicas()
     with tempfile.TemporaryDirectory(prefix="counterpoint-") as nowhere:
         # what is wrong with any model's options is said before the first is loaded
-        requests = {
-            name: read_evaluation(name, others, nowhere, command="sample", takes=OF_LOADING)
-            for name in models
-        }
+        requests = {} if options.is_served else _requests(models, others, nowhere)
         from counterpoint.cli.prompt_rows import read_prompt_rows
+        from counterpoint.cli.sample_served import refuse_missing, sample_served
 
         rows = read_prompt_rows(options)
         settings = _settings(options, rows)
         with open_candidates(out, settings, overwrite=options.overwrite) as file:
-            for name, request in requests.items():
-                _sample_one(name, request, options, rows, file)
+            missing = {}
+            for name in models:
+                if options.is_served:
+                    missing[name] = sample_served(name, options, rows, file)
+                else:
+                    _sample_one(name, requests[name], options, rows, file)
             logger().info("%s holds %s candidates", out, f"{len(file.written):,}")
+            refuse_missing(missing, out)
 
 
 def _read_words(words: list[str]) -> tuple[list[str], SampleOptions, list[str]]:
@@ -116,6 +128,13 @@ def _read_words(words: list[str]) -> tuple[list[str], SampleOptions, list[str]]:
     if twice:
         raise ConfigError("CP104", f"{twice[0]} is named twice; a larger k draws more of it.")
     return models, options, others
+
+
+def _requests(models: Sequence[str], words: list[str], nowhere: str) -> dict[str, Request]:
+    return {
+        name: read_evaluation(name, words, nowhere, command="sample", takes=OF_LOADING)
+        for name in models
+    }
 
 
 def _refuse_ranks() -> None:
@@ -159,13 +178,15 @@ def _sample_one(
         logger().info("%s: all %s candidates are there", name, f"{len(places):,}")
         return
     from counterpoint.cli.evaluator import evaluating_trainer
-    from counterpoint.evaluation.sampling import Sampling, draw_candidates
+    from counterpoint.evaluation.sampling import Sampling
     from counterpoint.models.preparing import encoder_of
     from counterpoint.monitor.checksum import digest_of_weights
 
     trainer = evaluating_trainer(name, request)
     tokenizer = trainer.processing_class
-    file.admit(name, {"weights": digest_of_weights(trainer.model)})
+    # padded batches came first, and their files name no engine
+    engine = {} if options.engine == "transformers" else {"engine": options.engine}
+    file.admit(name, {"weights": digest_of_weights(trainer.model), **engine})
     encoder = encoder_of(trainer.model, tokenizer, request.config)
     prompts = [row.encoded(encoder) for row in rows]
     draws = list(_draws(name, prompts, mine, options))
@@ -186,7 +207,7 @@ def _sample_one(
         file.append(_entry(name, rows[one.row], one, text) for one, text in done)
 
     with trainer.accelerator.autocast():
-        draw_candidates(
+        _drawing(options.engine)(
             trainer.model,
             tokenizer,
             draws,
@@ -194,6 +215,21 @@ def _sample_one(
             lambda one: (name, one.row, one.candidate) in file.written,
             take,
         )
+
+
+def _drawing(engine: str) -> Callable[..., None]:
+    from counterpoint.evaluation.sampling import draw_candidates
+
+    if engine == "transformers":
+        return draw_candidates
+    try:
+        from counterpoint.evaluation.continuous import draw_continuously
+    except ImportError as error:
+        raise SetupError(
+            "CP502",
+            f"engine={engine} needs transformers 5.23 or later: {installing('transformers>=5.23')}",
+        ) from error
+    return draw_continuously
 
 
 def _draws(

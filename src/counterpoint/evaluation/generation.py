@@ -331,17 +331,22 @@ class BatchWriter:
             written = output.sequences[:, given:].tolist()
             for prompt, new, score in zip(few, written, output.sequences_scores, strict=True):
                 end = next((n for n, token in enumerate(new, 1) if token in self.ends), len(new))
-                texts.append((prompt, new[:end], self._mean_logp(prompt, new[:end])))
+                texts.append((prompt, new[:end], self.mean_logp(prompt, new[:end])))
                 differences.append(abs(float(score) - texts[-1][2]))
         return not is_beyond_rounding(
             differences,
-            lambda: [abs(self._mean_logp(prompt, new) - plain) for prompt, new, plain in texts],
+            lambda: [abs(self.mean_logp(prompt, new) - plain) for prompt, new, plain in texts],
             self.model,
             self._computed_in,
         )
 
-    def _mean_logp(self, prompt: Prompt, new: Sequence[int]) -> float:
-        """Of the tokens that follow a prompt, in nats, from one pass over all of them."""
+    def mean_logp(self, prompt: Prompt, new: Sequence[int]) -> float:
+        """Of the tokens that follow a prompt, in nats, from one pass over all of them.
+
+        Args:
+            prompt: that they follow.
+            new: at least one token.
+        """
         inputs, given = self._inputs([prompt], after=len(new) - 1)
         said = torch.tensor([new], device=inputs["input_ids"].device)
         name = "decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"

@@ -17,7 +17,6 @@ Not here: which prompts, and files (``cli.sample``, ``candidate_file``).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -33,6 +32,7 @@ from transformers import (
 )
 
 from counterpoint.console.phases import phase
+from counterpoint.evaluation.chance import chance_by
 from counterpoint.evaluation.generation import BatchWriter, Decoding, Prompt, as_completion
 from counterpoint.evaluation.room import room_behind
 from counterpoint.evaluation.texts import Completion
@@ -90,8 +90,7 @@ def candidate_chance(seed: int, model: str, prompt: Prompt, occurrence: int, can
         occurrence: how many equal prompts stand before it.
         candidate: its number among those of the prompt.
     """
-    of = (seed, model, prompt.ids, prompt.start, occurrence, candidate)
-    return int.from_bytes(hashlib.blake2b(repr(of).encode(), digest_size=8).digest(), "big") >> 1
+    return chance_by(seed, model, prompt.ids, prompt.start, occurrence, candidate)
 
 
 def draw_candidates(
@@ -151,7 +150,7 @@ def chosen_by_chance(how: Sampling, chances: Sequence[int]) -> LogitsProcessorLi
     """
     if not how.temperature:
         return None
-    chooses = _warpers(how)
+    chooses = warpers(how)
     chooses.append(_Race(chances))
     return chooses
 
@@ -160,7 +159,12 @@ def _nothing() -> None:
     """Tokens are not counted: texts are."""
 
 
-def _warpers(how: Sampling) -> LogitsProcessorList:
+def warpers(how: Sampling) -> LogitsProcessorList:
+    """What temperature, top-k and top-p leave of the logits.
+
+    Args:
+        how: texts are drawn, with a temperature above 0.
+    """
     found = LogitsProcessorList([_Wide(), TemperatureLogitsWarper(how.temperature)])
     if how.top_k:
         found.append(TopKLogitsWarper(how.top_k))
@@ -192,10 +196,20 @@ class _Race(LogitsProcessor):
             self._generators = [
                 torch.Generator(scores.device).manual_seed(one) for one in self._chances
             ]
-        times = torch.stack(
-            [scores.new_empty(scores.shape[1]).exponential_(generator=g) for g in self._generators]
-        )
-        # a time of zero, which no token should win by alone
-        times.clamp_(min=torch.finfo(times.dtype).tiny)
-        first = (scores - times.log()).argmax(dim=1, keepdim=True)
-        return torch.full_like(scores, -torch.inf).scatter(1, first, 0.0)
+        return only_the_winners(scores, self._generators)
+
+
+def only_the_winners(scores: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Logits that leave one token of each row, drawn by the row's own chance.
+
+    Args:
+        scores: logits of the next tokens, [rows, vocab], of 32 bits or more.
+        generators: of the rows, on the device of the logits; each gives a number a token.
+    """
+    times = torch.stack(
+        [scores.new_empty(scores.shape[1]).exponential_(generator=g) for g in generators]
+    )
+    # a time of zero, which no token should win by alone
+    times.clamp_(min=torch.finfo(times.dtype).tiny)
+    first = (scores - times.log()).argmax(dim=1, keepdim=True)
+    return torch.full_like(scores, -torch.inf).scatter(1, first, 0.0)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
+from counterpoint.endpoint import KEY_ENV, Endpoint
 from counterpoint.errors import ConfigError
 from counterpoint.options.declared import option
 
@@ -31,6 +33,12 @@ OF_LOADING = (
     "use_cpu",
 )
 """Options of ``counterpoint train`` that mean the same here."""
+
+ENGINES = ("transformers", "continuous", "endpoint")
+"""What writes candidates: padded batches, continuous batches, or a server."""
+
+OF_ENDPOINT = ("endpoint", "api_key_env", "concurrency", "timeout", "retries")
+"""Flags that only a server has a use for."""
 
 _SHARD = re.compile(r"(\d{1,9})/(\d{1,9})")
 
@@ -63,10 +71,25 @@ class SampleOptions:
     stop: list[str] = option(
         [],
         "Tokens that end a candidate, as the vocabulary spells them, beside those that model, "
-        "tokenizer and chat template name.",
+        "tokenizer and chat template name. For an endpoint: any texts.",
     )
     seed: int = option(0, "Of the draws, >= 0.")
     batch: int = option(16, "Candidates written at once, >= 1.")
+    engine: str = option(
+        "transformers",
+        "What writes. transformers: padded batches; continuous: transformers' continuous "
+        "batching; endpoint: a server that speaks OpenAI's protocol, with MODEL its name there.",
+        ENGINES,
+    )
+    endpoint: str | None = option(
+        None, "Address of the server up to its version, as http://127.0.0.1:8000/v1."
+    )
+    api_key_env: str = option(
+        KEY_ENV, "Environment variable that holds the key; this one may be missing."
+    )
+    concurrency: int = option(16, "Most requests that are open at once, >= 1.")
+    timeout: float = option(300.0, "Most seconds of one try, above 0.")
+    retries: int = option(5, "Further tries of a request that may pass, >= 0.")
     shard: str = option("1/1", "I/N: only each Nth prompt, from the Ith on, 1 <= I <= N.")
     overwrite: bool = option(False, "Begin the file anew where it is there already.")
 
@@ -79,6 +102,8 @@ class SampleOptions:
             ("max_new_tokens", 1),
             ("seed", 0),
             ("batch", 1),
+            ("concurrency", 1),
+            ("retries", 0),
         ):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -90,9 +115,15 @@ class SampleOptions:
         if not 0 < self.top_p <= 1:
             raise ConfigError("CP103", f"top_p={self.top_p} should be in (0, 1].")
         self._check_greedy()
+        self._check_engine()
         self.part()
         if self.out is not None and not self.out.endswith(".jsonl"):
             raise ConfigError("CP103", f"out={self.out} should end with .jsonl: lines of JSON.")
+
+    @property
+    def is_served(self) -> bool:
+        """Whether the model is behind an endpoint."""
+        return self.engine == "endpoint"
 
     def part(self) -> tuple[int, int]:
         """Which prompts are written to: each how manieth, and from which on, counted from 0."""
@@ -116,3 +147,27 @@ class SampleOptions:
                 f"temperature=0 takes the likeliest token after token, so that {what}. Set --k 1 "
                 "without them, or a temperature above 0.",
             )
+
+    def _check_engine(self) -> None:
+        """A flag that does nothing is refused."""
+        names = ("batch",) if self.is_served else OF_ENDPOINT
+        idle = [name for name in names if getattr(self, name) != _default_of(name)]
+        if idle:
+            other = "by another engine" if self.is_served else "with --engine endpoint"
+            raise ConfigError(
+                "CP104",
+                f"{idle[0]} would do nothing with engine={self.engine}. Leave it out, or sample "
+                f"{other}.",
+            )
+        if self.is_served and self.endpoint is None:
+            raise ConfigError(
+                "CP107",
+                "endpoint is missing (--endpoint http://127.0.0.1:8000/v1), which engine=endpoint "
+                "needs.",
+            )
+        if self.is_served:
+            Endpoint(str(self.endpoint), "", timeout=self.timeout)  # refuses what cannot be meant
+
+
+def _default_of(name: str) -> Any:
+    return SampleOptions.__dataclass_fields__[name].default
