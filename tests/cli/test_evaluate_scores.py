@@ -57,6 +57,17 @@ def test_one_model_is_scored_alone(command: Command) -> None:
     assert "score_changes" not in content
 
 
+def test_what_was_written_stays_where_a_scorer_fails(command: Command) -> None:
+    Path("own_scores.py").write_text("def vowels(rows): raise OSError('no network')\n")
+    said = command(*WORDS, "--with", "own_scores:vowels", "--out", "found")
+    assert said.code == 2
+    assert "CP347 own_scores:vowels failed at" in said.err
+    lines = [json.loads(one) for one in Path("found/completions.jsonl").read_text().splitlines()]
+    assert len(lines) == 5
+    assert "scores" not in lines[0]
+    assert "sets" in json.loads(Path("found/evaluation.json").read_text())["after"]
+
+
 def test_scorers_without_texts_do_nothing_and_are_refused(command: Command) -> None:
     said = command("evaluate", "other", "--dataset", "pairs.jsonl", "--with", "exact")
     assert "CP104 with would do nothing: no text is written" in said.err

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from counterpoint.console.manners import is_first_process, put, quiet_bars, quiet_replicas
 from counterpoint.console.phases import phase
 from counterpoint.doctor.findings import Finding, Report, find
-from counterpoint.errors import ConfigError, DataError
+from counterpoint.errors import ConfigError, CounterpointError, DataError
 from counterpoint.evaluation import references
 from counterpoint.evaluation.bootstrap import Resampling
 from counterpoint.evaluation.findings import AFTER, BEFORE, Findings, Side, by_kind
@@ -85,7 +85,8 @@ def evaluate(words: list[str]) -> None:
         words: what follows ``counterpoint evaluate``.
 
     Raises:
-        CounterpointError: with the code of what cannot be done; then nothing is written.
+        CounterpointError: with the code of what cannot be done; then nothing is written, but where
+            a scorer failed: everything but its scores is.
     """
     if not words or words[0].startswith("-"):
         raise ConfigError(
@@ -113,11 +114,7 @@ def evaluate(words: list[str]) -> None:
         sides[AFTER] = _side(source, request, options)
     if not is_first_process():
         return
-    remarks = []
-    if asked:
-        from counterpoint.cli.scored_sides import score_sides
-
-        remarks = score_sides(sides, asked)
+    remarks, failure = _score(sides, asked)
     with phase("working out the intervals"):
         plan = Resampling(options.resamples, options.seed)
         found = Findings(sides, plan, metrics, options.bleu_tokenizer)
@@ -132,6 +129,22 @@ def evaluate(words: list[str]) -> None:
     if warnings.findings:
         lines += ["", warnings.as_table(WIDTH)]
     put(text if options.json else "\n".join(lines))
+    if failure is not None:
+        raise failure
+
+
+def _score(
+    sides: Mapping[str, Side], asked: Sequence[AskedScorer]
+) -> tuple[list[str], CounterpointError | None]:
+    """Score the texts; what a scorer fails with is raised once everything else is written."""
+    if not asked:
+        return [], None
+    from counterpoint.cli.scored_sides import score_sides
+
+    try:
+        return score_sides(sides, asked), None
+    except CounterpointError as error:
+        return [], error
 
 
 def _unmoved(found: Findings) -> Iterator[Finding]:
