@@ -62,6 +62,7 @@ torture: $(DEV) ## kill runs hundreds of times, fill disks, and compare; takes l
 	$(BIN)/python -m tests.reliability.elastic_launch
 	$(BIN)/python -m tests.reliability.steady
 	$(BIN)/python -W ignore -m tests.reliability.sharded_kills
+	$(BIN)/python -W ignore -m tests.reliability.loop_kills
 	COUNTERPOINT_TORTURE=1 $(BIN)/python -m pytest tests/reliability tests/invariance tests/engine \
 		tests/trainer tests/forward tests/models tests/data tests/losses tests/migrate \
 		tests/options tests/report tests/planner \

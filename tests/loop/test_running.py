@@ -6,17 +6,18 @@ import hashlib
 import os
 import shutil
 import signal
+import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 
 from counterpoint.errors import SetupError
 from counterpoint.loop import running
 from counterpoint.loop.ledger import LEDGER_FILE, LoopLedger
-from counterpoint.loop.running import complete_loop
+from counterpoint.loop.running import complete_loop, start_stage
 from counterpoint.loop.stages import LoopCourse, Stage, seed_of
 from counterpoint.options.loop_options import FIRST, LoopRecipe
 from counterpoint.runlog import RUN_FILE
@@ -239,6 +240,35 @@ def test_a_round_begins_where_the_recipe_says(bench: list[str]) -> None:
         "--model=m",
         f'--dataset=["{one}", "{two}"]',
     )
+
+
+def test_training_is_started_by_what_the_recipe_says(tmp_path: Path) -> None:
+    words = f"{sys.executable} -c 'import sys; print(*sys.argv[1:])'"
+    stages = list(course(train_with=words).stages())
+    assert {stage.key for stage in stages if stage.launcher} == {"round-1/train", "round-2/train"}
+    train = next(stage for stage in stages if stage.launcher)
+    with (tmp_path / "log").open("w+b") as log:
+        assert running.start_stage(train, log, log).wait() == 0
+        log.seek(0)
+        assert log.read().decode().split()[:3] == ["-m", "counterpoint", "train"]
+
+
+def test_a_launcher_that_is_not_there_fails_its_stage(
+    bench: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, real = running.start_stage, start_stage
+
+    def start(stage: Stage, log: BinaryIO, held: BinaryIO) -> Any:
+        return (real if stage.launcher else here)(stage, log, held)
+
+    monkeypatch.setattr(running, "start_stage", start)
+    with pytest.raises(SetupError, match=r"CP539 round 1, train cannot be started: .*torchraun"):
+        do(train_with="torchraun --nproc_per_node 2")
+    # another launcher trains the same: what is done stays done
+    do()
+    bench.clear()
+    do(train_with="torchraun")
+    assert bench == []
 
 
 def test_killed_over_its_stages_it_ends_with_the_same_files(

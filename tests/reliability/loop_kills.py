@@ -267,7 +267,10 @@ def main() -> int:
         def random_kills(most: int) -> list[tuple[Callable[[], object], str]]:
             # what is done already takes no time again
             return [
-                (partial(time.sleep, draw.uniform(0, seconds * 2 / most)), draw.choice(VICTIMS))
+                (
+                    partial(time.sleep, draw.uniform(0, seconds * min(2 / most, 0.8))),
+                    draw.choice(VICTIMS),
+                )
                 for _ in range(most)
             ]
 

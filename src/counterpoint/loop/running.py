@@ -65,9 +65,10 @@ def start_stage(stage: Stage, log: BinaryIO, held: BinaryIO) -> Started:
         log: takes what it says.
         held: open in the process as long as it lives.
     """
+    # -P: no file of the working folder passes for a library
+    launcher = stage.launcher or (sys.executable, "-P")
     return subprocess.Popen(
-        # -P: no file of the working folder passes for a library
-        [sys.executable, "-P", "-m", "counterpoint", *stage.words],
+        [*launcher, "-m", "counterpoint", *stage.words],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
@@ -110,7 +111,12 @@ def _do(course: LoopCourse, stage: Stage, held: BinaryIO) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     stage.writes[0].parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
-        process = start_stage(stage, file, held)
+        try:
+            process = start_stage(stage, file, held)
+        except OSError as error:  # a launcher that is not installed
+            raise SetupError(
+                "CP539", f"round {stage.round}, {stage.name} cannot be started: {error}."
+            ) from error
     try:
         code = process.wait()
     except BaseException:

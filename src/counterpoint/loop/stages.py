@@ -40,6 +40,8 @@ class Stage:
         writes: what comes out, by its path.
         beside: further files that it leaves.
         resumes: whether the command completes what a kill has left of it.
+        launcher: words that start its processes; none for one process. What comes out does not
+            depend on them but by rounding, and so they are not what a stage is known by.
     """
 
     round: int
@@ -49,6 +51,7 @@ class Stage:
     writes: tuple[Path, ...]
     beside: tuple[Path, ...] = ()
     resumes: bool = False
+    launcher: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -166,6 +169,7 @@ class LoopCourse:
             (Path(self.model(number)),),
             (run,),
             resumes=True,
+            launcher=recipe.launcher(),
         )
 
     def _of_training(self, number: int) -> Mapping[str, object]:

@@ -9,6 +9,7 @@ Not here: which options each command has (``command``, ``table``), the stages (`
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -69,6 +70,11 @@ class LoopRecipe:
     )
     accumulate: bool = option(False, "Train on the pairs of all rounds so far, not of the last.")
     beside: list[str] = option([], "Further models that every round samples from.")
+    train_with: str | None = option(
+        None,
+        "What starts the processes of training, as in torchrun --nproc_per_node 8; null: one "
+        "process.",
+    )
     held_out: list[str] = option(
         [],
         "Prompts that no round trains on. The first model and that of each round answer them as "
@@ -89,6 +95,18 @@ class LoopRecipe:
                     "CP103",
                     f"{name}={getattr(self, name)} should be a whole number, at least {least}.",
                 )
+        self.launcher()
+
+    def launcher(self) -> tuple[str, ...]:
+        """The words of ``train_with``; none for one process.
+
+        Raises:
+            ConfigError: CP103 for words that no shell would read.
+        """
+        try:
+            return tuple(shlex.split(self.train_with or ""))
+        except ValueError as error:
+            raise ConfigError("CP103", f"train_with={self.train_with!r}: {error}.") from error
 
 
 Reading = Callable[[str], tuple[Any, tuple[str, ...]] | None]
