@@ -98,6 +98,8 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP338": "a reference that cannot read what the run's model reads",
         "CP339": "a reference that gives a completion a log-probability that is not finite",
         "CP340": "an adapter that has changed since a new one was put on top of it",
+        "CP341": "a model to which no row for a new token can be added",
+        "CP342": "a tokenizer that does not add to the model's own",
         "CP344": "a model that transformers' continuous batching does not write with",
         "CP346": "a reward model whose labels give no one number",
         "CP347": "a scorer of one's own that fails",

@@ -17,6 +17,10 @@ MERGED_FROM = "counterpoint_merged_from"
 """The attribute of a model that says what it was merged from."""
 
 
+GROWN = "counterpoint_grown"
+"""The attribute of a model whose new rows whoever opens its adapter makes the same again."""
+
+
 def class_of(model: Any) -> Any:
     """The class of a model as its file has it: one in shards is of a class of its own, made of two.
 
@@ -52,6 +56,18 @@ def merged_from(model: Any) -> Mapping[str, Any]:
     """
     found: Mapping[str, Any] = getattr(model, MERGED_FROM, None) or {}
     return found
+
+
+def saves_embeddings(model: Any) -> Any:
+    """What PEFT is told of embeddings beside an adapter; by itself it saves resized ones whole.
+
+    Args:
+        model: with an adapter.
+
+    Returns:
+        ``save_embedding_layers``: False where rows for new tokens were added by us, and train.
+    """
+    return False if getattr(model, GROWN, False) else "auto"
 
 
 def attention_of(model: Any) -> str | None:

@@ -119,6 +119,8 @@ IN_PYTHON: Mapping[str, str] = MappingProxyType(
         "model yourself",
         "from_scratch": "make the model of its configuration and pass it to CPOTrainer(model=...)",
         "tokenizer": "pass it to CPOTrainer(processing_class=...)",
+        "resize_vocab": "call model.resize_token_embeddings(len(tokenizer)), and name the new "
+        "tokens in LoraConfig(trainable_token_indices=...)",
         "chat_template": "set tokenizer.chat_template and pass CPOTrainer(processing_class=...)",
         "dataset": "pass the rows to CPOTrainer(train_dataset=...)",
         "eval_dataset": "pass the rows to CPOTrainer(eval_dataset=...)",

@@ -938,6 +938,9 @@ OF_SEVERAL_SETS = {"CP237", "CW134"}
 OF_REFERENCES = {"CP240", "CP338", "CW240"}
 """Codes of what a loss compares with; test_of_reference.py has them."""
 
+OF_NEW_TOKENS = {"CW246"}
+"""Codes of a tokenizer beside an adapter; tests/cli/test_new_tokens.py."""
+
 OF_BLANK_PICTURES = {"CW235"}
 """Codes of a model that judges pairs; tests/cli/test_blank_pictures.py."""
 
@@ -945,6 +948,7 @@ OF_BLANK_PICTURES = {"CW235"}
 def test_every_code_has_a_run_that_has_it_and_one_that_has_not() -> None:
     here = {case.code for case in GALLERY} | NOT_IN_THE_GALLERY | ON_A_COMMAND_LINE
     here |= OF_PICTURES | OF_BLANK_PICTURES | OF_SEVERAL_SETS | OF_REFERENCES
+    here |= OF_NEW_TOKENS
     here |= OF_GGUF | OF_STRANGERS | OF_CSV | OF_STREAMS | ON_RESUMING | OF_RENDERING
     here |= OF_TURNS | OF_PICTURES | OF_BLANK_PICTURES
     here |= OF_STRANGERS | OF_CSV | OF_STREAMS | ON_RESUMING | OF_RENDERING

@@ -78,3 +78,7 @@ def test_adapters_of_experts_keep_their_weights(tmp_path: Path) -> None:
     assert options(translated(tmp_path, text))["lora_target_parameters"] == names
     swift = f"rlhf_type: simpo\nmodel: owner/base\ntarget_parameters: {names}\nlora_dropout: 0\n"
     assert options(translated(tmp_path, swift))["lora_target_parameters"] == names
+
+
+def test_rows_for_new_tokens_are_asked_for_by_the_same_name(tmp_path: Path) -> None:
+    assert options(translated(tmp_path, f"{LLAMA_FACTORY}resize_vocab: true\n"))["resize_vocab"]

@@ -60,6 +60,10 @@ def vocabulary(words: list[str]) -> int:
     return len(parts(words).tokenizer)
 
 
+def rows_of_model(words: list[str]) -> int:
+    return int(parts(words).model.get_input_embeddings().weight.shape[0])
+
+
 def template(words: list[str]) -> Any:
     return parts(words).tokenizer.chat_template
 
@@ -102,6 +106,7 @@ TRIED: dict[str, Row] = {
     "model": Row(weights, ["--model", "other"]),
     "revision": Row(revision, ["--revision", "v2"]),
     "tokenizer": Row(vocabulary, ["--tokenizer", "small"]),
+    "resize_vocab": Row(rows_of_model, ["--resize_vocab"], ("--tokenizer", "small")),
     "chat_template": Row(template, ["--chat_template", "template.jinja"]),
     "from_scratch": Row(weights, ["--from_scratch"]),
     "dtype": Row(precision, ["--dtype", "bfloat16"]),

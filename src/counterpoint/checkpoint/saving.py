@@ -33,7 +33,7 @@ from counterpoint.data.processors import saved_as
 from counterpoint.errors import SetupError
 from counterpoint.log import logger
 from counterpoint.masking import Mask
-from counterpoint.model_seams import class_of
+from counterpoint.model_seams import class_of, saves_embeddings
 from counterpoint.strict import strict_json
 
 Result = TypeVar("Result")
@@ -140,7 +140,10 @@ def write_model(
             _write_beside_weights(folder, model)
         elif hasattr(model, "save_pretrained"):
             with generation_config_as_it_is(model, folder):
-                model.save_pretrained(str(folder), state_dict=state_dict)
+                more = (
+                    {"save_embedding_layers": saves_embeddings(model)} if is_adapted(model) else {}
+                )
+                model.save_pretrained(str(folder), state_dict=state_dict, **more)
         else:
             save_model(model, str(folder / WEIGHTS))
         if tokenizer is not None:
@@ -160,7 +163,9 @@ def _write_beside_weights(folder: Path, model: Any) -> None:
     numbers = {name: torch.tensor([0]) for name in model.state_dict()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of weights that are not these
-        model.save_pretrained(str(folder), state_dict=numbers)
+        model.save_pretrained(
+            str(folder), state_dict=numbers, save_embedding_layers=saves_embeddings(model)
+        )
     for adapter in model.peft_config:
         place = folder / adapter_file(adapter)
         place.unlink()

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from counterpoint.checkpoint.tree import plain_io_errors
 from counterpoint.errors import SetupError
-from counterpoint.model_seams import class_of, left_out_of_files
+from counterpoint.model_seams import class_of, left_out_of_files, saves_embeddings
 from counterpoint.run_schema import mapping_of, record
 from counterpoint.run_schema import text as words
 from counterpoint.tensor_parts import is_plain
@@ -321,7 +321,12 @@ def _adapter_state(
 ) -> dict[str, Tensor]:
     from peft import get_peft_model_state_dict
 
-    state: dict[str, Any] = get_peft_model_state_dict(model, state_dict=given, adapter_name=name)
+    state: dict[str, Any] = get_peft_model_state_dict(
+        model,
+        state_dict=given,
+        adapter_name=name,
+        save_embedding_layers=saves_embeddings(model),
+    )
     return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 
 

@@ -28,6 +28,13 @@ from counterpoint.cli.continued import (
     trained_on,
 )
 from counterpoint.cli.hub import hub_or_cache
+from counterpoint.cli.new_tokens import (
+    add_rows,
+    check_resizing,
+    described_with_rows,
+    trained_tokens,
+    warn_of_untrained,
+)
 from counterpoint.cli.own_data import OwnRows, data_names, own_rows, second_sets
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ConfigError, SetupError
@@ -124,6 +131,8 @@ def load_own_weights(request: Request, model_config: Any) -> Any:
     else:
         policy = WeightsPolicy.of(config, adapter=run.lora_r is not None)
         model = load_model(str(run.model), config, policy, family=family_of(model_config))
+    if run.resize_vocab:
+        add_rows(model, run, load_own_tokenizer(run, config))
     freeze_parts(model, run.freeze or ())
     return model
 
@@ -133,10 +142,12 @@ def _load_parts(run: RunOptions, config: CPOConfig, attempt: Attempt) -> RunPart
     source = attempt(base_named, run)
     described = source and attempt(load_config, source, config, from_scratch=run.from_scratch)
     rows = attempt(own_rows, run, config, attempt) or OwnRows(None, None)
+    tokenizer = attempt(load_own_tokenizer, run, config)
+    adapter = attempt(adapter_config, run, config, described)
     return RunParts(
-        model_config=described,
-        tokenizer=attempt(load_own_tokenizer, run, config),
-        adapter=attempt(adapter_config, run, config, described),
+        model_config=described and described_with_rows(described, run, tokenizer),
+        tokenizer=tokenizer,
+        adapter=adapter,
         train_rows=rows.trained,
         eval_rows=rows.evaluated,
         constraint_rows=attempt(second_sets, config),
@@ -224,6 +235,7 @@ def adapter_config(run: RunOptions, config: CPOConfig, model_config: Any) -> Any
         SetupError: CP502 where peft is not installed.
     """
     check_new_adapter(run)
+    check_resizing(run, config)
     if trained_on(run):
         return own_adapter(run, config)
     if run.lora_r is None:
@@ -240,6 +252,7 @@ def adapter_config(run: RunOptions, config: CPOConfig, model_config: Any) -> Any
             "lora_target_parameters with fsdp: an adapter of experts has not been proved where "
             "ranks hold parts of them. Leave fsdp out, or adapt layers (lora_target_modules).",
         )
+    warn_of_untrained(run, config)
     targets = run.lora_target_modules or ["all-linear"]
     return LoraConfig(
         task_type=FAMILIES[DECODER].task if model_config is None else family_of(model_config).task,
@@ -251,6 +264,13 @@ def adapter_config(run: RunOptions, config: CPOConfig, model_config: Any) -> Any
         exclude_modules=None if run.lora_target_modules else left_by_adapters(model_config),
         modules_to_save=run.lora_modules_to_save,
         target_parameters=run.lora_target_parameters,
+        trainable_token_indices=_new_tokens(run, config, model_config),
         use_rslora=run.use_rslora,
         use_dora=run.use_dora,
     )
+
+
+def _new_tokens(run: RunOptions, config: CPOConfig, described: Any) -> dict[str, list[int]] | None:
+    if not run.resize_vocab:  # which is asked before a tokenizer is loaded again
+        return None
+    return trained_tokens(run, config, described, load_own_tokenizer(run, config))

@@ -210,6 +210,7 @@ def _planner(request: Request, options: PlanOptions, shards: int) -> Any:
 
     from counterpoint.cli.continued import base_named
     from counterpoint.cli.hub import hub_or_cache
+    from counterpoint.cli.new_tokens import described_with_rows
     from counterpoint.cli.parts import (
         adapter_config,
         hide_token,
@@ -235,6 +236,7 @@ def _planner(request: Request, options: PlanOptions, shards: int) -> Any:
         tokenizer = prepare_tokenizer(load_own_tokenizer(run, config))
         lengths = _lengths(request, encoder_of(described, tokenizer, config))
     adapter = adapter_config(run, config, described)
+    described = described_with_rows(described, run, tokenizer)
     policy = WeightsPolicy.of(config, adapter=adapter is not None)
     with torch.device("meta"):
         model = random_model(source, config, described, policy)

@@ -175,5 +175,6 @@ def beyond_embedding(token_id: int, vocab_size: int, row: int | None = None) -> 
     return ModelError(
         "CP303",
         f"{where} token id {token_id}, but the model's embedding has {vocab_size} rows. Use the "
-        "model's own tokenizer, or call model.resize_token_embeddings(len(tokenizer)).",
+        "model's own tokenizer, or give the new tokens rows: --resize_vocab, or in a script "
+        "model.resize_token_embeddings(len(tokenizer)).",
     )

@@ -25,6 +25,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "model",
         "revision",
         "tokenizer",
+        "resize_vocab",
         "chat_template",
         "dtype",
         "attn_implementation",

@@ -14,9 +14,11 @@ from counterpoint.config import CPOConfig
 from counterpoint.errors import ModelError, SetupError, first_line
 from counterpoint.invocation import EXTRAS, installing
 from counterpoint.log import quiet_calls
+from counterpoint.model_seams import GROWN
 from counterpoint.models.described import ADAPTER_FILE, check_adapter
 from counterpoint.models.folders import refuse_pickled_adapter
 from counterpoint.models.loading import load_config, load_model
+from counterpoint.models.vocabulary import brings_rows, grow_embeddings, rows_of_adapter
 from counterpoint.models.weights import WeightsPolicy
 
 OWN_BASE = "base"
@@ -129,6 +131,8 @@ def load_adapted(source: str, args: CPOConfig) -> Any:
     load_config(base, args)
     model = load_model(base, args, WeightsPolicy.of(args, adapter=True))
     folder = Path(source).expanduser()
+    if grow_embeddings(model, rows_of_adapter(folder)) and not brings_rows(folder):
+        setattr(model, GROWN, True)
     try:
         with quiet_calls():
             adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)

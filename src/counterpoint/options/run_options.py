@@ -35,6 +35,11 @@ class RunOptions:
     tokenizer: str | None = option(
         None, "Id or folder of the tokenizer; null: the one that comes with the model."
     )
+    resize_vocab: bool = option(
+        False,
+        "Give each token that the model has no row for one, the mean of the others. With an "
+        "adapter the rows of new tokens train, and are saved in it.",
+    )
     chat_template: str | None = option(
         None, "File with a chat template in Jinja, used in place of the tokenizer's own."
     )
