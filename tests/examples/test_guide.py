@@ -20,6 +20,7 @@ from counterpoint.doctor.table import TABLE
 from counterpoint.errors import CODES
 from counterpoint.options.command import made
 from counterpoint.options.evaluate_options import read_evaluation
+from counterpoint.options.sample_options import OF_LOADING
 from counterpoint.options.settings import read_request
 from counterpoint.options.table import options
 from counterpoint.quickstart.run import run
@@ -149,6 +150,10 @@ def parse(words: list[str]) -> None:
         assert values["explain"] in TABLE
     elif command == "evaluate":
         assert read_evaluation(rest[0], rest[1:], "nowhere").run.eval_dataset
+    elif command in ("sample", "chat"):
+        assert read_evaluation(
+            rest[0], rest[1:], "nowhere", command=command, takes=OF_LOADING
+        ).run.model
     elif own is None or own.of_train:
         assert command in ("train", *MODULES)
         read_request(rest)

@@ -118,12 +118,7 @@ def _compare(
         the gradient of a weight does, by its name, where that is more than rounding.
     """
     layout, device = LAYOUTS[batch.layout], batch.input_ids.device.type
-    trained = {
-        name: weight
-        for name, weight in model.named_parameters()
-        if weight.requires_grad and (among is None or name in among)
-    }
-    value = partial(_value_and_gradient, model, head, list(trained.values()), gradient)
+    value = partial(_value_and_gradient, model, head, gradient, among)
     with left_as_it_was(model), torch.enable_grad(), full_precision(model, device):
         with LAYOUTS[reference.layout].running(model):
             expected, truth = value(reference)
@@ -133,7 +128,8 @@ def _compare(
     differ = layout.unseen(model, seen) or _differing_logps(expected, found, weights)
     if differ:
         return seen, differ, {}
-    apart = dict(zip(trained, relative_differences(truth, other), strict=True))
+    differences = relative_differences(list(truth.values()), list(other.values()))
+    apart = dict(zip(truth, differences, strict=True))
     limit = _gradient_limit(weights)
     # a comparison with NaN is false, hence the negation
     return seen, None, {name: one for name, one in apart.items() if not one <= limit}
@@ -142,10 +138,10 @@ def _compare(
 def _value_and_gradient(
     model: nn.Module,
     head: Head,
-    trained: Sequence[Tensor],
     gradient: Gradient | None,
+    among: Collection[str] | None,
     batch: PairBatch,
-) -> tuple[PairLogps, list[Tensor]]:
+) -> tuple[PairLogps, dict[str, Tensor]]:
     """Log-probabilities of some pairs, and a gradient in which each completion counts otherwise."""
     logps = pair_forward(model, head, batch).logps
     times = torch.arange(1, len(batch) + 1, device=logps.chosen.device)
@@ -153,8 +149,18 @@ def _value_and_gradient(
     total = (times * (chosen - 0.5 * rejected)).sum()
     known = replace(logps, chosen=logps.chosen.detach(), rejected=logps.rejected.detach())
     if gradient is not None:
-        return known, sampled(gradient(total, model))
-    return known, sampled_gradient(total, trained)
+        some = sampled(gradient(total, model))
+        # named afterwards: a tied weight has two names while an engine has gathered one of them
+        return known, dict(zip(_trained(model), some, strict=True))
+    weights = {
+        name: weight for name, weight in _trained(model).items() if among is None or name in among
+    }
+    some = sampled_gradient(total, list(weights.values()))
+    return known, dict(zip(weights, some, strict=True))
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def _differing_logps(expected: PairLogps, found: PairLogps, weights: torch.dtype) -> str | None:

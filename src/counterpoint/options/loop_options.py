@@ -8,7 +8,6 @@ Not here: which options each command has (``command``, ``table``), the stages (`
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from counterpoint.errors import ConfigError
 from counterpoint.options.coerce import coerce
 from counterpoint.options.declared import option
 from counterpoint.options.given import Setting
+from counterpoint.strict import strict_json
 
 STAGES = ("sample", "score", "pairs", "train", "evaluate")
 """Commands of which a loop's file may have a mapping."""
@@ -174,5 +174,5 @@ def _word(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | dict):
-        return json.dumps(value, ensure_ascii=False)
+        return strict_json(value, ensure_ascii=False)
     return repr(value) if isinstance(value, float) else str(value)
