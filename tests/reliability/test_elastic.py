@@ -9,8 +9,9 @@ import pytest
 from counterpoint.runlog import read_run
 from tests.invariance.test_ranks import launch
 from tests.reliability.elastic import alone, differences, part
+from tests.reliability.trials import TORTURE
 
-SCENARIOS = ("constraints", "early stopping")
+SCENARIOS = ("constraints", "early stopping") if TORTURE else ("constraints",)
 """Those of ``tests.reliability.elastic`` that meet all there is; ``make torture`` has the rest."""
 
 
