@@ -15,14 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import signal
 import sys
 import tempfile
 from contextlib import chdir
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import quickstart
 import step
@@ -31,10 +29,14 @@ import yaml
 
 from counterpoint.cli.main import main as call
 from counterpoint.loop import running
-from counterpoint.loop.stages import CANDIDATES, EVALUATION, PAIRS, Stage
+from counterpoint.loop.stages import CANDIDATES, EVALUATION, PAIRS
 from counterpoint.quickstart.lessons import Translating
 from counterpoint.quickstart.run import HELD_OUT
 from counterpoint.quickstart.task import flaws_in, german, preference_pairs, prompt
+
+sys.path.insert(0, str(step.ROOT))
+
+from tests.reliability.loop_kills import Forked
 
 SEEDS = range(5, 8)
 PROMPTS, K, STEPS, ROUNDS = 1280, 8, 40, 3
@@ -80,32 +82,6 @@ RECIPE: dict[str, Any] = {
     },
 }
 """The quickstart's own options of training, a third of its steps a round."""
-
-
-class Fork:
-    """A stage in a fork of this process, as ``running.Started`` has it."""
-
-    def __init__(self, stage: Stage, log: BinaryIO, held: BinaryIO) -> None:
-        self.pid = os.fork()
-        if self.pid:
-            return
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        code = 1
-        try:
-            code = call(list(stage.words))
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
-
-    def wait(self) -> int:
-        """Its exit code."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-    def terminate(self) -> None:
-        """Ask it to end."""
-        os.kill(self.pid, signal.SIGTERM)
 
 
 def write_inputs(folder: Path, seed: int, setting: dict[str, Any]) -> None:
@@ -188,7 +164,7 @@ def main() -> int:
             step.put_between(quickstart.DOCS / page, "loop", as_table(kept))
         return 0
     torch.set_num_threads(1)
-    running.start_stage = Fork
+    running.start_stage = Forked
     rows = [row for row in kept if row["seed"] not in arguments.seeds]
     for seed in arguments.seeds:
         for name in SETTINGS:

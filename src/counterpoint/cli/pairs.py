@@ -17,6 +17,7 @@ from counterpoint.data.pair_rules import PairRules
 from counterpoint.errors import ConfigError
 from counterpoint.options.command import Command, made
 from counterpoint.options.declared import option
+from counterpoint.options.limits import refuse_unless_given
 from counterpoint.strict import strict_json
 
 USAGE = """\
@@ -105,17 +106,12 @@ def _write_origin(out: Path, sources: list[str], rules: PairRules) -> None:
 
 def _read_words(words: list[str]) -> tuple[list[str], PairsOptions, PairRules]:
     values, sources = COMMAND.take(words)
-    missing = [
-        what
-        for what, given in (
-            ("the file to read (counterpoint pairs SCORED.jsonl)", sources),
-            ("out (--out PAIRS.jsonl)", values.get("out")),
-        )
-        if not given
-    ]
-    if missing:
-        verb = "is" if len(missing) == 1 else "are"
-        raise ConfigError("CP107", f"{' and '.join(missing)} {verb} missing.")
+    refuse_unless_given(
+        {
+            "the file to read (counterpoint pairs SCORED.jsonl)": sources,
+            "out (--out PAIRS.jsonl)": values.get("out"),
+        }
+    )
     for name in ("prompt_template", "completion_prefix"):
         if values.get(name):
             values[name] = _unescaped(values[name])

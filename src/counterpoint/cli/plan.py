@@ -17,6 +17,7 @@ from counterpoint.console.phases import phase
 from counterpoint.errors import ConfigError
 from counterpoint.options.command import Command
 from counterpoint.options.declared import option
+from counterpoint.options.limits import refuse_below
 from counterpoint.strict import strict_json
 
 if TYPE_CHECKING:
@@ -97,10 +98,7 @@ class PlanOptions:
 
     def __post_init__(self) -> None:
         """Refuse numbers that mean nothing."""
-        for name in ("ranks", "nodes", "pairs"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError("CP103", f"{name}={value} should be a whole number, at least 1.")
+        refuse_below(self, ranks=1, nodes=1, pairs=1)
         if self.pairs is not None and self.pairs % self.ranks:
             raise ConfigError(
                 "CP103", f"pairs={self.pairs} should be a multiple of ranks={self.ranks}."

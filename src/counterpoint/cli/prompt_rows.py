@@ -62,6 +62,29 @@ class PromptRow:
             )
         return Prompt(tuple(ids[:end]), start=tuple(ids[end:]))
 
+    def candidate(
+        self, model: str, number: int, text: str, tokens: int | None, *, ended: bool
+    ) -> dict[str, Any]:
+        """A candidate's row.
+
+        Args:
+            model: its name.
+            number: of the candidate among those of this prompt, from 0.
+            text: of the candidate.
+            tokens: that it has; None where nobody counts them.
+            ended: whether the model ended it.
+        """
+        return {
+            "prompt": self.prompt,
+            "text": text,
+            "model": model,
+            "row": self.row,
+            "candidate": number,
+            "tokens": tokens,
+            "ended": ended,
+            **self.kept,
+        }
+
 
 def read_prompt_rows(options: SampleOptions) -> list[PromptRow]:
     """All prompts that are asked for.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from counterpoint.invocation import installing
 from counterpoint.log import logger
 from counterpoint.options.command import Command
 from counterpoint.options.evaluate_options import read_evaluation
+from counterpoint.options.limits import refuse_unless_given
 from counterpoint.options.sample_options import OF_LOADING, SampleOptions
 from counterpoint.staged import refuse_unusable
 from counterpoint.strict import strict_json
@@ -112,18 +113,13 @@ def _read_words(words: list[str]) -> tuple[list[str], SampleOptions, list[str]]:
     while rest and not rest[0].startswith("-"):
         models.append(rest.pop(0))
     options, others = COMMAND.read(rest)
-    missing = [
-        what
-        for what, given in (
-            ("the model (counterpoint sample MODEL)", models),
-            ("prompts (--prompts FILE)", options.prompts),
-            ("out (--out CANDIDATES.jsonl)", options.out),
-        )
-        if not given
-    ]
-    if missing:
-        verb = "is" if len(missing) == 1 else "are"
-        raise ConfigError("CP107", f"{' and '.join(missing)} {verb} missing.")
+    refuse_unless_given(
+        {
+            "the model (counterpoint sample MODEL)": models,
+            "prompts (--prompts FILE)": options.prompts,
+            "out (--out CANDIDATES.jsonl)": options.out,
+        }
+    )
     twice = [name for name, count in Counter(models).items() if count > 1]
     if twice:
         raise ConfigError("CP104", f"{twice[0]} is named twice; a larger k draws more of it.")
@@ -204,7 +200,10 @@ def _sample_one(
     )
 
     def take(done: Sequence[tuple[Draw, Completion]]) -> None:
-        file.append(_entry(name, rows[one.row], one, text) for one, text in done)
+        file.append(
+            rows[one.row].candidate(name, one.candidate, text.text, len(text.ids), ended=text.ended)
+            for one, text in done
+        )
 
     with trainer.accelerator.autocast():
         _drawing(options.engine)(
@@ -245,19 +244,6 @@ def _draws(
             continue
         for n in range(options.k):
             yield Draw(row, n, prompt, candidate_chance(options.seed, model, prompt, occurrence, n))
-
-
-def _entry(model: str, row: PromptRow, one: Draw, text: Completion) -> Mapping[str, Any]:
-    return {
-        "prompt": row.prompt,
-        "text": text.text,
-        "model": model,
-        "row": one.row,
-        "candidate": one.candidate,
-        "tokens": len(text.ids),
-        "ended": text.ended,
-        **row.kept,
-    }
 
 
 def stops_of(tokenizer: PreTrainedTokenizerBase, given: Sequence[str]) -> tuple[int, ...]:

@@ -84,7 +84,9 @@ def sample_served(
             row, n, _ = wanted[number]
             lacks = _lacking(reply)
             if lacks is None:
-                file.append([_entry(name, rows[row], n, reply)])
+                file.append(
+                    [rows[row].candidate(name, n, reply.text, reply.tokens, ended=reply.ended)]
+                )
             else:
                 missing[lacks] += 1
             now.advance()
@@ -176,16 +178,3 @@ def _lacking(reply: Reply) -> str | None:
         return None if by_itself else f"no text (finish_reason {reply.finish})"
     verb = "refused" if reply.kind is ReplyKind.REFUSED else "failed"
     return f"{verb}: {reply.reason}"
-
-
-def _entry(model: str, row: PromptRow, number: int, reply: Reply) -> Mapping[str, Any]:
-    return {
-        "prompt": row.prompt,
-        "text": reply.text,
-        "model": model,
-        "row": row.row,
-        "candidate": number,
-        "tokens": reply.tokens,
-        "ended": reply.ended,
-        **row.kept,
-    }

@@ -12,6 +12,7 @@ from counterpoint.console.manners import complain_all, put
 from counterpoint.errors import ConfigError, SetupError
 from counterpoint.options.command import Command
 from counterpoint.options.declared import option
+from counterpoint.options.limits import refuse_below, refuse_other_than_lines, refuse_unless_given
 from counterpoint.preference_row import INVALID_ROWS
 from counterpoint.strict import strict_json
 
@@ -77,12 +78,8 @@ class ScoreOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        if self.max_rows is not None and self.max_rows < 1:
-            raise ConfigError(
-                "CP103", f"max_rows={self.max_rows} should be a whole number, at least 1."
-            )
-        if self.out is not None and not self.out.endswith(".jsonl"):
-            raise ConfigError("CP103", f"out={self.out} should end with .jsonl: lines of JSON.")
+        refuse_below(self, max_rows=1)
+        refuse_other_than_lines(self.out)
 
 
 COMMAND = Command("score", USAGE, ScoreOptions)
@@ -98,17 +95,12 @@ def score(words: list[str]) -> None:
         CounterpointError: with the code of what cannot be done.
     """
     options, sources = COMMAND.read(words)
-    missing = [
-        what
-        for what, given in (
-            ("the file to read (counterpoint score CANDIDATES.jsonl)", sources),
-            ("out (--out SCORED.jsonl)", options.out),
-        )
-        if not given
-    ]
-    if missing:
-        verb = "is" if len(missing) == 1 else "are"
-        raise ConfigError("CP107", f"{' and '.join(missing)} {verb} missing.")
+    refuse_unless_given(
+        {
+            "the file to read (counterpoint score CANDIDATES.jsonl)": sources,
+            "out (--out SCORED.jsonl)": options.out,
+        }
+    )
     from counterpoint.scoring.account import account_of
     from counterpoint.scoring.asked import asked_scorers
     from counterpoint.scoring.entries import read_entries

@@ -9,16 +9,14 @@ Not here: which stages there are (``stages``), whether they are done (``ledger``
 from __future__ import annotations
 
 import os
-import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import BinaryIO, Protocol
 
+from counterpoint.console.child import last_words, terminated_as
 from counterpoint.console.phases import phase
 from counterpoint.errors import SetupError
 from counterpoint.loop.ledger import LoopLedger
@@ -34,7 +32,6 @@ STAGE_LOGS = "logs"
 """Folder of what the stages said."""
 
 _HELD = ".stage"
-_CODED = re.compile(r"\bC[PWN]\d{3}\b.*")
 
 
 def log_of(course: LoopCourse, stage: Stage) -> Path:
@@ -95,7 +92,7 @@ def complete_loop(
         SetupError: CP538 for an output that was changed by hand, CP539 for a stage that failed.
         KeyboardInterrupt: after the stage has ended.
     """
-    with _held(course.folder) as held, _terminated():
+    with _held(course.folder) as held, terminated_as(Interrupted):
         for stage in course.stages():
             why = ledger.why(stage)
             told(stage, why)
@@ -126,22 +123,12 @@ def _do(course: LoopCourse, stage: Stage, held: BinaryIO) -> None:
     if code:
         raise SetupError(
             "CP539",
-            f"round {stage.round}, {stage.name}: {_said_last(log, code)}; see {log}. What is done "
+            f"round {stage.round}, {stage.name}: {last_words(log, code)}; see {log}. What is done "
             "stays, and the same command resumes the loop.",
         )
     absent = [path for path in stage.writes if not path.exists()]
     if absent:
         raise SetupError("CP539", f"round {stage.round}, {stage.name} left no {absent[0]}.")
-
-
-def _said_last(log: Path, code: int) -> str:
-    """Why a stage failed: its last line with a code, or its last line."""
-    if code < 0:
-        return f"it was killed by {signal.Signals(-code).name}"
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    coded = (found[0] for line in reversed(lines) if (found := _CODED.search(line)))
-    last = next((line for line in reversed(lines) if line.strip()), "")
-    return next(coded, last.strip() or f"it ended with exit code {code}")
 
 
 @contextmanager
@@ -152,15 +139,3 @@ def _held(folder: Path) -> Iterator[BinaryIO]:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX)
         yield file
-
-
-@contextmanager
-def _terminated() -> Iterator[None]:
-    def ended(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(number)
-
-    before = signal.signal(signal.SIGTERM, ended)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

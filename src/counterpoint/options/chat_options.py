@@ -5,11 +5,11 @@ Not here: the chat (``cli.chat``).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from counterpoint.errors import ConfigError
 from counterpoint.options.declared import option
+from counterpoint.options.limits import refuse_below, refuse_drawing, refuse_other_than_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +41,8 @@ class ChatOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        for name, least in (("top_k", 0), ("max_new_tokens", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if value < least:
-                raise ConfigError(
-                    "CP103", f"{name}={value} should be a whole number, at least {least}."
-                )
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ConfigError("CP103", f"temperature={self.temperature} should be at least 0.")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError("CP103", f"top_p={self.top_p} should be in (0, 1].")
+        refuse_below(self, top_k=0, max_new_tokens=1, seed=0)
+        refuse_drawing(self.temperature, self.top_p)
         given = {"top_p": self.top_p != 1, "top_k": self.top_k != 0}
         idle = [name for name, is_given in given.items() if is_given]
         if idle and not self.temperature:
@@ -61,5 +53,4 @@ class ChatOptions:
             )
         if self.blind and self.base is None:
             raise ConfigError("CP104", "blind would do nothing: it mixes two models. Name --base.")
-        if self.out is not None and not self.out.endswith(".jsonl"):
-            raise ConfigError("CP103", f"out={self.out} should end with .jsonl: lines of JSON.")
+        refuse_other_than_lines(self.out)

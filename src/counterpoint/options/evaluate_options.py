@@ -22,6 +22,7 @@ from counterpoint.objectives import DEFAULT_LOSS, INITIAL, LOSSES, OBJECTIVE_OPT
 from counterpoint.options.coerce import coerce
 from counterpoint.options.declared import option
 from counterpoint.options.given import Scalar, Setting
+from counterpoint.options.limits import refuse_below, refuse_drawing
 from counterpoint.options.run_weights import (
     QUANTISING,
     SAYS_QUANTISED,
@@ -132,22 +133,8 @@ class EvaluateOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        for name, least in (
-            ("generate", 0),
-            ("seed", 0),
-            ("max_new_tokens", 1),
-            ("num_beams", 1),
-            ("resamples", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ConfigError(
-                    "CP103",
-                    f"{name}={getattr(self, name)} should be a whole number, at least {least}.",
-                )
-        if self.temperature < 0:
-            raise ConfigError("CP103", f"temperature={self.temperature} should be at least 0.")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError("CP103", f"top_p={self.top_p} should be in (0, 1].")
+        refuse_below(self, generate=0, seed=0, max_new_tokens=1, num_beams=1, resamples=1)
+        refuse_drawing(self.temperature, self.top_p)
         if "none" in self.metrics and len(self.metrics) > 1:
             raise ConfigError("CP104", "metrics: none contradicts the others; leave one out.")
         self._check_writing()

@@ -18,6 +18,7 @@ from counterpoint.errors import ConfigError
 from counterpoint.options.coerce import coerce
 from counterpoint.options.declared import option
 from counterpoint.options.given import Setting
+from counterpoint.options.limits import refuse_below, refuse_unless_given
 from counterpoint.strict import strict_json
 
 STAGES = ("sample", "score", "pairs", "train", "evaluate")
@@ -83,18 +84,8 @@ class LoopRecipe:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        missing = [name for name in ("model", "prompts") if not getattr(self, name)]
-        if missing:
-            verb = "is" if len(missing) == 1 else "are"
-            raise ConfigError(
-                "CP107", f"{' and '.join(missing)} {verb} missing in the loop's file."
-            )
-        for name, least in (("rounds", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(
-                    "CP103",
-                    f"{name}={getattr(self, name)} should be a whole number, at least {least}.",
-                )
+        refuse_unless_given({"model": self.model, "prompts": self.prompts}, " in the loop's file")
+        refuse_below(self, rounds=1, seed=0)
         self.launcher()
 
     def launcher(self) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ Not here: sampling (``cli.sample``).
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from counterpoint.endpoint import KEY_ENV, Endpoint
 from counterpoint.errors import ConfigError
 from counterpoint.options.declared import option
+from counterpoint.options.limits import refuse_below, refuse_drawing, refuse_other_than_lines
 
 OF_LOADING = (
     "revision",
@@ -95,30 +95,13 @@ class SampleOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        for name, least in (
-            ("k", 1),
-            ("max_rows", 1),
-            ("top_k", 0),
-            ("max_new_tokens", 1),
-            ("seed", 0),
-            ("batch", 1),
-            ("concurrency", 1),
-            ("retries", 0),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(
-                    "CP103", f"{name}={value} should be a whole number, at least {least}."
-                )
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ConfigError("CP103", f"temperature={self.temperature} should be at least 0.")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError("CP103", f"top_p={self.top_p} should be in (0, 1].")
+        refuse_below(self, k=1, max_rows=1, top_k=0, max_new_tokens=1, seed=0, batch=1)
+        refuse_below(self, concurrency=1, retries=0)
+        refuse_drawing(self.temperature, self.top_p)
         self._check_greedy()
         self._check_engine()
         self.part()
-        if self.out is not None and not self.out.endswith(".jsonl"):
-            raise ConfigError("CP103", f"out={self.out} should end with .jsonl: lines of JSON.")
+        refuse_other_than_lines(self.out)
 
     @property
     def is_served(self) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from counterpoint.errors import ConfigError
 from counterpoint.evaluation.references import BLEU_TOKENIZERS
 from counterpoint.options.declared import option
+from counterpoint.options.limits import refuse_below, refuse_temperature
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class RewardOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        at_least_one("batch", self.batch)
+        refuse_below(self, batch=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +77,12 @@ class JudgeOptions:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        at_least_one("max_tokens", self.max_tokens)
+        refuse_below(self, max_tokens=1)
         if self.opponents is not None and (self.opponents < 2 or self.opponents % 2):
             raise ConfigError(
                 "CP103", f"opponents={self.opponents} should be an even number, at least 2."
             )
-        if self.temperature < 0:
-            raise ConfigError("CP103", f"temperature={self.temperature} should be at least 0.")
+        refuse_temperature(self.temperature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +97,3 @@ class CommandOptions:
         """Refuse what cannot be meant."""
         if self.timeout is not None and self.timeout <= 0:
             raise ConfigError("CP103", f"timeout={self.timeout} should be above 0 seconds.")
-
-
-def at_least_one(name: str, value: int) -> None:
-    """Refuse a number below 1.
-
-    Raises:
-        ConfigError: CP103.
-    """
-    if value < 1:
-        raise ConfigError("CP103", f"{name}={value} should be a whole number, at least 1.")

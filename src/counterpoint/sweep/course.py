@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -20,9 +18,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from counterpoint.checkpoint.lock import locked
+from counterpoint.console.child import last_words, terminated_as
 from counterpoint.errors import CounterpointError, SetupError
 from counterpoint.runlog import METRICS, RUN_FILE, read_run
 from counterpoint.sweep.study import Study, Trial
@@ -33,7 +31,6 @@ LOGS = "logs"
 
 _PAUSE = 0.05
 _COUNTED = ("finished", "stopped")
-_CODE = re.compile(r"\bC[PWN]\d{3}\b.*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +113,7 @@ class Course:
         """
         going: dict[int, tuple[Trial, subprocess.Popen[bytes]]] = {}
         due = study.interrupted()
-        with _terminated_as_interrupted(), _ended_with(going):
+        with terminated_as(Interrupted), _ended_with(going):
             while True:
                 while len(going) < self.jobs:
                     trial = due.pop(0) if due else study.following(self.most)
@@ -164,7 +161,7 @@ class Course:
 
     def _settle(self, study: Study, trial: Trial, code: int) -> Trial:
         """Note down what a run came to."""
-        reason = _last_words(self.log(trial), code) if code else ""
+        reason = last_words(self.log(trial), code) if code else ""
         value = None
         if not reason:
             try:
@@ -181,19 +178,6 @@ class Course:
         )
         study.fail(trial.number, reason)
         return Trial(trial.number, trial.point, "failed", None, reason)
-
-
-def _last_words(log: Path, code: int) -> str:
-    """Why a run failed: its last line with a code, or its last line."""
-    if code < 0:
-        return f"it was killed by {signal.Signals(-code).name}"
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    coded = (found[0] for line in reversed(lines) if (found := _CODE.search(line)))
-    last = next((line for line in reversed(lines) if line.strip()), "")
-    return next(coded, last.strip() or f"it ended with exit code {code}")
 
 
 def _wait_for(folder: Path) -> None:
@@ -219,15 +203,3 @@ def _ended_with(going: dict[int, tuple[Trial, subprocess.Popen[bytes]]]) -> Iter
         for _, process in going.values():
             process.wait()
         raise
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    def ended(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(number)
-
-    before = signal.signal(signal.SIGTERM, ended)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
