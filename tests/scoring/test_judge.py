@@ -147,6 +147,19 @@ def test_a_torn_verdict_is_asked_again_and_none_twice() -> None:
     assert endpoint.asked.total() == 1
 
 
+def test_a_verdict_of_other_settings_is_no_verdict() -> None:
+    """An answer that was cut before its verdict is asked for again with more room."""
+    rows, better = rows_of(1, 2), lambda first, second: "A" if quality(first) == 0 else "B"
+    for options, asked in (
+        ({}, 2),
+        ({"max_tokens": 2048}, 2),
+        ({"temperature": 0.5}, 2),
+        ({}, 0),
+    ):
+        scores, _, endpoint = judged(rows, better, **options)
+        assert (scores, endpoint.asked.total()) == ([1, 0], asked)
+
+
 def test_the_same_text_is_a_tie_and_asks_nothing() -> None:
     rows = [{"prompt": "p", "text": text} for text in ("x", "x ", "y")]
     scores, _, endpoint = judged(rows, lambda first, second: "A" if first == "y" else "B")

@@ -172,8 +172,15 @@ class EndpointJudge(Scorer):
         return JudgedPair(one.number, number, keys)
 
     def _key(self, prompt: Text, first: str, second: str) -> str:
-        """By which a verdict is known again."""
-        return _digest(json.dumps([self._rubric, self._options.model, prompt, first, second]))
+        """By which a verdict is known again: whatever it may depend on."""
+        asked = [self._rubric, self._options.model, *self._settings().values()]
+        return _digest(json.dumps([*asked, prompt, first, second]))
+
+    def _settings(self) -> dict[str, float]:
+        return {
+            "temperature": self._options.temperature,
+            "max_tokens": self._options.max_tokens,
+        }
 
     def _ask(
         self,
@@ -193,14 +200,10 @@ class EndpointJudge(Scorer):
         if not wanted:
             return 0
         failed = 0
-        settings = {
-            "temperature": self._options.temperature,
-            "max_tokens": self._options.max_tokens,
-        }
 
         def questions() -> Iterator[Question]:
             for one, order in wanted:
-                yield Question(self._asked(work, one, order), settings)
+                yield Question(self._asked(work, one, order), self._settings())
 
         with phase("asking the judge", len(wanted), "verdicts") as now:
 
