@@ -14,6 +14,7 @@ from counterpoint.cli.main import main
 from counterpoint.loop import running
 from counterpoint.loop.stages import Stage
 from tests.cli.conftest import Command, write_pairs
+from tests.endpoint_on_the_spot import Answer, said, serving
 
 RECIPE: dict[str, Any] = {
     "model": "model",
@@ -158,3 +159,38 @@ def test_a_loop_has_a_file(workshop: Path, command: Command) -> None:
     assert "CP107 the file is missing" in command("loop").err
     assert "CP106" in command("loop", "nowhere.yaml").err
     assert "CP101" in command("loop", "a.yaml", "b.yaml").err
+
+
+def test_a_rubric_that_has_changed_has_its_stage_done_again(
+    recipe: dict[str, Any], command: Command
+) -> None:
+    """Wherever it is named: among the flags, or in a file of scorers."""
+    Path("scorers.yaml").write_text("other:\n  judge: second.txt\n  against: reference\n")
+    for name in ("first.txt", "second.txt"):
+        Path(name).write_text("The longer one.")
+
+    def grade(path: str, body: dict[str, Any], seen: int) -> Answer:
+        return said(f"[[{1 + len(body['messages'][0]['content']) % 7}]]")
+
+    with serving(grade) as server:
+        recipe["score"] = {
+            **{"with": ["grade:first.txt"], "scorers": "scorers.yaml", "weight": ["grade=1"]},
+            **{"judge_endpoint": server.url, "judge_model": "m"},
+        }
+        recipe.pop("held_out")
+        recipe.pop("evaluate")
+        write_recipe(recipe)
+        done = command("loop", "loop.yaml", "--out", "out")
+    assert done.code == 0, done.err
+    for name in ("first.txt", "second.txt"):
+        before = Path(name).read_text()
+        Path(name).write_text("The shorter one.")
+        listed = " ".join(command("loop", "loop.yaml", "--out", "out", "--dry_run").out.split())
+        assert "round 1, sample: done" in listed
+        assert f"round 1, score: {name} has changed" in listed
+        Path(name).write_text(before)
+    recipe["score"].pop("judge_model")
+    write_recipe(recipe)
+    done = command("loop", "loop.yaml", "--out", "other")
+    assert "model of the judge is missing" in " ".join(done.err.split())
+    assert not Path("other").exists()

@@ -120,3 +120,23 @@ def test_a_file_is_refused_by_its_line(tmp_path: Path, text: str, wrong: str) ->
     with pytest.raises(ConfigError) as error:
         from_file(tmp_path, text)
     assert wrong in str(error.value)
+
+
+def test_flags_of_a_judge_count_before_its_file_and_reach_no_other_scorer(tmp_path: Path) -> None:
+    text = "style:\n  judge: r.txt\n  model: a\n  temperature: 0.5\n  opponents: 4\nlong: length\n"
+    flags = {"judge_endpoint": "http://x/v1", "judge_model": "b", "judge_opponents": None}
+    found = from_file(tmp_path, text, "grade:r.txt", judging=flags, weights=["style=1"])
+    style, grade = (found[name].made_options() for name in ("style", "grade"))
+    assert (style.model, style.temperature, style.opponents) == ("b", 0.5, 4)
+    assert (grade.model, grade.endpoint, grade.scale) == ("b", "http://x/v1", [1, 10])
+    assert found["long"].options == {}
+
+
+def test_a_flag_of_a_judge_without_one_does_nothing_and_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match="CP104 judge_model would do nothing: no scorer is a judg"
+    ):
+        asked("chrf", judging={"judge_model": "m"})
+    judging = {"judge_model": "m", "judge_endpoint": "http://x/v1", "judge_scale": [1.0, 5.0]}
+    with pytest.raises(ConfigError, match=r"judge_scale would do nothing: no scorer is a grade\."):
+        asked("judge:r.txt", judging=judging)

@@ -59,7 +59,9 @@ def judged(
     write_pairs(Path("c.jsonl"), rows)
     entries = read_entries([Path("c.jsonl")])
     endpoint = Simulated(decide)
-    judge = EndpointJudge("rubric.txt", JudgeOptions(endpoint="x", model="j", **options), endpoint)
+    judge = EndpointJudge(
+        "rubric.txt", JudgeOptions(endpoint="http://x/v1", model="j", **options), endpoint
+    )
     judge.begin(ScoringWork(entries, 0, Path("verdicts.jsonl")))
     return judge.score(list(entries.read(0, len(entries)))), judge, endpoint
 

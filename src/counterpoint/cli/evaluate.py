@@ -26,10 +26,11 @@ from counterpoint.evaluation.table import WIDTH
 from counterpoint.invocation import EXTRAS, installing
 from counterpoint.log import logger
 from counterpoint.masking import Mask
-from counterpoint.options.command import Command
+from counterpoint.options.command import Command, made
 from counterpoint.options.evaluate_options import OF_TRAIN, EvaluateOptions, read_evaluation
 from counterpoint.ranks import leave_at_exit
 from counterpoint.runlog import check_writable
+from counterpoint.scoring.scorer_options import JUDGE_FLAGS
 from counterpoint.staged import refuse_taken, staged
 from counterpoint.visible import visible
 
@@ -73,6 +74,7 @@ COMMAND = Command(
     "evaluate",
     USAGE,
     EvaluateOptions,
+    beside=JUDGE_FLAGS,
     of_train=True,
     closing=f"and of counterpoint train, which explains them: {', '.join(OF_TRAIN)}",
 )
@@ -93,10 +95,11 @@ def evaluate(words: list[str]) -> None:
             "CP107", "the model is missing; write counterpoint evaluate MODEL --dataset FILE."
         )
     source, *rest = words
-    options, others = COMMAND.read(rest)
+    values, others = COMMAND.take(rest)
+    options = made(EvaluateOptions, values)
     _check_out(options)
     metrics = _metrics(options)
-    asked = _asked(options)
+    asked = scorers_asked(options, values)
     leave_at_exit()
     quiet_bars()
     quiet_replicas()
@@ -300,13 +303,23 @@ def _metrics(options: EvaluateOptions) -> list[str]:
     return list(references.METRICS)
 
 
-def _asked(options: EvaluateOptions) -> Sequence[AskedScorer]:
-    """Scorers of the texts that are to be written."""
-    if not options.with_ and options.scorers is None:
-        return ()
-    from counterpoint.scoring.asked import asked_scorers
+def scorers_asked(options: EvaluateOptions, values: Mapping[str, Any]) -> Sequence[AskedScorer]:
+    """Scorers of the texts that are to be written.
 
-    return asked_scorers(options.with_, file=options.scorers, are_summed=False)
+    Args:
+        options: of the command.
+        values: of all its flags that were given, by name.
+
+    Raises:
+        ConfigError: CP101 to CP107 for what cannot be meant.
+    """
+    from counterpoint.scoring.asked import asked_scorers, judging_flags, refuse_idle_flags
+
+    judging = judging_flags(values)
+    if not options.with_ and options.scorers is None:
+        refuse_idle_flags(judging)
+        return ()
+    return asked_scorers(options.with_, file=options.scorers, judging=judging, are_summed=False)
 
 
 # Files

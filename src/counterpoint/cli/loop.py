@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from counterpoint.loop.ledger import LoopLedger
     from counterpoint.loop.stages import LoopCourse, Stage
     from counterpoint.options.given import Setting
+    from counterpoint.scoring.asked import AskedScorer
 
 USAGE = """\
 usage: counterpoint loop LOOP.yaml [--out FOLDER] [--dry_run]
@@ -159,7 +160,6 @@ def _list(course: LoopCourse, ledger: LoopLedger) -> None:
 
 
 def _course(path: str, folder: Path) -> LoopCourse:
-    from counterpoint.loop.digests import sources_in
     from counterpoint.loop.stages import LoopCourse
     from counterpoint.options.yaml_file import read_sections
 
@@ -180,9 +180,18 @@ def _course(path: str, folder: Path) -> LoopCourse:
         recipe,
         folder,
         values,
-        {stage: tuple(dict.fromkeys(sources_in(own.values()))) for stage, own in values.items()},
+        {stage: _named(stage, own) for stage, own in values.items()},
         merges=bool(values["train"].get("merge_at_end")),
     )
+
+
+def _named(stage: str, values: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a stage's options name; of its scorers, rubrics and models among it."""
+    from counterpoint.loop.digests import sources_in
+
+    asked = {"score": _asked_to_score, "evaluate": _asked_to_evaluate}.get(stage)
+    scorers = [] if asked is None else [name for one in asked(values) for name in one.named()]
+    return tuple(dict.fromkeys(sources_in([*values.values(), *scorers])))
 
 
 def _refuse(wrong: Sequence[ConfigError], path: str) -> None:
@@ -258,16 +267,28 @@ def _check_sample(values: Mapping[str, Any], recipe: LoopRecipe) -> None:
     _check_loading("sample", values, recipe)
 
 
-def _check_score(values: Mapping[str, Any], recipe: LoopRecipe) -> None:
-    from counterpoint.scoring.asked import asked_scorers
+def _asked_to_score(values: Mapping[str, Any]) -> Sequence[AskedScorer]:
+    from counterpoint.scoring.asked import asked_scorers, judging_flags
 
     options, _ = importlib.import_module(_module("score")).COMMAND.read(list(words_of(values)))
-    asked_scorers(
+    return asked_scorers(
         options.with_,
         file=options.scorers,
         weights=options.weight,
         requirements=options.require,
+        judging=judging_flags(values),
     )
+
+
+def _asked_to_evaluate(values: Mapping[str, Any]) -> Sequence[AskedScorer]:
+    evaluating = importlib.import_module(_module("evaluate"))
+    options, _ = evaluating.COMMAND.read(list(words_of(values)))
+    found: Sequence[AskedScorer] = evaluating.scorers_asked(options, values)
+    return found
+
+
+def _check_score(values: Mapping[str, Any], recipe: LoopRecipe) -> None:
+    _asked_to_score(values)
 
 
 def _check_pairs(values: Mapping[str, Any], recipe: LoopRecipe) -> None:
@@ -287,6 +308,7 @@ def _check_evaluate(values: Mapping[str, Any], recipe: LoopRecipe) -> None:
     if not values.get("dataset") and not values.get("prompts"):
         raise ConfigError("CP107", "evaluate has neither dataset nor prompts.")
     _check_loading("evaluate", values, recipe)
+    _asked_to_evaluate(values)
 
 
 _CHECKS: Mapping[str, Callable[[Mapping[str, Any], LoopRecipe], None]] = {

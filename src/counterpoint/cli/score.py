@@ -10,10 +10,11 @@ from pathlib import Path
 
 from counterpoint.console.manners import complain_all, put
 from counterpoint.errors import ConfigError, SetupError
-from counterpoint.options.command import Command
+from counterpoint.options.command import Command, made
 from counterpoint.options.declared import option
 from counterpoint.options.limits import refuse_below, refuse_other_than_lines, refuse_unless_given
 from counterpoint.preference_row import INVALID_ROWS
+from counterpoint.scoring.scorer_options import JUDGE_FLAGS
 from counterpoint.strict import strict_json
 
 USAGE = """\
@@ -33,11 +34,16 @@ scorers, as --with [NAME=]SCORER:
   reward:MODEL       what a sequence classification model says
   module:function    a Python function of yours: rows in, numbers out
   command:WORDS      a process of its own, as for COMET or MetricX
+  judge:RUBRIC.txt   the share of comparisons that it wins, by a judge that is
+                     asked at --judge_endpoint
+  grade:RUBRIC.txt   the judge's grade of it alone, from 1 to 10
 
 examples:
   counterpoint score candidates.jsonl --out scored.jsonl --with chrf --require lang=de
   counterpoint score candidates.jsonl --out scored.jsonl --with chrf length \\
       --weight chrf=1 length=-0.1
+  counterpoint score candidates.jsonl --out scored.jsonl --with grade:rubric.txt \\
+      --judge_endpoint http://127.0.0.1:8000/v1 --judge_model NAME --judge_scale 1 5
   counterpoint score candidates.jsonl --out scored.jsonl --scorers scorers.yaml
   counterpoint pairs scored.jsonl --out pairs.jsonl
 
@@ -82,7 +88,7 @@ class ScoreOptions:
         refuse_other_than_lines(self.out)
 
 
-COMMAND = Command("score", USAGE, ScoreOptions)
+COMMAND = Command("score", USAGE, ScoreOptions, beside=JUDGE_FLAGS)
 
 
 def score(words: list[str]) -> None:
@@ -94,7 +100,8 @@ def score(words: list[str]) -> None:
     Raises:
         CounterpointError: with the code of what cannot be done.
     """
-    options, sources = COMMAND.read(words)
+    values, sources = COMMAND.take(words)
+    options = made(ScoreOptions, values)
     refuse_unless_given(
         {
             "the file to read (counterpoint score CANDIDATES.jsonl)": sources,
@@ -102,7 +109,7 @@ def score(words: list[str]) -> None:
         }
     )
     from counterpoint.scoring.account import account_of
-    from counterpoint.scoring.asked import asked_scorers
+    from counterpoint.scoring.asked import asked_scorers, judging_flags
     from counterpoint.scoring.entries import read_entries
     from counterpoint.scoring.windows import score_candidates
     from counterpoint.staged import refuse_unusable
@@ -112,6 +119,7 @@ def score(words: list[str]) -> None:
         file=options.scorers,
         weights=options.weight,
         requirements=options.require,
+        judging=judging_flags(values),
     )
     out = Path(str(options.out)).expanduser()
     refuse_unusable(out)

@@ -25,6 +25,7 @@ from counterpoint.options.declared import declared
 from counterpoint.options.given import Given, Scalar, Setting
 from counterpoint.options.yaml_file import read_config
 from counterpoint.scoring.kinds import FUNCTION, KINDS, ScorerKind
+from counterpoint.scoring.scorer_options import HOW_ALONE, JUDGE_FLAG, JUDGE_FLAGS
 
 BLANK = "blank"
 """The veto that every candidate of white space alone has; no scorer's name."""
@@ -107,13 +108,21 @@ class AskedScorer:
             values[name] = coerce(setting, known[name].hint, known[name].choices)
         return made(self.kind.options, values)
 
+    def named(self) -> list[str]:
+        """What may be a file, a model or a function: argument, its words, and options."""
+        options = [getattr(self.made_options(), name) for name in self.options]
+        # a command's words are as the shell would have them; others have no need of it
+        words = self.argument.split() if self.argument else []
+        return [self.argument, *words, *(one for one in options if isinstance(one, str))]
+
     def settings(self) -> dict[str, Any]:
-        """What was asked for, JSON-ready."""
+        """What was asked for, JSON-ready: all that a score may depend on."""
         options = self.made_options()
+        names = [name for name in declared(self.kind.options) if name not in HOW_ALONE]
         return {
             "kind": self.kind.name,
             "argument": self.argument,
-            **{name: getattr(options, name) for name in declared(self.kind.options)},
+            **{name: getattr(options, name) for name in names},
             "weight": self.weight,
             "require": None if self.require is None else str(self.require),
         }
@@ -125,6 +134,7 @@ def asked_scorers(
     file: str | None = None,
     weights: Sequence[str] = (),
     requirements: Sequence[str] = (),
+    judging: Mapping[str, Any] = MappingProxyType({}),
     are_summed: bool = True,
 ) -> tuple[AskedScorer, ...]:
     """All scorers of a command line, each with its weight.
@@ -134,6 +144,8 @@ def asked_scorers(
         file: YAML with more of them; None: none.
         weights: as NAME=NUMBER.
         requirements: as NAME, NAME=NUMBER, NAME>=NUMBER and so on, or lang=CODE.
+        judging: flags of judges and grades, by name, as ``JUDGE_FLAGS`` has them; they count before
+            what the file says.
         are_summed: whether their sum is wanted; where not, none needs a weight.
 
     Raises:
@@ -152,9 +164,13 @@ def asked_scorers(
         _require(word, by_name)
     for word in weights:
         _weigh(word, by_name)
+    _tell_judges(judging, by_name)
     if not by_name:
         raise ConfigError("CP107", "scorers are missing: --with chrf, or --scorers FILE.yaml.")
     asked = list(by_name.values())
+    for one in asked:
+        if one.kind.check is not None:
+            one.kind.check(one.made_options())
     return _weighed(asked) if are_summed else tuple(asked)
 
 
@@ -244,6 +260,55 @@ def _weighed(asked: list[AskedScorer]) -> tuple[AskedScorer, ...]:
     if not any(one.weight for one in asked):
         raise ConfigError("CP103", "every weight is 0, so that no candidate would have a score.")
     return tuple(asked)
+
+
+# Flags of judges
+
+
+def judging_flags(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those flags of a command that judges and grades take.
+
+    Args:
+        values: of the flags that were given, by name.
+    """
+    names = declared(JUDGE_FLAGS)
+    return {name: value for name, value in values.items() if name in names}
+
+
+def refuse_idle_flags(judging: Mapping[str, Any]) -> None:
+    """Refuse flags of judges where there is none to take them.
+
+    Args:
+        judging: by name.
+
+    Raises:
+        ConfigError: CP104, naming the first.
+    """
+    for flag in judging:
+        option = flag.removeprefix(JUDGE_FLAG)
+        kinds = [one.name for one in KINDS.values() if option in declared(one.options)]
+        raise ConfigError(
+            "CP104",
+            f"{flag} would do nothing: no scorer is a {' or a '.join(kinds)}. Write --with "
+            f"{kinds[0]}:RUBRIC.txt, or leave it out.",
+        )
+
+
+def _tell_judges(judging: Mapping[str, Any], by_name: dict[str, AskedScorer]) -> None:
+    judges = {name: declared(one.kind.options) for name, one in by_name.items() if one.kind.check}
+    for flag, value in judging.items():
+        option = flag.removeprefix(JUDGE_FLAG)
+        takers = [name for name, known in judges.items() if option in known]
+        if not takers:
+            refuse_idle_flags({flag: value})
+        said = Setting(option, _as_given(value), f"--{flag}")
+        for name in takers if value is not None else ():
+            one = by_name[name]
+            by_name[name] = replace(one, options={**one.options, option: said})
+
+
+def _as_given(value: Any) -> Given:
+    return [Scalar(str(one)) for one in value] if isinstance(value, list) else Scalar(str(value))
 
 
 # A file

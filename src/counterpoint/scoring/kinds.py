@@ -13,6 +13,7 @@ from counterpoint.scoring.scorer import Scorer
 from counterpoint.scoring.scorer_options import (
     BleuOptions,
     CommandOptions,
+    GradeOptions,
     JudgeOptions,
     NoOptions,
     RewardOptions,
@@ -31,6 +32,7 @@ class ScorerKind:
         needs_argument: whether it must.
         options: dataclass of what else it can be told.
         weighs: whether it counts in the sum where no weight is given.
+        check: refuses options without all that the kind needs; None: it needs none.
     """
 
     name: str
@@ -40,6 +42,7 @@ class ScorerKind:
     needs_argument: bool = False
     options: type[Any] = NoOptions
     weighs: bool = True
+    check: Callable[[Any], object] | None = None
 
 
 def _chrf(argument: str, options: NoOptions) -> Scorer:
@@ -102,6 +105,12 @@ def _judge(argument: str, options: JudgeOptions) -> Scorer:
     return EndpointJudge(argument, options)
 
 
+def _grade(argument: str, options: GradeOptions) -> Scorer:
+    from counterpoint.scoring.of_grade import EndpointGrade
+
+    return EndpointGrade(argument, options)
+
+
 FUNCTION = "function"
 
 KINDS: dict[str, ScorerKind] = {
@@ -152,6 +161,16 @@ KINDS: dict[str, ScorerKind] = {
             argument="the rubric's file",
             needs_argument=True,
             options=JudgeOptions,
+            check=JudgeOptions.served,
+        ),
+        ScorerKind(
+            "grade",
+            "a number on a scale, by a rubric and a model behind an endpoint",
+            _grade,
+            argument="the rubric's file",
+            needs_argument=True,
+            options=GradeOptions,
+            check=GradeOptions.served,
         ),
         ScorerKind(
             FUNCTION,

@@ -5,37 +5,34 @@
 2. Of a share b of verdicts that go by position alone, the mean keeps p (1 - b) + b / 2 of the true
    share p. How much b is shows in all verdicts together: with both orders of everything, half of
    them would name the first text. Where that is no accident, the score is p again.
-3. Verdicts are written beside the scores as they come, and none is asked for twice. All are there
-   before the first score, so that every candidate is scored by the same b.
+3. All verdicts are there before the first score, so that every candidate is scored by the same b.
 
-Not here: asking (``endpoint``), what becomes of the number (``total``).
+Not here: asking and keeping answers (``asked_model``), grades without a comparison (``of_grade``).
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any
 
-from counterpoint.console.phases import phase
 from counterpoint.data.scored import folded
-from counterpoint.endpoint import Endpoint, Question
-from counterpoint.errors import ConfigError, ModelError, first_line
-from counterpoint.evaluation.candidate_file import whole_lines
-from counterpoint.preference_row import Text
-from counterpoint.replies import Reply, ReplyKind
+from counterpoint.errors import ModelError
+from counterpoint.replies import Reply
+from counterpoint.scoring.asked_model import (
+    AskedModel,
+    Asks,
+    RubricVerdict,
+    digest_asked,
+    shown_prompt,
+)
 from counterpoint.scoring.entries import CandidateEntry
 from counterpoint.scoring.scorer import Scorer, ScoringWork
 from counterpoint.scoring.scorer_options import JudgeOptions
-from counterpoint.strict import strict_json
 
 FIRST, TIE, SECOND = 1.0, 0.5, 0.0
 """Verdicts, as the share of the comparison that the text shown first wins."""
@@ -69,13 +66,6 @@ Say in a few sentences what decides, and end with [[A]] if answer A is better, [
 is better, or [[tie]]."""
 
 
-class Asks(Protocol):
-    """What answers questions, as ``Endpoint`` does."""
-
-    def ask_all(self, questions: Iterator[Question], take: Any) -> Any:
-        """As ``Endpoint.ask_all``."""
-
-
 @dataclass(frozen=True, slots=True)
 class JudgedPair:
     """Two texts to compare.
@@ -107,22 +97,13 @@ class EndpointJudge(Scorer):
     alone = False
 
     def __init__(self, rubric: str, options: JudgeOptions, endpoint: Asks | None = None) -> None:
-        self._name, self._options = rubric, options
-        try:
-            self._rubric = Path(rubric).expanduser().read_text(encoding="utf-8").strip()
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                "CP106", f"the rubric {rubric} cannot be read: {first_line(error)}"
-            ) from error
-        if not self._rubric:
-            raise ConfigError("CP106", f"the rubric {rubric} is empty; say what is better.")
-        self._endpoint = endpoint or _endpoint(options)
+        self._asked, self._options = AskedModel(rubric, options, endpoint), options
         self._shares: dict[int, float] = {}
         self._remarks: list[str] = []
 
     def facts(self) -> Mapping[str, Any]:
         """The rubric's text, which is what its file is known by."""
-        return {"rubric": _digest(self._rubric)}
+        return self._asked.facts()
 
     def begin(self, work: ScoringWork) -> None:
         """Have everything judged that is not yet.
@@ -131,14 +112,14 @@ class EndpointJudge(Scorer):
             SetupError: CP529 and CP502, as ``Endpoint.ask_all``; what was judged stays.
             ModelError: CP348 for a judge whose verdicts say nothing.
         """
-        verdicts: dict[str, float | None] = {}
         comparisons = list(self._comparisons(work))
-        with ExitStack() as stack:
-            file = stack.enter_context(work.journal.open("a+b"))
-            for key, verdict in whole_lines(work.journal, file, _kept, "verdict"):
-                verdicts[key] = verdict
-            failed = self._ask(work, comparisons, verdicts, file)
-        self._count(comparisons, verdicts, failed)
+        wanted = {
+            key: (one, order) for one in comparisons for order, key in enumerate(one.keys or ())
+        }
+        verdicts, failed = self._asked.answers(
+            work.journal, wanted, lambda place: _shown(work, *place, self._asked.rubric), _read
+        )
+        self._count(comparisons, {key: one.value for key, one in verdicts.items()}, failed)
 
     def score(self, entries: Sequence[CandidateEntry]) -> list[float | None]:
         """The share of its comparisons that each wins; None where there was none."""
@@ -157,7 +138,7 @@ class EndpointJudge(Scorer):
                 if entry.reference is not None:
                     yield self._comparison(entry, None)
             else:
-                groups.setdefault(_digest(json.dumps(entry.prompt)), []).append(entry.number)
+                groups.setdefault(digest_asked(json.dumps(entry.prompt)), []).append(entry.number)
         for numbers in groups.values():
             of_one = work.entries.pick(numbers)
             for one, other in _opponents(of_one, self._options.opponents):
@@ -168,72 +149,9 @@ class EndpointJudge(Scorer):
         number = None if other is None else other.number
         if folded(one.text) == folded(text):
             return JudgedPair(one.number, number, None)
-        keys = (self._key(one.prompt, one.text, text), self._key(one.prompt, text, one.text))
+        key = self._asked.key
+        keys = (key(one.prompt, one.text, text), key(one.prompt, text, one.text))
         return JudgedPair(one.number, number, keys)
-
-    def _key(self, prompt: Text, first: str, second: str) -> str:
-        """By which a verdict is known again: whatever it may depend on."""
-        asked = [self._rubric, self._options.model, *self._settings().values()]
-        return _digest(json.dumps([*asked, prompt, first, second]))
-
-    def _settings(self) -> dict[str, float]:
-        return {
-            "temperature": self._options.temperature,
-            "max_tokens": self._options.max_tokens,
-        }
-
-    def _ask(
-        self,
-        work: ScoringWork,
-        comparisons: Sequence[JudgedPair],
-        verdicts: dict[str, float | None],
-        file: BinaryIO,
-    ) -> int:
-        """Ask what is missing; how many questions failed for good."""
-        wanted = [
-            (one, order)
-            for one in comparisons
-            if one.keys is not None
-            for order in (0, 1)
-            if one.keys[order] not in verdicts
-        ]
-        if not wanted:
-            return 0
-        failed = 0
-
-        def questions() -> Iterator[Question]:
-            for one, order in wanted:
-                yield Question(self._asked(work, one, order), self._settings())
-
-        with phase("asking the judge", len(wanted), "verdicts") as now:
-
-            def take(number: int, reply: Reply) -> None:
-                nonlocal failed
-                now.advance()
-                if reply.kind is ReplyKind.FAILED:
-                    failed += 1
-                    return
-                one, order = wanted[number]
-                assert one.keys is not None
-                key, verdict = one.keys[order], verdict_of(reply.text)
-                line = {"key": key, "verdict": verdict, "said": reply.text, "entry": one.one}
-                file.write(f"{strict_json(line)}\n".encode())
-                file.flush()
-                os.fsync(file.fileno())
-                verdicts[key] = verdict
-
-            self._endpoint.ask_all(questions(), take)
-        return failed
-
-    def _asked(self, work: ScoringWork, one: JudgedPair, order: int) -> list[dict[str, str]]:
-        numbers = [one.one] if one.other is None else [one.one, one.other]
-        entries = work.entries.pick(numbers)
-        texts = [entries[0].text, entries[1].text if one.other is not None else ""]
-        if one.other is None:
-            texts[1] = entries[0].reference or ""
-        first, second = texts if order == 0 else texts[::-1]
-        parts = {"prompt": _shown_prompt(entries[0].prompt), "first": first, "second": second}
-        return [{"role": "user", "content": _FORM.format(rubric=self._rubric, **parts)}]
 
     # What is made of it
 
@@ -264,7 +182,7 @@ class EndpointJudge(Scorer):
             raise ModelError(
                 "CP348",
                 f"the judge {self._options.model} {what}; expected [[A]], [[B]] or [[tie]] by the "
-                f"rubric {self._name}. What it said is kept beside the scores.",
+                f"rubric {self._asked.name}. What it said is kept beside the scores.",
             )
         self._shares = _shares(means, bias if certain else 0.0)
         name = self._options.model
@@ -339,34 +257,15 @@ def _opponents(
             yield entries[place], entries[(place + step) % count]
 
 
-def _endpoint(options: JudgeOptions) -> Endpoint:
-    for name in ("endpoint", "model"):
-        if not getattr(options, name):
-            raise ConfigError(
-                "CP107",
-                f"{name} of the judge is missing. Write it in a file of scorers (--scorers), "
-                "beside judge: RUBRIC.txt.",
-            )
-    return Endpoint(
-        str(options.endpoint),
-        str(options.model),
-        options.api_key_env,
-        options.timeout,
-        options.retries,
-        options.concurrency,
-    )
+def _shown(work: ScoringWork, one: JudgedPair, order: int, rubric: str) -> tuple[int, str]:
+    """Of a question the candidate that it belongs to, and its text."""
+    numbers = [one.one] if one.other is None else [one.one, one.other]
+    entries = work.entries.pick(numbers)
+    other = entries[0].reference or "" if one.other is None else entries[1].text
+    first, second = (entries[0].text, other) if order == 0 else (other, entries[0].text)
+    prompt = shown_prompt(entries[0].prompt)
+    return one.one, _FORM.format(rubric=rubric, prompt=prompt, first=first, second=second)
 
 
-def _kept(line: Mapping[str, Any]) -> tuple[str, float | None]:
-    verdict = line["verdict"]
-    return str(line["key"]), None if verdict is None else float(verdict)
-
-
-def _shown_prompt(prompt: Text) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return "\n\n".join(f"{one['role']}: {one.get('content')}" for one in prompt)
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(errors="backslashreplace"), digest_size=12).hexdigest()
+def _read(reply: Reply) -> RubricVerdict:
+    return RubricVerdict(verdict_of(reply.text))
