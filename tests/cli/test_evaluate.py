@@ -259,3 +259,34 @@ def test_prompts_that_are_none_are_named_by_row(workshop: Path, command: Command
     write_pairs(workshop / "prompts.jsonl", [{"prompt": "a"}, {"prompt": None}])
     said = command("evaluate", "model", "--prompts", "prompts.jsonl", "--use_cpu")
     assert "CP202 prompts.jsonl, row 1: prompt is 'None'" in said.err
+
+
+def test_the_engine_that_writes_changes_no_greedy_text(workshop: Path, command: Command):
+    texts = {}
+    for engine in ("transformers", "continuous"):
+        words = ("--generate", "6", "--max_new_tokens", "8", "--engine", engine, "--out", engine)
+        said = command("evaluate", "model", "--dataset", "pairs.jsonl", *words, *SMALL)
+        if engine == "continuous" and "CP502" in said.err:
+            pytest.skip("this transformers has no continuous batching that can be given a chance")
+        assert said.code == 0, said.err
+        texts[engine] = Path(engine, "completions.jsonl").read_text()
+    assert texts["continuous"] == texts["transformers"] != ""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--engine", "continuous"), "CP104 engine would do nothing: no text is written"),
+        (
+            ("--engine", "continuous", "--generate", "2", "--num_beams", "2"),
+            "CP104 num_beams=2 would do nothing with engine=continuous, which has no beams.",
+        ),
+        (("--engine", "endpoint"), 'CP102 --engine="endpoint" is not one of transformers'),
+    ],
+)
+def test_an_engine_that_would_do_nothing_is_refused(
+    workshop: Path, command: Command, words: tuple[str, ...], said: str
+):
+    done = command("evaluate", "model", "--dataset", "pairs.jsonl", *words, *SMALL)
+    assert done.code == 2
+    assert said in " ".join(done.err.split())

@@ -18,14 +18,15 @@ pytest.importorskip(
 
 from counterpoint.errors import ModelError
 from counterpoint.evaluation import continuous
-from counterpoint.evaluation.continuous import draw_continuously
-from counterpoint.evaluation.generation import Prompt
+from counterpoint.evaluation.continuous import complete_continuously, draw_continuously
+from counterpoint.evaluation.generation import Decoding, Prompt, complete
 from counterpoint.evaluation.sampling import (
     Draw,
     Sampling,
     candidate_chance,
     draw_candidates,
 )
+from tests.ranks_in_threads import as_ranks
 from tests.translators_on_the_spot import translator
 
 SOME = Sampling(most_tokens=8, batch=4)
@@ -166,3 +167,46 @@ def test_an_encoder_decoder_is_refused():
     model, tokenizer = translator("t5")
     with pytest.raises(ModelError, match=r"CP344 .* no causal language model"):
         written(draw_continuously, model, tokenizer, draws_of(1))
+
+
+def test_an_evaluation_writes_the_greedy_texts_of_padded_batches(models, tokenizer):
+    """In the order of the prompts, equal prompts among them, with their references."""
+    model = models("qwen2").float()
+    prompts = [replace(one.prompt, reference=str(n)) for n, one in enumerate(draws_of(1))]
+    prompts += [replace(prompts[0], reference="again")]
+    way = Decoding(8, batch=4)
+    found = complete_continuously(model, tokenizer, prompts, way)
+    assert found == complete(model, tokenizer, prompts, way)
+    assert [one.reference for one in found] == [one.reference for one in prompts]
+    assert complete_continuously(model, tokenizer, [], way) == []
+
+
+def test_what_an_evaluation_samples_follows_from_seed_and_prompt_alone(models, tokenizer):
+    model = models("qwen2").float()
+    prompts = [one.prompt for one in draws_of(1)]
+    way = Decoding(8, temperature=1.0, seed=1, batch=3)
+    found = complete_continuously(model, tokenizer, [*prompts, prompts[0]], way)
+    assert found[0].ids != found[-1].ids  # equal prompts draw apart
+    other = complete_continuously(model, tokenizer, prompts[::-1], replace(way, batch=2))
+    assert other[::-1] == found[:-1]
+    assert complete_continuously(model, tokenizer, prompts, replace(way, seed=2)) != found[:-1]
+
+
+def test_ranks_deal_the_prompts_and_all_have_every_text(models, tokenizer):
+    model, way = models("qwen2").float(), Decoding(6, temperature=1.0, batch=4)
+    prompts = [one.prompt for one in draws_of(1)]
+    whole = complete_continuously(model, tokenizer, prompts, way)
+
+    def write():
+        return complete_continuously(copy.deepcopy(model), tokenizer, prompts, way)
+
+    assert as_ranks(2, write) == [whole, whole]
+
+
+def test_prompts_with_pictures_and_a_model_in_parts_are_refused(models, tokenizer):
+    model, way = models("qwen2").float(), Decoding(4)
+    with pytest.raises(ModelError, match=r"CP344 .* each process holds a part of it"):
+        complete_continuously(model, tokenizer, [Prompt((5,))], way, together=True)
+    seen: Any = (object(),)
+    with pytest.raises(ModelError, match=r"CP344 .* its prompts show pictures"):
+        complete_continuously(model, tokenizer, [Prompt((5,), seen=seen)], way)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ from counterpoint.visible import visible
 if TYPE_CHECKING:
     from counterpoint.data.encoder import Encoder
     from counterpoint.evaluation.generation import Decoding, Prompt
+    from counterpoint.evaluation.texts import Completion
     from counterpoint.options.settings import Request
     from counterpoint.records import TokenPair
     from counterpoint.scoring.asked import AskedScorer
@@ -173,11 +174,11 @@ def _side(source: str, request: Request, options: EvaluateOptions) -> Side:
     from counterpoint.cli.own_data import eval_sets
     from counterpoint.data.blank_pictures import with_blank_pictures
     from counterpoint.engine.face import Pass
-    from counterpoint.evaluation.generation import complete
     from counterpoint.evaluation.samples import prompts_of
     from counterpoint.models.preparing import encoder_of
     from counterpoint.trainer.feed import Feed
 
+    write = _writing(options.engine)
     trainer = evaluating_trainer(source, request)
     tokenizer = trainer.processing_class
     side = Side(trainer.objective.formula())
@@ -209,9 +210,20 @@ def _side(source: str, request: Request, options: EvaluateOptions) -> Side:
             side.written[name] = [
                 one
                 for way in _decodings(options, request.config.eval_batch_size)
-                for one in complete(trainer.model, tokenizer, few, way, together=meet)
+                for one in write(trainer.model, tokenizer, few, way, together=meet)
             ]
     return side
+
+
+def _writing(engine: str) -> Callable[..., list[Completion]]:
+    """What writes texts; refused before a model is loaded where it is not installed."""
+    from counterpoint.evaluation.generation import complete
+    from counterpoint.evaluation.sampling import continuous_batching
+
+    if engine == "transformers":
+        return complete
+    write: Callable[..., list[Completion]] = continuous_batching().complete_continuously
+    return write
 
 
 def _named(sets: Any, request: Request) -> Iterator[tuple[str, Any]]:

@@ -19,7 +19,6 @@ from counterpoint import ranks
 from counterpoint.console.manners import quiet_bars, quiet_replicas
 from counterpoint.errors import ConfigError, SetupError
 from counterpoint.evaluation.candidate_file import CandidateFile, open_candidates
-from counterpoint.invocation import installing
 from counterpoint.log import logger
 from counterpoint.options.command import Command
 from counterpoint.options.evaluate_options import read_evaluation
@@ -217,18 +216,12 @@ def _sample_one(
 
 
 def _drawing(engine: str) -> Callable[..., None]:
-    from counterpoint.evaluation.sampling import draw_candidates
+    from counterpoint.evaluation.sampling import continuous_batching, draw_candidates
 
     if engine == "transformers":
         return draw_candidates
-    try:
-        from counterpoint.evaluation.continuous import draw_continuously
-    except ImportError as error:
-        raise SetupError(
-            "CP502",
-            f"engine={engine} needs transformers 5.23 or later: {installing('transformers>=5.23')}",
-        ) from error
-    return draw_continuously
+    draw: Callable[..., None] = continuous_batching().draw_continuously
+    return draw
 
 
 def _draws(

@@ -14,6 +14,7 @@ Not here: padded batches (``sampling``), servers (``cli.sample_served``).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -26,6 +27,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessor,
 )
 
+from counterpoint import ranks
 from counterpoint.console.phases import phase
 from counterpoint.errors import ModelError, first_line
 from counterpoint.evaluation.generation import (
@@ -37,7 +39,13 @@ from counterpoint.evaluation.generation import (
 )
 from counterpoint.evaluation.room import room_behind
 from counterpoint.evaluation.rounded_otherwise import computed_in, is_beyond_rounding
-from counterpoint.evaluation.sampling import Draw, Sampling, only_the_winners, warpers
+from counterpoint.evaluation.sampling import (
+    Draw,
+    Sampling,
+    candidate_chance,
+    only_the_winners,
+    warpers,
+)
 from counterpoint.evaluation.texts import Completion
 from counterpoint.evaluation.untouched import untouched
 from counterpoint.model_seams import under_adapter
@@ -92,6 +100,60 @@ def draw_continuously(
             text = as_completion(tokenizer, wanted[name].prompt, ids, kind, writer.ends)
             take([(wanted[name], text)])
             now.advance()
+
+
+def complete_continuously(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    decoding: Decoding,
+    *,
+    together: bool = False,
+) -> list[Completion]:
+    """What a model writes to each prompt, in their order; arguments as for ``generation.complete``.
+
+    Greedy texts are those of padded batches but for rounding. Sampled ones are drawn by a chance of
+    their own, which follows from seed and prompt, and not from a batch's.
+
+    Args:
+        model: a causal language model, plain or PEFT-wrapped.
+        tokenizer: with EOS and pad token.
+        prompts: any number.
+        decoding: how to write; without beams.
+        together: whether ranks meet in every pass through the model, which refuses it.
+
+    Raises:
+        ModelError: CP344 for a model or prompts that are not written to so.
+        DataError: CP204 for a prompt that fills the model's positions.
+    """
+    if together:
+        raise _unfit("each process holds a part of it")
+    if any(prompt.seen for prompt in prompts):
+        raise _unfit("its prompts show pictures")
+    how = Sampling(
+        decoding.most_tokens,
+        decoding.temperature,
+        decoding.top_p,
+        batch=decoding.batch,
+        longest=max((len(prompt.ids) for prompt in prompts), default=0),
+    )
+    before: Counter[tuple[int, ...]] = Counter()
+    draws = []
+    for place, prompt in enumerate(prompts):
+        chance = candidate_chance(decoding.seed, "", prompt, before[prompt.ids], 0)
+        draws.append(Draw(place, 0, prompt, chance))
+        before[prompt.ids] += 1
+    written: dict[int, Completion] = {}
+    draw_continuously(
+        model,
+        tokenizer,
+        draws[ranks.rank() :: ranks.count()],
+        how,
+        lambda one: False,
+        lambda done: written.update((one.row, text) for one, text in done),
+    )
+    every = {place: text for part in ranks.gathered(written) for place, text in part.items()}
+    return [every[place] for place in range(len(prompts))]
 
 
 class _Paged:
@@ -283,5 +345,5 @@ def _unfit(why: str) -> ModelError:
     return ModelError(
         "CP344",
         "transformers' continuous batching does not write with this model: "
-        f"{why.rstrip('.')}. Sample with --engine transformers.",
+        f"{why.rstrip('.')}. Take --engine transformers.",
     )

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +34,13 @@ from transformers import (
 )
 
 from counterpoint.console.phases import phase
+from counterpoint.errors import SetupError
 from counterpoint.evaluation.chance import chance_by
 from counterpoint.evaluation.generation import BatchWriter, Decoding, Prompt, as_completion
 from counterpoint.evaluation.room import room_behind
 from counterpoint.evaluation.texts import Completion
 from counterpoint.evaluation.untouched import untouched
+from counterpoint.invocation import installing
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,22 @@ def candidate_chance(seed: int, model: str, prompt: Prompt, occurrence: int, can
         candidate: its number among those of the prompt.
     """
     return chance_by(seed, model, prompt.ids, prompt.start, occurrence, candidate)
+
+
+def continuous_batching() -> ModuleType:
+    """The module that writes by continuous batching.
+
+    Raises:
+        SetupError: CP502 where transformers has none that texts can be drawn by.
+    """
+    try:
+        return import_module("counterpoint.evaluation.continuous")
+    except ImportError as error:
+        raise SetupError(
+            "CP502",
+            f"engine=continuous needs transformers 5.23 or later: "
+            f"{installing('transformers>=5.23')}",
+        ) from error
 
 
 def draw_candidates(

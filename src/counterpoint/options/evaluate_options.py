@@ -68,9 +68,12 @@ OF_TRAIN = (
 )
 """Options of ``counterpoint train`` that mean the same here."""
 
+ENGINES = ("transformers", "continuous")
+"""What writes texts: padded batches, or continuous batches."""
+
 OF_WRITING = (
     *("temperature", "max_new_tokens", "num_beams", "metrics", "bleu_tokenizer"),
-    *("with_", "scorers"),
+    *("with_", "scorers", "engine"),
 )
 """Flags of the command that only say how, or whereby, texts are written and scored."""
 
@@ -110,6 +113,12 @@ class EvaluateOptions:
         0.0, "Above 0: sample a second text for each prompt at this temperature."
     )
     top_p: float = option(1.0, "Share of probability to sample from, in (0, 1].")
+    engine: str = option(
+        "transformers",
+        "What writes texts. transformers: padded batches; continuous: transformers' continuous "
+        "batching, which draws sampled texts by chances of their own.",
+        ENGINES,
+    )
     metrics: list[str] = option(
         [],
         "Scores against references beside the exact match. Not given: bleu and "
@@ -148,6 +157,12 @@ class EvaluateOptions:
         if self.top_p != 1 and not self.temperature:
             raise ConfigError(
                 "CP104", f"top_p={self.top_p} would do nothing without a temperature above 0."
+            )
+        if self.engine != "transformers" and self.num_beams > 1:
+            raise ConfigError(
+                "CP104",
+                f"num_beams={self.num_beams} would do nothing with engine={self.engine}, which has "
+                "no beams. Leave one of them out.",
             )
         idle = [name for name in OF_WRITING if getattr(self, name) != _default_of(name)]
         if idle and not self.writes:
