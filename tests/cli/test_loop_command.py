@@ -194,3 +194,99 @@ def test_a_rubric_that_has_changed_has_its_stage_done_again(
     done = command("loop", "loop.yaml", "--out", "other")
     assert "model of the judge is missing" in " ".join(done.err.split())
     assert not Path("other").exists()
+
+
+def teacher(path: str, body: dict[str, Any], seen: int) -> Answer:
+    """What a larger model would write: longer or shorter, as the seed has it."""
+    return said("word " * (1 + body["seed"] % 9))
+
+
+def test_the_first_round_samples_from_a_server_and_later_ones_from_what_was_trained(
+    recipe: dict[str, Any], command: Command
+) -> None:
+    recipe.pop("evaluate")
+    recipe["rounds"] = 2
+    with serving(teacher) as server:
+        asks = {"engine": "endpoint", "endpoint": server.url, "model": "teacher", "k": 4}
+        write_recipe(recipe | {"first_sample": asks})
+        done = command("loop", "loop.yaml", "--out", "out")
+        assert done.code == 0, done.err
+        assert {body["model"] for _, body, _ in server.asked} == {"teacher"}
+        assert len(server.asked) == 4 * 12
+        assert {body["max_tokens"] for _, body, _ in server.asked} == {5}  # as sample has it
+    by_round = [lines(f"out/round-{n}/candidates.jsonl") for n in (1, 2)]
+    assert [{one["model"] for one in drawn} for drawn in by_round] == [
+        {"teacher"},
+        {"out/round-1/run"},
+    ]
+    assert [len(drawn) for drawn in by_round] == [4 * 12, 3 * 12]
+    # the server's texts train the model of the recipe, which answers what is held out, too
+    stages = json.loads(Path("out/loop.json").read_text())["stages"]
+    assert "--model=model" in stages["round-1/train"]["command"]
+    assert {one["model"] for one in lines("out/round-0/held-out.jsonl")} == {"model"}
+    traced = command("trace", "out/round-1/pairs.jsonl", "0")
+    assert server.url in traced.out
+    assert "done" in command("loop", "loop.yaml", "--out", "out", "--dry_run").out  # it is gone
+
+
+def test_a_loop_whose_server_has_moved_resumes_at_the_new_address(
+    recipe: dict[str, Any], command: Command
+) -> None:
+    for name in ("evaluate", "held_out"):
+        recipe.pop(name)
+    asks = {"engine": "endpoint", "model": "teacher"}
+
+    def fails(path: str, body: dict[str, Any], seen: int) -> Answer:
+        return teacher(path, body, seen) if body["seed"] % 2 else Answer(status=400)
+
+    with serving(fails) as server:
+        write_recipe(recipe | {"first_sample": asks | {"endpoint": server.url}})
+        assert "CP539" in command("loop", "loop.yaml", "--out", "out").err
+        there = lines("out/round-1/candidates.jsonl")
+        assert 0 < len(there) < 3 * 12
+    with serving(teacher) as server:
+        moved = asks | {"endpoint": server.url, "new_address": True}
+        write_recipe(recipe | {"first_sample": moved})
+        done = command("loop", "loop.yaml", "--out", "out")
+        assert done.code == 0, done.err
+        assert len(server.asked) == 3 * 12 - len(there)
+        assert lines("out/round-1/candidates.jsonl")[: len(there)] == there
+        # what is done is not done again for an address, nor for how often it is asked
+        write_recipe(recipe | {"first_sample": moved | {"endpoint": "http://x/v1", "retries": 1}})
+        listed = command("loop", "loop.yaml", "--out", "out", "--dry_run").out
+        assert listed.count("done") == len(listed.splitlines()) == 4
+        write_recipe(recipe | {"first_sample": moved | {"new_address": False}})
+        assert (
+            "round 1, sample: done" in command("loop", "loop.yaml", "--out", "out", "--dry_run").out
+        )
+        write_recipe(recipe | {"first_sample": asks | {"endpoint": "http://x/v1"}})
+        listed = " ".join(command("loop", "loop.yaml", "--out", "out", "--dry_run").out.split())
+        assert f"it was --endpoint={server.url}, now --endpoint=http://x/v1" in listed
+
+
+SERVED = {"engine": "endpoint", "endpoint": "http://x/v1"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "said"),
+    [
+        ({"sample": SERVED, "held_out": None, "rounds": 2}, "CP104", "that the loop has trained"),
+        ({"sample": SERVED}, "CP104", "under first_sample"),
+        ({"first_sample": SERVED, "beside": ["other"]}, "CP104", "beside=other would be asked"),
+        ({"first_sample": {"engine": "endpoint"}}, "CP107", "first_sample"),
+        ({"first_sample": SERVED | {"use_cpu": True}}, "CP101", "use_cpu would do nothing"),
+        ({"first_sample": SERVED | {"out": "x.jsonl"}}, "CP104", "first_sample.out is the loop's"),
+        ({"first_sample": SERVED | {"temprature": 1}}, "CP101", "did you mean temperature?"),
+        ({"first_sample": {"new_address": True}}, "CP104", "first_sample.new_address"),
+    ],
+)
+def test_a_server_that_could_not_be_asked_starts_nothing(
+    recipe: dict[str, Any], command: Command, changes: dict[str, Any], code: str, said: str
+) -> None:
+    made = {name: value for name, value in {**recipe, **changes}.items() if value is not None}
+    write_recipe(made)
+    done = command("loop", "loop.yaml", "--out", "out")
+    assert done.code == 2
+    assert code in done.err
+    assert said in " ".join(done.err.split())
+    assert not Path("out").exists()

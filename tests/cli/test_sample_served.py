@@ -300,3 +300,55 @@ def test_an_older_transformers_is_named(workshop: Path, command: Command, monkey
     usual = ("--prompts", "pairs.jsonl", "--out", "c.jsonl", "--use_cpu")
     done = command("sample", "model", *usual, "--engine", "continuous")
     assert "CP502 engine=continuous needs transformers" in " ".join(done.err.split())
+
+
+def test_a_file_moves_to_another_address_if_one_says_so_and_keeps_both(command: Command):
+    """Half of it at the first server, which then fails; a third one asks for what was lost."""
+
+    def fails(path: str, body: dict[str, Any], seen: int) -> Answer:
+        return Answer(status=400) if body["prompt"] > "question 2" else parrot(path, body, seen)
+
+    with serving(fails) as first:
+        assert "CP249" in command(*words(first)).err
+    with serving(parrot) as second:
+        other = command(*words(second))
+        assert "CP534" in other.err
+        assert "add --new_address if that very model is served there" in " ".join(other.err.split())
+        moved = command(*words(second, "--new_address"))
+        assert moved.code == 0, moved.err
+        assert len(second.asked) == 6
+        again = command(*words(second, "-k", "3"))  # from here on it is the file's own
+        assert again.code == 0, again.err
+    with serving(parrot) as third:
+        assert command(*words(third, "-k", "4", "--new_address")).code == 0
+        whole = texts()
+        assert command(*words(third, "-k", "4", "--overwrite")).code == 0
+        assert texts() == whole  # seeds do not depend on addresses
+        assert (
+            "earlier"
+            not in json.loads(settings_path(Path("c.jsonl")).read_text())["models"]["served"]
+        )
+        idle = command("sample", "m", "--prompts", "p.jsonl", "--out", "x.jsonl", "--new_address")
+        assert "CP104 new_address would do nothing with engine=transformers" in idle.err
+
+
+def test_a_pair_is_traced_to_both_addresses(command: Command):
+    def some(path: str, body: dict[str, Any], seen: int) -> Answer:
+        return Answer(status=400) if body["seed"] % 2 else parrot(path, body, seen)
+
+    urls = []
+    for script, more in ((some, ()), (parrot, ("--new_address",))):
+        with serving(script) as server:
+            urls.append(server.url)
+            command(*words(server, *more))
+    drawn = json.loads(settings_path(Path("c.jsonl")).read_text())["models"]["served"]
+    assert drawn["endpoint"] == urls[1]
+    (before,) = drawn["earlier"]
+    assert before["endpoint"] == urls[0]
+    assert 0 < before["candidates"] < 12
+    Path("of_seeds.py").write_text("def last(rows): return [int(r['text'][-1]) for r in rows]\n")
+    assert command("score", "c.jsonl", "--out", "s.jsonl", "--with", "of_seeds:last").code == 0
+    assert command("pairs", "s.jsonl", "--out", "pairs.jsonl", "--select", "all").code == 0
+    said = command("trace", "pairs.jsonl", "0").out
+    assert urls[0] in said
+    assert urls[1] in said

@@ -21,10 +21,13 @@ from counterpoint.doctor.findings import Report
 from counterpoint.errors import ConfigError, CounterpointError, SetupError
 from counterpoint.options.command import Command, made
 from counterpoint.options.loop_options import (
+    FIRST,
+    FIRST_SAMPLE,
     STAGES,
     LoopOptions,
     LoopRecipe,
     located,
+    merged_first,
     read_stage,
     words_of,
 )
@@ -163,7 +166,7 @@ def _course(path: str, folder: Path) -> LoopCourse:
     from counterpoint.loop.stages import LoopCourse
     from counterpoint.options.yaml_file import read_sections
 
-    top, sections = read_sections(path, STAGES)
+    top, sections = read_sections(path, (*STAGES, FIRST_SAMPLE))
     recipe, wrong = _recipe(top)
     values: dict[str, Mapping[str, Any]] = {}
     for stage in STAGES:
@@ -173,9 +176,20 @@ def _course(path: str, folder: Path) -> LoopCourse:
         if stage in sections or stage != "evaluate":
             values[stage], mistakes = _checked(stage, settings, recipe)
             wrong += mistakes
+    if FIRST_SAMPLE in sections:
+        right = None if wrong else recipe  # both together are looked at where each is right
+        values[FIRST_SAMPLE], mistakes = _checked(
+            FIRST_SAMPLE, sections[FIRST_SAMPLE], right, values["sample"]
+        )
+        wrong += mistakes
     _refuse(wrong, path)
     assert recipe is not None  # else something was wrong
-    _check_prompts(recipe, values["sample"])
+    try:
+        _refuse_unserved(recipe, values)
+    except ConfigError as error:
+        raise located(error, [*top, *sections.get("sample", ())], path) from None
+    for stage in ("sample", FIRST_SAMPLE):
+        _check_prompts(recipe, values.get(stage))
     return LoopCourse(
         recipe,
         folder,
@@ -225,7 +239,10 @@ def _recipe(settings: Sequence[Setting]) -> tuple[LoopRecipe | None, list[Config
 
 
 def _checked(
-    stage: str, settings: Sequence[Setting], recipe: LoopRecipe | None
+    stage: str,
+    settings: Sequence[Setting],
+    recipe: LoopRecipe | None,
+    sample: Mapping[str, Any] | None = None,
 ) -> tuple[Mapping[str, Any], list[ConfigError]]:
     """A stage's options as its own command reads them, and every mistake."""
     from counterpoint.options.evaluate_options import OF_TRAIN
@@ -234,11 +251,16 @@ def _checked(
 
     flags = {} if stage == "train" else importlib.import_module(_module(stage)).COMMAND.flags()
     of_train = {"train": tuple(options()), "sample": OF_LOADING, "evaluate": OF_TRAIN}
+    of_train[FIRST_SAMPLE] = OF_LOADING
     also = {name: reads_as(name) for name in of_train.get(stage, ())}
     if stage == "evaluate":
         also |= {"dataset": reads_as("eval_dataset"), "split": reads_as("eval_dataset_split")}
+    if stage == FIRST_SAMPLE:
+        also["model"] = (str, ())
     known = also | {name: (one.hint, one.choices) for name, one in flags.items()}
     values, wrong = read_stage(stage, settings, known.get, known)
+    if sample is not None:
+        values = merged_first(sample, values)
     if wrong or recipe is None:
         return values, wrong
     try:
@@ -249,7 +271,7 @@ def _checked(
 
 
 def _module(stage: str) -> str:
-    return f"counterpoint.cli.{stage}"
+    return f"counterpoint.cli.{'sample' if stage == FIRST_SAMPLE else stage}"
 
 
 def _check_loading(stage: str, values: Mapping[str, Any], recipe: LoopRecipe) -> None:
@@ -264,7 +286,12 @@ def _check_loading(stage: str, values: Mapping[str, Any], recipe: LoopRecipe) ->
 
 
 def _check_sample(values: Mapping[str, Any], recipe: LoopRecipe) -> None:
-    _check_loading("sample", values, recipe)
+    sampling = importlib.import_module(_module("sample"))
+    own = {name: value for name, value in values.items() if name != "model"}
+    options, others = sampling.COMMAND.read(list(words_of(own)))
+    sampling.refuse_loading(options, others)
+    if not options.is_served:
+        _check_loading("sample", own, recipe)
 
 
 def _asked_to_score(values: Mapping[str, Any]) -> Sequence[AskedScorer]:
@@ -313,6 +340,7 @@ def _check_evaluate(values: Mapping[str, Any], recipe: LoopRecipe) -> None:
 
 _CHECKS: Mapping[str, Callable[[Mapping[str, Any], LoopRecipe], None]] = {
     "sample": _check_sample,
+    FIRST_SAMPLE: _check_sample,
     "score": _check_score,
     "pairs": _check_pairs,
     "train": _check_train,
@@ -320,8 +348,32 @@ _CHECKS: Mapping[str, Callable[[Mapping[str, Any], LoopRecipe], None]] = {
 }
 
 
-def _check_prompts(recipe: LoopRecipe, values: Mapping[str, Any]) -> None:
+def _refuse_unserved(recipe: LoopRecipe, values: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse to ask a server for models that it cannot have.
+
+    Raises:
+        ConfigError: CP104.
+    """
+    trained = recipe.held_out or (recipe.rounds > 1 and recipe.sample_from != FIRST)
+    if values["sample"].get("engine") == "endpoint" and trained:
+        raise ConfigError(
+            "CP104",
+            "sample.engine=endpoint would ask the server for a model that the loop has trained. "
+            f"Write engine, endpoint and the model's name there under {FIRST_SAMPLE}: it says how "
+            "the first model is sampled from.",
+        )
+    if values.get(FIRST_SAMPLE, {}).get("engine") == "endpoint" and recipe.beside:
+        raise ConfigError(
+            "CP104",
+            f"beside={recipe.beside[0]} would be asked of the server of {FIRST_SAMPLE}. Leave "
+            "one of them out.",
+        )
+
+
+def _check_prompts(recipe: LoopRecipe, values: Mapping[str, Any] | None) -> None:
     """Read all prompts, as sampling will."""
+    if values is None:
+        return
     from counterpoint.cli.prompt_rows import read_prompt_rows
     from counterpoint.options.sample_options import SampleOptions
 

@@ -74,12 +74,7 @@ def sample(words: list[str]) -> None:
         CounterpointError: with the code of what cannot be done.
     """
     models, options, others = _read_words(words)
-    if options.is_served and others:
-        raise ConfigError(
-            "CP101",
-            f"{others[0].partition('=')[0]} would do nothing with --engine endpoint: the server "
-            "has loaded its model already.",
-        )
+    refuse_loading(options, others)
     out = Path(str(options.out)).expanduser()
     refuse_unusable(out)
     if out.is_dir():
@@ -123,6 +118,24 @@ def _read_words(words: list[str]) -> tuple[list[str], SampleOptions, list[str]]:
     if twice:
         raise ConfigError("CP104", f"{twice[0]} is named twice; a larger k draws more of it.")
     return models, options, others
+
+
+def refuse_loading(options: SampleOptions, others: Sequence[str]) -> None:
+    """Refuse options of loading a model where a server has loaded it.
+
+    Args:
+        options: of the command.
+        others: all other words.
+
+    Raises:
+        ConfigError: CP101, with the first.
+    """
+    if options.is_served and others:
+        raise ConfigError(
+            "CP101",
+            f"{others[0].partition('=')[0]} would do nothing with --engine endpoint: the server "
+            "has loaded its model already.",
+        )
 
 
 def _requests(models: Sequence[str], words: list[str], nowhere: str) -> dict[str, Request]:

@@ -71,7 +71,8 @@ def sample_served(
         return Counter()
     for row in rows:
         _refuse_unaskable(row)
-    file.admit(name, {"engine": "endpoint", "endpoint": options.endpoint})
+    moves = ("endpoint",) if options.new_address else ()
+    file.admit(name, {"engine": "endpoint", "endpoint": options.endpoint}, moves)
     logger().info(
         "%s: asking %s for %s candidates. Each has a seed of its own, but a server may write other "
         "texts another time.",

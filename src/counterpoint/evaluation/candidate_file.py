@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -34,6 +34,12 @@ Place = tuple[str, int, int]
 MODELS = "models"
 """Settings of each model by its name; other models may be added to a file."""
 
+EARLIER = "earlier"
+"""Of a model's settings: what they were before they changed, and candidates written until then."""
+
+_SAID_SO = {"endpoint": "add --new_address if that very model is served there, "}
+"""What else helps where a setting differs that may change."""
+
 
 class CandidateFile:
     """A file of candidates, open for more; see ``open_candidates``.
@@ -48,21 +54,33 @@ class CandidateFile:
         self.path, self.settings, self._file = path, settings, file
         self.written: set[Place] = set()
 
-    def admit(self, model: str, about: Mapping[str, Any]) -> None:
+    def admit(self, model: str, about: Mapping[str, Any], may_change: Sequence[str] = ()) -> None:
         """Say which weights a model's candidates are drawn from, or are to be drawn from on.
 
         Args:
             model: its name.
             about: its settings.
+            may_change: those that may be others than before; what they were is kept beside them.
 
         Raises:
             SetupError: CP534 where the file has candidates of other weights by that name.
         """
         models = self.settings.setdefault(MODELS, {})
+        now = dict(about)
         if model in models:
-            _refuse_other(self.path, models[model], about, f"{model}, ")
-            return
-        models[model] = dict(about)
+            before = {name: one for name, one in models[model].items() if name != EARLIER}
+            changed = {
+                name: before[name]
+                for name in may_change
+                if name in before and before[name] != about.get(name)
+            }
+            _refuse_other(self.path, {**before, **{n: about[n] for n in changed}}, about, model)
+            if not changed:
+                return
+            drawn = sum(place[0] == model for place in self.written)
+            until = {**changed, "candidates": drawn - _counted(models[model])}
+            now[EARLIER] = [*models[model].get(EARLIER, ()), until]
+        models[model] = now
         write_settings(self.path, self.settings)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -111,7 +129,7 @@ def open_candidates(
                 "another name, or add --overwrite.",
             )
         mine = {name: value for name, value in before.items() if name != MODELS}
-        _refuse_other(path, mine, settings, "")
+        _refuse_other(path, mine, settings)
         found = CandidateFile(path, file, before)
         found.written = set(whole_lines(path, file, _place, "candidate of counterpoint sample"))
         yield found
@@ -164,8 +182,9 @@ def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _refuse_other(
-    path: Path, before: Mapping[str, Any], now: Mapping[str, Any], whose: str
+    path: Path, before: Mapping[str, Any], now: Mapping[str, Any], model: str = ""
 ) -> None:
+    whose = f"{model}, " if model else ""
     for name in {**before, **now}:
         then, wanted = before.get(name), now.get(name)
         if then != wanted:
@@ -173,8 +192,14 @@ def _refuse_other(
                 "CP534",
                 f"{path} holds candidates that were drawn with {whose}{name}="
                 f"{shown_setting(then)}, and now it is {shown_setting(wanted)}. Resume it as it "
-                "began, name another file with --out, or begin anew with --overwrite.",
+                f"began, {_SAID_SO.get(name, '')}name another file with --out, or begin anew with "
+                "--overwrite.",
             )
+
+
+def _counted(about: Mapping[str, Any]) -> int:
+    """Candidates that a model's earlier settings account for."""
+    return sum(one["candidates"] for one in about.get(EARLIER, ()))
 
 
 def shown_setting(value: Any) -> str:

@@ -141,9 +141,10 @@ def _inputs(stage: Stage) -> dict[str, str]:
 
 def _difference(entry: StageRecord, stage: Stage) -> str:
     """What of a stage is not as it was when it was done, in words; "" where all is."""
-    new = [word for word in stage.words if word not in entry.words]
-    gone = [word for word in entry.words if word not in stage.words]
-    if new or gone or list(entry.words) != list(stage.words):
+    words, earlier = stage.known_by(stage.words), stage.known_by(entry.words)
+    new = [word for word in words if word not in earlier]
+    gone = [word for word in earlier if word not in words]
+    if new or gone or words != earlier:
         now = f"now {new[0]}" if new else "now without it"
         before = f"it was {gone[0]}" if gone else "it was without"
         return f"{before}, {now}"

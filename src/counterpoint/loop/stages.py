@@ -4,8 +4,9 @@
               train -> run/   evaluate -> evaluation.json
               answer -> held-out.jsonl   judge -> held-out-scored.jsonl
 
-Round 0 is the first model, which is only evaluated. Where a recipe has no prompts that are held
-out, no round has the last two.
+Where a recipe has ``first_sample``, the first model's candidates come from what it names, such as
+a server. Round 0 is the first model, which is only evaluated. Where a recipe has no prompts that
+are held out, no round has the last two.
 
 Not here: whether a stage has to be done (``ledger``), doing it (``running``).
 """
@@ -17,13 +18,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from counterpoint.options.loop_options import FIRST, LoopRecipe, words_of
+from counterpoint.options.loop_options import FIRST, FIRST_SAMPLE, LoopRecipe, words_of
 
 RUN, MERGED_RUN = "run", "run/merged"
 CANDIDATES, SCORED, PAIRS = "candidates.jsonl", "scored.jsonl", "pairs.jsonl"
 HELD_OUT, JUDGED = "held-out.jsonl", "held-out-scored.jsonl"
 EVALUATION, WRITTEN = "evaluation.json", "completions.jsonl"
 _OF_AN_ADAPTER = ("use_rslora", "use_dora")
+_HOW_ASKED = (
+    *("new_address", "api_key_env", "timeout", "retries", "concurrency"),
+    *("judge_api_key_env", "judge_timeout", "judge_retries", "judge_concurrency"),
+)
+"""Options that say how a server is asked: what it answers does not depend on them."""
+
 SETTINGS = ".settings.json"
 """At the end of the name of what a resumable file was made by."""
 
@@ -58,6 +65,16 @@ class Stage:
         """What it is called in the loop's folder."""
         return f"round-{self.round}/{self.name}"
 
+    def known_by(self, words: Sequence[str]) -> list[str]:
+        """Those of its words, or of earlier ones, that what comes out may depend on.
+
+        Args:
+            words: its own, or what they were.
+        """
+        moved = ("endpoint",) if "--new_address=true" in self.words else ()
+        left = tuple(f"--{name}=" for name in (*_HOW_ASKED, *moved))
+        return [word for word in words if not word.startswith(left)]
+
 
 @dataclass(frozen=True, slots=True)
 class LoopCourse:
@@ -66,7 +83,8 @@ class LoopCourse:
     Args:
         recipe: of its file.
         folder: of the loop.
-        given: options of each stage's command, by the command.
+        given: options of each stage's command, by the command; under ``first_sample`` those with
+            which the first model is sampled from, and ``model``, its name there.
         named: what these options name: files, folders, hub ids.
         merges: whether a run's model is the merged one of its adapter.
     """
@@ -99,21 +117,34 @@ class LoopCourse:
 
     def _sample(self, number: int) -> Stage:
         recipe = self.recipe
-        first = self.model(0 if recipe.sample_from == FIRST else number - 1)
-        return self._drawn(number, "sample", (first, *recipe.beside), recipe.prompts, CANDIDATES)
+        if number > 1 and recipe.sample_from != FIRST:
+            models = [self.model(number - 1), *recipe.beside]
+            return self._drawn(number, "sample", models, recipe.prompts, CANDIDATES)
+        of = FIRST_SAMPLE if FIRST_SAMPLE in self.given else "sample"
+        first = str(self.given[of].get("model") or self.model(0))
+        return self._drawn(
+            number, "sample", (first, *recipe.beside), recipe.prompts, CANDIDATES, of
+        )
 
     def _drawn(
-        self, number: int, name: str, models: Sequence[str], prompts: Sequence[str], file: str
+        self,
+        number: int,
+        name: str,
+        models: Sequence[str],
+        prompts: Sequence[str],
+        file: str,
+        of: str = "sample",
     ) -> Stage:
         out = self.round_folder(number) / file
         # what is held out is drawn by the same numbers in every round, so that rounds compare
         seed = seed_of(self.recipe.seed, number if name == "sample" else 0, name)
         own = {"prompts": list(prompts), "out": str(out), "seed": seed}
+        given = {key: value for key, value in self.given[of].items() if key != "model"}
         return Stage(
             number,
             name,
-            ("sample", *models, *words_of(own), *words_of(self.given["sample"])),
-            (*models, *prompts, *self.named["sample"]),
+            ("sample", *models, *words_of(own), *words_of(given)),
+            (*models, *prompts, *self.named[of]),
             (out,),
             (_settings(out),),
             resumes=True,

@@ -19,15 +19,21 @@ from counterpoint.options.coerce import coerce
 from counterpoint.options.declared import option
 from counterpoint.options.given import Setting
 from counterpoint.options.limits import refuse_below, refuse_unless_given
+from counterpoint.options.sample_options import OF_ENDPOINT, OF_LOADING
 from counterpoint.strict import strict_json
 
 STAGES = ("sample", "score", "pairs", "train", "evaluate")
 """Commands of which a loop's file may have a mapping."""
 
+FIRST_SAMPLE = "first_sample"
+"""Another such mapping: what is sampled otherwise where a round samples from the first model."""
+
 FIRST, PREVIOUS = "first", "previous"
 
+_OF_SAMPLE = ("prompts", "out", "seed", "shard", "overwrite")
 OF_THE_LOOP: Mapping[str, tuple[str, ...]] = {
-    "sample": ("prompts", "out", "seed", "shard", "overwrite"),
+    "sample": _OF_SAMPLE,
+    FIRST_SAMPLE: _OF_SAMPLE,
     "score": ("out", "overwrite", "max_rows", "json"),
     "pairs": ("out", "overwrite", "json"),
     "train": (
@@ -98,6 +104,18 @@ class LoopRecipe:
             return tuple(shlex.split(self.train_with or ""))
         except ValueError as error:
             raise ConfigError("CP103", f"train_with={self.train_with!r}: {error}.") from error
+
+
+def merged_first(sample: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with which the first model is sampled from.
+
+    Args:
+        sample: those of every round; such as mean nothing to the first one's engine are left out.
+        own: those of ``first_sample``.
+    """
+    engine = own.get("engine", sample.get("engine"))
+    left = (*OF_LOADING, "batch") if engine == "endpoint" else OF_ENDPOINT
+    return {**{name: one for name, one in sample.items() if name not in left}, **own}
 
 
 Reading = Callable[[str], tuple[Any, tuple[str, ...]] | None]

@@ -37,7 +37,7 @@ OF_LOADING = (
 ENGINES = ("transformers", "continuous", "endpoint")
 """What writes candidates: padded batches, continuous batches, or a server."""
 
-OF_ENDPOINT = ("endpoint", "api_key_env", "concurrency", "timeout", "retries")
+OF_ENDPOINT = (*("endpoint", "new_address", "api_key_env", "concurrency", "timeout", "retries"),)
 """Flags that only a server has a use for."""
 
 _SHARD = re.compile(r"(\d{1,9})/(\d{1,9})")
@@ -83,6 +83,11 @@ class SampleOptions:
     )
     endpoint: str | None = option(
         None, "Address of the server up to its version, as http://127.0.0.1:8000/v1."
+    )
+    new_address: bool = option(
+        False,
+        "Resume a file that began at another address: the same model is served at this one. Both "
+        "are written down.",
     )
     api_key_env: str = option(
         KEY_ENV, "Environment variable that holds the key; this one may be missing."
