@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from counterpoint import CPOConfig, CPOTrainer
+from counterpoint.objectives import LOSSES
 
 Gradients = list[dict[str, Tensor]]
 
@@ -38,6 +39,14 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "dpo_hinge": {"loss_type": "dpo_hinge"},
     "dpo_ipo": {"loss_type": "dpo_ipo", "rpo_alpha": 0.2},
     "dpop": {"loss_type": "dpop", "beta": 0.3, "label_smoothing": 0.1},
+    "apo_zero": {"loss_type": "apo_zero"},
+    "apo_down": {"loss_type": "apo_down", "rpo_alpha": 0.5},
+    "nca_pair": {"loss_type": "nca_pair", "beta": 0.3},
+    "apo_zero, shorter and weighed": {
+        "loss_type": "apo_zero",
+        "ld_alpha": 0.3,
+        "use_weighting": True,
+    },
     "dpo, shorter": {"loss_type": "dpo", "ld_alpha": 0.3},
     "dpop, shorter and weighed": {
         "loss_type": "dpop",
@@ -118,6 +127,8 @@ def train_watched(
         "use_cpu": True,
     }
     args = CPOConfig(output_dir=str(folder), **{**defaults, **options})
+    if not LOSSES[args.loss_type].has_gap:  # it refuses margins
+        pairs = pairs.map(lambda row: {"margin": 0.0})
     camera = GradientCamera()
     trainer = CPOTrainer(
         model=model,

@@ -10,7 +10,7 @@ Not here: the arithmetic, which is named in the row (``losses.objective``), and 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -74,6 +74,8 @@ class Loss:
             package its name there, so that reading the table imports no torch.
         paper: where it was published.
         options: those of ``OBJECTIVE_OPTIONS`` that it reads; others do nothing or are refused.
+        has_gap: its loss reads the gap; where it does not, a pair's own margin and a price on
+            length have nothing to stand on, and are refused.
         per_token: its reward reads the mean over a completion's tokens, not their sum.
         beta_scales_gap: beta multiplies the difference of rewards.
         beta: what beta is where it is not the scale of the reward.
@@ -93,6 +95,7 @@ class Loss:
     math: Any
     paper: Paper | None = None
     options: tuple[str, ...] = ("beta", "alpha", *_NLL)
+    has_gap: bool = True
     per_token: bool = True
     beta_scales_gap: bool = True
     beta: str = ""
@@ -329,12 +332,52 @@ DPO_IPO = Loss(
     beta_in_paper=IPO.beta_in_paper,
     names={"DPOTrainer": "ipo", "LLaMA-Factory": "ipo", "Axolotl": "ipo"},
 )
+_APO = Paper(
+    "Anchored Preference Optimization and Contrastive Revisions: Addressing Underspecification in "
+    "Alignment",
+    "D'Oosterlinck, Karel and others",
+    "2024",
+    "2408.06266",
+)
+APO_ZERO = Loss(
+    "apo_zero",
+    "APO-zero",
+    math="ABOVE_AND_BELOW",
+    paper=_APO,
+    options=("beta", *_REFERENCE, "ld_alpha"),
+    has_gap=False,
+    per_token=False,
+    names={"DPOTrainer": "apo_zero"},
+)
+APO_DOWN = replace(
+    APO_ZERO,
+    name="apo_down",
+    method="APO-down",
+    math="BOTH_BELOW",
+    has_gap=True,
+    names={"DPOTrainer": "apo_down"},
+)
+NCA = Loss(
+    "nca_pair",
+    "NCA",
+    math="NOISE_CONTRASTIVE",
+    paper=Paper(
+        "Noise Contrastive Alignment of Language Models with Explicit Rewards",
+        "Chen, Huayu and others",
+        "2024",
+        "2402.05369",
+    ),
+    options=APO_ZERO.options,
+    has_gap=False,
+    per_token=False,
+    names={"DPOTrainer": "nca_pair"},
+)
 
 _ROWS: dict[str, Loss] = {
     row.name: row
     for row in (
         *(SIGMOID, HINGE, IPO, SIMPO, ALPHAPO, ORPO, REPO, SIMPER, ARPO),
-        *(DPO, HYPO, DPOP, DPO_HINGE, DPO_IPO),
+        *(DPO, HYPO, DPOP, DPO_HINGE, DPO_IPO, APO_ZERO, APO_DOWN, NCA),
     )
 }
 LOSSES: Mapping[str, Loss] = MappingProxyType(_ROWS)
@@ -368,6 +411,15 @@ def register_loss(row: Loss) -> Loss:
 def reading(option: str) -> list[str]:
     """The losses that read an option."""
     return [name for name, row in LOSSES.items() if row.reads(option)]
+
+
+def no_gap(loss_type: str) -> str:
+    """Why a pair's margin has no place in a loss without a gap, and what to do."""
+    others = [name for name, row in LOSSES.items() if row.needs_reference and row.has_gap]
+    return (
+        f"loss_type={loss_type!r} asks where each completion stands against the reference, and "
+        f"has no gap to take it off. Leave it out, or choose one of {', '.join(others)}."
+    )
 
 
 def called(tool: str, name: str | None) -> Loss | None:

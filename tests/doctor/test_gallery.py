@@ -472,6 +472,12 @@ GALLERY = [
     Case("no rows", "CP209", rows(lambda whole: []), both(rows(lambda whole: [good_row()]))),
     Case("nothing but bad rows", "CP209", rows(lambda whole: [good_row(chosen="")]), NEW_ROWS),
     Case("a weight below nothing", "CP212", more(good_row(weight=-1.0)), less(1)),
+    Case(
+        "a margin without a gap",
+        "CP212",
+        both(more(good_row(margin=0.2)), options(loss_type="apo_zero")),
+        options(loss_type="apo_down"),
+    ),
     Case("a list without an answer", "CP233", rows(listing([])), rows(listing(["zwei", "zwo"]))),
     Case("two chosen answers", "CP234", more(good_row(chosen=["zwei Millionen", "zwo"])), less(1)),
     Case("a template that refuses", "CP213", more(UNKNOWN_ROLE), less(1), llama_chat),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from counterpoint import ModelError
 from counterpoint.losses.objective import Objective
+from counterpoint.objectives import LOSSES
 from counterpoint.pair_facts import PairFacts
 from counterpoint.records import PairLogps
 
@@ -85,6 +87,76 @@ def test_rounding_does_not_decide_on_which_side_of_its_kink_dpo_positive_begins(
     loss, slope, _ = value_and_slopes(objective, logps(-10.0 * (1 + off), -12.0, -10.0, -12.0))
     assert loss == pytest.approx(0.6931471805599453, rel=1e-6)
     assert slope == pytest.approx(-0.15, rel=1e-6)
+
+
+def test_apo_zero_lifts_the_chosen_and_lowers_the_rejected():
+    # ratios of 1 and -0.5 nats, beta 0.1: sigmoid(-0.1) + sigmoid(-0.05), slopes of their own
+    found = value_and_slopes(
+        Objective("apo_zero", cpo_alpha=0.0), logps(-10.0, -12.0, -11.0, -11.5)
+    )
+    assert found == pytest.approx(
+        (0.9625234160368497, -0.024937604019289197, 0.024984381508111643), rel=1e-14
+    )
+
+
+def test_apo_down_lowers_both_and_the_rejected_more():
+    # where the model is its reference both slopes of the chosen cancel: sigmoid'(0) - sigmoid'(0)
+    found = value_and_slopes(
+        Objective("apo_down", cpo_alpha=0.0), logps(-10.0, -12.0, -10.0, -12.0)
+    )
+    assert found == pytest.approx((1.0, 0.0, 0.025), rel=1e-14, abs=1e-17)
+    # a gap of 0.15 has the smaller slope, so that the chosen falls from above the reference
+    _, chosen, rejected = value_and_slopes(
+        Objective("apo_down", cpo_alpha=0.0), logps(-10.0, -12.0, -11.0, -11.5)
+    )
+    assert 0 < chosen < rejected
+
+
+def test_nca_asks_the_chosen_to_rise_to_log_two_and_no_further():
+    objective = Objective("nca_pair", beta=0.5, cpo_alpha=0.0)
+    begun = value_and_slopes(objective, logps(-10.0, -12.0, -10.0, -12.0))
+    # 2 log 2; slopes of 0.5 (-1/2 + 1/4) and 0.5 x 1/4
+    assert begun == pytest.approx((1.3862943611198906, -0.125, 0.125), rel=1e-14)
+    there = -10.0 + math.log(2) / 0.5
+    _, chosen, rejected = value_and_slopes(objective, logps(there, -12.0, -10.0, -12.0))
+    assert chosen == pytest.approx(0.0, abs=1e-15)
+    assert rejected == pytest.approx(0.125)
+    _, past, _ = value_and_slopes(objective, logps(there + 1, -12.0, -10.0, -12.0))
+    assert past > 0
+
+
+@pytest.mark.parametrize("loss_type", ["apo_zero", "apo_down", "nca_pair"])
+@pytest.mark.parametrize("far", [-1e5, 1e5])
+def test_what_lies_far_from_the_reference_has_a_finite_loss(loss_type: str, far: float):
+    found = value_and_slopes(Objective(loss_type), logps(far, -far, 0.0, 0.0))
+    assert all(map(math.isfinite, found))
+
+
+def test_only_the_loss_with_a_gap_is_moved_by_a_margin():
+    pair = logps(-10.0, -12.0, -11.0, -11.5)
+    moved = {
+        name: not torch.equal(
+            Objective(name)(pair, MARGIN).preference, Objective(name)(pair, MARGIN + 1).preference
+        )
+        for name in ("apo_zero", "apo_down", "nca_pair")
+    }
+    assert moved == {"apo_zero": False, "apo_down": True, "nca_pair": False}
+    assert moved == {name: LOSSES[name].has_gap for name in moved}
+
+
+def test_a_loss_without_a_gap_prints_none():
+    assert Objective("apo_zero", cpo_alpha=0.0).formula().splitlines() == [
+        "loss = mean over pairs of 1 - sigmoid(0.1 * r(chosen)) + sigmoid(0.1 * r(rejected))",
+        "r(y) = sum log p - sum log p of the reference",
+    ]
+    assert Objective("apo_down", cpo_alpha=0.0).formula().splitlines()[:2] == [
+        "loss = mean over pairs of sigmoid(0.1 * r(chosen)) + 1 - sigmoid(gap)",
+        "gap  = 0.1 * (r(chosen) - r(rejected))",
+    ]
+    assert Objective("nca_pair", cpo_alpha=0.0).formula().splitlines()[0] == (
+        "loss = mean over pairs of -log sigmoid(0.1 * r(chosen)) "
+        "- 0.5 * log sigmoid(-0.1 * r(chosen)) - 0.5 * log sigmoid(-0.1 * r(rejected))"
+    )
 
 
 def test_tokens_past_the_shorter_completion_weigh_alpha_in_model_and_reference():

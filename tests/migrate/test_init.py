@@ -25,6 +25,7 @@ from counterpoint.options.given import as_python
 from counterpoint.options.settings import read_request, read_values
 from counterpoint.options.table import options
 from counterpoint.options.yaml_file import settings_of
+from counterpoint.strict import strict_json
 from tests.cli.conftest import Command, tree
 
 WHAT = ["--model", "model", "--dataset", "pairs.jsonl"]
@@ -216,7 +217,7 @@ def test_what_is_wrong_is_one_coded_line_and_nothing_is_written(
         "broken.py": "import os\nCPOConfig(beta=",
         "null.py": "CPOConfig()\0",
         "deep.py": "(" * 10_000,
-        "other.py": "from trl import KTOConfig\nKTOConfig(beta=0.1)",
+        "other.py": "from trl import GRPOConfig\nGRPOConfig(beta=0.1)",
         "two.py": "CPOConfig(beta=1)\nCPOConfig(beta=2)",
         "none.sh": "echo trl",
         "two.sh": "trl cpo --beta 1\ntrl cpo --beta 2",
@@ -750,6 +751,17 @@ DPOTrainer(policy, other, args, train_dataset=rows)
             {"reference": "owner/sft", "rpo_alpha": 0.5, "label_smoothing": 0.1},
         ),
         ("dpo.yaml", "stage: dpo\npref_loss: kto_pair", {}),
+        ("dpo.yaml", "loss_type: exo_pair\nprecompute_ref_log_probs: true", {}),
+        (
+            "dpo.yaml",
+            "loss_type: [nca_pair, sft]\nloss_weights: [2.0, 1.0]\nref_model: owner/sft",
+            {"loss_type": "nca_pair", "reference": "owner/sft", "rpo_alpha": 0.5},
+        ),
+        (
+            "dpo.sh",
+            "swift rlhf --rlhf_type dpo --loss_type apo_down --beta 0.2",
+            {"loss_type": "apo_down", "beta": 0.2},
+        ),
         ("dpo.yaml", "stage: dpo\npref_loss: ipo", {"loss_type": "dpo_ipo"}),
         ("dpo.yaml", "stage: dpo\npref_loss: hinge", {"loss_type": "dpo_hinge"}),
         ("dpo.yaml", "base_model: m\nrl: ipo", {"loss_type": "dpo_ipo"}),
@@ -765,7 +777,11 @@ DPOTrainer(policy, other, args, train_dataset=rows)
         ),
         ("dpo.yaml", "beta: 0.2\nprecompute_ref_log_probs: true", {"beta": 0.2}),
         ("dpo.sh", "trl dpo --beta 0.2 --loss_type sigmoid", {"beta": 0.2}),
-        ("dpo.sh", "accelerate launch dpo.py --beta 0.2 --loss_type apo_zero", {"beta": 0.2}),
+        (
+            "dpo.sh",
+            "accelerate launch dpo.py --beta 0.2 --loss_type apo_zero",
+            {"loss_type": "apo_zero", "beta": 0.2},
+        ),
         (
             "dpo.py",
             OF_DPO,
@@ -785,8 +801,42 @@ def test_a_run_of_dpo_is_dpo_here(
     usual = {"beta": 0.1} if "stage" in text else {}  # LLaMA-Factory's, written out
     assert {n: found[n] for n in ours if n in found} == {**usual, **expected}
     assert "refuses this as it is" not in said
-    for unknown in ("kto_pair", "apo_zero"):
+    for unknown in ("kto_pair", "exo_pair"):
         assert (f'="{unknown}": there is no such loss here' in said) == (unknown in text)
+
+
+OF_KTO = {
+    "kto.sh": "trl kto --beta 0.1 --desirable_weight 1.3",
+    "here.sh": "# trains\naccelerate launch trl/scripts/kto.py --beta 0.1",
+    "swift.sh": "swift rlhf --rlhf_type kto --beta 0.1",
+    "kto.yaml": "model_name_or_path: m\nundesirable_weight: 1.3",
+    "lf.yaml": "stage: kto\nkto_chosen_weight: 1.3",
+    "ax.yaml": "base_model: m\nrl: kto",
+    "kto.py": "from trl import KTOConfig\nargs = KTOConfig(beta=0.1)",
+}
+
+
+@pytest.mark.parametrize("name", OF_KTO)
+def test_a_run_of_kto_is_told_why_it_is_none_of_pairs_and_what_is(
+    bench: Path, command: Command, name: str
+) -> None:
+    (bench / name).write_text(OF_KTO[name], encoding="utf-8")
+    said = command("init", "--from", name, *WHAT)
+    assert (said.code, said.out) == (2, "")
+    assert "CP102 " in said.err
+    assert "a row of KTO is one completion, good or bad" in said.err
+    assert "counterpoint pairs FILE --text completion --score label" in said.err
+    assert "loss_type apo_zero is KTO's with its baseline at 0" in said.err
+
+
+def test_rows_of_kto_become_pairs_as_it_is_told(bench: Path, command: Command) -> None:
+    rows = [("a", "x", 1), ("a", "y", 0), ("b", "z", 0)]
+    lines = [strict_json({"prompt": p, "completion": c, "label": n}) for p, c, n in rows]
+    (bench / "kto.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    words = ["--out", "made.jsonl", "--text", "completion", "--score", "label"]
+    assert command("pairs", "kto.jsonl", *words).code == 0
+    (made,) = map(json.loads, (bench / "made.jsonl").read_text(encoding="utf-8").splitlines())
+    assert (made["prompt"], made["chosen"], made["rejected"]) == ("a", "x", "y")
 
 
 def test_a_run_of_tpo_is_told_that_it_becomes_another_loss(bench: Path, command: Command) -> None:

@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 
 from counterpoint import CPOConfig, CPOTrainer
+from counterpoint.objectives import LOSSES
 from tests.parity.one_micro_batch import one_step, options_of_both
 from tests.steps import distance
 
@@ -22,12 +23,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "with the NLL": {"reference": 4, "rpo_alpha": 0.7},
     "hinge": {"reference": 4, "loss_type": "hinge"},
     "ipo": {"reference": 4, "loss_type": "ipo"},
+    "APO-zero": {"reference": 4, "loss_type": "apo_zero"},
+    "APO-zero with the NLL": {"reference": 4, "loss_type": "apo_zero", "rpo_alpha": 0.7},
+    "APO-zero, shorter": {"reference": 4, "loss_type": "apo_zero", "ld_alpha": 0.3},
+    "APO-zero, weighed": {"reference": 4, "loss_type": "apo_zero", "use_weighting": True},
+    "APO-down": {"reference": 4, "loss_type": "apo_down", "beta": 0.5},
+    "APO-down, as it begins": {"loss_type": "apo_down"},
+    "NCA": {"reference": 4, "loss_type": "nca_pair"},
+    "NCA, another beta": {"reference": 4, "loss_type": "nca_pair", "beta": 0.5},
     "shorter": {"reference": 4, "ld_alpha": 0.3},
     "hinge, cut to the shorter": {"reference": 4, "loss_type": "hinge", "ld_alpha": 0.0},
     "weighed": {"reference": 4, "use_weighting": True},
     "weighed and shorter": {"reference": 4, "use_weighting": True, "ld_alpha": 0.5},
 }
-OURS = {"sigmoid": "dpo", "hinge": "dpo_hinge", "ipo": "dpo_ipo"}
+OURS = {row.names["DPOTrainer"]: row.name for row in LOSSES.values() if "DPOTrainer" in row.names}
 """Losses of TRL's DPO that are here, by their names there."""
 
 METRICS = (

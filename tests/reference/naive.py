@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 Row = Mapping[str, Any]
 
-COMPARING = ("dpo", "hypo", "dpop", "dpo_hinge", "dpo_ipo")
+COMPARING = ("dpo", "hypo", "dpop", "dpo_hinge", "dpo_ipo", "apo_zero", "apo_down", "nca_pair")
 """Losses that compare with a reference."""
 
 
@@ -111,6 +111,8 @@ def against_reference(kind: str, chosen: Tensor, rejected: Tensor, o: Mapping[st
     if kind == "dpo_ipo":
         means = ratio_w / len(chosen) - ratio_l / len(rejected)
         return (means - o["margin"] - 1 / (2 * o["beta"])) ** 2
+    if kind in ("apo_zero", "apo_down", "nca_pair"):
+        return anchored(kind, o["beta"] * ratio_w, o["beta"] * ratio_l, o["margin"])
     if kind == "hypo":
         inside = chosen.sum() - rejected.sum() - max(0.0, of_w - of_l)
     if kind == "dpop":
@@ -119,6 +121,20 @@ def against_reference(kind: str, chosen: Tensor, rejected: Tensor, o: Mapping[st
     right = 1 / (1 + torch.exp(o["margin"] - o["beta"] * inside))
     smoothing = o.get("smoothing", 0.0)
     return -(1 - smoothing) * torch.log(right) - smoothing * torch.log(1 - right)
+
+
+def anchored(kind: str, reward_w: Tensor, reward_l: Tensor, margin: float) -> Tensor:
+    """The same of losses that judge scaled rewards one by one; only APO-down has a margin."""
+
+    def likely(reward: Tensor) -> Tensor:
+        return 1 / (1 + torch.exp(-reward))
+
+    if kind == "apo_zero":
+        return (1 - likely(reward_w)) + likely(reward_l)
+    if kind == "apo_down":
+        return likely(reward_w) + (1 - likely(reward_w - reward_l - margin))
+    noise = sum(torch.log(1 - likely(reward)) for reward in (reward_w, reward_l))
+    return -torch.log(likely(reward_w)) - noise / 2
 
 
 def step_loss(

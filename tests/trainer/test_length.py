@@ -139,6 +139,7 @@ def test_a_run_that_goes_on_pays_the_same_price(chatml_tokenizer, tmp_path: Path
         ({"generate_during_eval": False}, "generate_during_eval"),
         ({"eval_strategy": "no"}, "eval_strategy"),
         ({"constraints": [{**LENGTH, "bound": 12.0}]}, "below eval_sample_tokens=12"),
+        ({"loss_type": "apo_zero"}, "price off the margin of each pair"),
         ({"constraints": [{**LENGTH, "update": "augmented_lagrangian"}]}, "another update"),
     ],
 )

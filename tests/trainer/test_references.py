@@ -600,6 +600,21 @@ def test_a_log_probability_that_is_not_finite_is_refused(
         trainer.train()
 
 
+@pytest.mark.parametrize("loss_type", ["apo_zero", "nca_pair"])
+def test_a_margin_is_refused_where_there_is_no_gap_to_take_it_off(
+    loss_type: str, chatml_tokenizer: Any, tmp_path: Path
+) -> None:
+    pairs = random_pairs(8, weighted=False)
+    pairs = pairs.map(lambda row: {"margin": 0.2 if row["row"] == 5 else 0.0})
+    trainer = trainer_of(chatml_tokenizer, tmp_path, pairs=pairs, loss_type=loss_type)
+    refused = r"^CP212 row 5, field margin: is 0\.2; .*has no gap .*choose one of dpo, .*apo_down"
+    with pytest.raises(DataError, match=refused):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    with pytest.raises(ConfigError, match=r"^CP104 label_smoothing=0\.1 would do nothing"):
+        CPOConfig(output_dir=str(tmp_path), loss_type=loss_type, label_smoothing=0.1)
+
+
 def test_a_reference_that_is_not_there_is_refused_before_anything_is_written(
     chatml_tokenizer: Any, tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ from counterpoint.config.refused import REFUSED, is_refused
 from counterpoint.engine import FSDP_1
 from counterpoint.errors import ConfigError
 from counterpoint.forward.layouts import AUTO, LAYOUTS
-from counterpoint.objectives import INITIAL, LOSSES, reading
+from counterpoint.objectives import INITIAL, LOSSES, no_gap, reading
 from counterpoint.picture import MOST_PIXELS_EVER
 from counterpoint.preference_row import INVALID_ROWS, TRAIN_TURNS
 
@@ -368,6 +368,12 @@ def _check_constraints(config: Any) -> None:
                 "CP104",
                 f"constraint {one.name} is measured on what the model writes at evaluations; "
                 "set generate_during_eval=True and an eval_strategy.",
+            )
+        if not LOSSES[config.loss_type].has_gap:
+            raise ConfigError(
+                "CP104",
+                f"constraint {one.name} takes a price off the margin of each pair, and "
+                f"{no_gap(config.loss_type)}",
             )
         if one.bound is not None and not 0 < one.bound < config.eval_sample_tokens:
             raise ConfigError(

@@ -21,6 +21,7 @@ from counterpoint.doctor.near_duplicates import nearly_equal
 from counterpoint.doctor.of_languages import of_languages
 from counterpoint.doctor.sightings import Sightings
 from counterpoint.doctor.survey import Survey
+from counterpoint.objectives import LOSSES, no_gap
 from counterpoint.preference_row import ALL_TURNS
 
 RATES: Mapping[str, float] = MappingProxyType(
@@ -176,6 +177,10 @@ def _refused(found: Survey, args: CPOConfig) -> Iterator[Finding]:
             fix="" if dropped or policy else _FIXES.get(code, ""),
             severity="warning" if (dropped or policy) and found.usable else "error",
         )
+    margins = found.margins
+    if margins.count and not LOSSES[args.loss_type].has_gap:
+        text = f"{margins.count:,} rows have one. The first: {margins.example}; "
+        yield find("CP212", f"{found.name}: {text}{no_gap(args.loss_type)}", rows=margins.rows)
     if not found.usable:
         yield find("CP209", f"none of the {found.rows:,} rows of {found.name} can be used.")
 

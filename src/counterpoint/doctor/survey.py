@@ -140,6 +140,7 @@ class Survey:
         whole: False where a stream was read at its beginning only.
         problems: what is no pair, by code.
         seen: what stands out in single rows, by the names that ``signs`` gives.
+        margins: rows with a margin of their own.
         listed_rows: rows, as the set is given, that list their rejected completions.
         listed_pairs: how many those are; each is a row of its own in all other numbers.
         samples: some usable rows.
@@ -158,6 +159,7 @@ class Survey:
     whole: bool = True
     problems: dict[str, Sightings] = field(default_factory=lambda: defaultdict(Sightings))
     seen: dict[str, Sightings] = field(default_factory=lambda: defaultdict(Sightings))
+    margins: Sightings = field(default_factory=Sightings)
     listed_rows: int = 0
     listed_pairs: int = 0
     samples: list[PreferenceRow] = field(default_factory=list)
@@ -272,6 +274,8 @@ def _read(
             found.listed_rows += row.listed.place == 0
             if row.listed.place:
                 further.add(number)
+        if row.margin:
+            found.margins.add(number, f"row {number}, field margin: is {row.margin:g}")
         texts = as_text(row.prompt), as_text(row.chosen), as_text(row.rejected)
         digest.update(_content(row))
         # the same question about another picture is another prompt

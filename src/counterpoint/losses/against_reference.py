@@ -3,7 +3,8 @@
 DPO's own gap (arXiv:2305.18290) is the difference of two rewards, each the log-probability of a
 completion minus that under the reference.
 
-Not here: what a gap costs (``preference``), and where the reference's numbers come from.
+Not here: what a gap costs (``preference``), losses that judge each completion alone
+(``anchored``), and where the reference's numbers come from.
 """
 
 from __future__ import annotations

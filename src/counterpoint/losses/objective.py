@@ -24,6 +24,7 @@ from torch import Tensor
 from counterpoint.errors import ModelError
 from counterpoint.losses.adaptive import rejection
 from counterpoint.losses.against_reference import optimistic_gap, positive_gap
+from counterpoint.losses.anchored import apo_down_loss, apo_zero_loss, nca_loss
 from counterpoint.losses.of_tokens import length_weighted, policy_weight
 from counterpoint.losses.preference import hinge_loss, ipo_loss, repo_loss, sigmoid_loss
 from counterpoint.losses.rewards import alphapo_reward, inverse_perplexity, log_odds
@@ -185,7 +186,7 @@ class Objective:
             logp, reference = (logp, reference + past) if reference else (logp + past, "")
         lines = [
             f"loss = mean over pairs of {weight}{self._in_brackets(math.formula(self))}",
-            f"gap  = {scale}(r(chosen) - r(rejected)){margin}",
+            *([f"gap  = {scale}(r(chosen) - r(rejected)){margin}"] if row.has_gap else []),
             f"r(y) = {math.reward_formula(logp, self)}{reference}",
             *math.where(self),
         ]
@@ -323,6 +324,22 @@ POSITIVE = LossMath(
     ),
     lambda o: _logistic_in_words(o).replace(
         "gap", f"gap - {o.beta * o.dpop_lambda:g} * max(0, -r(chosen))"
+    ),
+)
+
+ABOVE_AND_BELOW = LossMath(
+    lambda pairs, o: apo_zero_loss(o.beta * pairs.chosen, o.beta * pairs.rejected),
+    lambda o: f"1 - sigmoid({o.beta:g} * r(chosen)) + sigmoid({o.beta:g} * r(rejected))",
+)
+BOTH_BELOW = LossMath(
+    lambda pairs, o: apo_down_loss(o.beta * pairs.chosen, pairs.gap),
+    lambda o: f"sigmoid({o.beta:g} * r(chosen)) + 1 - sigmoid(gap)",
+)
+NOISE_CONTRASTIVE = LossMath(
+    lambda pairs, o: nca_loss(o.beta * pairs.chosen, o.beta * pairs.rejected),
+    lambda o: (
+        f"-log sigmoid({o.beta:g} * r(chosen)) - 0.5 * log sigmoid({-o.beta:g} * r(chosen)) "
+        f"- 0.5 * log sigmoid({-o.beta:g} * r(rejected))"
     ),
 )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from counterpoint.errors import ConfigError
 from counterpoint.migrate import of_axolotl, of_llama_factory, of_ms_swift
+from counterpoint.migrate.of_kto import refuse_kto
 from counterpoint.objectives import DEFAULT_LOSS, DEFAULTS_OF_TRL
 from counterpoint.options.given import Given, Scalar, Setting
 from counterpoint.options.yaml_file import read_option_file
@@ -38,6 +39,7 @@ _COMMAND = re.compile(rf"\btrl\s+({_NAMES})\b|(\b|_)({_NAMES})\.py\b|\bswift\s+r
 _SCRIPT = re.compile(
     rf"^\s*(from|import|def|class)\s|\w+\s*=\s*\w*({_CLASSES})Config\(", re.MULTILINE
 )
+_OF_KTO = re.compile(r"^[^#\n]*?(\btrl\s+kto\b|\bkto\.py\b)", re.MULTILINE)
 _ENDS = re.compile(r"[;&|<>()]+")
 _COMPUTED = re.compile(r"[$`]")
 _SUBSTITUTED = re.compile(r"\$\([^()]*\)|`[^`]*`")
@@ -70,7 +72,7 @@ def read_foreign(path: str) -> tuple[str, str]:
 def _kind_of(text: str) -> str:
     if _SCRIPT.search(text):
         return "python"
-    return "shell" if _COMMAND.search(text) else "yaml"
+    return "shell" if _COMMAND.search(text) or _OF_KTO.search(text) else "yaml"
 
 
 def tool_of(settings: list[Setting], path: str) -> str:
@@ -122,10 +124,12 @@ def settings_of_command(text: str, path: str) -> tuple[list[Setting], list[str],
         a command that names none.
 
     Raises:
-        ConfigError: CP106 where there is no such command, or several.
+        ConfigError: CP106 where there is no such command, or several; CP102 for one of KTO.
     """
     name = Path(path).name if path != STANDARD else "standard input"
     found = [words for words in _commands(text, name) if _COMMAND.search(" ".join(words))]
+    if not found and (of_kto := _OF_KTO.search(text)):
+        raise refuse_kto(f"{name}: {of_kto.group(1)}")
     if len(found) != 1:
         raise ConfigError(
             "CP106", f"{name} holds {len(found)} commands such as 'trl cpo --...'; keep one."

@@ -12,6 +12,7 @@ from counterpoint.engine import FSDP_1
 from counterpoint.errors import ConfigError
 from counterpoint.migrate.data_sets import add_list, add_share
 from counterpoint.migrate.draft import Draft
+from counterpoint.migrate.of_kto import KTO, refuse_kto
 from counterpoint.migrate.of_trl import COMES_SO, keep_nll
 from counterpoint.migrate.old_adapters import begin_with_adapter
 from counterpoint.objectives import called, names_of
@@ -102,6 +103,8 @@ def _loss(draft: Draft) -> None:
             draft.notes.append(f"loss_type {loss.name}: {TOOL}, through TRL, {loss.trl_nll}.")
         if loss.beta and (weight := draft.take(f"{name}_alpha")) is not None:
             draft.add("beta", weight, f"was {name}_alpha")
+    elif name == KTO:
+        raise refuse_kto(f"rl={name}")
     else:
         raise ConfigError(
             "CP102",

@@ -13,6 +13,7 @@ from typing import Any
 from counterpoint.errors import ConfigError
 from counterpoint.migrate.data_sets import OF_DRAWING, add_share
 from counterpoint.migrate.draft import Draft
+from counterpoint.migrate.of_kto import BASELINE, KTO, NEAREST, refuse_kto
 from counterpoint.migrate.of_trl import COMES_SO
 from counterpoint.migrate.old_adapters import begin_with_adapter
 from counterpoint.objectives import DPO, called, names_of
@@ -21,6 +22,9 @@ from counterpoint.options.given import Scalar, Setting, as_python
 TOOL = "LLaMA-Factory"
 MARKS = ("stage", "finetuning_type", "pref_loss", "pref_beta", "cutoff_len", "lora_rank")
 """Names by which a file of the tool is known."""
+
+KTO_OF_PAIRS = "kto_pair"
+"""The tool's name for KTO on the two completions of each pair."""
 
 _NOT_NEEDED = "there is nothing to set here"
 _DATA_LIST = (
@@ -77,6 +81,8 @@ def of_llama_factory(draft: Draft) -> None:
         ConfigError: CP102 for a stage that does not train on preference pairs.
     """
     stage = draft.text("stage")
+    if stage == KTO:
+        raise refuse_kto(f"stage={stage}")
     if stage != "dpo":
         raise ConfigError(
             "CP102",
@@ -104,7 +110,8 @@ def _loss(draft: Draft) -> None:
     extra = _number(draft, "pref_ftx")
     loss = called(TOOL, name)
     if loss is None and setting is not None:
-        draft.leave(setting, f"there is no such loss here; what is written is {DPO.method}'s own")
+        why = f"there is no such loss here; what is written is {DPO.method}'s own"
+        draft.leave(setting, f"{why}. {BASELINE}; {NEAREST}" if name == KTO_OF_PAIRS else why)
     loss = loss or DPO
     draft.put("loss_type", loss.name)
     own = loss.nll or 0.0

@@ -16,6 +16,7 @@ from typing import Any
 from counterpoint.errors import ConfigError
 from counterpoint.migrate.data_sets import OF_DRAWING, add_share, source_of
 from counterpoint.migrate.draft import Draft
+from counterpoint.migrate.of_kto import KTO, refuse_kto
 from counterpoint.migrate.of_trl import COMES_SO, keep_nll, loss_of_dpo
 from counterpoint.objectives import DPO, SIMPO, called, names_of
 from counterpoint.options.given import as_python
@@ -100,6 +101,8 @@ def _loss(draft: Draft) -> None:
             draft.notes.append(f"loss_type {loss.name}: {TOOL}, through TRL, {loss.trl_nll}.")
         if draft.peek("beta") is None and loss is SIMPO:
             draft.put("beta", 2.0, f"{TOOL}'s default")
+    elif name == KTO:
+        raise refuse_kto(f"rlhf_type={name}")
     else:
         raise ConfigError(
             "CP102",

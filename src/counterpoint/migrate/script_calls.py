@@ -18,6 +18,7 @@ from typing import Any
 from counterpoint.errors import ConfigError
 from counterpoint.migrate.data_sets import Source, source_of
 from counterpoint.migrate.draft import as_given
+from counterpoint.migrate.of_kto import refuse_kto
 from counterpoint.objectives import DEFAULTS_OF_TRL
 from counterpoint.options.given import Scalar, Setting
 
@@ -27,6 +28,7 @@ CONFIGS = {f"{trl}Config": loss for trl, loss in DEFAULTS_OF_TRL.items()}
 TRAINERS = tuple(f"{trl}Trainer" for trl in DEFAULTS_OF_TRL)
 _POSITIONS = ("model", "args", "data_collator", "train_dataset", "eval_dataset", "processing_class")
 _POSITIONS_OF_DPO = ("model", "ref_model", *_POSITIONS[1:])
+_KTO = ("KTOConfig", "KTOTrainer")
 _RUN_TIME = "it is known only when the script runs"
 _SEQ2SEQ = ("AutoModelForSeq2SeqLM", "ForConditionalGeneration")
 """Ends of the names of classes that load encoder-decoders."""
@@ -59,7 +61,8 @@ class Script:
         path: of its file.
 
     Raises:
-        ConfigError: CP106 where it is no Python, or does not call such a class once.
+        ConfigError: CP106 where it is no Python, or does not call such a class once; CP102 where
+            it trains with KTO.
     """
 
     def __init__(self, text: str, path: str) -> None:
@@ -72,6 +75,9 @@ class Script:
         self._loads = [call for call in calls if _called(call) == "load_dataset"]
         config = self._only(calls, tuple(CONFIGS))
         if config is None:
+            of_kto = next((call for call in calls if _called(call) in _KTO), None)
+            if of_kto is not None:
+                raise refuse_kto(f"{self.name} line {of_kto.lineno}: {_called(of_kto)}")
             raise ConfigError(
                 "CP106",
                 f"{path} calls neither {' nor '.join(CONFIGS)}; if its options come from the "

@@ -17,6 +17,7 @@ from counterpoint.migrate.data_sets import add_sources
 from counterpoint.migrate.draft import Draft, Translation
 from counterpoint.migrate.foreign_files import STANDARD, read_foreign, settings_of_command, tool_of
 from counterpoint.migrate.of_axolotl import of_axolotl
+from counterpoint.migrate.of_kto import MARKS_OF_KTO, refuse_kto
 from counterpoint.migrate.of_llama_factory import of_llama_factory
 from counterpoint.migrate.of_ms_swift import MARKS as SWIFT_MARKS
 from counterpoint.migrate.of_ms_swift import TOOL as SWIFT
@@ -107,6 +108,9 @@ def _of_yaml(text: str, source: str) -> tuple[str, Draft]:
     tool = tool_of(settings, source)
     draft = Draft(settings)
     if tool == "TRL":
+        of_kto = next((name for name in MARKS_OF_KTO if draft.peek(name) is not None), None)
+        if of_kto is not None:
+            raise refuse_kto(f"{source}: {of_kto}")
         loss_type = DPO.name if draft.rest.keys() & MARKS_OF_DPO else DEFAULT_LOSS
         if loss_type == DEFAULT_LOSS and not draft.rest.keys() & MARKS_OF_CPO:
             draft.notes.append(

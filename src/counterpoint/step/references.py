@@ -31,16 +31,16 @@ from counterpoint.checkpoint.adapted import model_identity
 from counterpoint.console.phases import phase
 from counterpoint.data.batching import KeyedPairs
 from counterpoint.data.encoder import Encoder
-from counterpoint.data.pair_columns import trained_columns
+from counterpoint.data.pair_columns import AT_ONCE, trained_columns
 from counterpoint.data.referenced import ReferenceTables, Table, keep_table, kept_table
-from counterpoint.errors import ModelError
+from counterpoint.errors import DataError, ModelError
 from counterpoint.forward.modes import in_evaluation_mode
 from counterpoint.log import logger
 from counterpoint.models.family import family_of
 from counterpoint.models.preparing import embedding_rows
 from counterpoint.models.reference import load_reference, reference_identity
 from counterpoint.monitor.checksum import digest_of_weights
-from counterpoint.objectives import INITIAL
+from counterpoint.objectives import INITIAL, LOSSES, no_gap
 from counterpoint.records import exact_dtype
 from counterpoint.step.assembly import Assembly
 from counterpoint.step.constraint_set import ConstraintSet
@@ -73,13 +73,14 @@ def ask_reference(
         moved: whether the run's model is no longer what it began as.
 
     Raises:
-        DataError: CP240 for a streamed set.
+        DataError: CP240 for a streamed set, CP212 for a margin that the loss has no gap for.
         ModelError: CP337 where the initial policy is gone, CP338 for pairs that the reference
             cannot read, CP339 for a log-probability that is not finite.
     """
     missing = references.missing(sets)
     if not missing:
         return
+    _refuse_margins(args.loss_type, missing.values())
     if references.wanted == INITIAL and moved:
         raise ModelError(
             "CP337",
@@ -115,6 +116,20 @@ def ask_reference(
         free(runner.device)
     asked = sum(map(len, left.values()))
     logger().info("reference: %s, asked for %s pairs", references.wanted, f"{asked:,}")
+
+
+def _refuse_margins(loss_type: str, sets: Iterable[Any]) -> None:
+    """A loss that reads no gap would leave a pair's margin out without a word."""
+    if LOSSES[loss_type].has_gap:
+        return
+    for pairs in sets:
+        numbers = pairs.select_columns(["margin", "row"]).with_format("numpy")
+        for some in numbers.iter(AT_ONCE):
+            asked = np.flatnonzero(some["margin"])
+            if len(asked):
+                row, margin = some["row"][asked[0]], float(some["margin"][asked[0]])
+                seen = f"row {row}, field margin: is {margin:g}"
+                raise DataError("CP212", f"{seen}; {no_gap(loss_type)}")
 
 
 def _plain_table(key: str, pairs: int) -> Table | None:
