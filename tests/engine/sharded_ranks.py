@@ -52,13 +52,19 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "constrained": {"constraints": HELD, "pairs": 2 * STEP_PAIRS - 2},
     "fp32": {"dtype": "float32"},
-    "an adapter over nf4, constrained": {
-        "kind": "llama",
+    "an adapter over nf4, biases, constrained": {
+        "kind": "qwen2",
         "adapter": True,
         "door": "accelerate",
         "quantized": "load_in_4bit",
         "dtype": "float32",
         "constraints": HELD[4:],
+    },
+    "several sets, lists of rejected, a reference": {
+        "sets": True,
+        "loss_type": "dpo",
+        "train_sampling_strategy": "random",
+        "max_micro_batch_tokens": 60,
     },
     "an encoder-decoder, tied four times, through accelerate": {
         "kind": "t5",
@@ -170,7 +176,7 @@ LOGGED = ("loss", "grad_norm", "logps/chosen", "aux_loss")
 
 QUANTISES = find_spec("bitsandbytes") is not None
 
-QUICK = 9
+QUICK = 10
 """How many of them are run in every suite."""
 
 MEMORY: dict[str, dict[str, Any]] = {
@@ -291,6 +297,26 @@ def some_pairs(count: int, sources: int | None) -> Any:
     return pairs.map(lambda row: {"prompt_ids": [1, 7, 9 + row["row"] % sources, 0]})
 
 
+def some_sets(folder: Path) -> Any:
+    """Two files as one set: two steps, of 8 pairs and twice of 8, whose rejected stand in lists."""
+    from counterpoint.data.listed import read_listed
+    from counterpoint.data.mixture import open_sets
+
+    rows = [
+        [{"prompt": f"{n} and 1 is", "chosen": f" {n + 1}", "rejected": " 0"} for n in range(8)],
+        [{"prompt": f"{n}?", "chosen": f" {n}", "rejected": [" No.", " 0 0"]} for n in range(4)],
+    ]
+    files = [folder / "texts.jsonl", folder / "lists.jsonl"]
+
+    def write() -> None:
+        folder.mkdir(parents=True)
+        for file, own in zip(files, rows, strict=True):
+            file.write_text("\n".join(map(json.dumps, own)))
+
+    ranks.first_does(write)
+    return open_sets([read_listed(str(files[0])), read_listed(f"{files[1]}:2")])
+
+
 def run(case: dict[str, Any], folder: Path, count: int) -> dict[str, Any]:
     """Train one case on this rank; the gradient of each step, and its log lines."""
     from tests.models_on_the_spot import make_model
@@ -305,7 +331,11 @@ def run(case: dict[str, Any], folder: Path, count: int) -> dict[str, Any]:
     more = {"num_experts": STEP_PAIRS} if "moe" in kind else case.pop("model", {})
     model: Any = make_model(kind, **more)
     model = model.to(getattr(torch, case.pop("dtype", "float64")))
-    pairs = some_pairs(case.pop("pairs", 2 * STEP_PAIRS), case.pop("sources", None))
+    pairs = (
+        some_sets(folder / "sets")
+        if case.pop("sets", False)
+        else some_pairs(case.pop("pairs", 2 * STEP_PAIRS), case.pop("sources", None))
+    )
     bad = case.pop("bad_row", None)
     if bad is not None:
         case["nonfinite"] = "skip"

@@ -248,6 +248,30 @@ class TestWeightsThatAnEvaluationPacks:
 
 
 @pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(
+    "precision", [{"bf16": True}, {"model_init_kwargs": {"dtype": "bfloat16"}}]
+)
+def test_a_bias_keeps_its_bits_where_products_have_another_precision(
+    folders, tmp_path, option, precision
+):
+    """bitsandbytes' own layer of 4 bits rounds it in place, and computes the same."""
+    args = config(tmp_path, **{option: True}, **precision)
+    policy = WeightsPolicy.of(args, adapter=True)
+    model = loaded(folders["qwen2"], option, tmp_path, **precision).requires_grad_(False)
+    before, ids = every_bit(model), torch.arange(3, 33)[None]
+    prepare_quantized(model, args, adapted=True)
+    with torch.autocast("cpu", enabled="bf16" in precision):
+        ours = model(ids).logits
+    assert every_bit(model) == before
+    if option == "load_in_4bit":
+        stock = AutoModelForCausalLM.from_pretrained(folders["qwen2"], **policy.keywords(args))
+        stock.requires_grad_(False)
+        with torch.autocast("cpu", enabled="bf16" in precision):
+            assert torch.equal(stock.train()(ids).logits, ours)
+        assert every_bit(stock) != before
+
+
+@pytest.mark.parametrize("option", OPTIONS)
 def test_a_run_by_name_learns_and_its_adapter_is_opened_by_peft(
     folders, chatml_tokenizer, tmp_path, real_data, option
 ):

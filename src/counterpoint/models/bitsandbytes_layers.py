@@ -12,6 +12,9 @@ So these layers are never in evaluation mode, whoever calls ``model.eval()``, an
 multiply by the weight that the codes stand for, in the precision of the run. Nothing else of
 either depends on the mode.
 
+In any mode, a layer of 4 bits rounds its bias in place to the precision of its products. Here a
+bias stays in its own, and what a product reads is a rounded copy.
+
 Not here: quantising. Importing this module needs bitsandbytes.
 """
 
@@ -34,7 +37,27 @@ class _OneWay(nn.Module):
 
 
 class OneWay4bit(_OneWay, bitsandbytes.nn.Linear4bit):
-    """A layer of 4 bits that never packs its weight."""
+    """A layer of 4 bits that never packs its weight, and whose bias stays as it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The product with the weight that the codes stand for.
+
+        Args:
+            x: rows of the layer's width, along the last dimension.
+        """
+        own: Any = self
+        if own.bias is None:
+            plain: Tensor = super().forward(x)
+            return plain
+        if not own.compute_type_is_set:
+            own.set_compute_type(x)
+            own.compute_type_is_set = True
+        rows = x if own.compute_dtype is None else x.to(own.compute_dtype)
+        # codes that were cut into shards have lost their scales; then the layer has them
+        scales = getattr(own.weight, "quant_state", None) or own.quant_state
+        bias = own.bias.to(rows.dtype)
+        product: Tensor = bitsandbytes.matmul_4bit(rows, own.weight, quant_state=scales, bias=bias)
+        return product.to(x.dtype)
 
 
 class OneWay8bit(_OneWay, bitsandbytes.nn.Linear8bitLt):
