@@ -178,6 +178,25 @@ def test_an_option_that_the_tokenizer_does_not_know_is_refused(
         encoder_for_kind(kind, **options)
 
 
+@pytest.mark.parametrize(
+    ("kind", "written", "meant"),
+    [
+        ("nllb", "en", ["eng_Latn"]),
+        ("nllb", "de_DE", ["deu_Latn"]),
+        ("nllb", "zh-Hans", ["zho_Hans", "zho_Hant"]),
+        ("mbart", "deu_Latn", ["de_DE"]),
+    ],
+)
+def test_a_code_of_another_models_kind_leads_to_that_of_its_language(
+    kind: str, written: str, meant: list[str]
+) -> None:
+    with pytest.raises(ConfigError, match=f"; nearest are {', '.join(meant)}"):
+        encoder_for_kind(kind, target_lang=written)
+    row = {**ROWS[0], "target_lang": written}
+    with pytest.raises(DataError, match=f"CP227 .*; nearest are {', '.join(meant)}"):
+        pairs(encoder_for_kind(kind), [row])
+
+
 def test_a_decoder_has_no_languages(models: Callable[..., Any], chatml_tokenizer: Any) -> None:
     config = models("qwen2").config
     with pytest.raises(ConfigError, match=r"^CP104 target_lang='deu_Latn' is for encoder-decoders"):

@@ -12,9 +12,9 @@ from transformers.models.m2m_100 import tokenization_m2m_100 as m2m
 from transformers.models.mbart50 import tokenization_mbart50 as mbart50
 from transformers.models.nllb import tokenization_nllb as nllb
 
+from counterpoint.data.language_codes import NEAR, SHORT, language_of
 from counterpoint.doctor import off_target
 from counterpoint.doctor.findings import Finding
-from counterpoint.doctor.language_codes import NEAR, SHORT, language_of
 from counterpoint.doctor.of_languages import of_languages
 from counterpoint.doctor.off_target import Languages, looking_at
 from tests.doctor.patients import Patient, chatting, healthy, translating

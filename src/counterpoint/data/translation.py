@@ -23,7 +23,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -31,6 +30,7 @@ from transformers import PreTrainedTokenizerBase
 from counterpoint.data.cells import fail_type
 from counterpoint.data.chat import render
 from counterpoint.data.encoder import Encoder, RowDraft, tokenizer_content
+from counterpoint.data.language_codes import nearest_codes
 from counterpoint.data.options import UNLIMITED, Limits
 from counterpoint.data.shapes import translated_pair
 from counterpoint.data.tokenize import Tokens, end_of_sequence, guarded
@@ -161,7 +161,7 @@ class TranslationEncoder(Encoder[TranslationDraft]):
                 )
 
     def _nearest(self, language: str) -> str:
-        near = get_close_matches(language, self.languages, n=3, cutoff=0.4)
+        near = nearest_codes(language, self.languages)
         return f"; nearest are {', '.join(near)}" if near else ""
 
     @property

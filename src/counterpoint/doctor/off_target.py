@@ -9,7 +9,7 @@ P12-3005), a small identifier without network or accelerator.
 2. What cannot be told is counted as such: a language that it does not know, a short text.
 3. Of a large set some rows are looked at, spread evenly: an identification takes about 0.1 ms.
 
-Not here: codes (``language_codes``), how it is said (``of_languages``).
+Not here: codes (``data.language_codes``), how it is said (``of_languages``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
-from counterpoint.doctor.language_codes import counted_as, language_of
+from counterpoint.data.language_codes import counted_as, language_of
 from counterpoint.doctor.sightings import Sightings
 from counterpoint.doctor.signs import LOOKED_AT
 from counterpoint.errors import SetupError

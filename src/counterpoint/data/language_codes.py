@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from types import MappingProxyType
 
 _LONG = """
@@ -73,6 +74,25 @@ def language_of(code: str, known: Iterable[str]) -> str | None:
         code: as a model or a data set writes it: ``zho_Hans``, ``zh_CN``, ``zh-Hant``, ``zh``.
         known: all of the identifier's codes.
     """
-    language = re.split(r"[-_]", code.strip(), maxsplit=1)[0].lower()
-    own = SHORT.get(language, language)
+    own = _short(code)
     return counted_as(own) if own in known else None
+
+
+def nearest_codes(code: str, among: Iterable[str], *, most: int = 3) -> list[str]:
+    """Codes that somebody may have meant by one: first of the same language, then alike in letters.
+
+    Args:
+        code: as it was written.
+        among: codes that there are.
+        most: how many are named at most.
+    """
+    listed = list(among)
+    same = [one for one in listed if _short(one) == _short(code)]
+    alike = get_close_matches(code, listed, n=most, cutoff=0.4)
+    return list(dict.fromkeys([*same, *alike]))[:most]
+
+
+def _short(code: str) -> str:
+    """A code's language without script and country, by its short code where it has one."""
+    language = re.split(r"[-_]", code.strip(), maxsplit=1)[0].lower()
+    return SHORT.get(language, language)
