@@ -13,12 +13,13 @@ import torch
 
 from counterpoint.cli.continued import base_named, begins_adapted
 from counterpoint.config import CPOConfig
-from counterpoint.errors import ConfigError, CounterpointError, ModelError
+from counterpoint.errors import ConfigError, CounterpointError
 from counterpoint.log import logger
 from counterpoint.model_seams import GROWN
-from counterpoint.models.family import DECODER, FAMILIES, family_of
 from counterpoint.models.loading import load_tokenizer, random_model
 from counterpoint.models.vocabulary import (
+    check_rows,
+    check_tied,
     embedding_names,
     grow_embeddings,
     is_embedding,
@@ -73,8 +74,11 @@ def add_rows(model: Any, run: RunOptions, tokenizer: Any) -> None:
     """
     if not run.resize_vocab:
         return
+    names = embedding_names(model)
+    if run.lora_r and len(_covered(names, run.lora_modules_to_save or ())) < len(names):
+        check_tied(model)
     added = grow_embeddings(model, len(tokenizer))
-    if added and not _covered(embedding_names(model), run.lora_target_modules or ()):
+    if added and not _covered(names, run.lora_target_modules or ()):
         setattr(model, GROWN, True)  # else the adapter lies on rows that it has to bring along
     logger().info(
         "the tokenizer has %s tokens; %s rows were added to the model's embedding, each the mean "
@@ -113,7 +117,7 @@ def trained_tokens(
         What PEFT calls ``trainable_token_indices``; None where none are asked for or new.
 
     Raises:
-        ModelError: CP341 for a model that is no decoder of text, CP342 for a tokenizer that does
+        ModelError: CP341 for a model that cannot have more rows, CP342 for a tokenizer that does
             not add to the model's own.
     """
     if not run.resize_vocab or described is None:
@@ -130,13 +134,7 @@ def trained_tokens(
         )
     rows = int(model.get_input_embeddings().weight.shape[0])
     ids = new_ids(tokenizer, own, rows, named=str(run.tokenizer or run.model))
-    if ids and family_of(described) is not FAMILIES[DECODER]:
-        raise ModelError(
-            "CP341",
-            f"{described.model_type} is no decoder of text alone, and new tokens beside an adapter "
-            "are for those. Train all weights (leave lora_r out), or name the embeddings in "
-            "lora_modules_to_save of a model that was resized and saved.",
-        )
+    check_rows(model, max(ids, default=-1) + 1)
     whole = [*(run.lora_modules_to_save or ()), *(run.lora_target_modules or ())]
     every = embedding_names(model)
     names = [name for name in every if name not in _covered(every, whole)]

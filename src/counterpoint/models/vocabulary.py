@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,12 @@ from counterpoint.tensor_parts import is_plain
 
 AT_ONCE = 4096
 """Rows that are added up at a time, in float64."""
+
+_OWN_TOKENS = "Use its own tokenizer, or tokens of it that your texts do not use."
+_RESIZE = (
+    "Resize the model that it was made of (model.resize_token_embeddings) and save it, or use its "
+    "own tokenizer."
+)
 
 _EMBEDS = re.compile("embed|shared|wte|lm_head")
 """Parts of the names that families give embeddings and heads."""
@@ -63,6 +69,43 @@ def grow_embeddings(model: Any, rows: int) -> int:
     return int(rows - had)
 
 
+def check_rows(model: Any, rows: int) -> None:
+    """Refuse a model whose embedding and head cannot both have a row for each token.
+
+    Args:
+        model: of transformers, without an adapter; weights may be on the ``meta`` device.
+        rows: of the highest new token, and those below it.
+
+    Raises:
+        ModelError: CP341.
+    """
+    found = _embeddings(model)
+    if any(one.weight.shape[0] < rows for one in found):
+        _check_growable(model, found)
+
+
+def check_tied(model: Any) -> None:
+    """Refuse a model whose files hold a head of its own where its configuration has none.
+
+    An adapter is described by the configuration, before there are weights; PEFT goes by it, too.
+
+    Args:
+        model: loaded, without an adapter.
+
+    Raises:
+        ModelError: CP341.
+    """
+    found = _embeddings(model)
+    same = found[0].weight is found[-1].weight
+    if same or found[-1].weight.is_meta or not hasattr(model, "get_expanded_tied_weights_keys"):
+        return
+    tied = model.get_expanded_tied_weights_keys(all_submodels=True)
+    name = next(name for name, module in model.named_modules() if module is found[-1])
+    if f"{name}.weight" in {*tied, *tied.values()}:
+        how = f"has a weight of its own as {name}, which its configuration ties to its embedding"
+        _refuse(model, how, "Name embedding and head in lora_modules_to_save, or leave lora_r out.")
+
+
 def with_rows(config: Any, rows: int) -> Any:
     """A model's configuration with a row for each token.
 
@@ -83,7 +126,7 @@ def embedding_names(model: nn.Module) -> list[str]:
     """
     found = _embeddings(model)
     tied = len(found) > 1 and (
-        found[0].weight is found[1].weight or _ties(model)  # not yet, on the meta device
+        found[0].weight is found[1].weight or _ties(model, found[1])  # not yet, on the meta device
     )
     wanted = {id(one) for one in (found[:1] if tied else found)}
     return [name for name, module in model.named_modules() if id(module) in wanted]
@@ -157,24 +200,34 @@ def _embeddings(model: Any) -> list[Any]:
     return [read] if written is None or written is read else [read, written]
 
 
-def _ties(model: Any) -> bool:
-    return bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+def _ties(model: Any, head: Any) -> bool:
+    """Whether a head is its model's embedding once weights are there; before, nothing is tied."""
+    tied = getattr(model, "all_tied_weights_keys", None)
+    if not isinstance(tied, Mapping):
+        return bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+    # some classes cannot tie, whatever their configuration says
+    name = next(name for name, module in model.named_modules() if module is head)
+    return f"{name}.weight" in {*tied, *tied.values()}
 
 
-def _check_growable(model: Any, found: Iterable[Any]) -> None:
-    apart = not getattr(model.config, "share_encoder_decoder_embeddings", True)
-    if apart or not all(_is_growable(one.weight) for one in found):
-        why = (
-            "reads one vocabulary and writes another"
-            if apart
-            else "holds embedding or head quantised, or as something else than a matrix"
-        )
-        raise ModelError(
-            "CP341",
-            f"{class_of(model).__name__} {why}, so that no row can be added for a new token. "
-            "Resize the model that it was made of (model.resize_token_embeddings) and save it, or "
-            "use its own tokenizer.",
-        )
+def _check_growable(model: Any, found: Sequence[Any]) -> None:
+    """Raise CP341 for the first fact that forbids rows for new tokens."""
+    read, written = (int(one.weight.shape[0]) for one in (found[0], found[-1]))
+    if not getattr(model.config, "share_encoder_decoder_embeddings", True):
+        _refuse(model, "reads one vocabulary and writes another", _RESIZE)
+    if not all(_is_growable(one.weight) for one in found):
+        how = "holds embedding or head quantised, or as something else than a matrix"
+        _refuse(model, how, _RESIZE)
+    if read != written:
+        _refuse(model, f"reads {read:,} tokens and writes {written:,}", _OWN_TOKENS)
+    if getattr(model.config.get_text_config(), "hidden_size_per_layer_input", 0):
+        _refuse(model, "reads each token in every layer, from a second embedding", _OWN_TOKENS)
+
+
+def _refuse(model: Any, why: str, way: str) -> None:
+    name = class_of(model).__name__
+    text = f"{name} {why}, so that no row can be added for a new token. {way}"
+    raise ModelError("CP341", text)
 
 
 def _is_growable(weight: Tensor) -> bool:
