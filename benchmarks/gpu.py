@@ -268,7 +268,7 @@ def measure_kernel(work: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     from counterpoint.forward.kernel_proof import kernel_disagrees
     from counterpoint.forward.kernels import ATTENTION_KERNELS
     from counterpoint.forward.varlen_attention import AttentionCall
-    from counterpoint.records import PairSegments
+    from counterpoint.pair_segments import PairSegments
 
     device = torch.device(_device())
     heads, kv_heads, width, window = (work[key] for key in ("heads", "kv_heads", "width", "window"))

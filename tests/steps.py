@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, List, Value
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
@@ -32,6 +32,9 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "simpo, weighed": {"loss_type": "simpo", "beta": 2.0, "use_weighting": True},
     "sigmoid, shorter": {"loss_type": "sigmoid", "ld_alpha": 0.3},
     "hinge, shorter and weighed": {"loss_type": "hinge", "ld_alpha": 0.0, "use_weighting": True},
+    "tpo": {"loss_type": "tpo", "cpo_alpha": 0.7},
+    "tpo, paper's NLL": {"loss_type": "tpo", "nll_reduction": "sequence_sum", "ld_alpha": 0.3},
+    "tpo_l": {"loss_type": "tpo_l", "beta": 2.0, "simpo_gamma": 1.0, "use_weighting": True},
     "arpo": {"loss_type": "arpo"},
     "arpo, the paper's": {"loss_type": "arpo", "arpo_scale": 1.0, "arpo_eta": 1.5},
     "dpo": {"loss_type": "dpo"},
@@ -59,10 +62,13 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 
 def random_pairs(count: int, *, seed: int = 0, weighted: bool = True) -> Dataset:
-    """Prepared pairs of random ids, lengths 1 to 12, with weights and margins."""
-    rng = random.Random(seed)
+    """Prepared pairs of random ids, lengths 1 to 12, with weights, margins and gold completions.
 
-    def ids(most: int) -> list[int]:
+    Of the last a run reads none, unless its loss does.
+    """
+    rng, third = random.Random(seed), random.Random(seed + 1000)
+
+    def ids(most: int, rng: random.Random = rng) -> list[int]:
         return [rng.randrange(3, 384) for _ in range(rng.randint(1, most))]
 
     rows = [
@@ -73,10 +79,12 @@ def random_pairs(count: int, *, seed: int = 0, weighted: bool = True) -> Dataset
             "weight": rng.choice([0.3, 1.0, 1.7]) if weighted else 1.0,
             "margin": rng.choice([0.0, 0.2]) if weighted else 0.0,
             "row": number,
+            "gold_ids": ids(12, third),
         }
         for number in range(count)
     ]
-    return Dataset.from_list(rows)
+    given = [[]] * count
+    return Dataset.from_list(rows).add_column("gold_given", given, feature=List(Value("int32")))
 
 
 TIMING = ("runtime", "per_second", "step_seconds", "memory_mb", "pictures_kept")

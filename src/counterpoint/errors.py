@@ -63,6 +63,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP233": "a list of rejected completions that cannot be used",
         "CP234": "several chosen completions in one row",
         "CP235": "a conversation that fills the model's positions",
+        "CP236": "a row without the gold completion that the loss reads",
         "CP237": "a column that a data set is said to have, and has not",
         "CP238": "rows of which no share can be held out by prompt",
         "CP239": "a row that prefers none of its completions",

@@ -44,7 +44,7 @@ def pair_means(terms: LossTerms, output: PairOutput, batch: PairBatch) -> Means:
 
     logps, likeness = output.logps, output.logps.facts.likeness
     weighed = {} if likeness is None else {"policy_weights": over(likeness.clamp(max=0).exp())}
-    chosen_logits, rejected_logits = output.logit_sums.chunk(2)
+    chosen_logits, rejected_logits = output.logit_sums.view(-1, len(batch))[:2]
     return {
         "rewards/chosen": over(terms.chosen_rewards),
         "rewards/rejected": over(terms.rejected_rewards),
@@ -56,7 +56,7 @@ def pair_means(terms: LossTerms, output: PairOutput, batch: PairBatch) -> Means:
         "logps/rejected": over(terms.rejected_logps),
         "logits/chosen": over(chosen_logits, logps.chosen_tokens),
         "logits/rejected": over(rejected_logits, logps.rejected_tokens),
-        "nll_loss": over(terms.nll, logps.chosen_tokens),
+        "nll_loss": over(terms.nll, terms.nll_tokens),
         **weighed,
     }
 

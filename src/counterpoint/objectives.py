@@ -3,8 +3,8 @@
 Options and their help, what contradicts what, the doctor, the report, the remedies of alarms and
 the translation of other tools' files read it here. ``register_loss`` adds a row.
 
-Not here: the arithmetic, which is named in the row (``losses.objective``), and published settings
-(``doctor.presets``). No torch is imported.
+Not here: the arithmetic, which is named in the row (``losses.objective``), papers (``papers``),
+and published settings (``doctor.presets``). No torch is imported.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from counterpoint import papers
+from counterpoint.papers import Paper
 from counterpoint.tables import add_row
 
 OBJECTIVE_OPTIONS = (
@@ -47,23 +49,6 @@ INITIAL = "initial"
 
 
 @dataclass(frozen=True, slots=True)
-class Paper:
-    """Where a loss was published.
-
-    Args:
-        title: of the paper.
-        authors: as BibTeX has them.
-        year: of its first version.
-        arxiv: its number there.
-    """
-
-    title: str
-    authors: str
-    year: str
-    arxiv: str
-
-
-@dataclass(frozen=True, slots=True)
 class Loss:
     """One row of the table of losses.
 
@@ -82,6 +67,7 @@ class Loss:
         beta_in_paper: the paper's own letter for it.
         nll: weight of the NLL term as published; None: nothing is published.
         nll_note: a word on that term in a run's file.
+        gold: the NLL term is that of a third completion of each row, and not of the chosen one.
         with_nll: what the method is called with an NLL term, where it has none as published.
         without_nll: what it is called without one.
         at_alpha_zero: the loss that it is with alpha 0, where its reward has a shape.
@@ -102,6 +88,7 @@ class Loss:
     beta_in_paper: str = ""
     nll: float | None = None
     nll_note: str = ""
+    gold: bool = False
     with_nll: str = ""
     without_nll: str = ""
     at_alpha_zero: str = ""
@@ -123,13 +110,7 @@ SIGMOID = Loss(
     "sigmoid",
     "CPO",
     math="LOGISTIC",
-    paper=Paper(
-        "Contrastive Preference Optimization: Pushing the Boundaries of LLM Performance in "
-        "Machine Translation",
-        "Xu, Haoran and others",
-        "2024",
-        "2401.08417",
-    ),
+    paper=papers.SIGMOID,
     options=("beta", "alpha", *_NLL, "label_smoothing", "ld_alpha"),
     per_token=False,
     nll=1.0,
@@ -142,12 +123,7 @@ HINGE = Loss(
     "hinge",
     "CPO, hinge loss (SLiC)",
     math="HINGE",
-    paper=Paper(
-        "SLiC-HF: Sequence Likelihood Calibration with Human Feedback",
-        "Zhao, Yao and others",
-        "2023",
-        "2305.10425",
-    ),
+    paper=papers.HINGE,
     options=("beta", "alpha", *_NLL, "ld_alpha"),
     per_token=False,
     trl="CPO",
@@ -156,12 +132,7 @@ IPO = Loss(
     "ipo",
     "IPO",
     math="SQUARED",
-    paper=Paper(
-        "A General Theoretical Paradigm to Understand Learning from Human Preferences",
-        "Azar, Mohammad Gheshlaghi and others",
-        "2023",
-        "2310.12036",
-    ),
+    paper=papers.IPO,
     beta_scales_gap=False,
     beta="strength of the regularisation",
     beta_in_paper="tau",
@@ -171,12 +142,7 @@ SIMPO = Loss(
     "simpo",
     "SimPO",
     math="LOGISTIC",
-    paper=Paper(
-        "SimPO: Simple Preference Optimization with a Reference-Free Reward",
-        "Meng, Yu and Xia, Mengzhou and Chen, Danqi",
-        "2024",
-        "2405.14734",
-    ),
+    paper=papers.SIMPO,
     options=("beta", *_GAMMA, "alpha", *_NLL, "label_smoothing"),
     nll=0.0,
     with_nll="CPO-SimPO",
@@ -187,12 +153,7 @@ ALPHAPO = Loss(
     "alphapo",
     "AlphaPO",
     math="LOGISTIC",
-    paper=Paper(
-        "AlphaPO: Reward Shape Matters for LLM Alignment",
-        "Gupta, Aman and others",
-        "2025",
-        "2501.03884",
-    ),
+    paper=papers.ALPHAPO,
     options=("beta", *_GAMMA, "alpha", "nll_reduction", "label_smoothing"),
     at_alpha_zero=SIMPO.name,
     trl="CPO",
@@ -201,12 +162,7 @@ ORPO = Loss(
     "orpo",
     "ORPO",
     math="ODDS_RATIO",
-    paper=Paper(
-        "ORPO: Monolithic Preference Optimization without Reference Model",
-        "Hong, Jiwoo and Lee, Noah and Thorne, James",
-        "2024",
-        "2403.07691",
-    ),
+    paper=papers.ORPO,
     options=("beta", *_NLL),
     beta_scales_gap=False,
     beta="weight of the odds-ratio term",
@@ -222,12 +178,7 @@ REPO = Loss(
     "repo",
     "RePO",
     math="RECTIFIED",
-    paper=Paper(
-        "RePO: ReLU-based Preference Optimization",
-        "Wu, Junkang and others",
-        "2025",
-        "2503.07426",
-    ),
+    paper=papers.REPO,
     options=("simpo_gamma", *_NLL),
     beta_scales_gap=False,
     beta="unused",
@@ -238,12 +189,7 @@ SIMPER = Loss(
     "simper",
     "SimPER",
     math="INVERSE_PERPLEXITY",
-    paper=Paper(
-        "SimPER: A Minimalist Approach to Preference Alignment without Hyperparameters",
-        "Xiao, Teng and others",
-        "2025",
-        "2502.00883",
-    ),
+    paper=papers.SIMPER,
     options=_NLL,
     beta_scales_gap=False,
     beta="unused",
@@ -254,12 +200,7 @@ ARPO = Loss(
     "arpo",
     "ARPO",
     math="ADAPTIVE",
-    paper=Paper(
-        "X-ALMA: Plug & Play Modules and Adaptive Rejection for Quality Translation at Scale",
-        "Xu, Haoran and others",
-        "2024",
-        "2410.03115",
-    ),
+    paper=papers.ARPO,
     options=("beta", "arpo_scale", "arpo_eta", *_NLL, "label_smoothing"),
     per_token=False,
     nll=1.0,
@@ -267,16 +208,39 @@ ARPO = Loss(
     without_nll="ARPO without its NLL term",
 )
 
+TPO = Loss(
+    "tpo",
+    "TPO",
+    math="LOGISTIC",
+    paper=papers.TPO,
+    options=("beta", *_NLL, "label_smoothing", "ld_alpha"),
+    per_token=False,
+    nll=1.0,
+    nll_note="of the gold completion, as published",
+    gold=True,
+    without_nll="CPO without its NLL term",
+    trl="TPO",
+    names={"TPOTrainer": "sigmoid"},
+)
+TPO_L = Loss(
+    "tpo_l",
+    "TPO-L",
+    math="LOGISTIC",
+    paper=papers.TPO,
+    options=("beta", *_GAMMA, *_NLL, "label_smoothing"),
+    nll=1.0,
+    nll_note="of the gold completion, as published",
+    gold=True,
+    without_nll="SimPO",
+    trl="TPO",
+    names={"TPOTrainer": "tpo-l"},
+)
+
 DPO = Loss(
     "dpo",
     "DPO",
     math="LOGISTIC",
-    paper=Paper(
-        "Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
-        "Rafailov, Rafael and others",
-        "2023",
-        "2305.18290",
-    ),
+    paper=papers.DPO,
     options=("beta", *_REFERENCE, "label_smoothing", "ld_alpha"),
     per_token=False,
     with_nll="RPO",
@@ -290,12 +254,7 @@ HYPO = Loss(
     "hypo",
     "HyPO",
     math="OPTIMISTIC",
-    paper=Paper(
-        "Mitigating Mismatch within Reference-based Preference Optimization",
-        "Yuan, Suqin and others",
-        "2026",
-        "2602.11902",
-    ),
+    paper=papers.HYPO,
     options=("beta", *_REFERENCE, "label_smoothing", "ld_alpha"),
     per_token=False,
 )
@@ -303,12 +262,7 @@ DPOP = Loss(
     "dpop",
     "DPO-Positive",
     math="POSITIVE",
-    paper=Paper(
-        "Smaug: Fixing Failure Modes of Preference Optimisation with DPO-Positive",
-        "Pal, Arka and others",
-        "2024",
-        "2402.13228",
-    ),
+    paper=papers.DPOP,
     options=("beta", "dpop_lambda", *_REFERENCE, "label_smoothing", "ld_alpha"),
     per_token=False,
 )
@@ -332,18 +286,11 @@ DPO_IPO = Loss(
     beta_in_paper=IPO.beta_in_paper,
     names={"DPOTrainer": "ipo", "LLaMA-Factory": "ipo", "Axolotl": "ipo"},
 )
-_APO = Paper(
-    "Anchored Preference Optimization and Contrastive Revisions: Addressing Underspecification in "
-    "Alignment",
-    "D'Oosterlinck, Karel and others",
-    "2024",
-    "2408.06266",
-)
 APO_ZERO = Loss(
     "apo_zero",
     "APO-zero",
     math="ABOVE_AND_BELOW",
-    paper=_APO,
+    paper=papers.APO,
     options=("beta", *_REFERENCE, "ld_alpha"),
     has_gap=False,
     per_token=False,
@@ -361,12 +308,7 @@ NCA = Loss(
     "nca_pair",
     "NCA",
     math="NOISE_CONTRASTIVE",
-    paper=Paper(
-        "Noise Contrastive Alignment of Language Models with Explicit Rewards",
-        "Chen, Huayu and others",
-        "2024",
-        "2402.05369",
-    ),
+    paper=papers.NCA,
     options=APO_ZERO.options,
     has_gap=False,
     per_token=False,
@@ -376,7 +318,7 @@ NCA = Loss(
 _ROWS: dict[str, Loss] = {
     row.name: row
     for row in (
-        *(SIGMOID, HINGE, IPO, SIMPO, ALPHAPO, ORPO, REPO, SIMPER, ARPO),
+        *(SIGMOID, HINGE, IPO, SIMPO, ALPHAPO, ORPO, REPO, SIMPER, ARPO, TPO, TPO_L),
         *(DPO, HYPO, DPOP, DPO_HINGE, DPO_IPO, APO_ZERO, APO_DOWN, NCA),
     )
 }
@@ -388,7 +330,7 @@ DEFAULT_LOSS = SIGMOID.name
 
 
 DEFAULTS_OF_TRL: Mapping[str, str] = MappingProxyType(
-    {row.trl: row.name for row in (SIGMOID, ORPO, DPO)}
+    {row.trl: row.name for row in (SIGMOID, ORPO, DPO, TPO)}
 )
 """Trainer of TRL, as "CPO" of CPOTrainer -> the loss of those of its options that name none."""
 

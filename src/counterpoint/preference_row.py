@@ -17,6 +17,12 @@ PARTS = ("prompt", "chosen", "rejected")
 COMPLETIONS = ("chosen", "rejected")
 """The parts that may carry loss."""
 
+GOLD = "gold"
+"""What a third completion is called, which some losses read."""
+
+GOLD_COLUMNS = (GOLD, "reference")
+"""Where a row may have it; the second is TRL's name for it."""
+
 INVALID_ROWS = ("raise", "drop")
 """What may be done with a row that cannot be used."""
 

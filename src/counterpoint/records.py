@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from counterpoint.pair_facts import NO_FACTS, PairFacts
+from counterpoint.pair_segments import PairSegments
 from counterpoint.picture import Picture, SeenPicture
 
 FILLER_ROW = -1
@@ -34,9 +35,9 @@ def exact_dtype(device: torch.device | str) -> torch.dtype:
 
 @dataclass(frozen=True, slots=True)
 class TokenPair:
-    """One preference as token ids: a prompt and two completions of it.
+    """One preference as token ids: a prompt, two completions of it, and perhaps a third.
 
-    No completion is empty, and ``prompt + completion`` never exceeds the run's ``max_length``.
+    Neither is empty, and ``prompt + completion`` never exceeds the run's ``max_length``.
 
     Args:
         prompt: ids before the boundary, the one BOS included where the tokenizer has one; of an
@@ -54,6 +55,9 @@ class TokenPair:
             first place and the one past the last of each, flat. rejected_given: of ``rejected``.
         reference: summed log-probabilities of both under the run's reference, in nats, as its loss
             reads sums; None: it compares with none.
+        gold: a third completion, whose negative log-likelihood the loss has in place of that of
+            ``chosen`` (TPO); empty: there is none. Pairs of a batch all have one, or none has.
+        gold_given: of ``gold``, as ``chosen_given``.
     """
 
     prompt: Sequence[int]
@@ -69,24 +73,28 @@ class TokenPair:
     chosen_given: Sequence[int] = ()
     rejected_given: Sequence[int] = ()
     reference: tuple[float, float] | None = None
+    gold: Sequence[int] = ()
+    gold_given: Sequence[int] = ()
 
+    @property
+    def completions(self) -> tuple[Sequence[int], ...]:
+        """Chosen, rejected and, if there is one, gold."""
+        return (
+            (self.chosen, self.rejected, self.gold) if self.gold else (self.chosen, self.rejected)
+        )
 
-class PairSegments(NamedTuple):
-    """Where a pair lies when it shares its prompt: ``prompt | chosen | rejected`` in one row."""
-
-    row: int
-    start: int
-    prompt: int
-    chosen: int
-    rejected: int
+    @property
+    def givens(self) -> tuple[Sequence[int], ...]:
+        """The spans without loss of each of ``completions``."""
+        return (self.chosen_given, self.rejected_given, self.gold_given)[: len(self.completions)]
 
 
 @dataclass(frozen=True, slots=True)
 class PairBatch:
     """A micro-batch of pairs as tensors, in whichever layout; the forward reads it alone.
 
-    Sequence ``s`` is the chosen completion of pair ``s`` for ``s < pairs`` and the rejected one
-    of pair ``s - pairs`` otherwise. Targets are sorted by sequence.
+    Sequences are the chosen completions of all pairs, then the rejected ones, then the gold ones if
+    pairs have any: ``s`` is a completion of pair ``s % pairs``. Targets are sorted by sequence.
 
     Args:
         layout: name of the layout (``forward.layouts``).
@@ -97,7 +105,7 @@ class PairBatch:
         inputs: what else the model is called with, by keyword, such as positions.
         target_source: flat index into rows x tokens of the hidden state that predicts a target.
         target_ids: the token it should predict.
-        target_counts: targets of each of the 2 x pairs sequences.
+        target_counts: targets of each of the 2 x pairs sequences, or 3 x pairs.
         weight: factor of each pair in the loss, at least 0.
         margin: extra margin of each pair, in nats of scaled reward.
         row_ids: row numbers in the data set; ``FILLER_ROW`` counts nowhere.
@@ -135,6 +143,16 @@ class PairBatch:
     def chosen_tokens(self) -> Int[Tensor, " pairs"]:
         """Target tokens of each chosen completion."""
         return self.target_counts[: len(self)]
+
+    @property
+    def completions(self) -> int:
+        """How many each pair has: 2, or 3 with a gold one."""
+        return len(self.target_counts) // len(self)
+
+    @property
+    def gold_tokens(self) -> Int[Tensor, " pairs"] | None:
+        """Target tokens of each gold completion; None where pairs have none."""
+        return self.target_counts[2 * len(self) :] if self.completions > 2 else None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:
         """The same batch on another device; what a model is called with keeps its dtype."""
@@ -174,6 +192,8 @@ class PairLogps:
             both completions; None where no constraint asks for it.
         facts: what else a loss asks for.
         reference: the run's reference's ``chosen`` and ``rejected``, side by side, if it has one.
+        gold: the same as ``chosen`` of a third completion; None where pairs have none.
+        gold_tokens: the same as ``chosen_tokens`` of it.
     """
 
     chosen: Float[Tensor, " pairs"]
@@ -183,6 +203,8 @@ class PairLogps:
     drift: Float[Tensor, " pairs"] | None = None
     facts: PairFacts = NO_FACTS
     reference: Float[Tensor, "pairs 2"] | None = None
+    gold: Float[Tensor, " pairs"] | None = None
+    gold_tokens: Int[Tensor, " pairs"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +213,9 @@ class LossTerms:
 
     Args:
         preference: preference loss of each pair.
-        nll: negative log-likelihood of the chosen completion, summed over its tokens, in nats.
+        nll: negative log-likelihood of the chosen completion, or of the gold one where the loss
+            reads it, summed over its tokens, in nats.
+        nll_tokens: how many those are.
         chosen_rewards: scaled reward of the chosen completion, detached.
         rejected_rewards: the same of the rejected completion.
         chosen_logps: log-probability as the loss's reward reads it, sum or mean, detached.
@@ -200,6 +224,7 @@ class LossTerms:
 
     preference: Float[Tensor, " pairs"]
     nll: Float[Tensor, " pairs"]
+    nll_tokens: Int[Tensor, " pairs"]
     chosen_rewards: Float[Tensor, " pairs"]
     rejected_rewards: Float[Tensor, " pairs"]
     chosen_logps: Float[Tensor, " pairs"]
@@ -212,7 +237,7 @@ class StepTotals:
 
     Args:
         weight: sum of the pairs' weights.
-        nll: what the NLL term is divided by; weighted chosen tokens or weighted pairs.
+        nll: what the NLL term is divided by; weighted tokens of what it is of, or weighted pairs.
     """
 
     weight: Float[Tensor, ""]

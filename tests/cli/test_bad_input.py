@@ -115,7 +115,7 @@ ASKED = [{"role": "user", "content": "Why?"}]
 GALLERY: list[tuple[str, Spoil, str, str, str]] = [
     # what was asked for
     ("an unknown option", nothing, "--bta 1", "CP101", "did you mean beta?"),
-    ("an unknown loss", nothing, "--loss_type kto", "CP102", "is not one of sigmoid"),
+    ("an unknown loss", nothing, "--loss_type kto", "CP102", "is not one of"),
     ("an unknown dtype", nothing, "--dtype int8", "CP102", "is not one of auto"),
     ("a word for a number", nothing, "--beta high", "CP103", "should be a number"),
     ("a beta of zero", nothing, "--beta 0", "CP103", "beta=0"),
@@ -183,6 +183,7 @@ GALLERY: list[tuple[str, Spoil, str, str, str]] = [
         "CP239",
         "row 12",
     ),
+    ("a loss of three, a row of two", rows({}), "--loss_type tpo", "CP236", "row 0"),
     ("the same twice", rows({"rejected": PAIRS[0]["chosen"]}), "", "CP205", "row 12"),
     (
         "two prompts",

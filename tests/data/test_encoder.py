@@ -158,7 +158,15 @@ def test_the_key_of_text_is_that_of_the_releases_before_there_were_encoders(
     names = ("normalizer", "pre_tokenizer", "model", "post_processor", "decoder")
     parts = [getattr(backend, name) for name in names]
     states = [b"null" if part is None else bytes(part.__getstate__()) for part in parts]
-    assert json.loads(fed[0]) == [12, cache._versions(), 77, None, "drop", "assistant"]
+    assert json.loads(fed[0]) == [
+        13,
+        cache._versions(),
+        77,
+        None,
+        "drop",
+        "assistant",
+        False,
+    ]
     assert fed[1] == b"\n".join([json.dumps(head, sort_keys=True).encode(), *states])
     assert json.loads(fed[2]) == [str(table.select_columns(sorted(ROW)).features), 1]
     assert len(fed) == 4

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from counterpoint.config import CPOConfig
 from counterpoint.data.encoder import TextEncoder
-from counterpoint.data.options import OF_A_ROW, OF_THE_MACHINE, Limits, PrepareOptions
+from counterpoint.data.options import OF_A_ROW, OF_THE_LOSS, OF_THE_MACHINE, Limits, PrepareOptions
+from counterpoint.objectives import LOSSES
 from counterpoint.options.evaluate_options import OF_TRAIN, read_evaluation
 from counterpoint.options.settings import OF_THE_DATA
 from counterpoint.trainer.feed import Feed
@@ -51,7 +52,8 @@ def as_in_a_run(folder: Path, **options: Any) -> Path:
 
 def test_every_field_is_placed_once() -> None:
     names = {field.name for field in fields(PrepareOptions)}
-    assert set(EVERY) == names == set(OTHER)
+    assert set(EVERY) == set(OTHER) == names - set(OF_THE_LOSS)
+    assert set(OF_THE_LOSS) <= names
     assert not set(OF_A_ROW) & set(OF_THE_MACHINE)
     # what becomes of a row is what its limits say, and what is done with one that is no pair
     # and which languages it is in, where it does not say so itself
@@ -59,7 +61,18 @@ def test_every_field_is_placed_once() -> None:
     more = {"invalid_rows", "source_lang", "target_lang"}
     more |= {"image_folder", "allow_remote_images", "max_image_pixels"}
     more |= {"is_encoder_decoder"}
-    assert {field.name for field in fields(Limits)} | more == set(OF_A_ROW)
+    assert {field.name for field in fields(Limits)} | more == {*OF_A_ROW, *OF_THE_LOSS}
+
+
+def test_what_follows_from_the_loss_is_no_option_and_reaches_whatever_reads_rows(
+    chatml_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    for loss_type, row in LOSSES.items():
+        args = config(loss_type=loss_type)
+        for field, name in OF_THE_LOSS.items():
+            expected = getattr(row, name)
+            assert getattr(PrepareOptions.of(args), field) == expected
+            assert getattr(Feed(args, TextEncoder(chatml_tokenizer)).options, field) == expected
 
 
 @pytest.mark.parametrize("field", OTHER)

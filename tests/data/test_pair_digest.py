@@ -141,6 +141,7 @@ def test_lengths_are_counted_after_cutting_and_the_limits_stand_beside(
         "max_completion_length": 2,
         "truncation": "completion_end",
         "train_turns": "assistant",
+        "gold": False,
     }
 
 

@@ -480,6 +480,7 @@ GALLERY = [
     ),
     Case("a list without an answer", "CP233", rows(listing([])), rows(listing(["zwei", "zwo"]))),
     Case("two chosen answers", "CP234", more(good_row(chosen=["zwei Millionen", "zwo"])), less(1)),
+    Case("a loss of three", "CP236", options(loss_type="tpo"), options(loss_type="sigmoid")),
     Case("a template that refuses", "CP213", more(UNKNOWN_ROLE), less(1), llama_chat),
     Case(
         "thoughts left out of an answer",

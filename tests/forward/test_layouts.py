@@ -24,7 +24,8 @@ from counterpoint.forward.pairwise_attention import attend_to_pairs
 from counterpoint.forward.routing import find_routers
 from counterpoint.forward.shared_attention import shared_attention
 from counterpoint.forward.trunk import trunk
-from counterpoint.records import FILLER_ROW, PairSegments, TokenPair
+from counterpoint.pair_segments import PairSegments
+from counterpoint.records import FILLER_ROW, TokenPair
 from tests.float64 import Float64Throughout
 from tests.forward.test_pair_forward import token_pairs
 from tests.models_on_the_spot import APART, KINDS, make_model

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from counterpoint.errors import ModelError
 from counterpoint.forward.layouts import LAYOUTS, PADDED, SHARED, Layout
-from counterpoint.records import PairBatch, PairSegments, TokenPair
+from counterpoint.pair_segments import PairSegments
+from counterpoint.records import PairBatch, TokenPair
 
 PAIRS = [
     TokenPair([5, 6], [7, 8, 9], [10], row=3, weight=0.5, margin=0.1),

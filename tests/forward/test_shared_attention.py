@@ -10,25 +10,26 @@ from hypothesis import strategies as st
 from counterpoint.forward.pairwise_attention import attend_to_pairs
 from counterpoint.forward.shared_attention import shared_attention
 from counterpoint.model_seams import attention_of
-from counterpoint.records import PairSegments
+from counterpoint.pair_segments import PairSegments
 
 
 def segments_of(lengths) -> tuple[PairSegments, ...]:
     """Pairs one after the other."""
     segments, start = [], 0
-    for prompt, chosen, rejected in lengths:
-        segments.append(PairSegments(0, start, prompt, chosen, rejected))
-        start += prompt + chosen + rejected
+    for parts in lengths:
+        segments.append(PairSegments(0, start, *parts))
+        start += sum(parts)
     return tuple(segments)
 
 
 def who_sees_whom(segments, window: int | None) -> torch.Tensor:
     """By its definition: same pair, not the other completion, not later, within the window."""
     tokens = []  # pair, part, position
-    for pair, (_, _, prompt, chosen, rejected) in enumerate(segments):
+    for pair, (_, _, prompt, chosen, rejected, gold) in enumerate(segments):
         tokens += [(pair, "prompt", i) for i in range(prompt)]
         tokens += [(pair, "chosen", prompt + i) for i in range(chosen)]
         tokens += [(pair, "rejected", prompt + i) for i in range(rejected)]
+        tokens += [(pair, "gold", prompt + i) for i in range(gold)]
     return torch.tensor(
         [
             [
@@ -70,9 +71,11 @@ def value_and_gradients(attend, inputs, segments, options):
     return [attended, *torch.autograd.grad((attended.flatten() * weights).sum(), leaves)]
 
 
-lengths_of_pairs = st.lists(
-    st.tuples(st.integers(0, 9), st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=4
+lengths_of_pairs = st.one_of(
+    st.lists(st.tuples(st.integers(0, 9), *[st.integers(1, 9)] * sides), min_size=1, max_size=4)
+    for sides in (2, 3)
 )
+"""Of prompt, chosen and rejected, and perhaps gold."""
 
 
 @st.composite
@@ -80,7 +83,12 @@ def attentions(draw):
     """Lengths, heads, widths and options; a window is often a length, or one off it."""
     lengths = draw(lengths_of_pairs)
     near = sorted(
-        {max(1, n + d) for p, c, r in lengths for n in (p, c, r, p + c, p + r) for d in (-1, 0, 1)}
+        {
+            max(1, n + d)
+            for p, *sides in lengths
+            for n in (p, *sides, *(p + side for side in sides))
+            for d in (-1, 0, 1)
+        }
     )
     kv_heads, groups = draw(st.integers(1, 2)), draw(st.integers(1, 3))
     width, value_width = draw(st.integers(1, 6)), draw(st.integers(1, 6))

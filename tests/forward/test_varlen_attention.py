@@ -112,16 +112,17 @@ def test_the_kernel_that_torch_has_takes_what_it_is_given():
 def test_the_plan_names_every_key_of_every_sequence(lengths):
     """Against a construction from (pair, part, number) by hand."""
     plan = varlen_plan(segments_of(lengths), CPU)
+    sides = ("chosen", "rejected", "gold")[: len(lengths[0]) - 1]
     row = [
         (pair, part, number)
         for pair, parts in enumerate(lengths)
-        for part, length in zip(("prompt", "chosen", "rejected"), parts, strict=True)
+        for part, length in zip(("prompt", *sides), parts, strict=True)
         for number in range(length)
     ]
     sequences = [
         [name for name in row if name[0] == pair and name[1] in ("prompt", side)]
         for pair in range(len(lengths))
-        for side in ("chosen", "rejected")
+        for side in sides
     ]
     keys = [name for sequence in sequences for name in sequence]
     assert [row[token] for token in plan.key_source.tolist()] == keys
@@ -129,10 +130,13 @@ def test_the_plan_names_every_key_of_every_sequence(lengths):
     assert plan.first_copy.tolist() == [keys.index(name) for name in row]
     prompts = [name for name in row if name[1] == "prompt"]
     assert [row[token] for token in plan.prompt_tokens.tolist()] == prompts
-    assert [keys[second] for second in plan.second_copy.tolist()] == prompts
-    assert not set(plan.second_copy.tolist()) & set(plan.first_copy.tolist())
+    assert len(plan.copies) == len(sides) - 1
+    for copies in plan.copies.tolist():
+        assert [keys[copy] for copy in copies] == prompts
+    every = [*plan.copies.flatten().tolist(), *plan.first_copy.tolist()]
+    assert sorted(every) == list(range(len(keys)))
     assert plan.key_starts.diff().tolist() == list(map(len, sequences))
-    queries = [n for p, c, r in lengths for n in (p + c, r)]
+    queries = [n for p, c, *others in lengths for n in (p + c, *others)]
     assert plan.query_starts.diff().tolist() == queries
     assert (plan.most_queries, plan.most_keys) == (max(queries), max(map(len, sequences)))
 

@@ -31,7 +31,7 @@ HELD: list[dict[str, Any]] = [
 ]
 """Each kind that reads the step's own pairs, and each rule; bounds that are not held at first."""
 
-OF_RANKS = ("sigmoid", "ipo", "simpo", "orpo", "repo", "simper", "arpo")
+OF_RANKS = ("sigmoid", "ipo", "simpo", "orpo", "repo", "simper", "arpo", "tpo")
 
 CASES: dict[str, dict[str, Any]] = {
     **{name: {"objective": name} for name in OF_RANKS},
@@ -139,6 +139,13 @@ CASES: dict[str, dict[str, Any]] = {
         "eval_sample_tokens": 6,
         "eval_sample_temperature": 1.0,
     },
+    "a third completion and a second set, cut by tokens": {
+        "objective": "tpo_l",
+        "pairs": 11,
+        "max_micro_batch_tokens": 60,
+        "constraints": [{"kind": "safety", "bound": 0.1, "start": 0.7}, HELD[0]],
+        "second": 11,
+    },
     "experts do not fit": {
         "objective": "sigmoid",
         "kind": "qwen3_moe",
@@ -147,7 +154,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
 }
 TORTURED = {
-    *("ipo", "orpo", "repo", "simper", "arpo", "alphapo, paper's NLL", "padded"),
+    *("ipo", "orpo", "repo", "simper", "arpo", "tpo", "alphapo, paper's NLL", "padded"),
     "last step of one pair",
     *("streamed, short last step", "a second set, of half of it", "buffers broadcast"),
     *("forward does not fit", "forward of the only micro-batch does not fit"),
@@ -309,7 +316,7 @@ def multipliers(logs: list[dict[str, Any]]) -> list[float]:
 def as_stream(pairs: Dataset, shards: int = 1) -> Any:
     """Prepared pairs as the streaming set that ``prepare`` would give."""
     numbers = dict.fromkeys(("cut_prompt", "cut_chosen", "cut_rejected", "boundary", "spelled"), 0)
-    numbers["listed"] = 0
+    numbers |= {"listed": 0, "cut_gold": 0}
     lists: dict[str, list[int]] = {name: [] for name in (*GIVEN_COLUMNS, "pictures")}
     extra = {**numbers, **lists, "same": False, "absent": "", "lost": "", "problem": ""}
     assert set(COLUMNS) == {*pairs.column_names, *extra}

@@ -20,12 +20,15 @@ def logps_of(chosen: list[float], rejected: list[float], tokens: int = 10) -> Pa
     count = torch.full((len(chosen),), tokens)
     as_tensor = lambda x: torch.tensor(x, dtype=torch.float64, requires_grad=True)  # noqa: E731
     reference = torch.tensor([chosen, rejected], dtype=torch.float64).T + 0.5
-    return PairLogps(as_tensor(chosen), as_tensor(rejected), count, count, reference=reference)
+    gold = {"gold": as_tensor(chosen) - 1, "gold_tokens": count + 1}
+    sides = as_tensor(chosen), as_tensor(rejected)
+    return PairLogps(*sides, count, count, reference=reference, **gold)
 
 
 def batch_of(weight: list[float], tokens: int = 10) -> PairBatch:
     pairs = len(weight)
-    ids = torch.zeros(2 * pairs, tokens + 1, dtype=torch.long)
+    ids = torch.zeros(3 * pairs, tokens + 2, dtype=torch.long)
+    counts = torch.tensor([tokens, tokens, tokens + 1]).repeat_interleave(pairs)
     return PairBatch(
         layout="padded",
         pairs=(),
@@ -33,9 +36,9 @@ def batch_of(weight: list[float], tokens: int = 10) -> PairBatch:
         input_ids=ids,
         attention_mask=ids.eq(0),
         inputs={},
-        target_source=torch.arange(2 * pairs * tokens),
-        target_ids=torch.zeros(2 * pairs * tokens, dtype=torch.long),
-        target_counts=torch.full((2 * pairs,), tokens),
+        target_source=torch.arange(int(counts.sum())),
+        target_ids=torch.zeros(int(counts.sum()), dtype=torch.long),
+        target_counts=counts,
         weight=torch.tensor(weight, dtype=torch.float64),
         margin=torch.zeros(pairs, dtype=torch.float64),
         row_ids=torch.arange(pairs),

@@ -20,13 +20,14 @@ from counterpoint.errors import ConfigError
 from counterpoint.migrate import of_axolotl, of_llama_factory, of_ms_swift, of_trl
 from counterpoint.migrate.run_file import Line, as_yaml, written
 from counterpoint.migrate.translation import translation_of
+from counterpoint.objectives import LOSSES
 from counterpoint.old_options import OLD_NAMES, renamed
 from counterpoint.options.given import as_python
 from counterpoint.options.settings import read_request, read_values
 from counterpoint.options.table import options
 from counterpoint.options.yaml_file import settings_of
 from counterpoint.strict import strict_json
-from tests.cli.conftest import Command, tree
+from tests.cli.conftest import PAIRS, Command, tree, write_pairs
 
 WHAT = ["--model", "model", "--dataset", "pairs.jsonl"]
 NAMES = [preset.name for preset in PRESETS]
@@ -115,6 +116,8 @@ def test_the_file_of_a_preset_is_read_as_what_the_preset_states(
 def test_the_doctor_has_nothing_against_a_preset_but_the_tiny_data(
     workshop: Path, command: Command, name: str
 ) -> None:
+    if LOSSES[BY_NAME[name].loss_type].gold:
+        write_pairs(Path("pairs.jsonl"), [{**row, "gold": f"{row['chosen']}!"} for row in PAIRS])
     assert command("init", "--preset", name, *WHAT, "--out", "run.yaml").code == 0
     report = json.loads(command("doctor", "run.yaml", "--json").out)
     against = {f["code"]: f["seen"] for f in report["findings"] if f["severity"] != "note"}
@@ -839,14 +842,43 @@ def test_rows_of_kto_become_pairs_as_it_is_told(bench: Path, command: Command) -
     assert (made["prompt"], made["chosen"], made["rejected"]) == ("a", "x", "y")
 
 
-def test_a_run_of_tpo_is_told_that_it_becomes_another_loss(bench: Path, command: Command) -> None:
-    text = "loss_type: tpo-l\ntpo_alpha: 1.0\ntpo_l_gamma: 0.5\nbeta: 0.01"
-    found, said = translated(command, "tpo.yaml", text, *WHAT)
-    assert "loss_type" not in found
-    said = " ".join(said.split())
-    assert 'loss_type="tpo-l" is not one of ' in said
-    assert 'tpo_alpha="1.0": TPO\'s third completion of a row is not read here' in said
-    assert 'tpo_l_gamma="0.5": of TPO-L there is the part of a pair alone' in said
+OF_TPO: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "a file": (
+        "tpo.yaml",
+        "loss_type: tpo-l\ntpo_alpha: 0.05\ntpo_l_gamma: 1.6\nbeta: 2.0\nlearning_rate: 1e-6",
+        {
+            **{"loss_type": "tpo_l", "cpo_alpha": 0.05, "simpo_gamma": 1.6},
+            **{"beta": 2.0, "learning_rate": 1e-6},
+        },
+    ),
+    "its defaults": (
+        "tpo.yaml",
+        "loss_type: sigmoid\ntpo_alpha: 1.0",
+        {"loss_type": "tpo", "cpo_alpha": 1.0, "beta": 0.01, "learning_rate": 5e-7},
+    ),
+    "a script": (
+        "tpo.py",
+        "from trl.experimental.tpo import TPOConfig, TPOTrainer\n"
+        "args = TPOConfig(output_dir='out', beta=0.05, tpo_alpha=0.5)\n"
+        "TPOTrainer(model='model', args=args, train_dataset='pairs.jsonl').train()\n",
+        {"loss_type": "tpo", "cpo_alpha": 0.5, "beta": 0.05, "learning_rate": 5e-7},
+    ),
+    "another loss": (
+        "tpo.yaml",
+        "loss_type: hinge\ntpo_alpha: 1.0\ntpo_l_gamma: 0.5",
+        {"loss_type": "tpo", "cpo_alpha": 1.0, "beta": 0.01, "learning_rate": 5e-7},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OF_TPO)
+def test_a_run_of_tpo_keeps_its_loss(case: str, bench: Path, command: Command) -> None:
+    name, text, expected = OF_TPO[case]
+    found, said = translated(command, name, text, *WHAT)
+    ours = ("loss_type", "cpo_alpha", "simpo_gamma", "beta", "learning_rate")
+    assert {name: found[name] for name in ours if name in found} == expected
+    assert ("there is no such loss here" in said) == (case == "another loss")
+    assert ('tpo_l_gamma="0.5"' in said) == (case == "another loss")
 
 
 def test_dpo_without_a_reference_is_the_loss_that_needs_none(bench: Path, command: Command) -> None:

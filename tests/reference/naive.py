@@ -71,7 +71,7 @@ def preference(kind: str, chosen: Tensor, rejected: Tensor, o: Mapping[str, floa
     chosen, rejected = length_weighed(chosen, rejected, o)
     beta, gamma, margin = o["beta"], o.get("gamma", 0.0), o.get("margin", 0.0)
     alpha, smoothing = o.get("alpha", 0.0), o.get("smoothing", 0.0)
-    if kind in ("sigmoid", "hinge"):
+    if kind in ("sigmoid", "hinge", "tpo"):
         reward_w, reward_l = chosen.sum(), rejected.sum()
     else:
         reward_w, reward_l = chosen.mean(), rejected.mean()
@@ -171,7 +171,11 @@ def step_loss(
             alike = sum(likeness(model, row["prompt_ids"], side) for side in sides)
             pair = pair * min(1.0, math.exp(alike))
         total = total + weight * pair
-        nll = nll - weight * chosen.sum()
-        tokens += weight * len(chosen)
+        likely = chosen
+        if kind in ("tpo", "tpo_l"):
+            likely = completion_logps(model, row["prompt_ids"], row["gold_ids"])
+            likely = trained(likely, row.get("gold_given") or ())
+        nll = nll - weight * likely.sum()
+        tokens += weight * len(likely)
     over = sum(weights) if o.get("nll") == "sequence_sum" else tokens
     return total / math.fsum(weights) + cpo_alpha * nll / over

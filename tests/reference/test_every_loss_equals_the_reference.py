@@ -18,7 +18,7 @@ def _as_reference(options: dict) -> tuple[str, dict, float]:
     kind = options["loss_type"]
     beta = options.get("beta", 0.1)
     gamma = 0.0
-    if kind in ("simpo", "alphapo", "repo"):
+    if kind in ("simpo", "alphapo", "repo", "tpo_l"):
         ratio = options.get("gamma_beta_ratio")
         gamma = options.get("simpo_gamma", 0.5) if ratio is None else ratio * beta
     o = {

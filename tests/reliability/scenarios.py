@@ -20,7 +20,10 @@ from tests.steps import random_pairs
 from tests.tokenizers_on_the_spot import byte_level
 
 TEXT = [
-    {"prompt": f"What is {i} and {i}?", "chosen": f" It is {2 * i}.", "rejected": f" Maybe {i}?"}
+    {
+        **{"prompt": f"What is {i} and {i}?", "chosen": f" It is {2 * i}."},
+        **{"rejected": f" Maybe {i}?", "gold": f" {i} and {i} is {2 * i}."},
+    }
     for i in range(5)
 ]
 
@@ -84,6 +87,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "dataloader_persistent_workers": True,
     },
     "accumulation": {
+        "loss_type": "tpo_l",
         "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": 2,
         "max_micro_batch_tokens": 30,
@@ -125,7 +129,10 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     },
     "an end within an epoch": {"max_steps": 5},
     "a stream": {"stream": True, "max_steps": 7, "logging_steps": 2},
-    "a stream in lanes": {"stream": True, "shards": 2, "stream_shards": 2, "max_steps": 7},
+    "a stream in lanes": {
+        **{"stream": True, "shards": 2, "stream_shards": 2, "max_steps": 7},
+        "loss_type": "tpo",
+    },
     "three sets with weights": {"rows": three_sets, "per_device_train_batch_size": 4},
     "another optimizer": {"optim": "adafactor"},
     "bfloat16 weights and another optimizer": {"optim": "adafactor", "dtype": torch.bfloat16},

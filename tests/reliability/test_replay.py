@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from counterpoint import ConfigError, NonFiniteError
+from counterpoint.data.gold import as_read
 from counterpoint.data.pair_columns import to_pair
 from counterpoint.forward.layouts import PADDED, SHARED
 from counterpoint.records import PairBatch, TokenPair
@@ -58,12 +60,13 @@ def random_token_pairs(rng: random.Random) -> list[TokenPair]:
     def ids(least: int) -> list[int]:
         return [rng.randrange(5) for _ in range(rng.randint(least, 6))]
 
-    pairs = []
+    pairs, third = [], rng.random() < 0.5
     for row in range(rng.randint(1, 4)):
         prompt = ids(0)
         least = 1 if prompt else 2
         weight, margin = rng.random(), rng.random()
-        pairs.append(TokenPair(prompt, ids(least), ids(least), row, weight, margin))
+        gold = ids(least) if third else ()
+        pairs.append(TokenPair(prompt, ids(least), ids(least), row, weight, margin, gold=gold))
     return pairs
 
 
@@ -97,6 +100,28 @@ def kept(of_step_two: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(of_step_two, tmp_path))
 
 
+def test_the_file_holds_gold_completions(
+    models: Any, chatml_tokenizer: Any, tmp_path: Path
+) -> None:
+    pairs = poisoned_margin(2).map(lambda row: {"gold_given": [1, 2] if row["row"] == 1 else []})
+    pairs = pairs.map(lambda row: {"gold_ids": [*row["gold_ids"], 7, 8, 9]})
+    stopped(models("qwen2"), chatml_tokenizer, pairs, tmp_path, loss_type="tpo")
+    path = tmp_path / "replay-1.safetensors"
+    kept = [pair for batch in read_replay(path).micro_batches for pair in batch]
+    assert {pair.row: [*pair.gold] for pair in kept} == {n: pairs[n]["gold_ids"] for n in range(4)}
+    assert {pair.row: [*pair.gold_given] for pair in kept} == {0: [], 1: [1, 2], 2: [], 3: []}
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    for name, spoilt in (("golds", tensors["golds"] - 1), ("gold", -tensors["gold"] - 1)):
+        save_file({**tensors, name: spoilt}, path, metadata=metadata)
+        with pytest.raises(ConfigError, match="CP110"):
+            read_replay(path)
+    save_file({k: v for k, v in tensors.items() if k != "golds"}, path, metadata=metadata)
+    with pytest.raises(ConfigError, match=r"CP110.*gold completions"):
+        read_replay(path)
+
+
 def test_the_file_holds_the_micro_batch_whole_and_the_message_names_it(
     models: Any, chatml_tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -119,7 +144,8 @@ def test_the_file_holds_the_micro_batch_whole_and_the_message_names_it(
     told = {pair.row: replace(pair, margin=0.0) for pair in batch}
     assert 6 in told
     assert len(told) == 2
-    assert told == {row: replace(to_pair(pairs[row]), margin=0.0) for row in told}
+    two = as_read(pairs, gold=False)
+    assert told == {row: replace(to_pair(two[row]), margin=0.0) for row in told}
     assert (found.step, found.objective.loss_type, found.objective.beta) == (2, "simpo", 2.0)
     assert float(found.totals.weight) == pytest.approx(sum(pairs["weight"][4:8]))
     assert found.settings.micro_batches == 2
@@ -193,7 +219,7 @@ SPOILT: dict[str, Any] = {
     "denominators that are none": {"totals": lambda totals: totals[:1]},
 }
 FORGED: dict[str, Any] = {
-    "another format": {"format": 6},
+    "another format": {"format": 7},
     "no step": {"step": "twelve"},
     "no objective": {"objective": {}},
     "a loss that is none": {"objective": {"loss_type": "sigmoyd"}},

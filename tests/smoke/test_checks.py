@@ -15,9 +15,11 @@ import torch
 from peft import LoraConfig
 
 from counterpoint import ConfigError, CPOConfig, CPOTrainer
+from counterpoint.data.gold import as_read
 from counterpoint.data.pair_columns import to_pair
 from counterpoint.forward.layouts import SHARED
 from counterpoint.losses.objective import Objective
+from counterpoint.objectives import DEFAULT_LOSS, LOSSES
 from counterpoint.records import PairBatch, StepTotals
 from counterpoint.smoke import checks, miniature
 from counterpoint.smoke.checks import make_check
@@ -38,6 +40,8 @@ def make(tmp_path: Path, models: MakeModel, chatml_tokenizer) -> Make:
 
     def made(kind: str = "qwen2", *, peft: Any = None, **options: Any) -> Miniature:
         defaults = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+        gold = LOSSES[options.get("loss_type", DEFAULT_LOSS)].gold
+        rows = as_read(random_pairs(16, weighted=False), gold=gold)
         return Miniature(
             args=CPOConfig(
                 output_dir=str(tmp_path / "own"), use_cpu=True, **{**defaults, **options}
@@ -45,7 +49,7 @@ def make(tmp_path: Path, models: MakeModel, chatml_tokenizer) -> Make:
             model=models(kind),
             tokenizer=copy.deepcopy(chatml_tokenizer),
             peft_config=peft,
-            pairs=[to_pair(row) for row in random_pairs(16, weighted=False)],
+            pairs=[to_pair(row) for row in rows],
             folder=tmp_path / "small",
         )
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from counterpoint.data.counts import PrepareCounts, given_tokens, little_is_left
 from counterpoint.data.options import PrepareOptions
 from counterpoint.errors import DataError
-from counterpoint.preference_row import COMPLETIONS, PARTS
+from counterpoint.preference_row import COMPLETIONS, GOLD, PARTS
 
 _ADVICE = 'Repair the data, or set invalid_rows="drop" to train without such rows.'
 
@@ -42,7 +42,7 @@ def counts_of(table: pa.Table, options: PrepareOptions, name: str) -> PrepareCou
     used = usable_of(table)
     counts.kept = len(used)
     counts.rows += len(used)
-    for part in PARTS:
+    for part in (*PARTS, GOLD) if len(pc.list_flatten(used.column("gold_ids"))) else PARTS:
         lengths = pc.list_value_length(used.column(f"{part}_ids"))
         classes = pc.value_counts(lengths).to_pylist()
         counts.lengths[part].update({each["values"]: each["counts"] for each in classes})

@@ -164,4 +164,4 @@ def cut(
 
 def length(pair: TokenPair) -> int:
     """Tokens of a pair whose prompt is there once."""
-    return len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
+    return len(pair.prompt) + sum(map(len, pair.completions))

@@ -35,7 +35,7 @@ from counterpoint._version import __version__
 from counterpoint.data.encoder import Encoder
 from counterpoint.data.options import Limits
 
-VERSION = 12
+VERSION = 13
 """Raised with every change of what this room makes of a row."""
 
 PACKAGES = (

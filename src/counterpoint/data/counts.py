@@ -17,7 +17,7 @@ from counterpoint.data.mixed_order import SetShare
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.pair_digest import JoinedDigest, PairDigest
 from counterpoint.data.survival import from_column
-from counterpoint.preference_row import COMPLETIONS, PARTS
+from counterpoint.preference_row import COMPLETIONS, GOLD, PARTS
 
 TAKEN = {
     "weight": "it is 1 there",
@@ -59,7 +59,8 @@ class PrepareCounts:
         kept: rows that became pairs.
         dropped: dropped rows by error code.
         examples: the first message of each code.
-        cut_rows: kept rows that lost tokens, by part (prompt, chosen, rejected).
+        cut_rows: kept rows that lost tokens, by part (prompt, chosen, rejected, and gold where
+            rows have such a completion).
         cut_tokens: tokens that kept rows lost, by part.
         tokens: tokens of kept rows after cutting, by part.
         given_rows: kept rows in whose completions some tokens carry no loss: of tools, of users, or
@@ -106,7 +107,7 @@ class PrepareCounts:
     lost: Counter[str] = field(default_factory=Counter)
     shown: dict[str, str] = field(default_factory=dict)
     lengths: dict[str, Counter[int]] = field(
-        default_factory=lambda: {part: Counter() for part in PARTS}
+        default_factory=lambda: {part: Counter() for part in (*PARTS, GOLD)}
     )
     digest: PairDigest | JoinedDigest | None = field(default_factory=PairDigest)
     limits: Mapping[str, Any] = field(default_factory=dict)
@@ -135,7 +136,7 @@ class PrepareCounts:
         self.kept += 1
         if isinstance(self.digest, PairDigest):
             self.digest.add_row(record)
-        for part in PARTS:
+        for part in (*PARTS, GOLD) if record["gold_ids"] else PARTS:
             self.tokens[part] += len(record[f"{part}_ids"])
             self.lengths[part][len(record[f"{part}_ids"])] += 1
             self.cut_rows[part] += record[f"cut_{part}"] > 0
@@ -164,6 +165,11 @@ class PrepareCounts:
             self.lost[loss.in_words] += 1
             self.shown.setdefault(loss.in_words, f"row {row}: {loss.shown!r} ({loss.code})")
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of rows that it has numbers for."""
+        return (*PARTS, GOLD) if self.tokens[GOLD] else PARTS
+
     def as_dict(self) -> dict[str, Any]:
         """The account as plain JSON types."""
         return {
@@ -172,9 +178,9 @@ class PrepareCounts:
             "kept": self.kept,
             "dropped": dict(sorted(self.dropped.items())),
             "examples": dict(sorted(self.examples.items())),
-            "cut_rows": {part: self.cut_rows[part] for part in PARTS},
-            "cut_tokens": {part: self.cut_tokens[part] for part in PARTS},
-            "tokens": {part: self.tokens[part] for part in PARTS},
+            "cut_rows": {part: self.cut_rows[part] for part in self.parts},
+            "cut_tokens": {part: self.cut_tokens[part] for part in self.parts},
+            "tokens": {part: self.tokens[part] for part in self.parts},
             "given_rows": self.given_rows,
             "given_tokens": {part: self.given_tokens[part] for part in COMPLETIONS},
             "boundary_rows": self.boundary_rows,
@@ -189,13 +195,13 @@ class PrepareCounts:
             "shown": dict(sorted(self.shown.items())),
             "limits": dict(self.limits),
             "digest": None if self.digest is None else self.digest.hexdigest(),
-            "lengths": {part: histogram(self.lengths[part]) for part in PARTS},
+            "lengths": {part: histogram(self.lengths[part]) for part in self.parts},
             **({"shares": [one.as_dict() for one in self.shares]} if self.shares else {}),
         }
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know, as plain JSON types."""
-        lengths = {p: {str(n): rows for n, rows in self.lengths[p].items()} for p in PARTS}
+        lengths = {p: {str(n): rows for n, rows in self.lengths[p].items()} for p in self.parts}
         kept = {name: value for name, value in self.as_dict().items() if name != "digest"}
         return {**kept, "lengths": lengths}
 
@@ -212,8 +218,8 @@ class PrepareCounts:
         self.examples = dict(state["examples"])
         self.shown = dict(state.get("shown", {}))
         self.lengths = {
-            part: Counter({int(n): rows for n, rows in state["lengths"][part].items()})
-            for part in PARTS
+            part: Counter({int(n): rows for n, rows in state["lengths"].get(part, {}).items()})
+            for part in (*PARTS, GOLD)
         }
         self.digest = None
 
@@ -223,7 +229,7 @@ class PrepareCounts:
             setattr(self, name, getattr(self, name) + getattr(after, name))
         for name in COUNTERS:
             getattr(self, name).update(getattr(after, name))
-        for part in PARTS:
+        for part in self.lengths:
             self.lengths[part].update(after.lengths[part])
         for mine, theirs in ((self.examples, after.examples), (self.shown, after.shown)):
             mine.update({key: text for key, text in theirs.items() if key not in mine})
@@ -248,7 +254,7 @@ class PrepareCounts:
 
     def summary(self) -> str:
         """A few lines for people; what did not happen is not mentioned."""
-        tokens = " + ".join(f"{self.tokens[part]:,} {part}" for part in PARTS)
+        tokens = " + ".join(f"{self.tokens[part]:,} {part}" for part in self.parts)
         lines = [f"{self.name}: {self.kept:,} of {self.rows:,} rows, {tokens} tokens"]
         whole = sum(one.epoch for one in self.shares)
         lines += [f"  {one.in_words(whole)}" for one in self.shares]
@@ -258,7 +264,7 @@ class PrepareCounts:
             lines += [f"    for example {text}" for text in self.examples.values()]
         cuts = [
             f"{self.cut_tokens[part]:,} {part} tokens in {self.cut_rows[part]:,} rows"
-            for part in PARTS
+            for part in self.parts
             if self.cut_rows[part]
         ]
         if cuts:

@@ -11,8 +11,9 @@ Not here: dropping, counting, caching (``prepare``).
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from datasets import Features, List, Value
@@ -22,16 +23,18 @@ from counterpoint.data.cells import row_spells_messages
 from counterpoint.data.counts import FIRST, FURTHER, NO_LIST
 from counterpoint.data.encoder import Encoder, RowDraft
 from counterpoint.data.formats import to_preference_row
+from counterpoint.data.gold import CutGold, cut_three, gold_row, under_one_prompt
 from counterpoint.data.options import Limits
-from counterpoint.data.pair_columns import GIVEN_COLUMNS
+from counterpoint.data.pair_columns import GIVEN_COLUMNS, GOLD_IDS
 from counterpoint.data.picture_files import rules_for
+from counterpoint.data.pictures import PictureRules
 from counterpoint.data.said_lists import place_in_list, with_place
 from counterpoint.data.survival import as_column
 from counterpoint.data.tokenize import Tokens
 from counterpoint.data.turns import given_spans
 from counterpoint.errors import DataError
 from counterpoint.picture import Picture
-from counterpoint.preference_row import PARTS, ListedPlace
+from counterpoint.preference_row import GOLD, PARTS, ListedPlace, PreferenceRow
 
 PICTURE = {
     "path": Value("string"),
@@ -47,11 +50,11 @@ beside, as in a stream; else it is found again in its field of that row."""
 FEATURES = Features(
     {
         **{f"{part}_ids": List(Value("int32")) for part in PARTS},
-        **{name: List(Value("int32")) for name in GIVEN_COLUMNS},
+        **{name: List(Value("int32")) for name in (*GIVEN_COLUMNS, *GOLD_IDS)},
         "weight": Value("float64"),
         "margin": Value("float64"),
         "row": Value("int64"),
-        **{f"cut_{part}": Value("int32") for part in PARTS},
+        **{f"cut_{part}": Value("int32") for part in (*PARTS, GOLD)},
         "boundary": Value("int32"),
         "same": Value("bool"),
         "listed": Value("int32"),
@@ -93,12 +96,12 @@ def encode_rows(
         whole: give the bytes of pictures with them, where the raw rows are not kept.
 
     Returns:
-        ``COLUMNS``: ids of the three parts, spans of completions without loss, weight, margin and
-        number of each row, tokens cut from each part, tokens that the boundary moved, whether
-        cutting made the completions equal, whether the row was taken from a list
-        (``counts.NO_LIST`` and its kin), the columns in which it has nothing, whether a text spells
-        messages, its pictures, what the row lost in the chat template (``survival.as_column``), and
-        the problem, an error's text or "".
+        ``COLUMNS``: ids of the three parts, spans of completions without loss, both of the gold
+        completion, weight, margin and number of each row, tokens cut from each part, tokens that
+        the boundary moved, whether cutting made the completions equal, whether the row was taken
+        from a list (``counts.NO_LIST`` and its kin), the columns in which it has nothing, whether a
+        text spells messages, its pictures, what the row lost in the chat template
+        (``survival.as_column``), and the problem, an error's text or "".
 
     Raises:
         DataError: CP208 where messages meet a tokenizer without a chat template, CP217 where the
@@ -107,6 +110,7 @@ def encode_rows(
     """
     columns = {name: list(values) for name, values in batch.items()}
     good: list[RowDraft] = []
+    golds: list[RowDraft] = []
     records: list[dict[str, Any]] = []
     places: list[int] = []
     rules = rules_for(encoder.pictures, folder)
@@ -114,8 +118,8 @@ def encode_rows(
         for place, row in enumerate(row + first_row for row in rows):
             raw = {name: values[place] for name, values in columns.items()}
             try:
-                read = to_preference_row(encoder.named(raw, row), row, rules)
-                good.append(encoder.draft(read))
+                named, read = encoder.named(raw, row), partial(_read, row=row, rules=rules)
+                drafts = [encoder.draft(one) for one in _rows_of(named, read, limits)]
             except DataError as error:
                 if error.code in NOT_OF_THE_ROW:
                     raise
@@ -127,19 +131,35 @@ def encode_rows(
                     "try again, with more memory or fewer processes.",
                 ) from error
             else:
+                good.append(drafts[0])
+                golds += drafts[1:]
                 records.append({})
                 places.append(place)
     with _collector_paused():
-        encoded = encoder.tokens(good)
+        encoded = encoder.tokens([*good, *golds])
+    beside: Sequence[Tokens | None] = encoded[len(good) :] or [None] * len(good)
     with bounded_memory():
-        for place, draft, tokens in zip(places, good, encoded, strict=True):
+        found = zip(places, good, encoded[: len(good)], beside, strict=True)
+        for place, draft, tokens, gold in found:
             try:
-                records[place] = _record(draft, tokens, limits, encoder, whole)
+                records[place] = _record(draft, tokens, gold, limits, encoder, whole)
             except DataError as error:
                 if error.code in NOT_OF_THE_ROW:
                     raise
                 records[place] = _problem(draft.row.row, error, draft.row.listed)
     return {name: [record[name] for record in records] for name in COLUMNS}
+
+
+def _read(raw: Mapping[str, Any], *, row: int, rules: PictureRules | None) -> PreferenceRow:
+    return to_preference_row(raw, row, rules)
+
+
+def _rows_of(
+    raw: Mapping[str, Any], read: Callable[[Mapping[str, Any]], PreferenceRow], limits: Limits
+) -> list[PreferenceRow]:
+    """The row, and the same with its gold completion where that is read."""
+    row = read(raw)
+    return [row, gold_row(raw, row, read)] if limits.gold else [row]
 
 
 @contextmanager
@@ -167,9 +187,9 @@ def _listed(place: ListedPlace | None) -> int:
 def _problem(row: int, error: DataError, place: ListedPlace | None) -> dict[str, Any]:
     return {
         **{f"{part}_ids": [] for part in PARTS},
-        **{name: [] for name in GIVEN_COLUMNS},
+        **{name: [] for name in (*GIVEN_COLUMNS, *GOLD_IDS)},
         **{"weight": 0.0, "margin": 0.0, "row": row},
-        **{f"cut_{part}": 0 for part in PARTS},
+        **{f"cut_{part}": 0 for part in (*PARTS, GOLD)},
         **{"boundary": 0, "same": False, "absent": "", "spelled": False, "lost": ""},
         "pictures": [],
         "listed": _listed(place),
@@ -178,19 +198,30 @@ def _problem(row: int, error: DataError, place: ListedPlace | None) -> dict[str,
 
 
 def _record(
-    draft: RowDraft, tokens: Tokens, limits: Limits, encoder: Encoder[Any], whole: bool
+    draft: RowDraft,
+    tokens: Tokens,
+    gold: Tokens | None,
+    limits: Limits,
+    encoder: Encoder[Any],
+    whole: bool,
 ) -> dict[str, Any]:
-    row = draft.row
+    row, third = draft.row, CutGold()
+    if gold is not None:
+        tokens, gold = under_one_prompt(tokens, gold)
     if tokens.chosen == tokens.rejected:
         raise DataError(
             "CP205",
             f"row {row.row}: the tokenizer makes the same {len(tokens.chosen)} tokens of chosen "
             "and rejected, so there is nothing to prefer. Remove the row.",
         )
-    pair = encoder.cut(draft, tokens, limits)
+    if gold is None:
+        pair = encoder.cut(draft, tokens, limits)
+    else:
+        pair, third = cut_three(encoder, draft, tokens, gold, limits)
     if not pair.fits:
         raise _too_long(row.row, tokens, limits)
-    if not pair.prompt and min(len(pair.chosen), len(pair.rejected)) < 2:
+    shortest = min(map(len, (pair.chosen, pair.rejected, third.ids or pair.chosen)))
+    if not pair.prompt and shortest < 2:
         raise DataError(
             "CP214",
             f"row {row.row}: the prompt is empty and a completion is a single token, which "
@@ -203,12 +234,15 @@ def _record(
         "rejected_ids": pair.rejected,
         "chosen_given": chosen_given,
         "rejected_given": rejected_given,
+        "gold_ids": third.ids,
+        "gold_given": third.given,
         "weight": row.weight,
         "margin": row.margin,
         "row": row.row,
         "cut_prompt": pair.cut_prompt,
         "cut_chosen": pair.cut_chosen,
         "cut_rejected": pair.cut_rejected,
+        "cut_gold": third.cut,
         "boundary": tokens.moved,
         "same": pair.chosen == pair.rejected,
         "listed": _listed(row.listed),

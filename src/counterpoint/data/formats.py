@@ -59,7 +59,7 @@ from counterpoint.data.shared_prompt import (
     split_text,
 )
 from counterpoint.errors import DataError
-from counterpoint.preference_row import Message, PreferenceRow, Text
+from counterpoint.preference_row import GOLD_COLUMNS, Message, PreferenceRow, Text
 
 LANGUAGES = ("source_lang", "target_lang")
 """Columns that only an encoder-decoder of many languages makes use of."""
@@ -87,7 +87,7 @@ COLUMNS = (
 NUMBERS = ("weight", "margin")
 """Columns of numbers, where NaN is no absence."""
 
-READ = frozenset({*COLUMNS, *LANGUAGES, *LIKELY_PROMPTS, *OF_SHAPES, LISTED})
+READ = frozenset({*COLUMNS, *LANGUAGES, *LIKELY_PROMPTS, *OF_SHAPES, *GOLD_COLUMNS, LISTED})
 """Every column that this module looks at by its name; of the others those that hold pictures."""
 
 SHAPES = (
@@ -147,7 +147,7 @@ def read_unopened(raw: Mapping[str, Any], row: int, seeing: bool) -> _Read:
 
 
 def _to_preference_row(given: Mapping[str, Any], row: int, seeing: bool) -> _Read:
-    raw = _filled(given)
+    raw = filled_cells(given)
     check_size(raw, row)
     refuse_unseen(raw, row, seeing=seeing)
     refuse_unusable_lists(raw, row)
@@ -194,7 +194,7 @@ def _to_preference_row(given: Mapping[str, Any], row: int, seeing: bool) -> _Rea
     return read, cells
 
 
-def _filled(given: Mapping[str, Any]) -> dict[str, Any]:
+def filled_cells(given: Mapping[str, Any]) -> dict[str, Any]:
     """The cells that can have a meaning and hold something, as Python's own values."""
     cells = {
         name: plain(cell)
@@ -236,7 +236,7 @@ def to_prompt(
     Raises:
         DataError: CP201 for a row without a prompt; CP202 and CP216 as for ``to_preference_row``.
     """
-    given, raw = raw, _filled(raw)
+    given, raw = raw, filled_cells(raw)
     check_size(raw, row)
     refuse_unseen(raw, row, seeing=pictures is not None)
     if pictures is not None:

@@ -2,7 +2,7 @@
 
 Whatever reads a row as a run does (the trainer, the doctor, ``tokens``, ``plan``, ``smoke``) makes
 its ``PrepareOptions`` of the run's options here, and whatever takes over a run's reading
-(``evaluate``) takes over ``OF_A_ROW``. A field stands in one of the two tables, or a test fails.
+(``evaluate``) takes over ``OF_A_ROW``. A field stands in one of the tables, or a test fails.
 
 1. A replay file holds tokens, so that replaying reads no row.
 
@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from counterpoint.errors import ConfigError
+from counterpoint.objectives import LOSSES
 from counterpoint.picture import MOST_PIXELS
 from counterpoint.preference_row import ASSISTANT_TURNS, INVALID_ROWS, TRAIN_TURNS
 
@@ -47,6 +48,9 @@ OF_A_ROW: Mapping[str, str] = MappingProxyType(
 )
 """Field -> option of ``CPOConfig``: what becomes of a row, wherever it is read."""
 
+OF_THE_LOSS: Mapping[str, str] = MappingProxyType({"gold": "gold"})
+"""Field -> what the row of the run's loss says of it (``objectives.Loss``)."""
+
 OF_THE_MACHINE: Mapping[str, str] = MappingProxyType({"num_proc": "dataset_num_proc"})
 """The same of what changes no row."""
 
@@ -60,12 +64,14 @@ class Limits:
         max_completion_length: most tokens of a completion, at least 1; None: no own limit.
         truncation: a policy of ``config.TRUNCATIONS``.
         train_turns: which turns of a completion carry loss, of ``preference_row.TRAIN_TURNS``.
+        gold: whether rows have a third completion, which the loss reads.
     """
 
     max_length: int = 1024
     max_completion_length: int | None = None
     truncation: str = "completion_end"
     train_turns: str = ASSISTANT_TURNS
+    gold: bool = False
 
 
 UNLIMITED = Limits(max_length=sys.maxsize)
@@ -119,6 +125,8 @@ class PrepareOptions(Limits):
         """Those of a run."""
         named = {**OF_A_ROW, **OF_THE_MACHINE}
         values = {field: getattr(args, option) for field, option in named.items()}
+        loss = LOSSES[args.loss_type]
+        values |= {field: getattr(loss, name) for field, name in OF_THE_LOSS.items()}
         if values["max_length"] is None:
             values["max_length"] = DEFAULT_LENGTH
         return cls(**values)
@@ -126,6 +134,4 @@ class PrepareOptions(Limits):
     @property
     def limits(self) -> Limits:
         """The part that decides what becomes of a row, and so the cache's key."""
-        return Limits(
-            self.max_length, self.max_completion_length, self.truncation, self.train_turns
-        )
+        return Limits(**{field.name: getattr(self, field.name) for field in fields(Limits)})

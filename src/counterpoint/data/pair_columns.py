@@ -26,9 +26,13 @@ from counterpoint.records import TokenPair
 GIVEN_COLUMNS = ("chosen_given", "rejected_given")
 """Spans of completions that carry no loss, as ``TokenPair`` holds them."""
 
+GOLD_IDS = ("gold_ids", "gold_given")
+"""A third completion, and its spans without loss."""
+
 PAIR_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "weight", "margin", "row")
 """The columns of every prepared data set that are trained on; beside them may stand
-``GIVEN_COLUMNS``, where a completion has several turns."""
+``GIVEN_COLUMNS``, where a completion has several turns, and ``GOLD_IDS``, where the loss reads a
+third completion."""
 
 AT_ONCE = 10_000
 """Pairs of which a column is looked at together."""
@@ -64,7 +68,7 @@ def trained_columns(pairs: Any) -> Any:
     """
     if not isinstance(pairs, Dataset):
         return pairs
-    beside = (PICTURES_OF_PAIR, *GIVEN_COLUMNS)
+    beside = (PICTURES_OF_PAIR, *GIVEN_COLUMNS, *GOLD_IDS)
     more = [n for n in pairs.column_names if n in beside or n.startswith(RAW)]
     return pairs.select_columns([*PAIR_COLUMNS, *more])
 
@@ -83,6 +87,8 @@ def to_pair(record: Mapping[str, Any], start_tokens: int = 0) -> TokenPair:
         margin=record["margin"],
         chosen_given=tuple(record.get("chosen_given") or ()),
         rejected_given=tuple(record.get("rejected_given") or ()),
+        gold=record.get("gold_ids") or (),
+        gold_given=tuple(record.get("gold_given") or ()),
         pictures=tuple(_picture(one, record) for one in record.get(PICTURES_OF_PAIR) or ()),
     )
 
@@ -133,20 +139,22 @@ def paired(encoded: Dataset, raw: Dataset) -> Dataset:
         encoded: with the columns of ``encode.COLUMNS``.
         raw: the raw rows.
     """
-    pairs = with_given(encoded.select_columns([*PAIR_COLUMNS, *GIVEN_COLUMNS, PICTURES_OF_PAIR]))
+    beside = (*GIVEN_COLUMNS, *GOLD_IDS, PICTURES_OF_PAIR)
+    pairs = with_given(encoded.select_columns([*PAIR_COLUMNS, *beside]))
     return with_trl_s_prompt(with_raw_pictures(pairs, raw))
 
 
 def with_given(pairs: Dataset) -> Dataset:
-    """Prepared pairs, without the columns of spans without loss where no pair has any.
+    """Prepared pairs, without the columns that only some runs have and no pair of this one needs.
 
     Args:
-        pairs: with ``GIVEN_COLUMNS``.
+        pairs: with ``GIVEN_COLUMNS`` and ``GOLD_IDS``.
     """
     table = pairs.data.table
-    if any(len(pc.list_flatten(table.column(name))) for name in GIVEN_COLUMNS):
-        return pairs
-    return pairs.remove_columns([*GIVEN_COLUMNS])
+    for names in (GIVEN_COLUMNS, GOLD_IDS):
+        if not any(len(pc.list_flatten(table.column(name))) for name in names):
+            pairs = pairs.remove_columns([*names])
+    return pairs
 
 
 def pictures_per_pair(pairs: Dataset) -> npt.NDArray[np.int64]:

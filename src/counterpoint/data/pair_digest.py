@@ -30,6 +30,7 @@ from datasets import Dataset
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 NUMBERS = ("weight", "margin")
 GIVEN = ("chosen_given", "rejected_given")
+GOLD = ("gold_ids", "gold_given")
 PICTURES = "pictures"
 ROWS_AT_ONCE = 10_000
 
@@ -155,8 +156,8 @@ def _content(ids: list[bytes], weight: float, margin: float, seen: bytes) -> byt
 
 
 def _givens(batch: pa.RecordBatch) -> list[bytes]:
-    """What stands for each row's spans without loss; nothing for none, as before there were any."""
-    names = [name for name in GIVEN if name in batch.schema.names]
+    """What stands for each row's spans without loss and its gold completion; nothing for none."""
+    names = [name for name in (*GIVEN, *GOLD) if name in batch.schema.names]
     if not any(len(batch.column(name).flatten()) for name in names):
         return [b""] * len(batch)
     columns = (batch.column(name).to_pylist() for name in names)
@@ -164,12 +165,16 @@ def _givens(batch: pa.RecordBatch) -> list[bytes]:
 
 
 def _given(record: Mapping[str, Any]) -> bytes:
-    spans = [record.get(name) or () for name in GIVEN]
-    if not any(spans):
-        return b""
-    flat = [number for side in spans for number in side]
     # a word before the numbers, so that no digest of a picture is mistaken for them
-    return b"given" + struct.pack(f"<{2 + len(flat)}q", *map(len, spans), *flat)
+    return _lists(record, GIVEN, b"given") + _lists(record, GOLD, b"gold")
+
+
+def _lists(record: Mapping[str, Any], names: Sequence[str], word: bytes) -> bytes:
+    lists = [record.get(name) or () for name in names]
+    if not any(lists):
+        return b""
+    flat = [number for one in lists for number in one]
+    return word + struct.pack(f"<{len(names) + len(flat)}q", *map(len, lists), *flat)
 
 
 def _pictures(batch: pa.RecordBatch) -> list[bytes]:

@@ -103,6 +103,8 @@ class RowTokens:
         pictures: of the prompt, in the order of their places.
         listed: where its rejected completion stands in the set as it is given, in words; "" where
             the row there has one.
+        gold: the tokens of the completion that is made likelier by itself, where the loss reads
+            one beside the chosen.
     """
 
     row: int
@@ -116,10 +118,12 @@ class RowTokens:
     lost: tuple[str, ...] = ()
     pictures: tuple[ShownPicture, ...] = ()
     listed: str = ""
+    gold: tuple[Piece, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain JSON types."""
-        return asdict(self)
+        found = asdict(self)
+        return found if self.gold else {k: v for k, v in found.items() if k != "gold"}
 
 
 def tokens_of_row(
@@ -145,7 +149,7 @@ def tokens_of_row(
     record = _encoded(raw, row, encoder, limits, folder)
     if record["problem"]:
         raise DataError(record["problem"][:5], record["problem"][6:])
-    unlimited = replace(UNLIMITED, train_turns=limits.train_turns)
+    unlimited = replace(UNLIMITED, train_turns=limits.train_turns, gold=limits.gold)
     whole = to_pair(_encoded(raw, row, encoder, unlimited, folder), encoder.start_tokens)
     place = place_in_list(raw)
     found = tokens_of_pair(
@@ -220,6 +224,7 @@ def tokens_of_pair(
         prompt=tuple(prompt),
         chosen=completion(whole.chosen, len(pair.chosen), pair.chosen_given),
         rejected=completion(whole.rejected, len(pair.rejected), pair.rejected_given),
+        gold=completion(whole.gold, len(pair.gold), pair.gold_given) if pair.gold else (),
         boundary=boundary,
         same=same,
         weight=pair.weight,

@@ -5,6 +5,7 @@ Each line begins with a mark and each token ends with a bar:
     . The│ prompt│:│            context only
     + It│ is│ [<|endoftext|>]│  carries loss: chosen
     - No│                       carries loss: rejected
+    + It│ is│ so│ [<|endoftext|>]│  carries loss: gold
     x  more│                    cut off, never seen by the model
 
 The tokens that stand for a picture are one entry, on a line of its own:
@@ -23,6 +24,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
+from counterpoint.preference_row import GOLD
 from counterpoint.wrap import columns
 
 if TYPE_CHECKING:
@@ -63,8 +65,10 @@ def draw_tokens(tokens: RowTokens, *, name: str, width: int = 80, color: bool = 
     if (tokens.weight, tokens.margin) != (1.0, 0.0):
         facts.append(f"weight {tokens.weight:g}, margin {tokens.margin:g}")
     lines = [f"row {tokens.row} of {name}", *(f"  {fact}" for fact in facts)]
-    for part, loss in (("prompt", "."), ("chosen", "+"), ("rejected", "-")):
+    for part, loss in (("prompt", "."), ("chosen", "+"), ("rejected", "-"), (GOLD, "+")):
         pieces: Sequence[Piece] = getattr(tokens, part)
+        if part == GOLD and not pieces:
+            continue
         lines += ["", f"{part}: {_told(pieces)}"]
         pictures = tokens.pictures if part == "prompt" else ()
         for (mark, number), run in groupby(_marked(pieces, loss, pictures), itemgetter(0)):

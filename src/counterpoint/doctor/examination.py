@@ -169,8 +169,9 @@ def _lengths(train: Survey | None, args: CPOConfig) -> Lengths | None:
     if tokens is None:
         return None
     limits = PrepareOptions.of(args).limits
-    parts = np.stack([tokens.prompt, tokens.chosen, tokens.rejected], 1)
-    return Lengths(parts, tokens.shown).within(limits.max_length, limits.max_completion_length)
+    return Lengths(np.stack(tokens.parts, 1), tokens.shown).within(
+        limits.max_length, limits.max_completion_length
+    )
 
 
 def _name_sets(sets: dict[str, Any], train: Any, evaluation: Any) -> Iterator[Finding]:

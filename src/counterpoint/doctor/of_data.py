@@ -22,7 +22,7 @@ from counterpoint.doctor.of_languages import of_languages
 from counterpoint.doctor.sightings import Sightings
 from counterpoint.doctor.survey import Survey
 from counterpoint.objectives import LOSSES, no_gap
-from counterpoint.preference_row import ALL_TURNS
+from counterpoint.preference_row import ALL_TURNS, GOLD, PARTS
 
 RATES: Mapping[str, float] = MappingProxyType(
     {
@@ -93,6 +93,7 @@ _FIXES: Mapping[str, str] = MappingProxyType(
         "CP214": _DROP,
         "CP233": _DROP,
         "CP234": _DROP,
+        "CP236": _DROP,
         "CW215": 'train_dataset = train_dataset.filter(lambda row: row["weight"] > 0)',
         "CW210": (
             'spaces = row["prompt"][len(row["prompt"].rstrip()) :]\n'
@@ -272,8 +273,8 @@ def _lengths(found: Survey) -> Iterator[Finding]:
             f"characters of chosen {length_classes(chosen)}; of rejected {length_classes(rejected)}"
         )
     else:
-        parts = {"prompt": tokens.prompt, "chosen": tokens.chosen, "rejected": tokens.rejected}
-        shown = "; ".join(f"{name} {length_classes(lengths)}" for name, lengths in parts.items())
+        parts = zip((*PARTS, GOLD), tokens.parts, strict=False)
+        shown = "; ".join(f"{name} {length_classes(lengths)}" for name, lengths in parts)
     yield find("CN202", f"{found.name}: {shown}; {says}.")
     decided = bias.longer + bias.shorter
     if not decided:

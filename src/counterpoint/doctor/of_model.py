@@ -384,10 +384,7 @@ def ask(model: Any, pairs: Sequence[TokenPair]) -> Said | None:
     total, count, vocabulary = 0.0, 0, 2
     with in_evaluation_mode(model), torch.no_grad():
         for pair in pairs[:PROBE_PAIRS]:
-            for completion, given in (
-                (pair.chosen, pair.chosen_given),
-                (pair.rejected, pair.rejected_given),
-            ):
+            for completion, given in zip(pair.completions[:2], pair.givens[:2], strict=True):
                 # at least half of what may be read is for the completion
                 before = list(pair.prompt)[-max(1, each - len(completion), each // 2) :]
                 some = completion[: max(1, max(2, each) - len(before))]

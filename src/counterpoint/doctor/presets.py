@@ -12,7 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from counterpoint.objectives import ALPHAPO, ARPO, LOSSES, ORPO, SIGMOID, SIMPER, SIMPO
+from counterpoint.objectives import (
+    ALPHAPO,
+    ARPO,
+    LOSSES,
+    ORPO,
+    SIGMOID,
+    SIMPER,
+    SIMPO,
+    TPO,
+    TPO_L,
+)
 
 OF_SIMPO = "arXiv:2405.14734 and its repository's training configurations"
 OF_CPO = "arXiv:2401.08417 and the ALMA repository (runs/cpo_ft.sh)"
@@ -22,6 +32,7 @@ OF_ALPHAPO = (
     "arXiv:2501.03884, Table 3, as TRL's paper index quotes it, its margin read as gamma / beta; "
     "the rest as SimPO's"
 )
+OF_TPO = "arXiv:2405.16681 and its repository's table of hyperparameters"
 OF_SIMPER = "arXiv:2502.00883 and its repository's training configurations"
 OF_ARPO = (
     "the ALMA repository (runs/cpo_ft.sh with utils/cpo_trainer.py, which is arXiv:2410.03115's)"
@@ -113,6 +124,29 @@ def _simper(name: str, model: str, learning_rate: float, max_length: int = 2048)
     )
 
 
+def _tpo(
+    name: str,
+    model: str,
+    learning_rate: float,
+    nll: float,
+    beta: float = 0.01,
+    ratio: float | None = None,
+) -> Preset:
+    loss = TPO if ratio is None else TPO_L
+    return Preset(
+        f"{loss.method.lower()}-{name}",
+        loss.method,
+        model,
+        loss.name,
+        beta,
+        ratio,
+        nll,
+        learning_rate,
+        OF_TPO,
+        max_length=1024,
+    )
+
+
 PRESETS: tuple[Preset, ...] = (
     _simpo("mistral-base", "Mistral-7B, SFT on UltraChat", 2.0, 0.8, 3e-7, max_length=1024),
     _simpo("mistral-instruct", "Mistral-7B-Instruct-v0.2", 2.5, 0.1, 5e-7),
@@ -178,6 +212,13 @@ PRESETS: tuple[Preset, ...] = (
     _simper("mistral-instruct", "Mistral-7B-Instruct-v0.2", 5e-7),
     _simper("llama3-base", "Llama-3-8B, SFT on UltraChat", 6e-7),
     _simper("llama3-instruct", "Llama-3-8B-Instruct", 1e-6),
+    _tpo("llama3-base", "Llama-3-8B, 40,000 rows", 5e-7, 1.0),
+    _tpo("mistral-base", "Mistral-7B-v0.3, 40,000 rows", 5e-7, 1.0),
+    _tpo("llama3-instruct", "Llama-3-8B-Instruct", 1e-6, 0.05),
+    _tpo("mistral-instruct", "Mistral-7B-Instruct-v0.2", 1e-6, 0.05),
+    _tpo("mistral-base", "Mistral-7B-v0.3, 40,000 rows", 5e-7, 0.05, 2.0, 0.8),
+    _tpo("llama3-instruct", "Llama-3-8B-Instruct", 1e-6, 0.05, 10.0, 0.3),
+    _tpo("mistral-instruct", "Mistral-7B-Instruct-v0.2", 1e-6, 0.05, 2.5, 0.12),
     Preset(
         "arpo-translation",
         "ARPO",

@@ -52,7 +52,7 @@ from counterpoint.doctor.sightings import Sightings
 from counterpoint.doctor.signs import as_text, pattern_of, signs
 from counterpoint.errors import CounterpointError, DataError
 from counterpoint.planner.pictures import Shown
-from counterpoint.preference_row import COMPLETIONS, PARTS, PreferenceRow
+from counterpoint.preference_row import COMPLETIONS, GOLD, PARTS, PreferenceRow
 from counterpoint.records import TokenPair
 
 STREAMED = 2000
@@ -103,6 +103,7 @@ class TokenFacts:
         most: of each row, the tokens that the run's limit on length is of.
         positions: tokens that no such limit can exceed; None for no such number.
         numbers: of these rows.
+        gold: tokens of each gold completion; None where the loss reads none.
         shown: what the pairs show, for a plan; None: nothing.
         scaled: whose pictures the processor scales far; None where nothing is shown.
     """
@@ -120,6 +121,7 @@ class TokenFacts:
     pairs: list[TokenPair]
     most: Lengths
     numbers: Lengths
+    gold: Lengths | None = None
     positions: int | None = None
     shown: Shown | None = None
     scaled: Scaled | None = None
@@ -127,7 +129,13 @@ class TokenFacts:
     @property
     def tokens(self) -> int:
         """Tokens of all rows."""
-        return int(self.prompt.sum() + self.chosen.sum() + self.rejected.sum())
+        return int(sum(lengths.sum() for lengths in self.parts))
+
+    @property
+    def parts(self) -> list[Lengths]:
+        """Lengths of prompts and of all completions that there are."""
+        gold = [] if self.gold is None else [self.gold]
+        return [self.prompt, self.chosen, self.rejected, *gold]
 
 
 @dataclass(slots=True)
@@ -346,12 +354,14 @@ def _count_tokens(
         found.problems[problem[:5]].add(number, problem[6:])
     usable = columns.filter(pc.equal(columns.column("problem"), ""))
     numbers = usable.column("row").to_numpy()
-    cuts = {part: usable.column(f"cut_{part}").to_numpy() for part in PARTS}
-    lengths = {part: _lengths(usable, f"{part}_ids") + cuts[part] for part in PARTS}
+    parts = (*PARTS, GOLD) if options.gold else PARTS
+    cuts = {part: usable.column(f"cut_{part}").to_numpy() for part in parts}
+    lengths = {part: _lengths(usable, f"{part}_ids") + cuts[part] for part in parts}
     return TokenFacts(
         prompt=lengths["prompt"],
         chosen=lengths["chosen"],
         rejected=lengths["rejected"],
+        gold=lengths.get(GOLD),
         cut=_where(sum(cuts.values()) > 0, numbers),
         little=_where(little_is_left(lengths["prompt"] - cuts["prompt"], cuts["prompt"]), numbers),
         same=_where(usable.column("same").to_numpy(), numbers),
@@ -382,7 +392,7 @@ def _seen(usable: pa.Table, encoder: Encoder[Any]) -> dict[str, Any]:
 
 def _limited(lengths: dict[str, Lengths], *, apart: bool) -> Lengths:
     """Of prompt and longer completion together, or of the longest where each has its own limit."""
-    longest: Lengths = np.maximum(lengths["chosen"], lengths["rejected"])
+    longest: Lengths = np.max([of for part, of in lengths.items() if part != "prompt"], 0)
     return np.maximum(lengths["prompt"], longest) if apart else lengths["prompt"] + longest
 
 
@@ -414,8 +424,8 @@ def _where(holds: npt.NDArray[np.bool_], numbers: Lengths) -> Sightings:
 
 
 def _highest(table: pa.Table, numbers: Lengths) -> dict[str, tuple[int, int]]:
-    found = dict.fromkeys(PARTS, (-1, -1))
-    for part in PARTS:
+    found = dict.fromkeys((*PARTS, GOLD), (-1, -1))
+    for part in found:
         column = table.column(f"{part}_ids").combine_chunks()
         ids = column.flatten().to_numpy()
         if len(ids):

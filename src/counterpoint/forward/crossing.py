@@ -173,9 +173,9 @@ def crossing_of(look: RowsShown, named: Mapping[str, Tensor], token_id: int) -> 
         token_id: as for ``marks_in``.
     """
     ids, numbers, pairs = named["input_ids"], look.numbers, list(look.pairs)
-    rows = [(s.row, s.start, s.start + sum(s[2:])) for s in look.segments]
+    rows = [(s.row, s.start, s.start + s.tokens) for s in look.segments]
     if not rows:
-        pairs = pairs * 2
+        pairs *= len(pairs[0].completions)
         rows = [(row, 0, ids.shape[1]) for row in range(len(ids))]
     stretches = []
     for (row, start, end), pair in zip(rows, pairs, strict=True):

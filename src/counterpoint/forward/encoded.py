@@ -1,4 +1,4 @@
-"""Layouts of encoder-decoders: sources for the encoder, two rows a pair for the decoder.
+"""Layouts of encoder-decoders: sources for the encoder, a row a completion for the decoder.
 
 A decoder's row is what it is given to begin with and then a completion, ``start | completion``:
 the token before predicts the next one, and the last token is not among the row's ids, for nothing
@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +28,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.errors import ModelError
-from counterpoint.forward.layouts import Layout, register_layout
-from counterpoint.forward.rows import Ids, Rows
+from counterpoint.forward.layouts import SIDES, Layout, register_layout
+from counterpoint.forward.rows import Ids, Rows, said
 from counterpoint.forward.sharable import LEARNS_A_PROMPT, learns_a_prompt, noise_on
 from counterpoint.forward.unpadded import PLACES, Places, unpadded
 from counterpoint.records import PairBatch, TokenPair, exact_dtype
@@ -38,7 +38,19 @@ ENCODER, DECODER = "encoder", "decoder"
 """Parts of a model whose layers read rows of different kinds."""
 
 SOURCES = "counterpoint_sources"
-"""The keyword with which a model is told the number of each pair's source: a tuple."""
+"""The keyword with which a model is told whose source each row of the decoder looks at."""
+
+
+class _Heard(NamedTuple):
+    """Whose source each row of the decoder looks at.
+
+    Args:
+        numbers: of each pair's source; None: each pair has its own.
+        completions: of each pair: so many times the rows look at the same.
+    """
+
+    numbers: tuple[int, ...] | None = None
+    completions: int = 2
 
 
 class EncoderTwice(Layout):
@@ -48,27 +60,27 @@ class EncoderTwice(Layout):
     encoded = True
 
     def tokens(self, pairs: Sequence[TokenPair]) -> int:
-        """Twice the longest source and the longest row a pair."""
-        return 2 * len(pairs) * (_widest_source(pairs) + _widest_row(pairs))
+        """The longest source and the longest row for each completion."""
+        return len(said(pairs)) * (_widest_source(pairs) + _widest_row(pairs))
 
     def tokens_alone(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Two sources, and two rows as long as the longer one; one token begins a row."""
-        source, chosen, rejected = lengths.T
-        total: npt.NDArray[np.int64] = 2 * (source + np.maximum(chosen, rejected))
+        """A source and a row for each completion, as long as the longest; one token begins it."""
+        source, *completions = lengths.T
+        total: npt.NDArray[np.int64] = len(completions) * (source + np.max(completions, 0))
         return total
 
     def rows(self, pairs: Sequence[TokenPair], pad_id: int) -> Rows:
-        """Chosen rows, then rejected rows; the sources in the same order."""
-        return _decoder_rows(pairs, pad_id, range(2 * len(pairs)))
+        """Chosen rows, then the others; the sources in the same order."""
+        return _decoder_rows(pairs, pad_id, range(len(said(pairs))))
 
     def times_counted(self, batch: PairBatch) -> Float[Tensor, "rows tokens"]:
         """Once where a token of the decoder is real."""
         weight = batch.attention_mask.to(exact_dtype(batch.input_ids.device))
-        return weight * batch.counted.repeat(2)[:, None]
+        return weight * batch.counted.repeat(batch.completions)[:, None]
 
     def part_at(self, batch: PairBatch, row: int, position: int) -> tuple[int, str, int]:
         """From the row's number: an input of the decoder is "start" or the side's own token."""
-        number, side = row % len(batch), "chosen" if row < len(batch) else "rejected"
+        number, side = row % len(batch), SIDES[row // len(batch)]
         pair = batch.pairs[number]
         if position < len(pair.start):
             return number, "start", position
@@ -83,7 +95,7 @@ class EncoderTwice(Layout):
 
 
 class EncoderOnce(EncoderTwice):
-    """Each source once, for both completions of all pairs that have it."""
+    """Each source once, for the completions of all pairs that have it."""
 
     name = "encoder-once"
     gain = "nothing: the same step, sources once"
@@ -102,26 +114,27 @@ class EncoderOnce(EncoderTwice):
         return [met.setdefault(self.common(pair), len(met)) for pair in pairs]
 
     def tokens(self, pairs: Sequence[TokenPair]) -> int:
-        """The longest source a source, and twice the longest row a pair."""
+        """The longest source a source, and the longest row for each completion."""
         several = max(self.sources(pairs)) + 1
-        return several * _widest_source(pairs) + 2 * len(pairs) * _widest_row(pairs)
+        return several * _widest_source(pairs) + len(said(pairs)) * _widest_row(pairs)
 
     def tokens_alone(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """One source, and two rows as long as the longer one."""
-        source, chosen, rejected = lengths.T
-        total: npt.NDArray[np.int64] = source + 2 * np.maximum(chosen, rejected)
+        """One source, and a row for each completion, as long as the longest."""
+        source, *completions = lengths.T
+        total: npt.NDArray[np.int64] = source + len(completions) * np.max(completions, 0)
         return total
 
     def rows(self, pairs: Sequence[TokenPair], pad_id: int) -> Rows:
-        """Chosen rows, then rejected rows; each source once."""
-        return _decoder_rows(pairs, pad_id, 2 * self.sources(pairs))
+        """Chosen rows, then the others; each source once."""
+        return _decoder_rows(pairs, pad_id, len(pairs[0].completions) * self.sources(pairs))
 
     def inputs(self, batch: PairBatch) -> dict[str, Any]:
         """With the source of each pair, and the places of real tokens if padding is skipped."""
         sources = self.sources(batch.pairs)
         found = super().inputs(batch)
-        if max(sources) + 1 < len(sources):
-            found[SOURCES] = tuple(sources)
+        numbers = tuple(sources) if max(sources) + 1 < len(sources) else None
+        if numbers is not None or batch.completions > 2:
+            found[SOURCES] = _Heard(numbers, batch.completions)
         if self.skips_padding(batch.input_ids.device.type) and (places := _places(batch, sources)):
             found[PLACES] = places
         return found
@@ -158,11 +171,12 @@ def _places(batch: PairBatch, numbers: Sequence[int]) -> dict[str, tuple[Places,
     """
     pairs = batch.pairs
     real = _real([len(pairs[first].prompt) for first in _first_rows(numbers)])
-    rows = _real([len(pair.start) + len(one) - 1 for pair, one in _said(pairs)])
-    said: list[Places | None] = []
+    rows = _real([len(p.start) + len(p.completions[side]) - 1 for p, side in said(pairs)])
+    decoded: list[Places | None] = []
     if real.shape[1] != rows.shape[1]:
-        said = [Places.of(rows), Places.of(real, shows=2 * [*numbers])]
-    found = {ENCODER: [Places.of(real)], DECODER: said}
+        shows = batch.completions * [*numbers]
+        decoded = [Places.of(rows), Places.of(real, shows=shows)]
+    found = {ENCODER: [Places.of(real)], DECODER: decoded}
     places = {part: tuple(one for one in ones if one) for part, ones in found.items()}
     return places if any(places.values()) else {}
 
@@ -170,11 +184,6 @@ def _places(batch: PairBatch, numbers: Sequence[int]) -> dict[str, tuple[Places,
 def _real(lengths: Sequence[int]) -> npt.NDArray[np.bool_]:
     """Which tokens of padded rows are not padding."""
     return np.arange(max(lengths)) < np.asarray(lengths)[:, None]
-
-
-def _said(pairs: Sequence[TokenPair]) -> list[tuple[TokenPair, Sequence[int]]]:
-    """The completions in the order of the decoder's rows, each with its pair."""
-    return [(pair, pair.chosen) for pair in pairs] + [(pair, pair.rejected) for pair in pairs]
 
 
 def _first_rows(numbers: Sequence[int]) -> list[int]:
@@ -191,7 +200,7 @@ def _widest_row(pairs: Sequence[TokenPair]) -> int:
 
 
 def _row_length(pair: TokenPair) -> int:
-    return len(pair.start) + max(len(pair.chosen), len(pair.rejected)) - 1
+    return len(pair.start) + max(map(len, pair.completions)) - 1
 
 
 def _decoder_rows(pairs: Sequence[TokenPair], pad_id: int, numbers: Sequence[int]) -> Rows:
@@ -203,13 +212,13 @@ def _decoder_rows(pairs: Sequence[TokenPair], pad_id: int, numbers: Sequence[int
         numbers: the encoder's row for each of the decoder's.
     """
     _check_starts(pairs)
-    sequences = [(pair.start, one) for pair, one in _said(pairs)]
-    ids, mask = _padded([[*start, *said[:-1]] for start, said in sequences], pad_id)
+    sequences = [(pair.start, pair.completions[side]) for pair, side in said(pairs)]
+    ids, mask = _padded([[*start, *one[:-1]] for start, one in sequences], pad_id)
     width, sources, targets = ids.shape[1], [], []
-    for row, (start, said) in enumerate(sequences):
+    for row, (start, one) in enumerate(sequences):
         first = row * width + len(start) - 1
-        sources.append(np.arange(first, first + len(said)))
-        targets.append(np.asarray(said, np.int64))
+        sources.append(np.arange(first, first + len(one)))
+        targets.append(np.asarray(one, np.int64))
     read_by = {number: row for row, number in enumerate(numbers)}
     prompts = [pairs[read_by[n] % len(pairs)].prompt for n in range(len(read_by))]
     read, real = _padded(prompts, pad_id)
@@ -248,28 +257,28 @@ def _said_to_all(model: nn.Module) -> Iterator[None]:
     """
     inner: Any = model
     encoder: nn.Module = inner.get_encoder()
-    now: list[tuple[int, ...] | None] = [None]
+    now = [_Heard()]
 
     def told(module: nn.Module, args: Any, named: dict[str, Any]) -> tuple[Any, Any]:
         named = dict(named)
-        now[0] = named.pop(SOURCES, None)
+        now[0] = named.pop(SOURCES, _Heard())
         return args, named
 
     def own_sources(module: nn.Module, args: Any, named: dict[str, Any]) -> tuple[Any, Any]:
-        mask, ids, sources = named.get("attention_mask"), _first_ids(args, named), now[0]
+        mask, ids, numbers = named.get("attention_mask"), _first_ids(args, named), now[0].numbers
         if isinstance(mask, Tensor) and ids is not None:
             own = mask[: len(ids)]
-            if sources is not None:
-                own = torch.stack([mask[row] for row in _first_rows(sources)])
+            if numbers is not None:
+                own = torch.stack([mask[row] for row in _first_rows(numbers)])
             named = {**named, "attention_mask": own}
         return args, named
 
     def to_all(module: nn.Module, args: Any, output: Any) -> Any:
-        said, sources = output["last_hidden_state"], now[0]
-        if sources is not None:
-            each = said.split(1)
-            said = torch.cat([each[n] for n in sources])
-        output["last_hidden_state"] = torch.cat([said] * 2)
+        states, (numbers, completions) = output["last_hidden_state"], now[0]
+        if numbers is not None:
+            each = states.split(1)
+            states = torch.cat([each[n] for n in numbers])
+        output["last_hidden_state"] = torch.cat([states] * completions)
         return output
 
     handles = [

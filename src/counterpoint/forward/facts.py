@@ -50,19 +50,20 @@ def facts_of(
     chosen = rejected = likeness = None
     if asked.shared:
         within = torch.where(_shared_places(batch), logps, torch.zeros_like(logps))
-        chosen, rejected = sum_by_sequence(within, batch).view(2, pairs)
+        chosen, rejected = sum_by_sequence(within, batch).view(-1, pairs)[:2]
     if asked.likeness:
         with torch.no_grad():
             squares = log_square_sums(head.projection(rows), rows)
         means = sum_by_sequence(logps.detach() - squares, batch) / batch.target_counts
-        likeness = means[:pairs] + means[pairs:]
+        likeness = means[:pairs] + means[pairs : 2 * pairs]
     return PairFacts(chosen, rejected, likeness)
 
 
 def _shared_places(batch: PairBatch) -> Bool[Tensor, " targets"]:
     """Which targets stand where the pair's other completion has one too."""
     counts, pairs, total = batch.target_counts, len(batch), len(batch.target_ids)
-    shorter = torch.minimum(counts[:pairs], counts[pairs:]).repeat(2)
+    chosen, rejected = counts.view(-1, pairs)[:2]
+    shorter = torch.minimum(chosen, rejected).repeat(batch.completions)
     # the length is known here: asking the device for it would wait
     begins = (counts.cumsum(0) - counts).repeat_interleave(counts, output_size=total)
     places = torch.arange(total, device=counts.device) - begins

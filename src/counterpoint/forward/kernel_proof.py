@@ -23,7 +23,7 @@ from counterpoint.forward.kernels import ATTENTION_KERNELS, VARLEN, AttentionKer
 from counterpoint.forward.pairwise_attention import attend_to_pairs
 from counterpoint.forward.varlen_attention import AttentionCall
 from counterpoint.log import logger
-from counterpoint.records import PairSegments
+from counterpoint.pair_segments import PairSegments
 
 MOST_PAIRS = 4
 MOST_TOKENS = 96
@@ -87,10 +87,10 @@ def kernel_disagrees(
         None where they agree; else what was seen.
     """
     row = _short_row(segments)
-    longest = max(max(s.chosen, s.rejected) + s.prompt for s in row)
+    longest = max(max(s.completions) + s.prompt for s in row)
     if call.window is not None:
         call = replace(call, window=min(call.window, longest // 2 + 1))
-    inputs = _random_inputs(call, sum(sum(s[2:]) for s in row), dtype, device)
+    inputs = _random_inputs(call, sum(s.tokens for s in row), dtype, device)
     # not the default, so that a scale that is not heeded shows
     options = {"scaling": 0.75 * call.width**-0.5, "window": call.window}
     plan = kernel.plan(row, device)
@@ -118,9 +118,8 @@ def kernel_disagrees(
 def _short_row(segments: Sequence[PairSegments]) -> tuple[PairSegments, ...]:
     row, start = [], 0
     for segment in segments[:MOST_PAIRS]:
-        prompt, chosen, rejected = (min(length, MOST_TOKENS) for length in segment[2:])
-        row.append(PairSegments(0, start, prompt, chosen, rejected))
-        start += prompt + chosen + rejected
+        row.append(PairSegments(0, start, *(min(length, MOST_TOKENS) for length in segment[2:])))
+        start += row[-1].tokens
     return tuple(row)
 
 

@@ -30,7 +30,7 @@ from counterpoint.forward.varlen_attention import (
     varlen_plan,
     varlen_takes,
 )
-from counterpoint.records import PairSegments
+from counterpoint.pair_segments import PairSegments
 from counterpoint.tables import add_row
 
 # ---- the head ----

@@ -14,7 +14,6 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Hashable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -49,6 +48,9 @@ from counterpoint.tables import add_row
 AUTO = "auto"
 """The option that leaves the choice to us."""
 
+SIDES = ("chosen", "rejected", "gold")
+"""The completions of a pair in their order; the last is there in some runs alone."""
+
 
 class Layout(ABC):
     """A way to lay pairs into rows. It keeps nothing: one object serves all models and runs."""
@@ -62,8 +64,8 @@ class Layout(ABC):
     encoded: ClassVar[bool] = False
     """Whether it is for models whose prompts go through an encoder of their own."""
 
-    looks: ClassVar[int] = 1
-    """How often a picture of a pair goes through the tower."""
+    looks_again: ClassVar[bool] = False
+    """Whether a picture of a pair goes through the tower for each completion, and not once."""
 
     @abstractmethod
     def tokens(self, pairs: Sequence[TokenPair]) -> int:
@@ -72,6 +74,15 @@ class Layout(ABC):
         Args:
             pairs: at least one.
         """
+
+    def patches(self, pairs: Sequence[TokenPair]) -> int:
+        """Patches that the tower reads for a batch of these pairs.
+
+        Args:
+            pairs: at least one.
+        """
+        looks = len(pairs[0].completions) if self.looks_again else 1
+        return looks * patches_in(pairs)
 
     def skips_padding(self, device: str) -> bool:
         """Whether less than the padded rows is computed there, and other memory is held."""
@@ -90,7 +101,7 @@ class Layout(ABC):
         """The same of each pair as a batch of its own, from lengths.
 
         Args:
-            lengths: of prompt, chosen and rejected completion, ``[pairs, 3]``.
+            lengths: of prompt, chosen, rejected and perhaps gold, ``[pairs, 3 or 4]``.
         """
 
     @abstractmethod
@@ -111,7 +122,8 @@ class Layout(ABC):
         """Which pair a place of the input is of, which part of it, and where in that.
 
         Returns:
-            Number of the pair in its batch; "prompt", "chosen", "rejected" or "padding"; a place.
+            Number of the pair in its batch; "prompt", a completion of ``SIDES`` or "padding"; a
+            place.
         """
 
     def collate(
@@ -198,7 +210,7 @@ class Layout(ABC):
 
 
 class Padded(Layout):
-    """Two rows a pair, each with its own prompt: the truth that other layouts are compared with.
+    """A row for each completion, with its own prompt: the truth that others are compared with.
 
     Rows are padded at their end, where no token looks from before. So they need no mask, and
     without one attention takes its fastest kernel and nothing is read back from the device.
@@ -207,29 +219,29 @@ class Padded(Layout):
     name = "padded"
 
     def tokens(self, pairs: Sequence[TokenPair]) -> int:
-        """Twice the longest row a pair, and the patches of its pictures as often as it looks."""
-        texts = 2 * len(pairs) * max(longest_row(pair) for pair in pairs)
-        return texts + self.looks * patches_in(pairs)
+        """The longest row for each completion, and patches of pictures as often as it looks."""
+        rows = sum(len(pair.completions) for pair in pairs)
+        return rows * max(longest_row(pair) for pair in pairs) + self.patches(pairs)
 
     def tokens_alone(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Two rows as long as the longer one."""
-        prompt, chosen, rejected = lengths.T
-        total: npt.NDArray[np.int64] = 2 * (prompt + np.maximum(chosen, rejected))
+        """Rows as long as the longest one."""
+        prompt, *completions = lengths.T
+        total: npt.NDArray[np.int64] = len(completions) * (prompt + np.max(completions, 0))
         return total
 
     def rows(self, pairs: Sequence[TokenPair], pad_id: int) -> Rows:
-        """Chosen rows, then rejected rows."""
+        """Chosen rows, then rejected rows, then gold ones."""
         return padded_rows(pairs, pad_id)
 
     def times_counted(self, batch: PairBatch) -> Float[Tensor, "rows tokens"]:
         """Once where a token is real."""
         weight = batch.attention_mask.to(exact_dtype(batch.input_ids.device))
-        return weight * batch.counted.repeat(2)[:, None]
+        return weight * batch.counted.repeat(batch.completions)[:, None]
 
     def part_at(self, batch: PairBatch, row: int, position: int) -> tuple[int, str, int]:
         """From the row's number."""
-        side = "chosen" if row < len(batch) else "rejected"
-        return _part_of(batch, row % len(batch), ("prompt", side), position)
+        parts = "prompt", SIDES[row // len(batch)]
+        return _part_of(batch, row % len(batch), parts, position)
 
     def inputs(self, batch: PairBatch) -> dict[str, Any]:
         """With the pictures of the rows, if they show any."""
@@ -251,7 +263,7 @@ class PicturesTwice(Padded):
     """Padded rows, each with the pixels of its own pictures: the truth for models that see."""
 
     name = "pictures-twice"
-    looks = 2
+    looks_again = True
 
     def inputs(self, batch: PairBatch) -> dict[str, Any]:
         """With pixels for every row."""
@@ -270,7 +282,7 @@ class Shared(Layout):
 
     def tokens(self, pairs: Sequence[TokenPair]) -> int:
         """Every token once, and the patches of pictures."""
-        texts = sum(len(p.prompt) + len(p.chosen) + len(p.rejected) for p in pairs)
+        texts = sum(len(pair.prompt) + sum(map(len, pair.completions)) for pair in pairs)
         return texts + patches_in(pairs)
 
     def tokens_alone(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -283,19 +295,18 @@ class Shared(Layout):
         return shared_row(pairs)
 
     def times_counted(self, batch: PairBatch) -> Float[Tensor, "rows tokens"]:
-        """Twice in a prompt."""
+        """In a prompt as often as there are completions."""
         weight = batch.attention_mask.to(exact_dtype(batch.input_ids.device))
-        for pair, (row, start, prompt, chosen, rejected) in enumerate(batch.segments):
-            weight[row, start : start + prompt] = 2
-            end = start + prompt + chosen + rejected
-            weight[row, start:end] *= batch.counted[pair]
+        for pair, one in enumerate(batch.segments):
+            weight[one.row, one.start : one.start + one.prompt] = batch.completions
+            weight[one.row, one.start : one.start + one.tokens] *= batch.counted[pair]
         return weight
 
     def part_at(self, batch: PairBatch, row: int, position: int) -> tuple[int, str, int]:
         """From where the pairs begin."""
         starts = [segment.start for segment in batch.segments]
         number = bisect_right(starts, position) - 1
-        return _part_of(batch, number, ("prompt", "chosen", "rejected"), position - starts[number])
+        return _part_of(batch, number, ("prompt", *SIDES), position - starts[number])
 
     def inputs(self, batch: PairBatch) -> dict[str, Any]:
         """With the segments for our attention."""
@@ -366,15 +377,8 @@ def first_tokens(layout: Layout, pair: TokenPair, tokens: int) -> PairBatch:
     """
     completion = pair.chosen[:tokens]
     # without pictures: the head is asked the same of a prompt in which ids stand for none
-    few = replace(
-        pair,
-        prompt=pair.prompt[:tokens],
-        chosen=completion,
-        rejected=completion,
-        chosen_given=(),
-        rejected_given=(),
-        seen=(),
-    )
+    prompt = pair.prompt[:tokens]
+    few = TokenPair(prompt, completion, completion, pair.row, start=pair.start, of=pair.of)
     return layout.collate([few])
 
 

@@ -11,7 +11,7 @@ Not here: how pairs are laid into rows (``layouts``), what is made of the sums (
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -32,8 +32,8 @@ class PairOutput:
 
     Args:
         logps: what the losses read.
-        logit_sums: mean logit over the vocabulary, summed over each completion's targets;
-            chosen completions, then rejected ones; detached.
+        logit_sums: mean logit over the vocabulary, summed over each completion's targets, in the
+            order of the batch's sequences; detached.
         router: load-balancing sums of a mixture-of-experts model, else None.
     """
 
@@ -93,7 +93,7 @@ def pair_forward(
     asked: FactsAsked = NOTHING_ASKED,
     at_scores: Callable[[TokenScores], None] = lambda scores: None,
 ) -> PairOutput:
-    """Log-probabilities of both completions of every pair.
+    """Log-probabilities of the completions of every pair.
 
     Args:
         model: a causal language model, plain or wrapped (PEFT, DDP), on the batch's device.
@@ -115,10 +115,11 @@ def pair_forward(
     drift = None
     if initial is not None and then is not None:
         each = sum_by_sequence(head.token_kl(scores.rows, then, initial), batch)
-        drift = each[:pairs] + each[pairs:]
-    counts = batch.target_counts
+        drift = each[:pairs] + each[pairs : 2 * pairs]
+    chosen, rejected, *gold = sums.view(-1, pairs)
+    counts = batch.target_counts.view(-1, pairs)
     facts = facts_of(asked, scores.logps, scores.rows, head, batch)
-    logps = PairLogps(
-        sums[:pairs], sums[pairs:], counts[:pairs], counts[pairs:], drift, facts, batch.reference
-    )
+    logps = PairLogps(chosen, rejected, counts[0], counts[1], drift, facts, batch.reference)
+    if gold:
+        logps = replace(logps, gold=gold[0], gold_tokens=batch.gold_tokens)
     return PairOutput(logps, sum_by_sequence(scores.logit_means, batch), scores.router)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from counterpoint.records import PairSegments
+from counterpoint.pair_segments import PairSegments
 
 
 class Scores(TypedDict, total=False):
@@ -62,21 +62,21 @@ def attend_to_pairs(
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     # split and not slices: the gradient of each slice would be as long as the whole row
-    ways = [length for segment in segments for length in segment[2:]]
-    own = [n for s in segments for n in (s.prompt + s.chosen, s.rejected)]
-    queries = torch.split(query, own, 2)
-    keys, values = torch.split(key, ways, 2), torch.split(value, ways, 2)
+    ways = [length for s in segments for length in (s.prompt, *s.completions)]
+    # the prompt's own queries are among those of the chosen side
+    own = [n for s in segments for n in (s.prompt + s.chosen, *s.completions[1:])]
+    queries = iter(torch.split(query, own, 2))
+    keys, values = iter(torch.split(key, ways, 2)), iter(torch.split(value, ways, 2))
     parts = []
-    for pair in range(len(segments)):
-        prompt, chosen, rejected = range(3 * pair, 3 * pair + 3)
-        for side, completion in enumerate((chosen, rejected)):
+    for pair, segment in enumerate(segments):
+        prompt = next(keys), next(values)
+        for side in range(len(segment.completions)):
             parts.append(
                 _causal(
-                    queries[2 * pair + side],
-                    torch.cat([keys[prompt], keys[completion]], 2),
-                    torch.cat([values[prompt], values[completion]], 2),
+                    next(queries),
+                    torch.cat([prompt[0], next(keys)], 2),
+                    torch.cat([prompt[1], next(values)], 2),
                     scores,
-                    # the prompt's own queries are among those of the chosen side
                     None if blocks is None or side else blocks[pair],
                 )
             )

@@ -1,9 +1,10 @@
 """Token pairs as rows of ids, and where in them each target is predicted.
 
-Padded: two rows a pair, chosen rows first, then rejected rows, each with its own copy of the
-prompt, padded at the end. Shared: all pairs in one row, ``prompt | chosen | rejected`` one after
-the other, no padding, each prompt once. Which tokens carry loss follows from lengths and from the
-spans that are given, never from ids, so that a pad token that is also EOS hides nothing.
+Padded: a row for each completion, chosen rows first, then rejected rows, then gold ones if there
+are any, each with its own copy of the prompt, padded at the end. Shared: all pairs in one row,
+``prompt | chosen | rejected | gold`` one after the other, no padding, each prompt once. Which
+tokens carry loss follows from lengths and from the spans that are given, never from ids, so that a
+pad token that is also EOS hides nothing.
 
 Not here: which pairs make a batch (``data.sampler``), what a model is given of it (``layouts``).
 """
@@ -12,13 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from counterpoint.errors import ModelError
-from counterpoint.records import PairSegments, TokenPair
+from counterpoint.pair_segments import PairSegments
+from counterpoint.records import TokenPair
 
 Ids = npt.NDArray[np.int64]
 
@@ -42,8 +45,8 @@ class Rows:
     Args:
         ids: token ids, ``[rows, tokens]``.
         mask: True where a token is real, likewise.
-        sources: of each sequence (chosen completions, then rejected ones) the flat places in
-            ``ids`` of the tokens that predict its targets.
+        sources: of each sequence, in the order of ``PairBatch``, the flat places in ``ids`` of the
+            tokens that predict its targets.
         targets: the targets themselves.
         inputs: what else the model is called with, by keyword: positions where they are not
             0, 1, 2, ... in each row.
@@ -59,8 +62,17 @@ class Rows:
 
 
 def longest_row(pair: TokenPair) -> int:
-    """Tokens of a pair's prompt with its longer completion."""
-    return len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
+    """Tokens of a pair's prompt with its longest completion."""
+    return len(pair.prompt) + max(map(len, pair.completions))
+
+
+def said(pairs: Sequence[TokenPair]) -> list[tuple[TokenPair, int]]:
+    """The sequences of a batch in their order: a pair, and which of its completions.
+
+    Args:
+        pairs: at least one; all have as many completions.
+    """
+    return [(pair, side) for side in range(len(pairs[0].completions)) for pair in pairs]
 
 
 def carries_loss(tokens: int, given: Sequence[int]) -> npt.NDArray[np.bool_]:
@@ -77,14 +89,13 @@ def carries_loss(tokens: int, given: Sequence[int]) -> npt.NDArray[np.bool_]:
 
 
 def padded_rows(pairs: Sequence[TokenPair], pad_id: int) -> Rows:
-    """Two rows a pair, as wide as the longest.
+    """A row for each completion, as wide as the longest.
 
     Args:
         pairs: at least one.
         pad_id: any id the embedding has; nothing looks at it, and it is never a target.
     """
-    sequences = [(pair.prompt, pair.chosen, pair.chosen_given) for pair in pairs]
-    sequences += [(pair.prompt, pair.rejected, pair.rejected_given) for pair in pairs]
+    sequences = [(p.prompt, p.completions[side], p.givens[side]) for p, side in said(pairs)]
     width = max(len(prompt) + len(completion) for prompt, completion, _ in sequences)
     rows = np.full((len(sequences), width), pad_id, dtype=np.int64)
     mask = np.zeros((len(sequences), width), dtype=bool)
@@ -102,43 +113,38 @@ def padded_rows(pairs: Sequence[TokenPair], pad_id: int) -> Rows:
 
 
 def shared_row(pairs: Sequence[TokenPair]) -> Rows:
-    """All pairs in one row; positions of a rejected completion go on from its prompt.
+    """All pairs in one row; positions of each completion go on from its prompt.
 
     Args:
         pairs: at least one.
     """
     ids, positions, segments = [], [], []
-    chosen_sources, rejected_sources, chosen_targets, rejected_targets = [], [], [], []
+    sources: list[list[Ids]] = [[] for _ in pairs[0].completions]
+    targets: list[list[Ids]] = [[] for _ in sources]
     start = 0
     for pair in pairs:
-        prompt, chosen, rejected = (
-            np.asarray(part, np.int64) for part in (pair.prompt, pair.chosen, pair.rejected)
-        )
-        before, split = len(prompt), start + len(prompt) + len(chosen)
-        ids += [prompt, chosen, rejected]
-        positions += [
-            np.arange(before + len(chosen)),
-            np.arange(before, before + len(rejected)),
-        ]
-        segments.append(PairSegments(0, start, before, len(chosen), len(rejected)))
-        # both completions start from the last prompt token, which is there once
+        before = len(pair.prompt)
+        ids.append(np.asarray(pair.prompt, np.int64))
+        positions.append(np.arange(before))
+        segments.append(PairSegments(0, start, before, *map(len, pair.completions)))
+        # each completion starts from the last prompt token, which is there once
         last = [start + before - 1] if before else []
         skip = 0 if before else 1
-        good = carries_loss(len(chosen), pair.chosen_given)[skip:]
-        bad = carries_loss(len(rejected), pair.rejected_given)[skip:]
-        chosen_sources.append(np.array([*last, *range(start + before, split - 1)], np.int64)[good])
-        rejected_sources.append(
-            np.array([*last, *range(split, split + len(rejected) - 1)], np.int64)[bad]
-        )
-        chosen_targets.append(chosen[skip:][good])
-        rejected_targets.append(rejected[skip:][bad])
-        start = split + len(rejected)
+        start += before
+        for side, (one, given) in enumerate(zip(pair.completions, pair.givens, strict=True)):
+            completion, end = np.asarray(one, np.int64), start + len(one)
+            kept = carries_loss(len(one), given)[skip:]
+            ids.append(completion)
+            positions.append(np.arange(before, before + len(one)))
+            sources[side].append(np.array([*last, *range(start, end - 1)], np.int64)[kept])
+            targets[side].append(completion[skip:][kept])
+            start = end
     row = np.concatenate(ids)[None]
     return Rows(
         ids=row,
         mask=np.ones_like(row, dtype=bool),
-        sources=chosen_sources + rejected_sources,
-        targets=chosen_targets + rejected_targets,
+        sources=[*chain.from_iterable(sources)],
+        targets=[*chain.from_iterable(targets)],
         inputs={"position_ids": np.concatenate(positions)[None]},
         segments=tuple(segments),
     )
@@ -157,8 +163,8 @@ def check_ids(pairs: Sequence[TokenPair], vocab_size: EmbeddingRows | int) -> No
     if isinstance(vocab_size, int):
         vocab_size = EmbeddingRows(vocab_size, vocab_size)
     for pair in pairs:
-        said = max(max(ids, default=0) for ids in (pair.start, pair.chosen, pair.rejected))
-        for highest, rows in zip((max(pair.prompt, default=0), said), vocab_size, strict=True):
+        written = max(max(ids, default=0) for ids in (pair.start, *pair.completions))
+        for highest, rows in zip((max(pair.prompt, default=0), written), vocab_size, strict=True):
             if highest >= rows:
                 raise beyond_embedding(int(highest), rows, pair.row)
 

@@ -193,7 +193,8 @@ def _called_with(
     if sight.three and not look.repeated:
         named["position_ids"] = _positions_in_rows(look, sight, reader, ids.shape[1]).to(ids.device)
     elif sight.types and not look.segments:
-        types = [_types(pair.prompt, reader.config) for pair in look.pairs] * 2
+        types = [_types(pair.prompt, reader.config) for pair in look.pairs]
+        types *= len(look.pairs[0].completions)
         wide = [F.pad(row, (0, ids.shape[1] - len(row))) for row in types]
         named[sight.types] = torch.stack(wide).to(ids.device)
     return named
@@ -330,16 +331,17 @@ def _blocks(look: RowsShown, ids: Tensor, reader: Any) -> tuple[Tensor, ...]:
 
 
 def _positions_in_rows(look: RowsShown, sight: Sight, reader: Any, width: int) -> Tensor:
-    """Positions of all rows, ``[3, rows, tokens]``: both completions go on after their prompt."""
+    """Positions of all rows, ``[3, rows, tokens]``: each completion goes on after its prompt."""
     each = [_positions(pair, sight, reader) for pair in look.pairs]
     if look.segments:
         return torch.cat([torch.cat(parts, 1) for parts in each], 1)[:, None]
-    rows = [torch.cat([one[0], one[side]], 1) for side in (1, 2) for one in each]
+    sides = range(1, len(each[0]))
+    rows = [torch.cat([one[0], one[side]], 1) for side in sides for one in each]
     return torch.stack([F.pad(row, (0, width - row.shape[1])) for row in rows], 1)
 
 
-def _positions(pair: TokenPair, sight: Sight, reader: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the prompt, counted as if it were alone, and of both completions."""
+def _positions(pair: TokenPair, sight: Sight, reader: Any) -> list[Tensor]:
+    """Of the prompt, counted as if it were alone, and of each completion."""
     if pair.seen:
         types = _types(pair.prompt, reader.config)[None]
         grids = [{"image_grid_thw": seen.inputs["image_grid_thw"]} for seen in pair.seen]
@@ -349,10 +351,8 @@ def _positions(pair: TokenPair, sight: Sight, reader: Any) -> tuple[Tensor, Tens
     else:
         prompt = torch.arange(len(pair.prompt)).expand(3, -1)
     after = int(prompt.max()) + 1 if prompt.numel() else 0
-    one, other = (
-        (after + torch.arange(len(side))).expand(3, -1) for side in (pair.chosen, pair.rejected)
-    )
-    return prompt, one, other
+    sides = [(after + torch.arange(len(side))).expand(3, -1) for side in pair.completions]
+    return [prompt, *sides]
 
 
 # What the tower says

@@ -1,7 +1,7 @@
-"""Attention for pairs that share their prompt: ``prompt | chosen | rejected`` in one row.
+"""Attention for pairs that share their prompt: ``prompt | chosen | rejected | gold`` in one row.
 
 The prompt goes through the trunk once. Inside attention each completion is rebuilt: chosen is
-causal over prompt + chosen, rejected queries see prompt + rejected, and no pair sees another.
+causal over prompt + chosen, queries of another see the prompt and itself, and no pair sees another.
 Nothing masked is computed but the upper triangles. Which kernel does that is a row of ``kernels``.
 
 It hangs on transformers' public interface: a function registered with ``AttentionInterface``,
@@ -39,7 +39,7 @@ from counterpoint.forward.kernels import (
 )
 from counterpoint.forward.varlen_attention import AttentionCall, running_dtype
 from counterpoint.model_seams import attention_of
-from counterpoint.records import PairSegments
+from counterpoint.pair_segments import PairSegments
 
 _REGISTERED = AttentionInterface()
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from counterpoint.pair_segments import PairSegments
 from counterpoint.picture import SeenPicture
-from counterpoint.records import PairSegments, TokenPair
+from counterpoint.records import TokenPair
 
 LOOK = "pixel_values"
 """The keyword with which a layout tells ``seeing`` what its rows show. A model that is called where
@@ -22,7 +23,7 @@ class RowsShown:
 
     Args:
         pairs: of the batch.
-        segments: where each lies in a shared row; none where each has two rows.
+        segments: where each lies in a shared row; none where each completion has a row.
         repeated: whether each place has pixels of its own, as the reference has.
     """
 
@@ -34,7 +35,7 @@ class RowsShown:
     def places(self) -> list[SeenPicture]:
         """The pictures of all rows, in the order in which rows show them."""
         shown = [seen for pair in self.pairs for seen in pair.seen]
-        return shown if self.segments else shown * 2
+        return shown if self.segments else shown * len(self.pairs[0].completions)
 
     @property
     def given(self) -> list[SeenPicture]:

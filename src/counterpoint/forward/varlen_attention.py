@@ -1,10 +1,10 @@
 """Shared-prompt attention on CUDA: one FlashAttention call for all completions of a row.
 
 FlashAttention's variable-length form takes sequences whose queries are the last of their keys.
-A pair is two of them: prompt + chosen over itself, and the rejected completion over prompt +
-rejected. Queries and results lie in the row as they are; only keys and values of a prompt are
-there twice. Nothing masked is computed, no length is padded, and a layer launches the same few
-kernels however many pairs there are.
+A pair is one for each completion: prompt + chosen over itself, and each other completion over the
+prompt and itself. Queries and results lie in the row as they are; only keys and values of a prompt
+are there as often as it has completions. Nothing masked is computed, no length is padded, and a
+layer launches the same few kernels however many pairs there are.
 
 A kernel of someone else's, on a machine that no test has seen: only what has been compared with
 the pairwise way (``kernel_proof``) goes through it.
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from counterpoint.records import PairSegments
+from counterpoint.pair_segments import PairSegments
 
 varlen_attn: Callable[..., Any] | None
 try:
@@ -83,7 +83,8 @@ class VarlenPlan:
     Args:
         key_source: token behind each key.
         first_copy: key that is the first copy of each token.
-        second_copy: key that is the second copy of each prompt token.
+        copies: for each completion behind the first, the keys that are a further copy of each
+            prompt token.
         prompt_tokens: the prompt tokens themselves.
         query_starts: where the queries of each sequence begin, and the end; int32.
         key_starts: the same for keys; int32.
@@ -93,7 +94,7 @@ class VarlenPlan:
 
     key_source: Int[Tensor, " keys"]
     first_copy: Int[Tensor, " tokens"]
-    second_copy: Int[Tensor, " prompt_tokens"]
+    copies: Int[Tensor, "further prompt_tokens"]
     prompt_tokens: Int[Tensor, " prompt_tokens"]
     query_starts: Int[Tensor, " starts"]
     key_starts: Int[Tensor, " starts"]
@@ -109,17 +110,24 @@ def varlen_plan(segments: Sequence[PairSegments], device: torch.device) -> Varle
         device: where attention runs.
     """
     tokens, queries, keys = [], [0], [0]
-    first, second, prompts = [], [], []
-    for _, start, prompt, chosen, rejected in segments:
-        split, end = start + prompt + chosen, start + prompt + chosen + rejected
+    first, prompts = [], []
+    further: list[list[Any]] = [[] for _ in segments[0].completions[1:]]
+    for segment in segments:
+        start, prompt = segment.start, segment.prompt
         both = np.arange(start, start + prompt)
-        tokens += [np.arange(start, split), both, np.arange(split, end)]
-        one = keys[-1] + prompt + chosen
-        first += [np.arange(keys[-1], one), np.arange(one + prompt, one + prompt + rejected)]
-        second.append(np.arange(one, one + prompt))
         prompts.append(both)
-        queries += [split, end]
-        keys += [one, one + prompt + rejected]
+        split, one = start + prompt + segment.chosen, keys[-1] + prompt + segment.chosen
+        tokens.append(np.arange(start, split))
+        first.append(np.arange(keys[-1], one))
+        queries.append(split)
+        keys.append(one)
+        for copies, length in zip(further, segment.completions[1:], strict=True):
+            tokens += [both, np.arange(queries[-1], queries[-1] + length)]
+            copies.append(np.arange(keys[-1], keys[-1] + prompt))
+            end = keys[-1] + prompt + length
+            first.append(np.arange(end - length, end))
+            queries.append(queries[-1] + length)
+            keys.append(end)
 
     def there(values: Any, dtype: torch.dtype = torch.int64) -> Tensor:
         found = torch.as_tensor(values, dtype=dtype)
@@ -130,7 +138,7 @@ def varlen_plan(segments: Sequence[PairSegments], device: torch.device) -> Varle
     return VarlenPlan(
         key_source=there(np.concatenate(tokens)),
         first_copy=there(np.concatenate(first)),
-        second_copy=there(np.concatenate(second)),
+        copies=there(np.stack([np.concatenate(copies) for copies in further])),
         prompt_tokens=there(np.concatenate(prompts)),
         query_starts=there(queries, torch.int32),
         key_starts=there(keys, torch.int32),
@@ -215,7 +223,7 @@ def _rebuilt(states: Tensor, plan: VarlenPlan) -> Float[Tensor, "keys kv_heads w
         states[0].transpose(0, 1),
         plan.key_source,
         plan.first_copy,
-        plan.second_copy,
+        plan.copies,
         plan.prompt_tokens,
     )
     return rebuilt
@@ -226,17 +234,18 @@ class _Rebuild(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, source: Tensor, first: Tensor, second: Tensor, prompts: Tensor
+        ctx: Any, states: Tensor, source: Tensor, first: Tensor, copies: Tensor, prompts: Tensor
     ) -> Tensor:
-        """Prompts twice, everything else once."""
-        ctx.save_for_backward(first, second, prompts)
+        """Prompts as often as they have completions, everything else once."""
+        ctx.save_for_backward(first, copies, prompts)
         return states.index_select(0, source)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """A token's gradient is that of its copies together."""
-        first, second, prompts = ctx.saved_tensors
+        first, copies, prompts = ctx.saved_tensors
         total = grads[0].index_select(0, first)
-        # no prompt token is named twice, so that nothing is added in an order of chance
-        total[prompts] += grads[0].index_select(0, second)
+        for further in copies:
+            # no prompt token is named twice, so that nothing is added in an order of chance
+            total[prompts] += grads[0].index_select(0, further)
         return total, None, None, None, None

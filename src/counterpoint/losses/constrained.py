@@ -196,7 +196,7 @@ def _drift(asked: Constraint, seen: Seen) -> Tensor:
 
 
 def _all_tokens(asked: Constraint, objective: Objective, batch: PairBatch) -> Tensor:
-    counts: Tensor = batch.target_counts.view(2, -1).sum(0)
+    counts: Tensor = batch.target_counts.view(-1, len(batch))[:2].sum(0)
     return counts
 
 
@@ -216,7 +216,7 @@ def length_margin(multiplier: float, bound: float, batch: PairBatch) -> Float[Te
     Returns:
         Nats of scaled reward; below 0 where chosen is the shorter.
     """
-    chosen, rejected = batch.target_counts.view(2, -1).to(batch.margin)
+    chosen, rejected = batch.target_counts.view(-1, len(batch))[:2].to(batch.margin)
     longer: Tensor = chosen - rejected
     return multiplier * longer / bound
 
@@ -234,7 +234,7 @@ def _own_denominator(asked: Constraint, objective: Objective, batch: PairBatch) 
     return numbers
 
 
-NLL = ConstraintMath(lambda asked, seen: seen.terms.nll, denominator=_chosen_tokens)
+NLL = ConstraintMath(lambda asked, seen: -seen.logps.chosen, denominator=_chosen_tokens)
 LOST = ConstraintMath(_lost)
 SHORT_OF_MARGIN = ConstraintMath(_short_of_margin)
 WRONG_WAY_ROUND = ConstraintMath(_wrong, _logistic)

@@ -2,7 +2,7 @@
 
     reward (sum | mean | log-odds, reshaped by alpha, or against a reference)
     -> gap -> preference loss
-    + cpo_alpha x negative log-likelihood of the chosen completion
+    + cpo_alpha x negative log-likelihood of the chosen completion, or of a gold one
 
 A step's loss is a ratio of sums over all its pairs, so each micro-batch contributes its share
 of the numerators over the step's denominators (``StepTotals``), known before the first
@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from counterpoint.errors import ModelError
+from counterpoint.errors import DataError, ModelError
 from counterpoint.losses.adaptive import rejection
 from counterpoint.losses.against_reference import optimistic_gap, positive_gap
 from counterpoint.losses.anchored import apo_down_loss, apo_zero_loss, nca_loss
@@ -44,8 +44,8 @@ class Objective:
         alpha: shape of AlphaPO's reward; 0 leaves the log-probability as it is.
         label_smoothing: probability in [0, 0.5) that a pair's label is flipped.
         cpo_alpha: weight of the NLL term, at least 0.
-        nll_reduction: "token_mean" over the step's chosen tokens, or "sequence_sum", the mean
-            over pairs of sums over tokens (Eq. 5 of arXiv:2401.08417).
+        nll_reduction: "token_mean" over the step's chosen tokens, or gold ones, or "sequence_sum",
+            the mean over pairs of sums over tokens (Eq. 5 of arXiv:2401.08417).
         use_weighting: whether a pair's preference loss is weighed by how like the policy's own
             samples the pair is (WPO, arXiv:2406.11827).
         ld_alpha: weight in [0, 1] of tokens past the shorter completion of a pair (LD-DPO,
@@ -114,13 +114,18 @@ class Objective:
         scale = self.beta if row.beta_scales_gap else 1.0
         gap = scale * (chosen - rejected) - self.gamma - margin
         pairs = RewardedPairs(logps, chosen, rejected, self.gamma + margin, gap)
+        likely, tokens = logps.chosen, logps.chosen_tokens
+        # of a set that a constraint brings, whose NLL is no part of the loss, there is no gold
+        if row.gold and logps.gold is not None and logps.gold_tokens is not None:
+            likely, tokens = logps.gold, logps.gold_tokens
         shown = self.beta if row.reads("beta") else 1.0
         preference = math.loss(pairs, self)
         if self.use_weighting:
             preference = preference * policy_weight(logps)
         return LossTerms(
             preference=preference,
-            nll=-logps.chosen,
+            nll=-likely,
+            nll_tokens=tokens,
             chosen_rewards=shown * chosen.detach(),
             rejected_rewards=shown * rejected.detach(),
             chosen_logps=chosen_logps.detach(),
@@ -145,12 +150,23 @@ class Objective:
         return FactsAsked(shared=self.ld_alpha is not None, likeness=self.use_weighting)
 
     def totals(self, batch: PairBatch) -> StepTotals:
-        """What a batch adds to the denominators of its step."""
-        weight = batch.weight
-        tokens = weight * batch.chosen_tokens
+        """What a batch adds to the denominators of its step.
+
+        Raises:
+            DataError: CP236 for pairs without the gold completion that the loss reads.
+        """
+        weight, tokens = batch.weight, batch.chosen_tokens
+        if LOSSES[self.loss_type].gold:
+            if batch.gold_tokens is None:
+                raise DataError(
+                    "CP236",
+                    f"row {int(batch.row_ids[0])} was prepared without a gold completion, which "
+                    f"loss_type {self.loss_type} makes likelier. Give the trainer the raw rows.",
+                )
+            tokens = batch.gold_tokens
         return StepTotals(
             weight=weight.sum(),
-            nll=tokens.sum() if self.nll_reduction == "token_mean" else weight.sum(),
+            nll=(weight * tokens).sum() if self.nll_reduction == "token_mean" else weight.sum(),
         )
 
     def share(
@@ -196,10 +212,11 @@ class Objective:
                 "u(y) = mean of log p - log sum p^2"
             )
         if self.cpo_alpha:
+            which = "gold" if row.gold else "chosen"
             over = (
-                "mean over the step's chosen tokens of -log p"
+                f"mean over the step's {which} tokens of -log p"
                 if self.nll_reduction == "token_mean"
-                else "mean over pairs of the chosen completion's sum of -log p"
+                else f"mean over pairs of the {which} completion's sum of -log p"
             )
             lines[0] += f" + {self.cpo_alpha:g} * NLL"
             lines.append(f"NLL  = {over}")

@@ -1,4 +1,4 @@
-"""What TRL's options for CPO, ORPO and DPO mean here: files, commands and calls of its classes.
+"""What TRL's options for CPO, ORPO, DPO and TPO mean here: files, commands, calls of its classes.
 
 Not here: finding them in a script (``script_calls``) or a command (``foreign_files``).
 """
@@ -15,6 +15,8 @@ from counterpoint.objectives import (
     INITIAL,
     LOSSES,
     SIMPO,
+    TPO,
+    TPO_L,
     Loss,
     called,
 )
@@ -52,15 +54,16 @@ REASONS = {
     "sync_ref_model": _MOVING,
     "f_divergence_type": "the reverse KL is what there is",
     "f_alpha_divergence_coef": "the reverse KL is what there is",
-    "tpo_alpha": "TPO's third completion of a row is not read here, so that this is another loss: "
-    "cpo_alpha weighs the NLL of the chosen one",
-    "tpo_l_gamma": f"of TPO-L there is the part of a pair alone, loss_type {SIMPO.name}",
+    "tpo_l_gamma": "it is TPO-L's margin, and loss_type is another",
 }
 MARKS_OF_DPO = (
     *("ref_model", "ref_model_init_kwargs", "precompute_ref_log_probs"),
     *("sync_ref_model", "rpo_alpha", "loss_weights", "f_divergence_type", "reference_free"),
 )
 """Names by which a file of TRL is one of its DPO: such files do not say whose they are."""
+
+MARKS_OF_TPO = ("tpo_alpha", "tpo_l_gamma")
+"""Names by which it is one of its TPO."""
 
 MARKS_OF_CPO = ("cpo_alpha", "simpo_gamma", "gamma_beta_ratio", "gamma", "alpha")
 """Names by which it is one of its CPO."""
@@ -71,7 +74,7 @@ NAMES = {"preprocessing_num_workers": "dataset_num_proc"}
 
 
 def of_trl(draft: Draft, loss_type: str = DEFAULT_LOSS) -> None:
-    """Translate options of ``trl.experimental.cpo`` and its command, or of ``orpo`` or ``dpo``.
+    """Translate options of ``trl.experimental.cpo`` and its command, or of orpo, tpo or dpo.
 
     Args:
         draft: with the options as settings.
@@ -119,8 +122,8 @@ def keep_nll(draft: Draft, loss: Loss, tool: str) -> None:
 
 def _loss(draft: Draft, loss_type: str) -> None:
     loss = LOSSES[loss_type]
-    if loss is DPO:
-        loss_of_dpo(draft)
+    if loss in (DPO, TPO):
+        (loss_of_dpo if loss is DPO else _loss_of_tpo)(draft)
         return
     if loss_type != DEFAULT_LOSS:
         draft.put("loss_type", loss_type)
@@ -159,6 +162,24 @@ def loss_of_dpo(draft: Draft) -> None:
     if draft.switch("reference_free"):
         draft.put("loss_type", DEFAULT_LOSS, "was reference_free")
         draft.put("cpo_alpha", 0.0, "no NLL term, as there")
+
+
+def _loss_of_tpo(draft: Draft) -> None:
+    """Write the loss of TRL's TPO, whose gold completions stand in the column ``reference``."""
+    setting = draft.take("loss_type")
+    named = "" if setting is None else str(as_python(setting.given))
+    loss = TPO if not named else called("TPOTrainer", named)
+    if setting is not None and loss is None:
+        draft.leave(setting, f"there is no such loss here; what is written is {TPO.method}'s")
+    draft.put("loss_type", (loss or TPO).name)
+    for option, value in (("beta", 0.01), ("learning_rate", 5e-7)):
+        if draft.peek(option) is None:
+            draft.put(option, value, "TRL's default for TPO")
+    names = {"tpo_alpha": "cpo_alpha"}
+    names |= {"tpo_l_gamma": "simpo_gamma"} if loss is TPO_L else {}
+    for name, option in names.items():
+        if (given := draft.take(name)) is not None:
+            draft.add(option, given, f"was {name}")
 
 
 def _share_of_nll(weights: Any) -> float | None:

@@ -22,10 +22,10 @@ from counterpoint.migrate.of_llama_factory import of_llama_factory
 from counterpoint.migrate.of_ms_swift import MARKS as SWIFT_MARKS
 from counterpoint.migrate.of_ms_swift import TOOL as SWIFT
 from counterpoint.migrate.of_ms_swift import of_ms_swift
-from counterpoint.migrate.of_trl import MARKS_OF_CPO, MARKS_OF_DPO, of_trl
+from counterpoint.migrate.of_trl import MARKS_OF_CPO, MARKS_OF_DPO, MARKS_OF_TPO, of_trl
 from counterpoint.migrate.run_file import as_yaml
 from counterpoint.migrate.script_calls import Script
-from counterpoint.objectives import DEFAULT_LOSS, DPO, LOSSES, OBJECTIVE_OPTIONS
+from counterpoint.objectives import DEFAULT_LOSS, DPO, LOSSES, OBJECTIVE_OPTIONS, TPO
 from counterpoint.options.run_options import RunOptions
 from counterpoint.options.settings import build_config
 from counterpoint.options.table import RUN, options
@@ -111,7 +111,9 @@ def _of_yaml(text: str, source: str) -> tuple[str, Draft]:
         of_kto = next((name for name in MARKS_OF_KTO if draft.peek(name) is not None), None)
         if of_kto is not None:
             raise refuse_kto(f"{source}: {of_kto}")
-        loss_type = DPO.name if draft.rest.keys() & MARKS_OF_DPO else DEFAULT_LOSS
+        marks = {TPO.name: MARKS_OF_TPO, DPO.name: MARKS_OF_DPO}
+        found = (name for name, own in marks.items() if draft.rest.keys() & own)
+        loss_type = next(found, DEFAULT_LOSS)
         if loss_type == DEFAULT_LOSS and not draft.rest.keys() & MARKS_OF_CPO:
             draft.notes.append(
                 "TRL's files do not say which command reads them: read as one of trl cpo. If it "

@@ -56,7 +56,7 @@ class Pace(TrainerCallback):
         real = [pair for pair in pairs if pair.row != FILLER_ROW]
         self._counts["pairs"] += len(real)
         self._counts["tokens"] += sum(map(length, real))
-        self._counts["predicted"] += sum(len(one.chosen) + len(one.rejected) for one in real)
+        self._counts["predicted"] += sum(sum(map(len, one.completions)) for one in real)
 
     def _count_pictures(self, model: nn.Module | None, *, of_a_step: bool) -> None:
         """Take what the tower was asked for since the last call, or leave it out."""

@@ -372,7 +372,7 @@ class Planner:
             least = shown.picture.tokens + LONGER
             shapes = [one._replace(prompt=max(one.prompt, least)) for one in shapes]
             longer = [
-                Shape(2 * one.prompt - shown.picture.tokens, 2 * one.chosen, 2 * one.rejected)
+                Shape(2 * one.prompt - shown.picture.tokens, *(2 * length for length in one[1:]))
                 for one in shapes
             ]
             micro_batches = [*(shapes * times for times in REHEARSED), longer * REHEARSED[-1]]

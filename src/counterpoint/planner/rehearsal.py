@@ -24,7 +24,6 @@ from counterpoint.forward.head import Head
 from counterpoint.forward.layouts import LAYOUTS
 from counterpoint.forward.offload import activations_on_host, copied
 from counterpoint.forward.pair_forward import token_scores
-from counterpoint.forward.shown import patches_in
 from counterpoint.models.checkpointing import enable_checkpointing
 from counterpoint.models.family import family_of
 from counterpoint.planner.ledger import Ledger
@@ -180,7 +179,7 @@ def rehearse(
         weight.grad = None
     host = max((held.pop(AWAY, 0) for held in line), default=0)
     trunk, forward = done
-    patches = LAYOUTS[way.layout].looks * patches_in(batch.pairs)
+    patches = LAYOUTS[way.layout].patches(batch.pairs)
     return Rehearsal(
         batch.cost - patches,
         tuple(_stages(line, starts)),

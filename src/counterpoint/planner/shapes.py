@@ -16,7 +16,7 @@ from datasets import Dataset
 
 from counterpoint.forward.layouts import LAYOUTS
 from counterpoint.planner.pictures import Shown
-from counterpoint.preference_row import PARTS
+from counterpoint.preference_row import GOLD, PARTS
 from counterpoint.records import PairBatch, TokenPair
 
 LONG = 0.1
@@ -35,11 +35,12 @@ class Shape(NamedTuple):
     prompt: int
     chosen: int
     rejected: int
+    gold: int = 0
 
     def pair(self, number: int = 0) -> TokenPair:
         """A pair of this shape, whose prompt no pair of another number has."""
-        prompt, chosen, rejected = ([0] * length for length in self)
-        return TokenPair([number] * len(prompt), chosen, rejected, row=0, start=[0])
+        prompt, chosen, rejected, gold = ([0] * length for length in self)
+        return TokenPair([number] * len(prompt), chosen, rejected, row=0, start=[0], gold=gold)
 
 
 class Load(NamedTuple):
@@ -75,7 +76,8 @@ class Lengths:
     """Tokens of all pairs of a data set.
 
     Args:
-        parts: of each pair its prompt, chosen and rejected completion, at least one row.
+        parts: of each pair its prompt, chosen and rejected completion, and its gold one where pairs
+            have such; at least one row.
         shown: what they show; None: nothing.
     """
 
@@ -98,8 +100,8 @@ class Lengths:
                 pairs = pairs.select(range(0, len(pairs), len(pairs) // SOME))
             return cls(np.concatenate([*_lengths(pairs)]), Shown.of(pairs, encoder))
         pairs = list(pairs)
-        rows = [(len(pair.prompt), len(pair.chosen), len(pair.rejected)) for pair in pairs]
-        parts = np.asarray(rows, dtype=np.int64).reshape(-1, len(PARTS))
+        rows = [(len(pair.prompt), *map(len, pair.completions)) for pair in pairs]
+        parts = np.asarray(rows, dtype=np.int64).reshape(len(rows), -1)
         return cls(parts, Shown.of(pairs, encoder))
 
     def within(self, max_length: int, max_completion_length: int | None = None) -> Lengths:
@@ -155,9 +157,9 @@ class Lengths:
         long = self.long(layout)
         heaviest = self.parts[self._order(layout)[:pairs]]
         rows = heaviest[:, 1:].max()
-        shares = heaviest.mean(0) / [heaviest[:, 0].max(), rows, rows]
-        row = max(long.chosen, long.rejected)
-        full = (long.prompt, row, row)
+        sides = heaviest.shape[1] - 1
+        shares = heaviest.mean(0) / [heaviest[:, 0].max(), *[rows] * sides]
+        full = (long.prompt, *[max(long[1:])] * sides)
         # of four pairs, three have what the long one leaves of the share
         least = [max(1, round(n * (4 * s - 1) / 3)) for n, s in zip(full, shares, strict=True)]
         return [Shape(*full), *[Shape(*least)] * 3]
@@ -176,13 +178,15 @@ class Lengths:
         """Of each pair, as often as the tower reads them."""
         if self.shown is None:
             return np.zeros(len(self), dtype=np.int64)
-        return self.shown.patches * LAYOUTS[layout].looks
+        again = LAYOUTS[layout].looks_again
+        return self.shown.patches * (self.parts.shape[1] - 1 if again else 1)
 
 
 def _lengths(pairs: Dataset) -> Iterator[npt.NDArray[np.int64]]:
     """A part at a time, so that no copy is made of all tokens."""
     for table in pairs.with_format("arrow").iter(AT_ONCE):
-        columns = [pc.list_value_length(table.column(f"{part}_ids")) for part in PARTS]
+        names = (f"{part}_ids" for part in (*PARTS, GOLD))
+        columns = [pc.list_value_length(table[n]) for n in names if n in table.column_names]
         yield np.stack([column.to_numpy() for column in columns], 1).astype(np.int64)
 
 

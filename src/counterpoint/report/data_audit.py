@@ -11,7 +11,7 @@ from typing import Any
 from counterpoint.doctor.table import TABLE, meaning
 from counterpoint.language import phrase
 from counterpoint.markup import Content, Markup, element, table
-from counterpoint.preference_row import PARTS
+from counterpoint.preference_row import GOLD, PARTS
 from counterpoint.report.charts import Bars, Histogram
 
 _ROLES = {"prompt": "series-6", "chosen": "series-1", "rejected": "series-2"}
@@ -63,7 +63,7 @@ def histograms(data: Mapping[str, Account]) -> tuple[Histogram, ...]:
     for number, (name, account) in enumerate(data.items()):
         bars = tuple(
             Bars(f"lengths-{number}/{part}", part, _ROLES[part], edges, counts)
-            for part in PARTS
+            for part in (*PARTS, GOLD)
             if (made := _histogram(account, part)) is not None
             for edges, counts in [made]
         )
@@ -127,7 +127,7 @@ def _shares(account: Account) -> Content:
 def _by_part(counts: Mapping[str, int] | None) -> Content:
     if not counts:
         return None
-    return ", ".join(f"{counts[part]:,} {part}" for part in PARTS if part in counts)
+    return ", ".join(f"{counts[part]:,} {part}" for part in (*PARTS, GOLD) if part in counts)
 
 
 def _cuts(account: Account) -> Content:
@@ -141,7 +141,7 @@ def _cuts(account: Account) -> Content:
             part=part,
             rows=f"{rows[part]:,}",
         )
-        for part in PARTS
+        for part in (*PARTS, GOLD)
         if rows.get(part)
     ]
     return "; ".join(told) or phrase("nothing")

@@ -203,7 +203,7 @@ def resume_goes_on(mini: Miniature, straight: Trained) -> Judgement:
 
 
 def logps(model: Any, pairs: Sequence[TokenPair]) -> Tensor:
-    """Summed log-probability of both completions of pairs, the plain way, in float32 on the CPU.
+    """Summed log-probability of the completions of pairs, the plain way, in float32 on the CPU.
 
     Args:
         model: of any family that is trained; left on the CPU, in float32, evaluating.
@@ -213,7 +213,7 @@ def logps(model: Any, pairs: Sequence[TokenPair]) -> Tensor:
     sums = []
     with torch.no_grad():
         for pair in pairs:
-            for completion in (pair.chosen, pair.rejected):
+            for completion in pair.completions:
                 logits, ids = logits_alone(model, pair, completion)
                 logps = logits.double().log_softmax(-1).gather(-1, ids[:, None])
                 sums.append(logps.sum())

@@ -32,6 +32,7 @@ from counterpoint.data.sources import dataset_from_rows
 from counterpoint.data.truncate import spans_within
 from counterpoint.data.undecoded import undecoded
 from counterpoint.errors import DataError
+from counterpoint.preference_row import COMPLETIONS, GOLD
 from counterpoint.records import TokenPair
 
 PROMPT, COMPLETION = 48, 24
@@ -89,27 +90,23 @@ def own_pairs(
 def shortened(pair: TokenPair) -> TokenPair:
     """A pair of at most ``PROMPT`` + ``COMPLETION`` tokens a side.
 
-    Tokens with which both completions begin go to the prompt where a completion is too long, so
+    Tokens with which all completions begin go to the prompt where a completion is too long, so
     that what is left of them differs; then the prompt loses its beginning, completions their end.
     The prompt of an encoder-decoder is another text: there they are left out. A prompt that shows
     pictures is not cut.
     """
-    prompt, chosen, rejected = list(pair.prompt), list(pair.chosen), list(pair.rejected)
-    if max(len(chosen), len(rejected)) > COMPLETION:
-        same = 0
-        while same < min(len(chosen), len(rejected)) - 1 and chosen[same] == rejected[same]:
+    prompt, whole, same = list(pair.prompt), [list(one) for one in pair.completions], 0
+    shortest = min(map(len, whole))
+    if max(map(len, whole)) > COMPLETION:
+        while same < shortest - 1 and len({one[same] for one in whole}) == 1:
             same += 1
-        prompt = prompt if pair.start else prompt + chosen[:same]
-        chosen, rejected = chosen[same:], rejected[same:]
-    moved = len(pair.chosen) - len(chosen)
-    return replace(
-        pair,
-        prompt=prompt if pair.pictures else prompt[-PROMPT:],
-        chosen=chosen[:COMPLETION],
-        rejected=rejected[:COMPLETION],
-        chosen_given=_given(pair.chosen_given, moved, chosen[:COMPLETION]),
-        rejected_given=_given(pair.rejected_given, moved, rejected[:COMPLETION]),
-    )
+        prompt = prompt if pair.start else prompt + whole[0][:same]
+    left = [one[same:][:COMPLETION] for one in whole]
+    given = [_given(spans, same, one) for spans, one in zip(pair.givens, left, strict=True)]
+    changed: dict[str, Any] = {}
+    for name, ids, spans in zip((*COMPLETIONS, GOLD), left, given, strict=False):
+        changed |= {name: ids, f"{name}_given": spans}
+    return replace(pair, prompt=prompt if pair.pictures else prompt[-PROMPT:], **changed)
 
 
 def _given(spans: Sequence[int], start: int, kept: Sequence[int]) -> tuple[int, ...]:
@@ -126,6 +123,7 @@ def prepared(pairs: Sequence[TokenPair]) -> Dataset:
             "chosen_ids": pair.chosen,
             "rejected_ids": pair.rejected,
             **{name: getattr(pair, name) for name in ("row", "weight", "margin", *GIVEN_COLUMNS)},
+            **{"gold_ids": pair.gold, "gold_given": pair.gold_given},
             PICTURES_OF_PAIR: [picture_cell(one, whole=True) for one in pair.pictures],
         }
         for pair in pairs

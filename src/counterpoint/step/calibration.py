@@ -132,6 +132,8 @@ def _digest(pairs: Sequence[TokenPair]) -> str:
                 "margin": pair.margin,
                 "chosen_given": pair.chosen_given,
                 "rejected_given": pair.rejected_given,
+                "gold_ids": pair.gold,
+                "gold_given": pair.gold_given,
             }
         )
     return found.hexdigest()

@@ -18,6 +18,7 @@ from counterpoint.config import CPOConfig
 from counterpoint.data.batching import DealtStream, PairLoader
 from counterpoint.data.counts import PrepareCounts
 from counterpoint.data.encoder import Encoder
+from counterpoint.data.gold import as_read
 from counterpoint.data.lanes import LanedStream, StreamPlace
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.order import COMPUTED, WRITTEN_OUT, Order, order_of
@@ -28,7 +29,7 @@ from counterpoint.data.referenced import ReferenceTables
 from counterpoint.data.sampler import StepSampler
 from counterpoint.data.sources import pick_split
 from counterpoint.forward.rows import EmbeddingRows, beyond_embedding
-from counterpoint.preference_row import PARTS
+from counterpoint.preference_row import GOLD, PARTS
 from counterpoint.records import TokenPair
 
 
@@ -58,21 +59,22 @@ class Feed:
         rows = pick_split(dataset, "train") if isinstance(dataset, Mapping) else dataset
         return self.pairs(rows, "train")
 
-    def pairs(self, dataset: Any, name: str) -> Any:
+    def pairs(self, dataset: Any, name: str, *, options: PrepareOptions | None = None) -> Any:
         """Prepared pairs of raw rows, of each of a dict of sets, or of themselves.
 
         Args:
             dataset: raw or prepared rows, a dict of named sets, or None.
             name: the set's name in messages and in the run log.
+            options: how rows are read; None: as the run does.
 
         Raises:
             DataError: CP2xx for rows that are not pairs.
         """
         if dataset is None or self._is_prepared(dataset):
-            return dataset
+            return as_read(dataset, gold=(options or self.options).gold)
         if isinstance(dataset, Mapping):
             return {key: self.pairs(rows, f"{name} {key}") for key, rows in dataset.items()}
-        self._prepared[name] = prepare(dataset, self.encoder, self.options, name=name)
+        self._prepared[name] = prepare(dataset, self.encoder, options or self.options, name=name)
         self.references.refuse_stream(self._prepared[name].pairs, name)
         return self._prepared[name].pairs
 
@@ -94,16 +96,14 @@ class Feed:
             for each in pairs.values():
                 self.check_ids(each, known)
             return
-        if not isinstance(pairs, Dataset):
-            return
-        if known is None:
+        if not isinstance(pairs, Dataset) or known is None:
             return
         if known.read == known.written >= len(self.encoder.tokenizer):
             return
         # a prompt ends with what the decoder begins with; a batch's are looked at again, exactly
-        limits = dict.fromkeys(PARTS, known.written) | {"prompt": max(known)}
+        limits = dict.fromkeys((*PARTS, GOLD), known.written) | {"prompt": max(known)}
         for table in pairs.with_format("arrow").iter(ROWS_AT_ONCE):
-            for part in PARTS:
+            for part in (part for part in limits if f"{part}_ids" in table.column_names):
                 highest = pc.max(pc.list_flatten(table.column(f"{part}_ids"))).as_py()
                 if highest is not None and highest >= limits[part]:
                     raise beyond_embedding(highest, limits[part])

@@ -83,7 +83,7 @@ class SecondSets:
     def _prepared(self, rows: Any, name: str) -> Any:
         if isinstance(rows, Mapping):
             rows = pick_split(rows)
-        pairs = self._feed.pairs(rows, name)
+        pairs = self._feed.pairs(rows, name, options=replace(self._feed.options, gold=False))
         if not hasattr(pairs, "__len__"):
             raise ConfigError(
                 "CP104",

@@ -1,4 +1,4 @@
-"""What stands beside the ids of pairs in a file of a step: spans without loss, references.
+"""What stands beside the ids of pairs in a file of a step: spans, references, gold completions.
 
 Not here: the ids (``file``), and pictures (``pictures``).
 """
@@ -45,6 +45,56 @@ def references_of(
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
+def golds_as_tensors(pairs: Sequence[TokenPair]) -> dict[str, Tensor]:
+    """The gold completions of pairs, for a file; nothing where they have none.
+
+    Args:
+        pairs: of a step; where none has one, nothing is written.
+    """
+    if not any(pair.gold for pair in pairs):
+        return {}
+    parts = [part for pair in pairs for part in (pair.gold, pair.gold_given)]
+    return {
+        "gold": torch.tensor([n for part in parts for n in part], dtype=torch.long),
+        "golds": torch.tensor([len(part) for part in parts], dtype=torch.long),
+    }
+
+
+def golds_of(
+    tensors: Mapping[str, Tensor],
+    prompts: Sequence[int],
+    typed: Typed,
+    check: Callable[[bool, str], None],
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Of each pair of a file its gold completion and the spans of it without loss, if it has one.
+
+    Args:
+        tensors: of the file.
+        prompts: tokens of each prompt.
+        typed: refuses a tensor of another kind.
+        check: refuses what does not hold.
+    """
+    if "golds" not in tensors:
+        return [((), ())] * len(prompts)
+    counts = typed(tensors["golds"], torch.long, 2 * len(prompts))
+    check(bool((counts >= 0).all()), "its gold completions are shorter than nothing")
+    flat = typed(tensors["gold"], torch.long, int(counts.sum())).tolist()
+    ends = counts.cumsum(0).tolist()
+    parts = [flat[a:b] for a, b in pairwise([0, *ends])]
+    found = [(tuple(ids), tuple(spans)) for ids, spans in zip(parts[::2], parts[1::2], strict=True)]
+    for (ids, spans), prompt in zip(found, prompts, strict=True):
+        check(not ids or len(ids) > (prompt == 0), "a gold completion has nothing to predict")
+        check(min(ids, default=0) >= 0, "it has negative token ids")
+        check(not spans or _fit(spans, len(ids)), "its spans are none")
+    return found
+
+
+def _fit(spans: Sequence[int], size: int) -> bool:
+    """Whether spans are in order and apart, and something is left that carries loss."""
+    ordered = len(spans) % 2 == 0 and all(a < b for a, b in pairwise((-1, *spans, size + 1)))
+    return ordered and sum(spans[1::2]) - sum(spans[::2]) < size
+
+
 def spans_of(
     tensors: Mapping[str, Tensor],
     sizes: Sequence[int],
@@ -67,7 +117,5 @@ def spans_of(
     ends = counts.cumsum(0).tolist()
     found = [tuple(flat[a:b]) for a, b in pairwise([0, *ends])]
     for spans, size in zip(found, sizes, strict=True):
-        # in order and apart, and something is left that carries loss
-        fits = len(spans) % 2 == 0 and all(a < b for a, b in pairwise((-1, *spans, size + 1)))
-        check(fits and sum(spans[1::2]) - sum(spans[::2]) < size, "its spans are none")
+        check(_fit(spans, size), "its spans are none")
     return found

@@ -36,12 +36,18 @@ from counterpoint.objectives import LOSSES
 from counterpoint.records import StepTotals, TokenPair
 from counterpoint.run_schema import MOST
 from counterpoint.staged import staged
-from counterpoint.step.replay.beside_ids import references_as_tensors, references_of, spans_of
+from counterpoint.step.replay.beside_ids import (
+    golds_as_tensors,
+    golds_of,
+    references_as_tensors,
+    references_of,
+    spans_of,
+)
 from counterpoint.step.replay.earlier import objective_of_now, settings_of_now
 from counterpoint.step.replay.pictures import pairs_with_pictures, pictures_as_tensors
 from counterpoint.strict import strict_json
 
-FORMAT = 5
+FORMAT = 6
 """Raised with every change of what a file holds; those of 1, which hold no constraints, of 2, and
 of 3, which hold no pictures, are read."""
 
@@ -217,7 +223,7 @@ def write_replay(replay: Replay, path: Path) -> None:
         "cut": torch.tensor([len(batch) for batch in replay.micro_batches], dtype=torch.long),
         "totals": torch.stack([replay.totals.weight, replay.totals.nll]).double().cpu(),
     }
-    tensors |= references_as_tensors(pairs)
+    tensors |= references_as_tensors(pairs) | golds_as_tensors(pairs)
     if replay.router is not None:
         for field in fields(RouterSums):
             value: Tensor = getattr(replay.router, field.name)
@@ -271,13 +277,15 @@ def read_replay(path: str | Path) -> Replay:
 def _read(described: Any, tensors: Mapping[str, Tensor]) -> Replay:
     _check(isinstance(described, dict), "its metadata is no object")
     known = described["format"]
-    _check(known in (1, 2, 3, 4, FORMAT), f"its format is {known!r}, not {FORMAT}")
+    _check(known in (1, 2, 3, 4, 5, FORMAT), f"its format is {known!r}, not {FORMAT}")
     step, seen = described["step"], described["seen"]
     _check(isinstance(step, int) and step > 0, "its step is no number from 1")
     objective = _made(Objective, objective_of_now(described["objective"]))
     _check(objective.loss_type in LOSSES, f"there is no loss {objective.loss_type!r}")
     fits = "reference" in tensors or not LOSSES[objective.loss_type].needs_reference
     _check(fits, "it lacks what the reference gave its pairs")
+    fits = "golds" in tensors or not LOSSES[objective.loss_type].gold
+    _check(fits, "it lacks its gold completions")
     settings = _made(Settings, settings_of_now(described["settings"]))
     _check(settings.layout in LAYOUTS, f"there is no layout {settings.layout!r}")
     _check(0 < settings.checkpointing_share <= 1, "its share of layers is not in (0, 1]")
@@ -363,6 +371,7 @@ def _batches(
     flat, ends = ids.tolist(), lengths.cumsum(0).tolist()
     parts = [flat[a:b] for a, b in pairwise([0, *ends])]
     references = references_of(tensors, count, _typed)
+    golds = golds_of(tensors, sizes[:, 0].tolist(), _typed, _check)
     pairs = [
         TokenPair(
             prompt=parts[3 * n][: prompts[n]],
@@ -375,6 +384,8 @@ def _batches(
             weight=float(weight[n]),
             margin=float(margin[n]),
             reference=references[n],
+            gold=golds[n][0],
+            gold_given=golds[n][1],
         )
         for n, row in enumerate(rows.tolist())
     ]

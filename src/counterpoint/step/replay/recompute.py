@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from counterpoint.forward.head import Head
-from counterpoint.forward.layouts import LAYOUTS
+from counterpoint.forward.layouts import LAYOUTS, SIDES
 from counterpoint.forward.offload import offloading
 from counterpoint.forward.pair_forward import TokenScores, pair_forward
 from counterpoint.forward.router import RouterSums
@@ -324,7 +324,7 @@ def _of_tokens(token_logps: Tensor, batch: PairBatch) -> Iterator[Culprit]:
             first = int(bad[0])
             yield Culprit(
                 "log-probability",
-                part="chosen" if sequence < len(batch) else "rejected",
+                part=SIDES[sequence // len(batch)],
                 row=rows[sequence % len(batch)],
                 token=first,
                 token_id=int(ids[first]),
