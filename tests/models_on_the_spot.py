@@ -209,6 +209,9 @@ def make_model(kind: str = "qwen2", *, seed: int = 0, **changes: Any) -> PreTrai
                 parameter.normal_(0, 0.2)
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.1)
+        for module in model.modules():
+            if hasattr(module, "create_weight"):  # positions that are computed, and in no file
+                module.weight.copy_(module.create_weight())
     return model.float()
 
 

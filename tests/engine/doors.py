@@ -13,6 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 
 from counterpoint import ranks
+from counterpoint.engine.at_load import parts_filled
 from counterpoint.trainer.transformers_seams import Seams
 
 
@@ -24,13 +25,14 @@ def loaded_in_shards(model: Any, folder: Path, replicas: int = 1) -> Any:
     size = ranks.count() // replicas
     config = DistributedConfig(fsdp_size=size, dp_replicate_size=replicas)
     experts = {"experts_implementation": "eager"} if hasattr(model.config, "num_experts") else {}
-    return type(model).from_pretrained(
-        folder,
-        dtype=model.dtype,
-        attn_implementation=model.config._attn_implementation,
-        distributed_config=config,
-        **experts,
-    )
+    with parts_filled(shards=True):
+        return type(model).from_pretrained(
+            folder,
+            dtype=model.dtype,
+            attn_implementation=model.config._attn_implementation,
+            distributed_config=config,
+            **experts,
+        )
 
 
 @contextmanager

@@ -66,6 +66,12 @@ CASES: dict[str, dict[str, Any]] = {
         "train_sampling_strategy": "random",
         "max_micro_batch_tokens": 60,
     },
+    "an encoder-decoder, positions that are computed, writes": {
+        "kind": "mbart",
+        "model": {"model_type": "marian"},
+        "pairs": STEP_PAIRS,
+        "writes": True,
+    },
     "an encoder-decoder, tied four times, through accelerate": {
         "kind": "t5",
         "door": "accelerate",
@@ -176,7 +182,7 @@ LOGGED = ("loss", "grad_norm", "logps/chosen", "aux_loss")
 
 QUANTISES = find_spec("bitsandbytes") is not None
 
-QUICK = 10
+QUICK = 11
 """How many of them are run in every suite."""
 
 MEMORY: dict[str, dict[str, Any]] = {
@@ -342,12 +348,12 @@ def run(case: dict[str, Any], folder: Path, count: int) -> dict[str, Any]:
         pairs = pairs.map(lambda row: {"margin": math.nan if row["row"] == bad else 0.0})
     micro_batch = case.pop("micro_batch", 1)
     step_pairs = case.pop("step_pairs", 0) * count or STEP_PAIRS
-    second, held_out = case.pop("second", None), case.pop("held_out", 0)
+    defaults = (("second", None), ("held_out", 0), ("writes", False))
+    second, held_out, writes = (case.pop(name, value) for name, value in defaults)
     if "max_micro_batch_tokens" in case and ranks.rank() % 2:
         case["max_micro_batch_tokens"] //= 2  # ranks need not agree on it
     small, copies = case.pop("memory", None), case.pop("replicas", 1)
-    if count < 2 * copies or count % copies:
-        copies = 1
+    copies = 1 if count < 2 * copies or count % copies else copies
     if copies > 1 and door == "accelerate":
         case["fsdp_replicas"] = copies
     if option := case.pop("quantized", None):
@@ -399,11 +405,33 @@ def run(case: dict[str, Any], folder: Path, count: int) -> dict[str, Any]:
             ).items()
             if "per_second" not in name and "runtime" not in name
         },
+        "written": written(trainer, folder / "saved") if writes else [],
         "engine": trainer.engine.name,
         "held": held(trainer),
         "copies": copies,
         "weights": sum(w.numel() for w in trainer.model.parameters()),
     }
+
+
+def written(trainer: Any, folder: Path) -> list[list[list[int]]]:
+    """What a translator writes to two sources: in shards, and opened again as one whole model."""
+    from transformers import AutoModelForSeq2SeqLM
+
+    from counterpoint.evaluation.generation import Decoding, Prompt, complete
+
+    trainer.save_model(str(folder))
+    whole = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float64)
+    sources = [Prompt(ids, None, (2,)) for ids in ((5, 9, 30, 0), (77, 8, 41, 50, 9, 0))]
+    several = not ranks.alone()
+    return [
+        [
+            list(text.ids)
+            for text in complete(
+                model, trainer.processing_class, sources, Decoding(12), together=together
+            )
+        ]
+        for model, together in ((trainer.model, several), (whole, False))
+    ]
 
 
 def culprits(run: Path) -> list[list[str]]:

@@ -61,6 +61,8 @@ def test_ranks_that_share_a_model_take_the_steps_of_one_process(name: str, shard
     assert found["evaluated"] == pytest.approx(one["evaluated"], rel=1e-6)
     assert (found["skipped"], found["culprits"]) == (one["skipped"], one["culprits"])
     assert one["skipped"] == ("bad_row" in CASES[name])
+    assert found["written"] == one["written"]
+    assert found["written"][:1] == found["written"][1:]  # by the model that was saved, too
     assert found["mean"] == pytest.approx(one["mean"], rel=max(rel, 1e-6))
 
 

@@ -64,9 +64,12 @@ def test_only_one_module_names_the_exchanges_between_ranks() -> None:
         if (found := meetings(ast.parse(path.read_text(encoding="utf-8"))))
     }
     # an engine that shards names what it shards with
-    assert naming.keys() == {"ranks.py", "engine/fsdp2.py"}, naming
+    assert naming.keys() == {"ranks.py", "engine/at_load.py", "engine/fsdp2.py"}, naming
     kept = {"FSDPModule", "DTensor", "Partial", "Replicate", "Shard"}
     assert set(naming["engine/fsdp2.py"]) <= kept
+    # each rank takes its own part of what all have computed: nothing is sent
+    assert set(naming["engine/at_load.py"]) == {"DTensor", "distribute_tensor"}
+    assert "src_data_rank=None" in (SOURCE / "engine/at_load.py").read_text(encoding="utf-8")
 
 
 def test_parts_of_a_checkpoint_are_written_by_each_rank_alone() -> None:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import peft
 import pytest
+from transformers import AutoModelForSeq2SeqLM
 
 from counterpoint.errors import ModelError
 from counterpoint.models.trainable import check_checkpointing, check_trainable
+from tests.steps import random_pairs, train_watched
+
+COMPUTED = ("marian", "pegasus")
+"""Kinds of models whose table of positions is no weight that learns."""
 
 LORA = {"task_type": "CAUSAL_LM", "r": 2, "target_modules": ["q_proj"]}
 
@@ -74,3 +79,19 @@ def test_prefixes_are_refused_with_checkpointing_and_prompts_are_not(models):
         check_checkpointing(model, checkpointing=True)
     check_checkpointing(model, checkpointing=False)
     check_checkpointing(peft.get_peft_model(models("qwen2"), prompt), checkpointing=True)
+
+
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_every_weight_of_a_translator_that_trains_gets_a_gradient(
+    models, chatml_tokenizer, tmp_path, kind
+):
+    """transformers loads computed positions as weights that train, and gives them no gradient."""
+    models("mbart", model_type=kind).save_pretrained(tmp_path / kind)
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / kind)
+    assert model.model.encoder.embed_positions.weight.requires_grad  # what this guards against
+    (gradients,), trainer = train_watched(
+        model, chatml_tokenizer, random_pairs(4), tmp_path / "run", per_device_train_batch_size=4
+    )
+    trains = {name for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    assert gradients.keys() == trains
+    assert not any("embed_positions" in name for name in trains)

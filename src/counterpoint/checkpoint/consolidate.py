@@ -245,7 +245,8 @@ def _converted(checkpoint: Path, names: list[str], parts: ShardReader) -> Iterat
         groups = [names]  # what is saved together lies in several layers
     for some in groups:
         entries = [FileEntry(k, tuple(one.shape), one.dtype) for k, one in blank(some).items()]
-        yield _Group(entries, partial(_as_saved, model, parts, some))
+        if entries:  # a table of positions that is computed, as Marian's, is in no file
+            yield _Group(entries, partial(_as_saved, model, parts, some))
 
 
 def _as_saved(model: nn.Module, parts: ShardReader, names: list[str]) -> dict[str, Tensor]:

@@ -51,6 +51,7 @@ from counterpoint.checkpoint.weights import (
     write_beside,
 )
 from counterpoint.errors import SetupError
+from counterpoint.model_seams import left_out_of_files
 from counterpoint.run_schema import list_of, mapping_of, record, whole
 from counterpoint.run_schema import text as words
 from counterpoint.strict import strict_json
@@ -282,6 +283,7 @@ def load_shards(model: nn.Module, folder: Path, listed: Collection[str]) -> None
             first = first_names(model)
             into = {n: live[first.get(n, n)] for n in parts.tensors}
             lacking = live.keys() - {first.get(n, n) for n in parts.tensors}
+            lacking -= {*left_out_of_files(model)}  # computed, and in no file
             if lacking:
                 raise misfit(folder, "too few for the model, which has", sorted(lacking))
             _read(folder, files, into, listed)

@@ -324,6 +324,28 @@ class Fsdp2(Engine):
         return True
 
 
+def gather_around_parts(model: nn.Module) -> None:
+    """Gather what stands around a model's sharded parts, for whoever calls these by themselves.
+
+    A weight is gathered by the forward of the module that ``fully_shard`` was given. ``generate``
+    calls an encoder without the model around it, whose embedding and norm would stay in shards.
+
+    Args:
+        model: unwrapped from distributed training; nothing is done to one that is not in shards.
+    """
+    for module in _outermost(model):
+        _managed(module)
+        module.unshard()
+
+
+def _outermost(module: nn.Module) -> Iterator[FSDPModule]:
+    if isinstance(module, FSDPModule):
+        yield module
+        return
+    for child in module.children():
+        yield from _outermost(child)
+
+
 def _cut_adapter(model: nn.Module) -> str | None:
     """The name of a layer whose adapter is smaller than the layer; None where there is none."""
     name: str

@@ -42,6 +42,7 @@ from transformers import (
 from counterpoint import ranks
 from counterpoint.console.phases import phase
 from counterpoint.data.vocabularies import reader_of_sources, text_of
+from counterpoint.engine.fsdp2 import gather_around_parts
 from counterpoint.evaluation.room import room_behind
 from counterpoint.evaluation.rounded_otherwise import (
     ROUNDINGS,
@@ -269,6 +270,8 @@ class BatchWriter:
         if prompts[0].start:
             # without it, or another: one more token would be put before what was given
             config.decoder_start_token_id = [prompt.start[0] for prompt in prompts]
+        if self._together:
+            gather_around_parts(self.model)
         output = self.model.generate(
             **inputs,
             generation_config=config,

@@ -36,6 +36,7 @@ from counterpoint.console.bars import without_bars
 from counterpoint.console.phases import phase
 from counterpoint.data.bounds import panics_caught
 from counterpoint.data.processors import is_processor, tokenizer_in
+from counterpoint.engine.at_load import parts_filled
 from counterpoint.engine.fsdp2 import shards_at_load
 from counterpoint.engine.lost_rank import is_lost_rank
 from counterpoint.errors import (
@@ -272,7 +273,7 @@ def load_model(
         keywords |= dequantizing()
         logger().info("%s is dequantised while it is loaded (%s)", source, header.said())
     try:
-        with _told("weights", source):
+        with _told("weights", source), parts_filled(shards=shards_at_load(args)):
             if family is None:
                 family = family_of(
                     AutoConfig.from_pretrained(

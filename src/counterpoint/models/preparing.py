@@ -32,6 +32,7 @@ from counterpoint.models.trainable import (
     check_kind,
     check_parameters,
     check_trainable,
+    freeze_computed,
     keep_pictures,
 )
 
@@ -114,6 +115,7 @@ def prepare_model(
     if args.gradient_checkpointing and hasattr(model, "peft_config"):
         # frozen embeddings would leave checkpointed segments without an input that needs a grad
         model.enable_input_require_grads()  # type: ignore[operator]
+    freeze_computed(model)
     check_trainable(model)
     if args.stochastic_rounding:
         check_stochastic_rounding(model.parameters())

@@ -49,6 +49,20 @@ def check_trainable(model: nn.Module) -> None:
         raise ModelError("CP305", reason)
 
 
+def freeze_computed(model: nn.Module) -> None:
+    """Freeze tables of positions that a model computes, as Marian's and PEGASUS's.
+
+    Their forward has no gradient, and Marian's files leave them out. transformers loads them as if
+    they trained, so that ranks under DDP would wait for a gradient that never comes.
+
+    Args:
+        model: plain or PEFT-wrapped.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and hasattr(module, "create_weight"):
+            module.weight.requires_grad_(False)
+
+
 def check_kind(peft_config: Any) -> None:
     """Refuse kinds of adapters that would fail in the first step.
 
