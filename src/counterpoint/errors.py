@@ -34,7 +34,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "CP203": "a completion is empty or blank",
         "CP204": "a prompt leaves no room for a completion token",
         "CP205": "chosen and rejected are the same",
-        "CP206": "chosen and rejected answer different prompts",
+        "CP206": "chosen and rejected answer different prompts, or none",
         "CP207": "a completion does not end with the assistant's turn",
         "CP208": "conversations without a chat template to render them",
         "CP209": "a data set without a row to train on",

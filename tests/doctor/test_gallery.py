@@ -464,6 +464,10 @@ GALLERY = [
     Case("an empty answer", "CP203", more(good_row(rejected=" "))),
     Case("a picture", "CP219", more(good_row(image="cat.png"))),
     Case("a prompt too long", "CP204", both(more(good_row(prompt="two " * 60)), SHORT)),
+    Case(
+        *("a source too long", "CP204", both(more(good_row(prompt="two " * 60)), SHORT)),
+        whole=translating,
+    ),
     Case("equal answers", "CP205", more(good_row(rejected="zwei Millionen"))),
     Case("a null", "CP202", more(good_row(chosen=None))),
     Case("two questions", "CP206", rows(lambda whole: [*whole, *TWO_QUESTIONS]), less(1)),

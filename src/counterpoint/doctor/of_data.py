@@ -9,6 +9,7 @@ Not here: counting (``survey``).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
@@ -76,6 +77,8 @@ _DROP = "invalid_rows: drop"
 _KEEPING = (
     'lambda row: {"chat_template_kwargs": {**(row.get("chat_template_kwargs") or {}), **keep}}'
 )
+
+_POLICY = re.compile(r'set\s+truncation="(prompt_\w+)"', re.IGNORECASE)
 
 _FIXES: Mapping[str, str] = MappingProxyType(
     {
@@ -175,7 +178,7 @@ def _refused(found: Survey, args: CPOConfig) -> Iterator[Finding]:
             code,
             f"{found.name}: {_rate(sightings.count, found.rows)}. The first: {sightings.example}",
             rows=sightings.rows,
-            fix="" if dropped or policy else _FIXES.get(code, ""),
+            fix="" if dropped or policy else _fix_of(code, sightings.example),
             severity="warning" if (dropped or policy) and found.usable else "error",
         )
     margins = found.margins
@@ -184,6 +187,12 @@ def _refused(found: Survey, args: CPOConfig) -> Iterator[Finding]:
         yield find("CP212", f"{found.name}: {text}{no_gap(args.loss_type)}", rows=margins.rows)
     if not found.usable:
         yield find("CP209", f"none of the {found.rows:,} rows of {found.name} can be used.")
+
+
+def _fix_of(code: str, example: str) -> str:
+    """What mends rows of a code; of too long ones the policy that their message names."""
+    named = _POLICY.search(example) if code == "CP204" else None
+    return f"truncation: {named[1]}" if named else _FIXES.get(code, "")
 
 
 def _manifest(found: Survey, rare: Mapping[str, int]) -> Finding:

@@ -84,6 +84,9 @@ _NOT_PICKLED = "thus cannot be loaded with `safetensors`"
 _HAS_CODE = "custom code"
 """What transformers says of a model without safetensors, and of one that brings code."""
 
+_OF_PROCESSORS = ("processor_config.json", "preprocessor_config.json")
+"""Files of which a processor's folder has one."""
+
 OURS = {
     "trust_remote_code": "the option trust_remote_code",
     "allow_all_kernels": "the option trust_remote_code",
@@ -189,7 +192,7 @@ def load_tokenizer(
     }
     try:
         with panics_caught(), _told("tokenizer", source):
-            processor = _processor(source, described, options)
+            processor = _processor(source, described, folder, options)
             tokenizer = processor and tokenizer_in(processor)
             tokenizer = tokenizer or (
                 gguf_tokenizer(Path(file), source)
@@ -225,9 +228,13 @@ def _beside_tokenizer(
     return described
 
 
-def _processor(source: str, described: Mapping[str, Any], named: Mapping[str, Any]) -> Any:
+def _processor(
+    source: str, described: Mapping[str, Any], folder: Path | None, named: Mapping[str, Any]
+) -> Any:
     """The processor of a model that sees; None of another, and where there is a tokenizer alone."""
-    if described.get("model_type") not in SIGHTS:
+    # beside an adapter, or by itself, it has no configuration of a model that would say so
+    alone = not described and folder and any((folder / one).is_file() for one in _OF_PROCESSORS)
+    if not alone and described.get("model_type") not in SIGHTS:
         return None
     try:
         processor = AutoProcessor.from_pretrained(source, **named)
@@ -236,6 +243,8 @@ def _processor(source: str, described: Mapping[str, Any], named: Mapping[str, An
     except (ImportError, ValueError) as error:
         # transformers says ValueError where a part of a processor has no form without torchvision
         if isinstance(error, ValueError) and "torchvision" not in str(error):
+            if alone:  # of sounds, or of a kind that is not known: the tokenizer is read by itself
+                return None
             raise
         raise SetupError(
             "CP502",
