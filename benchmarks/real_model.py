@@ -65,11 +65,8 @@ TIMED = 3
 
 def computes_in_bf16() -> bool:
     """Whether this machine has instructions for bfloat16."""
-    import torch
-
-    able = getattr(torch.cpu, "get_capabilities", dict)()  # older releases do not say
-    on_cpu = any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"))
-    return torch.cuda.is_available() or on_cpu
+    here = step.machine()
+    return bool(here["gpu"] or here["bf16_instructions"])
 
 
 def _precision() -> tuple[str, str]:
@@ -220,11 +217,7 @@ def measure(asked: argparse.Namespace, folder: Path) -> None:
         shutil.rmtree(out, ignore_errors=True)
         print(kind, seed, json.dumps(shown(rows[-1])), flush=True)
         if not trial:  # whose numbers mean nothing
-            step.write_results(RESULTS, {**kept(), **_conditions(), "rows": rows})
-
-
-def _conditions() -> dict[str, Any]:
-    return {"machine": step.machine(), "bf16": computes_in_bf16()}
+            step.write_results(RESULTS, {**kept(), "machine": step.machine(), "rows": rows})
 
 
 def kept() -> dict[str, Any]:
@@ -271,7 +264,7 @@ def speed(asked: argparse.Namespace, folder: Path) -> None:
     as_folder(asked.model, folder / "base")
     sides = step.in_turns(__file__, ("trl", "counterpoint"), "speed", BATCH, asked.rounds, folder)
     print(json.dumps(sides, indent=1))
-    step.write_results(RESULTS, {**kept(), **_conditions(), "speed": sides})
+    step.write_results(RESULTS, {**kept(), "machine": step.machine(), "speed": sides})
 
 
 # The page

@@ -115,7 +115,7 @@ class Layout(ABC):
 
     @abstractmethod
     def times_counted(self, batch: PairBatch) -> Float[Tensor, "rows tokens"]:
-        """How often each input token counts: 0 at padding and in fillers, 2 in a shared prompt."""
+        """How often each input token counts: once a completion that sees it, 0 in fillers."""
 
     @abstractmethod
     def part_at(self, batch: PairBatch, row: int, position: int) -> tuple[int, str, int]:

@@ -114,10 +114,7 @@ class Objective:
         scale = self.beta if row.beta_scales_gap else 1.0
         gap = scale * (chosen - rejected) - self.gamma - margin
         pairs = RewardedPairs(logps, chosen, rejected, self.gamma + margin, gap)
-        likely, tokens = logps.chosen, logps.chosen_tokens
-        # of a set that a constraint brings, whose NLL is no part of the loss, there is no gold
-        if row.gold and logps.gold is not None and logps.gold_tokens is not None:
-            likely, tokens = logps.gold, logps.gold_tokens
+        likely, tokens = self._likely(logps)
         shown = self.beta if row.reads("beta") else 1.0
         preference = math.loss(pairs, self)
         if self.use_weighting:
@@ -131,6 +128,13 @@ class Objective:
             chosen_logps=chosen_logps.detach(),
             rejected_logps=rejected_logps.detach(),
         )
+
+    def _likely(self, logps: PairLogps) -> tuple[Tensor, Tensor]:
+        """Log-probability and tokens of each completion whose NLL the loss has."""
+        # pairs of a set that a constraint brings have no gold one, and no part in the NLL
+        if LOSSES[self.loss_type].gold and logps.gold is not None and logps.gold_tokens is not None:
+            return logps.gold, logps.gold_tokens
+        return logps.chosen, logps.chosen_tokens
 
     def scores(self, logps: PairLogps) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
         """Log-probability of chosen and of rejected as the loss reads it: the sum, or a token's."""
