@@ -33,6 +33,7 @@ def test_every_example_has_a_test():
         "ray_train",
         "sample_ray_vllm",
         "score_comet",
+        "score_metricx",
         "translation_nllb",
         "vision_pairs",
     }  # in tests of their own

@@ -316,6 +316,38 @@ def test_the_example_answers_for_comet_whatever_that_prints(
         assert row["score"] == (len(given["text"]) / 100 if given["reference"] else None)
 
 
+METRICX = """
+import argparse, json, sys
+parser = argparse.ArgumentParser()
+for name in ("tokenizer", "model_name_or_path", "input_file", "output_file"):
+    parser.add_argument(f"--{name}", required=True)
+for name in ("max_input_length", "batch_size"):
+    parser.add_argument(f"--{name}", type=int, required=True)
+parser.add_argument("--qe", action="store_true")
+asked = parser.parse_args()
+print("predicting")
+with open(asked.input_file) as given, open(asked.output_file, "w") as made:
+    for row in map(json.loads, given):
+        assert set(row) == {"source", "hypothesis", "reference"}
+        assert (row["reference"] == "") == asked.qe
+        row["prediction"] = len(row["hypothesis"]) / 4
+        made.write(json.dumps(row) + "\\n")
+"""
+"""A stand-in of MetricX's own script: its code is no package."""
+
+
+@pytest.mark.parametrize("flag", ["", " --qe"])
+def test_the_example_answers_for_metricx(flag: str, command: Command) -> None:
+    example = Path(__file__).parents[2] / "examples" / "score_metricx.py"
+    Path("code/metricx24").mkdir(parents=True)
+    Path("code/metricx24/predict.py").write_text(METRICX)
+    words = f"metricx=command:python {example} --code code{flag}"
+    found = scored(command, "--with", words, "--weight", "metricx=-1")
+    for row, given in zip(found, candidates(), strict=True):
+        is_asked = flag or given["reference"]
+        assert row["score"] == (-len(given["text"]) / 4 if is_asked else None)
+
+
 def test_a_process_that_answers_nothing_is_stopped(command: Command) -> None:
     Path("slow.yaml").write_text(
         "slow:\n  command: python -c 'import time; time.sleep(60)'\n  timeout: 0.2\n"
