@@ -14,7 +14,7 @@ from counterpoint.markup import Content, Markup, element, table
 from counterpoint.preference_row import GOLD, PARTS
 from counterpoint.report.charts import Bars, Histogram
 
-_ROLES = {"prompt": "series-6", "chosen": "series-1", "rejected": "series-2"}
+_ROLES = {"prompt": "series-6", "chosen": "series-1", "rejected": "series-2", GOLD: "series-3"}
 
 Account = Mapping[str, Any]
 
