@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, List, Value
+from datasets import Dataset, Features, List, Value
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from counterpoint import CPOConfig, CPOTrainer
-from counterpoint.objectives import LOSSES
+from counterpoint.data.pair_columns import GOLD_IDS
+from counterpoint.objectives import DEFAULT_LOSS, LOSSES
 
 Gradients = list[dict[str, Tensor]]
 
@@ -62,13 +64,10 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 
 def random_pairs(count: int, *, seed: int = 0, weighted: bool = True) -> Dataset:
-    """Prepared pairs of random ids, lengths 1 to 12, with weights, margins and gold completions.
+    """Prepared pairs of random ids, lengths 1 to 12, with weights and margins."""
+    rng = random.Random(seed)
 
-    Of the last a run reads none, unless its loss does.
-    """
-    rng, third = random.Random(seed), random.Random(seed + 1000)
-
-    def ids(most: int, rng: random.Random = rng) -> list[int]:
+    def ids(most: int) -> list[int]:
         return [rng.randrange(3, 384) for _ in range(rng.randint(1, most))]
 
     rows = [
@@ -79,12 +78,26 @@ def random_pairs(count: int, *, seed: int = 0, weighted: bool = True) -> Dataset
             "weight": rng.choice([0.3, 1.0, 1.7]) if weighted else 1.0,
             "margin": rng.choice([0.0, 0.2]) if weighted else 0.0,
             "row": number,
-            "gold_ids": ids(12, third),
         }
         for number in range(count)
     ]
-    given = [[]] * count
-    return Dataset.from_list(rows).add_column("gold_given", given, feature=List(Value("int32")))
+    return Dataset.from_list(rows)
+
+
+def with_gold(pairs: Dataset) -> Dataset:
+    """The same pairs, each with a gold completion that follows from its row's number."""
+
+    def ids(row: int) -> list[int]:
+        rng = random.Random(1000 + row)
+        return [rng.randrange(3, 384) for _ in range(rng.randint(1, 12))]
+
+    features = Features({**pairs.features, **dict.fromkeys(GOLD_IDS, List(Value("int32")))})
+    return pairs.map(lambda row: {"gold_ids": ids(row["row"]), "gold_given": []}, features=features)
+
+
+def reads_gold(options: Mapping[str, Any]) -> bool:
+    """Whether the loss that these options name reads gold completions."""
+    return LOSSES[options.get("loss_type", DEFAULT_LOSS)].gold
 
 
 TIMING = ("runtime", "per_second", "step_seconds", "memory_mb", "pictures_kept")
@@ -134,6 +147,8 @@ def train_watched(
         "learning_rate": 1e-3,
         "use_cpu": True,
     }
+    if reads_gold(options) and isinstance(pairs, Dataset) and "gold_ids" not in pairs.column_names:
+        pairs = with_gold(pairs)
     args = CPOConfig(output_dir=str(folder), **{**defaults, **options})
     if not LOSSES[args.loss_type].has_gap:  # it refuses margins
         pairs = pairs.map(lambda row: {"margin": 0.0})

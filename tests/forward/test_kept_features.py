@@ -17,7 +17,7 @@ from counterpoint.forward.kept_features import KeptFeatures, keep_features, kept
 from counterpoint.forward.layouts import PADDED, PICTURES_TWICE, SHARED, Layout
 from counterpoint.models.trainable import freeze_parts, keep_pictures
 from counterpoint.records import TokenPair
-from tests.forward.test_seeing import NARROW, distance, layouts_of, of_layout
+from tests.forward.test_seeing import NARROW, distance, layouts_of, of_layout, rounding_of
 from tests.vision_on_the_spot import (
     KINDS as EVERY_KIND,
 )
@@ -75,7 +75,8 @@ def test_kept_features_are_those_of_the_truth_and_have_the_bits_of_looking_again
     assert kept.counted() == (12, 8)
     assert same(first, again)
     best = layouts_of(made[0])[-1]
-    assert distance(truth, of_layout(made, best, pairs)[1]) <= NARROW.get(kind, 1e-5)
+    limit = rounding_of(kind) if kind in NARROW else 1e-5
+    assert distance(truth, of_layout(made, best, pairs)[1]) <= limit
     # another cut, another order and an empty cache: the features have the same bits
     keep_features(made[0], PLENTY)
     numbers(made, pairs[2:4])

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from counterpoint.data.encode import COLUMNS
-from counterpoint.data.pair_columns import GIVEN_COLUMNS
+from counterpoint.data.pair_columns import GIVEN_COLUMNS, GOLD_IDS
 
 HELD: list[dict[str, Any]] = [
     {"kind": "bc", "slack": -0.01, "rate": 50.0},
@@ -184,13 +184,15 @@ def run_case(case: dict[str, Any], folder: Path, ranks: int) -> dict[str, Any]:
     """Train one case on this rank; gradients of each step, log lines, an evaluation."""
     from counterpoint.runlog import read_run
     from tests.small_memory import SmallMemory
-    from tests.steps import OBJECTIVES, random_pairs, train_watched
+    from tests.steps import OBJECTIVES, random_pairs, reads_gold, train_watched, with_gold
 
     case = dict(case)
     options = {**OBJECTIVES[case.pop("objective")]}
     dtype = getattr(torch, case.pop("dtype", "float64"))
     kind = case.pop("kind", "qwen2_tied")
     model, tokenizer, pairs, held_out = made(kind, case)
+    if reads_gold(options):
+        pairs, held_out = with_gold(pairs), with_gold(held_out)
     model = model.to(dtype)
     options |= reference_of(kind, dtype, folder) if case.pop("reference", False) else {}
     second = case.pop("second", None)
@@ -317,8 +319,9 @@ def as_stream(pairs: Dataset, shards: int = 1) -> Any:
     """Prepared pairs as the streaming set that ``prepare`` would give."""
     numbers = dict.fromkeys(("cut_prompt", "cut_chosen", "cut_rejected", "boundary", "spelled"), 0)
     numbers |= {"listed": 0, "cut_gold": 0}
-    lists: dict[str, list[int]] = {name: [] for name in (*GIVEN_COLUMNS, "pictures")}
+    lists: dict[str, list[int]] = {name: [] for name in (*GIVEN_COLUMNS, *GOLD_IDS, "pictures")}
     extra = {**numbers, **lists, "same": False, "absent": "", "lost": "", "problem": ""}
+    extra = {name: value for name, value in extra.items() if name not in pairs.column_names}
     assert set(COLUMNS) == {*pairs.column_names, *extra}
     return pairs.map(lambda row: extra).to_iterable_dataset(num_shards=shards)
 

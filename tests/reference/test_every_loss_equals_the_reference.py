@@ -10,7 +10,7 @@ from counterpoint.forward.routing import find_routers
 from counterpoint.objectives import LOSSES
 from tests.models_on_the_spot import KINDS
 from tests.reference.naive import COMPARING, step_loss
-from tests.steps import OBJECTIVES, distance, random_pairs, train_watched
+from tests.steps import OBJECTIVES, distance, random_pairs, reads_gold, train_watched, with_gold
 
 
 def _as_reference(options: dict) -> tuple[str, dict, float]:
@@ -40,6 +40,7 @@ def _as_reference(options: dict) -> tuple[str, dict, float]:
 
 def _compare(model, options: dict, tokenizer, folder: Path, reference=None) -> tuple[float, float]:
     pairs = random_pairs(5, seed=3)
+    pairs = with_gold(pairs) if reads_gold(options) else pairs
     kind, o, cpo_alpha = _as_reference(options)
     expected = step_loss(model, list(pairs), kind, o, cpo_alpha, reference)
     expected.backward()

@@ -16,7 +16,7 @@ from counterpoint import CPOConfig, CPOTrainer
 from counterpoint.data.mixture import Mixture, Part
 from counterpoint.runlog import STREAMS, read_run
 from tests.models_on_the_spot import make_model
-from tests.steps import random_pairs
+from tests.steps import random_pairs, with_gold
 from tests.tokenizers_on_the_spot import byte_level
 
 TEXT = [
@@ -88,6 +88,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     },
     "accumulation": {
         "loss_type": "tpo_l",
+        "rows": lambda: with_gold(random_pairs(5)),
         "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": 2,
         "max_micro_batch_tokens": 30,

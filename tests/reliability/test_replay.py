@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from counterpoint import ConfigError, NonFiniteError
-from counterpoint.data.gold import as_read
 from counterpoint.data.pair_columns import to_pair
 from counterpoint.forward.layouts import PADDED, SHARED
 from counterpoint.records import PairBatch, TokenPair
@@ -27,7 +26,7 @@ from counterpoint.step.replay import recompute
 from counterpoint.step.replay.file import Replay, read_replay, write_replay
 from tests.cli.conftest import Command, command, pattern, workshop
 from tests.models_on_the_spot import make_model
-from tests.steps import random_pairs, train_watched
+from tests.steps import random_pairs, train_watched, with_gold
 
 __all__ = ["command", "pattern", "workshop"]
 
@@ -103,7 +102,8 @@ def kept(of_step_two: Path, tmp_path: Path) -> Path:
 def test_the_file_holds_gold_completions(
     models: Any, chatml_tokenizer: Any, tmp_path: Path
 ) -> None:
-    pairs = poisoned_margin(2).map(lambda row: {"gold_given": [1, 2] if row["row"] == 1 else []})
+    pairs = with_gold(poisoned_margin(2))
+    pairs = pairs.map(lambda row: {"gold_given": [1, 2] if row["row"] == 1 else []})
     pairs = pairs.map(lambda row: {"gold_ids": [*row["gold_ids"], 7, 8, 9]})
     stopped(models("qwen2"), chatml_tokenizer, pairs, tmp_path, loss_type="tpo")
     path = tmp_path / "replay-1.safetensors"
@@ -144,8 +144,7 @@ def test_the_file_holds_the_micro_batch_whole_and_the_message_names_it(
     told = {pair.row: replace(pair, margin=0.0) for pair in batch}
     assert 6 in told
     assert len(told) == 2
-    two = as_read(pairs, gold=False)
-    assert told == {row: replace(to_pair(two[row]), margin=0.0) for row in told}
+    assert told == {row: replace(to_pair(pairs[row]), margin=0.0) for row in told}
     assert (found.step, found.objective.loss_type, found.objective.beta) == (2, "simpo", 2.0)
     assert float(found.totals.weight) == pytest.approx(sum(pairs["weight"][4:8]))
     assert found.settings.micro_batches == 2

@@ -15,11 +15,9 @@ import torch
 from peft import LoraConfig
 
 from counterpoint import ConfigError, CPOConfig, CPOTrainer
-from counterpoint.data.gold import as_read
 from counterpoint.data.pair_columns import to_pair
 from counterpoint.forward.layouts import SHARED
 from counterpoint.losses.objective import Objective
-from counterpoint.objectives import DEFAULT_LOSS, LOSSES
 from counterpoint.records import PairBatch, StepTotals
 from counterpoint.smoke import checks, miniature
 from counterpoint.smoke.checks import make_check
@@ -27,7 +25,7 @@ from counterpoint.smoke.miniature import Miniature
 from counterpoint.smoke.report import Check
 from counterpoint.step import assembly
 from tests.models_on_the_spot import MakeModel
-from tests.steps import OBJECTIVES, random_pairs
+from tests.steps import OBJECTIVES, random_pairs, reads_gold, with_gold
 
 Make = Callable[..., Miniature]
 
@@ -40,8 +38,8 @@ def make(tmp_path: Path, models: MakeModel, chatml_tokenizer) -> Make:
 
     def made(kind: str = "qwen2", *, peft: Any = None, **options: Any) -> Miniature:
         defaults = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
-        gold = LOSSES[options.get("loss_type", DEFAULT_LOSS)].gold
-        rows = as_read(random_pairs(16, weighted=False), gold=gold)
+        rows = random_pairs(16, weighted=False)
+        rows = with_gold(rows) if reads_gold(options) else rows
         return Miniature(
             args=CPOConfig(
                 output_dir=str(tmp_path / "own"), use_cpu=True, **{**defaults, **options}

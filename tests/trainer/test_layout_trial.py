@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 
-from counterpoint.data.gold import as_read
 from counterpoint.data.pair_columns import to_pair
 from counterpoint.engine.plain import Plain
 from counterpoint.forward.layouts import PADDED, SHARED, Padded, Shared
@@ -108,7 +107,7 @@ def assembly_of(model: Any) -> Assembly:
 
 
 def pairs_of(count: int) -> list[Any]:
-    return [to_pair(row) for row in as_read(random_pairs(count), gold=False)]
+    return [to_pair(row) for row in random_pairs(count)]
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3_moe"])

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from counterpoint import ConfigError, CPOConfig, CPOTrainer
-from counterpoint.data.gold import as_read
 from counterpoint.data.pair_columns import to_pair
 from counterpoint.forward.layouts import PADDED
 from counterpoint.losses.constrained import length_margin
@@ -51,7 +50,7 @@ def trainer_of(tokenizer, folder: Path, **options: Any) -> CPOTrainer:
 
 def test_a_price_on_length_asks_less_of_pairs_whose_chosen_is_the_longer_one() -> None:
     """R-DPO's term: the gap grows by it, so the loss pushes such a pair less."""
-    batch = PADDED.collate([to_pair(row) for row in as_read(random_pairs(8), gold=False)]).to("cpu")
+    batch = PADDED.collate([to_pair(row) for row in random_pairs(8)]).to("cpu")
     chosen, rejected = batch.target_counts.view(2, -1).double()
     off = length_margin(3.0, 6.0, batch)
     torch.testing.assert_close(off, 3.0 * (chosen - rejected) / 6.0, rtol=1e-15, atol=0)

@@ -10,7 +10,6 @@ Not here: what is asked, and what answers mean (``of_judge``, ``of_grade``).
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -85,7 +84,7 @@ class AskedModel:
             shown: whatever is put to the rubric, JSON-ready.
         """
         asked = [self.rubric, self.options.model, *self._settings().values()]
-        return digest_asked(json.dumps([*asked, *shown]))
+        return digest_asked(strict_json([*asked, *shown]))
 
     def answers(
         self,
