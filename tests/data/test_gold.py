@@ -102,10 +102,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "null": ({"gold": None}, r"CP236.*row 0 has no gold completion"),
     "blank": ({"gold": "  "}, r"CP203.*row 0, field gold: is blank"),
     "a number": ({"reference": 3}, r"CP202.*row 0, field reference"),
-    "messages beside text": ({"gold": answer("one")}, r"CP202.*field gold|CP202.*both be text"),
+    "messages beside text": (
+        {"gold": answer("one")},
+        r"CP202.*row 0, field rejected: and field gold must both be text",
+    ),
     "of another prompt": (
         {"prompt": None, "chosen": "Say 1: one", "rejected": "Say 1: two", "gold": "Tell me: one"},
-        r"CP236.*row 0, field gold: does not begin with the prompt|CP206",
+        r"CP206.*row 0, field gold: and field rejected share no beginning",
+    ),
+    "of a prompt that ends elsewhere": (
+        {"prompt": None, "chosen": "Say 1: one", "rejected": "Say 1: two", "gold": "Say it: one"},
+        r"CP236.*row 0, field gold: does not begin with the prompt",
     ),
 }
 

@@ -467,7 +467,7 @@ def test_an_interrupted_reading_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch,
     error: type[BaseException],
 ) -> None:
-    def fails(*_: Any) -> None:
+    def fails(*_: Any, **__: Any) -> None:
         raise error
 
     with monkeypatch.context() as patch:

@@ -83,18 +83,16 @@ def test_three_completions_share_a_prompt(kind: str) -> None:
 
 def test_a_third_completion_without_a_prompt_predicts_from_itself_alone() -> None:
     with Float64Throughout():
-        pairs = [TokenPair([], [5, 6, 7], [8, 9], 0, gold=[4, 3, 9, 9], gold_given=(2, 3))]
-        check_given(make_model("phi").double(), pairs)
-
-
-def check_given(model: Any, pairs: list[TokenPair]) -> None:
-    third = [replace(p, chosen=p.gold, chosen_given=p.gold_given, gold=()) for p in pairs]
-    for layout in (PADDED, SHARED):
-        with layout.running(model):
-            batch = layout.collate(pairs)
-            assert batch.gold_tokens is not None
-            assert batch.gold_tokens.tolist() == [2]
-            assert torch.allclose(said(model, layout, pairs)[2], said(model, layout, third)[0])
+        model = make_model("phi").double()
+        pair = TokenPair([], [5, 6, 7], [8, 9], 0, gold=[4, 3, 9, 9], gold_given=(2, 3))
+        alone = replace(pair, chosen=pair.gold, chosen_given=pair.gold_given, gold=())
+        for layout in (PADDED, SHARED):
+            with layout.running(model):
+                counts = layout.collate([pair]).gold_tokens
+                found, truth = said(model, layout, [pair])[2], said(model, layout, [alone])[0]
+            assert counts is not None
+            assert counts.tolist() == [2]
+            assert torch.allclose(found, truth, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("kind", EXPERTS)

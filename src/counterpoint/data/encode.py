@@ -27,7 +27,6 @@ from counterpoint.data.gold import CutGold, cut_three, gold_row, under_one_promp
 from counterpoint.data.options import Limits
 from counterpoint.data.pair_columns import GIVEN_COLUMNS, GOLD_IDS
 from counterpoint.data.picture_files import rules_for
-from counterpoint.data.pictures import PictureRules
 from counterpoint.data.said_lists import place_in_list, with_place
 from counterpoint.data.survival import as_column
 from counterpoint.data.tokenize import Tokens
@@ -118,8 +117,9 @@ def encode_rows(
         for place, row in enumerate(row + first_row for row in rows):
             raw = {name: values[place] for name, values in columns.items()}
             try:
-                named, read = encoder.named(raw, row), partial(_read, row=row, rules=rules)
-                drafts = [encoder.draft(one) for one in _rows_of(named, read, limits)]
+                read = partial(to_preference_row, row=row, pictures=rules)
+                found = _rows_of(encoder.named(raw, row), read, limits)
+                drafts = [encoder.draft(one) for one in found]
             except DataError as error:
                 if error.code in NOT_OF_THE_ROW:
                     raise
@@ -139,8 +139,8 @@ def encode_rows(
         encoded = encoder.tokens([*good, *golds])
     beside: Sequence[Tokens | None] = encoded[len(good) :] or [None] * len(good)
     with bounded_memory():
-        found = zip(places, good, encoded[: len(good)], beside, strict=True)
-        for place, draft, tokens, gold in found:
+        several = zip(places, good, encoded[: len(good)], beside, strict=True)
+        for place, draft, tokens, gold in several:
             try:
                 records[place] = _record(draft, tokens, gold, limits, encoder, whole)
             except DataError as error:
@@ -148,10 +148,6 @@ def encode_rows(
                     raise
                 records[place] = _problem(draft.row.row, error, draft.row.listed)
     return {name: [record[name] for record in records] for name in COLUMNS}
-
-
-def _read(raw: Mapping[str, Any], *, row: int, rules: PictureRules | None) -> PreferenceRow:
-    return to_preference_row(raw, row, rules)
 
 
 def _rows_of(

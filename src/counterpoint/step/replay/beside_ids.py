@@ -78,15 +78,20 @@ def golds_of(
         return [((), ())] * len(prompts)
     counts = typed(tensors["golds"], torch.long, 2 * len(prompts))
     check(bool((counts >= 0).all()), "its gold completions are shorter than nothing")
-    flat = typed(tensors["gold"], torch.long, int(counts.sum())).tolist()
-    ends = counts.cumsum(0).tolist()
-    parts = [flat[a:b] for a, b in pairwise([0, *ends])]
-    found = [(tuple(ids), tuple(spans)) for ids, spans in zip(parts[::2], parts[1::2], strict=True)]
+    parts = _parted(tensors["gold"], counts, typed)
+    found = list(zip(parts[::2], parts[1::2], strict=True))
     for (ids, spans), prompt in zip(found, prompts, strict=True):
         check(not ids or len(ids) > (prompt == 0), "a gold completion has nothing to predict")
         check(min(ids, default=0) >= 0, "it has negative token ids")
         check(not spans or _fit(spans, len(ids)), "its spans are none")
     return found
+
+
+def _parted(flat: Tensor, counts: Tensor, typed: Typed) -> list[tuple[int, ...]]:
+    """Numbers that were written one list behind another, by how many each list has."""
+    numbers = typed(flat, torch.long, int(counts.sum())).tolist()
+    ends = counts.cumsum(0).tolist()
+    return [tuple(numbers[a:b]) for a, b in pairwise([0, *ends])]
 
 
 def _fit(spans: Sequence[int], size: int) -> bool:
@@ -113,9 +118,7 @@ def spans_of(
         return [()] * len(sizes)
     counts = typed(tensors["givens"], torch.long, len(sizes))
     check(bool((counts >= 0).all()), "its spans are fewer than none")
-    flat = typed(tensors["given"], torch.long, int(counts.sum())).tolist()
-    ends = counts.cumsum(0).tolist()
-    found = [tuple(flat[a:b]) for a, b in pairwise([0, *ends])]
+    found = _parted(tensors["given"], counts, typed)
     for spans, size in zip(found, sizes, strict=True):
         check(_fit(spans, size), "its spans are none")
     return found
