@@ -133,6 +133,34 @@ def test_a_head_is_tied_only_where_its_class_ties_it() -> None:
         assert name.endswith("shared")
 
 
+@pytest.mark.parametrize("kind", ["t5", "mt5", "qwen2_tied"])
+def test_a_head_of_its_own_stays_one_when_rows_are_added(kind: str, tmp_path: Path) -> None:
+    """transformers ties by the configuration when it resizes, whatever the files hold (T5 1.1)."""
+    model = translator(kind)[0] if kind == "mt5" else make_model(kind)
+    head = model.get_output_embeddings()
+    torch.manual_seed(0)
+    head.weight = torch.nn.Parameter(torch.randn_like(head.weight))
+    model.save_pretrained(tmp_path)
+    model = type(model).from_pretrained(tmp_path)
+    both = [model.get_input_embeddings(), model.get_output_embeddings()]
+    before = [one.weight.detach().clone() for one in both]
+    rows = len(before[0])
+    assert model.config.tie_word_embeddings
+    assert not torch.equal(*before)
+    assert grow_embeddings(model, rows + 2) == 2
+    for module, had in zip(
+        (model.get_input_embeddings(), model.get_output_embeddings()), before, strict=True
+    ):
+        assert torch.equal(module.weight[:rows], had)
+        torch.testing.assert_close(module.weight[-1], had.double().mean(0).float())
+    if model.config.is_encoder_decoder:  # both sides read one embedding, as before
+        sides = [model.get_encoder().embed_tokens, model.get_decoder().embed_tokens]
+        assert all(one.weight is model.get_input_embeddings().weight for one in sides)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert torch.equal(again.get_output_embeddings().weight, model.get_output_embeddings().weight)
+
+
 def test_a_fact_that_forbids_new_rows_is_named() -> None:
     model, _ = seer("mllama")
     read, written = (one.weight.shape[0] for one in (model.get_input_embeddings(), model.lm_head))

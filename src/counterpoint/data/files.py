@@ -1,6 +1,7 @@
 """Rows of data files, with errors that name the line where a file breaks.
 
-JSON, JSON lines and CSV are read here, line by line, since no library's reader names the line.
+JSON lines and CSV are read here, line by line, and a JSON array entry by entry, since no library's
+reader names the line.
 A CSV cell stays the text that it is ("NA" and "null" are answers), but for ``weight``, ``margin``
 and columns of lists (``csv_columns``); so CSV is read twice.
 
@@ -13,13 +14,14 @@ Not here: finding files (``sources``), what columns mean (``formats``).
 from __future__ import annotations
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
 import json
 import lzma
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,6 +30,7 @@ import pyarrow.parquet
 from datasets import Dataset
 
 from counterpoint.data.csv_columns import CsvColumns
+from counterpoint.data.json_array import BrokenArray, LongEntry, entries
 from counterpoint.data.undecoded import undecoded
 from counterpoint.errors import DataError
 
@@ -35,7 +38,11 @@ OPENERS: Mapping[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.op
 """Suffix of a compressed file -> what opens it."""
 
 LONGEST_LINE = 32 * 2**20
-"""Bytes of one line of JSON or CSV; a row of so many holds no text that a model could read."""
+"""Bytes of one line of JSON or CSV, and characters of an entry of a JSON array; a row of so many
+holds no text that a model could read."""
+
+BLOCK = 2**20
+"""Bytes of a JSON array that are read at one time."""
 
 ROWS_OF_PARQUET = 10_000
 """Rows of a Parquet file that are unpacked at one time."""
@@ -89,22 +96,21 @@ def _open(path: Path) -> io.BufferedIOBase:
     return file
 
 
-def _lines(path: Path, longest: int = LONGEST_LINE) -> Iterator[tuple[int, str]]:
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines from 1; whatever breaks on the way is said with its line."""
     number, left = 0, _most_bytes(path)
     with _open(path) as file:
         while True:
+            line = _read(file.readline, min(LONGEST_LINE, left) + 1, path, number + 1)
+            if len(line) > left:
+                _too_much(path, number + 1)
+            if len(line) > LONGEST_LINE:
+                _too_long(path, number + 1)
+            left -= len(line)
             try:
-                line = file.readline(min(longest, left) + 1)
-                _check_length(path, number + 1, len(line), longest, left)
-                left -= len(line)
                 text = line.decode("utf-8-sig" if number == 0 else "utf-8")
-            except EOFError:
-                unreadable(path, number + 1, "the compressed data ends too early; the file is cut")
             except UnicodeDecodeError as error:
                 unreadable(path, number + 1, f"not UTF-8 at byte {error.start} of the line")
-            except (OSError, zlib.error, lzma.LZMAError) as error:
-                unreadable(path, number + 1, f"damaged or unreadable: {error}")
             if not line:
                 return
             number += 1
@@ -117,15 +123,26 @@ def _most_bytes(path: Path) -> int:
     return max(ALWAYS_READ, MOST_GROWTH * path.stat().st_size)
 
 
-def _check_length(path: Path, number: int, length: int, longest: int, left: int) -> None:
-    if length > left:
-        unreadable(path, number, f"the file unpacks to more than {MOST_GROWTH} times its size")
-    if length > longest:
-        raise DataError(
-            "CP216",
-            f"{path}, line {number}: longer than {longest // 2**20} MiB; no model reads so long a "
-            "row. Cut or remove it.",
-        )
+def _read(read: Callable[[int], bytes], most: int, path: Path, line: int) -> bytes:
+    """So many bytes; what keeps them from being read is said with the line."""
+    try:
+        return read(most)
+    except EOFError:
+        unreadable(path, line, "the compressed data ends too early; the file is cut")
+    except (OSError, zlib.error, lzma.LZMAError) as error:
+        unreadable(path, line, f"damaged or unreadable: {error}")
+
+
+def _too_much(path: Path, line: int) -> NoReturn:
+    unreadable(path, line, f"the file unpacks to more than {MOST_GROWTH} times its size")
+
+
+def _too_long(path: Path, line: int) -> NoReturn:
+    raise DataError(
+        "CP216",
+        f"{path}, line {line}: longer than {LONGEST_LINE // 2**20} MiB; no model reads so long a "
+        "row. Cut or remove it.",
+    )
 
 
 def _first_character(path: Path) -> str:
@@ -155,21 +172,44 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _json_array(path: Path) -> Iterator[dict[str, Any]]:
-    text = "".join(line for _, line in _lines(path, _UNBOUNDED))
     try:
-        rows = json.loads(text)
+        for number, row in enumerate(entries(_blocks(path), LONGEST_LINE)):
+            if not isinstance(row, dict):
+                kind = type(row).__name__
+                unreadable(path, None, f"entry {number} is a {kind}; expected a list of objects")
+            yield row
+    except LongEntry as error:
+        _too_long(path, error.line)
+    except BrokenArray as error:
+        unreadable(path, error.line, str(error))
     except RecursionError:
         unreadable(path, None, "nested too deeply to be a list of rows")
-    except json.JSONDecodeError as error:
-        cut = "; the file ends there and may be cut" if error.pos >= len(text.rstrip()) else ""
-        unreadable(path, error.lineno, f"not JSON: {error.msg}{cut}")
-    except ValueError as error:  # a number of thousands of digits
-        unreadable(path, None, f"not JSON: {error}")
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            kind = type(row).__name__
-            unreadable(path, None, f"entry {number} is a {kind}; expected a list of objects")
-        yield row
+
+
+def _blocks(path: Path) -> Iterator[str]:
+    """The text of a file, some at a time; whatever breaks on the way is said with its line."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    number, before, left = 1, 0, _most_bytes(path)
+    with _open(path) as file:
+        while True:
+            block = _read(file.read, min(BLOCK, left) + 1, path, number)
+            if len(block) > left:
+                _too_much(path, number)
+            left -= len(block)
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                good = error.object[: error.start]
+                _, _, last = good.rpartition(b"\n")
+                place = len(last) + (before if len(last) == len(good) else 0)
+                here = number + good.count(b"\n")
+                unreadable(path, here, f"not UTF-8 at byte {place} of the line")
+            if not block:
+                return
+            _, _, last_line = text.rpartition("\n")
+            before = len(last_line.encode()) + (before if len(last_line) == len(text) else 0)
+            number += text.count("\n")
+            yield text
 
 
 def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +57,7 @@ def grow_embeddings(model: Any, rows: int) -> int:
     if rows <= had:
         return 0
     _check_growable(model, before)
-    with quiet_calls():
+    with quiet_calls(), _tied_as_they_are(model):
         model.resize_token_embeddings(rows, mean_resizing=False)
     grown = {id(one.weight): one for one in _embeddings(model)}  # a tied head is the embedding
     with torch.no_grad():
@@ -198,6 +200,31 @@ def is_embedding(name: str) -> bool:
 def _embeddings(model: Any) -> list[Any]:
     read, written = model.get_input_embeddings(), model.get_output_embeddings()
     return [read] if written is None or written is read else [read, written]
+
+
+@contextmanager
+def _tied_as_they_are(model: Any) -> Iterator[None]:
+    """While open, to tie a model's weights leaves apart what is apart.
+
+    A resizing ties again, by the configuration. Files may hold a head of its own in spite of it (T5
+    1.1), which would become the embedding.
+    """
+    tied = getattr(model, "all_tied_weights_keys", None)
+    if not isinstance(tied, Mapping):
+        yield
+        return
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    model.all_tied_weights_keys = {
+        one: other
+        for one, other in tied.items()
+        # without weights nothing is tied yet
+        if weights.get(one) is weights.get(other) or weights[other].is_meta
+    }
+    model.tie_weights = partial(model.tie_weights, recompute_mapping=False)
+    try:
+        yield
+    finally:
+        del model.tie_weights
 
 
 def _ties(model: Any, head: Any) -> bool:
