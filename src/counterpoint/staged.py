@@ -60,12 +60,13 @@ def refuse_unusable(path: Path) -> None:
         )
 
 
-def refuse_filled(folder: Path, *, overwrite: bool) -> None:
+def refuse_filled(folder: Path, *, overwrite: bool, never: str = "") -> None:
     """Refuse a folder to be that holds something, or that cannot be one.
 
     Args:
         folder: which may not be there yet.
         overwrite: what is in it may be written over.
+        never: a file that may not be in it even so: loaders would go by it.
 
     Raises:
         SetupError: CP501 for a file, CP506 for a folder with something in it.
@@ -75,6 +76,12 @@ def refuse_filled(folder: Path, *, overwrite: bool) -> None:
     if not overwrite and folder.is_dir() and any(folder.iterdir()):
         raise SetupError(
             "CP506", f"{folder} holds something already. Name another folder, or add --overwrite."
+        )
+    if never and (folder / never).exists():
+        raise SetupError(
+            "CP506",
+            f"{folder} holds {never}, by which loaders would take what is written beside it for "
+            "something else. Name another folder.",
         )
 
 

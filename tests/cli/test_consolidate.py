@@ -89,6 +89,13 @@ def test_nothing_is_overwritten_without_being_asked(command: Command, run: Path,
     assert (target / "config.json").read_text() == "mine"
     assert command("consolidate", run, "--to", target, "--overwrite").code == 0
     assert "model.safetensors" in {path.name for path in target.iterdir()}
+    # an index is read before the file that was just written, and an adapter put on the model
+    (target / "model.safetensors.index.json").write_text("{}")
+    assert command("consolidate", run, "--to", target, "--overwrite").code == 0
+    assert not (target / "model.safetensors.index.json").exists()
+    (target / "adapter_config.json").write_text("{}")
+    mixed = command("consolidate", run, "--to", target, "--overwrite")
+    assert f"CP506 {target} holds adapter_config.json, by which" in mixed.err
     (tmp_path / "file").write_text("")
     assert command("consolidate", run, "--to", tmp_path / "file").err.startswith(
         "counterpoint: CP501 "

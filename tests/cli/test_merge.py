@@ -76,6 +76,38 @@ def test_a_run_merges_at_its_end_and_again_where_it_is_done_anew(
     assert not Path("run/merged").exists()
 
 
+@pytest.mark.parametrize("first", ["adapter", "whole"])
+def test_a_run_in_the_place_of_one_of_the_other_kind_is_what_loaders_open(
+    command: Command, workshop: Path, first: str
+) -> None:
+    """transformers puts an adapter on any model in its folder; the two are of different runs."""
+    kinds = {"adapter": ("--lora_r", "2", "--learning_rate", "1e-2"), "whole": ()}
+    second = "whole" if first == "adapter" else "adapter"
+    assert command("train", *RUN, *kinds[first]).code == 0
+    Path("run/notes.txt").write_text("mine")
+    said = command("train", *RUN, *kinds[second], "--overwrite_output_dir")
+    assert said.code == 0, said.err
+    assert Path("run/notes.txt").exists()
+    assert Path("run/config.json").exists() == Path("run/model.safetensors").exists()
+    assert Path("run/adapter_config.json").exists() != Path("run/config.json").exists()
+    assert command("train", *RUN, *kinds[second], "--output_dir", "alone").code == 0
+    ids = torch.arange(3, 11)[None]
+    with torch.no_grad():
+        one, other = (AutoModelForCausalLM.from_pretrained(n)(ids).logits for n in ("run", "alone"))
+    assert torch.equal(one, other)
+
+
+def test_a_run_over_the_folder_of_its_own_model_keeps_what_it_reads(
+    command: Command, workshop: Path
+) -> None:
+    assert command("train", *RUN).code == 0
+    words = ("--model", "run", "--dataset", "pairs.jsonl", "--output_dir", "run")
+    more = ("--max_steps", "1", "--lora_r", "2", "--overwrite_output_dir")
+    said = command("train", *words, *more)
+    assert said.code == 0, said.err
+    assert Path("run/model.safetensors").exists()  # on which the adapter lies
+
+
 def test_nothing_to_merge_is_refused_before_the_run(command: Command, workshop: Path) -> None:
     said = command("train", *RUN, "--merge_at_end")
     assert said.code == 2
@@ -91,6 +123,7 @@ def test_nothing_to_merge_is_refused_before_the_run(command: Command, workshop: 
         (["adapter", "other", "--out", "x"], "CP103 merge takes one adapter"),
         (["adapter", "--out", "adapter"], "CP104 adapter is the adapter's own folder"),
         (["adapter", "--out", "model"], "CP506 model holds something already"),
+        (["adapter", "--out", "other", "--overwrite"], "CP506 other holds adapter_config.json"),
         (["adapter", "--out", "pairs.jsonl"], "CP501 pairs.jsonl cannot be written"),
         (["adapter", "--out", "x", "--dtype", "int3"], 'CP102 --dtype="int3" is not one of'),
         (["model", "--out", "x"], "CP301 model is no folder of an adapter"),
@@ -100,6 +133,8 @@ def test_nothing_to_merge_is_refused_before_the_run(command: Command, workshop: 
 def test_what_cannot_be_meant_is_refused(
     command: Command, adapter: Path, words: list[str], wrong: str
 ) -> None:
+    Path("other").mkdir()
+    Path("other/adapter_config.json").write_text("{}")
     said = command("merge", *words)
     assert said.code == 2
     assert said.err.startswith(f"counterpoint: {wrong}"), said.err

@@ -164,6 +164,9 @@ def test_replicas_keep_gathers_within_a_node():
     assert Cluster(16, nodes=2, replicas=2).sharing == Cluster(16).intra
     assert Cluster(16, nodes=2, replicas=2).copying == Cluster(16).inter
     assert Cluster(8).sharing == Cluster(8).intra
+    # three of four ranks a node: 0 1 2, 3 | 4 5, 6 7 | 8, 9 10 11
+    assert Cluster(12, nodes=3, replicas=4).sharing == Cluster(12).inter
+    assert Cluster(12, nodes=3, replicas=6).sharing == Cluster(12).intra
 
 
 def test_at_the_break_even_computing_takes_as_long_as_exchanging(models):

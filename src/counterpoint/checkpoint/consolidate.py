@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from transformers.trainer_utils import HubStrategy
 
 from counterpoint import ranks
-from counterpoint.checkpoint.folder import PARTS, checkpoints, filled, step_of
+from counterpoint.checkpoint.folder import PARTS, checkpoints, step_of
 from counterpoint.checkpoint.manifest import MANIFEST, SHARDS, Manifest, files_in, verify
 from counterpoint.checkpoint.resumption import OPTIMIZER as OPTIMIZER_TREE
 from counterpoint.checkpoint.resumption import SHARED
-from counterpoint.checkpoint.saving import save_model_folder
+from counterpoint.checkpoint.saving import filled_with_model, save_model_folder
 from counterpoint.checkpoint.sharded import MODEL, Shards
 from counterpoint.checkpoint.shards import Shape, ShardReader
 from counterpoint.checkpoint.state_file import TRAINER_STATE
@@ -119,7 +119,7 @@ def consolidate(checkpoint: Path, listed: Collection[str], target: Path) -> list
         SetupError: CP524 for parts that do not make up a tensor.
         OSError: where the disk refuses.
     """
-    with filled(target) as staged:
+    with filled_with_model(target) as staged:
         write_whole(checkpoint, listed, staged)
         return sorted(files_in(staged))
 

@@ -105,12 +105,26 @@ def save_model_folder(folder: Path, write: Callable[[Path], None]) -> None:
     Raises:
         SetupError: CP516 where another run writes there.
     """
-    with phase("saving the model"), locked(folder), filled(folder) as staged:
+    with phase("saving the model"), locked(folder), filled_with_model(folder) as staged:
         write(staged)
+
+
+@contextmanager
+def filled_with_model(folder: Path) -> Iterator[Path]:
+    """As ``filled``; weights that were there before are not read beside those that are written.
+
+    Args:
+        folder: that gets a model.
+
+    Raises:
+        OSError: where the disk refuses.
+    """
+    with filled(folder) as staged:
+        yield staged
         other = INDEX if (staged / WEIGHTS).is_file() else WEIGHTS
         written = {path.name for path in staged.iterdir()}
     if written & {WEIGHTS, INDEX}:
-        # what an earlier run left there, which loaders might prefer to what was just saved
+        # loaders might prefer it to what was just saved
         (folder / other).unlink(missing_ok=True)
 
 

@@ -73,7 +73,10 @@ def consolidate(words: list[str]) -> None:
     target = beside if options.to is None else Path(options.to).expanduser()
     if target.resolve().is_relative_to(checkpoint.resolve()):
         raise ConfigError("CP104", f"{target} lies in the checkpoint; name another one with --to.")
-    refuse_filled(target, overwrite=options.overwrite)
+    # transformers puts an adapter on any model that lies beside it
+    kinds = ("adapter_config.json", "config.json")
+    never = next((name for name in kinds if name not in manifest.files), "")
+    refuse_filled(target, overwrite=options.overwrite, never=never)
     with phase(f"writing the whole model of {checkpoint.name}"):
         files = whole.consolidate(checkpoint, manifest.files, target)
     size = sum((target / name).stat().st_size for name in files)

@@ -75,7 +75,7 @@ def merge(words: list[str]) -> None:
     source, target = paths[0], Path(options.out).expanduser()
     if target.resolve() == Path(source).expanduser().resolve():
         raise ConfigError("CP104", f"{target} is the adapter's own folder; name another one.")
-    refuse_filled(target, overwrite=options.overwrite)
+    refuse_filled(target, overwrite=options.overwrite, never="adapter_config.json")
     merged = merge_into(target, source, dtype=options.dtype, code=options.trust_remote_code)
     if options.json:
         found = {

@@ -217,7 +217,8 @@ def _planner(request: Request, options: PlanOptions, shards: int) -> Any:
         merge_model_options,
     )
     from counterpoint.forward.dropout import disable_dropout
-    from counterpoint.models.loading import load_config, random_model
+    from counterpoint.models.loading import described_files, load_config, random_model
+    from counterpoint.models.own_head import part_head
     from counterpoint.models.preparing import encoder_of, prepare_tokenizer
     from counterpoint.models.trainable import freeze_parts
     from counterpoint.models.weights import WeightsPolicy
@@ -238,6 +239,8 @@ def _planner(request: Request, options: PlanOptions, shards: int) -> Any:
     policy = WeightsPolicy.of(config, adapter=adapter is not None)
     with torch.device("meta"):
         model = random_model(source, config, described, policy)
+    if not run.from_scratch:
+        part_head(model, *described_files(source, config))
     if policy.quantization is not None:
         compress(model, policy.quantization)
     if config.disable_dropout:

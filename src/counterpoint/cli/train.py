@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
-from counterpoint.checkpoint.folder import checkpoints, finished, is_scrap, remove, tidy
+from counterpoint.checkpoint.folder import checkpoints, finished, is_scrap, tidy
 from counterpoint.checkpoint.lock import (
     LOCK,
     Contents,
@@ -35,6 +35,7 @@ from counterpoint.checkpoint.lock import (
 from counterpoint.checkpoint.manifest import MANIFEST
 from counterpoint.cli.merge import merge_in_words, merge_into
 from counterpoint.cli.new_adapter import call_after_base, keep_base, on_merged_base
+from counterpoint.cli.overwritten import MERGED, clear_run
 from counterpoint.cli.parts import Attempt, RunParts, call, hide_token, load_own_part, load_parts
 from counterpoint.cli.signals import heeded
 from counterpoint.config import CPOConfig
@@ -58,7 +59,7 @@ from counterpoint.engine.table import settle
 from counterpoint.errors import ConfigError, CounterpointError, SetupError
 from counterpoint.invocation import command
 from counterpoint.masking import Mask
-from counterpoint.models.adapters import OWN_BASE, is_adapter
+from counterpoint.models.adapters import is_adapter
 from counterpoint.options.run_options import RunOptions
 from counterpoint.options.settings import Request
 from counterpoint.ranks import each_does, leave_at_exit
@@ -66,18 +67,13 @@ from counterpoint.runlog import (
     METRICS,
     REQUEST_FILE,
     RUN_FILE,
-    STREAMS,
     check_writable,
-    clear_thumbnails,
     stream_file,
 )
 from counterpoint.staged import staged
 from counterpoint.trainer.trackers import check_trackers
 from counterpoint.trainer.trainer import CPOTrainer
 from counterpoint.wrap import width_of, wrapped_command
-
-MERGED = "merged"
-"""Folder inside the run's for the model that merge_at_end writes."""
 
 UNTRAINED = ("CW322", "CW327")
 """The doctor's codes for a model that knows nothing yet."""
@@ -160,7 +156,8 @@ def _train(trainer: CPOTrainer, request: Request, seen: Contents) -> None:
             tidy(folder)
         resume = _checkpoint(config)
         if is_first_process():
-            _clear(folder, keep=resume is not None)
+            if resume is None:
+                clear_run(folder, request)
             own_change(folder)
             trainer.add_callback(_WrittenRequest(request))
         with heeded(trainer):
@@ -374,23 +371,6 @@ def _alone_in(folder: Path) -> Iterator[None]:
     """Keep another run out of a folder; of several ranks the first one does."""
     with locked(folder) if is_first_process() else nullcontext():
         yield
-
-
-def _clear(folder: Path, keep: bool) -> None:
-    """Remove what would mix with the new run: an old one's checkpoints and log.
-
-    What says that there is a run goes last, so that one killed meanwhile is still known for one.
-    """
-    if keep or not folder.is_dir():
-        return
-    for path in checkpoints(folder):
-        remove(path)
-    clear_thumbnails(folder)
-    for name in (MERGED, OWN_BASE):
-        if (folder / name).is_dir():
-            remove(folder / name)
-    for path in (*(stream_file(folder, stream) for stream in STREAMS), folder / RUN_FILE):
-        path.unlink(missing_ok=True)
 
 
 class _WrittenRequest(TrainerCallback):

@@ -353,14 +353,25 @@ def _size(path: Path) -> int:
 
 def _tensors(path: Path) -> int | None:
     """How many tensors a file of safetensors names; None where it is none."""
+    header = header_of(path)
+    return None if header is None else len(header)
+
+
+def header_of(path: Path) -> Mapping[str, Any] | None:
+    """What a file of safetensors says of itself: tensors by name; None where it is none.
+
+    Args:
+        path: of the file.
+    """
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > min(MOST_HEADER, os.fstat(file.fileno()).st_size):
                 return None
-            return len(json.loads(file.read(length)))
+            header = json.loads(file.read(length))
     except (OSError, ValueError, TypeError, RecursionError):
         return None
+    return header if isinstance(header, dict) else None
 
 
 def _asks(source: str, name: str, number: int, what: str) -> ModelError:

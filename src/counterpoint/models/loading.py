@@ -140,6 +140,19 @@ def load_config(source: str, args: CPOConfig, *, from_scratch: bool = False) -> 
     return config
 
 
+def described_files(source: str, args: CPOConfig) -> tuple[Path | None, Mapping[str, Any]]:
+    """The folder of a model's files, if it is one, and its ``config.json`` as it is written.
+
+    Args:
+        source: as for ``load_config``; of a GGUF file nothing is said.
+        args: the ``revision`` in ``model_init_kwargs`` is used.
+    """
+    if gguf_named(source) is not None:
+        return None, {}
+    folder = folder_named(source, "model")
+    return folder, read_described(source, folder, _revision(args))
+
+
 def _config_of_gguf(file: Path, source: str, args: CPOConfig) -> PretrainedConfig:
     _check_keywords(args)
     header = check_gguf(file, args)

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from counterpoint.checkpoint.folder import filled
 from counterpoint.checkpoint.manifest import files_in
+from counterpoint.checkpoint.saving import filled_with_model
 from counterpoint.checkpoint.tree import plain_io_errors
 from counterpoint.checkpoint.trial_save import generation_config_as_it_is
 from counterpoint.config import CPOConfig
@@ -84,7 +84,7 @@ def merge_adapter(source: str, args: CPOConfig, target: Path) -> Merged:
     _check_mergeable(source, args)
     tokenizer = load_tokenizer(tokenizer_source(source), args)
     model, moved = merged_model(source, args)
-    with phase("writing the merged model"), filled(target) as staged, without_bars():
+    with phase("writing the merged model"), filled_with_model(target) as staged, without_bars():
         with plain_io_errors(), generation_config_as_it_is(model, staged):
             model.save_pretrained(str(staged))
             saved_as(tokenizer).save_pretrained(str(staged))

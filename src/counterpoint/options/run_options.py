@@ -140,7 +140,8 @@ class RunOptions:
         "start where there is none; latest, which insists on one; or its folder.",
     )
     overwrite_output_dir: bool = option(
-        False, "Train into a folder that already holds a run; its checkpoints are removed."
+        False,
+        "Train into a folder that already holds a run; its checkpoints and model are removed.",
     )
 
     def __post_init__(self) -> None:

@@ -50,7 +50,9 @@ class Cluster:
     @property
     def sharing(self) -> float:
         """Bytes a second between ranks that share weights: the slowest way between them."""
-        return self.inter if self.shards > self.ranks // self.nodes else self.intra
+        a_node = self.ranks // self.nodes
+        # neighbours share: where a node's ranks are no multiple of them, some lie on two nodes
+        return self.inter if a_node % self.shards else self.intra
 
     @property
     def copying(self) -> float:
