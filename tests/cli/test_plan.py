@@ -128,6 +128,15 @@ def test_a_run_in_shards_is_planned_with_its_machines(workshop: Path, command: C
         (("--device", "abacus"), "CP102"),
         (("--fsdp", "2", "--ranks", "8", "--nodes", "3"), "CP103"),
         (("--fsdp", "2", "--ranks", "8", "--nodes", "0"), "CP103"),
+        (("--fsdp", "2"), "CP103 ranks=1 should be at least 2: fsdp shares"),
+        (
+            ("--fsdp", "2", "--ranks", "4", "--fsdp_replicas", "4"),
+            "CP103 ranks=4 should be at least 2 for each of",
+        ),
+        (
+            ("--fsdp", "2", "--ranks", "8", "--fsdp_replicas", "3"),
+            "CP103 ranks=8 should be a multiple of",
+        ),
         (("--fsdp", "2", "--inter_bandwidth", "0"), "CP103"),
         (("--fsdp", "2", "--intra_bandwidth", "nan"), "CP103"),
         (("--fsdp", "2", "--kernel_efficiency", "1.5"), "CP103"),

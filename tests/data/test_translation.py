@@ -341,6 +341,9 @@ def test_a_marian_of_many_languages_reads_the_target_in_its_source() -> None:
     assert draft.texts[0] == f">>deu<< {ROWS[0]['prompt']}"
     (marked,) = [encoder.draft(pair) for pair in [_row({**ROWS[0], "prompt": ">>fra<< one"})]]
     assert marked.texts[0] == ">>fra<< one"
+    for quoted in (">> one", ">>one<two", ">> one <<"):  # no mark of a language
+        (draft,) = [encoder.draft(pair) for pair in [_row({**ROWS[0], "prompt": quoted})]]
+        assert draft.texts[0] == f">>deu<< {quoted}"
 
 
 def _row(raw: dict[str, Any]) -> Any:

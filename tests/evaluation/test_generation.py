@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from contextlib import nullcontext
 from dataclasses import replace
 
 import peft
@@ -19,6 +20,8 @@ from counterpoint.data.translation import languages_of
 from counterpoint.evaluation.generation import Decoding, Prompt, complete
 from counterpoint.evaluation.rounded_otherwise import rounded_otherwise
 from counterpoint.evaluation.samples import prompts_of
+from counterpoint.evaluation.sampling import Draw, Sampling, draw_candidates
+from counterpoint.evaluation.speaker import Speaker
 from counterpoint.evaluation.texts import Completion, repetition
 from counterpoint.models.family import family_of
 from tests.models_on_the_spot import NEED_EAGER
@@ -113,6 +116,27 @@ def test_a_decoder_begins_with_its_prompt_s_start_and_nothing_else(kind: str) ->
     together = complete(model, tokenizer, found, replace(SOME, most_tokens=6, batch=12))
     assert tokens(together) == wanted
     assert ours.decoder_start_token_id == model.config.decoder_start_token_id
+
+
+@pytest.mark.parametrize("kind", ["mbart", "nllb", "bart", "marian", "pegasus"])
+def test_a_source_beyond_the_encoder_s_positions_is_refused_before_anything_is_written(
+    kind: str,
+) -> None:
+    """Wherever it is asked; the encoder would end in a lookup, or go on where it knows nothing."""
+    model, tokenizer = translator(kind)
+    positions = model.config.max_position_embeddings
+    fits, long = (Prompt((5,) * length, start=(2,)) for length in (positions, positions + 1))
+    assert len(complete(model, tokenizer, [fits], replace(SOME, most_tokens=2))) == 1
+    said = f"a source takes {positions + 1} tokens, and the model's encoder has {positions} "
+    with pytest.raises(DataError, match=f"^CP204 {said}"):
+        complete(model, tokenizer, [fits, long], SOME)
+    how = Sampling(2)
+    with pytest.raises(DataError, match=f"^CP204 {said}"):
+        draw_candidates(model, tokenizer, [Draw(0, 0, long, 1)], how, bool, print)
+    speaker = Speaker("it", model, tokenizer, None, how, 0, nullcontext)
+    assert speaker.room(fits) == 2
+    with pytest.raises(DataError, match=f"^CP235 the conversation takes {positions + 1} tokens"):
+        speaker.room(long)
 
 
 def under_autocast(model: torch.nn.Module) -> torch.nn.Module:

@@ -122,10 +122,18 @@ class PlanOptions:
             replicas: whole models among the ranks.
 
         Raises:
-            ConfigError: CP103 where ranks are no multiple of them.
+            ConfigError: CP103 where ranks are no multiple of them, or fewer than two for each: such
+                a run does not start.
         """
         from counterpoint.planner.scaling import Cluster
 
+        if self.ranks < 2 * replicas:
+            copies = f" for each of fsdp_replicas={replicas}" if replicas > 1 else ""
+            raise ConfigError(
+                "CP103",
+                f"ranks={self.ranks} should be at least 2{copies}: fsdp shares a model among "
+                "ranks. Say how many there will be (--ranks 8).",
+            )
         if self.ranks % replicas:
             raise ConfigError(
                 "CP103", f"ranks={self.ranks} should be a multiple of fsdp_replicas={replicas}."

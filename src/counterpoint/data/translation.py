@@ -50,6 +50,9 @@ DEFAULTS = ("eng_Latn", "en_XX", "en")
 _CODE = re.compile(r"[a-z]{2,3}_[A-Za-z]{2,4}")
 """A token that stands for a language, where the tokenizer has no list of them."""
 
+_MARK = re.compile(r"\s*>>[^\s<>]+<<")
+"""What a source of a Marian model of many languages begins with; two angles alone are text."""
+
 
 @dataclass(frozen=True, slots=True)
 class DecoderStart:
@@ -249,7 +252,7 @@ class TranslationEncoder(Encoder[TranslationDraft]):
 
     def _with_mark(self, source: str, direction: Direction) -> str:
         """A source of a Marian model of many languages, which reads the target's in its text."""
-        if self._has_codes() or direction.target is None or source.startswith(">>"):
+        if self._has_codes() or direction.target is None or _MARK.match(source):
             return source
         return f">>{direction.target}<< {source}"
 

@@ -43,7 +43,7 @@ from counterpoint import ranks
 from counterpoint.console.phases import phase
 from counterpoint.data.vocabularies import reader_of_sources, text_of
 from counterpoint.engine.fsdp2 import gather_around_parts
-from counterpoint.evaluation.room import room_behind
+from counterpoint.evaluation.room import longest_source, room_behind
 from counterpoint.evaluation.rounded_otherwise import (
     ROUNDINGS,
     Said,
@@ -139,9 +139,8 @@ def complete(
     Raises:
         DataError: CP204 for a prompt that fills the model's positions.
     """
-    # a source takes positions of the encoder's, of which there are as many
     longest = max((len(prompt.start or prompt.ids) for prompt in prompts), default=0)
-    limit = room_behind(longest, model, decoding.most_tokens)
+    limit = room_behind(longest, model, decoding.most_tokens, source=longest_source(prompts))
     writer = BatchWriter(model, tokenizer, decoding, limit, together)
     written: dict[int, list[int]] = {}
     with untouched(model), phase(f"writing to {len(prompts):,} prompts", unit=TOKENS) as now:

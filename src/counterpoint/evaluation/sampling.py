@@ -37,7 +37,7 @@ from counterpoint.console.phases import phase
 from counterpoint.errors import SetupError
 from counterpoint.evaluation.chance import chance_by
 from counterpoint.evaluation.generation import BatchWriter, Decoding, Prompt, as_completion
-from counterpoint.evaluation.room import room_behind
+from counterpoint.evaluation.room import longest_source, room_behind
 from counterpoint.evaluation.texts import Completion
 from counterpoint.evaluation.untouched import untouched
 from counterpoint.invocation import installing
@@ -135,7 +135,8 @@ def draw_candidates(
         DataError: CP204 for a prompt that fills the model's positions.
     """
     longest = max((len(one.prompt.start or one.prompt.ids) for one in draws), default=0)
-    limit = room_behind(max(longest, how.longest), model, how.most_tokens)
+    source = longest_source(one.prompt for one in draws)
+    limit = room_behind(max(longest, how.longest), model, how.most_tokens, source=source)
     decoding = Decoding(limit, batch=how.batch)
     writer = BatchWriter(model, tokenizer, decoding, limit, False, how.stops)
     kind = "sampled" if how.temperature else decoding.kind

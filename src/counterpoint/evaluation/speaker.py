@@ -21,7 +21,7 @@ from counterpoint.data.encoder import Encoder
 from counterpoint.data.vocabularies import text_of
 from counterpoint.errors import DataError
 from counterpoint.evaluation.generation import BatchWriter, Decoding, Prompt, as_completion
-from counterpoint.evaluation.room import room_behind
+from counterpoint.evaluation.room import longest_source, room_behind
 from counterpoint.evaluation.sampling import Sampling, candidate_chance, chosen_by_chance
 from counterpoint.evaluation.spelling import Spelling
 from counterpoint.evaluation.texts import Completion
@@ -59,18 +59,19 @@ class Speaker:
         Raises:
             DataError: CP235 where the conversation fills the model's positions.
         """
-        length = len(prompt.start or prompt.ids)
+        length, source = len(prompt.start or prompt.ids), longest_source([prompt])
         try:
-            return room_behind(length, self.model, self.how.most_tokens)
+            return room_behind(length, self.model, self.how.most_tokens, source=source)
         except DataError as error:
             if error.code != "CP204":
                 raise
             positions = self.model.config.get_text_config().max_position_embeddings
             raise DataError(
                 "CP235",
-                f"the conversation takes {length:,} tokens with that message, and {self.name} has "
-                f"{positions:,} positions, so that nothing can be answered. The message was left "
-                "out; shorten it, take a turn back with /undo, or begin anew with /reset.",
+                f"the conversation takes {source or length:,} tokens with that message, and "
+                f"{self.name} has {positions:,} positions, so that nothing can be answered. The "
+                "message was left out; shorten it, take a turn back with /undo, or begin anew with "
+                "/reset.",
             ) from error
 
     def answer(
