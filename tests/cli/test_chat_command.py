@@ -367,11 +367,15 @@ def test_cut_anywhere_no_whole_row_is_lost(tmp_path: Path) -> None:
             files.prefer({"prompt": "a", "chosen": "b", "rejected": "会", "row": row})
     whole = [one.read_bytes() for one in (path, said_path(path))]
     random = Random(0)
-    for _ in range(40):
-        kept = [content[: random.randrange(len(content))] for content in whole]
+    for turn in range(41):  # the first cut takes the end of a line alone, and no row
+        cuts = [random.randrange(len(one)) if turn else len(one) - 1 for one in whole]
+        kept = [content[:cut] for content, cut in zip(whole, cuts, strict=True)]
         path.write_bytes(kept[0])
         said_path(path).write_bytes(kept[1])
-        lines = [content[: content.rfind(b"\n") + 1] for content in kept]
+        lines = [
+            content + b"\n" if content.endswith(b"}") else content[: content.rfind(b"\n") + 1]
+            for content in kept
+        ]
         with open_talk(path) as files:
             assert files.next_row == lines[1].count(b"\n")
         assert [one.read_bytes() for one in (path, said_path(path))] == lines

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("optuna", reason="the extra [sweep] is not installed")
 
+from counterpoint.cli.sweep import USAGE, SweepOptions, _judge
+from counterpoint.objectives import OBJECTIVE_OPTIONS
+from counterpoint.options.settings import read_request
+from counterpoint.sweep.space import Axis, read_axes
 from tests.cli.conftest import Command
 
 RUN = (
@@ -42,6 +48,35 @@ def test_what_cannot_be_meant_starts_nothing(
     assert code in done.err
     assert said in " ".join(done.err.split())
     assert not Path("s").exists()
+
+
+def test_the_settings_of_the_help_are_settings() -> None:
+    shown = re.findall(r"^  --over (.+?)(?:   .*)?$", USAGE, re.MULTILINE)
+    assert len(shown) == 2
+    for words in shown:
+        for axis in read_axes(words.split()):
+            for end in axis.ends():
+                read_request(["--model=m", "--dataset=d", "--use_cpu", f"--{axis.name}={end}"])
+
+
+@pytest.mark.parametrize("name", [one for one in OBJECTIVE_OPTIONS if one != "reference"])
+def test_a_loss_of_another_objective_is_said_to_be_on_another_scale(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = SimpleNamespace(
+        generate_during_eval=False,
+        constrained_by=(),
+        use_weighting=False,
+        load_best_model_at_end=False,
+        metric_for_best_model=None,
+    )
+    axes = [Axis(name, ("1", "2"))]
+    _judge(SweepOptions(metric="loss"), SimpleNamespace(config=config), axes)
+    assert f"of other values of {name} is on another scale" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    _judge(SweepOptions(metric="accuracy"), SimpleNamespace(config=config), axes)
+    assert "another scale" not in capsys.readouterr().err
 
 
 def test_rows_to_judge_by_are_asked_for(command: Command, workshop: Path) -> None:

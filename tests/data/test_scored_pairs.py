@@ -174,6 +174,18 @@ def test_a_pair_of_balanced_lengths_has_half_of_the_widest_gap() -> None:
     assert (pair["chosen"], pair["rejected"]) == ("long long long", "none at all, but many")
 
 
+@pytest.mark.parametrize("select", ["best_worst", "all", "best_random", "length_balanced"])
+def test_a_human_s_choice_stays_whatever_the_scores_and_the_rule_say(select: str) -> None:
+    rows = [
+        row("a", 0, 1.0, mine=True),
+        *(row("a", n, 2.0 + n, mine=False) for n in (1, 2)),
+    ]
+    made = pairs_from_scored(rows, PairRules(select=select, preferred="mine"))
+    assert made.pairs
+    assert {one["chosen_from"]["candidate"] for one in made.pairs} == {0}
+    assert made.counts.against_scores == len(made.pairs)
+
+
 def test_rules_that_contradict_each_other() -> None:
     with pytest.raises(ConfigError, match="CP104 per_prompt does nothing"):
         PairRules(select="length_balanced", per_prompt=2)

@@ -254,6 +254,16 @@ def test_a_split_that_does_not_exist_is_named_beside_those_that_do(tmp_path: Pat
         load(tmp_path / "rows.jsonl", split="test")
 
 
+@pytest.mark.parametrize("kind", ["a file", "several files", "a folder"])
+def test_what_has_no_subsets_is_not_read_as_if_it_had(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"prompt": "p", "chosen": "c", "rejected": "r"}\n', encoding="utf-8")
+    source = {"a file": str(file), "several files": [str(file)], "a folder": str(tmp_path)}[kind]
+    assert len(load(source)) == 1
+    with pytest.raises(DataError, match=r"CP211 .* has no subset 'de': files and folders have"):
+        load(source, config="de")
+
+
 def test_pick_split_takes_train_or_the_only_one() -> None:
     one, two = Dataset.from_list(ROWS), Dataset.from_list(ROWS[:1])
     assert pick_split(one) is one

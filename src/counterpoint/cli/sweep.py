@@ -33,7 +33,7 @@ usage: counterpoint sweep [CONFIG.yaml] --over NAME=VALUES ... [--option value .
 Trains a run for each of several settings, and names the best one. What varies
 is a list of values or a range:
 
-  --over beta=0.1,0.5 loss_type=simpo,cpo      every combination is tried
+  --over beta=0.1,0.5 loss_type=dpo,sigmoid    every combination is tried
   --over learning_rate=1e-6..1e-4:log          --trials of them, chosen by
                                                optuna's TPE sampler
 
@@ -238,6 +238,7 @@ def _checked(words: Sequence[str], axes: Sequence[Axis]) -> Request:
 
 def _judge(options: SweepOptions, request: Request, axes: Sequence[Axis]) -> RunJudge:
     from counterpoint.metric_names import PREFIX, WORDS, more_is_better
+    from counterpoint.objectives import OBJECTIVE_OPTIONS
     from counterpoint.sweep.course import RunJudge
     from counterpoint.trainer.best import not_given, prefixed
 
@@ -257,7 +258,7 @@ def _judge(options: SweepOptions, request: Request, axes: Sequence[Axis]) -> Run
         raise ConfigError(
             "CP104", f"--direction {options.direction} would take the worst {metric} for the best."
         )
-    moved = [axis.name for axis in axes if axis.name in OF_THE_OBJECTIVE]
+    moved = [axis.name for axis in axes if axis.name in OBJECTIVE_OPTIONS]
     if moved and metric.endswith(("loss", "margins")) and not metric.endswith("nll_loss"):
         complain(
             f"{metric} of other values of {', '.join(moved)} is on another scale, and says nothing "
@@ -268,13 +269,6 @@ def _judge(options: SweepOptions, request: Request, axes: Sequence[Axis]) -> Run
     return RunJudge(
         metric, options.direction == "maximize" if better is None else better, takes_best
     )
-
-
-OF_THE_OBJECTIVE = (
-    *("beta", "loss_type", "cpo_alpha", "simpo_gamma", "gamma_beta_ratio", "label_smoothing"),
-    *("length_normalization", "alpha"),
-)
-"""Options on which the loss and the margin are measured."""
 
 
 def _way(more_is_better: bool) -> str:
@@ -289,11 +283,12 @@ def _metrics(config: Any) -> list[str]:
         OF_PACE,
         OF_PAIRS,
         OF_TEXTS,
+        OF_WEIGHTS,
         PREFIX,
     )
     from counterpoint.runlog import constraint_metric
 
-    names = [*OF_PAIRS, *OF_PACE, *OF_EXPERTS]
+    names = [*OF_PAIRS, *OF_PACE, *OF_EXPERTS, *(OF_WEIGHTS if config.use_weighting else ())]
     if config.generate_during_eval:
         kinds = ("", "sampled_") if config.eval_sample_temperature else ("",)
         names += [f"samples/{kind}{name}" for kind in kinds for name in OF_TEXTS]

@@ -268,7 +268,8 @@ def balanced(
         longer: characters that chosen texts have beyond rejected ones so far.
     """
     widest = max((pair.gap for pair in usable), default=0.0)
-    wide = [pair for pair in usable if pair.gap >= widest * WIDE_ENOUGH]
+    # a human's pairs may all be against the scores; then no gap says which of them is wide
+    wide = [pair for pair in usable if widest <= 0 or pair.gap >= widest * WIDE_ENOUGH]
     return sorted(wide, key=lambda pair: (abs(longer + longer_by(pair, candidates)), -pair.gap))[:1]
 
 

@@ -62,18 +62,21 @@ def load(
         dict of them by split.
 
     Raises:
-        DataError: CP211 not found or no such split; CP210 unreadable; CP209 no rows; CP218 a
-            folder that leads out of itself.
+        DataError: CP211 not found, no such split, or a configuration of what has none; CP210
+            unreadable; CP209 no rows; CP218 a folder that leads out of itself.
     """
     for name in [source] if isinstance(source, str | Path) else source:
         if isinstance(name, str) and not name.strip():
             raise DataError("CP211", "the name of a data set is blank; name a file or a hub id.")
     if not isinstance(source, str | Path):
+        _refuse_config(config, " ".join(map(str, source)))
         files = [_existing(path) for path in source]
         homes = {file.resolve().parent for file in files}
         found = _only_train(_from_files(files, streaming), split)
         return in_folder(found, homes.pop() if len(homes) == 1 else None)
     path = Path(source).expanduser()
+    if path.is_dir() or path.is_file():
+        _refuse_config(config, str(path))
     if path.is_dir():
         return in_folder(_from_folder(path, split, streaming), path)
     if path.is_file() or isinstance(source, Path) or kind_of(path) is not None:
@@ -221,6 +224,15 @@ def _existing(path: str | Path) -> Path:
             f"followed by {', '.join(OPENERS)}.",
         )
     return path
+
+
+def _refuse_config(config: str | None, name: str) -> None:
+    if config is not None:
+        raise DataError(
+            "CP211",
+            f"{name} has no subset {config!r}: files and folders have none, sets of the hub do. "
+            "Name the files of that subset alone.",
+        )
 
 
 def _only_train(data: Dataset | IterableDataset, split: str | None) -> Dataset | IterableDataset:

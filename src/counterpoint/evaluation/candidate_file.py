@@ -211,6 +211,8 @@ def shown_setting(value: Any) -> str:
 def whole_lines(path: Path, file: BinaryIO, read: Callable[[Any], Line], what: str) -> list[Line]:
     """What the lines of a file hold; what stands behind the last whole one is taken off.
 
+    A last line that is whole but for its end, as an editor or a kill can leave it, gets that.
+
     Args:
         path: of the file.
         file: open for reading and writing; at its end afterwards.
@@ -223,20 +225,26 @@ def whole_lines(path: Path, file: BinaryIO, read: Callable[[Any], Line], what: s
     file.seek(0)
     found, whole = list[Line](), 0
     for number, line in enumerate(file, 1):
-        if not line.endswith(b"\n"):
-            break
-        whole += len(line)
+        ended = line.endswith(b"\n")
         try:
             found.append(read(json.loads(line)))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if not ended:
+                break
             raise DataError(
                 "CP210",
                 f"{path}, line {number}: is no {what}. Repair or remove the line; or begin anew "
                 "with --overwrite.",
             ) from error
+        whole += len(line)
+        if not ended:
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
+            file.flush()
+            whole += 1
     torn = file.seek(0, os.SEEK_END) - whole
     if torn:
-        logger().warning("%s: its last line was torn, and is written again", path)
+        logger().warning("%s: its last line was torn, and is taken off", path)
         file.truncate(whole)
         file.seek(0, os.SEEK_END)
     return found

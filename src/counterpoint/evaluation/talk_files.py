@@ -4,7 +4,7 @@
    are rows that ``train`` reads, in ``NAME.jsonl``. So neither file has a row that its readers
    would have to leave out.
 2. Both only grow, by whole lines that are on the disk before the next word is said. A line that a
-   kill has torn is taken off when the files are opened again.
+   kill has torn is taken off when the files are opened again; a whole pair without its end is none.
 3. Rows are numbered on from those that are there. One process writes at a time.
 
 Not here: the conversation (``cli.talk``).
@@ -12,6 +12,7 @@ Not here: the conversation (``cli.talk``).
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -136,8 +137,21 @@ def _as_of_a_chat(path: Path, error: CounterpointError) -> CounterpointError:
 
 def _take_off_torn(path: Path, file: BinaryIO) -> None:
     file.seek(0)
-    whole = sum(len(line) for line in file if line.endswith(b"\n"))
-    if file.seek(0, os.SEEK_END) > whole:
+    lines = list(file)
+    torn = [line for line in lines if not line.endswith(b"\n")]
+    if torn and _is_pair(torn[-1]):  # an editor left the last line without its end
+        file.write(b"\n")
+        file.flush()
+    elif torn:
+        whole = sum(map(len, lines)) - len(torn[-1])
         logger().warning("%s: its last line was torn, and is taken off", path)
         file.truncate(whole)
         file.seek(0, os.SEEK_END)
+
+
+def _is_pair(line: bytes) -> bool:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and {"chosen", "rejected"} <= row.keys()

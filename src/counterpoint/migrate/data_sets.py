@@ -5,8 +5,8 @@ Not here: LLaMA-Factory's, which are names in a list of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from counterpoint.migrate.draft import Draft
@@ -15,11 +15,25 @@ from counterpoint.options.given import as_python
 BUILDERS = ("json", "csv", "parquet", "text", "arrow")
 """Names that load_dataset takes for a kind of file."""
 
+_FIELDS = {
+    "field_prompt": "prompt",
+    "field_messages": "prompt",
+    "field_chosen": "chosen",
+    "field_rejected": "rejected",
+}
+"""Axolotl's settings that say what a set calls our columns."""
+
 _READ = ("path", "name", "split", "data_files", "ds_type")
 _PART = ("shards", "shards_idx", "preprocess_shards")
+_WHICH = ("data_dir", "revision")
+"""What says that a set is another than its path alone would be."""
 _OF_ROWS = (
     "rows are read by their columns (docs/data.md lists the shapes); counterpoint tokens shows "
     "what is trained"
+)
+_OF_HUB = (
+    "a set of the hub is read whole, as it is today; download what is meant, and give its files as "
+    "dataset"
 )
 _OF_PARTS = (
     "all rows are trained on, and prepared in parts; rows, or max_rows, takes the first ones"
@@ -32,6 +46,7 @@ OF_DRAWING = (
     "sets are not drawn by chance: list them in datasets, each with a weight, which is its "
     "probability times the rows of all sets, divided by its own"
 )
+SHUFFLED = "rows are shuffled anew each epoch, by data_seed or seed"
 _OF_STREAMS = "a stream has no held-out share; give an eval_dataset"
 _OF_BOTH = "there is an eval_dataset beside it, and each says what to evaluate on"
 
@@ -44,15 +59,24 @@ class Source:
         path: files, or one folder or hub id.
         name: of its configuration on the hub.
         split: of it; None where none is named.
+        columns: where it keeps what is called otherwise here: ours -> its own.
+        weight: how often its rows come in an epoch.
     """
 
     path: tuple[str, ...]
     name: str | None = None
     split: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    weight: float = 1.0
 
     def as_listed(self) -> dict[str, Any]:
         """The data set as one of several."""
-        named = {"subset": self.name, "split": self.split if self.split != "train" else None}
+        named: dict[str, Any] = {
+            "weight": None if self.weight == 1 else self.weight,
+            "subset": self.name,
+            "split": self.split if self.split != "train" else None,
+            "columns": dict(self.columns),
+        }
         path = self.path[0] if len(self.path) == 1 else list(self.path)
         return {"path": path, **{key: value for key, value in named.items() if value}}
 
@@ -87,8 +111,8 @@ def source_of(
 def add_sources(draft: Draft, sources: Sequence[Source], option: str, where: str) -> None:
     """Write data sets as an option.
 
-    Several to train on become ``datasets``, each of weight 1, unless all are files. Of a stream,
-    and of what is evaluated on, there are files, or one of the hub: the first.
+    Several to train on become ``datasets``, unless all are files; so does one with columns or a
+    weight. Of a stream, and of what is evaluated on, there are files, or one of the hub: the first.
 
     Args:
         draft: to write on.
@@ -98,9 +122,15 @@ def add_sources(draft: Draft, sources: Sequence[Source], option: str, where: str
     """
     first = sources[0]
     several = len(sources) > 1 and not all(one.is_files for one in sources)
-    if option == "dataset" and several and draft.peek("streaming") is not True:
+    own = any(one.columns or one.weight != 1 for one in sources)
+    if option == "dataset" and (several or own) and draft.peek("streaming") is not True:
         draft.put("datasets", [one.as_listed() for one in sources])
         return
+    if own:
+        draft.left.append(
+            f"{where}: columns and weights of sets: they have a place in datasets alone, which is "
+            "of what is trained on, and no stream; rename the columns in the files."
+        )
     paths = list(first.path)
     for other in sources[1:]:
         if first.is_files and other.is_files:
@@ -132,12 +162,19 @@ def add_list(draft: Draft, name: str, option: str) -> None:
     entries = as_python(setting.given)
     for number, entry in enumerate(entries if isinstance(entries, list) else [entries]):
         where = f"{setting.where}[{number}]"
+        which = [
+            f"{key}={entry[key]}" for key in _WHICH if isinstance(entry, dict) and entry.get(key)
+        ]
+        if which:
+            draft.left.append(f"{where}: {', '.join(which)}: {_OF_HUB}.")
+            continue
         source = _of_entry(entry)
         if source is None:
             draft.left.append(f"{where}: it names no file and no data set of the hub.")
             continue
         found.append(source)
-        for names, reason in ((_PART, _OF_PARTS), (set(entry).difference(_PART), _OF_ROWS)):
+        others = set(entry).difference(_PART, _FIELDS)
+        for names, reason in ((_PART, _OF_PARTS), (others, _OF_ROWS)):
             extra = [f"{key}={entry[key]}" for key in entry if key in names and _says(key, entry)]
             if extra:
                 draft.left.append(f"{where}: {', '.join(extra)}: {reason}.")
@@ -173,7 +210,21 @@ def _of_entry(entry: Any) -> Source | None:
     if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
         return None
     split = entry.get("split")
-    return source_of(entry["path"], entry.get("name"), entry.get("data_files"), split)
+    source = source_of(entry["path"], entry.get("name"), entry.get("data_files"), split)
+    return None if source is None else replace(source, columns=_columns_of(entry))
+
+
+def _columns_of(entry: dict[str, Any]) -> dict[str, str]:
+    """Columns that Axolotl names in a set, or in its own type of rows, where they are not ours."""
+    kind = entry.get("type")
+    named = {**entry, **(kind if isinstance(kind, dict) else {})}
+    found = {ours: named[theirs] for theirs, ours in _FIELDS.items() if named.get(theirs)}
+    usual = ("messages",)  # which is looked for by itself
+    return {
+        ours: column
+        for ours, column in found.items()
+        if isinstance(column, str) and column not in (ours, *usual)
+    }
 
 
 def _says(key: str, entry: dict[str, Any]) -> bool:

@@ -25,6 +25,10 @@ from counterpoint.options.table import options
 NO_OPTION = "there is no such option here"
 _NO_SECRETS = "a secret has no place in a file; set HF_TOKEN where you run"
 _WITHHELD = Scalar("(withheld)")
+_ON_UNLESS_SAID = (
+    *("enable_thinking", "shuffle_merged_datasets", "dataset_shuffle", "train_dataloader_shuffle"),
+)
+"""What the other tools do without being asked, so that off says something too."""
 _NAMED_LIKE_SECRETS = (
     *("pad_token", "eos_token", "bos_token", "special_tokens"),
     *("forced_bos_token", "ignore_pad_token_for_loss"),
@@ -155,7 +159,7 @@ class Draft:
             option = names.get(name) or renamed(name) or (name if name in options() else None)
             if name not in reasons and option is not None:
                 self.add(option, setting)
-            elif as_python(setting.given) is not False:
+            elif as_python(setting.given) is not False or name in _ON_UNLESS_SAID:
                 known = reasons.get(name) or old_meaning(name)
                 self.leave(setting, known or NO_OPTION)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from counterpoint.engine import FSDP_1
 from counterpoint.errors import ConfigError
-from counterpoint.migrate.data_sets import add_list, add_share
+from counterpoint.migrate.data_sets import SHUFFLED, add_list, add_share
 from counterpoint.migrate.draft import Draft
 from counterpoint.migrate.of_kto import KTO, refuse_kto
 from counterpoint.migrate.of_trl import COMES_SO, keep_nll
@@ -44,6 +44,7 @@ REASONS = {
     "special_tokens": "give them in the tokenizer's own files; padding never reaches the loss",
     "tokens": "add them to tokenizer and model before training",
     "lora_fan_in_fan_out": "peft finds it by itself",
+    "shuffle_merged_datasets": SHUFFLED,
     "saves_per_epoch": _OFTEN.format(name="save"),
     "evals_per_epoch": _OFTEN.format(name="eval"),
     "wandb_project": "write report_to: wandb, and set WANDB_PROJECT where you run",
@@ -88,6 +89,7 @@ def of_axolotl(draft: Draft) -> None:
             draft.put("attn_implementation", kind)
     _precision(draft)
     _sharding(draft)
+    _rhythm(draft)
     _defaults(draft)
     draft.pass_on(REASONS, NAMES)
 
@@ -97,7 +99,7 @@ def _loss(draft: Draft) -> None:
     name = None if setting is None else as_python(setting.given)
     if (loss := called(TOOL, name)) is not None:
         draft.put("loss_type", loss.name)
-        if loss.with_nll:
+        if loss.with_nll and not loss.needs_reference:  # with one, rpo_alpha says it
             keep_nll(draft, loss, TOOL)
         if loss.trl_nll:
             draft.notes.append(f"loss_type {loss.name}: {TOOL}, through TRL, {loss.trl_nll}.")
@@ -165,6 +167,33 @@ def _sharding(draft: Draft) -> None:
     for setting in (wanted, details, version):
         if setting is not None:
             draft.leave(setting, FSDP_1)
+
+
+def _rhythm(draft: Draft) -> None:
+    """How often a run saves and evaluates, by the epoch: a share of the run, as the tool has it."""
+    epochs = draft.peek("num_epochs")
+    epochs = 1 if epochs is None else epochs
+    for what in ("save", "eval"):
+        name = f"{what}s_per_epoch"
+        times = draft.peek(name)
+        steps, strategy = draft.peek(f"{what}_steps"), draft.peek(f"{what}_strategy")
+        if not all(map(_is_count, (times, epochs))) or steps is not None or strategy is not None:
+            continue
+        if times * epochs > 1:
+            share = 1 / (times * epochs)
+            draft.put(f"{what}_steps", share, f"was {name}: a share of the run")
+        elif times == 1:
+            draft.put(f"{what}_strategy", "epoch", f"was {name}")
+        else:
+            continue
+        draft.take(name)
+    asked = "eval_steps" in draft.lines or draft.peek("eval_steps") is not None
+    if asked and draft.peek("eval_strategy") is None:
+        draft.put("eval_strategy", "steps", "as Axolotl does where there are eval_steps")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _precision(draft: Draft) -> None:

@@ -53,7 +53,10 @@ REASONS = {
     "pure_bf16": "the nearest is dtype: bfloat16 with stochastic_rounding: true, which needs "
     "torchao",
     "train_on_prompt": "a prompt's tokens never carry loss",
-    "mask_history": "only the last turn carries loss, always",
+    "mask_history": "a prompt's turns never carry loss; of a completion's, train_turns says which "
+    "do",
+    "enable_thinking": "thoughts are trained where a completion has them; a column "
+    "chat_template_kwargs, as {enable_thinking: false}, is given to the chat template",
     "upcast_layernorm": "trained weights are kept in float32",
     "use_unsloth": "the shared layout and the chunked head are on by themselves",
     "enable_liger_kernel": "the shared layout and the chunked head are on by themselves",

@@ -13,12 +13,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from counterpoint.config import CPOConfig
 from counterpoint.errors import ConfigError
-from counterpoint.migrate.data_sets import OF_DRAWING, add_share, source_of
+from counterpoint.migrate.data_sets import OF_DRAWING, SHUFFLED, add_share, source_of
 from counterpoint.migrate.draft import Draft
 from counterpoint.migrate.of_kto import KTO, refuse_kto
 from counterpoint.migrate.of_trl import COMES_SO, keep_nll, loss_of_dpo
-from counterpoint.objectives import DPO, SIMPO, called, names_of
+from counterpoint.objectives import DPO, SIMPO, Loss, called, names_of
 from counterpoint.options.given import as_python
 
 TOOL = "ms-swift"
@@ -43,10 +44,11 @@ REASONS = {
     "system": "write it into the rows, as a column system",
     "interleave_prob": OF_DRAWING,
     "stopping_strategy": OF_DRAWING,
-    "dataset_shuffle": "rows are shuffled anew each epoch, by data_seed or seed",
+    "dataset_shuffle": SHUFFLED,
+    "train_dataloader_shuffle": SHUFFLED,
     "load_from_cache_file": "the cache knows by itself what has changed",
     "truncation_strategy": "truncation says what is cut: completion_end, prompt_start, prompt_end "
-    "or drop",
+    "or drop",  # what of it has a name here is written
     "packing": "padding and packing never change a result",
     "padding_free": "padding and packing never change a result",
     "quant_method": "load_in_4bit and load_in_8bit quantise with bitsandbytes",
@@ -61,6 +63,7 @@ NAMES = {
     "target_parameters": "lora_target_parameters",
     "ref_model": "reference",
 }
+_TRUNCATION = {"delete": "drop", "left": "prompt_start", "right": "completion_end"}
 _ATTENTION = {"flash_attn": "flash_attention_2", "sdpa": "sdpa", "eager": "eager"}
 
 
@@ -83,6 +86,8 @@ def of_ms_swift(draft: Draft) -> None:
     elif attention is not None:
         draft.leave(attention, "attn_implementation takes transformers' own names")
     _precision(draft)
+    _lengths(draft)
+    _evaluation(draft)
     _defaults(draft, full=full)
     draft.pass_on(REASONS, NAMES)
 
@@ -91,6 +96,7 @@ def _loss(draft: Draft) -> None:
     setting = draft.take("rlhf_type")
     name = None if setting is None else str(as_python(setting.given))
     if (loss := called(TOOL, name)) is DPO:
+        _mind_nll(draft)
         loss_of_dpo(draft)
     elif loss is not None:
         if draft.peek("loss_type") is None:
@@ -109,8 +115,24 @@ def _loss(draft: Draft) -> None:
             f"rlhf_type={name} trains on no preference pairs; what can be translated is rlhf_type: "
             f"{' or '.join(names_of(TOOL))}.",
         )
+    if draft.peek("simpo_gamma") is None and _is_simpo(draft, loss):
+        draft.put("simpo_gamma", 1.0, f"{TOOL}'s default")
     if draft.peek("beta") is None and "beta" not in draft.lines:
         draft.put("beta", 0.1, f"{TOOL}'s default")
+
+
+def _mind_nll(draft: Draft) -> None:
+    if draft.peek("rpo_alpha") is None and draft.peek("loss_weights") is None:
+        draft.notes.append(
+            f"rpo_alpha is not given: {TOOL} 3 before 3.8 then adds the NLL of the chosen with "
+            "weight 1, and later releases add none, as is written here. Write rpo_alpha: 1.0 for "
+            "what was trained with the former."
+        )
+
+
+def _is_simpo(draft: Draft, loss: Loss) -> bool:
+    named = draft.peek("loss_type")
+    return loss is SIMPO if named is None else named in (SIMPO.name, [SIMPO.name])
 
 
 def _adapter(draft: Draft) -> bool:
@@ -210,9 +232,42 @@ def _precision(draft: Draft) -> None:
         draft.leave(setting, "bf16 and fp16 say what is computed in")
 
 
+def _lengths(draft: Draft) -> None:
+    """What becomes of rows that are too long: the tool leaves them out unless it is told."""
+    strategy = draft.peek("truncation_strategy")
+    if isinstance(strategy, str) and strategy in _TRUNCATION:
+        draft.take("truncation_strategy")
+        draft.put("truncation", _TRUNCATION[strategy], "was truncation_strategy")
+    if draft.peek("max_length") is None:
+        draft.notes.append(
+            f"max_length is not given: {TOOL} then takes what the model can read, and here it is "
+            f"{CPOConfig.max_length:,} tokens of prompt + completion. Write it out."
+        )
+    elif strategy is None:
+        draft.put("truncation", "drop", f"{TOOL}'s default: longer rows are left out")
+
+
+def _evaluation(draft: Draft) -> None:
+    """When the run evaluates: where it holds rows out and says no more, whenever it saves."""
+    held_out = {"eval_dataset", "eval_share"} & set(draft.lines)
+    named = [draft.peek(name) for name in ("eval_strategy", "evaluation_strategy")]
+    if not held_out or any(one is not None for one in named):
+        return
+    saves = draft.peek("save_strategy")
+    strategy = saves if saves in ("no", "epoch") else "steps"
+    draft.put("eval_strategy", strategy, f"{TOOL}'s default: as it saves")
+    if strategy == "steps" and draft.peek("eval_steps") is None:
+        every = draft.peek("save_steps")
+        known = isinstance(every, int | float) and every > 0
+        draft.put("eval_steps", every if known else 500, f"{TOOL}'s default: as it saves")
+
+
 def _defaults(draft: Draft, *, full: bool) -> None:
     """Where the tool's own defaults differ from those here, what it would have done."""
     why = f"{TOOL}'s default"
+    for name, value in (("weight_decay", 0.1), ("adam_beta2", 0.95)):
+        if draft.peek(name) is None:
+            draft.put(name, value, why)
     if draft.peek("learning_rate") is None:
         draft.put("learning_rate", 1e-5 if full else 1e-4, f"{why}; high")
     a_device = draft.peek("per_device_train_batch_size") or 1

@@ -14,13 +14,14 @@ from counterpoint.objectives import (
     DPO,
     INITIAL,
     LOSSES,
+    ORPO,
     SIMPO,
     TPO,
     TPO_L,
     Loss,
     called,
 )
-from counterpoint.options.given import Scalar, as_python
+from counterpoint.options.given import Scalar, Setting, as_python
 
 NF4 = "load_in_4bit is nf4 with scales quantised too, and computes in the precision of the run"
 COMES_SO = "a model that is quantised already is given by its name alone"
@@ -43,6 +44,8 @@ REASONS = {
     "dataset_mixer": "it takes the first rows of each set, by a share of them; list the sets in "
     "datasets, with rows, or with a weight, which takes other rows each epoch",
     "dataset_splits": "name them in dataset_split and eval_dataset_split",
+    "dataset_configs": "write them into datasets, each as the subset of its set",
+    "auto_insert_empty_system_msg": "a row's turns are what the template is given",
     "sft_weight": "write cpo_alpha, the weight of the NLL of the chosen completion",
     "device_map": "a model is whole on each rank's device",
     "quantization_config": "write load_in_4bit or load_in_8bit, with lora_r",
@@ -65,12 +68,48 @@ MARKS_OF_DPO = (
 MARKS_OF_TPO = ("tpo_alpha", "tpo_l_gamma")
 """Names by which it is one of its TPO."""
 
+MARKS_OF_HANDBOOK = ("dataset_mixer", "dataset_mixture")
+"""Names by which it is one of the alignment handbook, or of who follows it."""
+
 MARKS_OF_CPO = ("cpo_alpha", "simpo_gamma", "gamma_beta_ratio", "gamma", "alpha")
 """Names by which it is one of its CPO."""
 
 _OF_SIMPO = ("gamma_beta_ratio", "gamma")
 _OF_DATA = ("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split")
 NAMES = {"preprocessing_num_workers": "dataset_num_proc"}
+
+
+def loss_of_file(draft: Draft) -> str:
+    """The loss of the command that reads a file, which does not say which one that is.
+
+    Args:
+        draft: with the file's settings; a guess is noted on it.
+
+    Returns:
+        A name of ``DEFAULTS_OF_TRL``.
+    """
+    given = draft.rest.keys()
+    named = draft.peek("loss_type")
+    if given & set(MARKS_OF_TPO) or named == TPO_L.names["TPOTrainer"]:
+        return TPO.name
+    of_cpo = named is None or any(
+        row.trl == LOSSES[DEFAULT_LOSS].trl and row.name == named for row in LOSSES.values()
+    )
+    if given & set(MARKS_OF_DPO) or not of_cpo:
+        return DPO.name
+    if given & set(MARKS_OF_CPO):
+        return DEFAULT_LOSS
+    if given & set(MARKS_OF_HANDBOOK):
+        draft.notes.append(
+            "The alignment handbook's files do not say which of its scripts reads them: read as "
+            f"one of its DPO. If it was one of its ORPO, write loss_type: {ORPO.name}."
+        )
+        return DPO.name
+    draft.notes.append(
+        "TRL's files do not say which command reads them: read as one of trl cpo. If it was one of "
+        f"trl dpo, write loss_type: {DPO.name}."
+    )
+    return DEFAULT_LOSS
 
 
 def of_trl(draft: Draft, loss_type: str = DEFAULT_LOSS) -> None:
@@ -217,6 +256,7 @@ def _adapter(draft: Draft) -> None:
 def _data(draft: Draft) -> None:
     _sets(draft)
     _mixer(draft)
+    _mixture(draft)
     add_share(draft, "test_split_size")
 
 
@@ -228,10 +268,62 @@ def _mixer(draft: Draft) -> None:
         return
     named = [str(one) for one in splits] if isinstance(splits, list) else []
     train = next((one for one in named if "train" in one), None)
+    held_out = [one for one in named if one != train]
     draft.take("dataset_mixer")
     if train is not None or not named:
         draft.take("dataset_splits")
     add_sources(draft, [Source((path,), None, train) for path in given], "dataset", "dataset_mixer")
+    if train is not None and held_out:
+        _held_out(draft, [Source((path,), None, held_out[0]) for path in given], held_out)
+
+
+def _held_out(draft: Draft, sources: list[Source], splits: list[str]) -> None:
+    """The handbook's splits to evaluate on, which it reads where it evaluates."""
+    asked = draft.peek("eval_strategy") or draft.peek("evaluation_strategy")
+    if asked in (None, "no") and draft.peek("do_eval") is not True:
+        draft.left.append(
+            f"dataset_splits={', '.join(splits)}: without eval_strategy nothing reads it."
+        )
+        return
+    add_sources(draft, sources, "eval_dataset", "dataset_mixer")
+    for more in splits[1:]:
+        draft.left.append(f"dataset_splits={more}: a run evaluates on one split of a set.")
+
+
+def _mixture(draft: Draft) -> None:
+    """The sets of today's handbook: each whole, or a part of it that is drawn once."""
+    setting = draft.take("dataset_mixture")
+    if setting is None:
+        return
+    given = as_python(setting.given)
+    entries = given.get("datasets") if isinstance(given, dict) else None
+    sources = [_of_mixture(one) for one in entries] if isinstance(entries, list) else []
+    if not sources or None in sources or {"dataset", "datasets"} & set(draft.lines):
+        draft.leave(setting, "list its sets in datasets, each with path, subset, split and weight")
+        return
+    found = [one for one in sources if one is not None]
+    add_sources(draft, found, "dataset", "dataset_mixture")
+    if any(one.weight != 1 for one in found):
+        draft.notes.append(
+            "dataset_mixture: a weight below 1 takes that part of a set, drawn once by its seed; "
+            "here an epoch takes as many rows, and the next one others."
+        )
+    share = given.get("test_split_size")
+    if share is not None and draft.peek("test_split_size") is None:
+        draft.rest["test_split_size"] = Setting(
+            "test_split_size", Scalar(str(share)), setting.where
+        )
+
+
+def _of_mixture(entry: Any) -> Source | None:
+    if not isinstance(entry, dict) or not isinstance(entry.get("id"), str):
+        return None
+    weight = entry.get("weight")
+    number = isinstance(weight, int | float) and not isinstance(weight, bool) and weight > 0
+    if weight is not None and not number:
+        return None
+    named = [None if entry.get(name) is None else str(entry[name]) for name in ("config", "split")]
+    return Source((entry["id"],), *named, weight=1.0 if weight is None else float(weight))
 
 
 def _sets(draft: Draft) -> None:

@@ -7,6 +7,7 @@ Not here: what each tool's options mean (``of_trl``, ``of_llama_factory``, ``of_
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from counterpoint.migrate.of_llama_factory import of_llama_factory
 from counterpoint.migrate.of_ms_swift import MARKS as SWIFT_MARKS
 from counterpoint.migrate.of_ms_swift import TOOL as SWIFT
 from counterpoint.migrate.of_ms_swift import of_ms_swift
-from counterpoint.migrate.of_trl import MARKS_OF_CPO, MARKS_OF_DPO, MARKS_OF_TPO, of_trl
+from counterpoint.migrate.of_trl import loss_of_file, of_trl
 from counterpoint.migrate.run_file import as_yaml
 from counterpoint.migrate.script_calls import Script
-from counterpoint.objectives import DEFAULT_LOSS, DPO, LOSSES, OBJECTIVE_OPTIONS, TPO
+from counterpoint.objectives import LOSSES, OBJECTIVE_OPTIONS
 from counterpoint.options.run_options import RunOptions
 from counterpoint.options.settings import build_config
 from counterpoint.options.table import RUN, options
@@ -111,15 +112,7 @@ def _of_yaml(text: str, source: str) -> tuple[str, Draft]:
         of_kto = next((name for name in MARKS_OF_KTO if draft.peek(name) is not None), None)
         if of_kto is not None:
             raise refuse_kto(f"{source}: {of_kto}")
-        marks = {TPO.name: MARKS_OF_TPO, DPO.name: MARKS_OF_DPO}
-        found = (name for name, own in marks.items() if draft.rest.keys() & own)
-        loss_type = next(found, DEFAULT_LOSS)
-        if loss_type == DEFAULT_LOSS and not draft.rest.keys() & MARKS_OF_CPO:
-            draft.notes.append(
-                "TRL's files do not say which command reads them: read as one of trl cpo. If it "
-                f"was one of trl dpo, write loss_type: {DPO.name}."
-            )
-        of_trl(draft, loss_type)
+        of_trl(draft, loss_of_file(draft))
         return "a file of TRL", draft
     translators: dict[str, Callable[[Draft], None]] = {
         "LLaMA-Factory": of_llama_factory,
@@ -198,7 +191,7 @@ def _mind(draft: Draft) -> None:
     try:
         if "model" in run and {"dataset", "datasets"} & set(run):
             RunOptions(**run)
-        build_config({"output_dir": "run", **values})
+        build_config({"output_dir": "run", **deepcopy(values)})  # transformers completes them
     except CounterpointError as error:
         draft.notes.append(f"counterpoint train refuses this as it is: {error}")
 
