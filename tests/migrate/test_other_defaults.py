@@ -104,6 +104,25 @@ def test_what_a_tool_does_by_itself_is_written_out(
     assert {name: found.get(name) for name in wanted} == wanted
 
 
+@pytest.mark.parametrize("program", ["llamafactory-cli train", "python src/train_bash.py"])
+def test_a_command_of_llama_factory_is_its_file(
+    program: str, bench: Path, command: Command
+) -> None:
+    given = {
+        **{"stage": "dpo", "model_name_or_path": "m", "finetuning_type": "lora", "lora_rank": "4"},
+        **{"lora_target": "q_proj,v_proj", "pref_loss": "simpo", "simpo_gamma": "1.0"},
+        **{"pref_beta": "2.5", "cutoff_len": "256", "learning_rate": "5e-6", "bf16": "False"},
+    }
+    flags = " \\\n    ".join(f"--{name} {value}" for name, value in given.items())
+    by_flags, _ = translated(
+        command, "run.sh", f"CUDA_VISIBLE_DEVICES=0 {program} \\\n    --do_train \\\n    {flags}\n"
+    )
+    lines = "\n".join(f"{name}: {value}" for name, value in given.items())
+    by_file, _ = translated(command, "run.yaml", lines)
+    assert by_flags == by_file
+    assert by_flags["lora_target_modules"] == ["q_proj", "v_proj"]
+
+
 @pytest.mark.parametrize("tool", ["base_model: m\nrl: dpo", "base_model: m\nrl: ipo"])
 def test_a_loss_with_a_reference_has_no_nll_that_nobody_asked_for(
     tool: str, bench: Path, command: Command

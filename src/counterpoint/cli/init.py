@@ -40,8 +40,8 @@ Writes a run's file with the reasons for what it says: a published setting for a
 model and a data set, or what another tool's file asks for. Of that file what can
 be translated is; what cannot is listed with the reason, at the end of the file
 and on standard error. FILE is a script that uses TRL's CPOConfig (it is read, not
-run), a YAML or a shell command of TRL or ms-swift, or a YAML of LLaMA-Factory
-or Axolotl.
+run), a YAML or a shell command of TRL, ms-swift or LLaMA-Factory, or a YAML of
+Axolotl.
 
 examples:
   counterpoint init --preset simpo-llama3-instruct \\

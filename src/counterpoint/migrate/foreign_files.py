@@ -35,7 +35,10 @@ TRL_MARKS = (
 
 _CLASSES = "|".join(DEFAULTS_OF_TRL)
 _NAMES = _CLASSES.lower()
-_COMMAND = re.compile(rf"\btrl\s+({_NAMES})\b|(\b|_)({_NAMES})\.py\b|\bswift\s+rlhf\b")
+_COMMAND = re.compile(
+    rf"\btrl\s+({_NAMES})\b|(\b|_)({_NAMES})\.py\b|\bswift\s+rlhf\b"
+    r"|\b(llamafactory-cli|lmf)\s+train\b|\btrain_bash\.py\b"
+)
 _SCRIPT = re.compile(
     rf"^\s*(from|import|def|class)\s|\w+\s*=\s*\w*({_CLASSES})Config\(", re.MULTILINE
 )
@@ -113,7 +116,7 @@ def tool_of(settings: list[Setting], path: str) -> str:
 
 
 def settings_of_command(text: str, path: str) -> tuple[list[Setting], list[str], str]:
-    """The flags of the one command in a shell text that trains with CPO or ORPO, or of ms-swift.
+    """The flags of the one command in a shell text that trains, of TRL, ms-swift, LLaMA-Factory.
 
     Args:
         text: of the file.
@@ -132,7 +135,9 @@ def settings_of_command(text: str, path: str) -> tuple[list[Setting], list[str],
         raise refuse_kto(f"{name}: {of_kto.group(1)}")
     if len(found) != 1:
         raise ConfigError(
-            "CP106", f"{name} holds {len(found)} commands such as 'trl cpo --...'; keep one."
+            "CP106",
+            f"{name} holds {len(found)} commands such as 'trl cpo --...', 'swift rlhf --...' or "
+            "'llamafactory-cli train --...'; keep one.",
         )
     words = found[0]
     start = next(n for n in range(len(words)) if _COMMAND.search(" ".join(words[: n + 1])))

@@ -19,6 +19,8 @@ from counterpoint.migrate.draft import Draft, Translation
 from counterpoint.migrate.foreign_files import STANDARD, read_foreign, settings_of_command, tool_of
 from counterpoint.migrate.of_axolotl import of_axolotl
 from counterpoint.migrate.of_kto import MARKS_OF_KTO, refuse_kto
+from counterpoint.migrate.of_llama_factory import MARKS as LLAMA_FACTORY_MARKS
+from counterpoint.migrate.of_llama_factory import TOOL as LLAMA_FACTORY
 from counterpoint.migrate.of_llama_factory import of_llama_factory
 from counterpoint.migrate.of_ms_swift import MARKS as SWIFT_MARKS
 from counterpoint.migrate.of_ms_swift import TOOL as SWIFT
@@ -100,6 +102,9 @@ def _of_command(text: str, source: str) -> tuple[str, Draft]:
     if set(draft.rest).intersection(SWIFT_MARKS):
         of_ms_swift(draft)
         return f"a command of {SWIFT}", draft
+    if set(draft.rest).intersection(LLAMA_FACTORY_MARKS):
+        of_llama_factory(draft)
+        return f"a command of {LLAMA_FACTORY}", draft
     of_trl(draft, loss_type)
     return "a command of TRL", draft
 
@@ -115,7 +120,7 @@ def _of_yaml(text: str, source: str) -> tuple[str, Draft]:
         of_trl(draft, loss_of_file(draft))
         return "a file of TRL", draft
     translators: dict[str, Callable[[Draft], None]] = {
-        "LLaMA-Factory": of_llama_factory,
+        LLAMA_FACTORY: of_llama_factory,
         "Axolotl": of_axolotl,
         SWIFT: of_ms_swift,
     }
