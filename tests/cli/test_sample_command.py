@@ -17,9 +17,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from counterpoint.cli.prompt_rows import PromptRow
 from counterpoint.data.turn_end import turn_end
-from counterpoint.errors import DataError, SetupError
+from counterpoint.errors import ConfigError, DataError, SetupError
 from counterpoint.evaluation.candidate_file import open_candidates, settings_path
+from counterpoint.options.sample_options import OWN_COLUMNS, SampleOptions
 from tests.cli.conftest import PAIRS, Command, write_pairs
 from tests.models_on_the_spot import make_model
 from tests.tokenizers_on_the_spot import CHATML
@@ -273,6 +275,14 @@ def test_prompts_that_nobody_can_be_asked(
     assert wrong in said.err
 
 
+def test_what_a_candidate_says_of_itself_cannot_be_kept_from_the_prompts() -> None:
+    own = PromptRow(0, "p", {"prompt": "p"}).candidate("m", 0, "t", 1, ended=True)
+    assert set(own) == set(OWN_COLUMNS)
+    for name in own:
+        with pytest.raises(ConfigError, match=f"CP104 keep={name}: candidates have a column"):
+            SampleOptions(keep=["reference", name])
+
+
 @pytest.mark.parametrize(
     ("words", "wrong"),
     [
@@ -288,6 +298,7 @@ def test_prompts_that_nobody_can_be_asked(
         (["--shard", "x"], "CP103 shard=x"),
         (["--stop", "no such token"], "CP103 stop=no such token"),
         (["--keep", "gone"], "CP201 row 0 has no column gone"),
+        (["--keep", "text"], "CP104 keep=text: candidates have a column of that name"),
         (["--column", "gone"], "CP201 row 0 has no column gone"),
         (["--prompts", "gone.jsonl"], "CP211"),
         (["--out", "c.csv"], "CP103 out=c.csv"),

@@ -85,6 +85,19 @@ def refused(said: Said, *texts: str) -> None:
 # The numbers
 
 
+def test_what_was_scored_before_keeps_its_scores_and_its_vetoes(command: Command) -> None:
+    first = scored(command, "--with", "length", "--require", "lang=de", "length>=1")
+    again = ("s.jsonl", "--out", "t.jsonl", "--with", "exact", "length=own_scorers:size")
+    assert command("score", *again, "--require", "length<=45", "--weight", "exact=1").code == 0
+    for row, before in zip(rows("t.jsonl"), first, strict=True):
+        size = len(row["text"])
+        assert row["scores"] == {**before["scores"], "exact": row["score"], "length": size}
+        vetoes = {"lang": "lang" in before["vetoed"], "length": size > 45, "blank": not size}
+        assert set(row["vetoed"]) == {name for name, there in vetoes.items() if there}
+        assert len(row["vetoed"]) == len(set(row["vetoed"]))
+    assert any("lang" in row["vetoed"] for row in rows("t.jsonl"))
+
+
 def test_a_row_stays_as_it_is_and_gets_scores_their_sum_and_its_vetoes(command: Command) -> None:
     found = scored(
         command,

@@ -40,6 +40,9 @@ ENGINES = ("transformers", "continuous", "endpoint")
 OF_ENDPOINT = (*("endpoint", "new_address", "api_key_env", "concurrency", "timeout", "retries"),)
 """Flags that only a server has a use for."""
 
+OWN_COLUMNS = ("prompt", "text", "model", "row", "candidate", "tokens", "ended")
+"""What each candidate says of itself; no column of the prompts' file can stand in its place."""
+
 _SHARD = re.compile(r"(\d{1,9})/(\d{1,9})")
 
 
@@ -103,6 +106,9 @@ class SampleOptions:
         refuse_below(self, k=1, max_rows=1, top_k=0, max_new_tokens=1, seed=0, batch=1)
         refuse_below(self, concurrency=1, retries=0)
         refuse_drawing(self.temperature, self.top_p)
+        taken = [name for name in self.keep if name in OWN_COLUMNS]
+        if taken:
+            raise ConfigError("CP104", f"keep={taken[0]}: candidates have a column of that name.")
         self._check_greedy()
         self._check_engine()
         self.part()
