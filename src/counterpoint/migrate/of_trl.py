@@ -322,8 +322,11 @@ def _of_mixture(entry: Any) -> Source | None:
     number = isinstance(weight, int | float) and not isinstance(weight, bool) and weight > 0
     if weight is not None and not number:
         return None
-    named = [None if entry.get(name) is None else str(entry[name]) for name in ("config", "split")]
-    return Source((entry["id"],), *named, weight=1.0 if weight is None else float(weight))
+    config, split = (
+        None if entry.get(name) is None else str(entry[name]) for name in ("config", "split")
+    )
+    whole = 1.0 if weight is None else float(weight)
+    return Source((entry["id"],), config, split, weight=whole)
 
 
 def _sets(draft: Draft) -> None:
