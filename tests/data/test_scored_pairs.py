@@ -46,6 +46,38 @@ def test_a_pair_says_which_candidates_it_is_made_of() -> None:
     assert "chosen_from" not in pairs_from_scored(plain).pairs[0]
 
 
+@pytest.mark.parametrize("grouped", [{}, {"group": "row"}])
+@pytest.mark.parametrize(
+    ("name", "cells"),
+    [
+        ("target_lang", ["de", "fr"]),
+        ("tools", [[{"name": "add"}], [{"name": "sub"}]]),
+        ("chat_template_kwargs", [{"enable_thinking": True}, None]),
+    ],
+)
+def test_what_was_asked_beside_a_prompt_is_a_question_of_its_own_and_stays_with_its_pair(
+    name: str, cells: list[Any], grouped: dict[str, Any]
+) -> None:
+    """One source for two languages: a German text is no answer to what was asked for in French."""
+    rows = [
+        {**row("a", k, 10 * n + k, text=f"{n}{k}"), "row": n, name: cell}
+        for n, cell in enumerate(cells)
+        for k in range(2)
+    ]
+    made = pairs_from_scored(rows, PairRules(**grouped)).pairs
+    assert [(one["chosen"], one["rejected"], one.get(name)) for one in made] == [
+        ("01", "00", cells[0]),
+        ("11", "10", cells[1]),
+    ]
+    of_one = [{**one, "row": 0} for one in rows]
+    if grouped:
+        with pytest.raises(DataError, match="CP206"):
+            pairs_from_scored(of_one, PairRules(**grouped))
+    elsewhere = [{"prompt": "a", "text": one["text"], "score": one["score"]} for one in rows]
+    (pair,) = pairs_from_scored([{**one, name: "own"} for one in elsewhere]).pairs
+    assert name not in pair  # a table of another's, whose columns may mean another thing
+
+
 def test_a_veto_or_a_missing_score_makes_no_pair_and_is_counted() -> None:
     rows = [
         *(row("a", 0, 9, vetoed=["lang"]), row("a", 1, 5), row("a", 2, None), row("a", 3, 1)),

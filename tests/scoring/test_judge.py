@@ -79,6 +79,18 @@ def quality(text: str) -> int:
     return -int(text.rpartition("-")[2])
 
 
+def test_answers_to_a_prompt_in_two_languages_are_never_compared() -> None:
+    rows = [
+        {"prompt": "p", "text": f"{lang}-{k}", "model": "m", "row": n, "candidate": k}
+        | {"target_lang": lang}
+        for n, lang in enumerate(("de", "fr"))
+        for k in range(3)
+    ]
+    scores, _, endpoint = judged(rows, lambda a, b: "A" if quality(a) > quality(b) else "B")
+    assert all(one[:2] == other[:2] for one, other in endpoint.asked)
+    assert scores == [1.0, 0.5, 0.0] * 2
+
+
 @pytest.mark.parametrize("towards", ["A", "B"])
 def test_a_position_bias_of_a_fifth_is_measured_and_taken_out(towards: str) -> None:
     """Of each two the lower number is better for 70 of 100 raters; 20 % of verdicts are blind."""

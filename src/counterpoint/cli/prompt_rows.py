@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from counterpoint.data.candidates import CARRIED
 from counterpoint.data.chat import is_prefilled
 from counterpoint.data.csv_sets import lists_of_csv
 from counterpoint.data.encoder import Encoder
@@ -21,9 +22,6 @@ from counterpoint.evaluation.generation import Prompt
 from counterpoint.log import logger
 from counterpoint.options.sample_options import SampleOptions
 from counterpoint.preference_row import PreferenceRow, Text
-
-CARRIED = ("tools", "chat_template_kwargs", "source_lang", "target_lang")
-"""Columns without which a prompt would be read otherwise; a candidate has them too."""
 
 _SOURCES = ("prompt", "conversations", "instruction", "messages")
 """Columns that hold a prompt of its own."""

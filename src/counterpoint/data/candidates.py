@@ -28,6 +28,9 @@ LISTS = ("candidates", "completions", "responses")
 TEXTS = ("text", "completion", "response", "output", "translation")
 """Fields that hold a candidate's text where no name is given."""
 
+CARRIED = ("tools", "chat_template_kwargs", "source_lang", "target_lang")
+"""Columns without which a prompt would be read otherwise; a candidate has them too."""
+
 REFERENCE = "reference"
 """In place of a model's name, for the candidate that is the prompt's reference."""
 
@@ -81,6 +84,21 @@ class LeftOut(Exception):
     def __init__(self, why: str) -> None:
         super().__init__(why)
         self.why = why
+
+
+def asked_beside(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a candidate of ``counterpoint sample`` was asked with beside its prompt.
+
+    Candidates of one prompt that were asked for two languages, or with other tools, answer two
+    questions.
+
+    Args:
+        fields: of the candidate, of plain types. Where they do not say which candidate it is, it
+            was made elsewhere, and columns of these names may mean something else.
+    """
+    if candidate_place(fields) is None:
+        return {}
+    return {name: fields[name] for name in CARRIED if fields.get(name) is not None}
 
 
 def read_prompts(
@@ -217,15 +235,18 @@ class _Table:
     def __init__(self, rules: PairRules, marks: HumanMarks | None) -> None:
         self.rules, self.marks = rules, marks
         self._groups: dict[str, tuple[Text, Mapping[str, Any], list[Candidate]]] = {}
+        self._asked: dict[str, Any] = {}
         self._references: dict[str, tuple[Text | None, float | None]] = {}
 
     def add(self, row: int, raw: Mapping[str, Any]) -> None:
         rules = self.rules
         prompt = _prompt(raw, row, rules)
-        kept = _kept(raw, row, rules)
-        key = json.dumps(prompt if rules.group is None else _cell(raw, row, rules.group, "group"))
-        of_group, _, candidates = self._groups.setdefault(key, (prompt, kept, []))
-        if of_group != prompt:
+        beside = asked_beside(raw) if rules.prompt_template is None else {}
+        kept = {**beside, **_kept(raw, row, rules)}
+        asked = [prompt, beside] if beside else prompt
+        key = json.dumps(asked if rules.group is None else _cell(raw, row, rules.group, "group"))
+        _, _, candidates = self._groups.setdefault(key, (prompt, kept, []))
+        if self._asked.setdefault(key, asked) != asked:
             fail(
                 "CP206",
                 row,

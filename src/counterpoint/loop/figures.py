@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from counterpoint.data.candidates import asked_beside
 from counterpoint.evaluation.bootstrap import Bootstrap, BootstrapEstimate, Resampling, mean
 from counterpoint.loop.stages import LoopCourse
 
@@ -149,7 +150,8 @@ def _groups(path: Path | None) -> Groups:
         with path.open(encoding="utf-8") as file:
             for line in file:
                 row = json.loads(line)
-                found[json.dumps(row["prompt"], sort_keys=True)].append(row)
+                asked = [row["prompt"], asked_beside(row)]
+                found[json.dumps(asked, sort_keys=True)].append(row)
     return found
 
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from counterpoint.data.candidates import asked_beside
 from counterpoint.data.scored import folded
 from counterpoint.errors import ModelError
 from counterpoint.replies import Reply
@@ -138,7 +139,8 @@ class EndpointJudge(Scorer):
                 if entry.reference is not None:
                     yield self._comparison(entry, None)
             else:
-                groups.setdefault(digest_asked(json.dumps(entry.prompt)), []).append(entry.number)
+                asked = json.dumps([entry.prompt, asked_beside(entry.row)])
+                groups.setdefault(digest_asked(asked), []).append(entry.number)
         for numbers in groups.values():
             of_one = work.entries.pick(numbers)
             for one, other in _opponents(of_one, self._options.opponents):
