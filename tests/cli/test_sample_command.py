@@ -356,6 +356,25 @@ def test_a_file_of_another_sampling_is_left_alone(workshop: Path, command: Comma
     assert command(*words, "--overwrite").code == 0
 
 
+def test_what_was_asked_otherwise_is_refused_though_nothing_is_left_to_draw(
+    workshop: Path, command: Command
+):
+    Path("t.jinja").write_text(CHATML, encoding="utf-8")
+    words = ["sample", "model", "--prompts", "pairs.jsonl", *OUT, *FEW, "--max_rows", "2"]
+    words += ["--k", "1", "--chat", "--chat_template", "t.jinja", "--dtype", "float32"]
+    assert command(*words).code == 0
+    before = Path("c.jsonl").read_bytes()
+    assert command(*words).code == 0
+    said = command(*words[:-1], "bfloat16")
+    assert 'with model, dtype="float32", and now it is "bfloat16"' in said.err
+    assert 'dtype="float32", and now it is null' in command(*words[:-2]).err
+    Path("t.jinja").write_text(f"{CHATML}{{# another #}}", encoding="utf-8")
+    said = command(*words)
+    assert (said.code, "CP534 c.jsonl" in said.err) == (2, True)
+    assert "with model, chat_template=" in said.err
+    assert Path("c.jsonl").read_bytes() == before
+
+
 def test_one_process_writes_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     taken = pytest.raises(SetupError, match="CP535 another")

@@ -23,7 +23,7 @@ from counterpoint.log import logger
 from counterpoint.options.command import Command
 from counterpoint.options.evaluate_options import read_evaluation
 from counterpoint.options.limits import refuse_unless_given
-from counterpoint.options.sample_options import OF_LOADING, SampleOptions
+from counterpoint.options.sample_options import OF_ASKING, OF_LOADING, SampleOptions
 from counterpoint.staged import refuse_unusable
 from counterpoint.strict import strict_json
 
@@ -179,6 +179,8 @@ def _sample_one(
     file: CandidateFile,
 ) -> None:
     """Draw what a file lacks of one model."""
+    way = _way_of_asking(request)
+    file.refuse_other_way(name, way)
     step, first = options.part()
     mine = range(first, len(rows), step)
     places = [(name, row, n) for row in mine for n in range(options.k)]
@@ -194,7 +196,8 @@ def _sample_one(
     tokenizer = trainer.processing_class
     # padded batches came first, and their files name no engine
     engine = {} if options.engine == "transformers" else {"engine": options.engine}
-    file.admit(name, {"weights": digest_of_weights(trainer.model), **engine})
+    given = {option: value for option, value in way.items() if value is not None}
+    file.admit(name, {"weights": digest_of_weights(trainer.model), **engine, **given})
     encoder = encoder_of(trainer.model, tokenizer, request.config)
     prompts = [row.encoded(encoder) for row in rows]
     draws = list(_draws(name, prompts, mine, options))
@@ -226,6 +229,15 @@ def _sample_one(
             lambda one: (name, one.row, one.candidate) in file.written,
             take,
         )
+
+
+def _way_of_asking(request: Request) -> dict[str, Any]:
+    """What texts depend on beside weights and prompts; None for what is not given."""
+    found = {name: request.given.get(name) for name in OF_ASKING}
+    template = request.run.chat_template
+    if template is not None and Path(template).is_file():
+        found["chat_template"] = hashlib.sha256(Path(template).read_bytes()).hexdigest()[:16]
+    return found
 
 
 def _drawing(engine: str) -> Callable[..., None]:

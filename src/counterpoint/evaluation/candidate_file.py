@@ -83,6 +83,20 @@ class CandidateFile:
         models[model] = now
         write_settings(self.path, self.settings)
 
+    def refuse_other_way(self, model: str, about: Mapping[str, Any]) -> None:
+        """Refuse to complete what was drawn otherwise, also where nothing is left to draw.
+
+        Args:
+            model: its name.
+            about: some of its settings; None for what is not given.
+
+        Raises:
+            SetupError: CP534 where the file has candidates by that name with others.
+        """
+        before = self.settings.get(MODELS, {}).get(model)
+        if before is not None:
+            _refuse_other(self.path, {name: before.get(name) for name in about}, about, model)
+
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add candidates, on the disk when this returns.
 

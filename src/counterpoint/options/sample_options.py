@@ -34,6 +34,12 @@ OF_LOADING = (
 )
 """Options of ``counterpoint train`` that mean the same here."""
 
+OF_ASKING = (
+    *("tokenizer", "chat_template", "source_lang", "target_lang"),
+    *("dtype", "load_in_4bit", "load_in_8bit", "bf16", "fp16"),
+)
+"""Those of them on which a model's texts depend, beside its weights."""
+
 ENGINES = ("transformers", "continuous", "endpoint")
 """What writes candidates: padded batches, continuous batches, or a server."""
 
