@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("optuna", reason="the extra [sweep] is not installed")
 
 from counterpoint.cli.sweep import USAGE, SweepOptions, _judge
+from counterpoint.errors import ConfigError
 from counterpoint.objectives import OBJECTIVE_OPTIONS
 from counterpoint.options.settings import read_request
 from counterpoint.sweep.space import Axis, read_axes
@@ -71,12 +72,22 @@ def test_a_loss_of_another_objective_is_said_to_be_on_another_scale(
         metric_for_best_model=None,
     )
     axes = [Axis(name, ("1", "2"))]
-    _judge(SweepOptions(metric="loss"), SimpleNamespace(config=config), axes)
+    request = SimpleNamespace(config=config, run=SimpleNamespace(eval_dataset=[]))
+    _judge(SweepOptions(metric="loss"), request, axes)
     assert f"of other values of {name} is on another scale" in " ".join(
         capsys.readouterr().err.split()
     )
-    _judge(SweepOptions(metric="accuracy"), SimpleNamespace(config=config), axes)
+    _judge(SweepOptions(metric="accuracy"), request, axes)
     assert "another scale" not in capsys.readouterr().err
+
+
+def test_of_named_sets_the_metric_says_which_before_anything_trains(workshop: Path) -> None:
+    words = [*RUN[:4], "--use_cpu", "--eval_dataset", "de=pairs.jsonl", "fr=pairs.jsonl"]
+    request, axes = read_request(words), [Axis("beta", ("1", "2"))]
+    with pytest.raises(ConfigError, match=r"CP108 --metric accuracy is given by no evaluation"):
+        _judge(SweepOptions(), request, axes)
+    judge = _judge(SweepOptions(metric="fr_rewards/accuracies"), request, axes)
+    assert (judge.metric, judge.more_is_better) == ("eval_fr_rewards/accuracies", True)
 
 
 def test_rows_to_judge_by_are_asked_for(command: Command, workshop: Path) -> None:

@@ -138,6 +138,16 @@ def eval_sets(run: RunOptions) -> Any:
     return _open_eval(named, run)
 
 
+def eval_names(run: RunOptions) -> list[str]:
+    """The names of the sets to evaluate on; "" for one without a name.
+
+    Raises:
+        ConfigError: CP103 for names that cannot be meant.
+    """
+    named = _named_sets(run.eval_dataset)
+    return list(named) if isinstance(named, Mapping) else [""]
+
+
 def second_sets(config: CPOConfig) -> dict[str, Any]:
     """The raw rows of constraints that have a set of their own, by their names.
 

@@ -237,15 +237,16 @@ def _checked(words: Sequence[str], axes: Sequence[Axis]) -> Request:
 
 
 def _judge(options: SweepOptions, request: Request, axes: Sequence[Axis]) -> RunJudge:
-    from counterpoint.metric_names import PREFIX, WORDS, more_is_better
+    from counterpoint.cli.own_data import eval_names
+    from counterpoint.metric_names import WORDS, more_is_better
     from counterpoint.objectives import OBJECTIVE_OPTIONS
     from counterpoint.sweep.course import RunJudge
     from counterpoint.trainer.best import not_given, prefixed
 
     words = {word: name for name, word in WORDS.items()}
     metric = str(prefixed(words.get(options.metric, options.metric)))
-    known = _metrics(request.config)
-    if not any(metric == one or metric.endswith(f"_{one.removeprefix(PREFIX)}") for one in known):
+    known = _metrics(request.config, eval_names(request.run))
+    if metric not in known:  # else every run would train to its end, and count as failed
         error = not_given(options.metric, known)
         message = error.message.replace("metric_for_best_model=", "--metric ")
         raise ConfigError(error.code, message)
@@ -275,8 +276,8 @@ def _way(more_is_better: bool) -> str:
     return "maximize" if more_is_better else "minimize"
 
 
-def _metrics(config: Any) -> list[str]:
-    """Every metric that an evaluation of a run by these options gives."""
+def _metrics(config: Any, sets: Sequence[str]) -> list[str]:
+    """Every metric that an evaluation of a run by these options gives; "": a set has no name."""
     from counterpoint.metric_names import (
         OF_CONSTRAINT,
         OF_EXPERTS,
@@ -295,7 +296,7 @@ def _metrics(config: Any) -> list[str]:
     names += [
         constraint_metric(one.name, key) for one in config.constrained_by for key in OF_CONSTRAINT
     ]
-    return [f"{PREFIX}{name}" for name in names]
+    return [f"{PREFIX}{one}_{name}" if one else f"{PREFIX}{name}" for one in sets for name in names]
 
 
 def _course(
