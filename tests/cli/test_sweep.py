@@ -52,7 +52,7 @@ def test_what_cannot_be_meant_starts_nothing(
 
 
 def test_the_settings_of_the_help_are_settings() -> None:
-    shown = re.findall(r"^  --over (.+?)(?:   .*)?$", USAGE, re.MULTILINE)
+    shown = re.findall(r"^  --over (.+?)(?:  .*)?$", USAGE, re.MULTILINE)
     assert len(shown) == 2
     for words in shown:
         for axis in read_axes(words.split()):

@@ -33,7 +33,7 @@ usage: counterpoint sweep [CONFIG.yaml] --over NAME=VALUES ... [--option value .
 Trains a run for each of several settings, and names the best one. What varies
 is a list of values or a range:
 
-  --over beta=0.1,0.5 loss_type=dpo,sigmoid    every combination is tried
+  --over beta=0.1,0.5 loss_type=simpo,sigmoid  every combination is tried
   --over learning_rate=1e-6..1e-4:log          --trials of them, chosen by
                                                optuna's TPE sampler
 
