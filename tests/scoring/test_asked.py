@@ -43,6 +43,21 @@ def test_one_scorer_has_weight_one_and_what_is_not_weighed_counts_nothing() -> N
     assert [one.weight for one in found.values()] == [1, 0, -0.1]
 
 
+@pytest.mark.parametrize(
+    "word",
+    ["mqm=column:mqm", "x=column:ter", "metricx=command:run it", "own:nll", "length:reference"],
+)
+def test_what_is_better_when_lower_is_told_its_sign(word: str) -> None:
+    """`pairs` sees their sum alone, which is called score."""
+    name = {"own:nll": "nll", "length:reference": "length"}.get(word, word.partition("=")[0])
+    with pytest.raises(ConfigError, match=f"CP107 weight is missing: {name} is usually better"):
+        asked(word)
+    assert asked(word, weights=[f"{name}=-1"])[name].weight == -1
+    assert asked(word, weights=[f"{name}=1"])[name].weight == 1
+    assert asked(word, are_summed=False)[name].weight is None
+    assert asked("chrf", word, requirements=[f"{name}<=5"])["chrf"].weight == 1
+
+
 def test_a_requirement_compares_and_lang_is_a_scorer_of_its_own() -> None:
     found = asked(
         "chrf", "exact", requirements=["lang=zho_Hans", "exact", "chrf>=30.5"], weights=["chrf=1"]

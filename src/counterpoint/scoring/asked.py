@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from counterpoint.data.pair_rules import PENALTY
 from counterpoint.errors import ConfigError
 from counterpoint.options.coerce import coerce
 from counterpoint.options.command import made
@@ -255,11 +256,28 @@ def _weighed(asked: list[AskedScorer]) -> tuple[AskedScorer, ...]:
                 f"weight is missing: of {names} nothing says what makes the score. Write "
                 f"--weight {asked[0].name}=1, with a number for each that counts.",
             )
+        _refuse_penalty(weighs[0])
         asked = [replace(one, weight=1.0) if one is weighs[0] else one for one in asked]
     asked = [replace(one, weight=one.weight or 0.0) for one in asked]
     if not any(one.weight for one in asked):
         raise ConfigError("CP103", "every weight is 0, so that no candidate would have a score.")
     return tuple(asked)
+
+
+def _refuse_penalty(one: AskedScorer) -> None:
+    """Refuse to take what is better when lower for a score: every pair would be turned round.
+
+    Raises:
+        ConfigError: CP107.
+    """
+    far = one.kind.name == "length" and one.argument == "reference"
+    if far or any(map(PENALTY.fullmatch, (one.name, one.argument))):
+        raise ConfigError(
+            "CP107",
+            f"weight is missing: {one.name} is usually better when lower, and the wrong sign would "
+            f"turn every pair round. Write --weight {one.name}=-1, or {one.name}=1 if higher is "
+            "better.",
+        )
 
 
 # Flags of judges
