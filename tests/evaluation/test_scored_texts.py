@@ -53,3 +53,12 @@ def test_the_interval_holds_the_value_and_leaves_out_an_even_match_where_one_is_
     assert 0 < found.change.low < found.change.value < found.change.high
     even = score_changes({"x": scores(1)}, {"x": scores(1)}, PLAN)["x"]
     assert (even.wins.value, even.change.value) == (0.5, 0)
+
+
+def test_of_a_penalty_the_lower_score_wins() -> None:
+    before, after = scores(1), scores(2, shift=2.0)
+    usual = score_changes({"x": before}, {"x": after}, PLAN)["x"]
+    penalty = score_changes({"x": before}, {"x": after}, PLAN, {"x"})["x"]
+    assert penalty.change == usual.change
+    assert penalty.wins.value == pytest.approx(1 - usual.wins.value, abs=1e-12)
+    assert (usual.lower_is_better, penalty.lower_is_better) == (False, True)

@@ -121,7 +121,7 @@ def evaluate(words: list[str]) -> None:
     remarks, failure = _score(sides, asked)
     with phase("working out the intervals"):
         plan = Resampling(options.resamples, options.seed)
-        found = Findings(sides, plan, metrics, options.bleu_tokenizer)
+        found = Findings(sides, plan, metrics, options.bleu_tokenizer, _penalties(asked))
     warnings = Report.of(_unmoved(found))
     content = {"model": source, "base": options.base, **found.as_dict()}
     if options.blank_pictures:
@@ -332,6 +332,10 @@ def scorers_asked(options: EvaluateOptions, values: Mapping[str, Any]) -> Sequen
         refuse_idle_flags(judging)
         return ()
     return asked_scorers(options.with_, file=options.scorers, judging=judging, are_summed=False)
+
+
+def _penalties(asked: Sequence[AskedScorer]) -> set[str]:
+    return {one.name for one in asked if one.is_penalty}
 
 
 # Files

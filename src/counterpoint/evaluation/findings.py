@@ -8,7 +8,7 @@ Not here: running a model (``generation``, the trainer), and how a table is draw
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -57,6 +57,7 @@ class Findings:
         plan: of the bootstrap that makes the intervals.
         metrics: scores against references to compute.
         bleu_tokenizer: how BLEU finds words.
+        penalties: names of scorers whose scores are better when lower.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Findings:
         plan: Resampling,
         metrics: Sequence[str],
         bleu_tokenizer: str,
+        penalties: Collection[str] = (),
     ) -> None:
         self.sides, self.plan, self.metrics = sides, plan, metrics
         self.bleu_tokenizer = bleu_tokenizer
@@ -90,7 +92,7 @@ class Findings:
             for who, side in sides.items()
         }
         self.score_changes: dict[tuple[str, str], dict[str, ScoredChange]] = {
-            key: score_changes(sides[BEFORE].scored[key], found, plan)
+            key: score_changes(sides[BEFORE].scored[key], found, plan, penalties)
             for key, found in sides[AFTER].scored.items()
             if self._same_prompts(key)
         }

@@ -2,15 +2,16 @@
 
 1. A text that a scorer gives no number is left out of its mean and counted. Two models are compared
    on the prompts for which both have one.
-2. A model wins a prompt where its text scores higher; equal scores are half a win. The share of
-   wins says how often, and no more: it does not depend on the unit of the score.
+2. A model wins a prompt where its text scores higher, or lower where the score is a penalty; equal
+   scores are half a win. The share of wins says how often, and no more: it does not depend on the
+   unit of the score.
 
 Not here: the scores (``scoring``), drawing prompts (``bootstrap``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,11 +46,13 @@ class ScoredChange:
         change: after minus before, on prompts for which both have a number.
         wins: share of these prompts that the model after wins; ties count half.
         prompts: how many they are.
+        lower_is_better: whether the lower score wins.
     """
 
     change: BootstrapEstimate
     wins: BootstrapEstimate
     prompts: int
+    lower_is_better: bool = False
 
 
 def score_means(scores: TextScores, plan: Resampling) -> dict[str, ScoredMean]:
@@ -68,7 +71,7 @@ def score_means(scores: TextScores, plan: Resampling) -> dict[str, ScoredMean]:
 
 
 def score_changes(
-    before: TextScores, after: TextScores, plan: Resampling
+    before: TextScores, after: TextScores, plan: Resampling, penalties: Collection[str] = ()
 ) -> dict[str, ScoredChange]:
     """The difference of each scorer's means, and the share of wins, with intervals over prompts.
 
@@ -76,6 +79,7 @@ def score_changes(
         before: scores of one model's texts.
         after: those of another, to the same prompts in the same order.
         plan: how intervals are made.
+        penalties: names of scorers whose scores are better when lower.
     """
     found = {}
     for name, numbers in after.items():
@@ -83,10 +87,11 @@ def score_changes(
         both = had * has
         bootstrap = _bootstrap(both, plan)
         one, other = {name: Ratio(old * both, both)}, {name: Ratio(new * both, both)}
-        won = both * ((new > old) + 0.5 * (new == old))
+        lower = name in penalties
+        won = both * (((new < old) if lower else (new > old)) + 0.5 * (new == old))
         wins = bootstrap.estimates({name: Ratio(won, both, is_share=True)})[name]
         change = bootstrap.differences(one, other)[name]
-        found[name] = ScoredChange(change, wins, int(both.sum()))
+        found[name] = ScoredChange(change, wins, int(both.sum()), lower)
     return found
 
 

@@ -182,7 +182,8 @@ def score_table(
             lines.append(
                 f"    {'change':<26}{_signed(change.value):>9}  {_interval(change)}{clear}"
             )
-            lines.append(f"    {'wins over before':<26}{digits(wins.value):>9}  {_interval(wins)}")
+            label = "wins over before" + (", lower" if changes[name].lower_is_better else "")
+            lines.append(f"    {label:<26}{digits(wins.value):>9}  {_interval(wins)}")
     return lines
 
 

@@ -92,6 +92,14 @@ class AskedScorer:
     weight: float | None = None
     require: Requirement | None = None
 
+    @property
+    def is_penalty(self) -> bool:
+        """Whether a lower score is better: by its weight, or else by what it is called."""
+        if self.weight:
+            return self.weight < 0
+        far = self.kind.name == "length" and self.argument == "reference"
+        return far or any(map(PENALTY.fullmatch, (self.name, self.argument)))
+
     def made_options(self) -> Any:
         """The options of its kind.
 
@@ -270,8 +278,7 @@ def _refuse_penalty(one: AskedScorer) -> None:
     Raises:
         ConfigError: CP107.
     """
-    far = one.kind.name == "length" and one.argument == "reference"
-    if far or any(map(PENALTY.fullmatch, (one.name, one.argument))):
+    if one.is_penalty:
         raise ConfigError(
             "CP107",
             f"weight is missing: {one.name} is usually better when lower, and the wrong sign would "
