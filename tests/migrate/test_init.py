@@ -661,6 +661,7 @@ def test_a_file_of_axolotl_keeps_its_meaning(bench: Path, command: Command) -> N
         "num_train_epochs": 1,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.03,
+        "truncation": "drop",
         "learning_rate": 1e-4,
         "optim": "adamw_torch",
         "save_strategy": "epoch",

@@ -62,6 +62,11 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
         "base_model: m\nrl: simpo\neval_steps: 7\nval_set_size: 0.1",
         {"eval_strategy": "steps", "eval_steps": 7},
     ),
+    "Axolotl leaves out what is too long": ("base_model: m\nrl: dpo", {"truncation": "drop"}),
+    "unless it cuts": (
+        "base_model: m\nrl: dpo\nexcess_length_strategy: truncate",
+        {"truncation": "completion_end"},
+    ),
     "a handbook of DPO": (
         f"{HANDBOOK}dataset_mixer: {{owner/rows: 1.0}}\ndataset_splits: [train_x, test_x]",
         {

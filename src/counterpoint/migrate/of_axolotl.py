@@ -45,6 +45,8 @@ REASONS = {
     "tokens": "add them to tokenizer and model before training",
     "lora_fan_in_fan_out": "peft finds it by itself",
     "shuffle_merged_datasets": SHUFFLED,
+    "excess_length_strategy": "truncation says what is cut: completion_end, prompt_start, "
+    "prompt_end or drop",
     "saves_per_epoch": _OFTEN.format(name="save"),
     "evals_per_epoch": _OFTEN.format(name="eval"),
     "wandb_project": "write report_to: wandb, and set WANDB_PROJECT where you run",
@@ -90,6 +92,7 @@ def of_axolotl(draft: Draft) -> None:
     _precision(draft)
     _sharding(draft)
     _rhythm(draft)
+    _too_long(draft)
     _defaults(draft)
     draft.pass_on(REASONS, NAMES)
 
@@ -167,6 +170,16 @@ def _sharding(draft: Draft) -> None:
     for setting in (wanted, details, version):
         if setting is not None:
             draft.leave(setting, FSDP_1)
+
+
+def _too_long(draft: Draft) -> None:
+    """Rows that are too long are left out, unless the file says otherwise."""
+    given = draft.peek("excess_length_strategy")
+    found = {None: "drop", "drop": "drop", "truncate": "completion_end"}
+    if given is None or (isinstance(given, str) and given in found):
+        draft.take("excess_length_strategy")
+        why = "was excess_length_strategy" if given else "Axolotl's default"
+        draft.put("truncation", found[given], f"{why}: rows that are longer than sequence_len")
 
 
 def _rhythm(draft: Draft) -> None:
