@@ -97,8 +97,8 @@ class AskedScorer:
         """Whether a lower score is better: by its weight, or else by what it is called."""
         if self.weight:
             return self.weight < 0
-        far = self.kind.name == "length" and self.argument == "reference"
-        return far or any(map(PENALTY.fullmatch, (self.name, self.argument)))
+        called = map(PENALTY.fullmatch, (self.name, self.argument))
+        return self.argument in self.kind.penalties or any(called)
 
     def made_options(self) -> Any:
         """The options of its kind.

@@ -33,6 +33,7 @@ class ScorerKind:
         options: dataclass of what else it can be told.
         weighs: whether it counts in the sum where no weight is given.
         check: refuses options without all that the kind needs; None: it needs none.
+        penalties: arguments with which a lower score is better.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ScorerKind:
     options: type[Any] = NoOptions
     weighs: bool = True
     check: Callable[[Any], object] | None = None
+    penalties: tuple[str, ...] = ()
 
 
 def _chrf(argument: str, options: NoOptions) -> Scorer:
@@ -131,6 +133,7 @@ KINDS: dict[str, ScorerKind] = {
             "characters; tokens; or characters that it is shorter or longer than its reference",
             _length,
             argument="characters, tokens or reference",
+            penalties=("reference",),
         ),
         ScorerKind(
             "language",
