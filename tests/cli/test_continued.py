@@ -99,6 +99,21 @@ def test_then_it_is_merged(command: Command, shop: Path) -> None:
     assert (said_by[0] - said_by[1]).abs().max() <= 1e-5
 
 
+def test_an_adapter_beside_its_bases_configuration_is_an_adapter(
+    command: Command, shop: Path
+) -> None:
+    """As Axolotl writes them. With a model's weights beside it, nobody knows which is meant."""
+    shutil.copy("model/config.json", "first/config.json")
+    said = command("train", "--model", "first", *ON, "--max_steps", "1", "--output_dir", "second")
+    assert said.code == 0, said.err
+    assert not same("first", "second")
+    said = command("merge", "first", "--out", "whole")
+    assert said.code == 0, said.err
+    shutil.copy("model/model.safetensors", "first/model.safetensors")
+    said = command("train", "--model", "first", *ON, "--max_steps", "1", "--output_dir", "third")
+    assert "CP301 first holds an adapter" in said.err
+
+
 def test_other_commands_know_that_an_adapter_trains(command: Command, shop: Path) -> None:
     run = ("--model", "first", *ON, "--max_steps", "2")
     run_at = ("--memory", "4GiB", "--json")

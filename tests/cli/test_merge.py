@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.cli.conftest import Command
@@ -106,6 +107,21 @@ def test_a_run_over_the_folder_of_its_own_model_keeps_what_it_reads(
     said = command("train", *words, *more)
     assert said.code == 0, said.err
     assert Path("run/model.safetensors").exists()  # on which the adapter lies
+
+
+def test_a_base_of_pickles_is_merged_where_that_is_allowed(
+    command: Command, workshop: Path
+) -> None:
+    torch.save(load_file("model/model.safetensors"), "model/pytorch_model.bin")
+    Path("model/model.safetensors").unlink()
+    said = command("train", *RUN, "--lora_r", "2", "--merge_at_end", "--allow_pickle")
+    assert said.code == 0, said.err
+    assert Path("run/merged/model.safetensors").is_file()
+    judged = ("evaluate", "run", "--dataset", "pairs.jsonl", "--resamples", "9")
+    for words in (("merge", "run", "--out", "whole"), judged):
+        assert command(*words).err.rpartition("counterpoint: ")[2].startswith("CP310 ")
+        said = command(*words, "--allow_pickle")
+        assert said.code == 0, said.err
 
 
 def test_nothing_to_merge_is_refused_before_the_run(command: Command, workshop: Path) -> None:

@@ -151,6 +151,23 @@ def test_other_commands_know_that_a_new_one_trains(command: Command, shop: Path)
     assert sorted(path.name for path in shop.iterdir()) == names  # nothing is kept of it
 
 
+def test_a_run_with_a_reference_is_evaluated_against_what_it_keeps_beneath(
+    command: Command, shop: Path
+) -> None:
+    """Not against the old adapter, which the run needs no more and which 16 bits have rounded."""
+    words = ("--loss_type", "dpo", "--dtype", "bfloat16", "--max_steps", "1", "--output_dir", "new")
+    said = command(*NEW, *words, "--eval_dataset", "pairs.jsonl", "--save_strategy", "no")
+    assert said.code == 0, said.err
+    lines = [json.loads(line) for line in Path("new/metrics.jsonl").read_text().splitlines()]
+    then = next(one["eval_rewards/margins"] for one in lines if "eval_rewards/margins" in one)
+    shutil.move("first", "elsewhere")
+    shutil.move("new", "moved")
+    said = command("evaluate", "moved", "--dataset", "pairs.jsonl", "--json", "--resamples", "9")
+    assert said.code == 0, said.err
+    now = json.loads(said.out)["after"]["sets"]["pairs.jsonl"]["measures"]["margin"]["value"]
+    assert now == pytest.approx(then, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("words", "wrong"),
     [

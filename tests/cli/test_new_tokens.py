@@ -265,6 +265,24 @@ def test_rows_that_padding_gave_are_not_left_alone_in_silence(
     assert trained[1] - trained[0] == 2 * 2 * padded.config.hidden_size  # of embedding and head
 
 
+@pytest.mark.parametrize("words", [LORA, RUN], ids=["adapter", "whole"])
+def test_a_run_with_a_reference_is_evaluated_against_the_rows_that_it_began_with(
+    command: Command, place: Path, words: tuple[str, ...]
+) -> None:
+    """The model's files have none for the new tokens, and each text has some."""
+    judged = ("--loss_type", "dpo", "--eval_dataset", "pairs.jsonl", "--save_strategy", "no")
+    said = command("train", *words, "--model", "model", *judged, "--output_dir", "against")
+    assert said.code == 0, said.err
+    lines = [json.loads(one) for one in Path("against/metrics.jsonl").read_text().splitlines()]
+    then = next(one["eval_rewards/margins"] for one in lines if "eval_rewards/margins" in one)
+    for more in ((), ("--reference", "model")):
+        found = ("evaluate", "against", "--dataset", "pairs.jsonl", "--json", "--resamples", "9")
+        said = command(*found, *more)
+        assert said.code == 0, said.err
+        now = json.loads(said.out)["after"]["sets"]["pairs.jsonl"]["measures"]["margin"]["value"]
+        assert now == pytest.approx(then, abs=1e-5)
+
+
 @UNTIED
 def test_what_cannot_be_is_refused(command: Command, place: Path) -> None:
     said = command("train", *LORA, "--model", "run", "--output_dir", "x")

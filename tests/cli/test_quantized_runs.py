@@ -13,6 +13,7 @@ from counterpoint.cli.replay import ReplayOptions, _weights
 from counterpoint.models.quantized import quantized_layers
 from counterpoint.step.replay.file import read_replay
 from tests.cli.conftest import Command
+from tests.models_on_the_spot import make_model
 
 pytest.importorskip("peft")
 pytest.importorskip("bitsandbytes", reason="the extra [quantized] is not installed")
@@ -64,7 +65,7 @@ def test_evaluate_and_replay_load_the_base_as_the_run_did(
     trained(command, f"--{option}")
     saved = "out/checkpoint-2"
     caplog.clear()
-    found = margins(command, saved, "--base", "model")
+    found = margins(command, saved, "--base", str(workshop / "model"))
     # both sides over the quantised weights, the start of the run among them
     assert found["after"] == pytest.approx(margin_in_training(2), rel=1e-5)
     assert found["before"] == pytest.approx(margin_in_training(0), rel=1e-5)
@@ -91,3 +92,17 @@ def test_a_precision_that_a_run_was_given_is_that_of_its_evaluation(
     # told otherwise, it is done so, and said
     margins(command, "out/checkpoint-2", "--dtype", "float32")
     assert "CW507 the adapter in out/checkpoint-2 was trained over weights" in caplog.text
+
+
+def test_what_a_quantised_reference_said_is_not_taken_for_the_whole_ones(
+    workshop: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files are the same, and its numbers are others."""
+    make_model("qwen2", seed=3, vocab_size=534, hidden_size=64).save_pretrained("reference")
+    (workshop / "few.jsonl").write_bytes((workshop / "pairs.jsonl").read_bytes())
+    asked = ("model", "--loss_type", "dpo", "--reference", "reference")
+    ways: list[list[str]] = [[f"--{option}"] for option in OPTIONS] + [[]]
+    kept = [margins(command, *asked, *way)["after"] for way in ways]
+    monkeypatch.setenv("COUNTERPOINT_CACHE", "off")
+    assert kept == [margins(command, *asked, *way)["after"] for way in ways]
+    assert len({*kept}) == len(ways)

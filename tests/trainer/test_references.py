@@ -145,9 +145,9 @@ def test_a_second_start_asks_nothing(
     loaded: list[str] = []
     once = references.load_reference
 
-    def load(args: Any, like: Any, device: Any) -> Any:
+    def load(args: Any, *facts: Any) -> Any:
         loaded.append(args.reference)
-        return once(args, like, device)
+        return once(args, *facts)
 
     monkeypatch.setattr(references, "load_reference", load)
     for wanted in ({}, {"reference": str(another)}):
@@ -529,7 +529,9 @@ def test_a_reference_may_be_a_path_or_nothing(tmp_path: Path) -> None:
     assert named(tmp_path) == str(tmp_path)
     assert reference_named("owner/name@abc") == ("owner/name", "abc")
     (tmp_path / "a@b").mkdir()
-    assert reference_named(str(tmp_path / "a@b")) == (str(tmp_path / "a@b"), None)
+    (tmp_path / "a@b" / "tiny.gguf").touch()
+    for there in (tmp_path / "a@b", tmp_path / "a@b" / "tiny.gguf"):
+        assert reference_named(str(there)) == (str(there), None)
 
 
 # What is refused

@@ -48,6 +48,7 @@ class MergeOptions:
         DTYPES,
     )
     trust_remote_code: bool = option(False, "Run code that comes with the base.")
+    allow_pickle: bool = option(False, "Read weights that are pickles; see docs/security.md.")
     overwrite: bool = option(False, "Write into the folder although something is in it.")
     json: bool = option(False, "Say what was written as JSON.")
 
@@ -76,7 +77,13 @@ def merge(words: list[str]) -> None:
     if target.resolve() == Path(source).expanduser().resolve():
         raise ConfigError("CP104", f"{target} is the adapter's own folder; name another one.")
     refuse_filled(target, overwrite=options.overwrite, never="adapter_config.json")
-    merged = merge_into(target, source, dtype=options.dtype, code=options.trust_remote_code)
+    merged = merge_into(
+        target,
+        source,
+        dtype=options.dtype,
+        code=options.trust_remote_code,
+        pickle=options.allow_pickle,
+    )
     if options.json:
         found = {
             "adapter": source,

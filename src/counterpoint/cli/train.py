@@ -169,9 +169,11 @@ def _merge_at_end(request: Request) -> None:
     """Write adapter and base as one model, where that was asked for; one rank does."""
     if not (request.run.merge_at_end and is_first_process()):
         return
-    folder = Path(request.config.output_dir)
-    target, code = folder / MERGED, request.config.trust_remote_code
-    merged = merge_into(target, str(folder), dtype=request.run.dtype, code=code)
+    config = request.config
+    folder = Path(config.output_dir)
+    target, dtype = folder / MERGED, request.run.dtype
+    code, pickle = config.trust_remote_code, config.allow_pickle
+    merged = merge_into(target, str(folder), dtype=dtype, code=code, pickle=pickle)
     say(merge_in_words(target, str(folder), merged))
 
 

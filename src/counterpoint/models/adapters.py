@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from counterpoint.checkpoint.bases import check_base
+from counterpoint.checkpoint.weights import INDEX, WEIGHTS
 from counterpoint.config import CPOConfig
 from counterpoint.errors import ModelError, SetupError, first_line
 from counterpoint.invocation import EXTRAS, installing
 from counterpoint.log import quiet_calls
 from counterpoint.model_seams import GROWN
 from counterpoint.models.described import ADAPTER_FILE, check_adapter
-from counterpoint.models.folders import refuse_pickled_adapter
+from counterpoint.models.folders import PICKLES, refuse_pickled_adapter
 from counterpoint.models.loading import load_config, load_model
 from counterpoint.models.vocabulary import brings_rows, grow_embeddings, rows_of_adapter
 from counterpoint.models.weights import WeightsPolicy
@@ -28,11 +29,17 @@ OWN_BASE = "base"
 def is_adapter(source: str) -> bool:
     """Whether a name is that of a folder that holds an adapter and no model.
 
+    Some tools (Axolotl) write the base's config.json beside an adapter, and no weights to it.
+
     Args:
         source: hub id or folder.
     """
     folder = Path(source).expanduser()
-    return (folder / ADAPTER_FILE).is_file() and not (folder / "config.json").is_file()
+    if not (folder / ADAPTER_FILE).is_file():
+        return False
+    described = (folder / "config.json").is_file()
+    weights = any((folder / name).is_file() for name in (WEIGHTS, INDEX, *PICKLES))
+    return not (described and weights)
 
 
 def base_of(source: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,12 +25,16 @@ from counterpoint.data import cache
 from counterpoint.engine.fsdp2 import shards_at_load
 from counterpoint.errors import CounterpointError, ModelError
 from counterpoint.forward.dropout import disable_dropout
+from counterpoint.log import logger
 from counterpoint.model_seams import attention_of, under_adapter
 from counterpoint.models.adapters import base_of, is_adapter, load_adapted, tokenizer_source
 from counterpoint.models.family import family_of
 from counterpoint.models.folders import folder_named
 from counterpoint.models.gguf_files import gguf_named
 from counterpoint.models.loading import load_config, load_model, load_tokenizer
+from counterpoint.models.preparing import embedding_rows
+from counterpoint.models.quantized import quantization_of
+from counterpoint.models.vocabulary import grow_embeddings
 from counterpoint.models.weights import WeightsPolicy, init_keywords
 from counterpoint.objectives import INITIAL, LOSSES
 from counterpoint.strict import strict_json
@@ -48,7 +53,7 @@ class NamedReference(NamedTuple):
     """Where a reference lies.
 
     Args:
-        source: hub id or folder, of a model or of an adapter.
+        source: hub id or folder, of a model or of an adapter, or a GGUF file.
         revision: branch, tag or commit of a hub id; None: its main branch.
     """
 
@@ -60,9 +65,9 @@ def reference_named(wanted: str) -> NamedReference:
     """What the option ``reference`` names.
 
     Args:
-        wanted: a folder, a hub id, or a hub id with its revision behind an "@".
+        wanted: a folder, a GGUF file, a hub id, or a hub id with its revision behind an "@".
     """
-    if Path(wanted).expanduser().is_dir() or "@" not in wanted:
+    if "@" not in wanted or Path(wanted).expanduser().exists():  # or of a GGUF file
         return NamedReference(wanted, None)
     source, _, revision = wanted.rpartition("@")
     return NamedReference(source, revision)
@@ -194,22 +199,67 @@ def _content(files: list[Path]) -> str:
     return total.hexdigest()
 
 
-def load_reference(args: CPOConfig, like: nn.Module, device: torch.device) -> nn.Module:
+def held_otherwise(args: CPOConfig, rows: int) -> dict[str, Any]:
+    """Where a named reference is held otherwise than in its files, how; empty for most.
+
+    Args:
+        args: the run's options.
+        rows: as for ``load_reference``.
+    """
+    asked = quantization_of(args)
+    found: dict[str, Any] = {} if rows == 0 else {"rows": rows}
+    if asked is not None:
+        found |= {"quantised": asked.option, "bitsandbytes": metadata.version("bitsandbytes")}
+    return found
+
+
+def rows_for(args: CPOConfig, like: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The rows that a named reference is to have for a run's tokens; 0: as many as it has.
+
+    A run with ``resize_vocab`` begins with rows that its model's files do not have. The model of
+    these files is the same reference once it has the same rows, which anybody can make.
+
+    Args:
+        args: the run's options.
+        like: the run's model, which has a row for each token if anybody needs one.
+        tokenizer: of the run. Where it does not add to the reference's own, nothing is added.
+    """
+    source, own = _source_and_args(args)
+    if is_adapter(source):  # which brings the rows that it knows
+        return 0
+    had, tokens = embedding_rows(like), len(tokenizer)
+    known = load_config(source, own).get_text_config().vocab_size
+    if had is None or not known < tokens <= min(had):
+        return 0
+    try:
+        theirs = load_tokenizer(source, own).get_vocab()
+    except CounterpointError:  # weights alone, of which nobody knows the tokens
+        return 0
+    vocabulary = tokenizer.get_vocab()
+    adds = all(vocabulary.get(token) == one for token, one in theirs.items())
+    return tokens if adds else 0
+
+
+def load_reference(
+    args: CPOConfig, like: nn.Module, device: torch.device, rows: int = 0
+) -> nn.Module:
     """A named reference, held as the run's model is: in its precision, with its attention.
 
     Args:
         args: the run's options.
         like: the run's model, unwrapped.
         device: where it goes.
+        rows: that its embedding is to have at least, of ``rows_for``.
 
     Returns:
         The model in evaluation mode; nothing of it trains.
 
     Raises:
-        ModelError: CP301 and its neighbours where it cannot be loaded.
+        ModelError: CP301 and its neighbours where it cannot be loaded, CP341 where it cannot have
+            as many rows.
     """
     source, own = _source_and_args(args)
-    quantized = args.load_in_4bit or args.load_in_8bit
+    quantized = quantization_of(args) is not None
     keywords = init_keywords(own)
     attention = attention_of(like)
     if attention is not None:
@@ -221,6 +271,13 @@ def load_reference(args: CPOConfig, like: nn.Module, device: torch.device) -> nn
         model: nn.Module = load_adapted(source, own)
     else:
         model = load_model(source, own, WeightsPolicy.of(own, adapter=True))
+    if added := 0 if is_adapter(source) else grow_embeddings(model, rows):
+        logger().info(
+            "reference: %s has no rows for %s new tokens; each got the mean of its rows, as with "
+            "resize_vocab",
+            args.reference,
+            f"{added:,}",
+        )
     if args.disable_dropout:
         disable_dropout(model)
     model.requires_grad_(False)

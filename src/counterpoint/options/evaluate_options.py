@@ -26,7 +26,7 @@ from counterpoint.options.limits import refuse_below, refuse_drawing
 from counterpoint.options.run_weights import (
     QUANTISING,
     SAYS_QUANTISED,
-    began_with,
+    began_from,
     holding_of,
     initial_policy_of,
     run_of,
@@ -54,6 +54,7 @@ OF_TRAIN = (
     "dtype",
     "attn_implementation",
     "trust_remote_code",
+    "allow_pickle",
     "load_in_4bit",
     "load_in_8bit",
     "model_init_kwargs",
@@ -291,7 +292,7 @@ def _held(source: str, base: str | None) -> tuple[str, dict[str, Any]]:
     """
     if base is not None and run_of(base) is not None:
         return base, holding_of(base)
-    return source, holding_of(source) if base in (None, began_with(source)) else {}
+    return source, holding_of(source) if base is None or began_from(source, base) else {}
 
 
 def _written(value: Any) -> Scalar:

@@ -79,14 +79,37 @@ def began_with(source: str) -> str | None:
     return name if isinstance(name, str) else None
 
 
+def began_from(source: str, model: str) -> bool:
+    """Whether the run of a model began with another one, by whatever name that is called.
+
+    Args:
+        source: hub id or folder of the model.
+        model: hub id, folder or file of the other.
+    """
+    folder = run_of(source)
+    if folder is None:
+        return False
+    named = (began_with(source), _asked(folder).get("model"))
+    return any(one == model or _is_same_place(one, model) for one in named if one)
+
+
+def _is_same_place(one: str, other: str) -> bool:
+    paths = [Path(name).expanduser() for name in (one, other)]
+    return all(path.exists() for path in paths) and paths[0].resolve() == paths[1].resolve()
+
+
 def initial_policy_of(source: str) -> str | None:
     """The initial policy of the run that a model is of, as ``reference`` names it; None for none.
 
     Args:
         source: hub id or folder.
     """
+    from counterpoint.models.adapters import base_of, is_adapter
+
     folder = run_of(source)
     asked = {} if folder is None else _asked(folder)
+    if folder is not None and is_adapter(source) and read_run(folder, ()).facts.get("merged"):
+        return base_of(source)  # an old adapter and its base, as the run keeps them
     if folder is None or asked.get("from_scratch", "").lower() == "true":
         return None
     # an adapter that was trained on is where the run began, and not the base that it lies on

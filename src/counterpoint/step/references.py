@@ -38,7 +38,12 @@ from counterpoint.forward.modes import in_evaluation_mode
 from counterpoint.log import logger
 from counterpoint.models.family import family_of
 from counterpoint.models.preparing import embedding_rows
-from counterpoint.models.reference import load_reference, reference_identity
+from counterpoint.models.reference import (
+    held_otherwise,
+    load_reference,
+    reference_identity,
+    rows_for,
+)
 from counterpoint.monitor.checksum import digest_of_weights
 from counterpoint.objectives import INITIAL, LOSSES, no_gap
 from counterpoint.records import exact_dtype
@@ -88,8 +93,12 @@ def ask_reference(
             "sets, and the model is no longer what it began as. Name the model that the run began "
             "with as the reference, or give the trainer its evaluation sets before it trains.",
         )
+    rows, held = 0, {}
+    if references.wanted != INITIAL:
+        rows = ranks.first_does(partial(rows_for, args, runner.model, encoder.tokenizer))
+        held = held_otherwise(args, rows)
     with phase("looking up what the reference said"):
-        keys = _keys(references, missing, runner)
+        keys = _keys(references, missing, runner, held)
         for digest, pairs in missing.items():
             found = ranks.first_does(partial(_plain_table, keys[digest], len(pairs)))
             if found is not None:
@@ -112,7 +121,7 @@ def ask_reference(
         with torch.no_grad(), in_evaluation_mode(runner.model):
             ask(runner.under(_sums_alone(runner)))
     else:
-        _ask_another(references.wanted, runner, args, encoder, ask)
+        _ask_another(args, runner, encoder, ask, rows)
         free(runner.device)
     asked = sum(map(len, left.values()))
     logger().info("reference: %s, asked for %s pairs", references.wanted, f"{asked:,}")
@@ -139,9 +148,16 @@ def _plain_table(key: str, pairs: int) -> Table | None:
 
 
 def _keys(
-    references: ReferenceTables, sets: Mapping[str, Any], runner: StepRunner
+    references: ReferenceTables,
+    sets: Mapping[str, Any],
+    runner: StepRunner,
+    held: Mapping[str, Any],
 ) -> dict[str, str]:
-    """The names in the cache of the tables of some sets; the same on every rank."""
+    """The names in the cache of the tables of some sets; the same on every rank.
+
+    ``held`` is how a named reference is held, beside its precision; the weights of the run's own
+    model say it themselves.
+    """
     wanted = references.wanted
     if wanted == INITIAL:  # ranks meet in it where each has a part
         about = model_identity(runner.model, dropout=False)
@@ -153,6 +169,8 @@ def _keys(
     facts = [VERSION, __version__, packages, weights, runner.conditions()]
     if references.ld_alpha is not None:
         facts.append({"ld_alpha": references.ld_alpha})
+    if held:
+        facts.append(dict(held))
     total = strict_json(facts, sort_keys=True)
     return {
         digest: hashlib.blake2b(f"{digest} {total}".encode(), digest_size=20).hexdigest()
@@ -161,15 +179,16 @@ def _keys(
 
 
 def _ask_another(
-    wanted: str,
-    runner: StepRunner,
     args: Any,
+    runner: StepRunner,
     encoder: Encoder[Any],
     ask: Callable[[PairReader], None],
+    rows: int,
 ) -> None:
     """Ask another model than the run's own, which is there meanwhile and no longer."""
+    wanted = args.reference
     with phase(f"loading the reference {wanted}"):
-        model = ranks.each_does(partial(load_reference, args, runner.model, runner.device))
+        model = ranks.each_does(partial(load_reference, args, runner.model, runner.device, rows))
     known: Any = model.config
     assembly = Assembly(
         model,
