@@ -273,7 +273,7 @@ def measure_kernel(work: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     device = torch.device(_device())
     heads, kv_heads, width, window = (work[key] for key in ("heads", "kv_heads", "width", "window"))
     call = AttentionCall(heads, kv_heads, width, width, window, plain=True)
-    row = tuple(PairSegments(0, 384 * n, 192, 96, 96) for n in range(work["pairs"]))
+    row = tuple(PairSegments(0, 384 * n, 192, (96, 96)) for n in range(work["pairs"]))
     tokens = 384 * len(row)
     torch.manual_seed(0)
     shapes = [(1, heads, tokens, width), *[(1, kv_heads, tokens, width)] * 2]

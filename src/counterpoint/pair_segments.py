@@ -1,4 +1,4 @@
-"""Where a pair lies in a row that holds several, each with its prompt once.
+"""Where pairs lie in a row that holds several, each prompt once.
 
 Not here: how pairs are laid so (``forward.rows``), and attention among them.
 """
@@ -9,21 +9,23 @@ from typing import NamedTuple
 
 
 class PairSegments(NamedTuple):
-    """Where a pair lies in a row: ``prompt | chosen | rejected | gold``, its prompt once."""
+    """Where the pairs of one prompt lie in a row: ``prompt | completion | completion | ...``.
+
+    A single pair is ``prompt | chosen | rejected``, perhaps with ``gold`` behind it.
+
+    Args:
+        row: number of the row.
+        start: its first token in that row.
+        prompt: tokens of the prompt.
+        completions: tokens of each completion, in their order; at least one.
+    """
 
     row: int
     start: int
     prompt: int
-    chosen: int
-    rejected: int
-    gold: int = 0
-
-    @property
-    def completions(self) -> tuple[int, ...]:
-        """Lengths of the completions that there are, in their order."""
-        return self[3:] if self.gold else self[3:5]
+    completions: tuple[int, ...]
 
     @property
     def tokens(self) -> int:
         """Tokens of all of it."""
-        return sum(self[2:])
+        return self.prompt + sum(self.completions)

@@ -106,10 +106,13 @@ class PairBatch:
         target_source: flat index into rows x tokens of the hidden state that predicts a target.
         target_ids: the token it should predict.
         target_counts: targets of each of the 2 x pairs sequences, or 3 x pairs.
+        asked: where sequences have targets in common, one of each kind: numbers of targets whose
+            scores the head computes. None: it computes all.
+        answers: of each target, which of ``asked`` has its scores; None likewise.
         weight: factor of each pair in the loss, at least 0.
         margin: extra margin of each pair, in nats of scaled reward.
         row_ids: row numbers in the data set; ``FILLER_ROW`` counts nowhere.
-        segments: where each pair lies in a row that holds several; else empty.
+        segments: where the pairs of each prompt lie in a row that holds several; else empty.
         of: the constraint whose set the pairs are of; "": the run's own sets.
         reference: ``TokenPair.reference`` of each pair; None where a pair has none.
     """
@@ -126,6 +129,8 @@ class PairBatch:
     weight: Float[Tensor, " pairs"]
     margin: Float[Tensor, " pairs"]
     row_ids: Int[Tensor, " pairs"]
+    asked: Int[Tensor, " asked"] | None = None
+    answers: Int[Tensor, " targets"] | None = None
     segments: tuple[PairSegments, ...] = ()
     of: str = ""
     reference: Float[Tensor, "pairs 2"] | None = None

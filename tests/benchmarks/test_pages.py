@@ -16,6 +16,7 @@ import data_at_size
 import generation
 import gpu
 import growth
+import lists
 import loop
 import monitor
 import plan_sharded
@@ -45,6 +46,7 @@ SHOWN: dict[tuple[str, str], Callable[[Any], str]] = {
     (SPEED, "preparing"): preparing.table,
     (SPEED, "compiling"): compiling.table,
     (SPEED, "gpu"): gpu.page,
+    (SPEED, "lists"): lambda results: lists.table(results["rows"]),
     ("docs/data.md", "data_at_size"): data_at_size.table,
     ("docs/alarms.md", "alarms"): alarms.table,
     ("docs/report.md", "report"): report.table,

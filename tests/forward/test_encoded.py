@@ -249,9 +249,9 @@ def test_the_proof_sees_two_pairs_of_one_source() -> None:
     """The first pairs of a run may all have sources of their own."""
     first = TokenPair([4, 5, 6], [7, 8], [9], row=0, start=[0])
     for pairs in ([first], [first, replace(first, prompt=[6, 5], row=1)]):
-        proved = ENCODER_ONCE.to_prove(pairs)
+        proved = ENCODER_ONCE.to_prove(pairs, pairs)
         assert ENCODER_ONCE.sources(proved) == [*range(len(pairs)), 0]
-        assert ENCODER_TWICE.to_prove(pairs) == pairs
+        assert ENCODER_TWICE.to_prove(pairs, pairs) == pairs
 
 
 @pytest.mark.parametrize("adapted", [False, True])

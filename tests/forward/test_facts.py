@@ -74,14 +74,14 @@ def test_a_uniform_policy_finds_every_pair_like_its_own() -> None:
     batch = PADDED.collate(token_pairs())
     rows = torch.randn(len(batch.target_ids), 8, dtype=torch.float64)
     logps = torch.full((len(rows),), -math.log(50), dtype=torch.float64)
-    found = facts_of(ALL, logps, rows, head, batch)
+    found = facts_of(ALL, logps, lambda: rows, head, batch)
     torch.testing.assert_close(found.likeness, torch.zeros(len(batch)).double(), atol=1e-12, rtol=0)
 
 
 def test_shared_places_are_as_many_as_the_shorter_completion_has() -> None:
     batch = PADDED.collate(token_pairs())
     ones = torch.ones(len(batch.target_ids), dtype=torch.float64)
-    found = facts_of(FactsAsked(shared=True), ones, ones[:, None], head_of(False), batch)
+    found = facts_of(FactsAsked(shared=True), ones, lambda: ones[:, None], head_of(False), batch)
     counts = batch.target_counts.view(2, -1)
     for side in (found.chosen_shared, found.rejected_shared):
         assert side is not None
@@ -93,7 +93,9 @@ def test_shared_places_are_as_many_as_the_shorter_completion_has() -> None:
 def test_the_first_places_are_the_shared_ones() -> None:
     batch = PADDED.collate(token_pairs())
     places = torch.cat([torch.arange(n) for n in batch.target_counts.tolist()]).double()
-    found = facts_of(FactsAsked(shared=True), places, places[:, None], head_of(False), batch)
+    found = facts_of(
+        FactsAsked(shared=True), places, lambda: places[:, None], head_of(False), batch
+    )
     shorter = batch.target_counts.view(2, -1).amin(0)
     assert found.chosen_shared is not None
     assert found.chosen_shared.tolist() == (shorter * (shorter - 1) / 2).tolist()

@@ -116,7 +116,7 @@ def attended(dtype: torch.dtype = FLOAT) -> torch.Tensor:
     from counterpoint.forward.shared_attention import _attend
 
     generator = torch.Generator().manual_seed(0)
-    tokens = sum(sum(s[2:]) for s in SEGMENTS)
+    tokens = sum(s.tokens for s in SEGMENTS)
     states = [torch.randn(1, heads, tokens, 16, generator=generator) for heads in (4, 2, 2)]
     options = {"scaling": None, "window": None, "softcap": None, "sinks": None}
     return _attend(*(s.to(dtype) for s in states), SharedRow.of(SEGMENTS, CPU), **options)

@@ -204,8 +204,8 @@ def test_the_proof_passes_where_layouts_agree_and_not_where_they_do_not(models, 
     assert layouts_disagree(model, find_head(model), *batches) is None
 
     def leaky(query, key, value, segments, **options):
-        whole = sum(sum(s[2:]) for s in segments)
-        return attend_to_pairs(query, key, value, (PairSegments(0, 0, 0, whole, 0),), **options)
+        whole = sum(s.tokens for s in segments)
+        return attend_to_pairs(query, key, value, (PairSegments(0, 0, 0, (whole,)),), **options)
 
     monkeypatch.setitem(ATTENTION_KERNELS, "pairwise", replace(PAIRWISE, run=leaky))
     assert "log-probabilities differ" in layouts_disagree(model, find_head(model), *batches)

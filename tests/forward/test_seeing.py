@@ -20,12 +20,12 @@ from counterpoint.evaluation.generation import Decoding, complete
 from counterpoint.evaluation.samples import prompts_of
 from counterpoint.forward.agreement import layouts_disagree
 from counterpoint.forward.head import find_head, prove_head
+from counterpoint.forward.layout_choice import first_choice
 from counterpoint.forward.layouts import (
     PADDED,
     PICTURES_TWICE,
     SHARED,
     Layout,
-    first_choice,
     first_tokens,
 )
 from counterpoint.forward.pair_forward import pair_forward

@@ -14,22 +14,21 @@ from counterpoint.pair_segments import PairSegments
 
 
 def segments_of(lengths) -> tuple[PairSegments, ...]:
-    """Pairs one after the other."""
+    """Prompts with their completions, one after the other."""
     segments, start = [], 0
-    for parts in lengths:
-        segments.append(PairSegments(0, start, *parts))
-        start += sum(parts)
+    for prompt, *completions in lengths:
+        segments.append(PairSegments(0, start, prompt, tuple(completions)))
+        start += segments[-1].tokens
     return tuple(segments)
 
 
 def who_sees_whom(segments, window: int | None) -> torch.Tensor:
-    """By its definition: same pair, not the other completion, not later, within the window."""
-    tokens = []  # pair, part, position
-    for pair, (_, _, prompt, chosen, rejected, gold) in enumerate(segments):
-        tokens += [(pair, "prompt", i) for i in range(prompt)]
-        tokens += [(pair, "chosen", prompt + i) for i in range(chosen)]
-        tokens += [(pair, "rejected", prompt + i) for i in range(rejected)]
-        tokens += [(pair, "gold", prompt + i) for i in range(gold)]
+    """By its definition: same prompt, no other completion, not later, within the window."""
+    tokens = []  # prompt, part, position
+    for number, (_, _, prompt, completions) in enumerate(segments):
+        tokens += [(number, "prompt", i) for i in range(prompt)]
+        for part, length in enumerate(completions):
+            tokens += [(number, part, prompt + i) for i in range(length)]
     return torch.tensor(
         [
             [
@@ -71,11 +70,16 @@ def value_and_gradients(attend, inputs, segments, options):
     return [attended, *torch.autograd.grad((attended.flatten() * weights).sum(), leaves)]
 
 
-lengths_of_pairs = st.one_of(
-    st.lists(st.tuples(st.integers(0, 9), *[st.integers(1, 9)] * sides), min_size=1, max_size=4)
-    for sides in (2, 3)
+lengths_of_pairs = st.lists(
+    st.builds(
+        lambda prompt, sides: (prompt, *sides),
+        st.integers(0, 9),
+        st.lists(st.integers(1, 9), min_size=2, max_size=5),
+    ),
+    min_size=1,
+    max_size=4,
 )
-"""Of prompt, chosen and rejected, and perhaps gold."""
+"""Of a prompt and its completions: of one pair, of one with a gold completion, or of several."""
 
 
 @st.composite
@@ -133,7 +137,7 @@ def test_what_a_token_does_not_see_gives_it_no_gradient(window):
 
 def test_a_rejected_token_sees_its_prompt_and_no_chosen_token():
     """Values tell where attention came from: one-hot by segment."""
-    segments = (PairSegments(0, 0, 2, 3, 2), PairSegments(0, 7, 1, 1, 1))
+    segments = (PairSegments(0, 0, 2, (3, 2)), PairSegments(0, 7, 1, (1, 1)))
     owner = torch.tensor([0, 0, 1, 1, 1, 2, 2, 3, 4, 5])
     values = torch.nn.functional.one_hot(owner, 6).double()[None, None]
     zeros = torch.zeros(1, 1, 10, 4, dtype=torch.float64)

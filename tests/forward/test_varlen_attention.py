@@ -112,28 +112,27 @@ def test_the_kernel_that_torch_has_takes_what_it_is_given():
 def test_the_plan_names_every_key_of_every_sequence(lengths):
     """Against a construction from (pair, part, number) by hand."""
     plan = varlen_plan(segments_of(lengths), CPU)
-    sides = ("chosen", "rejected", "gold")[: len(lengths[0]) - 1]
     row = [
-        (pair, part, number)
-        for pair, parts in enumerate(lengths)
-        for part, length in zip(("prompt", *sides), parts, strict=True)
+        (prompt, part, number)
+        for prompt, parts in enumerate(lengths)
+        for part, length in enumerate(parts)
         for number in range(length)
     ]
     sequences = [
-        [name for name in row if name[0] == pair and name[1] in ("prompt", side)]
-        for pair in range(len(lengths))
-        for side in sides
+        [name for name in row if name[0] == prompt and name[1] in (0, side)]
+        for prompt, parts in enumerate(lengths)
+        for side in range(1, len(parts))
     ]
     keys = [name for sequence in sequences for name in sequence]
     assert [row[token] for token in plan.key_source.tolist()] == keys
     assert [keys[first] for first in plan.first_copy.tolist()] == row
     assert plan.first_copy.tolist() == [keys.index(name) for name in row]
-    prompts = [name for name in row if name[1] == "prompt"]
-    assert [row[token] for token in plan.prompt_tokens.tolist()] == prompts
-    assert len(plan.copies) == len(sides) - 1
-    for copies in plan.copies.tolist():
-        assert [keys[copy] for copy in copies] == prompts
-    every = [*plan.copies.flatten().tolist(), *plan.first_copy.tolist()]
+    assert len(plan.copies) == max(map(len, lengths)) - 2
+    for further, (tokens, copies) in enumerate(plan.copies):
+        having = [name for name in row if not name[1] and len(lengths[name[0]]) > further + 2]
+        assert [row[token] for token in tokens.tolist()] == having
+        assert [keys[copy] for copy in copies.tolist()] == having
+    every = [*plan.first_copy.tolist(), *(n for one in plan.copies for n in one[1].tolist())]
     assert sorted(every) == list(range(len(keys)))
     assert plan.key_starts.diff().tolist() == list(map(len, sequences))
     queries = [n for p, c, *others in lengths for n in (p + c, *others)]

@@ -41,6 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
     "a reference": {"objective": "hypo", "reference": True, "pairs": 11},
     "lists of rejected completions, and a reference": {
         "objective": "dpo, shorter",
+        "kind": "phi",  # in float64 throughout: what pairs have in common depends on the cut
         "reference": True,
         "lists": 6,
     },

@@ -11,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from counterpoint import ConfigError
 from counterpoint.forward.layouts import LAYOUTS
-from counterpoint.forward.pair_forward import token_scores
+from counterpoint.forward.token_scores import token_scores
 from counterpoint.models.checkpointing import enable_checkpointing, keep_share, spread_evenly
 from counterpoint.models.family import family_of
 from counterpoint.planner.shapes import Shape, batch_of

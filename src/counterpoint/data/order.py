@@ -29,8 +29,9 @@ Order: TypeAlias = Callable[[Places], Places]
 LISTED = 1 << 20
 """Most pairs whose order is written out: 8 MB."""
 
-WRITTEN_OUT, COMPUTED = 1, 2
-"""Versions of the order: written out at any size, as up to 0.4; computed above ``LISTED``."""
+WRITTEN_OUT, COMPUTED, LISTS_TOGETHER = 1, 2, 3
+"""Versions of the order: written out at any size, as up to 0.4; computed above ``LISTED``; pairs of
+one list beside each other (``list_order``)."""
 
 ROUNDS = 10
 """Of the network. Six already pass what ``tests/data/test_order.py`` asks."""
@@ -39,14 +40,14 @@ MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 """Multipliers of splitmix64's finalizer, in which every bit of the input moves every other."""
 
 
-def order_of(pairs: int, seed: int | None, epoch: int, *, version: int = COMPUTED) -> Order:
+def order_of(pairs: int, seed: int | None, epoch: int, *, version: int = LISTS_TOGETHER) -> Order:
     """The order of an epoch.
 
     Args:
         pairs: size of the set, at least 1 and at most 2^63.
         seed: of the shuffling; None keeps the set's order.
         epoch: from 0.
-        version: ``WRITTEN_OUT`` or ``COMPUTED``, which differ above ``LISTED`` pairs only.
+        version: ``WRITTEN_OUT`` or a later one, which differ above ``LISTED`` pairs only.
     """
     if seed is None:
         return _as_it_is

@@ -35,9 +35,11 @@ from counterpoint.data.counts import PrepareCounts
 from counterpoint.data.csv_sets import lists_of_csv
 from counterpoint.data.encode import COLUMNS, FEATURES, encode_rows
 from counterpoint.data.encoder import Encoder, encoder_for
+from counterpoint.data.list_order import ListOrder, lists_in
 from counterpoint.data.mixed_order import MixedOrder
 from counterpoint.data.mixture import Mixture
 from counterpoint.data.options import PrepareOptions
+from counterpoint.data.order import LISTS_TOGETHER, Order, order_of
 from counterpoint.data.pair_columns import (
     PROMPT_OF_TRL,
     paired,
@@ -89,6 +91,7 @@ class Prepared:
         in_lane: some shards of a streaming set: of so many lanes (second) the one of a number.
         start_tokens: ids at the end of each row's prompt ids that a decoder begins with.
         mix: how an epoch is made of several sets; None where it is all pairs.
+        lists: which pairs belong together, being of one list; None where none do.
     """
 
     pairs: Dataset | IterableDataset
@@ -99,6 +102,25 @@ class Prepared:
     in_lane: Callable[[int, int], Prepared] | None = None
     start_tokens: int = 0
     mix: MixedOrder | None = None
+    lists: ListOrder | None = None
+
+    @property
+    def places(self) -> int:
+        """Places of an epoch of a set that is no stream."""
+        return len(self.pairs) if self.mix is None else self.mix.pairs
+
+    def orders(self, seed: int | None, version: int) -> Callable[[int], Order]:
+        """What stands at each place of each epoch of a set that is no stream.
+
+        Args:
+            seed: of the shuffling; None keeps the set's order.
+            version: as for ``order_of``.
+        """
+        if self.mix is not None:
+            return self.mix.orders(seed)
+        if self.lists is not None and version >= LISTS_TOGETHER:
+            return self.lists.orders(seed)
+        return lambda epoch: order_of(len(self.pairs), seed, epoch, version=version)
 
 
 def prepare(
@@ -149,7 +171,8 @@ def prepare(
     else:
         encoded = recipe.encode(rows, 0, recipe.key(rows, 0))
         found = _account(encoded, rows, options, name)
-    return replace(found, start_tokens=encoder.start_tokens)
+    lists = lists_in(dataset, found.pairs)
+    return replace(found, start_tokens=encoder.start_tokens, lists=lists)
 
 
 def iter_pairs(

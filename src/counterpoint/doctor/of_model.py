@@ -24,7 +24,8 @@ from counterpoint.doctor.survey import TokenFacts
 from counterpoint.errors import ConfigError, ModelError
 from counterpoint.forward.alone import logits_alone
 from counterpoint.forward.dropout import dropout_rates
-from counterpoint.forward.layouts import AUTO, first_choice, not_possible
+from counterpoint.forward.layout_choice import first_choice, not_possible
+from counterpoint.forward.layouts import AUTO
 from counterpoint.forward.modes import in_evaluation_mode
 from counterpoint.forward.rows import carries_loss
 from counterpoint.model_seams import attention_of

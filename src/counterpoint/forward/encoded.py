@@ -147,10 +147,10 @@ class EncoderOnce(EncoderTwice):
         with _said_to_all(model), unpadded(model, parts):
             yield
 
-    def to_prove(self, pairs: Sequence[TokenPair]) -> list[TokenPair]:
+    def to_prove(self, few: Sequence[TokenPair], pairs: Sequence[TokenPair]) -> list[TokenPair]:
         """With a pair that has the first one's source."""
-        first, last = pairs[0], pairs[-1]
-        return [*pairs, replace(last, prompt=first.prompt, start=first.start)]
+        first, last = few[0], few[-1]
+        return [*few, replace(last, prompt=first.prompt, start=first.start)]
 
     def why_not(self, model: nn.Module, *, dropout_stays: bool = True) -> str | None:
         """What keeps a model from running its encoder once."""

@@ -5,6 +5,8 @@ Not here: the targets' log-probabilities (``pair_forward``).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -31,7 +33,7 @@ def sum_by_sequence(
 def facts_of(
     asked: FactsAsked,
     logps: Float[Tensor, " targets"],
-    rows: Float[Tensor, "targets features"],
+    rows: Callable[[], Float[Tensor, "targets features"]],
     head: Head,
     batch: PairBatch,
 ) -> PairFacts:
@@ -40,7 +42,7 @@ def facts_of(
     Args:
         asked: by the loss.
         logps: log-probability of each target, in nats.
-        rows: the head's input at each target; of a dense head, the logits.
+        rows: called, gives the head's input at each target; of a dense head, the logits.
         head: of the model.
         batch: the pairs.
     """
@@ -53,7 +55,8 @@ def facts_of(
         chosen, rejected = sum_by_sequence(within, batch).view(-1, pairs)[:2]
     if asked.likeness:
         with torch.no_grad():
-            squares = log_square_sums(head.projection(rows), rows)
+            states = rows()
+            squares = log_square_sums(head.projection(states), states)
         means = sum_by_sequence(logps.detach() - squares, batch) / batch.target_counts
         likeness = means[:pairs] + means[pairs : 2 * pairs]
     return PairFacts(chosen, rejected, likeness)

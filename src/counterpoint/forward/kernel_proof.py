@@ -118,7 +118,8 @@ def kernel_disagrees(
 def _short_row(segments: Sequence[PairSegments]) -> tuple[PairSegments, ...]:
     row, start = [], 0
     for segment in segments[:MOST_PAIRS]:
-        row.append(PairSegments(0, start, *(min(length, MOST_TOKENS) for length in segment[2:])))
+        prompt, *sides = (min(n, MOST_TOKENS) for n in (segment.prompt, *segment.completions))
+        row.append(PairSegments(0, start, prompt, tuple(sides)))
         start += row[-1].tokens
     return tuple(row)
 

@@ -11,9 +11,9 @@ Not here: which pairs make a batch (``data.sampler``), the proof (``agreement``)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from bisect import bisect_right
 from collections.abc import Hashable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,11 +22,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from counterpoint.errors import ConfigError
 from counterpoint.forward.kernel_proof import prove_kernel
+from counterpoint.forward.one_prompt import asks, by_prompt, times_read, whose
 from counterpoint.forward.rows import (
     EmbeddingRows,
     Rows,
+    asked_once,
     check_ids,
     longest_row,
     padded_rows,
@@ -155,7 +156,8 @@ class Layout(ABC):
             inputs={name: torch.from_numpy(values) for name, values in rows.inputs.items()},
             target_source=torch.from_numpy(np.concatenate(rows.sources)),
             target_ids=torch.from_numpy(np.concatenate(rows.targets)),
-            target_counts=torch.tensor([len(targets) for targets in rows.targets]),
+            target_counts=torch.tensor([len(ids) for ids in rows.targets]),
+            **asked_once(rows),
             weight=torch.tensor([pair.weight for pair in pairs], dtype=torch.float64),
             margin=torch.tensor([pair.margin for pair in pairs], dtype=torch.float64),
             row_ids=torch.tensor([pair.row for pair in pairs]),
@@ -188,13 +190,14 @@ class Layout(ABC):
         """Whether ``AUTO`` asks the clock there before it prefers it to the reference."""
         return False
 
-    def to_prove(self, pairs: Sequence[TokenPair]) -> list[TokenPair]:
+    def to_prove(self, few: Sequence[TokenPair], pairs: Sequence[TokenPair]) -> list[TokenPair]:
         """Pairs on which it is proved: some of the run's, and what else must be among them.
 
         Args:
-            pairs: at least one.
+            few: the first of them, at least one.
+            pairs: of the run, from which those were taken.
         """
-        return list(pairs)
+        return list(few)
 
     def watched(self) -> AbstractContextManager[Set[Any]]:
         """While open, what else the proof has to see is put into the set."""
@@ -240,8 +243,13 @@ class Padded(Layout):
 
     def part_at(self, batch: PairBatch, row: int, position: int) -> tuple[int, str, int]:
         """From the row's number."""
-        parts = "prompt", SIDES[row // len(batch)]
-        return _part_of(batch, row % len(batch), parts, position)
+        number, left = row % len(batch), position
+        for part in ("prompt", SIDES[row // len(batch)]):
+            length = len(getattr(batch.pairs[number], part))
+            if left < length:
+                return number, part, left
+            left -= length
+        return number, "padding", left
 
     def inputs(self, batch: PairBatch) -> dict[str, Any]:
         """With the pictures of the rows, if they show any."""
@@ -275,15 +283,20 @@ class PicturesTwice(Padded):
 
 
 class Shared(Layout):
-    """All pairs in one row, each prompt once; attention keeps them apart."""
+    """All pairs in one row, each prompt once; attention keeps completions apart."""
 
     name = "shared"
     gain = "nothing: the same step, prompts once"
 
     def tokens(self, pairs: Sequence[TokenPair]) -> int:
         """Every token once, and the patches of pictures."""
-        texts = sum(len(pair.prompt) + sum(map(len, pair.completions)) for pair in pairs)
-        return texts + patches_in(pairs)
+        together = by_prompt(pairs)
+        texts = sum(one.segment(pairs, 0).tokens for one in together)
+        return texts + patches_in([one.asking(pairs) for one in together])
+
+    def common(self, pair: TokenPair) -> Hashable:
+        """Its prompt and its pictures."""
+        return asks(pair)
 
     def tokens_alone(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Every token once."""
@@ -295,27 +308,24 @@ class Shared(Layout):
         return shared_row(pairs)
 
     def times_counted(self, batch: PairBatch) -> Float[Tensor, "rows tokens"]:
-        """In a prompt as often as there are completions."""
-        weight = batch.attention_mask.to(exact_dtype(batch.input_ids.device))
-        for pair, one in enumerate(batch.segments):
-            weight[one.row, one.start : one.start + one.prompt] = batch.completions
-            weight[one.row, one.start : one.start + one.tokens] *= batch.counted[pair]
-        return weight
+        """In a prompt as often as there are completions, of all pairs that have it."""
+        device = batch.input_ids.device
+        return times_read(batch)[None].to(device, exact_dtype(device))
 
     def part_at(self, batch: PairBatch, row: int, position: int) -> tuple[int, str, int]:
-        """From where the pairs begin."""
-        starts = [segment.start for segment in batch.segments]
-        number = bisect_right(starts, position) - 1
-        return _part_of(batch, number, ("prompt", *SIDES), position - starts[number])
+        """Of the first pair that has it."""
+        number, side, place = whose(batch, position)
+        return number, "prompt" if side is None else SIDES[side], place
 
     def inputs(self, batch: PairBatch) -> dict[str, Any]:
         """With the segments for our attention."""
+        asked = tuple(one.asking(batch.pairs) for one in by_prompt(batch.pairs))
         return {
             **super().inputs(batch),
             # one of four dimensions is taken as it is, none is built, and our attention needs none
             "attention_mask": batch.attention_mask[:, None, None],
             KEYWORD: SharedRow.of(batch.segments, batch.input_ids.device),
-            **look_at(batch.pairs, batch.segments),
+            **look_at(asked, batch.segments),
         }
 
     @contextmanager
@@ -333,6 +343,16 @@ class Shared(Layout):
         """On CPUs it has always been faster; elsewhere that depends on kernels and lengths."""
         return device != "cpu"
 
+    def to_prove(self, few: Sequence[TokenPair], pairs: Sequence[TokenPair]) -> list[TokenPair]:
+        """Where prompts are alike, with one that has the prompt of the first and its chosen one."""
+        asked = [ids for ids in map(asks, pairs) if ids is not None]
+        if len(set(asked)) == len(asked):
+            return list(few)
+        first, *others = few
+        # no longer than what the first one has: positions may end behind it
+        other = few[-1].rejected[: max(map(len, first.completions))]
+        return [first, replace(first, rejected=other, rejected_given=()), *others]
+
     def watched(self) -> AbstractContextManager[Set[Any]]:
         """The kinds of calls that reach our attention."""
         return watched_calls()
@@ -345,17 +365,6 @@ class Shared(Layout):
         """The kernel for all pairs at once, for each kind of call."""
         for call in seen:
             prove_kernel(call, batch.segments, dtype, batch.input_ids.device)
-
-
-def _part_of(
-    batch: PairBatch, number: int, parts: Sequence[str], left: int
-) -> tuple[int, str, int]:
-    for part in parts:
-        length = len(getattr(batch.pairs[number], part))
-        if left < length:
-            return number, part, left
-        left -= length
-    return number, "padding", left
 
 
 PADDED, SHARED, PICTURES_TWICE = Padded(), Shared(), PicturesTwice()
@@ -397,54 +406,3 @@ def register_layout(layout: Layout) -> Layout:
         ValueError: for a name that is taken.
     """
     return add_row(LAYOUTS, layout, "a layout", reserved=(AUTO,))
-
-
-def first_choice(
-    model: nn.Module,
-    wanted: str,
-    *,
-    dropout_stays: bool = True,
-    possible: Sequence[Layout] = (SHARED, PADDED),
-) -> tuple[Layout, str | None]:
-    """The layout that a run tries, as far as it is known before anything is computed.
-
-    Args:
-        model: as for ``Layout.why_not``.
-        wanted: the option ``layout``.
-        dropout_stays: as for ``Layout.why_not``.
-        possible: of the model's family, those that ``AUTO`` tries in their order; the last is the
-            reference.
-
-    Returns:
-        The layout; and where it is not the first of those that were tried, why it is not that.
-    """
-    *others, reference = possible
-    if wanted == reference.name:
-        return reference, "as asked for"
-    first = None
-    for layout in others if wanted == AUTO else (LAYOUTS[wanted],):
-        reason = layout.why_not(model, dropout_stays=dropout_stays)
-        if reason is None:
-            return layout, first
-        first = first or reason
-    return reference, first
-
-
-def must_hold(layout: Layout, wanted: str, reason: str | None) -> None:
-    """Stop a run that asked for a layout which is not possible.
-
-    Args:
-        layout: what the run would use.
-        wanted: the option ``layout``.
-        reason: why it is no other.
-
-    Raises:
-        ConfigError: CP104 where another was asked for by its name.
-    """
-    if wanted not in (AUTO, layout.name):
-        raise ConfigError("CP104", not_possible(wanted, reason))
-
-
-def not_possible(wanted: str, reason: str | None) -> str:
-    """CP104 in words."""
-    return f"layout={wanted!r} is not possible: {reason}."

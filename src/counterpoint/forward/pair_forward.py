@@ -2,8 +2,7 @@
 
     hidden states where a target is predicted -> token log-probabilities -> sums per completion
 
-The head sees only rows that have a target, never the prompt or padding, and its logits exist
-only in chunks.
+Up to the first arrow, and over it, it is ``token_scores``.
 
 Not here: how pairs are laid into rows (``layouts``), what is made of the sums (``losses``).
 """
@@ -21,7 +20,8 @@ from counterpoint.forward.head import Head
 from counterpoint.forward.initial_policy import InitialPolicy
 from counterpoint.forward.router import RouterSums
 from counterpoint.forward.routing import Router
-from counterpoint.forward.trunk import initial_rows, trunk
+from counterpoint.forward.token_scores import TokenScores, token_scores
+from counterpoint.forward.trunk import initial_rows
 from counterpoint.pair_facts import NOTHING_ASKED, FactsAsked
 from counterpoint.records import PairBatch, PairLogps
 
@@ -40,47 +40,6 @@ class PairOutput:
     logps: PairLogps
     logit_sums: Float[Tensor, " sequences"]
     router: RouterSums | None
-
-
-@dataclass(frozen=True, slots=True)
-class TokenScores:
-    """What a model says of each target of a batch; the one recipe of every pass.
-
-    Args:
-        logps: log-probability of each target, in nats.
-        logit_means: mean logit over the vocabulary where each is predicted; detached.
-        rows: the head's input there; of a dense head, the logits.
-        router: load-balancing sums of a mixture-of-experts model, else None.
-    """
-
-    logps: Float[Tensor, " targets"]
-    logit_means: Float[Tensor, " targets"]
-    rows: Float[Tensor, "targets features"]
-    router: RouterSums | None
-
-
-def token_scores(
-    model: nn.Module,
-    head: Head,
-    batch: PairBatch,
-    routers: tuple[Router, ...] = (),
-    *,
-    at_head: Callable[[Tensor], None] = lambda states: None,
-) -> TokenScores:
-    """Trunk, then head: the log-probability of each target.
-
-    Args:
-        model: as for ``pair_forward``.
-        head: its head.
-        batch: the pairs.
-        routers: of the model, to have their sums as well; none without.
-        at_head: called with the trunk's output before the head begins, for whoever watches memory.
-    """
-    states, router = trunk(model, head, batch, routers)
-    at_head(states)
-    rows = states.flatten(0, 1).index_select(0, batch.target_source)
-    logps, means = head.token_logps(rows, batch.target_ids)
-    return TokenScores(logps, means, rows, router)
 
 
 def pair_forward(
@@ -114,7 +73,7 @@ def pair_forward(
     pairs, sums = len(batch), sum_by_sequence(scores.logps, batch)
     drift = None
     if initial is not None and then is not None:
-        each = sum_by_sequence(head.token_kl(scores.rows, then, initial), batch)
+        each = sum_by_sequence(head.token_kl(scores.rows(), then, initial), batch)
         drift = each[:pairs] + each[pairs : 2 * pairs]
     chosen, rejected, *gold = sums.view(-1, pairs)
     counts = batch.target_counts.view(-1, pairs)

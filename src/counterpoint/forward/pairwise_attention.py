@@ -1,4 +1,4 @@
-"""Attention of pairs that share their prompt, pair by pair: any device, dtype and mask.
+"""Attention of completions that share their prompt, one by one: any device, dtype and mask.
 
 It is the truth that every other kernel is compared with (``kernel_proof``), and suits a CPU.
 
@@ -63,8 +63,8 @@ def attend_to_pairs(
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     # split and not slices: the gradient of each slice would be as long as the whole row
     ways = [length for s in segments for length in (s.prompt, *s.completions)]
-    # the prompt's own queries are among those of the chosen side
-    own = [n for s in segments for n in (s.prompt + s.chosen, *s.completions[1:])]
+    # the prompt's own queries are among those of the first completion
+    own = [n for s in segments for n in (s.prompt + s.completions[0], *s.completions[1:])]
     queries = iter(torch.split(query, own, 2))
     keys, values = iter(torch.split(key, ways, 2)), iter(torch.split(value, ways, 2))
     parts = []

@@ -2,9 +2,10 @@
 
 Padded: a row for each completion, chosen rows first, then rejected rows, then gold ones if there
 are any, each with its own copy of the prompt, padded at the end. Shared: all pairs in one row,
-``prompt | chosen | rejected | gold`` one after the other, no padding, each prompt once. Which
-tokens carry loss follows from lengths and from the spans that are given, never from ids, so that a
-pad token that is also EOS hides nothing.
+``prompt | chosen | rejected | gold`` one after the other, no padding, each prompt once; what pairs
+of one prompt have in common is there once (``one_prompt``). Which tokens carry loss follows from
+lengths and from the spans that are given, never from ids, so that a pad token that is also EOS
+hides nothing.
 
 Not here: which pairs make a batch (``data.sampler``), what a model is given of it (``layouts``).
 """
@@ -18,8 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from counterpoint.errors import ModelError
+from counterpoint.forward.one_prompt import by_prompt
 from counterpoint.pair_segments import PairSegments
 from counterpoint.records import TokenPair
 
@@ -50,7 +54,7 @@ class Rows:
         targets: the targets themselves.
         inputs: what else the model is called with, by keyword: positions where they are not
             0, 1, 2, ... in each row.
-        segments: where each pair lies in a row that holds several.
+        segments: where the pairs of each prompt lie in a row that holds several.
     """
 
     ids: Ids
@@ -116,29 +120,31 @@ def shared_row(pairs: Sequence[TokenPair]) -> Rows:
     """All pairs in one row; positions of each completion go on from its prompt.
 
     Args:
-        pairs: at least one.
+        pairs: at least one; what those of one prompt have in common is there once.
     """
     ids, positions, segments = [], [], []
-    sources: list[list[Ids]] = [[] for _ in pairs[0].completions]
-    targets: list[list[Ids]] = [[] for _ in sources]
+    sides = range(len(pairs[0].completions))
+    sources: list[list[Ids]] = [[] for _ in sides]
+    targets: list[list[Ids]] = [[] for _ in sides]
     start = 0
-    for pair in pairs:
-        before = len(pair.prompt)
-        ids.append(np.asarray(pair.prompt, np.int64))
-        positions.append(np.arange(before))
-        segments.append(PairSegments(0, start, before, *map(len, pair.completions)))
+    for together in by_prompt(pairs):
+        segment = together.segment(pairs, start)
+        prompt, before = pairs[together.pairs[0]].prompt, segment.prompt
+        laid = [pairs[number].completions[side] for number, side in together.first]
+        ids += [np.asarray(one, np.int64) for one in (prompt, *laid)]
+        positions += [np.arange(before), *(before + np.arange(n) for n in segment.completions)]
+        segments.append(segment)
         # each completion starts from the last prompt token, which is there once
         last = [start + before - 1] if before else []
         skip = 0 if before else 1
-        start += before
-        for side, (one, given) in enumerate(zip(pair.completions, pair.givens, strict=True)):
-            completion, end = np.asarray(one, np.int64), start + len(one)
-            kept = carries_loss(len(one), given)[skip:]
-            ids.append(completion)
-            positions.append(np.arange(before, before + len(one)))
-            sources[side].append(np.array([*last, *range(start, end - 1)], np.int64)[kept])
-            targets[side].append(completion[skip:][kept])
-            start = end
+        ends = start + before + np.cumsum(segment.completions)
+        for number, its in zip(together.pairs, together.of, strict=True):
+            for side, place in enumerate(its):
+                kept = carries_loss(len(laid[place]), pairs[number].givens[side])[skip:]
+                here = range(ends[place] - len(laid[place]), ends[place] - 1)
+                sources[side].append(np.array([*last, *here], np.int64)[kept])
+                targets[side].append(np.asarray(laid[place], np.int64)[skip:][kept])
+        start += segment.tokens
     row = np.concatenate(ids)[None]
     return Rows(
         ids=row,
@@ -148,6 +154,21 @@ def shared_row(pairs: Sequence[TokenPair]) -> Rows:
         inputs={"position_ids": np.concatenate(positions)[None]},
         segments=tuple(segments),
     )
+
+
+def asked_once(rows: Rows) -> dict[str, Tensor]:
+    """``PairBatch.asked`` and ``answers``; nothing where each sequence has its own completion.
+
+    Args:
+        rows: of a batch.
+    """
+    laid = sum(len(one.completions) for one in rows.segments)
+    if not laid or laid == len(rows.targets):
+        return {}
+    sources, targets = np.concatenate(rows.sources), np.concatenate(rows.targets)
+    kinds = sources * (int(targets.max()) + 1) + targets
+    _, asked, answers = np.unique(kinds, return_index=True, return_inverse=True)
+    return {"asked": torch.from_numpy(asked), "answers": torch.from_numpy(answers)}
 
 
 def check_ids(pairs: Sequence[TokenPair], vocab_size: EmbeddingRows | int) -> None:

@@ -332,16 +332,18 @@ def _blocks(look: RowsShown, ids: Tensor, reader: Any) -> tuple[Tensor, ...]:
 
 def _positions_in_rows(look: RowsShown, sight: Sight, reader: Any, width: int) -> Tensor:
     """Positions of all rows, ``[3, rows, tokens]``: each completion goes on after its prompt."""
-    each = [_positions(pair, sight, reader) for pair in look.pairs]
     if look.segments:
-        return torch.cat([torch.cat(parts, 1) for parts in each], 1)[:, None]
+        laid = zip(look.pairs, look.segments, strict=True)
+        parts = [_positions(pair, s.completions, sight, reader) for pair, s in laid]
+        return torch.cat([torch.cat(one, 1) for one in parts], 1)[:, None]
+    each = [_positions(p, [*map(len, p.completions)], sight, reader) for p in look.pairs]
     sides = range(1, len(each[0]))
     rows = [torch.cat([one[0], one[side]], 1) for side in sides for one in each]
     return torch.stack([F.pad(row, (0, width - row.shape[1])) for row in rows], 1)
 
 
-def _positions(pair: TokenPair, sight: Sight, reader: Any) -> list[Tensor]:
-    """Of the prompt, counted as if it were alone, and of each completion."""
+def _positions(pair: TokenPair, lengths: Sequence[int], sight: Sight, reader: Any) -> list[Tensor]:
+    """Of the prompt, counted as if it were alone, and of completions of some lengths."""
     if pair.seen:
         types = _types(pair.prompt, reader.config)[None]
         grids = [{"image_grid_thw": seen.inputs["image_grid_thw"]} for seen in pair.seen]
@@ -351,7 +353,7 @@ def _positions(pair: TokenPair, sight: Sight, reader: Any) -> list[Tensor]:
     else:
         prompt = torch.arange(len(pair.prompt)).expand(3, -1)
     after = int(prompt.max()) + 1 if prompt.numel() else 0
-    sides = [(after + torch.arange(len(side))).expand(3, -1) for side in pair.completions]
+    sides = [(after + torch.arange(length)).expand(3, -1) for length in lengths]
     return [prompt, *sides]
 
 

@@ -22,8 +22,8 @@ class RowsShown:
     """What the rows of a batch show.
 
     Args:
-        pairs: of the batch.
-        segments: where each lies in a shared row; none where each completion has a row.
+        pairs: of the batch; in a shared row the first of each prompt.
+        segments: where each of them lies in a shared row; none where each completion has a row.
         repeated: whether each place has pixels of its own, as the reference has.
     """
 

@@ -1,10 +1,10 @@
 """Shared-prompt attention on CUDA: one FlashAttention call for all completions of a row.
 
 FlashAttention's variable-length form takes sequences whose queries are the last of their keys.
-A pair is one for each completion: prompt + chosen over itself, and each other completion over the
-prompt and itself. Queries and results lie in the row as they are; only keys and values of a prompt
-are there as often as it has completions. Nothing masked is computed, no length is padded, and a
-layer launches the same few kernels however many pairs there are.
+A prompt gives one for each completion: prompt + the first over itself, and each other completion
+over the prompt and itself. Queries and results lie in the row as they are; only keys and values of
+a prompt are there as often as it has completions. Nothing masked is computed, no length is padded,
+and a layer launches the same few kernels however many pairs there are.
 
 A kernel of someone else's, on a machine that no test has seen: only what has been compared with
 the pairwise way (``kernel_proof``) goes through it.
@@ -83,9 +83,8 @@ class VarlenPlan:
     Args:
         key_source: token behind each key.
         first_copy: key that is the first copy of each token.
-        copies: for each completion behind the first, the keys that are a further copy of each
-            prompt token.
-        prompt_tokens: the prompt tokens themselves.
+        copies: prompt tokens and, under each, the key that is a further copy of it: for the second
+            completion of every prompt, then for the third of those that have one, and so on.
         query_starts: where the queries of each sequence begin, and the end; int32.
         key_starts: the same for keys; int32.
         most_queries: queries of the longest sequence.
@@ -94,8 +93,7 @@ class VarlenPlan:
 
     key_source: Int[Tensor, " keys"]
     first_copy: Int[Tensor, " tokens"]
-    copies: Int[Tensor, "further prompt_tokens"]
-    prompt_tokens: Int[Tensor, " prompt_tokens"]
+    copies: tuple[Int[Tensor, "2 _"], ...]
     query_starts: Int[Tensor, " starts"]
     key_starts: Int[Tensor, " starts"]
     most_queries: int
@@ -110,20 +108,21 @@ def varlen_plan(segments: Sequence[PairSegments], device: torch.device) -> Varle
         device: where attention runs.
     """
     tokens, queries, keys = [], [0], [0]
-    first, prompts = [], []
-    further: list[list[Any]] = [[] for _ in segments[0].completions[1:]]
+    first: list[Any] = []
+    further: list[list[Any]] = [[] for _ in range(max(len(s.completions) for s in segments) - 1)]
     for segment in segments:
         start, prompt = segment.start, segment.prompt
-        both = np.arange(start, start + prompt)
-        prompts.append(both)
-        split, one = start + prompt + segment.chosen, keys[-1] + prompt + segment.chosen
+        asked = np.arange(start, start + prompt)
+        split = start + prompt + segment.completions[0]
+        one = keys[-1] + split - start
         tokens.append(np.arange(start, split))
         first.append(np.arange(keys[-1], one))
         queries.append(split)
         keys.append(one)
-        for copies, length in zip(further, segment.completions[1:], strict=True):
-            tokens += [both, np.arange(queries[-1], queries[-1] + length)]
-            copies.append(np.arange(keys[-1], keys[-1] + prompt))
+        # those of further completions, as many as this prompt has
+        for copies, length in zip(further, segment.completions[1:], strict=False):
+            tokens += [asked, np.arange(queries[-1], queries[-1] + length)]
+            copies.append(np.stack([asked, np.arange(keys[-1], keys[-1] + prompt)]))
             end = keys[-1] + prompt + length
             first.append(np.arange(end - length, end))
             queries.append(queries[-1] + length)
@@ -138,8 +137,7 @@ def varlen_plan(segments: Sequence[PairSegments], device: torch.device) -> Varle
     return VarlenPlan(
         key_source=there(np.concatenate(tokens)),
         first_copy=there(np.concatenate(first)),
-        copies=there(np.stack([np.concatenate(copies) for copies in further])),
-        prompt_tokens=there(np.concatenate(prompts)),
+        copies=tuple(there(np.concatenate(copies, 1)) for copies in further),
         query_starts=there(queries, torch.int32),
         key_starts=there(keys, torch.int32),
         most_queries=int(np.diff(queries).max()),
@@ -223,8 +221,7 @@ def _rebuilt(states: Tensor, plan: VarlenPlan) -> Float[Tensor, "keys kv_heads w
         states[0].transpose(0, 1),
         plan.key_source,
         plan.first_copy,
-        plan.copies,
-        plan.prompt_tokens,
+        *plan.copies,
     )
     return rebuilt
 
@@ -233,19 +230,17 @@ class _Rebuild(torch.autograd.Function):
     """Gather with a gradient that gathers too: the one autograd writes adds atomically."""
 
     @staticmethod
-    def forward(
-        ctx: Any, states: Tensor, source: Tensor, first: Tensor, copies: Tensor, prompts: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, states: Tensor, source: Tensor, first: Tensor, *copies: Tensor) -> Tensor:
         """Prompts as often as they have completions, everything else once."""
-        ctx.save_for_backward(first, copies, prompts)
+        ctx.save_for_backward(first, *copies)
         return states.index_select(0, source)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """A token's gradient is that of its copies together."""
-        first, copies, prompts = ctx.saved_tensors
+        first, *copies = ctx.saved_tensors
         total = grads[0].index_select(0, first)
-        for further in copies:
+        for prompts, further in copies:
             # no prompt token is named twice, so that nothing is added in an order of chance
             total[prompts] += grads[0].index_select(0, further)
-        return total, None, None, None, None
+        return total, None, None, *[None for _ in copies]

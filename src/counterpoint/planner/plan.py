@@ -20,7 +20,8 @@ from torch import nn
 from counterpoint.config import CPOConfig, pairs_on
 from counterpoint.errors import ModelError, kind_and_line
 from counterpoint.forward.affine_logps import LOGITS_ELSEWHERE, LOGITS_PER_TILE
-from counterpoint.forward.layouts import AUTO, LAYOUTS, first_choice
+from counterpoint.forward.layout_choice import first_choice
+from counterpoint.forward.layouts import AUTO, LAYOUTS
 from counterpoint.models.family import family_of
 from counterpoint.models.trainable import freeze_parts
 from counterpoint.planner.demand import MOST_TOKENS, Demand

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, masking_utils
 from counterpoint.forward.head import Head
 from counterpoint.forward.layouts import LAYOUTS
 from counterpoint.forward.offload import activations_on_host, copied
-from counterpoint.forward.pair_forward import token_scores
+from counterpoint.forward.token_scores import token_scores
 from counterpoint.models.checkpointing import enable_checkpointing
 from counterpoint.models.family import family_of
 from counterpoint.planner.ledger import Ledger

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from counterpoint.config import CPOConfig
-from counterpoint.forward.layouts import AUTO, Layout, first_choice
+from counterpoint.forward.layout_choice import first_choice
+from counterpoint.forward.layouts import AUTO, Layout
 from counterpoint.forward.seeing import weights_that_see
 from counterpoint.forward.sights import sight_of
 from counterpoint.models.family import family_of

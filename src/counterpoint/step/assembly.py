@@ -30,14 +30,8 @@ from counterpoint.forward import kernels
 from counterpoint.forward.agreement import layouts_disagree
 from counterpoint.forward.head import Head, prove_head
 from counterpoint.forward.kernels import HEAD_KERNELS
-from counterpoint.forward.layouts import (
-    AUTO,
-    LAYOUTS,
-    Layout,
-    first_choice,
-    first_tokens,
-    must_hold,
-)
+from counterpoint.forward.layout_choice import first_choice, must_hold
+from counterpoint.forward.layouts import AUTO, LAYOUTS, Layout, first_tokens
 from counterpoint.forward.pair_forward import pair_forward
 from counterpoint.forward.rotary import long_rows
 from counterpoint.forward.routing import find_routers, prove_routers
@@ -431,7 +425,7 @@ class Assembly:
         return head
 
     def _disproof(self, layout: Layout, head: Head, pairs: Sequence[TokenPair]) -> str | None:
-        few = layout.to_prove(_to_prove_on(pairs))
+        few = layout.to_prove(_to_prove_on(pairs), pairs)
         batch, truth = self._batch(layout, few), self._batch(self._family.layouts[-1], few)
         with self.engine.autocast():
             gradient = self.engine.gradient if self.engine.in_step else None

@@ -21,7 +21,7 @@ from counterpoint.data.encoder import Encoder
 from counterpoint.data.gold import as_read
 from counterpoint.data.lanes import LanedStream, StreamPlace
 from counterpoint.data.options import PrepareOptions
-from counterpoint.data.order import COMPUTED, WRITTEN_OUT, Order, order_of
+from counterpoint.data.order import LISTS_TOGETHER, WRITTEN_OUT, Order, order_of
 from counterpoint.data.pair_columns import has_pair_columns
 from counterpoint.data.pair_digest import ROWS_AT_ONCE, pairs_digest
 from counterpoint.data.prepare import Prepared, iter_pairs, lane_reader, lanes_in_a_row, prepare
@@ -50,7 +50,7 @@ class Feed:
         self._reading: Prepared | None = None
         self._done = 0
         """Rows of the training stream that the next pass of a resumed run leaves out."""
-        self._order_version = COMPUTED
+        self._order_version = LISTS_TOGETHER
         self._lanes: StreamPlace | None = None
         self._resumed_lanes: StreamPlace | None = None
 
@@ -174,12 +174,11 @@ class Feed:
             else:
                 read = partial(iter_pairs, stream)
             return PairLoader(DealtStream(read, **share), batch_size=None, generator=generator)
-        mix = self._stream(pairs, name).mix if train else None
-        own = self.orders(len(pairs)) if mix is None else mix.orders(self.seed())
+        known = self._stream(pairs, name)
         sampler = StepSampler(
-            len(pairs) if mix is None else mix.pairs,
+            known.places if train else len(pairs),
             **share,
-            orders=own if train else None,
+            orders=known.orders(self.seed(), self._order_version) if train else None,
             drop_last=train and args.dataloader_drop_last,
         )
         return PairLoader(

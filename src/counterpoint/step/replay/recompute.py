@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from counterpoint.forward.head import Head
 from counterpoint.forward.layouts import LAYOUTS, SIDES
 from counterpoint.forward.offload import offloading
-from counterpoint.forward.pair_forward import TokenScores, pair_forward
+from counterpoint.forward.pair_forward import pair_forward
 from counterpoint.forward.router import RouterSums
 from counterpoint.forward.routing import find_routers
 from counterpoint.forward.sights import sight_of
+from counterpoint.forward.token_scores import TokenScores
 from counterpoint.records import LossTerms, PairBatch, StepTotals, TokenPair
 from counterpoint.step.constrained_loss import loss_of
 from counterpoint.step.loss import StepDenominators
