@@ -63,10 +63,7 @@ torture: $(DEV) ## kill runs hundreds of times, fill disks, and compare; takes l
 	$(BIN)/python -m tests.reliability.steady
 	$(BIN)/python -W ignore -m tests.reliability.sharded_kills
 	$(BIN)/python -W ignore -m tests.reliability.loop_kills
-	COUNTERPOINT_TORTURE=1 $(BIN)/python -m pytest tests/reliability tests/invariance tests/engine \
-		tests/trainer tests/forward tests/models tests/data tests/losses tests/migrate \
-		tests/options tests/report tests/planner \
-		tests/benchmarks/test_gpu.py tests/benchmarks/test_sharding.py
+	COUNTERPOINT_TORTURE=1 $(BIN)/python -m pytest $(SHARED)
 
 bench: $(DEV) ## every script of benchmarks/, then the tables of the docs
 	@for script in benchmarks/*.py; do \

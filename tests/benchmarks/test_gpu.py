@@ -11,6 +11,8 @@ from pathlib import Path
 import gpu
 import pytest
 
+from tests.reliability.trials import TORTURE
+
 ROOT = Path(__file__).parents[2]
 NO_GPU = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -27,7 +29,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("COUNTERPOINT_TORTURE" not in os.environ, reason="a minute: make torture")
+@pytest.mark.skipif(not TORTURE, reason="a minute: make torture")
 def test_every_part_runs_on_tiny_shapes(tmp_path):
     done = _run("--dry-run", "--into", str(tmp_path))
     assert done.returncode == 0, done.stderr[-2000:]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import sharding
 import step
+
+from tests.reliability.trials import TORTURE
 
 ROW = {
     "row": "fp32",
@@ -36,7 +36,7 @@ def test_memory_that_was_not_measured_is_asked_for(tmp_path, monkeypatch):
         sharding.remembered("lora")
 
 
-@pytest.mark.skipif(not os.environ.get("COUNTERPOINT_TORTURE"), reason="two ranks, a minute")
+@pytest.mark.skipif(not TORTURE, reason="two ranks, a minute")
 @pytest.mark.skipif(not step.DATA.is_dir(), reason="no real data")
 def test_ranks_hold_half_of_the_state(tmp_path):
     step.tokenizer_for(4000).save_pretrained(tmp_path / "tokenizer")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from counterpoint.models.quantized import quantized_layers
 from counterpoint.step.replay.file import read_replay
 from tests.cli.conftest import Command
 from tests.models_on_the_spot import make_model
+from tests.reliability.trials import TORTURE
 
 pytest.importorskip("peft")
 pytest.importorskip("bitsandbytes", reason="the extra [quantized] is not installed")
@@ -56,9 +56,7 @@ def margin_in_training(step: int) -> float:
     return next(float(one["eval_rewards/margins"]) for one in found if one["step"] == step)
 
 
-@pytest.mark.parametrize(
-    "option", OPTIONS if os.environ.get("COUNTERPOINT_TORTURE") else OPTIONS[:1]
-)
+@pytest.mark.parametrize("option", OPTIONS if TORTURE else OPTIONS[:1])
 def test_evaluate_and_replay_load_the_base_as_the_run_did(
     workshop: Path, command: Command, caplog: pytest.LogCaptureFixture, option: str
 ) -> None:

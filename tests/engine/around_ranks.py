@@ -22,6 +22,7 @@ from counterpoint.monitor import sample
 from tests.engine.doors import loaded_in_shards
 from tests.engine.shards_on_host import on_host
 from tests.engine.timed_layouts import timed
+from tests.reliability.trials import TORTURE
 
 STEP_PAIRS = 4
 CASES: dict[str, dict[str, Any]] = {
@@ -91,7 +92,7 @@ BY_NAME: dict[str, dict[str, Any]] = {
 
 
 TIMED = [("padded", "load")]
-if os.environ.get("COUNTERPOINT_TORTURE"):
+if TORTURE:
     TIMED += [("shared", "load"), ("padded", "accelerate"), ("shared", "accelerate")]
 """The layout that is faster, and how the model comes to be in shards."""
 

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from counterpoint import ranks
 from tests.engine.doors import loaded_in_shards, taken_for_accelerators
 from tests.invariance.ranks import HELD, flat
+from tests.reliability.trials import TORTURE
 from tests.steps import whole
 
 STEP_PAIRS = 12
@@ -216,14 +217,14 @@ MEMORY: dict[str, dict[str, Any]] = {
 
 def cases() -> dict[str, dict[str, Any]]:
     """Those of this suite."""
-    everything = bool(os.environ.get("COUNTERPOINT_TORTURE"))
+    everything = TORTURE
     some = list(CASES.items())[: None if everything else QUICK]
     return {name: case for name, case in some if QUANTISES or "quantized" not in case}
 
 
 def memory_cases() -> dict[str, dict[str, Any]]:
     """Those of this suite in which memory runs out."""
-    everything = bool(os.environ.get("COUNTERPOINT_TORTURE"))
+    everything = TORTURE
     return dict(list(MEMORY.items())[: None if everything else 4])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,13 @@ from safetensors.torch import load_file
 from tests.engine.sharded_ranks import CASES, cases, memory_cases, run
 from tests.invariance.ranks import flat
 from tests.invariance.test_ranks import launch
+from tests.reliability.trials import TORTURE
 from tests.steps import distance
 
 LIMITS = {"float32": 1e-5, "float64": 1e-14}
 """Of gradients and weights, relative. Under autocast ranks compute the same numbers in bfloat16 of
 the same micro-batches, so that float32 sums in another order are all that is left there, too."""
-COUNTS = (2, 3, 4) if os.environ.get("COUNTERPOINT_TORTURE") else (3,)
+COUNTS = (2, 3, 4) if TORTURE else (3,)
 
 pytest.importorskip("transformers.distributed", reason="transformers that load models in shards")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -37,6 +36,7 @@ from counterpoint.models.family import SEEING, family_of
 from counterpoint.models.trainable import freeze_parts
 from counterpoint.records import TokenPair
 from tests.float64 import Float64Throughout
+from tests.reliability.trials import TORTURE
 from tests.vision_on_the_spot import (
     EXPERT_KINDS,
     KINDS,
@@ -55,7 +55,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation",  # of GLM's processors, where a test calls one itself
 )
 
-TORTURE = os.environ.get("COUNTERPOINT_TORTURE") == "1"
 SPLIT = tuple(KINDS) if TORTURE else ("llava", "qwen3_vl", "gemma3", "gemma4")
 """Kinds that are split in every way: one of each that lies otherwise, or all."""
 

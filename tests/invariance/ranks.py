@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from counterpoint.data.encode import COLUMNS
 from counterpoint.data.pair_columns import GIVEN_COLUMNS, GOLD_IDS
+from tests.reliability.trials import TORTURE
 
 HELD: list[dict[str, Any]] = [
     {"kind": "bc", "slack": -0.01, "rate": 50.0},
@@ -161,7 +162,7 @@ TORTURED = {
     *("forward does not fit", "forward of the only micro-batch does not fit"),
 }
 """Cases of which another is nearly the same; CI leaves them to make torture."""
-if "COUNTERPOINT_TORTURE" not in os.environ:
+if not TORTURE:
     CASES = {name: case for name, case in CASES.items() if name not in TORTURED}
 
 STEP_PAIRS = 8

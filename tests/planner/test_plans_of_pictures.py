@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -28,12 +27,12 @@ from counterpoint.planner.shapes import Lengths, Load, Shape
 from counterpoint.planner.table import WIDTH, as_table
 from counterpoint.planner.weightless import adapted, fake_mode, weightless_twin
 from counterpoint.smoke.rows import prepared
+from tests.reliability.trials import TORTURE
 from tests.vision_on_the_spot import KINDS, ROWS, Made, seen_pairs, seer, vision_encoder
 
 SHAPES = [Shape(60, 12, 9), Shape(40, 7, 8)]
-TORTURE = os.environ.get("COUNTERPOINT_TORTURE") == "1"
-FEW = tuple(KINDS) if TORTURE else ("qwen3_vl", "gemma3")
-"""Kinds that see otherwise: as many patches as a picture has, or of any, and both ways; or all."""
+FEW = tuple(KINDS) if TORTURE else ("qwen3_vl",)
+"""A kind with as many patches as a picture has; or all."""
 
 pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
 

@@ -17,6 +17,7 @@ from counterpoint import SetupError
 from tests.invariance.test_ranks import launch
 from tests.reliability.mixed_ranks import MADE, MADE_RUN, REAL, heavier, shares_of_real
 from tests.reliability.scenarios import differences, lines, trainer_of
+from tests.reliability.trials import TORTURE
 
 
 def check(folder: Path) -> None:
@@ -35,7 +36,7 @@ def test_made_rows_go_on_bit_for_bit_on_two_ranks(tmp_path: Path) -> None:
     check(tmp_path)
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[1, 2] if TORTURE else [2])
 def real_run(
     request: pytest.FixtureRequest, real_data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:

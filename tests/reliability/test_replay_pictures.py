@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,6 +35,7 @@ from counterpoint.step.replay.recompute import _watched_layers
 from tests.cli.conftest import Command, command
 from tests.reliability.test_replay import metadata_of
 from tests.reliability.test_replay_constraints import Recorded
+from tests.reliability.trials import TORTURE
 from tests.trainer.test_about_pictures import RAW
 from tests.vision_on_the_spot import KINDS, ROWS, encoded, seen_pairs, seer
 
@@ -241,7 +241,6 @@ def test_a_step_with_more_pictures_than_a_file_holds_is_not_kept_and_says_so(
     assert [*tmp_path.glob("replay-*")] == []
 
 
-TORTURE = os.environ.get("COUNTERPOINT_TORTURE") == "1"
 UNLIKE = ("llava", "llava_next", "idefics3", "qwen2_5_vl", "qwen3_5", "kimi_k25", "gemma4")
 """Kinds whose towers are given pictures in different ways."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from sacrebleu.metrics import CHRF
 
 from counterpoint.scoring import windows
 from tests.cli.conftest import Command, Said, command, write_pairs
+from tests.reliability.trials import TORTURE
 
 __all__ = ["command"]
 
@@ -192,9 +192,7 @@ def test_cut_anywhere_it_resumes_to_the_same_bytes(command: Command) -> None:
         assert Path("s.jsonl").read_bytes() == whole, cut
 
 
-@pytest.mark.skipif(
-    not os.environ.get("COUNTERPOINT_TORTURE"), reason="takes a minute; make torture runs it"
-)
+@pytest.mark.skipif(not TORTURE, reason="takes a minute; make torture runs it")
 def test_killed_thirty_times_it_ends_with_the_same_bytes(command: Command) -> None:
     write_pairs(Path("c.jsonl"), candidates(3_000))
     Path("slow.py").write_text(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ from counterpoint.smoke.miniature import Miniature
 from counterpoint.smoke.run import Subject, run_smoke
 from counterpoint.smoke.thumbnails import LEAST_SIDE, SIDE, about, looked_at, thumbnail
 from tests.pictures_on_the_spot import drawn, packed
+from tests.reliability.trials import TORTURE
 from tests.vision_on_the_spot import KINDS, ROWS, encoded, seen_pairs, seer, vision_encoder
 
-TORTURE = os.environ.get("COUNTERPOINT_TORTURE") == "1"
 TRIED_WHOLE = (
     ("llava", "paddleocr_vl", "gemma3", "idefics3", "smolvlm") if TORTURE else ("paddleocr_vl",)
 )
