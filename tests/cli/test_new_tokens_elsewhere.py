@@ -187,5 +187,27 @@ def test_a_head_of_its_own_that_the_configuration_ties_is_refused(
     said = command(*TRAIN)
     assert said.code == 2, said.err
     assert "CP341 T5ForConditionalGeneration has a weight of its own as lm_head" in said.err
-    words = ("--lora_modules_to_save", "shared", "lm_head", "--save_strategy", "no")
-    assert command(*TRAIN, *words).code == 0
+    words = ("--save_strategy", "no", "--lora_modules_to_save")
+    unread = command(*TRAIN, *words, "shared", "lm_head")
+    assert "CP307 nothing of T5ForConditionalGeneration reads shared itself" in unread.err
+    said = command(*TRAIN, *words, "embed_tokens", "lm_head")
+    assert said.code == 0, said.err
+    base = auto.from_pretrained("model")
+    rows = len(AutoTokenizer.from_pretrained("more"))
+    grow_embeddings(base, rows)
+    held = load_file("run/adapter_model.safetensors")
+    whole = {name: one for name, one in held.items() if len(one) == rows}
+    parts = ("encoder.embed_tokens", "decoder.embed_tokens", "lm_head")
+    assert len(whole) == len(parts)
+    for part in parts:  # each is there, and has moved from the base's own
+        (trained,) = (one for name, one in whole.items() if f"{part}." in name)
+        assert 0 < (trained - base.get_submodule(part).weight).abs().max() < 0.1
+    new = AutoTokenizer.from_pretrained("run").convert_tokens_to_ids(ADDED)
+    plain = auto.from_pretrained("model")
+    plain.resize_token_embeddings(rows)  # which ties the head; the adapter has its own
+    with pytest.warns(UserWarning, match="a tied layer is part of the adapter"):
+        adapted = PeftModel.from_pretrained(plain, "run")
+    merged = command("merge", "run", "--out", "whole", "--json")
+    assert merged.code == 0, merged.err
+    one, other = (says(m, new, encodes=True) for m in (adapted, auto.from_pretrained("whole")))
+    assert (one - other).abs().max() <= 1e-5

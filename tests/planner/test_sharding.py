@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from counterpoint import CPOConfig
+from counterpoint.planner.fitting import plan_where_tight
 from counterpoint.planner.holdings import holdings_of
 from counterpoint.planner.plan import Planner
 from counterpoint.planner.rehearsal import Way, Work, rehearse
@@ -196,3 +197,19 @@ def test_a_plan_in_shards_says_its_pace_in_eighty_columns(models, tmp_path: Path
     assert described["cluster"]["ranks"] == 16
     assert described["paces"][0]["what"] == "as configured"
     assert "computation against exchange" in plan._repr_html_()
+
+
+def test_a_run_of_several_copies_is_planned_with_the_ranks_that_share_one(
+    models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The budget of ``train`` and what the doctor says; ``plan`` is told the ranks."""
+    monkeypatch.setattr(CPOConfig, "world_size", 8)
+    args = {"use_cpu": True, "bf16": False, "output_dir": str(tmp_path), "fsdp": True}
+    found = {}
+    for copies in (None, 2, 4):
+        config = CPOConfig(**args)
+        config.fsdp_replicas = copies  # asked for where ranks are there
+        planner = plan_where_tight(models("llama"), config, LENGTHS, pairs=1, left=0)
+        assert planner is not None
+        found[copies] = planner.shards
+    assert found == {None: 8, 2: 4, 4: 2}

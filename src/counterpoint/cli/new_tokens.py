@@ -5,7 +5,6 @@ Not here: how rows are added (``models.vocabulary``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from counterpoint.models.loading import load_tokenizer, random_model
 from counterpoint.models.vocabulary import (
     check_rows,
     check_tied,
+    covered,
     embedding_names,
     grow_embeddings,
     is_embedding,
@@ -75,10 +75,10 @@ def add_rows(model: Any, run: RunOptions, tokenizer: Any) -> None:
     if not run.resize_vocab:
         return
     names = embedding_names(model)
-    if run.lora_r and len(_covered(names, run.lora_modules_to_save or ())) < len(names):
+    if run.lora_r and len(covered(model, names, run.lora_modules_to_save or ())) < len(names):
         check_tied(model)
     added = grow_embeddings(model, len(tokenizer))
-    if added and not _covered(names, run.lora_target_modules or ()):
+    if added and not covered(model, names, run.lora_target_modules or ()):
         setattr(model, GROWN, True)  # else the adapter lies on rows that it has to bring along
     logger().info(
         "the tokenizer has %s tokens; %s rows were added to the model's embedding, each the mean "
@@ -137,7 +137,7 @@ def trained_tokens(
     check_rows(model, max(ids, default=-1) + 1)
     whole = [*(run.lora_modules_to_save or ()), *(run.lora_target_modules or ())]
     every = embedding_names(model)
-    names = [name for name in every if name not in _covered(every, whole)]
+    names = [name for name in every if name not in covered(model, every, whole)]
     return dict.fromkeys(names, ids) if ids and names else None
 
 
@@ -169,9 +169,3 @@ def warn_of_untrained(run: RunOptions, config: CPOConfig) -> None:
             run.model,
             added[0],
         )
-
-
-def _covered(names: Iterable[str], asked: Iterable[str]) -> list[str]:
-    """Names of modules that an option names by their ends."""
-    wanted = tuple(asked)
-    return [n for n in names if any(n == one or n.endswith(f".{one}") for one in wanted)]

@@ -31,6 +31,7 @@ from counterpoint.models.trainable import (
     check_checkpointing,
     check_kind,
     check_parameters,
+    check_read,
     check_trainable,
     freeze_computed,
     keep_pictures,
@@ -177,6 +178,7 @@ def adapt(model: nn.Module, args: CPOConfig, peft_config: Any) -> nn.Module:
         )
     check_kind(peft_config)
     check_parameters(model, peft_config)
+    check_read(model, peft_config)
     if peft_config.inference_mode:
         raise ModelError(
             "CP307",

@@ -16,6 +16,7 @@ from counterpoint.forward.kept_features import keep_features
 from counterpoint.forward.seeing import PARTS_THAT_SEE, weights_that_see
 from counterpoint.forward.sights import sight_of
 from counterpoint.model_seams import class_of
+from counterpoint.models.vocabulary import read_instead
 
 IN_THE_CACHE = {"PREFIX_TUNING", "CARTRIDGE"}
 """Kinds of adapters, as PEFT names them, that need a cache of keys and values."""
@@ -104,6 +105,39 @@ def check_parameters(model: nn.Module, peft_config: Any) -> None:
             f"the model has no weight whose name ends with {name}. "
             + (f"Its experts have {found}." if found else "It has no experts in one tensor."),
         )
+
+
+def check_read(model: Any, peft_config: Any) -> None:
+    """Refuse an adapter on an embedding that nothing reads: what it holds would never train.
+
+    Args:
+        model: of transformers, not adapted yet.
+        peft_config: a ``peft.PeftConfig``.
+
+    Raises:
+        ModelError: CP307, with the modules that are read in its place.
+    """
+    if not hasattr(model, "get_input_embeddings"):
+        return
+    own = model.get_input_embeddings()
+    name = next((name for name, one in model.named_modules() if one is own), None)
+    instead = [] if name is None else read_instead(model, name)
+    lists = (getattr(peft_config, kind, None) for kind in ("modules_to_save", "target_modules"))
+    asked = {one for some in lists if isinstance(some, list | set | tuple) for one in some}
+    if not instead or asked.isdisjoint(_ends(str(name))):
+        return
+    raise ModelError(
+        "CP307",
+        f"nothing of {class_of(model).__name__} reads {name} itself, so that what an adapter keeps "
+        f"of it would not train: {' and '.join(instead)} are read, which share its weight. Name "
+        f"{instead[0].rpartition('.')[2]}.",
+    )
+
+
+def _ends(name: str) -> list[str]:
+    """All ends of a module's name, by which an adapter may name it."""
+    parts = name.split(".")
+    return [".".join(parts[n:]) for n in range(len(parts))]
 
 
 def _kind(peft_config: Any) -> str:

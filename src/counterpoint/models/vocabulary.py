@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -105,7 +105,11 @@ def check_tied(model: Any) -> None:
     name = next(name for name, module in model.named_modules() if module is found[-1])
     if f"{name}.weight" in {*tied, *tied.values()}:
         how = f"has a weight of its own as {name}, which its configuration ties to its embedding"
-        _refuse(model, how, "Name embedding and head in lora_modules_to_save, or leave lora_r out.")
+        _refuse(
+            model,
+            how,
+            "Name embed_tokens and lm_head in lora_modules_to_save, or leave lora_r out.",
+        )
 
 
 def with_rows(config: Any, rows: int) -> Any:
@@ -132,6 +136,42 @@ def embedding_names(model: nn.Module) -> list[str]:
     )
     wanted = {id(one) for one in (found[:1] if tied else found)}
     return [name for name, module in model.named_modules() if id(module) in wanted]
+
+
+def covered(model: Any, names: Iterable[str], asked: Iterable[str]) -> list[str]:
+    """Names of modules that an option names by their ends, or all that are read in their place.
+
+    Args:
+        model: of transformers, without an adapter.
+        names: of modules.
+        asked: what the option holds.
+    """
+    wanted = tuple(asked)
+
+    def named(name: str) -> bool:
+        return any(name == one or name.endswith(f".{one}") for one in wanted)
+
+    return [one for one in names if named(one) or _all(named, read_instead(model, one))]
+
+
+def read_instead(model: Any, name: str) -> list[str]:
+    """Modules with the weight of an embedding that is not read itself; none where it is.
+
+    Encoder and decoder of transformers read embeddings of their own, which share its weight.
+
+    Args:
+        model: of transformers, without an adapter.
+        name: of an embedding or a head.
+    """
+    own = model.get_submodule(name)
+    if not getattr(model.config, "is_encoder_decoder", False) or own is not _embeddings(model)[0]:
+        return []
+    every, found = [*model.named_modules(remove_duplicate=False)], []
+    for part in (model.get_encoder(), model.get_decoder()):
+        # by its place: an adapter goes to one, even where all of them hold the same module
+        place, reading = next(n for n, one in every if one is part), part.get_input_embeddings()
+        found += [n for n, one in every if one is reading and n.startswith(f"{place}.")]
+    return [] if name in found else found
 
 
 def rows_of_adapter(folder: Path) -> int:
@@ -195,6 +235,11 @@ def is_embedding(name: str) -> bool:
         name: as families give them.
     """
     return _EMBEDS.search(name) is not None
+
+
+def _all(holds: Callable[[str], bool], names: Sequence[str]) -> bool:
+    """Whether there are any, and it holds of each."""
+    return bool(names) and all(map(holds, names))
 
 
 def _embeddings(model: Any) -> list[Any]:

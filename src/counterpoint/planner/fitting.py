@@ -72,7 +72,7 @@ def plan_where_tight(
     if surely_fits(model, tokens, longest, left):
         return None
     ranks = args.world_size
-    shards = ranks if args.fsdp else 1
+    shards = ranks // (args.fsdp_replicas or 1) if args.fsdp else 1
     return Planner(model, args, lengths, adapter=adapter, ranks=ranks, shards=shards)
 
 
