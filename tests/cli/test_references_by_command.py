@@ -49,6 +49,14 @@ def test_a_run_is_judged_against_what_it_began_with(trained: str, command: Comma
     assert margin(command, trained, "--reference", trained) == pytest.approx(0, abs=1e-5)
 
 
+def test_beside_another_loss_no_reference_is_taken_from_a_run(
+    trained: str, command: Command
+) -> None:
+    said = command("evaluate", trained, "--loss_type", "hypo", *JUDGED)
+    assert said.code == 2
+    assert "beside --loss_type none is taken from the run. Give it as" in said.err
+
+
 def test_a_model_of_no_run_has_no_initial_policy(trained: str, command: Command) -> None:
     said = command("evaluate", "model", "--loss_type", "dpo", *JUDGED)
     assert (said.code, said.out) == (2, "")

@@ -90,6 +90,15 @@ def test_each_worry_has_its_code(tmp_path: Path, code: str, changes: dict[str, A
     assert [one.code for one in worries_of(figures(tmp_path))] == [code]
 
 
+@pytest.mark.parametrize(("after", "worse"), [(0.5, False), (1.5, True)])
+def test_of_a_penalty_more_is_worse(tmp_path: Path, after: float, worse: bool) -> None:
+    write_round(tmp_path, 0, DOWN)
+    write_round(tmp_path, 1, UP, other=after)
+    found = worries_of(figures(tmp_path), {"other"})
+    assert [one.code for one in found] == ["CW449"] * worse
+    assert all("more is other: 1.5 after 1" in one.seen for one in found)
+
+
 def test_what_a_stage_has_not_completed_counts_nowhere(tmp_path: Path) -> None:
     write_round(tmp_path, 0, DOWN)
     write_round(tmp_path, 1, UP)

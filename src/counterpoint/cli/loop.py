@@ -135,7 +135,8 @@ def _report(course: LoopCourse, ledger: LoopLedger) -> None:
     figures = figures_of(course, ledger.ended)
     if not figures:
         return
-    findings = worries_of(figures)
+    scorers = _asked_to_score(course.given["score"])
+    findings = worries_of(figures, {one.name for one in scorers if one.is_penalty})
     for line in Report.of(findings).as_lines(terminal_width(), ("warning",)):
         complain(line)
     path = course.folder / PAGE_NAME

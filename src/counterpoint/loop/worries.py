@@ -8,7 +8,7 @@ Not here: what a code means (the doctor's table), counting (``figures``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 from counterpoint.doctor.findings import Finding, find
 from counterpoint.loop.figures import RoundFigures, ScoredTexts
@@ -26,16 +26,17 @@ FALL = {"exact_match": 0.02, "chrf": 1.0, "bleu": 1.0}
 """By how much a measure without an interval has to fall; in its own unit."""
 
 
-def worries_of(figures: Sequence[RoundFigures]) -> list[Finding]:
+def worries_of(figures: Sequence[RoundFigures], penalties: Set[str] = frozenset()) -> list[Finding]:
     """Everything that is worrying, round by round.
 
     Args:
         figures: of all rounds, from the first model on.
+        penalties: names of the scorers of whose scores less is better.
     """
-    return list(_worries(figures))
+    return list(_worries(figures, penalties))
 
 
-def _worries(figures: Sequence[RoundFigures]) -> Iterator[Finding]:
+def _worries(figures: Sequence[RoundFigures], penalties: Set[str]) -> Iterator[Finding]:
     first: dict[str, ScoredTexts] = {}
     for before, now in zip([None, *figures], figures, strict=False):
         for name, texts in (("candidates", now.drawn), ("held_out", now.held)):
@@ -43,7 +44,7 @@ def _worries(figures: Sequence[RoundFigures]) -> Iterator[Finding]:
                 yield from _of_texts(f"round {now.number}, {name}", texts, first.get(name))
                 first.setdefault(name, texts)
         if before is not None:
-            yield from _at_a_cost(before, now)
+            yield from _at_a_cost(before, now, penalties)
 
 
 def _of_texts(where: str, texts: ScoredTexts, first: ScoredTexts | None) -> Iterator[Finding]:
@@ -62,29 +63,37 @@ def _of_texts(where: str, texts: ScoredTexts, first: ScoredTexts | None) -> Iter
         yield find("CW448", seen)
 
 
-def _at_a_cost(before: RoundFigures, now: RoundFigures) -> Iterator[Finding]:
+def _at_a_cost(before: RoundFigures, now: RoundFigures, penalties: Set[str]) -> Iterator[Finding]:
     if now.wins is None or not now.wins.low > 0.5:
         return
-    fallen = list(_fallen(before, now))
-    if fallen:
+    worse = list(_worse(before, now, penalties))
+    if worse:
         yield find(
             "CW449",
             f"round {now.number} wins {now.wins.value:.0%} of comparisons with the one before, "
-            f"and less is {'; less is '.join(fallen)}.",
+            f"and {'; '.join(worse)}.",
         )
 
 
-def _fallen(before: RoundFigures, now: RoundFigures) -> Iterator[str]:
-    """What is lower than in the round before, by more than chance would have it."""
+def _worse(before: RoundFigures, now: RoundFigures, penalties: Set[str]) -> Iterator[str]:
+    """What is worse than in the round before, by more than chance would have it."""
     estimates = [
-        {**one.accuracy, **(one.held.scorers if one.held is not None else {})}
-        for one in (before, now)
+        {("accuracy", name): one for name, one in figures.accuracy.items()}
+        | {
+            ("scorer", name): one
+            for name, one in (figures.held.scorers if figures.held else {}).items()
+        }
+        for figures in (before, now)
     ]
-    for name, old in estimates[0].items():
-        new = estimates[1].get(name)
-        if new is not None and new.high < old.low:
-            yield f"{name}: {new.value:.4g} after {old.value:.4g}"
+    for (kind, name), old in estimates[0].items():
+        new = estimates[1].get((kind, name))
+        if new is None:
+            continue
+        less_is_better = kind == "scorer" and name in penalties
+        if new.low > old.high if less_is_better else new.high < old.low:
+            what = "more" if less_is_better else "less"
+            yield f"{what} is {name}: {new.value:.4g} after {old.value:.4g}"
     for name, was in before.measures.items():
         least = FALL.get(name.rpartition(", ")[2])
         if least is not None and now.measures.get(name, was) < was - least:
-            yield f"{name}: {now.measures[name]:.4g} after {was:.4g}"
+            yield f"less is {name}: {now.measures[name]:.4g} after {was:.4g}"

@@ -253,12 +253,15 @@ def _name_the_reference(source: str, given: Mapping[str, Any], inherited: dict[s
     wanted = str(given.get("reference", inherited.get("reference", INITIAL)))
     if loss is None or not loss.needs_reference or wanted != INITIAL:
         return
-    began = None if "loss_type" in given else initial_policy_of(source)
+    beside_a_run = "loss_type" in given and run_of(source) is not None
+    began = None if beside_a_run else initial_policy_of(source)
     if not began:
+        why = f"what {source} began with has no name here"
         raise ConfigError(
             "CP107",
-            f"reference is missing: {loss.method} compares with a reference, and what {source} "
-            "began with has no name here. Give it as --reference MODEL.",
+            f"reference is missing: {loss.method} compares with a reference, and "
+            f"{'beside --loss_type none is taken from the run' if beside_a_run else why}. "
+            "Give it as --reference MODEL.",
         )
     inherited["reference"] = began
 
