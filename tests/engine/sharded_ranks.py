@@ -62,6 +62,7 @@ CASES: dict[str, dict[str, Any]] = {
         "constraints": HELD[4:],
     },
     "several sets, lists of rejected, a reference": {
+        "kind": "phi",  # in float64 throughout: what pairs have in common depends on the cut
         "sets": True,
         "loss_type": "dpo",
         "train_sampling_strategy": "random",

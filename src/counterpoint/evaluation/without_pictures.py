@@ -23,6 +23,9 @@ from counterpoint.evaluation.scores import PairScores, aligned
 HARDLY = 0.1
 """Share of the median size of a margin below which a margin has hardly moved."""
 
+ROUNDED = 0.01
+"""Share of that below which it is rounding that moves a margin."""
+
 NAMED = 5
 """Rows that are named: those whose margin moves least."""
 
@@ -57,7 +60,8 @@ class PictureEffect:
             margin has hardly moved, and "margin_change", the mean of the margin with pictures
             minus that with blank ones; each with its interval.
         change_quantiles: of the same difference, by share.
-        least: the pairs whose margin moves least, the least first.
+        least: the pairs whose margin moves least, the least first; where it is rounding that moves
+            it, as they stand in their set.
     """
 
     pairs: int
@@ -102,7 +106,7 @@ def picture_effect(shown: PairScores, blank: PairScores, plan: Resampling) -> Pi
         "unmoved": mean(moves <= bound, is_share=True),
         "margin_change": mean(changes),
     }
-    order = np.argsort(moves, kind="stable")[:NAMED]
+    order = np.argsort(np.where(moves <= ROUNDED * bound, 0.0, moves), kind="stable")[:NAMED]
     return PictureEffect(
         pairs=len(shown),
         bound=bound,
