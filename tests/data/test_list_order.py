@@ -69,7 +69,7 @@ def prepared(chatml_tokenizer: Any) -> Prepared:
 
 def prompts_in_order(found: Prepared, version: int) -> list[tuple[int, ...]]:
     places = np.arange(found.places)
-    keys = found.orders(3, version)(0)(places)
+    keys = found.order(3, 0, version=version)(places)
     return [tuple(found.pairs[int(key)]["prompt_ids"]) for key in keys]
 
 
@@ -84,7 +84,7 @@ def test_pairs_of_a_row_are_together_whatever_was_dropped(chatml_tokenizer: Any)
 
 def test_a_run_of_an_earlier_version_keeps_its_order(chatml_tokenizer: Any) -> None:
     found = prepared(chatml_tokenizer)
-    keys = found.orders(3, COMPUTED)(0)(np.arange(found.places))
+    keys = found.order(3, 0, version=COMPUTED)(np.arange(found.places))
     assert keys.tolist() == order_of(len(found.pairs), 3, 0)(np.arange(len(found.pairs))).tolist()
 
 

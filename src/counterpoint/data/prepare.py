@@ -40,11 +40,7 @@ from counterpoint.data.mixed_order import MixedOrder
 from counterpoint.data.mixture import Mixture
 from counterpoint.data.options import PrepareOptions
 from counterpoint.data.order import LISTS_TOGETHER, Order, order_of
-from counterpoint.data.pair_columns import (
-    PROMPT_OF_TRL,
-    paired,
-    to_pair,
-)
+from counterpoint.data.pair_columns import PROMPT_OF_TRL, paired, to_pair
 from counterpoint.data.pair_digest import digest_of
 from counterpoint.data.parts import Recipe, encoded_in_parts, in_parts, is_large
 from counterpoint.data.picture_files import files_seen, folder_of
@@ -109,18 +105,19 @@ class Prepared:
         """Places of an epoch of a set that is no stream."""
         return len(self.pairs) if self.mix is None else self.mix.pairs
 
-    def orders(self, seed: int | None, version: int) -> Callable[[int], Order]:
-        """What stands at each place of each epoch of a set that is no stream.
+    def order(self, seed: int | None, epoch: int, *, version: int) -> Order:
+        """What stands at each place of an epoch of a set that is no stream.
 
         Args:
             seed: of the shuffling; None keeps the set's order.
+            epoch: from 0.
             version: as for ``order_of``.
         """
         if self.mix is not None:
-            return self.mix.orders(seed)
+            return self.mix.orders(seed)(epoch)
         if self.lists is not None and version >= LISTS_TOGETHER:
-            return self.lists.orders(seed)
-        return lambda epoch: order_of(len(self.pairs), seed, epoch, version=version)
+            return self.lists.orders(seed)(epoch)
+        return order_of(len(self.pairs), seed, epoch, version=version)
 
 
 def prepare(
@@ -171,8 +168,8 @@ def prepare(
     else:
         encoded = recipe.encode(rows, 0, recipe.key(rows, 0))
         found = _account(encoded, rows, options, name)
-    lists = lists_in(dataset, found.pairs)
-    return replace(found, start_tokens=encoder.start_tokens, lists=lists)
+    begun, lists = encoder.start_tokens, lists_in(dataset, found.pairs)
+    return replace(found, start_tokens=begun, lists=lists)
 
 
 def iter_pairs(

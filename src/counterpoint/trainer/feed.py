@@ -21,7 +21,7 @@ from counterpoint.data.encoder import Encoder
 from counterpoint.data.gold import as_read
 from counterpoint.data.lanes import LanedStream, StreamPlace
 from counterpoint.data.options import PrepareOptions
-from counterpoint.data.order import LISTS_TOGETHER, WRITTEN_OUT, Order, order_of
+from counterpoint.data.order import LISTS_TOGETHER, WRITTEN_OUT, Order
 from counterpoint.data.pair_columns import has_pair_columns
 from counterpoint.data.pair_digest import ROWS_AT_ONCE, pairs_digest
 from counterpoint.data.prepare import Prepared, iter_pairs, lane_reader, lanes_in_a_row, prepare
@@ -174,11 +174,10 @@ class Feed:
             else:
                 read = partial(iter_pairs, stream)
             return PairLoader(DealtStream(read, **share), batch_size=None, generator=generator)
-        known = self._stream(pairs, name)
         sampler = StepSampler(
-            known.places if train else len(pairs),
+            self._stream(pairs, name).places if train else len(pairs),
             **share,
-            orders=known.orders(self.seed(), self._order_version) if train else None,
+            orders=self.orders(pairs, name) if train else None,
             drop_last=train and args.dataloader_drop_last,
         )
         return PairLoader(
@@ -247,13 +246,15 @@ class Feed:
         self._lanes = found
         return found
 
-    def orders(self, pairs: int) -> Callable[[int], Order]:
-        """The order of each pass over a set of so many pairs, in the version of this run."""
+    def orders(self, pairs: Any, name: str = "") -> Callable[[int], Order]:
+        """The order of each pass over a set, in the version that the run has by then.
 
-        def order(number: int) -> Order:
-            return order_of(pairs, self.seed(), number, version=self._order_version)
-
-        return order
+        Args:
+            pairs: prepared pairs, from ``pairs``.
+            name: of the set; without it lists and weights of sets are left out of account.
+        """
+        known = self._stream(pairs, name)
+        return lambda number: known.order(self.seed(), number, version=self._order_version)
 
     def seed(self) -> int | None:
         """Of the order of pairs; None where it is that of the data set."""

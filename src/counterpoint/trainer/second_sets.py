@@ -112,7 +112,7 @@ class SecondSets:
         most = one.most or self.args.step_pairs
         passes = self._passes.setdefault(
             (one.name, most),
-            Passes(len(one.pairs), most=most, orders=self._feed.orders(len(one.pairs))),
+            Passes(len(one.pairs), most=most, orders=self._feed.orders(one.pairs)),
         )
         return passes.of_step(number)
 
