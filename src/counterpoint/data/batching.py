@@ -137,7 +137,7 @@ def cut(
         pairs: of one step; fillers are left out if there is any other.
         most_pairs: most pairs of a micro-batch where ``most_tokens`` is None.
         most_tokens: most input tokens of a micro-batch; a pair above it stands alone.
-        tokens_of: input tokens that the layout makes of some pairs.
+        tokens_of: input tokens that the layout makes of some pairs; more pairs make no fewer.
         common: what pairs that should be beside each other have alike; None for all: nothing.
 
     Returns:
@@ -148,18 +148,30 @@ def cut(
     alike: dict[Hashable, list[TokenPair]] = {}
     for pair in real:
         alike.setdefault(common(pair), []).append(pair)
-    batches: list[list[TokenPair]] = []
-    for pair in chain.from_iterable(alike.values()):
-        wider = [*batches[-1], pair] if batches else []
-        if most_tokens is None:
-            fits = 0 < len(wider) <= most_pairs
-        else:
-            fits = bool(wider) and tokens_of(wider) <= most_tokens
-        if fits:
-            batches[-1] = wider
-        else:
-            batches.append([pair])
+    ordered, batches = list(chain.from_iterable(alike.values())), list[list[TokenPair]]()
+    start = 0
+    while start < len(ordered):
+        most = most_pairs
+        if most_tokens is not None:
+            most = _first_that_fit(ordered[start:], lambda few: tokens_of(few) <= most_tokens)
+        batches.append(ordered[start : start + most])
+        start += most
     return sorted(batches, key=tokens_of, reverse=True)
+
+
+def _first_that_fit(pairs: Sequence[TokenPair], fit: Callable[[Sequence[TokenPair]], bool]) -> int:
+    """How many pairs from the first on fit together, at least one.
+
+    Tried with twice as many each time, and then halved: so that a layout, which looks at all of
+    them, is not asked again for each pair.
+    """
+    found, more = 1, 1
+    while found + more <= len(pairs) and fit(pairs[: found + more]):
+        found, more = found + more, 2 * more
+    while more := more // 2:
+        if found + more <= len(pairs) and fit(pairs[: found + more]):
+            found += more
+    return found
 
 
 def length(pair: TokenPair) -> int:

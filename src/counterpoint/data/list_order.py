@@ -4,7 +4,7 @@ A row that lists several rejected completions is so many pairs (``several``). Wh
 common is computed once where they meet in a micro-batch (``forward.one_prompt``), and so they come
 in one step, or in two where a step ends within their list. A row without a list is a list of one.
 
-The order costs 16 bytes a list. A set without lists has none of it (``order``).
+The order costs 32 bytes a list. A set without lists has none of it (``order``).
 
 Not here: sets that are streamed, whose rows come in their own order, and mixtures
 (``mixed_order``), which shuffle pairs.
@@ -27,7 +27,7 @@ AT_ONCE = 10_000
 
 
 class ListOrder:
-    """Epoch after epoch over a set of which some pairs belong together.
+    """The order of a set of which some pairs belong together.
 
     Args:
         begins: the keys at which lists begin, rising, the first being 0.
@@ -38,27 +38,25 @@ class ListOrder:
         self.pairs, self._begins = pairs, begins
         self._lengths = np.diff(begins, append=pairs)
 
-    def orders(self, seed: int | None) -> Callable[[int], Order]:
-        """The order of each epoch, from 0: from places of it to keys of pairs.
+    def order(self, seed: int | None, epoch: int) -> Order:
+        """The order of an epoch: from places of it to keys of pairs.
 
         Args:
             seed: of the shuffling; None keeps the set's order.
+            epoch: from 0.
         """
+        if seed is None:
+            return order_of(self.pairs, None, epoch)
+        lists = order_of(len(self._begins), seed, epoch)(np.arange(len(self._begins)))
+        ends = np.cumsum(self._lengths[lists])
+        # what a place in its list is behind the place in the epoch
+        behind = self._begins[lists] + self._lengths[lists] - ends
 
-        def order(epoch: int) -> Order:
-            if seed is None:
-                return order_of(self.pairs, None, epoch)
-            lists = order_of(len(self._begins), seed, epoch)(np.arange(len(self._begins)))
-            ends = np.cumsum(self._lengths[lists])
+        def keys(places: Places) -> Places:
+            found: Places = places + behind[np.searchsorted(ends, places, side="right")]
+            return found
 
-            def keys(places: Places) -> Places:
-                at = np.searchsorted(ends, places, side="right")
-                found: Places = self._begins[lists[at]] + places - (ends - self._lengths[lists])[at]
-                return found
-
-            return keys
-
-        return order
+        return keys
 
 
 def lists_in(raw: Dataset, pairs: Dataset) -> ListOrder | None:

@@ -116,7 +116,7 @@ class Prepared:
         if self.mix is not None:
             return self.mix.orders(seed)(epoch)
         if self.lists is not None and version >= LISTS_TOGETHER:
-            return self.lists.orders(seed)(epoch)
+            return self.lists.order(seed, epoch)
         return order_of(len(self.pairs), seed, epoch, version=version)
 
 

@@ -68,10 +68,12 @@ def by_prompt(batch: Sequence[TokenPair]) -> list[OnePrompt]:
     """
     found: list[OnePrompt] = []
     places: dict[tuple[int, ...], int] = {}
+    before = None
     for number, pair in enumerate(batch):
-        if not found or not _ask_alike(batch[number - 1], pair):
+        asked = asks(pair)
+        if asked is None or asked != before:
             found.append(OnePrompt())
-            places = {}
+            places, before = {}, asked
         together, its = found[-1], []
         for side, completion in enumerate(pair.completions):
             its.append(places.setdefault((side, *completion), len(places)))
@@ -90,7 +92,7 @@ def asks(pair: TokenPair) -> tuple[object, ...] | None:
     """
     if not pair.prompt:
         return None
-    return *pair.prompt, *(seen.digest for seen in pair.seen)
+    return *pair.prompt, *(picture.digest for picture in pair.seen or pair.pictures)
 
 
 def times_read(batch: PairBatch) -> Int[Tensor, " tokens"]:
@@ -127,9 +129,3 @@ def whose(batch: PairBatch, position: int) -> tuple[int, int | None, int]:
     ends = [*accumulate(segment.completions)]
     place = bisect_right(ends, left)
     return *together.first[place], left - ends[place] + segment.completions[place]
-
-
-def _ask_alike(one: TokenPair, other: TokenPair) -> bool:
-    shown = [seen.digest for seen in one.seen] == [seen.digest for seen in other.seen]
-    same = len(one.prompt) == len(other.prompt) > 0
-    return same and shown and [*one.prompt] == [*other.prompt]

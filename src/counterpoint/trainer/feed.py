@@ -28,6 +28,7 @@ from counterpoint.data.prepare import Prepared, iter_pairs, lane_reader, lanes_i
 from counterpoint.data.referenced import ReferenceTables
 from counterpoint.data.sampler import StepSampler
 from counterpoint.data.sources import pick_split
+from counterpoint.forward.one_prompt import asks
 from counterpoint.forward.rows import EmbeddingRows, beyond_embedding
 from counterpoint.preference_row import GOLD, PARTS
 from counterpoint.records import TokenPair
@@ -123,7 +124,7 @@ class Feed:
             Pairs spread evenly over the set; of a stream its first ones.
         """
         found = self.spread(pairs, count)
-        return list({_asked(pair): pair for pair in found}.values())
+        return list({asks(pair): pair for pair in found}.values())
 
     def spread(self, pairs: Any, count: int) -> list[TokenPair]:
         """Pairs spread evenly over a set, the same each time; of a stream its first ones.
@@ -268,8 +269,3 @@ class Feed:
         if known is None or known.pairs is not pairs:
             return Prepared(pairs, PrepareCounts.under(self.options, name), self.options)
         return known
-
-
-def _asked(pair: TokenPair) -> tuple[Any, ...]:
-    """What a pair's prompt says and shows: pictures of one size have the same ids."""
-    return *pair.prompt, *(one.digest for one in pair.pictures)
